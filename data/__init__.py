@@ -1,0 +1,1 @@
+"""Pairs in, shards out, batches out; video decode and encode."""

@@ -1,0 +1,1 @@
+"""What a platform team schedules: stages, training, evaluation, the command line."""

@@ -1,0 +1,1 @@
+"""The Ray Serve application: ingress, sessions, scheduling, wire protocol, page, client."""
