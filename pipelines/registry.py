@@ -1,0 +1,123 @@
+"""The model registry: which model directory is `candidate`, which is `production`.
+
+Weights stay where training wrote them: MLflow gets an external model that names the place, so
+nothing of many gigabytes is uploaded. The version points back at its pipeline run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.tracking import client_for
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOCATION = "liveedit.location"  # tag on a version: the model directory
+FINGERPRINT = "liveedit.fingerprint"  # tag on a version: what `pipelines.records` says of it
+
+
+class RegistryError(ValueError):
+    """A model name, version or alias that the registry does not have, or cannot be reached."""
+
+
+def register(
+    uri: str,
+    name: str,
+    location: Path,
+    *,
+    run_id: str,
+    fingerprint: str,
+    metrics: dict[str, float],
+    aliases: tuple[str, ...],
+) -> str:
+    """Register the model directory at `location` as a new version of `name`; returns the version.
+
+    A version that already holds this fingerprint at this place is given the aliases instead.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = client_for(uri)
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        client.create_registered_model(name, description="LiveEdit model directories")
+    version = _existing(client, name, location, fingerprint)
+    if version is None:
+        version = _create(client, name, location, run_id, fingerprint, metrics)
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, version)
+    return version
+
+
+def resolve(reference: str, uri: str) -> Path:
+    """The model directory behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises RegistryError when the name, alias or version is unknown, or the directory is not here.
+    """
+    from mlflow.exceptions import MlflowException
+
+    target = reference.removeprefix("models:/")
+    name, _, alias = target.partition("@")
+    name, _, number = name.partition("/")
+    if not name or bool(alias) == bool(number):
+        raise RegistryError(
+            f"{reference!r} is no model reference; write models:/liveedit@production "
+            "or models:/liveedit/3"
+        )
+    client = client_for(uri)
+    try:
+        if alias:
+            version = client.get_model_version_by_alias(name, alias)
+        else:
+            version = client.get_model_version(name, number)
+    except MlflowException as error:
+        known = [model.name for model in client.search_registered_models()]
+        raise RegistryError(
+            f"{reference} is not in the registry at {uri}, which holds "
+            f"{', '.join(known) or 'nothing'}; train a model first, or set MLFLOW_TRACKING_URI to "
+            "the registry that has it"
+        ) from error
+    location = Path(version.tags.get(LOCATION, ""))
+    if not (location / "config.json").is_file():
+        raise RegistryError(
+            f"{reference} is version {version.version}, whose files lie at "
+            f"{version.tags.get(LOCATION, 'a place it does not name')}, which cannot be read here; "
+            "mount that folder, or give the path of a model directory"
+        )
+    return location
+
+
+def _existing(client: MlflowClient, name: str, location: Path, fingerprint: str) -> str | None:
+    for version in client.search_model_versions(f"name = '{name}'"):
+        tags = client.get_model_version(name, version.version).tags
+        if tags.get(LOCATION) == str(location) and tags.get(FINGERPRINT) == fingerprint:
+            return str(version.version)
+    return None
+
+
+def _create(
+    client: MlflowClient,
+    name: str,
+    location: Path,
+    run_id: str,
+    fingerprint: str,
+    metrics: dict[str, float],
+) -> str:
+    import mlflow
+
+    tags = {LOCATION: str(location), FINGERPRINT: fingerprint}
+    mlflow.set_tracking_uri(client.tracking_uri)  # the external-model call has no client form
+    model = mlflow.create_external_model(name=name, source_run_id=run_id, tags=tags)
+    numbers = {f"metric.{key}": f"{value:.4g}" for key, value in metrics.items()}
+    version = client.create_model_version(
+        name,
+        source=f"models:/{model.model_id}",
+        run_id=run_id,
+        model_id=model.model_id,
+        tags=tags | numbers,
+    )
+    return str(version.version)

@@ -1,0 +1,214 @@
+"""What a pipeline run leaves in MLflow: one parent run, one child run a stage.
+
+Own wrapper around `MlflowClient` (no global active run, no threads): a run is named by
+(uri, run_id), which travels to Ray workers as two strings, so a restarted worker group goes on in
+the same run.
+MLflow is imported when the first tracker is made; it takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_FOLDER = Path("runs")
+ROOT = Path(__file__).parent.parent
+_CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
+
+
+class TrackingError(ValueError):
+    """The tracking server or its database cannot be used; the message says what to do."""
+
+
+def resolve_uri(uri: str | None) -> str:
+    """The tracking URI in use: the given one, MLFLOW_TRACKING_URI, or runs/mlflow.db here."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def client_for(uri: str) -> MlflowClient:
+    """An MLflow client for `uri`, without telemetry and without a log of database migrations."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def check_reachable(uri: str) -> None:
+    """Prove within seconds that `uri` answers; a TrackingError says what is wrong with it."""
+    if not uri.startswith(("sqlite:", "http:", "https:", "postgresql", "mysql", "databricks")):
+        raise TrackingError(
+            f"tracking.uri={uri} is no tracking store that MLflow takes; give an http:// or "
+            "https:// server, or a database such as sqlite:///runs/mlflow.db"
+        )
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = client_for(uri)
+        with _environment(_CHECK_ENV):
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own errors through
+        raise TrackingError(
+            f"tracking.uri={uri} does not answer ({_root_cause(error)}); start the "
+            "server, correct the address, or leave tracking.uri out to log into runs/mlflow.db"
+        ) from error
+
+
+class Tracker:
+    """Writes one MLflow run. Made by `start_pipeline` and `start_stage`, or from (uri, run_id)."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self._client = client_for(uri)
+
+    @classmethod
+    def start_pipeline(
+        cls, uri: str, experiment: str, name: str, params: Mapping[str, Any]
+    ) -> Tracker:
+        """A new parent run in `experiment`, which is made if it is not there."""
+        client = client_for(uri)
+        experiment_id = _experiment_id(client, uri, experiment)
+        tags = {"liveedit.kind": "pipeline", **code_tags()}
+        run = client.create_run(experiment_id, run_name=name, tags=tags)
+        tracker = cls(uri, run.info.run_id)
+        tracker.log_params(params)
+        return tracker
+
+    def start_stage(self, stage: str, params: Mapping[str, Any]) -> Tracker:
+        """A new child run of this one, named as the stage."""
+        parent = self._client.get_run(self.run_id)
+        tags = {
+            "mlflow.parentRunId": self.run_id,
+            "liveedit.kind": "stage",
+            "liveedit.stage": stage,
+            **code_tags(),
+        }
+        run = self._client.create_run(parent.info.experiment_id, run_name=stage, tags=tags)
+        tracker = Tracker(self.uri, run.info.run_id)
+        tracker.log_params(params)
+        return tracker
+
+    @property
+    def experiment_id(self) -> str:
+        return str(self._client.get_run(self.run_id).info.experiment_id)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """All of `metrics` at `step`, in one request."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nested mappings become dotted names; a run's parameters cannot be changed later."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
+        for first in range(0, len(entries), 100):  # MLflow's limit a request
+            self._client.log_batch(self.run_id, params=entries[first : first + 100])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, str(value)) for key, value in tags.items()]
+        self._client.log_batch(self.run_id, tags=entries)
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a small file (a card, a picture, a table) into the run."""
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def metric_history(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of everything logged under `key` so far."""
+        history = self._client.get_metric_history(self.run_id, key)
+        return [(entry.step, entry.value) for entry in history]
+
+    def latest_metrics(self) -> dict[str, float]:
+        return dict(self._client.get_run(self.run_id).data.metrics)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status)
+
+
+def code_tags() -> dict[str, str]:
+    """The commit of the code that runs, `-dirty` with local changes, `unknown` without git."""
+    return {"liveedit.commit": code_commit()}
+
+
+def code_commit() -> str:
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"  # a container image carries the tree without its history
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return result.stdout.strip()
+
+
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found:
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"tracking.experiment={name} was deleted in {uri}; restore it or choose another"
+            )
+        return str(found.experiment_id)
+    location = None  # a server decides where its artifacts lie
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
