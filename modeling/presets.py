@@ -1,6 +1,6 @@
 """The sizes of every network as frozen dataclasses, and the presets users name.
 
-A `ModelConfig` is what `config.json` of a model directory holds; it is enough to build the networks.
+A `ModelConfig` is what `config.json` of a model directory holds: enough to build the networks.
 """
 
 from __future__ import annotations

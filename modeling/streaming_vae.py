@@ -1,0 +1,191 @@
+"""What both video VAEs share: the stream's frame geometry, its state, and standardised latents.
+
+A stream's first latent holds one pixel frame and every other latent four, so n latents are
+4 n - 3 pixel frames. Both networks are causal: what is left of a push is a fixed number of
+activations of its last frames, which `VaeState` carries. Feeding a clip whole or in any pieces
+gives the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modeling.presets import VaeConfig
+
+# Latents of one pass through a network; longer pushes run in several passes, so that working memory
+# does not grow with the clip. One more than a chunk, so that a chunk is always a single pass.
+LATENTS_PER_PASS = 4
+
+
+@dataclass
+class VaeState:
+    """What one stream's encoder or decoder remembers; fixed in size, never changed in place.
+
+    `caches` are the network's activations of the last frames, in its own order (empty before the
+    first frame); `pending` are the pixel frames `[B, p, 3, H, W]`, p <= 3, that do not complete a
+    latent yet. Saved with `torch.save`, it loads with `weights_only=True` wherever this module is
+    imported.
+    """
+
+    caches: list[Tensor]
+    pending: Tensor | None = None
+
+    def clone(self) -> VaeState:
+        pending = None if self.pending is None else self.pending.clone()
+        return VaeState([cache.clone() for cache in self.caches], pending)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> VaeState:
+        pending = None if self.pending is None else self.pending.to(device=device, dtype=dtype)
+        return VaeState([cache.to(device=device, dtype=dtype) for cache in self.caches], pending)
+
+
+torch.serialization.add_safe_globals([VaeState])
+
+
+class StreamingVae(nn.Module):
+    """Base of `WanVae` and `TinyVae`; a subclass gives the two passes through its network.
+
+    All methods are differentiable and leave the state handed in as it was. An encoder's state is
+    for encoding only, a decoder's for decoding.
+    """
+
+    spatial_stride = 8
+    temporal_stride = 4
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Not persistent: they belong to the config, and public checkpoints do not hold them.
+        self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1), persistent=False)
+
+    def encode(self, pixels: Tensor, state: VaeState | None = None) -> tuple[Tensor, VaeState]:
+        """Pixels `[B, f, 3, H, W]` in [-1, 1] to standardised latents `[B, F, C, H/8, W/8]`.
+
+        `state` None starts a stream. Frames that do not complete a latent wait in the state
+        returned, so F may be 0. Raises ValueError if H or W is no multiple of 8 or the state is of
+        another size.
+        """
+        raw, state = self.encode_raw(pixels, state)
+        return (raw - self.mean) / self.std, state
+
+    def decode(self, latents: Tensor, state: VaeState | None = None) -> tuple[Tensor, VaeState]:
+        """Standardised latents `[B, F, C, h, w]` to pixels `[B, f, 3, 8 h, 8 w]` in [-1, 1].
+
+        `state` None starts a stream, whose first latent gives one frame; all others give four.
+        """
+        pixels, state = self.decode_raw(latents * self.std + self.mean, state)
+        return pixels.clamp(-1.0, 1.0), state
+
+    def encode_raw(self, pixels: Tensor, state: VaeState | None = None) -> tuple[Tensor, VaeState]:
+        """`encode` without standardisation: the mean of the posterior, as training needs it."""
+        _expect_frames("pixels", pixels, 3)
+        batch, _, _, height, width = pixels.shape
+        if height % self.spatial_stride or width % self.spatial_stride:
+            raise ValueError(
+                f"pixels of {height}x{width} cannot be encoded: height and width must be "
+                f"multiples of {self.spatial_stride}; pad or crop the frames"
+            )
+        pixels = pixels.to(self.mean.dtype)
+        state = state or VaeState([])
+        if state.pending is not None:
+            _expect_same_stream(state.pending, pixels)
+            pixels = torch.cat([state.pending, pixels], dim=1)
+
+        caches, frames, done = state.caches, pixels.shape[1], 0
+        means: list[Tensor] = []
+        while True:
+            first = 0 if caches else 1  # the stream's first latent is its first frame alone
+            latents = min(first + (frames - done - first) // self.temporal_stride, LATENTS_PER_PASS)
+            if latents == 0:
+                break
+            stop = done + self.temporal_stride * latents - 3 * first
+            mean, caches = self._encode_pass(pixels[:, done:stop], caches)
+            means.append(mean)
+            done = stop
+        if not means:
+            stride, channels = self.spatial_stride, self.config.latent_channels
+            means.append(pixels.new_zeros(batch, 0, channels, height // stride, width // stride))
+        # A copy, because a view would keep the caller's whole clip alive.
+        pending = pixels[:, done:].clone() if done < frames else None
+        return torch.cat(means, dim=1), VaeState(caches, pending)
+
+    def decode_raw(self, raw: Tensor, state: VaeState | None = None) -> tuple[Tensor, VaeState]:
+        """`decode` from unstandardised latents and without the clamp, as training needs it."""
+        _expect_frames("latents", raw, self.config.latent_channels)
+        raw = raw.to(self.mean.dtype)
+        caches = state.caches if state else []
+        pieces: list[Tensor] = []
+        for latents in raw.split(LATENTS_PER_PASS, dim=1) if raw.shape[1] else ():
+            pixels, caches = self._decode_pass(latents, caches)
+            pieces.append(pixels)
+        if not pieces:
+            batch, _, _, height, width = raw.shape
+            stride = self.spatial_stride
+            pieces.append(raw.new_zeros(batch, 0, 3, height * stride, width * stride))
+        return torch.cat(pieces, dim=1), VaeState(caches)
+
+    def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Whole latents only: 1 + 4 k frames with empty caches (a stream's start), 4 k after."""
+        raise NotImplementedError
+
+    def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Any number of latents from 1; empty caches mean that the first one starts a stream."""
+        raise NotImplementedError
+
+
+class StreamTape:
+    """The caches of one pass: read in layer order, written anew in the same order.
+
+    `axis` is the frame axis of the activations. Layers call `extend` (or `keep`, on a stream's
+    first pass) once each, always in the same order.
+    """
+
+    def __init__(self, caches: list[Tensor], axis: int) -> None:
+        self.first = not caches
+        self.written: list[Tensor] = []
+        self._caches = caches
+        self._axis = axis
+
+    def extend(self, x: Tensor, frames: int) -> Tensor:
+        """`x` after the `frames` frames that came before it; zeros at the stream's start."""
+        if self.first:
+            before = x.new_zeros(())  # replaced below; keeps the two branches of one shape
+            shape = list(x.shape)
+            shape[self._axis] = frames
+            before = x.new_zeros(shape)
+        else:
+            before = self._caches[len(self.written)]
+            _expect_same_stream(before, x)
+        x = torch.cat([before, x], dim=self._axis)
+        self.keep(x, frames)
+        return x
+
+    def keep(self, x: Tensor, frames: int) -> None:
+        """Remember the last `frames` frames of `x` for the next pass."""
+        start = x.shape[self._axis] - frames
+        # A copy, because a view would keep the whole activation alive between passes.
+        self.written.append(x.narrow(self._axis, start, frames).clone())
+
+
+def _expect_frames(name: str, x: Tensor, channels: int) -> None:
+    if x.ndim != 5 or x.shape[2] != channels:
+        raise ValueError(
+            f"{name} must be [batch, frames, {channels}, height, width], got {list(x.shape)}"
+        )
+
+
+def _expect_same_stream(before: Tensor, x: Tensor) -> None:
+    if before.shape[0] != x.shape[0] or before.shape[-2:] != x.shape[-2:]:
+        raise ValueError(
+            f"the state is of a stream of batch {before.shape[0]} and size "
+            f"{tuple(before.shape[-2:])}, but the push brings batch {x.shape[0]} and size "
+            f"{tuple(x.shape[-2:])} at the same layer; start a new stream with state=None"
+        )
