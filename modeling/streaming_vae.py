@@ -157,7 +157,6 @@ class StreamTape:
     def extend(self, x: Tensor, frames: int) -> Tensor:
         """`x` after the `frames` frames that came before it; zeros at the stream's start."""
         if self.first:
-            before = x.new_zeros(())  # replaced below; keeps the two branches of one shape
             shape = list(x.shape)
             shape[self._axis] = frames
             before = x.new_zeros(shape)
