@@ -1,0 +1,97 @@
+"""StreamingEditor: one loaded model that opens any number of independent streams.
+
+editor = StreamingEditor.load("path/to/model", device="cuda")
+stream = editor.open("make the red circle blue", height=480, width=832, seed=0)
+for frames in source:                      # uint8 [n, H, W, 3], any n
+    for chunk in stream.push(frames):      # as soon as it is complete
+        show(chunk.frames)
+last = stream.flush()
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .flow import FlowSchedule
+from .model_dir import Model, ModelError, load_model
+from .presets import MaskCacheConfig, ModelConfig, StreamConfig
+from .stream import EditStream
+from .stream_state import StreamState
+from .text import TextEncoder, build_text_encoder
+from .transformer import TextKV, Transformer
+from .vae import StreamingVae
+
+
+class StreamingEditor:
+    """A model that is ready to edit. Streams share its weights and nothing else.
+
+    Not safe for use by several threads at once: a stream's methods run the networks.
+    """
+
+    def __init__(self, model: Model, *, mask_cache: MaskCacheConfig | None) -> None:
+        if model.transformer is None or model.vae is None:
+            absent = "transformer" if model.transformer is None else "vae"
+            raise ModelError(
+                f"{model.path} has no {absent}.safetensors, so it cannot edit; "
+                "export a whole model or import the missing part"
+            )
+        self.config: ModelConfig = model.config
+        self.card: dict[str, Any] = model.card
+        self.transformer: Transformer = model.transformer
+        self.vae: StreamingVae = model.vae
+        self.mask_cache = mask_cache
+        self.name = str(model.card.get("name") or (model.path or Path("random")).name)
+        self.device = self.transformer.patch_embedding.weight.device
+        self.flow = FlowSchedule(self.settings.shift, self.device)
+        self.timesteps = self.flow.warp(self.settings.timesteps)  # [steps]
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        mask_cache: MaskCacheConfig | Literal["model"] | None = "model",
+    ) -> StreamingEditor:
+        """Load a model directory (or a preset's name, with random weights).
+
+        `dtype` None is float32 on a CPU and bfloat16 on a GPU. `mask_cache` "model" takes what
+        the model was exported with, None recomputes every token. ModelError if the directory
+        cannot be read.
+        """
+        if dtype is None:
+            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        model = load_model(path, device=device, dtype=dtype)
+        chosen = model.config.stream.mask_cache if mask_cache == "model" else mask_cache
+        return cls(model, mask_cache=chosen)
+
+    @property
+    def settings(self) -> StreamConfig:
+        return self.config.stream
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        """The text encoder, loaded when the first prompt needs it."""
+        return build_text_encoder(self.config.text).to(self.device)
+
+    def encode_prompt(self, prompt: str) -> TextKV:
+        """Cross-attention keys and values of one prompt."""
+        return self.transformer.prepare_text(self.text.encode([prompt]).to(self.device))
+
+    def open(self, prompt: str, *, height: int, width: int, seed: int = 0) -> EditStream:
+        """A new stream of `height` x `width` pixel frames, each at least 16.
+
+        Sizes that are no multiple of 16 are padded inside and cropped again.
+        """
+        return EditStream(self, prompt, height=height, width=width, seed=seed)
+
+    def restore(self, state: StreamState) -> EditStream:
+        """A stream that goes on where `state` was taken (see `EditStream.snapshot`)."""
+        stream = self.open(state.prompt, height=state.height, width=state.width, seed=state.seed)
+        stream.load(state)
+        return stream
