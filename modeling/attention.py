@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .mask_cache import Reuse
-from .rope import Rope, fixed_rope_table, rotate
+from .rope import Rope, fixed_rope_table
 
 
 class Visibility(Protocol):
@@ -28,11 +28,11 @@ class Visibility(Protocol):
 
     def begin(
         self, frames: int, height: int, width: int, head_dim: int, device: torch.device
-    ) -> None:
-        """Called once a forward, with the token grid, before any layer attends."""
+    ) -> Rope:
+        """Called once a forward, with the token grid; returns the rotations of its tokens."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Unrotated q, k and v, [B, T, N, D], to the attended values [B, T, N, D]."""
+        """Rotated q and k, and v, all [B, T, N, D], to the attended values [B, T, N, D]."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,19 @@ class Spans:
     def __init__(self, spans: tuple[Span, ...], positions: tuple[int, ...]) -> None:
         self.spans = spans
         self.positions = positions
-        self._rope: Rope | None = None
         self._frame_tokens = 0
 
     def begin(
         self, frames: int, height: int, width: int, head_dim: int, device: torch.device
-    ) -> None:
+    ) -> Rope:
         if frames != len(self.positions):
             raise ValueError(
                 f"this visibility covers {len(self.positions)} frames, the input has {frames}"
             )
-        self._rope = fixed_rope_table(self.positions, height, width, head_dim, device)
         self._frame_tokens = height * width
+        return fixed_rope_table(self.positions, height, width, head_dim, device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        assert self._rope is not None, "begin() comes before attend()"
-        q, k = rotate(q, self._rope), rotate(k, self._rope)
         return torch.cat(
             [
                 attention(self._cut(q, (s.queries,)), self._cut(k, s.keys), self._cut(v, s.keys))

@@ -7,8 +7,8 @@ keeps only some tokens of its chunk simply sees a shorter run.
 
 RoPE needs only distances. Recent keys are stored rotated at the place where the stream was when
 they were made. With `window_positions` the window counts from 0 as the published long-video mode
-does: recent chunks keep their distance to the query by themselves, and only the sinks, whose raw
-keys are kept, are rotated again, once a chunk. Positions then never leave the trained range.
+does: recent chunks keep their distance to the query by themselves, and only the sinks, whose first
+keys are kept, are turned further, once a chunk. Distances then never leave the trained range.
 
 B batch, S slot tokens (a chunk), N heads, D head size.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from .attention import attention
 from .mask_cache import Reuse
 from .presets import TransformerConfig
-from .rope import Rope, rope_table, rotate
+from .rope import Rope, rope_table, rotate, time_shift
 
 
 class KVCache:
@@ -68,14 +68,17 @@ class KVCache:
         heads = (config.num_heads, config.head_dim)
         self.k = torch.zeros(*shape, *heads, device=device, dtype=dtype)  # [layers, B, T, N, D]
         self.v = torch.zeros_like(self.k)
-        raw = self.sink_slots * self.slot_tokens if window_positions else 0
-        self.sink_k = torch.zeros(*shape[:2], raw, *heads, device=device, dtype=dtype)
+        sinks = self.sink_slots * self.slot_tokens if window_positions else 0
+        self.sink_k = torch.zeros(*shape[:2], sinks, *heads, device=device, dtype=dtype)
+        # Written in place, so that a captured CUDA graph reads each chunk's own rotations.
+        angles = (self.slot_tokens, config.head_dim // 2)
+        self.rope = Rope(torch.empty(angles, device=device), torch.empty(angles, device=device))
         self.reset()
 
     def reset(self) -> None:
         """Forget everything; the next chunk is the first of a stream."""
         self.committed = 0  # chunks in the history since the stream began
-        self.rope = self._rope_at(0)
+        self._place()
 
     @property
     def history_slots(self) -> int:
@@ -88,20 +91,15 @@ class KVCache:
 
     def commit(self) -> None:
         """The chunk written last becomes history; call it after the refresh forward."""
+        if self.committed < self.sink_slots and self.window_positions:
+            slot = slice(self.start, self.start + self.slot_tokens)
+            self.sink_k[:, :, slot] = self.k[:, :, slot]
         if self.committed >= self.slots - 1:
             self._roll()
         self.committed += 1
-        self.rope = self._rope_at(self.committed * self.chunk_latents)
+        self._place()
         if self.window_positions and self.committed >= self.slots:
-            self._rotate_sinks()
-
-    def write(self, layer: int, k: Tensor, v: Tensor, rotated: Tensor) -> None:
-        """Put the chunk's tokens [B, T <= S, N, D] into its slot; `k` is `rotated` before RoPE."""
-        end = self.start + k.shape[1]
-        self.k[layer, :, self.start : end] = rotated
-        self.v[layer, :, self.start : end] = v
-        if end <= self.sink_k.shape[2]:
-            self.sink_k[layer, :, self.start : end] = k
+            self._turn_sinks()
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """All that a stream remembers, copied; `load_state_dict` restores it bit for bit."""
@@ -130,7 +128,7 @@ class KVCache:
         self.v[:, :, :used] = v.to(self.v)
         self.sink_k.copy_(sink_k)
         self.committed = int(state["committed"])
-        self.rope = self._rope_at(self.committed * self.chunk_latents)
+        self._place()
 
     def _roll(self) -> None:
         if not self.rolls:
@@ -146,18 +144,19 @@ class KVCache:
         for cache in (self.k, self.v):
             cache[:, :, oldest * size : (oldest + 1) * size] = cache[:, :, last : last + size]
 
-    def _rope_at(self, position: int) -> Rope:
-        times = torch.arange(position, position + self.chunk_latents, device=self.k.device)
-        return rope_table(times, *self.grid, self.head_dim)
+    def _place(self) -> None:
+        """Set the rotations of the chunk that comes next."""
+        first = self.committed * self.chunk_latents
+        times = torch.arange(first, first + self.chunk_latents, device=self.k.device)
+        for ours, new in zip(self.rope, rope_table(times, *self.grid, self.head_dim), strict=True):
+            ours.copy_(new)
 
-    def _rotate_sinks(self) -> None:
-        """Place the sinks right before the recent chunks, as if the window began at position 0."""
-        sinks = self.sink_slots * self.chunk_latents
-        if sinks == 0:
+    def _turn_sinks(self) -> None:
+        """Move the sinks right before the recent chunks, as if the window began at position 0."""
+        if self.sink_slots == 0:
             return
         first = (self.committed - (self.slots - 1)) * self.chunk_latents
-        times = torch.arange(first, first + sinks, device=self.k.device)
-        rope = rope_table(times, *self.grid, self.head_dim)
+        rope = time_shift(first, self.head_dim, self.k.device)
         for layer in range(self.k.shape[0]):  # by layer: float32 copies of all would be gigabytes
             self.k[layer, :, : self.sink_k.shape[2]] = rotate(self.sink_k[layer], rope)
 
@@ -176,8 +175,6 @@ class Cached:
         self.cache = cache
         self.reuse = reuse
         self._start = cache.start
-        rope = cache.rope
-        self._rope = rope if reuse is None or reuse.tokens is None else rope.select(reuse.tokens)
         history_k, history_v = cache.k[:, :, : cache.start], cache.v[:, :, : cache.start]
         if torch.is_grad_enabled() and cache.rolls:
             history_k, history_v = history_k.clone(), history_v.clone()
@@ -185,21 +182,25 @@ class Cached:
 
     def begin(
         self, frames: int, height: int, width: int, head_dim: int, device: torch.device
-    ) -> None:
+    ) -> Rope:
         if frames != self.cache.chunk_latents or (height, width) != self.cache.grid:
             raise ValueError(
                 f"{frames} latents of {height}x{width} tokens do not fit a cache of chunks of "
                 f"{self.cache.chunk_latents} latents of {self.cache.grid[0]}x{self.cache.grid[1]}"
             )
+        rope, reuse = self.cache.rope, self.reuse
+        if reuse is not None and reuse.tokens is not None:
+            return rope.select(reuse.tokens)
+        # The next chunk overwrites the rotations, and a backward pass still needs these.
+        return Rope(*(x.clone() for x in rope)) if torch.is_grad_enabled() else rope
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache, start = self.cache, self._start
-        rotated = rotate(k, self._rope)
-        q = rotate(q, self._rope)
-        if torch.is_grad_enabled() and rotated.requires_grad:
-            keys = torch.cat([self._history_k[layer], rotated], dim=1)
+        if torch.is_grad_enabled() and k.requires_grad:
+            keys = torch.cat([self._history_k[layer], k], dim=1)
             values = torch.cat([self._history_v[layer], v], dim=1)
             return attention(q, keys, values)
-        cache.write(layer, k, v, rotated)
-        end = start + k.shape[1]
-        return attention(q, cache.k[layer, :, :end], cache.v[layer, :, :end])
+        start, end = self._start, self._start + k.shape[1]
+        keys, values = self.cache.k[layer], self.cache.v[layer]
+        keys[:, start:end] = k
+        values[:, start:end] = v
+        return attention(q, keys[:, :end], values[:, :end])

@@ -33,7 +33,7 @@ def rope_table(times: Tensor, height: int, width: int, head_dim: int) -> Rope:
     """
     space = head_dim // 2 // 3
     time = head_dim // 2 - 2 * space
-    times_at = _angles(times, time, 2 * (head_dim // 2 - 2 * space))  # [F, time]
+    times_at = _angles(times, time, 2 * time)  # [F, time]
     rows, columns = _grid_angles(height, width, space, times.device)
     frames = times.shape[0]
     angles = torch.cat(
@@ -56,8 +56,20 @@ def fixed_rope_table(
         return rope_table(torch.tensor(times, device=device), height, width, head_dim)
 
 
+def time_shift(frames: int, head_dim: int, device: torch.device) -> Rope:
+    """The rotation [1, D/2] that moves tokens `frames` later, whatever their place."""
+    space = head_dim // 2 // 3
+    time = head_dim // 2 - 2 * space
+    angles = _angles(torch.tensor([frames], device=device), time, 2 * time)
+    angles = torch.nn.functional.pad(angles, (0, 2 * space))
+    return Rope(angles.cos().float(), angles.sin().float())
+
+
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate x [..., T, N, D]: consecutive pairs of D are the complex dimensions."""
+    """Rotate x [..., T, N, D]: consecutive pairs of D are the complex dimensions.
+
+    A rope of one token turns all T alike.
+    """
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # [..., T, N, D/2]
     cos, sin = rope.cos[:, None], rope.sin[:, None]  # [T, 1, D/2]
     rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)

@@ -132,7 +132,11 @@ class EditStream:
         return self._edit(frames, keep=rest)
 
     def snapshot(self, *, compact: bool = False) -> StreamState:
-        """This stream's state between two chunks; see `StreamState` for the two forms."""
+        """This stream's state between two chunks; see `StreamState` for the two forms.
+
+        The compact form leaves out the frames that wait for a chunk to be complete: after a
+        restore, push again from frame `stream.frames` on.
+        """
         history = torch.cat(self._history, dim=1) if self._history else torch.empty(0)
         tokens = self._mask.tokens if self._mask else None
         state = StreamState(
@@ -143,7 +147,7 @@ class EditStream:
             chunks=self.chunks,
             frames=self.frames,
             generator=self._generator.get_state(),
-            pending=self._pending.clone(),
+            pending=self._pending[: 0 if compact else None].clone(),
             history=history.to("cpu", torch.float16),
             mask_tokens=None if tokens is None else tokens.cpu(),
         )

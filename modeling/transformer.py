@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Visibility, attention
 from .presets import TransformerConfig
+from .rope import Rope, rotate
 
 
 class TextKV(NamedTuple):
@@ -74,7 +75,7 @@ class Transformer(nn.Module):
         if height % 2 or width % 2:
             raise ValueError(f"latent size {height}x{width} must be even; pad the video to 16s")
         grid = (height // 2, width // 2)
-        visible.begin(frames, *grid, self.config.head_dim, latents.device)
+        rope = visible.begin(frames, *grid, self.config.head_dim, latents.device)
         text_kv = text if isinstance(text, TextKV) else self.prepare_text(text)
 
         x = self._embed_patches(latents)  # [B, T, dim]
@@ -85,7 +86,7 @@ class Transformer(nn.Module):
         if kept is not None:
             x = x[:, kept]  # [B, K, dim]
         for layer, block in enumerate(self.blocks):
-            args = (x, modulation, text_kv.k[layer], text_kv.v[layer], visible, layer)
+            args = (x, modulation, text_kv.k[layer], text_kv.v[layer], visible, layer, rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, *args, use_reentrant=False)
             else:
@@ -182,10 +183,11 @@ class Block(nn.Module):
         text_v: Tensor,
         visible: Visibility,
         layer: int,
+        rope: Rope,
     ) -> Tensor:
         """x [B, T, dim], modulation [B, F or 1, 6, dim], text k and v [B, L, N, D] -> x."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).unbind(2)
-        y = self.self_attn(modulate(self.norm1(x), shift1, scale1), visible, layer)
+        y = self.self_attn(modulate(self.norm1(x), shift1, scale1), visible, layer, rope)
         x = x + gated(y, gate1)
         x = x + self.cross_attn(self.norm3(x), text_k, text_v)
         y = self.ffn(modulate(self.norm2(x), shift2, scale2))
@@ -204,22 +206,22 @@ class SelfAttention(nn.Module):
         self.norm_q = RMSNorm(dim, config.eps)
         self.norm_k = RMSNorm(dim, config.eps)
 
-    def forward(self, x: Tensor, visible: Visibility, layer: int) -> Tensor:
+    def forward(self, x: Tensor, visible: Visibility, layer: int, rope: Rope) -> Tensor:
         reuse = visible.reuse
         if reuse is None or reuse.scope == "block":
-            return self._attend(x, visible, layer)
+            return self._attend(x, visible, layer, rope)
         if reuse.tokens is None:
-            out = self._attend(x, visible, layer)
+            out = self._attend(x, visible, layer, rope)
             reuse.store(layer, out)
             return out
-        return reuse.fill(layer, self._attend(x[:, reuse.tokens], visible, layer))
+        return reuse.fill(layer, self._attend(x[:, reuse.tokens], visible, layer, rope))
 
-    def _attend(self, x: Tensor, visible: Visibility, layer: int) -> Tensor:
+    def _attend(self, x: Tensor, visible: Visibility, layer: int, rope: Rope) -> Tensor:
         heads = (self.num_heads, -1)
         q = self.norm_q(self.q(x)).unflatten(-1, heads)  # [B, T, N, D]
         k = self.norm_k(self.k(x)).unflatten(-1, heads)
         v = self.v(x).unflatten(-1, heads)
-        return self.o(visible.attend(layer, q, k, v).flatten(2))
+        return self.o(visible.attend(layer, rotate(q, rope), rotate(k, rope), v).flatten(2))
 
 
 class CrossAttention(SelfAttention):

@@ -1,0 +1,175 @@
+"""Streams of the demo preset with random weights: the contract that serving relies on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from modeling.editor import StreamingEditor
+from modeling.model_dir import Model, load_model
+from modeling.presets import PRESETS, MaskCacheConfig
+from modeling.stream import EditedChunk, EditStream
+from modeling.stream_state import StreamState
+from modeling.transformer import Transformer
+from modeling.vae import build_vae
+
+HEIGHT, WIDTH = 32, 48
+
+
+@pytest.fixture(scope="module")
+def editor() -> StreamingEditor:
+    return make_editor(MaskCacheConfig(policy="budget"))
+
+
+def make_editor(mask_cache: MaskCacheConfig | None) -> StreamingEditor:
+    model = load_model("demo")
+    assert model.transformer is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # a fresh transformer predicts zero everywhere
+        torch.nn.init.normal_(model.transformer.head.head.weight, std=0.05)
+        torch.nn.init.normal_(model.transformer.patch_embedding.weight, std=0.05)
+    return StreamingEditor(model, mask_cache=mask_cache)
+
+
+def video(frames: int, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+def edit(stream: EditStream, frames: np.ndarray, piece: int = 1000) -> list[EditedChunk]:
+    chunks = []
+    for start in range(0, len(frames), piece):
+        chunks.extend(stream.push(frames[start : start + piece]))
+    return chunks
+
+
+def pixels(chunks: list[EditedChunk]) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in chunks])
+
+
+def open_stream(editor: StreamingEditor, prompt: str = "make it blue", seed: int = 0) -> EditStream:
+    return editor.open(prompt, height=HEIGHT, width=WIDTH, seed=seed)
+
+
+def test_chunks_come_as_soon_as_they_are_complete(editor: StreamingEditor) -> None:
+    stream = open_stream(editor)
+    sizes = []
+    for frame in video(35):
+        sizes += [len(chunk.frames) for chunk in stream.push(frame[None])]
+    assert sizes == [9, 12, 12]
+    assert stream.wanted_frames == 10
+    last = stream.flush()
+    assert last is not None
+    assert (last.index, last.first_frame, last.frames.shape) == (3, 33, (2, HEIGHT, WIDTH, 3))
+    assert last.frames.dtype == np.uint8
+    with pytest.raises(ValueError, match="flushed"):
+        stream.push(video(1))
+
+
+def test_any_split_gives_the_same_frames(editor: StreamingEditor) -> None:
+    frames = video(33)
+    whole = pixels(edit(open_stream(editor), frames))
+    for piece in (1, 5, 13):
+        assert np.array_equal(whole, pixels(edit(open_stream(editor), frames, piece)))
+
+
+def test_the_window_rolls_and_the_mask_cache_works(editor: StreamingEditor) -> None:
+    chunks = edit(open_stream(editor), video(9 + 12 * 6))
+    assert [chunk.recomputed for chunk in chunks[:1]] == [1.0]
+    for chunk in chunks[1:]:
+        kept = chunk.mask.mean()
+        assert kept == pytest.approx(0.3, abs=0.03)
+        assert chunk.recomputed == pytest.approx(1 - 2 / 5 * (1 - kept))
+        assert chunk.mask.shape == (3, HEIGHT // 16, WIDTH // 16)
+
+
+def test_prompt_and_seed_matter_and_repeat(editor: StreamingEditor) -> None:
+    frames = video(9)
+    base = pixels(edit(open_stream(editor), frames))
+    assert np.array_equal(base, pixels(edit(open_stream(editor), frames)))
+    assert not np.array_equal(base, pixels(edit(open_stream(editor, seed=1), frames)))
+    assert not np.array_equal(base, pixels(edit(open_stream(editor, "a red star"), frames)))
+
+
+def test_interleaved_streams_are_independent(editor: StreamingEditor) -> None:
+    clips = video(45, seed=1), video(45, seed=2)
+    alone = [pixels(edit(open_stream(editor, seed=i), clip)) for i, clip in enumerate(clips)]
+    streams = [open_stream(editor, seed=i) for i in range(2)]
+    together: list[list[EditedChunk]] = [[], []]
+    for start in range(0, 45, 7):
+        for i, stream in enumerate(streams):
+            together[i] += edit(stream, clips[i][start : start + 7])
+    for i in range(2):
+        assert np.array_equal(alone[i], pixels(together[i]))
+
+
+def test_a_prompt_switch_acts_from_the_next_chunk(editor: StreamingEditor) -> None:
+    frames = video(33)
+    unswitched = pixels(edit(open_stream(editor), frames))
+    stream = open_stream(editor)
+    first = edit(stream, frames[:21])
+    stream.set_prompt("turn it into a red star")
+    switched = pixels(first + edit(stream, frames[21:]))
+    assert np.array_equal(switched[:21], unswitched[:21])
+    assert not np.array_equal(switched[21:], unswitched[21:])
+
+
+@pytest.mark.parametrize("scope", ["attention", "block", None])
+@pytest.mark.parametrize("cut", [0, 5, 9, 16, 69])
+def test_exact_restore_is_bit_equal(scope: str | None, cut: int) -> None:
+    settings = None if scope is None else MaskCacheConfig(scope=scope)  # type: ignore[arg-type]
+    editor = make_editor(settings)
+    frames = video(93)
+    unbroken = pixels(edit(open_stream(editor, seed=3), frames))
+    stream = open_stream(editor, seed=3)
+    before = edit(stream, frames[:cut])
+    state = StreamState.from_bytes(stream.snapshot().to_bytes())
+    edit(stream, video(24, seed=9))  # what the old one does later must not matter
+    after = edit(editor.restore(state), frames[cut:])
+    assert np.array_equal(unbroken, pixels(before + after))
+
+
+@pytest.mark.parametrize("cut", [0, 5, 9, 30, 69])
+def test_compact_restore_goes_on(editor: StreamingEditor, cut: int) -> None:
+    """The caller hands in again what was not edited yet; numbering goes on."""
+    frames = video(93)
+    stream = open_stream(editor)
+    before = edit(stream, frames[:cut])
+    data = stream.snapshot(compact=True).to_bytes()
+    restored = editor.restore(StreamState.from_bytes(data))
+    assert restored.snapshot(compact=True).to_bytes() == data
+    after = edit(restored, frames[restored.frames :])
+    assert [chunk.index for chunk in before + after] == list(range(8))
+    assert len(pixels(before + after)) == 93
+
+
+def test_compact_state_is_small_at_full_size() -> None:
+    """A turned-over window at 832x480 stays under the 8 MB that a replica sends along."""
+    base = PRESETS["demo"]
+    config = replace(base, transformer=replace(base.transformer, num_layers=1, dim=12, ffn_dim=8))
+    model = Model(config, Transformer(config.transformer), build_vae(config.vae), {}, None)
+    editor = StreamingEditor(model, mask_cache=MaskCacheConfig())
+    stream = editor.open("make it blue", height=480, width=832)
+    edit(stream, video(9 + 12 * 3 + 11, 480, 832))
+    assert 3e6 < len(stream.snapshot(compact=True).to_bytes()) < 8e6
+
+
+def test_odd_sizes_are_padded_inside(editor: StreamingEditor) -> None:
+    stream = editor.open("make it blue", height=35, width=51)
+    chunks = edit(stream, video(21, 35, 51))
+    assert pixels(chunks).shape == (21, 35, 51, 3)
+
+
+def test_wrong_input_is_refused(editor: StreamingEditor) -> None:
+    with pytest.raises(ValueError, match="too small"):
+        editor.open("x", height=8, width=64)
+    stream = open_stream(editor)
+    with pytest.raises(ValueError, match=r"do not fit this stream of uint8 \[n, 32, 48, 3\]"):
+        stream.push(video(3, 48, 32))
+    with pytest.raises(ValueError, match=r"torch\.float"):
+        stream.push(video(3).astype(np.float32))
+    with pytest.raises(ValueError, match="no stream state"):
+        StreamState.from_bytes(b"nonsense")
