@@ -36,17 +36,16 @@ class Reuse:
         self.tokens = tokens
         self._outputs = outputs
 
-    @property
-    def dense(self) -> bool:
-        return self.tokens is None
+    def exchange(self, layer: int, output: Tensor) -> Tensor:
+        """Self-attention outputs of the tokens computed, [B, T or K, dim], to those of all T.
 
-    def store(self, layer: int, output: Tensor) -> None:
-        self._outputs[layer] = output
-
-    def fill(self, layer: int, kept: Tensor) -> Tensor:
-        """Outputs of the kept tokens [B, K, dim] among the stored ones -> [B, T, dim]."""
-        assert self.tokens is not None, "a dense step has nothing to fill in"
-        return self._outputs[layer].index_copy(1, self.tokens, kept)
+        A dense step's outputs are stored; a pruned step's are put among the stored ones, which
+        stay as they are.
+        """
+        if self.tokens is None:
+            self._outputs[layer] = output
+            return output
+        return self._outputs[layer].index_copy(1, self.tokens, output)
 
 
 class MaskCache:

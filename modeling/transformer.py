@@ -186,15 +186,40 @@ class Block(nn.Module):
         rope: Rope,
     ) -> Tensor:
         """x [B, T, dim], modulation [B, F or 1, 6, dim], text k and v [B, L, N, D] -> x."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).unbind(2)
-        y = self.self_attn(modulate(self.norm1(x), shift1, scale1), visible, layer, rope)
+        reuse = visible.reuse
+        kept = reuse.tokens if reuse is not None and reuse.scope == "attention" else None
+        q, k, v = self.project(x, modulation, rope, kept)
+        y = self.self_attn.o(visible.attend(layer, q, k, v).flatten(2))
+        if reuse is not None and reuse.scope == "attention":
+            y = reuse.exchange(layer, y)
+        return self.finish(x, y, modulation, text_k, text_v)
+
+    # The two halves around self-attention touch no cache, so that each compiles once for all
+    # layers and all places of a stream (see `modeling.accelerate`).
+
+    def project(
+        self, x: Tensor, modulation: Tensor, rope: Rope, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated q and k, and v, [B, T or K, N, D], of all tokens or those `kept`."""
+        shift, scale = (self.modulation + modulation)[:, :, :2].unbind(2)
+        x = modulate(self.norm1(x), shift, scale)
+        q, k, v = self.self_attn.project(x if kept is None else x[:, kept])
+        return rotate(q, rope), rotate(k, rope), v
+
+    def finish(
+        self, x: Tensor, y: Tensor, modulation: Tensor, text_k: Tensor, text_v: Tensor
+    ) -> Tensor:
+        """Add self-attention's output y [B, T, dim], then cross-attention and feed-forward."""
+        gate1, shift2, scale2, gate2 = (self.modulation + modulation)[:, :, 2:].unbind(2)
         x = x + gated(y, gate1)
         x = x + self.cross_attn(self.norm3(x), text_k, text_v)
         y = self.ffn(modulate(self.norm2(x), shift2, scale2))
         return x + gated(y, gate2)
 
 
-class SelfAttention(nn.Module):
+class AttentionWeights(nn.Module):
+    """Projections of one attention; q and k are normalised over all heads together."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         dim = config.dim
@@ -206,38 +231,28 @@ class SelfAttention(nn.Module):
         self.norm_q = RMSNorm(dim, config.eps)
         self.norm_k = RMSNorm(dim, config.eps)
 
-    def forward(self, x: Tensor, visible: Visibility, layer: int, rope: Rope) -> Tensor:
-        reuse = visible.reuse
-        if reuse is None or reuse.scope == "block":
-            return self._attend(x, visible, layer, rope)
-        if reuse.tokens is None:
-            out = self._attend(x, visible, layer, rope)
-            reuse.store(layer, out)
-            return out
-        return reuse.fill(layer, self._attend(x[:, reuse.tokens], visible, layer, rope))
-
-    def _attend(self, x: Tensor, visible: Visibility, layer: int, rope: Rope) -> Tensor:
-        heads = (self.num_heads, -1)
-        q = self.norm_q(self.q(x)).unflatten(-1, heads)  # [B, T, N, D]
-        k = self.norm_k(self.k(x)).unflatten(-1, heads)
-        v = self.v(x).unflatten(-1, heads)
-        return self.o(visible.attend(layer, rotate(q, rope), rotate(k, rope), v).flatten(2))
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))  # [B, T, N, D]
 
 
-class CrossAttention(SelfAttention):
-    """Attention to the text; `norm_q` and `norm_k` as in self-attention, no positions."""
+class SelfAttention(AttentionWeights):
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, dim] -> q, k and v [B, T, N, D], not rotated yet."""
+        q, k = self.norm_q(self.q(x)), self.norm_k(self.k(x))
+        return self.heads(q), self.heads(k), self.heads(self.v(x))
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-        q = self.norm_q(self.q(x)).unflatten(-1, (self.num_heads, -1))
+
+class CrossAttention(AttentionWeights):
+    """Attention to the text, without positions."""
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """x [B, T, dim], k and v [B, L, N, D] -> [B, T, dim]."""
+        q = self.heads(self.norm_q(self.q(x)))
         return self.o(attention(q, k, v).flatten(2))
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """[B, L, dim] -> keys and values [B, L, N, D]."""
-        heads = (self.num_heads, -1)
-        return (
-            self.norm_k(self.k(context)).unflatten(-1, heads),
-            self.v(context).unflatten(-1, heads),
-        )
+        return self.heads(self.norm_k(self.k(context))), self.heads(self.v(context))
 
 
 class Head(nn.Module):

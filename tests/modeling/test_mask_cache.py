@@ -90,9 +90,9 @@ def test_pruned_tokens_keep_the_last_full_output(transformer: Transformer) -> No
     assert pruned is not None
     assert mask.reuse(3) is None
     stored = torch.randn(1, mask.token_count, CONFIG.dim)
-    full.store(1, stored)
+    assert full.exchange(1, stored) is stored
     kept = torch.zeros(1, len(mask.tokens), CONFIG.dim)
-    filled = pruned.fill(1, kept)
+    filled = pruned.exchange(1, kept)
     chosen = torch.zeros(mask.token_count, dtype=torch.bool).index_fill(0, mask.tokens, True)
     assert filled[:, chosen].eq(0).all()
     assert torch.equal(filled[:, ~chosen], stored[:, ~chosen])
