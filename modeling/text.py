@@ -1,0 +1,271 @@
+"""Text encoders: a prompt as the embeddings that cross-attention reads.
+
+`words` is built in and has no weights. `umt5` is the encoder of UMT5-XXL, as Wan uses it.
+Both give zeros after a prompt's true length.
+
+B prompts, L tokens, D embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import logging
+import math
+import string
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from .presets import TextConfig
+
+log = logging.getLogger(__name__)
+
+CACHED_PROMPTS = 256
+
+
+class TextEncoder(ABC):
+    """Encodes prompts and remembers the last of them, so that a repeated prompt costs nothing."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+        self.device = torch.device("cpu")
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()  # prompt -> [true length, D], CPU
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """float32 [B, L, D] on `device`, zero after each prompt's true length.
+
+        A prompt longer than L tokens is cut, with a warning in the log.
+        """
+        fresh = [p for p in dict.fromkeys(prompts) if p not in self._cache]
+        found = {p: self._cache[p] for p in prompts if p in self._cache}
+        if fresh:
+            found |= zip(fresh, self._embed(fresh), strict=True)
+        for prompt in found:
+            self._cache[prompt] = found[prompt]
+            self._cache.move_to_end(prompt)
+        while len(self._cache) > CACHED_PROMPTS:
+            self._cache.popitem(last=False)
+        out = torch.zeros(len(prompts), self.config.tokens, self.config.dim)
+        for row, prompt in zip(out, prompts, strict=True):
+            row[: len(found[prompt])] = found[prompt]
+        return out.to(self.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        self.device = torch.device(device)
+        return self
+
+    def release(self) -> None:
+        """Free the weights. Prompts encoded before stay available; a new one loads them again."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the embeddings; goes into encoded datasets."""
+
+    @abstractmethod
+    def _embed(self, prompts: list[str]) -> list[Tensor]:
+        """float32 [true length, D] on the CPU for each prompt."""
+
+    def _warn_cut(self, prompt: str, length: int) -> None:
+        log.warning(
+            "prompt of %d tokens is cut to the first %d: %.80r", length, self.config.tokens, prompt
+        )
+
+
+class WordsEncoder(TextEncoder):
+    """Each word is a fixed pseudo-random vector, plus a code of its place in the prompt.
+
+    Case and punctuation do not matter. Words that look alike have nothing in common: meaning is
+    for the network to learn. Wan's cross-attention has no positions, so the order of words is
+    only in the place code (sines and cosines, as in "Attention Is All You Need" 3.5).
+    """
+
+    def fingerprint(self) -> str:
+        return _digest(f"words-1/{self.config.dim}/{self.config.tokens}".encode())
+
+    def _embed(self, prompts: list[str]) -> list[Tensor]:
+        return [self._embed_one(prompt) for prompt in prompts]
+
+    def _embed_one(self, prompt: str) -> Tensor:
+        words = split_words(prompt)
+        if len(words) > self.config.tokens:
+            self._warn_cut(prompt, len(words))
+        words = words[: self.config.tokens]
+        if not words:
+            return torch.zeros(0, self.config.dim)
+        vectors = torch.stack([word_vector(word, self.config.dim) for word in words])
+        return vectors + place_code(len(words), self.config.dim)
+
+
+def split_words(prompt: str) -> list[str]:
+    """Lower-cased words without the punctuation at their ends."""
+    words = (word.strip(string.punctuation) for word in prompt.lower().split())
+    return [word for word in words if word]
+
+
+def word_vector(word: str, dim: int) -> Tensor:
+    """[D] of unit variance, made of the word's hash alone: the same on every machine for ever."""
+    drawn = hashlib.shake_256(word.encode()).digest(2 * dim)
+    levels = [int.from_bytes(drawn[i : i + 2], "little") for i in range(0, 2 * dim, 2)]
+    uniform = (torch.tensor(levels, dtype=torch.float64) + 0.5) / 2**15 - 1  # in (-1, 1)
+    return (uniform * math.sqrt(3)).float()
+
+
+def place_code(length: int, dim: int) -> Tensor:
+    """[length, D]: sines, then cosines, of wavelengths from 6 to 600 words."""
+    half = (dim + 1) // 2
+    rate = 100.0 ** -(torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * rate
+    return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :dim].float()
+
+
+class Umt5Encoder(TextEncoder):
+    """transformers' UMT5 encoder, loaded when the first prompt needs it.
+
+    `config.path` is a folder that holds `text_encoder/` and `tokenizer/` (as diffusers writes) or
+    both in one (as transformers does). Encoders of the same folder and device share the weights.
+    They are bfloat16 on a GPU, as Wan runs them, and of the files' type on a CPU.
+    """
+
+    _shared: WeakValueDictionary[tuple[str, torch.device], Any] = WeakValueDictionary()
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        if config.path is None:
+            raise ValueError(
+                "this model uses a UMT5 text encoder but names no folder for it; import one with "
+                "`liveedit import ... --text PATH`"
+            )
+        self.weights, self.tokenizer_files = umt5_folders(Path(config.path))
+        size = json.loads((self.weights / "config.json").read_text()).get("d_model")
+        if size != config.dim:
+            raise ValueError(f"{self.weights} gives embeddings of size {size}, not {config.dim}")
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    def to(self, device: torch.device | str) -> Self:
+        if torch.device(device) != self.device:
+            self.release()
+        return super().to(device)
+
+    def release(self) -> None:
+        self._model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def loaded(self) -> bool:
+        return self._model is not None
+
+    def fingerprint(self) -> str:
+        """Hash of the tokenizer and of samples all over the weights (reading 11 GB takes minutes)."""
+        digest = hashlib.sha256(f"umt5-1/{self.config.dim}/{self.config.tokens}".encode())
+        tokenizer = [p for p in self.tokenizer_files.iterdir() if p.name in _TOKENIZER_FILES]
+        weights = [p for p in self.weights.iterdir() if p.suffix in (".safetensors", ".bin")]
+        for file in [self.weights / "config.json", *sorted(tokenizer), *sorted(weights)]:
+            digest.update(f"{file.name}/{file.stat().st_size}".encode())
+            digest.update(_sample(file))
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def _embed(self, prompts: list[str]) -> list[Tensor]:
+        if self._model is None:
+            self._load()
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        tokens = self._tokenizer(cleaned, verbose=False)["input_ids"]
+        for prompt, ids in zip(prompts, tokens, strict=True):
+            if len(ids) > self.config.tokens:
+                self._warn_cut(prompt, len(ids))
+        batch = self._tokenizer(
+            cleaned,
+            padding=True,
+            truncation=True,
+            max_length=self.config.tokens,
+            return_tensors="pt",
+        ).to(self.device)
+        hidden = self._model(batch.input_ids, batch.attention_mask).last_hidden_state  # [B, L, D]
+        lengths = batch.attention_mask.sum(dim=1).tolist()
+        return [row[:length].float().cpu() for row, length in zip(hidden, lengths, strict=True)]
+
+    def _load(self) -> None:
+        from transformers import AutoTokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                self.tokenizer_files, local_files_only=True, trust_remote_code=False
+            )
+        key = (str(self.weights.resolve()), self.device)
+        self._model = self._shared.get(key)
+        if self._model is None:
+            self._shared[key] = self._model = load_umt5(self.weights, self.device)
+
+
+def umt5_folders(path: Path) -> tuple[Path, Path]:
+    """The folders of the weights and of the tokenizer; ValueError names what is missing."""
+    nested = (path / "text_encoder").is_dir()
+    weights = path / "text_encoder" if nested else path
+    tokenizer = path / "tokenizer" if (path / "tokenizer").is_dir() else path
+    if not (weights / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds no UMT5 text encoder: {weights}/config.json is missing; give a folder "
+            "with text_encoder/ and tokenizer/, or a transformers folder"
+        )
+    if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise ValueError(
+            f"{path} holds no tokenizer: neither tokenizer.json nor spiece.model is in {tokenizer}"
+        )
+    return weights, tokenizer
+
+
+def load_umt5(folder: Path, device: torch.device) -> Any:
+    """transformers' UMT5EncoderModel in evaluation mode; every weight must be in the folder."""
+    from transformers import UMT5EncoderModel
+
+    model, info = UMT5EncoderModel.from_pretrained(
+        folder,
+        dtype=torch.bfloat16 if device.type == "cuda" else "auto",
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
+        raise ValueError(
+            f"{folder} is no whole UMT5 encoder, missing or of another shape: {', '.join(missing)}"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def clean_prompt(prompt: str) -> str:
+    """Wan's "whitespace" cleaning: HTML entities resolved, runs of white space made one space."""
+    return " ".join(html.unescape(html.unescape(prompt)).split())
+
+
+def build_text_encoder(config: TextConfig) -> TextEncoder:
+    """The text encoder a config names; ValueError if its files are not there."""
+    return WordsEncoder(config) if config.kind == "words" else Umt5Encoder(config)
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+_SAMPLES, _SAMPLE_BYTES = 256, 16 * 1024
+
+
+def _sample(file: Path) -> bytes:
+    """Hash of the file, or of evenly spaced pieces of a large one."""
+    size = file.stat().st_size
+    if size <= _SAMPLES * _SAMPLE_BYTES:
+        return hashlib.sha256(file.read_bytes()).digest()
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        for index in range(_SAMPLES):
+            opened.seek(index * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(opened.read(_SAMPLE_BYTES))
+    return digest.digest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
