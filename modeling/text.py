@@ -17,7 +17,7 @@ import string
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
 
 import torch
@@ -37,6 +37,7 @@ class TextEncoder(ABC):
         self.config = config
         self.device = torch.device("cpu")
         self._cache: OrderedDict[str, Tensor] = OrderedDict()  # prompt -> [true length, D], CPU
+        self._model: Any = None
 
     def encode(self, prompts: list[str]) -> Tensor:
         """float32 [B, L, D] on `device`, zero after each prompt's true length.
@@ -63,6 +64,7 @@ class TextEncoder(ABC):
 
     def release(self) -> None:
         """Free the weights. Prompts encoded before stay available; a new one loads them again."""
+        self._model = None
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -133,7 +135,7 @@ class Umt5Encoder(TextEncoder):
     They are bfloat16 on a GPU, as Wan runs them, and of the files' type on a CPU.
     """
 
-    _shared: WeakValueDictionary[tuple[str, torch.device], Any] = WeakValueDictionary()
+    _shared: ClassVar[WeakValueDictionary[tuple[str, torch.device], Any]] = WeakValueDictionary()
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config)
@@ -146,7 +148,6 @@ class Umt5Encoder(TextEncoder):
         size = json.loads((self.weights / "config.json").read_text()).get("d_model")
         if size != config.dim:
             raise ValueError(f"{self.weights} gives embeddings of size {size}, not {config.dim}")
-        self._model: Any = None
         self._tokenizer: Any = None
 
     def to(self, device: torch.device | str) -> Self:
@@ -155,7 +156,7 @@ class Umt5Encoder(TextEncoder):
         return super().to(device)
 
     def release(self) -> None:
-        self._model = None
+        super().release()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -164,7 +165,7 @@ class Umt5Encoder(TextEncoder):
         return self._model is not None
 
     def fingerprint(self) -> str:
-        """Hash of the tokenizer and of samples all over the weights (reading 11 GB takes minutes)."""
+        """Hash of the tokenizer and of samples from all over the weights, which are 11 GB."""
         digest = hashlib.sha256(f"umt5-1/{self.config.dim}/{self.config.tokens}".encode())
         tokenizer = [p for p in self.tokenizer_files.iterdir() if p.name in _TOKENIZER_FILES]
         weights = [p for p in self.weights.iterdir() if p.suffix in (".safetensors", ".bin")]
@@ -185,13 +186,17 @@ class Umt5Encoder(TextEncoder):
         batch = self._tokenizer(
             cleaned,
             padding=True,
+            padding_side="right",
             truncation=True,
             max_length=self.config.tokens,
             return_tensors="pt",
         ).to(self.device)
         hidden = self._model(batch.input_ids, batch.attention_mask).last_hidden_state  # [B, L, D]
         lengths = batch.attention_mask.sum(dim=1).tolist()
-        return [row[:length].float().cpu() for row, length in zip(hidden, lengths, strict=True)]
+        return [
+            row[:length].to("cpu", torch.float32, copy=True)
+            for row, length in zip(hidden, lengths, strict=True)
+        ]
 
     def _load(self) -> None:
         from transformers import AutoTokenizer
@@ -227,12 +232,13 @@ def load_umt5(folder: Path, device: torch.device) -> Any:
     """transformers' UMT5EncoderModel in evaluation mode; every weight must be in the folder."""
     from transformers import UMT5EncoderModel
 
-    model, info = UMT5EncoderModel.from_pretrained(
+    loaded: Any = UMT5EncoderModel.from_pretrained(
         folder,
         dtype=torch.bfloat16 if device.type == "cuda" else "auto",
         local_files_only=True,
         output_loading_info=True,
     )
+    model, info = loaded
     if missing := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
         raise ValueError(
             f"{folder} is no whole UMT5 encoder, missing or of another shape: {', '.join(missing)}"
