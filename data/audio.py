@@ -28,7 +28,7 @@ class AudioTracks:
             self.input = av.open(str(source), "r")
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{source}: its audio cannot be read ({reason(error)})") from error
-        video = self.input.streams.video[0] if self.input.streams.video else None
+        video: Any = self.input.streams.video[0] if self.input.streams.video else None
         start = video.start_time * video.time_base if video and video.start_time else 0
         self.origin = Fraction(start)
         length = video.duration * video.time_base if video and video.duration else None

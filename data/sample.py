@@ -79,22 +79,24 @@ def from_files(files: Mapping[str, bytes]) -> Pair | EncodedPair:
     """
     about = json.loads(files["json"])
     frames, height, width = about["video_shape"]
-    common = {key: about[key] for key in ("instruction", "fps", "origin")}
+    instruction, fps, origin = about["instruction"], about["fps"], about["origin"]
     if "source.npy" in files:
-        arrays = {
-            n: np.load(io.BytesIO(files[f"{n}.npy"])) for n in ("source", "target", "text", "mask")
-        }
-        return EncodedPair(**arrays, video_shape=(frames, height, width), **common)
-    videos = {
-        n: np.stack(list(read_frames(io.BytesIO(files[f"{n}.mp4"])))) for n in ("source", "target")
-    }
-    mask = np.stack([f[..., 0] for f in read_frames(io.BytesIO(files["mask.mp4"]))]) > 127
-    for name, array in (*videos.items(), ("mask", mask)):
-        if array.shape[:3] != (frames, height, width):
+        source, target, text, mask = (
+            np.load(io.BytesIO(files[f"{name}.npy"]), allow_pickle=False)
+            for name in ("source", "target", "text", "mask")
+        )
+        shape = (frames, height, width)
+        return EncodedPair(source, target, text, mask, instruction, fps, shape, origin)
+    source, target, mask = (
+        np.stack(list(read_frames(io.BytesIO(files[f"{name}.mp4"]))))
+        for name in ("source", "target", "mask")
+    )
+    for name, video in (("source", source), ("target", target), ("mask", mask)):
+        if video.shape[:3] != (frames, height, width):
             raise ValueError(
-                f"{name} holds {array.shape[:3]}, its JSON says {frames, height, width}"
+                f"{name} is {video.shape[:3]}, its JSON says {(frames, height, width)}"
             )
-    return Pair(**videos, mask=mask, **common)
+    return Pair(source, target, mask[..., 0] > 127, instruction, fps, origin)
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -106,9 +108,15 @@ def _npy(array: np.ndarray) -> bytes:
 def _mp4(frames: np.ndarray, fps: float, crf: int, pixel_format: str) -> bytes:
     buffer = io.BytesIO()
     height, width = frames.shape[1:3]
-    # One encoder thread: the same bytes, hence the same checksum, on every machine.
     with VideoWriter(
-        buffer, width, height, fps, crf=crf, preset="fast", pixel_format=pixel_format, threads=1
+        buffer,
+        width,
+        height,
+        fps,
+        crf=crf,
+        preset="veryfast",
+        pixel_format=pixel_format,
+        reproducible=True,  # the same samples have the same checksums
     ) as writer:
         writer.write(frames)
     return buffer.getvalue()

@@ -193,16 +193,15 @@ def _resample(
     held: av.VideoFrame | None = None
     held_tick, end = 0, Fraction(0)
     for number, frame in enumerate(frames):
-        stamped = frame.pts is not None
-        time = frame.pts * frame.time_base if stamped else number * source_step + (origin or 0)
+        base = Fraction(frame.time_base or 0)
+        time = number * source_step if frame.pts is None else frame.pts * base
         origin = time if origin is None else origin
         tick = _round((time - origin) * fps)
         if held is not None and tick > held_tick:
             yield held, tick - held_tick
             held_tick = tick
         held = frame
-        shown = frame.duration * frame.time_base if stamped and frame.duration else source_step
-        end = time - origin + shown
+        end = time - origin + (frame.duration * base or source_step)
     if held is not None:
         yield held, max(1, _round(end * fps) - held_tick)
 

@@ -46,7 +46,8 @@ class VideoWriter:
         audio_from: The video whose audio streams are taken over.
         fragmented: MP4 in pieces of a second that can be sent while it is written.
         pixel_format: Instead of the choice above, for example "yuv444p", or "gray" for `[n, H, W]`.
-        threads: Encoder threads, 0 = one a core. One gives the same bytes on every machine.
+        reproducible: The same bytes for the same frames at every run: one thread, and none of
+            x264's look-ahead, whose decisions were found to vary between runs.
 
     Raises:
         VideoError: names the file; also for a full disk and for containers that cannot hold H.264.
@@ -65,7 +66,7 @@ class VideoWriter:
         audio_from: str | Path | None = None,
         fragmented: bool = False,
         pixel_format: str | None = None,
-        threads: int = 0,
+        reproducible: bool = False,
     ) -> None:
         if width < 2 or height < 2:
             raise VideoError(f"{file_name(file)}: a video needs at least 2x2, got {width}x{height}")
@@ -75,7 +76,8 @@ class VideoWriter:
         self.fps = Fraction(fps).limit_denominator(100_000)
         if self.fps <= 0:
             raise VideoError(f"{self.name}: fps must be above 0, got {fps}")
-        self.count = 0
+        self.count = 0  # frames written
+        self._audio: AudioTracks | None = None
         self._path = Path(file) if isinstance(file, str | Path) else None
         self._target: Any = file
         if self._path is not None:
@@ -88,8 +90,9 @@ class VideoWriter:
         with writing(self.name):
             self._output = self._open_output(fragmented)
             try:
-                self._stream = self._add_video(codec, crf, preset, fragmented, threads)
-                self._audio = AudioTracks(audio_from, self._output) if audio_from else None
+                self._stream = self._add_video(codec, crf, preset, fragmented, reproducible)
+                if audio_from is not None:
+                    self._audio = AudioTracks(audio_from, self._output)
             except BaseException:
                 self._discard()
                 raise
@@ -109,17 +112,19 @@ class VideoWriter:
         target = self._target if self._path is None else str(self._target)
         return av.open(target, "w", format=container, options=options)
 
-    def _add_video(self, codec: str, crf: int, preset: str, fragmented: bool, threads: int) -> Any:
+    def _add_video(
+        self, codec: str, crf: int, preset: str, fragmented: bool, reproducible: bool
+    ) -> Any:
         options = {}
         if codec == "h264":
             options = {"crf": str(crf), "preset": preset}
-            if fragmented:
-                # No look-ahead and no reordering: a frame leaves when it comes.
+            if fragmented or reproducible:
+                # No look-ahead and no reordering: a fragment's frames leave as they come.
                 options["tune"] = "zerolatency"
         stream = self._output.add_stream(CODECS[codec], rate=self.fps, options=options)
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, self._pixel_format
         context = stream.codec_context
-        context.time_base, context.thread_count = 1 / self.fps, threads
+        context.time_base, context.thread_count = 1 / self.fps, 1 if reproducible else 0
         context.gop_size = max(1, round(self.fps)) if fragmented else 250
         # Tagged, because untagged colours are read as BT.601 by some players and BT.709 by others.
         context.colorspace, context.color_range = BT709, ColorRange.MPEG
@@ -171,7 +176,7 @@ class VideoWriter:
             raise
 
     def _discard(self) -> None:
-        if getattr(self, "_audio", None):
+        if self._audio:
             self._audio.close()
         try:
             self._output.close()

@@ -1,0 +1,249 @@
+"""Batches out of shards: deterministic, split over ranks and workers, exact to resume.
+
+Every epoch has one order of all samples, known from the seed and `dataset.json` alone. Each rank
+takes an equal stretch of it and each worker a stretch of that, so any number of shards serves any
+number of ranks, all ranks get equally many batches, and a position is two numbers. (Dealing out
+whole shards, as WebDataset's own splitters do, needs as many shards as workers and leaves ranks
+with unequal counts, on which collectives hang.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
+from data.sample import EncodedPair, Pair
+from data.shard_reader import ShardFolder
+from data.store import open_store
+
+# Shards whose samples are mixed with each other; so many lie on the local disk at a time.
+MIXED_SHARDS = 4
+
+Batch = dict[str, Any]
+Keyed = tuple[str, Pair | EncodedPair]  # a sample and its key
+
+
+def loader(
+    uri: str | Path,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    workers: int = 0,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    state: dict[str, Any] | None = None,
+    cache: str | Path | None = None,
+) -> Loader:
+    """Iterable of batches of a dataset.
+
+    A batch of pairs holds source and target uint8 `[B, F, H, W, 3]`, mask bool `[B, F, H, W]`; an
+    encoded one source and target `[B, F, 16, h, w]`, text `[B, L, D]` and mask `[B, F, h, w]`, all
+    float32. Both hold `instruction` and `key`, lists of B strings.
+
+    Args:
+        epochs: None goes on for ever, in full batches. A number reads each sample that often, but
+            for the `samples % world_size` of an epoch that cannot be shared out equally; the last
+            batch of a worker may be smaller, and is so on every rank.
+        state: What `state_dict()` gave, to go on after that batch.
+        cache: Folder that keeps the shards read from S3 (as large as the dataset). Without it each
+            worker holds MIXED_SHARDS of them and downloads again every epoch.
+
+    Raises:
+        DatasetError: an unusable dataset; at once for `dataset.json`, when a shard is first opened
+            for a shard that is missing or changed.
+        ValueError: an impossible split, or a state of another dataset or split; at once.
+    """
+    return Loader(uri, batch_size, rank, world_size, seed, workers, shuffle, epochs, state, cache)
+
+
+class Loader:
+    """See `loader`. `info` is the dataset's; `state_dict` and `load_state_dict` are exact."""
+
+    def __init__(
+        self,
+        uri: str | Path,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        workers: int,
+        shuffle: bool,
+        epochs: int | None,
+        state: dict[str, Any] | None,
+        cache: str | Path | None,
+    ) -> None:
+        if batch_size < 1 or workers < 0 or world_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                "need batch_size >= 1, workers >= 0 and 0 <= rank < world_size, got "
+                f"batch_size {batch_size}, workers {workers}, rank {rank} of {world_size}"
+            )
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs must be at least 1, or None for ever, got {epochs}")
+        self.info = read_dataset_info(uri)
+        if self.info.samples < world_size * max(1, workers):
+            raise ValueError(
+                f"{uri}: {self.info.samples} samples cannot be split over {world_size} ranks with "
+                f"{max(1, workers)} workers each; use fewer, or a larger dataset"
+            )
+        # What a position means nothing without.
+        self._of = {
+            "dataset": dataset_hash(self.info),
+            "seed": seed,
+            "shuffle": shuffle,
+            "rank": rank,
+            "world_size": world_size,
+            "workers": workers,
+        }
+        dataset = _Stretch(uri, self.info, rank, world_size, seed, shuffle, epochs, cache)
+        self._loader = StatefulDataLoader(
+            dataset,
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
+            multiprocessing_context="spawn" if workers else None,  # s3fs does not survive a fork
+            generator=torch.Generator().manual_seed(seed),  # leave torch's own generator alone
+        )
+        if state is not None:
+            self.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the batch given last; picklable, a few hundred bytes a worker."""
+        return {"of": dict(self._of), "loader": self._loader.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next iteration go on after `state`.
+
+        Raises:
+            ValueError: the state is of another dataset, seed or split.
+        """
+        for name, value in self._of.items():
+            if state["of"].get(name) != value:
+                raise ValueError(
+                    f"the loader's state was saved with {name} {state['of'].get(name)!r}, now it "
+                    f"is {value!r}; resume with the same dataset, seed and workers, or start "
+                    "without a state"
+                )
+        self._loader.load_state_dict(state["loader"])
+
+
+class _Stretch(IterableDataset[Keyed]):
+    """One rank's part of a dataset; each worker process iterates over its own part of that."""
+
+    def __init__(
+        self,
+        uri: str | Path,
+        info: DatasetInfo,
+        rank: int,
+        world_size: int,
+        seed: int,
+        shuffle: bool,
+        epochs: int | None,
+        cache: str | Path | None,
+    ) -> None:
+        self.store, self.info = open_store(uri), info
+        self.rank, self.world_size = rank, world_size
+        self.seed, self.shuffle, self.epochs, self.cache = seed, shuffle, epochs, cache
+
+    def __iter__(self) -> _Reader:
+        worker = get_worker_info()
+        index, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        each = self.info.samples // self.world_size
+        begin = self.rank * each + each * index // count
+        end = self.rank * each + each * (index + 1) // count
+        return _Reader(self, begin, end)
+
+
+class _Reader:
+    """Iterator over samples `begin..end` of every epoch's order."""
+
+    def __init__(self, stretch: _Stretch, begin: int, end: int) -> None:
+        self.of, self.begin, self.end = stretch, begin, end
+        self.epoch, self.position = 0, 0  # samples of this epoch already given
+        self.samples = self._read()
+        self.folder = ShardFolder(stretch.store, stretch.cache)
+
+    def __iter__(self) -> _Reader:
+        return self
+
+    def __next__(self) -> Keyed:
+        return next(self.samples)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.samples = self._read()
+
+    def _read(self) -> Iterator[Keyed]:
+        while self.of.epochs is None or self.epoch < self.of.epochs:
+            passed = 0
+            for group in self._groups():
+                size = sum(last - first for _, first, last in group)
+                if passed + size > self.position:
+                    order = self._order(group, passed)
+                    shards = {number for number, _ in order}
+                    self.folder.keep({self.of.info.shards[n].name for n in shards})
+                    for number, row in order[self.position - passed :]:
+                        sample = self.folder.read(self.of.info.shards[number], row)
+                        # Counted before it is given: the state is asked for after it was taken.
+                        self.position += 1
+                        yield sample
+                passed += size
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def _groups(self) -> list[list[tuple[int, int, int]]]:
+        """This epoch's pieces (shard, first row, end), MIXED_SHARDS to a group."""
+        counts = [shard.count for shard in self.of.info.shards]
+        total, order, shift = sum(counts), np.arange(len(counts)), 0
+        if self.of.shuffle:
+            rng = np.random.default_rng([self.of.seed, self.epoch])
+            order = rng.permutation(len(counts))
+            # Move the cuts between ranks, so that none is tied to the same rows of few shards.
+            shift = int(rng.integers(total))
+        pieces = []
+        for begin, end in _unwrapped(self.begin + shift, self.end + shift, total):
+            start = 0
+            for number in order.tolist():
+                first, last = max(begin - start, 0), min(end - start, counts[number])
+                if first < last:
+                    pieces.append((number, first, last))
+                start += counts[number]
+        return [pieces[i : i + MIXED_SHARDS] for i in range(0, len(pieces), MIXED_SHARDS)]
+
+    def _order(self, group: list[tuple[int, int, int]], passed: int) -> list[tuple[int, int]]:
+        rows = [(number, row) for number, first, last in group for row in range(first, last)]
+        if self.of.shuffle:
+            rng = np.random.default_rng([self.of.seed, self.epoch, self.begin, passed])
+            rows = [rows[i] for i in rng.permutation(len(rows))]
+        return rows
+
+
+def _unwrapped(begin: int, end: int, total: int) -> list[tuple[int, int]]:
+    """A stretch of a circle of `total` as one or two stretches of a line."""
+    begin, end = begin % total, begin % total + end - begin
+    return [(begin, end)] if end <= total else [(begin, total), (0, end - total)]
+
+
+def _collate(samples: list[Keyed]) -> Batch:
+    batch: Batch = {
+        "key": [key for key, _ in samples],
+        "instruction": [sample.instruction for _, sample in samples],
+    }
+    encoded = isinstance(samples[0][1], EncodedPair)
+    for name in ("source", "target", "mask", "text") if encoded else ("source", "target", "mask"):
+        stacked = torch.from_numpy(np.stack([getattr(sample, name) for _, sample in samples]))
+        batch[name] = stacked.float() if encoded else stacked
+    return batch
