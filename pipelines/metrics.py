@@ -1,6 +1,6 @@
 """How well a clip was edited, against the source and the ground truth.
 
-Clips are uint8 RGB `[frames, height, width, 3]`, the edited region is bool `[frames, height, width]`.
+F frames, H x W pixels. Clips are uint8 RGB `[F, H, W, 3]`, the edited region is bool `[F, H, W]`.
 PSNR and SSIM are torchmetrics' own, over the pixels of a region. With `e` the edit, `t` the ground
 truth and `s` the source:
 

@@ -1,8 +1,8 @@
 """Which stages are finished, and for which inputs: one small JSON file a stage.
 
 A stage's key is the hash of everything that decides its result: its resolved configuration, the
-fingerprints of its inputs, and the version of the code's meaning. A finished stage with the same key
-and unchanged outputs is not run again.
+fingerprints of its inputs, and the version of the code's meaning. A finished stage with the same
+key and an unchanged output is not run again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.manifest import dataset_hash, read_dataset_info
+from data.store import DatasetError
+
 _BLOCK = 1 << 20
 _MAX_BLOCKS = 256  # files up to 256 MiB are hashed whole, larger ones at evenly spread blocks
 
@@ -25,7 +28,7 @@ class StageRecord:
 
     stage: str
     key: str  # hash of the inputs
-    fingerprint: str  # hash of the output
+    fingerprint: str | None  # hash of the output; None when the output lies in the registry
     output: str  # folder or file the stage wrote, a path or a URI
     run_id: str  # its MLflow run
     metrics: dict[str, float] = field(default_factory=dict)
@@ -54,6 +57,28 @@ def key_of(parts: Mapping[str, Any]) -> str:
     """The hash of plain JSON values, whatever their order."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint_of(output: str | Path) -> str | None:
+    """The hash of what a stage left: a model directory, a dataset or a file; None if incomplete.
+
+    A dataset on disk is incomplete when a shard is missing or of another size than it says.
+    """
+    path = Path(output)
+    if (path / "config.json").is_file():
+        return model_fingerprint(path)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        info = read_dataset_info(str(output))
+    except DatasetError:
+        return None
+    if path.is_dir():
+        for shard in info.shards:
+            file = path / shard.name
+            if not file.is_file() or file.stat().st_size != shard.bytes:
+                return None
+    return dataset_hash(info)
 
 
 def model_fingerprint(folder: str | Path) -> str:

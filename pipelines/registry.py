@@ -9,12 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.tracking import client_for
+from pipelines.records import Records
+from pipelines.tracking import DEFAULT_FOLDER, ROOT, client_for, resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOCATION = "liveedit.location"  # tag on a version: the model directory
+DEMO_OUTPUT = DEFAULT_FOLDER / "demo"
+SHIPPED = ROOT / "pipelines" / "start" / "demo"
 FINGERPRINT = "liveedit.fingerprint"  # tag on a version: what `pipelines.records` says of it
 
 
@@ -51,6 +54,43 @@ def register(
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version)
     return version
+
+
+def holds(uri: str, name: str, version: str, location: Path) -> bool:
+    """Whether the registry has this version, pointing at `location`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client_for(uri).get_model_version(name, version)
+    except MlflowException:
+        return False
+    return found.tags.get(LOCATION) == str(location)
+
+
+def locate(model: str | None) -> Path:
+    """The model directory a user means: a path, `models:/NAME@ALIAS`, or null for the demo's model.
+
+    Null is the model that the last pipeline in runs/demo finished, else the one shipped with this
+    tree. Raises RegistryError.
+    """
+    if model is None:
+        record = Records(DEMO_OUTPUT).read("register")
+        if record and (Path(record.output) / "config.json").is_file():
+            return Path(record.output)
+        if (SHIPPED / "config.json").is_file():
+            return SHIPPED
+        raise RegistryError(
+            "there is no model yet: run `liveedit demo` to train one, or give "
+            "--model PATH or --model models:/liveedit@production"
+        )
+    if model.startswith("models:/"):
+        return resolve(model, resolve_uri(None))
+    if not (Path(model) / "config.json").is_file():
+        raise RegistryError(
+            f"{model} is no model directory (config.json is missing); give a folder that training "
+            "or `liveedit import` wrote, or models:/liveedit@production"
+        )
+    return Path(model)
 
 
 def resolve(reference: str, uri: str) -> Path:

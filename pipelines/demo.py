@@ -1,0 +1,140 @@
+"""`liveedit demo` and `liveedit train`: the pipeline with its lines, and where everything is."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from data.sample import Pair
+from data.synthetic import make_pair
+from data.video import VideoWriter
+from modeling.model_dir import read_config
+from pipelines.commands import metrics_table
+from pipelines.config import PipelineConfig, load_config
+from pipelines.edit import edit_video
+from pipelines.evaluate import load_editor, table_rows
+from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
+from pipelines.progress import StageView
+from pipelines.records import fingerprint_of
+from pipelines.stage_runner import StageRunner
+from pipelines.tracking import Tracker
+
+VIDEO_FRAMES = 81  # 5 s: longer than the clips of training and than the model's window
+VIDEO_SEED = 3
+
+
+def run_demo(overrides: list[str], console: Console) -> None:
+    """Make pairs, train, evaluate, register, edit a video; then say where everything is."""
+    config = load_config("demo", overrides)
+    started = time.monotonic()
+    result = _run(config, StageView(console, (*STAGES, "edit")), edit=True)
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+    print_result(config, result, console)
+    source, video = result.output / "source.mp4", result.output / "edited.mp4"
+    prompt = heldout_video(result.model).instruction
+    _print_lines(console, {"before": str(source), "after": f"{video}  ({prompt})"})
+    again = shlex.join(["liveedit", "edit", _short(source), "mine.mp4", "--prompt", prompt])
+    console.print(
+        "\n[bold]Try next[/]\n"
+        f"  {again} --seed 1\n"
+        "  liveedit demo distill.steps=400     train the last stage longer\n"
+        "  liveedit data ingest --help         bring your own pairs\n"
+        "  liveedit train wan-1.3b --dry-run   the same pipeline at full size",
+        soft_wrap=True,
+    )
+
+
+def run_train(config: PipelineConfig, console: Console) -> None:
+    """Run the pipeline and say where everything is."""
+    result = _run(config, StageView(console, STAGES))
+    print_result(config, result, console)
+
+
+def print_result(config: PipelineConfig, result: PipelineResult, console: Console) -> None:
+    """Metrics, and where model, runs and pictures are."""
+    console.print()
+    console.print(metrics_table(table_rows(result.metrics)))
+    console.print()
+    name = config.tracking.model_name
+    references = ", ".join(f"models:/{name}@{alias}" for alias in result.aliases)
+    ui = f"mlflow ui --backend-store-uri {config.tracking.uri}"
+    if str(config.tracking.uri).startswith("http"):
+        ui = str(config.tracking.uri)
+    _print_lines(
+        console,
+        {
+            "model": f"{result.model}  (version {result.version}: {references})",
+            "runs": ui,
+            "metrics": f"{result.table}, {result.report}",
+            "picture": str(result.picture),
+        },
+    )
+    if result.shortfalls:
+        console.print(f"  not promoted to production: {'; '.join(result.shortfalls)}")
+
+
+def heldout_video(model: Path) -> Pair:
+    """A synthetic pair of `VIDEO_FRAMES` frames whose combination no training pair shows."""
+    stream = read_config(model).stream
+    return make_pair(
+        VIDEO_SEED,
+        height=stream.height,
+        width=stream.width,
+        frames=VIDEO_FRAMES,
+        fps=stream.fps,
+        split="heldout",
+    )
+
+
+def _run(config: PipelineConfig, view: StageView, *, edit: bool = False) -> PipelineResult:
+    try:
+        with view:
+            return run_pipeline(config, view, then=_edit_heldout if edit else None)
+    except KeyboardInterrupt as interrupt:
+        view.console.print(
+            f"\nStopped. Finished and kept: {', '.join(view.finished) or 'nothing yet'}. "
+            "Run the same command again to go on.",
+            *getattr(interrupt, "__notes__", []),
+        )
+        raise
+
+
+def _edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
+    """The demo's last stage: edit a video file as `liveedit edit` does."""
+    pair = heldout_video(result.model)
+    source, video = result.output / "source.mp4", result.output / "edited.mp4"
+    frames, height, width = pair.video_shape
+
+    def make(tracker: Tracker, key: str) -> dict[str, float]:
+        with VideoWriter(source, width, height, pair.fps) as writer:
+            writer.write(pair.source)
+        report = edit_video(
+            load_editor(result.model),
+            source,
+            video,
+            pair.instruction,
+            progress=lambda n: runner.view.update("edit", n, frames, f"{n}/{frames} frames"),
+        )
+        tracker.log_artifact(video)
+        return {"frames": float(report.frames), "fps": report.fps}
+
+    inputs = {
+        "model": fingerprint_of(result.model),
+        "origin": pair.origin,
+        "size": [frames, height, width],
+    }
+    runner.run("edit", 1, inputs, video, make, still_there=lambda record: source.is_file())
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _print_lines(console: Console, lines: dict[str, str]) -> None:
+    for name, value in lines.items():
+        console.print(f"  [bold]{name:<9}[/]{value}", soft_wrap=True)

@@ -1,0 +1,348 @@
+"""From pairs to a registered model: the stages in order, finished ones not run again.
+
+data, heldout, start, vae, encode, foundation, causal, distill, evaluate, register
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import synthetic
+from data.manifest import read_dataset_info
+from modeling.model_dir import read_config
+from pipelines import preflight, registry
+from pipelines.config import PipelineConfig, section_plain, to_plain, to_yaml
+from pipelines.encode import encode_dataset
+from pipelines.evaluate import EditedClip, evaluate, load_editor, markdown_table, shortfalls
+from pipelines.make_data import make_synthetic
+from pipelines.picture import side_by_side
+from pipelines.progress import StageView
+from pipelines.records import StageRecord, fingerprint_of, write_json
+from pipelines.session import ray_session
+from pipelines.stage_runner import StageRunner, Work, locked
+from pipelines.start_model import start_model
+from pipelines.tracking import Tracker
+
+STAGES = (
+    "data",
+    "heldout",
+    "start",
+    "vae",
+    "encode",
+    "foundation",
+    "causal",
+    "distill",
+    "evaluate",
+    "register",
+)
+# Raise a stage's number when its code gives another result for the same inputs.
+VERSIONS = dict.fromkeys(STAGES, 1)
+NEUTRAL = ("log_every", "checkpoint_every")  # settings of a stage that do not change its result
+SHOWN_CLIPS = 3  # held-out clips in the side-by-side picture
+
+
+@dataclass
+class PipelineResult:
+    """Where everything is."""
+
+    output: Path
+    model: Path
+    version: str  # in the registry
+    aliases: list[str]
+    shortfalls: list[str]  # why it was not promoted
+    metrics: dict[str, float]  # means over the held-out clips
+    report: Path
+    table: Path
+    picture: Path
+    heldout: str  # dataset
+    run_id: str
+    reused: list[str]
+
+
+def run_pipeline(
+    config: PipelineConfig,
+    view: StageView,
+    *,
+    then: Callable[[StageRunner, PipelineResult], None] | None = None,
+) -> PipelineResult:
+    """Run every stage of `config` that is not finished, and then what the caller adds.
+
+    Raises ValueError for what the user can mend, before anything starts wherever that can be known.
+    """
+    source = preflight.check(config)
+    output = Path(config.output).absolute()
+    assert config.tracking.uri is not None
+    with locked(output), ExitStack() as resources:
+        (output / "config.yaml").write_text(to_yaml(config))
+        parent = Tracker.start_pipeline(
+            config.tracking.uri, config.tracking.experiment, config.name, to_plain(config)
+        )
+        runner = StageRunner(output, parent, view)
+        try:
+            result = _Pipeline(config, output, source, runner, resources).run()
+            if then:
+                then(runner, result)
+        except BaseException as error:
+            parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        parent.log_metrics(result.metrics)
+        parent.finish()
+        return result
+
+
+class _Pipeline:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        output: Path,
+        source: Path | None,
+        runner: StageRunner,
+        resources: ExitStack,
+    ) -> None:
+        assert config.tracking.uri is not None
+        self.config, self.output, self.source = config, output, source
+        self.uri = config.tracking.uri
+        self.model = config.model.resolve()
+        self.runner, self.view = runner, runner.view
+        self._resources = resources
+        self._ray = False
+
+    def run(self) -> PipelineResult:
+        data = self.config.data
+        pairs = self.pairs("data", "train", data.train, data.pairs)
+        heldout = self.pairs("heldout", "heldout", data.heldout, data.heldout_pairs)
+        start = self.start()
+        with_vae = self.train("vae", start, pairs)
+        encoded = self.encode(with_vae, pairs)
+        foundation = self.train("foundation", with_vae, encoded)
+        causal = self.train("causal", foundation, encoded)
+        final = self.train("distill", causal, encoded, teacher=foundation)
+        evaluation = self.evaluate(final, heldout)
+        return self.register(final, heldout, evaluation)
+
+    def pairs(self, stage: str, split: str, given: str | None, count: int) -> str:
+        """The dataset that the user gave, or a synthetic one."""
+        if given is not None:
+            info = read_dataset_info(given)
+            self.runner.pass_over(stage, f"{given}, {info.samples} pairs")
+            return given
+        data, stream = self.config.data, self.model.stream
+        target = str(self.output / "data" / split)
+
+        def make(tracker: Tracker, key: str) -> dict[str, float]:
+            make_synthetic(
+                target,
+                pairs=count,
+                height=stream.height,
+                width=stream.width,
+                frames=data.frames,
+                fps=stream.fps,
+                seed=data.seed,
+                split=split,
+                samples_per_shard=data.samples_per_shard,
+                workers=data.workers,
+                overwrite=True,
+                on_pair=lambda done: self.view.update(stage, done, count, f"{done}/{count} pairs"),
+            )
+            return {"pairs": float(count)}
+
+        inputs = {
+            "generator": synthetic.VERSION,
+            "pairs": count,
+            "size": [stream.height, stream.width, data.frames, stream.fps],
+            "seed": data.seed,
+            "split": split,
+            "samples_per_shard": data.samples_per_shard,
+        }
+        return self.stage(stage, inputs, target, make).output
+
+    def start(self) -> Path:
+        """The model directory that the first trained stage starts from."""
+        if self.source is not None and read_config(self.source).stream == self.model.stream:
+            self.runner.pass_over("start", str(self.config.model.start))
+            return self.source
+        target = self.output / "models" / "start"
+
+        def make(tracker: Tracker, key: str) -> dict[str, float]:
+            start_model(self.model, self.source, target, seed=self.config.seed)
+            return {}
+
+        inputs = {
+            "model": section_plain(self.model),
+            "seed": self.config.seed,
+            "source": fingerprint_of(self.source) if self.source else None,
+        }
+        return Path(self.stage("start", inputs, target, make).output)
+
+    def train(self, stage: str, start: Path, dataset: str, **models: Path) -> Path:
+        """One trained stage, on Ray; `models` are what it needs besides its start."""
+        section = getattr(self.config, stage)
+        if section.steps == 0:
+            self.runner.pass_over(stage, f"{stage}.steps=0")
+            return start
+        target = self.output / "models" / stage
+
+        def make(tracker: Tracker, key: str) -> dict[str, float]:
+            from pipelines.trainer import train_stage  # Ray Train takes seconds to import
+
+            self.start_ray()
+            extra = {"key": key} | {name: str(path) for name, path in models.items()}
+            outcome = train_stage(
+                stage,
+                self.config,
+                start=start,
+                dataset=dataset,
+                output=target,
+                run_id=tracker.run_id,
+                extra=extra,
+                on_progress=lambda report: self.view.update(
+                    stage, report.step, report.steps, report.line()
+                ),
+            )
+            tracker.log_artifact(target / "card.json")
+            return dict(outcome.metrics)
+
+        inputs = {
+            "config": {k: v for k, v in section_plain(section).items() if k not in NEUTRAL},
+            "workers": self.config.compute.workers,
+            "precision": self.config.compute.precision,
+            "seed": self.config.seed,
+            "start": fingerprint_of(start),
+            "dataset": fingerprint_of(dataset),
+            **{name: fingerprint_of(path) for name, path in models.items()},
+        }
+        return Path(self.stage(stage, inputs, target, make).output)
+
+    def encode(self, model: Path, pairs: str) -> str:
+        """The training pairs as latents and text embeddings."""
+        data = self.config.data
+        target = str(self.output / "data" / "encoded")
+
+        def make(tracker: Tracker, key: str) -> dict[str, float]:
+            info = encode_dataset(
+                pairs,
+                target,
+                model,
+                batch_size=data.encode_batch,
+                samples_per_shard=data.samples_per_shard,
+                on_sample=lambda n, of: self.view.update("encode", n, of, f"{n}/{of} pairs"),
+            )
+            return {"pairs": float(info.samples)}
+
+        inputs = {
+            "model": fingerprint_of(model),
+            "pairs": fingerprint_of(pairs),
+            "samples_per_shard": data.samples_per_shard,
+        }
+        return self.stage("encode", inputs, target, make).output
+
+    def evaluate(self, model: Path, heldout: str) -> StageRecord:
+        """Held-out pairs through the streaming editor; report and picture."""
+        settings = self.config.evaluate
+        target = self.output / "evaluation.json"
+
+        def make(tracker: Tracker, key: str) -> dict[str, float]:
+            editor = load_editor(model, settings.mask_cache)
+            samples = read_dataset_info(heldout).samples
+            total = min(settings.clips or samples, samples)
+            shown: list[EditedClip] = []
+            gains: list[float] = []
+
+            def on_clip(clip: EditedClip) -> None:
+                if len(shown) < SHOWN_CLIPS:
+                    shown.append(clip)
+                gains.append(clip.metrics.get("gain", 0.0))
+                note = f"{len(gains)}/{total} clips  gain {gains[-1]:+.1f} dB"
+                self.view.update("evaluate", len(gains), total, note)
+
+            report = evaluate(editor, heldout, settings, on_clip=on_clip)
+            side_by_side(shown).save(self.picture)
+            mean: dict[str, float] = report["mean"]
+            self.table.write_text(markdown_table(mean))
+            write_json(target, report)
+            for path in (target, self.table, self.picture):
+                tracker.log_artifact(path)
+            return mean
+
+        inputs = {
+            "model": fingerprint_of(model),
+            "dataset": fingerprint_of(heldout),
+            "config": section_plain(settings),
+        }
+        return self.stage("evaluate", inputs, target, make)
+
+    def register(self, model: Path, heldout: str, evaluation: StageRecord) -> PipelineResult:
+        """The model in the registry, as candidate, and as production if it is good enough."""
+        tracking = self.config.tracking
+        missing = shortfalls(evaluation.metrics, self.config.evaluate)
+        aliases = [tracking.alias]
+        if tracking.promote and not missing:
+            aliases.append("production")
+
+        def make(tracker: Tracker, key: str) -> dict[str, float]:
+            version = registry.register(
+                self.uri,
+                tracking.model_name,
+                model,
+                run_id=self.runner.parent.run_id,
+                fingerprint=str(fingerprint_of(model)),
+                metrics=evaluation.metrics,
+                aliases=tuple(aliases),
+            )
+            return {"version": float(version)}
+
+        inputs = {
+            "model": fingerprint_of(model),
+            "location": str(model),
+            "registry": self.uri,
+            "name": tracking.model_name,
+            "aliases": aliases,
+        }
+        record = self.runner.run(
+            "register",
+            VERSIONS["register"],
+            inputs,
+            model,
+            make,
+            still_there=lambda record: registry.holds(
+                self.uri, tracking.model_name, str(int(record.metrics["version"])), model
+            ),
+        )
+        return PipelineResult(
+            output=self.output,
+            model=model,
+            version=str(int(record.metrics["version"])),
+            aliases=aliases,
+            shortfalls=missing,
+            metrics=evaluation.metrics,
+            report=Path(evaluation.output),
+            table=self.table,
+            picture=self.picture,
+            heldout=heldout,
+            run_id=self.runner.parent.run_id,
+            reused=self.view.reused,
+        )
+
+    @property
+    def table(self) -> Path:
+        return self.output / "metrics.md"
+
+    @property
+    def picture(self) -> Path:
+        return self.output / "side_by_side.png"
+
+    def stage(
+        self, stage: str, inputs: Mapping[str, Any], output: str | Path, work: Work
+    ) -> StageRecord:
+        return self.runner.run(stage, VERSIONS[stage], inputs, output, work)
+
+    def start_ray(self) -> None:
+        """One Ray for all stages that train, started when the first of them needs it."""
+        if not self._ray:
+            compute = self.config.compute
+            self._resources.enter_context(ray_session(compute.address, compute.workers or 2))
+            self._ray = True

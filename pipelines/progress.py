@@ -1,0 +1,69 @@
+"""What a pipeline shows while it works: a line a stage, with a bar in a terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+MARKS = {"done": "[green]done[/]", "reused": "[cyan]reused[/]", "passed": "[dim]passed over[/]"}
+
+
+class StageView:
+    """A context manager; outside a terminal it prints a line when a stage starts and ends."""
+
+    def __init__(self, console: Console, stages: tuple[str, ...]) -> None:
+        self.console = console
+        self.finished: list[str] = []  # done in this run or before
+        self.reused: list[str] = []  # done before
+        self._live = console.is_terminal
+        self._started: dict[str, float] = {}
+        self._progress = Progress(
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._tasks: dict[str, TaskID] = {
+            stage: self._progress.add_task(stage, start=False, total=1, note="") for stage in stages
+        }
+
+    def start(self, stage: str, note: str = "") -> None:
+        self._started[stage] = time.monotonic()
+        self._progress.start_task(self._tasks[stage])
+        self._progress.update(self._tasks[stage], total=None, note=note)  # a pulsing bar
+        if not self._live:
+            self.console.print(f"{stage:<11} started {note}")
+
+    def update(self, stage: str, done: float, total: float, note: str = "") -> None:
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+
+    def finish(self, stage: str, note: str = "", mark: str = "done") -> None:
+        """`mark` is done, reused or passed (a stage without steps)."""
+        self.finished.append(stage)
+        if mark == "reused":
+            self.reused.append(stage)
+        task = self._tasks[stage]
+        seconds = time.monotonic() - self._started.get(stage, time.monotonic())
+        self._progress.start_task(task)
+        self._progress.update(task, completed=1, total=1, note=f"{MARKS[mark]} {note}")
+        self._progress.stop_task(task)
+        if not self._live:
+            took = f"in {seconds:.0f} s" if mark == "done" else ""
+            self.console.print(f"{stage:<11} {MARKS[mark]} {took} {note}".rstrip())
+
+    def __enter__(self) -> StageView:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
