@@ -7,6 +7,7 @@ way back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,9 @@ Source = str | Path | BinaryIO
 # edges where they are.
 EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 MAX_FPS = 1000
+# Of a frame's time: a frame that comes so little late still counts. Containers round their time stamps (to
+# milliseconds in Matroska), and an exact comparison would repeat one frame and drop the next.
+SLACK = Fraction(1, 4)
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,8 @@ def read_frames(
 
     Args:
         path: A file, or an open binary file that can seek.
-        fps: Frames a second to give, chosen by time stamps (right for variable rates too): each
-            source frame is put at the nearest tick, as ffmpeg's `fps` filter does, then repeated or
-            dropped. None gives every stored frame once.
+        fps: Frames a second to give, chosen by time stamps, so right for variable rates too: at
+            each tick the frame on the screen then. None gives every stored frame once.
         size: `(height, width)`. The picture is scaled until it covers the size and cut around its
             centre, never stretched. None keeps the shown size.
         start: First frame to give, counted in frames of the result.
@@ -189,6 +192,7 @@ def _resample(
     """Pairs each frame that is shown at all with how many ticks of `fps` it is shown."""
     fps = Fraction(fps).limit_denominator(100_000)
     source_step = 1 / _frame_rate(stream, path)
+    slack = SLACK * min(1, source_step * fps)
     origin: Fraction | None = None
     held: av.VideoFrame | None = None
     held_tick, end = 0, Fraction(0)
@@ -196,18 +200,15 @@ def _resample(
         base = Fraction(frame.time_base or 0)
         time = number * source_step if frame.pts is None else frame.pts * base
         origin = time if origin is None else origin
-        tick = _round((time - origin) * fps)
+        tick = math.ceil((time - origin) * fps - slack)
         if held is not None and tick > held_tick:
             yield held, tick - held_tick
             held_tick = tick
         held = frame
         end = time - origin + (frame.duration * base or source_step)
-    if held is not None:
-        yield held, max(1, _round(end * fps) - held_tick)
-
-
-def _round(value: Fraction) -> int:
-    return int(value + Fraction(1, 2))  # halves up; value >= 0 but for damaged stamps
+    ticks = max(1, round(end * fps))
+    if held is not None and held_tick < ticks:
+        yield held, ticks - held_tick
 
 
 def _pixel_aspect(stream: Any) -> Fraction:

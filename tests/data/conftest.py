@@ -1,0 +1,109 @@
+"""Small videos of every awkward kind, written with PyAV, and a real S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data.sample import EncodedPair, Pair
+from data.synthetic import make_pair
+
+MakeVideo = Callable[..., Path]
+
+
+def numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frames that can be told apart after lossy coding: gray level 12 n + 4 and a bright corner."""
+    frames = np.empty((count, height, width, 3), np.uint8)
+    frames[:] = (12 * np.arange(count) + 4)[:, None, None, None]
+    frames[:, : height // 4, : width // 4] = (250, 30, 30)  # red upper left corner
+    return frames
+
+
+def number_of(frame: np.ndarray) -> int:
+    """Which frame of `numbered` this is, from its lower right quarter."""
+    height, width = frame.shape[:2]
+    level = frame[height // 2 :, width // 2 :].mean()
+    return round((level - 4) / 12)
+
+
+def write_raw(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    fps: Fraction | int = 16,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    times: Sequence[Fraction] | None = None,
+    rotation: int = 0,
+    pixel_aspect: Fraction | None = None,
+    audio: str | None = None,
+    audio_seconds: float | None = None,
+) -> Path:
+    """A video straight through PyAV, independent of the writer under test."""
+    with av.open(str(path), "w") as output:
+        options = {"crf": "4"} if codec == "libx264" else {}
+        stream = output.add_stream(codec, rate=Fraction(fps), options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixel_format
+        if codec not in ("libx264", "ffv1"):
+            stream.bit_rate = 4_000_000
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        sound = None
+        if audio is not None:
+            sound = output.add_stream(audio, rate=48000)
+            sound.layout = "mono"
+        for n, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format=pixel_format)
+            if times is None:
+                frame.pts, frame.time_base = n, 1 / Fraction(fps)
+            else:
+                frame.pts, frame.time_base = round(times[n] * 1000), Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+        if sound is not None:
+            seconds = audio_seconds or len(frames) / float(fps)
+            wave = np.sin(np.arange(int(48000 * seconds)) * 2 * np.pi * 440 / 48000)
+            block = av.AudioFrame.from_ndarray(
+                (wave * 8000).astype(np.int16)[None], format="s16", layout="mono"
+            )
+            block.sample_rate, block.pts, block.time_base = 48000, 0, Fraction(1, 48000)
+            output.mux(sound.encode(block))
+            output.mux(sound.encode(None))
+    return path
+
+
+@pytest.fixture
+def make_video(tmp_path: Path) -> MakeVideo:
+    def make(name: str = "in.mp4", frames: np.ndarray | None = None, **options: object) -> Path:
+        return write_raw(tmp_path / name, numbered(16) if frames is None else frames, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def small_pair(seed: int) -> Pair:
+    return make_pair(seed, height=32, width=48, frames=5)
+
+
+def small_encoded(seed: int) -> EncodedPair:
+    rng = np.random.default_rng(seed)
+    return EncodedPair(
+        source=rng.standard_normal((2, 16, 4, 6)).astype(np.float32),
+        target=rng.standard_normal((2, 16, 4, 6)).astype(np.float16),
+        text=rng.standard_normal((24, 8)).astype(np.float32),
+        mask=rng.random((2, 4, 6)).astype(np.float32),
+        instruction=f"edit number {seed}",
+        fps=16.0,
+        video_shape=(5, 32, 48),
+        origin={"seed": seed},
+    )
