@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -51,23 +51,27 @@ def save_model(
     *,
     transformer: Mapping[str, Tensor] | nn.Module | None = None,
     vae: Mapping[str, Tensor] | nn.Module | None = None,
-    text: Path | None = None,
+    text: Path | Callable[[Path], None] | None = None,
     card: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a model directory at `path`, which must not exist or be an older model directory.
 
     `dtype` converts floating-point weights (None keeps theirs). `text` is a folder that is copied
-    to `text/`. The directory appears whole or not at all.
+    to `text/`, or a function that writes that folder. The directory appears whole or not at all.
     """
     path = Path(path)
-    if path.exists() and not (path / "config.json").is_file() and any(path.iterdir()):
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not is_model_dir(path):
         raise ModelError(f"{path} holds other files; give a new folder for the model")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         if text is not None:
-            shutil.copytree(text, draft / "text")
+            if callable(text):
+                text(draft / "text")
+            else:
+                shutil.copytree(text, draft / "text")
             config = replace(config, text=replace(config.text, path="text"))
         _write_json(draft / "config.json", {"format_version": FORMAT_VERSION, **asdict(config)})
         _write_json(draft / "card.json", dict(card))
@@ -87,6 +91,14 @@ def save_model(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path
+
+
+def is_model_dir(path: Path) -> bool:
+    """Whether `path` is a model directory of any version (other tools write a config.json too)."""
+    try:
+        return "format_version" in json.loads((path / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def read_config(path: str | Path) -> ModelConfig:
