@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from .accelerate import accelerate
 from .flow import FlowSchedule
 from .model_dir import Model, ModelError, load_model
 from .presets import MaskCacheConfig, ModelConfig, StreamConfig
@@ -48,6 +49,9 @@ class StreamingEditor:
         self.device = self.transformer.patch_embedding.weight.device
         self.flow = FlowSchedule(self.settings.shift, self.device)
         self.timesteps = self.flow.warp(self.settings.timesteps)  # [steps]
+        self.accelerated = self.device.type == "cuda"
+        if self.accelerated:
+            accelerate(self.transformer)
 
     @classmethod
     def load(

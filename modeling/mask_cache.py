@@ -85,7 +85,11 @@ class MaskCache:
         """Choose the next chunk's tokens from this chunk's latents [1, F, C, H, W]."""
         importance = (edited.float() - source.float()).square().mean(dim=2)[0]  # [F, H, W]
         choose = published_tokens if self.config.policy == "published" else budget_tokens
-        self.tokens = choose(importance, self.config.keep_ratio)
+        tokens = choose(importance, self.config.keep_ratio)
+        if self.tokens is not None and len(self.tokens) == len(tokens):
+            self.tokens.copy_(tokens)  # in place: a captured CUDA graph reads them here
+        else:
+            self.tokens = tokens
 
     def token_mask(self) -> Tensor:
         """Recomputed tokens of a pruned step, bool [F, H/2, W/2]."""

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .accelerate import GraphedForward
 from .kv_cache import Cached, KVCache
-from .mask_cache import MaskCache
+from .mask_cache import MaskCache, Reuse
 from .stream_state import StreamState
 from .vae import VaeState
 
@@ -78,6 +79,7 @@ class EditStream:
             device=editor.device,
             dtype=transformer.dtype,
         )
+        self._graphed = GraphedForward(transformer, self._kv) if editor.accelerated else None
         # Noise is drawn on the CPU, so that a seed means the same video on every device.
         self._generator = torch.Generator().manual_seed(seed)
         self._encoder: VaeState | None = None
@@ -149,7 +151,7 @@ class EditStream:
             generator=self._generator.get_state(),
             pending=self._pending[: 0 if compact else None].clone(),
             history=history.to("cpu", torch.float16),
-            mask_tokens=None if tokens is None else tokens.cpu(),
+            mask_tokens=None if tokens is None else tokens.to("cpu", copy=True),
         )
         if not compact:
             state.kv = self._kv.state_dict()
@@ -166,7 +168,7 @@ class EditStream:
         self.chunks, self.frames = state.chunks, state.frames
         if self._mask:
             tokens = state.mask_tokens
-            self._mask.tokens = None if tokens is None else tokens.to(editor.device)
+            self._mask.tokens = None if tokens is None else tokens.to(editor.device, copy=True)
         history = state.history.to(editor.device, torch.float32)
         chunk = editor.settings.chunk_latents
         self._history = list(history.split(chunk, dim=1)) if state.chunks else []
@@ -230,7 +232,7 @@ class EditStream:
         for step, t in enumerate(editor.timesteps):
             reuse = self._mask.reuse(step) if self._mask else None
             t = t[None]
-            velocity = editor.transformer(x, source, t, self._text, Cached(self._kv, reuse))
+            velocity = self._forward(x, source, t, reuse)
             estimate = editor.flow.to_x0(x, velocity, t)
             if self._mask and reuse and reuse.scope == "block":
                 estimate = torch.where(self._mask.cell_mask(), estimate, x0)
@@ -242,8 +244,13 @@ class EditStream:
     def _refresh(self, edited: Tensor, source: Tensor) -> None:
         """Leave the clean chunk's keys and values in the cache (timestep 0, as in training)."""
         t = torch.zeros(1, device=edited.device)
-        self.editor.transformer(edited, source, t, self._text, Cached(self._kv))
+        self._forward(edited, source, t, None)
         self._kv.commit()
+
+    def _forward(self, x: Tensor, source: Tensor, t: Tensor, reuse: Reuse | None) -> Tensor:
+        if self._graphed is not None:
+            return self._graphed(x, source, t, self._text, reuse)
+        return self.editor.transformer(x, source, t, self._text, Cached(self._kv, reuse))
 
     def _remember(self, edited: Tensor, source: Tensor) -> None:
         """Keep the latents of the chunks that the KV cache keeps, for the compact state."""

@@ -236,10 +236,25 @@ class AttentionWeights(nn.Module):
 
 
 class SelfAttention(AttentionWeights):
+    joined: tuple[Tensor, Tensor] | None = None  # weight [3 * dim, dim] and bias of q, k and v
+
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, dim] -> q, k and v [B, T, N, D], not rotated yet."""
-        q, k = self.norm_q(self.q(x)), self.norm_k(self.k(x))
-        return self.heads(q), self.heads(k), self.heads(self.v(x))
+        if self.joined is None:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+        else:
+            q, k, v = F.linear(x, *self.joined).chunk(3, dim=-1)
+        return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
+
+    def join_projections(self) -> None:
+        """Make q, k and v one matrix product; their parameters become views of it."""
+        parts = (self.q, self.k, self.v)
+        weight = torch.cat([part.weight.detach() for part in parts])
+        bias = torch.cat([part.bias.detach() for part in parts])
+        self.joined = (weight, bias)
+        for part, w, b in zip(parts, weight.chunk(3), bias.chunk(3), strict=True):
+            part.weight = nn.Parameter(w, requires_grad=False)
+            part.bias = nn.Parameter(b, requires_grad=False)
 
 
 class CrossAttention(AttentionWeights):
