@@ -169,7 +169,7 @@ class ModelConfig:
 
 _WAN_VAE = VaeConfig(kind="wan")
 _UMT5 = TextConfig(kind="umt5", dim=4096, tokens=512)
-_WAN_STREAM = StreamConfig(height=480, width=832)
+_WAN_STREAM = StreamConfig(height=480, width=832, mask_cache=MaskCacheConfig(policy="published"))
 _WAN_1_3B = ModelConfig(
     transformer=TransformerConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
     vae=_WAN_VAE,
@@ -184,7 +184,7 @@ PRESETS: dict[str, ModelConfig] = {
         ),
         vae=VaeConfig(kind="tiny", widths=(64, 48, 32, 32), mean=(0.0,) * 16, std=(1.0,) * 16),
         text=TextConfig(kind="words", dim=64, tokens=24),
-        stream=StreamConfig(height=128, width=192),
+        stream=StreamConfig(height=128, width=192, mask_cache=MaskCacheConfig()),
     ),
     "wan-1.3b": _WAN_1_3B,
     "wan-14b": replace(

