@@ -13,6 +13,7 @@ from typing import Literal
 class ComputeConfig:
     """What a stage runs on."""
 
+    address: str | None = None  # Ray cluster (ray://HOST:10001, auto); null: a private Ray here
     workers: int | None = None  # null: one a GPU of the Ray cluster, or 2 without GPUs
     gpus: bool | None = None  # null: if the Ray cluster has any
     cpus_per_worker: float = 1.0  # what Ray reserves
@@ -23,6 +24,7 @@ class ComputeConfig:
     loader_workers: int = 0  # processes a worker that read and decode data
     max_failures: int = 2  # restarts of a stage after a worker died, before it gives up
     keep_checkpoints: int = 1  # newest checkpoints of a running stage that are kept
+    deterministic: bool = True  # same losses in every run, on a GPU too; attention loses some speed
 
 
 @dataclass

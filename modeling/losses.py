@@ -1,0 +1,69 @@
+"""The losses of the trained stages, as pure functions.
+
+Latents are [B, F, C, H, W], pixels [B, f, 3, H, W] in [-1, 1]. All arithmetic is float32 and all
+results are scalars.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import l1_loss, mse_loss
+
+
+def velocity_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Flow matching: mean square error of velocities, each latent times its `weight`.
+
+    `weight` [B], one a clip, or [B, F], one a latent; None weighs all alike.
+    """
+    error = (predicted.float() - target.float()).square().mean(dim=(2, 3, 4))  # [B, F]
+    if weight is None:
+        return error.mean()
+    return (error * weight.float().reshape(error.shape[0], -1)).mean()
+
+
+def guided(conditional: Tensor, unconditional: Tensor, excess: float) -> Tensor:
+    """conditional + excess * (conditional - unconditional); `excess` 3 is guidance scale 4."""
+    return conditional + excess * (conditional - unconditional)
+
+
+def dmd_gradient(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """Direction from the real to the fake score's clean estimate, normalised a sample (DMD).
+
+    (fake - real) / mean|x - real|, so that samples weigh alike however far they are off; where
+    `real` is `x` itself the direction is 0.
+    """
+    x, real, fake = x.float(), real.float(), fake.float()
+    distance = (x - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+    return ((fake - real) / distance.clamp_min(torch.finfo(torch.float32).tiny)).where(
+        distance > 0, torch.zeros_like(x)
+    )
+
+
+def gradient_as_loss(x: Tensor, gradient: Tensor) -> Tensor:
+    """A loss whose gradient in `x` is gradient / x.numel(): 0.5 * MSE(x, stopgrad(x - g))."""
+    x = x.float()
+    return 0.5 * mse_loss(x, (x - gradient).detach())
+
+
+def regression_loss(x: Tensor, target: Tensor) -> Tensor:
+    """0.5 * mean square error, on the same scale as `gradient_as_loss`."""
+    return 0.5 * mse_loss(x.float(), target.float())
+
+
+def reconstruction_loss(pixels: Tensor, target: Tensor, edge_weight: float) -> Tensor:
+    """L1 of pixels, plus `edge_weight` times the L1 of differences of neighbouring pixels.
+
+    The second term keeps edges sharp, which L1 alone trades for smoothness.
+    """
+    pixels, target = pixels.float(), target.float()
+    loss = l1_loss(pixels, target)
+    if edge_weight == 0:
+        return loss
+    error = pixels - target
+    return loss + edge_weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+
+
+def scale_penalty(latents: Tensor) -> Tensor:
+    """Half the mean square of latents: the mean's part of the KL divergence from N(0, 1)."""
+    return 0.5 * latents.float().square().mean()

@@ -1,0 +1,232 @@
+"""The training loop that all stages share; it runs in every Ray Train worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor, distributed
+
+from data.loader import Loader, loader
+from modeling.model_dir import Model, load_model, save_model
+from pipelines import checkpoint
+from pipelines.config import from_plain
+from pipelines.engines import learning_rate_at, set_learning_rate
+from pipelines.run_folder import Progress, RunFolder, TrainingError
+from pipelines.stages.base import Setting, Stage
+
+
+def train_loop(job: dict[str, Any]) -> dict[str, Any]:
+    """Train `job` (plain values, made by `trainer.train_stage`) and export its model.
+
+    Returns {"metrics", "steps"}, or {"refused": message} where an earlier try found that going on
+    is of no use: Ray restarts workers after any error, this is how a restart learns that it must
+    not repeat one.
+    """
+    folder = RunFolder(Path(job["folder"]))
+    if (message := folder.refusal()) is not None:
+        return {"refused": message}
+    try:
+        return _train(job, folder)
+    except torch.OutOfMemoryError as error:
+        message = (
+            f"stage {job['stage']} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
+            f"{job['stage']}.batch_size, set compute.activation_checkpointing=true, or raise "
+            "compute.zero_stage"
+        )
+        folder.refuse(message)
+        raise TrainingError(message) from error
+    except ValueError as error:
+        folder.refuse(str(error))
+        raise
+
+
+def _train(job: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    setting = _setting(job)
+    _prepare(setting)
+    model = load_model(setting.start, device=setting.device, dtype=torch.float32)
+    stage = build_stage(setting, model)
+    section = setting.section
+    batches = loader(
+        setting.dataset,
+        batch_size=section.batch_size,
+        rank=setting.rank,
+        world_size=setting.world_size,
+        seed=setting.seed,
+        workers=setting.config.compute.loader_workers,
+    )
+    first = _resume(setting, stage, batches)
+    meter = Meter(setting, folder, resumed=first > 0)
+    stream = iter(batches)
+    for step in range(first, section.steps):
+        for name, engine in stage.engines.items():
+            rate = learning_rate_at(step, section, stage.learning_rates[name])
+            set_learning_rate(engine, rate)
+        for micro in range(section.grad_accumulation):
+            metrics = stage.step(next(stream), setting.draw(step, micro))
+            meter.add(metrics, step)
+        done = step + 1
+        saves = done % section.checkpoint_every == 0 and done < section.steps
+        if done % section.log_every == 0 or done == section.steps or saves:
+            meter.report(done, learning_rate_at(step, section, section.learning_rate))
+        if saves:
+            _save(setting, stage, folder, done, batches)
+    _export(setting, stage, model, job, meter.last)
+    return {"metrics": meter.last, "steps": section.steps}
+
+
+def build_stage(setting: Setting, model: Model) -> Stage:
+    """The stage called `setting.stage`, with `model` as what it starts from."""
+    if setting.stage == "vae":
+        from pipelines.stages.vae import VaeTraining
+
+        return VaeTraining(setting, model)
+    if model.transformer is None:
+        raise TrainingError(
+            f"stage {setting.stage} starts from {setting.start}, which holds no transformer; "
+            "give a model directory with transformer.safetensors"
+        )
+    if setting.stage == "foundation":
+        from pipelines.stages.foundation import FoundationTraining
+
+        return FoundationTraining(setting, model)
+    if setting.stage == "causal":
+        from pipelines.stages.causal import CausalTraining
+
+        return CausalTraining(setting, model)
+    if setting.stage == "distill":
+        from pipelines.stages.distill import DistillTraining
+
+        return DistillTraining(setting, model)
+    raise TrainingError(f"there is no stage {setting.stage!r}: vae, foundation, causal, distill")
+
+
+class Meter:
+    """Means of metrics over steps and workers, and the guard against losses that are not finite.
+
+    Everything stays on the device until a report, so a step never waits for the host.
+    """
+
+    def __init__(self, setting: Setting, folder: RunFolder, resumed: bool) -> None:
+        self.setting = setting
+        self.folder = folder
+        self.last: dict[str, float] = {}
+        self._resumed = resumed
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=setting.device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._since = time.monotonic()
+        self._steps: set[int] = set()
+
+    def add(self, metrics: dict[str, Tensor], step: int) -> None:
+        self._steps.add(step)
+        for name, value in metrics.items():
+            self._values[name].append(value.detach().float())
+            bad = ~torch.isfinite(value).all() & (self._first_bad < 0)
+            self._first_bad = torch.where(bad, step, self._first_bad)
+
+    def report(self, done: int, learning_rate: float) -> None:
+        """Average, check and write down; a collective.
+
+        Raises TrainingError if any loss or gradient norm since the last report was not finite, so
+        that no such state is ever saved.
+        """
+        worst = self._first_bad.clone()
+        distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
+        if worst >= 0:
+            name, stage = next(iter(self._values)), self.setting.stage
+            raise TrainingError(
+                f"stage {stage}: the loss or gradient norm is not finite at step {int(worst) + 1} "
+                f"on at least one worker ({name} and others); lower {stage}.learning_rate or "
+                f"{stage}.grad_clip, or look for broken pairs in the dataset"
+            )
+        means = torch.stack([torch.stack(values).mean() for values in self._values.values()])
+        distributed.all_reduce(means)
+        means = means / self.setting.world_size
+        self.last |= dict(zip(self._values, means.tolist(), strict=True))
+        seconds = (time.monotonic() - self._since) / max(1, len(self._steps))
+        if self.setting.rank == 0:
+            metrics = {**self.last, "learning_rate": learning_rate, "seconds_per_step": seconds}
+            steps = self.setting.section.steps
+            self.folder.report(
+                Progress(done, steps, metrics, seconds, pid=os.getpid(), resumed=self._resumed)
+            )
+        self._resumed = False
+        self._clear()
+
+
+def _setting(job: dict[str, Any]) -> Setting:
+    context = ray.train.get_context()
+    return Setting(
+        config=from_plain(job["config"]),
+        stage=job["stage"],
+        start=Path(job["start"]),
+        dataset=job["dataset"],
+        models={name: Path(path) for name, path in job["models"].items()},
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+
+
+def _prepare(setting: Setting) -> None:
+    compute = setting.config.compute
+    if setting.device.type == "cpu":
+        torch.set_num_threads(compute.threads_per_worker)
+    if compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.manual_seed(setting.seed)
+
+
+def _resume(setting: Setting, stage: Stage, batches: Loader) -> int:
+    """Steps already done, 0 without a checkpoint."""
+    saved = ray.train.get_checkpoint()
+    if saved is None:
+        return 0
+    with saved.as_directory() as folder:
+        step, state = checkpoint.load(Path(folder), setting, stage)
+    batches.load_state_dict(state)
+    return step
+
+
+def _save(setting: Setting, stage: Stage, folder: RunFolder, done: int, batches: Loader) -> None:
+    with checkpoint.scratch(folder.path, setting.rank) as part:
+        checkpoint.save(Path(part), setting, stage, done, batches.state_dict())
+        try:
+            ray.train.report({"step": done}, checkpoint=ray.train.Checkpoint.from_directory(part))
+        except OSError as error:
+            raise checkpoint.writing_failed(error, Path(part), setting.stage, done) from error
+
+
+def _export(
+    setting: Setting, stage: Stage, model: Model, job: dict[str, Any], metrics: dict[str, float]
+) -> None:
+    """Rank 0 writes the model directory; parts that the stage did not train are the start's."""
+    made = stage.export()
+    if setting.rank != 0:
+        return
+    config = model.config
+    if made.vae_config is not None:
+        config = replace(config, vae=made.vae_config)
+    text = Path(setting.start) / "text"
+    precision = setting.config.compute.precision
+    card = {**job["card"], **made.card, "steps": setting.section.steps, "metrics": metrics}
+    save_model(
+        job["output"],
+        config,
+        transformer=made.transformer or model.transformer,
+        vae=made.vae or model.vae,
+        text=text if text.is_dir() else None,
+        card=card,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )

@@ -1,0 +1,83 @@
+"""The folder of one training: Ray's checkpoints, and files that pass between driver and workers.
+
+It must be visible to all nodes, as the model directories beside it are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class TrainingError(ValueError):
+    """A training that would fail again in the same way; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the first worker reports every `log_every` steps."""
+
+    step: int  # steps done
+    steps: int
+    metrics: dict[str, float]  # means over the steps since the last report and over all workers
+    seconds_per_step: float
+    pid: int = 0  # of the first worker
+    resumed: bool = False  # the first report after a start from a checkpoint
+
+    @property
+    def seconds_left(self) -> float:
+        return (self.steps - self.step) * self.seconds_per_step
+
+    def line(self) -> str:
+        """For a terminal."""
+        shown = [f"{k} {self.metrics[k]:.4g}" for k in _SHOWN if k in self.metrics]
+        left = int(self.seconds_left + 0.5)
+        return (
+            f"step {self.step}/{self.steps}  {'  '.join(shown)}  "
+            f"{self.seconds_per_step:.3g} s/step  {left // 60}:{left % 60:02d} left"
+        )
+
+
+_SHOWN = ("loss", "psnr", "dmd_loss", "regression_loss", "critic_loss")
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._progress = path / "progress.jsonl"
+        self._refusal = path / "refused.txt"
+
+    def open(self) -> None:
+        """Make the folder; what an earlier try refused is forgotten, its checkpoints are kept."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._progress.write_text("")
+        self._refusal.unlink(missing_ok=True)
+
+    def report(self, progress: Progress) -> None:
+        with self._progress.open("a") as file:
+            file.write(json.dumps(vars(progress)) + "\n")
+
+    def reports(self, offset: int) -> tuple[list[Progress], int]:
+        """Whole lines after byte `offset`, and the offset to go on from."""
+        with self._progress.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+        end = data.rfind(b"\n") + 1
+        return [Progress(**json.loads(line)) for line in data[:end].splitlines()], offset + end
+
+    def refuse(self, message: str) -> None:
+        """Leave word for the restarted workers that going on is of no use."""
+        with contextlib.suppress(OSError):  # a full disk; Ray then tries again before it gives up
+            self._refusal.write_text(message)
+
+    def refusal(self) -> str | None:
+        return self._refusal.read_text() if self._refusal.is_file() else None
+
+    def has_checkpoint(self) -> bool:
+        return any(self.path.glob("checkpoint_*"))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)

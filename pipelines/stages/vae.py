@@ -1,0 +1,147 @@
+"""VAE: trains the small video VAE on the frames of sources and targets.
+
+A VAE of fixed variance: noise of `latent_noise` on the standardised latents, a small penalty on
+their scale. The noise makes neighbouring latents decode alike, which is what a diffusion model
+that never hits a latent exactly needs. Afterwards mean and standard deviation of every channel are
+measured over the training data and become part of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from data.loader import loader
+from modeling.losses import reconstruction_loss, scale_penalty
+from modeling.model_dir import Model, ModelError
+from modeling.presets import VaeConfig
+from modeling.vae import StreamingVae, build_vae
+from pipelines.engines import full_weights, make_engine, update
+from pipelines.stages.base import Draw, Exported, Setting
+
+
+class Autoencoder(nn.Module):
+    """A VAE's encoder and decoder as one forward, which an engine can be made of."""
+
+    def __init__(self, vae: StreamingVae) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [B, f, 3, H, W] -> decoded pixels and standardised latents [B, F, C, h, w]."""
+        vae = self.vae
+        raw, _ = vae.encode_raw(pixels)
+        latents = (raw - vae.mean) / vae.std
+        decoded, _ = vae.decode_raw((latents + noise.to(latents)) * vae.std + vae.mean)
+        return decoded, latents
+
+
+class VaeTraining:
+    """See `base.Stage`."""
+
+    ema = None
+
+    def __init__(self, setting: Setting, model: Model) -> None:
+        if not isinstance(model.vae, StreamingVae):
+            raise ModelError(f"{setting.start} holds no VAE to train")
+        section = setting.section
+        self.setting, self.section = setting, section
+        self.config = model.config.vae
+        network = Autoencoder(model.vae)
+        self.engine = make_engine(network, setting.config.compute, section, section.learning_rate)
+        self.engines = {"vae": self.engine}
+        self.learning_rates = {"vae": section.learning_rate}
+
+    def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        pixels = _pixels(_crop(batch, self.section.clip_frames, draw), self.setting.device)
+        clips, frames, _, height, width = pixels.shape
+        channels = self.config.latent_channels
+        noise = torch.randn(
+            (clips, (frames + 3) // 4, channels, height // 8, width // 8),
+            device=self.setting.device,
+            generator=draw.own,
+        )
+        decoded, latents = self.engine(pixels, self.section.latent_noise * noise)
+        reconstruction = reconstruction_loss(decoded, pixels, self.section.edge_weight)
+        loss = reconstruction + self.section.scale_weight * scale_penalty(latents)
+        norm = update(self.engine, loss)
+        with torch.no_grad():
+            error = (decoded.float().clamp(-1, 1) - pixels).square().mean()
+        metrics = {
+            "loss": loss.detach(),
+            "psnr": 10 * torch.log10(4 / error.clamp_min(1e-10)),  # pixels span 2
+        }
+        return metrics if norm is None else metrics | {"grad_norm": norm}
+
+    def export(self) -> Exported:
+        weights = {
+            name.removeprefix("vae."): value for name, value in full_weights(self.engine).items()
+        }
+        config = self._measure(weights)
+        return Exported(vae=weights, vae_config=config)
+
+    @torch.no_grad()
+    def _measure(self, weights: dict[str, Tensor]) -> VaeConfig:
+        """The VAE's config with the latents' mean and std of every channel; a collective."""
+        device = self.setting.device
+        vae = build_vae(self.config)
+        vae.load_state_dict(weights)
+        vae.to(device).eval()
+        channels = self.config.latent_channels
+        sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=device)
+        for clips in self._statistics_clips():
+            raw, _ = vae.encode_raw(_pixels(clips, device))  # [B, F, C, h, w]
+            values = raw.double().transpose(0, 2).flatten(1)  # [C, B * F * h * w]
+            sums[:channels] += values.sum(dim=1)
+            sums[channels:-1] += values.square().sum(dim=1)
+            sums[-1] += values.shape[1]
+        distributed.all_reduce(sums)
+        mean = sums[:channels] / sums[-1]
+        variance = sums[channels:-1] / sums[-1] - mean.square()
+        std = variance.clamp_min(1e-8).sqrt()
+        return replace(
+            self.config,
+            mean=tuple(round(v, 6) for v in mean.tolist()),
+            std=tuple(round(v, 6) for v in std.tolist()),
+        )
+
+    def _statistics_clips(self) -> Iterator[Tensor]:
+        """uint8 [1, f, H, W, 3], source and target of each of this worker's first pairs."""
+        batches = loader(
+            self.setting.dataset,
+            batch_size=1,
+            rank=self.setting.rank,
+            world_size=self.setting.world_size,
+            shuffle=False,
+            epochs=1,
+        )
+        for batch in islice(batches, self.section.statistics_clips):
+            yield from (torch.as_tensor(batch[name]) for name in ("source", "target"))
+
+
+def _crop(batch: dict[str, Any], frames: int, draw: Draw) -> Tensor:
+    """uint8 [B, frames, H, W, 3]: of each pair either its source or its target, any stretch."""
+    source, target = torch.as_tensor(batch["source"]), torch.as_tensor(batch["target"])
+    clips, length = source.shape[:2]
+    if length < frames:
+        raise ValueError(
+            f"vae.clip_frames={frames}, but the clips of the dataset have {length} frames; "
+            f"set vae.clip_frames to {length} or less"
+        )
+    draws = torch.rand(2, clips, device=draw.device, generator=draw.own).tolist()
+    crops = []
+    for clip in range(clips):
+        video = (source if draws[0][clip] < 0.5 else target)[clip]
+        first = int(draws[1][clip] * (length - frames + 1))
+        crops.append(video[first : first + frames])
+    return torch.stack(crops)
+
+
+def _pixels(clips: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, f, H, W, 3] -> float [B, f, 3, H, W] in [-1, 1]."""
+    return clips.to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
