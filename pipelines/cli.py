@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipelines.import_command import import_model
+
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -28,6 +30,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datasets of pairs.")
 app.add_typer(data_app, name="data")
+app.command(
+    "import", epilog="Example: liveedit import Wan2.1-T2V-1.3B --to models/wan --vae taew2_1.pth"
+)(import_model)
 
 Overrides = Annotated[
     list[str] | None,
