@@ -142,36 +142,25 @@ class StreamingVae(nn.Module):
 
 
 class StreamTape:
-    """The caches of one pass: read in layer order, written anew in the same order.
+    """The caches of one pass: read in layer order, and written anew in the same order.
 
-    `axis` is the frame axis of the activations. Layers call `extend` (or `keep`, on a stream's
-    first pass) once each, always in the same order.
+    Every layer with a memory calls `write` once, after one `read` unless `first`.
     """
 
-    def __init__(self, caches: list[Tensor], axis: int) -> None:
-        self.first = not caches
+    def __init__(self, caches: list[Tensor]) -> None:
+        self.first = not caches  # the stream's first pass: there is nothing to read
         self.written: list[Tensor] = []
         self._caches = caches
-        self._axis = axis
 
-    def extend(self, x: Tensor, frames: int) -> Tensor:
-        """`x` after the `frames` frames that came before it; zeros at the stream's start."""
-        if self.first:
-            shape = list(x.shape)
-            shape[self._axis] = frames
-            before = x.new_zeros(shape)
-        else:
-            before = self._caches[len(self.written)]
-            _expect_same_stream(before, x)
-        x = torch.cat([before, x], dim=self._axis)
-        self.keep(x, frames)
-        return x
+    def read(self, x: Tensor) -> Tensor:
+        """What the layer wrote in the pass before; `x` is its input now, to compare sizes."""
+        cache = self._caches[len(self.written)]
+        _expect_same_stream(cache, x)
+        return cache
 
-    def keep(self, x: Tensor, frames: int) -> None:
-        """Remember the last `frames` frames of `x` for the next pass."""
-        start = x.shape[self._axis] - frames
+    def write(self, x: Tensor) -> None:
         # A copy, because a view would keep the whole activation alive between passes.
-        self.written.append(x.narrow(self._axis, start, frames).clone())
+        self.written.append(x.clone())
 
 
 def _expect_frames(name: str, x: Tensor, channels: int) -> None:

@@ -10,6 +10,8 @@ Shapes inside: B batch, C channels, T frames at the layer's rate, H W size at th
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from modeling.presets import VaeConfig
 from modeling.streaming_vae import StreamingVae, StreamTape
 
-_FRAME_AXIS = 2  # [B, C, T, H, W]
 _MULTIPLIERS = (1, 2, 4, 4)
 _RES_BLOCKS = 2
 
@@ -29,18 +30,19 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, 3, padding=(0, 1, 1))
 
     def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
-        return self(tape.extend(x, 2))
+        return self(_extend(x, 2, tape))
 
 
 class RmsNorm(nn.Module):
-    """Each position's channel vector scaled to length sqrt(C) times gamma, in float32."""
+    """Each position's channel vector scaled to length sqrt(C) times gamma; at least in float32."""
 
     def __init__(self, channels: int, dims: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *(1,) * dims))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.normalize(x.float(), dim=1).to(x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = F.normalize(wide, dim=1).to(x.dtype)
         return normed * self.gamma.shape[0] ** 0.5 * self.gamma
 
 
@@ -81,7 +83,8 @@ class FrameAttention(nn.Module):
     def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
         frames = _fold(x)  # [B*T, C, H, W]
         qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)  # [B*T, H*W, 3*C]
-        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # [B*T, 1 head, H*W, C]
+        # Channels innermost, as the fused attention kernels want them; free if they are already.
+        q, k, v = qkv.contiguous().unsqueeze(1).chunk(3, dim=-1)  # [B*T, 1 head, H*W, C]
         y = F.scaled_dot_product_attention(q, k, v)
         y = self.proj(y.squeeze(1).transpose(1, 2).reshape(frames.shape))
         return x + _unfold(y, x.shape[0])
@@ -104,11 +107,11 @@ class Downsample(nn.Module):
         if not self.temporal:
             return x
         if not tape.first:
-            return self.time_conv(tape.extend(x, 1))
-        tape.keep(x, 1)
-        if x.shape[_FRAME_AXIS] == 1:
+            return self.time_conv(_extend(x, 1, tape))
+        tape.write(x[:, :, -1:])
+        if x.shape[2] == 1:
             return x
-        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=_FRAME_AXIS)
+        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
 
 
 class Upsample(nn.Module):
@@ -130,16 +133,23 @@ class Upsample(nn.Module):
 
     def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
         if self.temporal and tape.first:
-            later = tape.extend(x[:, :, 1:], 2)
-            if x.shape[_FRAME_AXIS] > 1:
-                x = torch.cat([x[:, :, :1], self._double_rate(later)], dim=_FRAME_AXIS)
+            later = _extend(x[:, :, 1:], 2, tape)
+            if x.shape[2] > 1:
+                x = torch.cat([x[:, :, :1], self._double_rate(later)], dim=2)
         elif self.temporal:
-            x = self._double_rate(tape.extend(x, 2))
+            x = self._double_rate(_extend(x, 2, tape))
         return _unfold(self.resample(_fold(x)), x.shape[0])
 
     def _double_rate(self, x: Tensor) -> Tensor:
         pairs = self.time_conv(x).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]
         return pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)  # [B, C, 2*T, H, W]
+
+
+def _extend(x: Tensor, frames: int, tape: StreamTape) -> Tensor:
+    """`x` behind the `frames` frames that came before it; zeros at the stream's start."""
+    x = F.pad(x, (0, 0, 0, 0, frames, 0)) if tape.first else torch.cat([tape.read(x), x], dim=2)
+    tape.write(x[:, :, -frames:])
+    return x
 
 
 def _fold(x: Tensor) -> Tensor:
@@ -173,7 +183,7 @@ class Encoder(nn.Module):
         dims = [base_dim * multiplier for multiplier in (1, *_MULTIPLIERS)]
         self.conv1 = CausalConv3d(3, dims[0])
         layers: list[nn.Module] = []
-        for level, (channels, out_channels) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for level, (channels, out_channels) in enumerate(pairwise(dims)):
             layers.append(ResidualBlock(channels, out_channels))
             layers.extend(ResidualBlock(out_channels, out_channels) for _ in range(_RES_BLOCKS - 1))
             if level < len(_MULTIPLIERS) - 1:
@@ -199,7 +209,7 @@ class Decoder(nn.Module):
         self.conv1 = CausalConv3d(latent_channels, dims[0])
         self.middle = _middle(dims[0])
         layers: list[nn.Module] = []
-        for level, (channels, out_channels) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for level, (channels, out_channels) in enumerate(pairwise(dims)):
             # Upsample halves the channels, so every level after it starts from half.
             layers.append(ResidualBlock(channels // 2 if level else channels, out_channels))
             layers.extend(ResidualBlock(out_channels, out_channels) for _ in range(_RES_BLOCKS))
@@ -217,7 +227,10 @@ class Decoder(nn.Module):
 
 
 class WanVae(StreamingVae):
-    """Wan2.1's VAE; `config.base_dim` is its width (96 in the public checkpoint)."""
+    """Wan2.1's VAE; `config.base_dim` is its width (96 in the public checkpoint).
+
+    Activations take the memory format of the weights: converted to channels-last, they run so.
+    """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(config)
@@ -228,12 +241,12 @@ class WanVae(StreamingVae):
         self.decoder = Decoder(config.base_dim, latent)
 
     def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        tape = StreamTape(caches, _FRAME_AXIS)
+        tape = StreamTape(caches)
         moments = self.conv1(self.encoder.stream(pixels.transpose(1, 2), tape))
         mean = moments[:, : self.config.latent_channels]
         return mean.transpose(1, 2), tape.written
 
     def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        tape = StreamTape(caches, _FRAME_AXIS)
+        tape = StreamTape(caches)
         pixels = self.decoder.stream(self.conv2(raw.transpose(1, 2)), tape)
         return pixels.transpose(1, 2), tape.written

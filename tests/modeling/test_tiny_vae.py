@@ -1,0 +1,98 @@
+"""TAEHV against outputs of the public network; Wan's frame geometry around it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from modeling.presets import PRESETS, VaeConfig
+from modeling.tiny_vae import TinyVae
+from modeling.vae import build_vae
+
+REFERENCE = Path(__file__).parents[1] / "reference" / "taehv_reference.safetensors"
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Tensor]:
+    return load_file(REFERENCE)
+
+
+@pytest.fixture(scope="module")
+def vae() -> TinyVae:
+    """taew2_1's sizes with the weights that the reference file's header defines by a formula."""
+    vae = build_vae(VaeConfig(kind="tiny", mean=(0.0,) * 16, std=(1.0,) * 16))
+    assert isinstance(vae, TinyVae)
+    shapes = {name: tensor.shape for name, tensor in vae.state_dict().items()}
+    weights = {}
+    for n, name in enumerate(sorted(shapes)):
+        shape = shapes[name]
+        i = torch.arange(shape.numel(), dtype=torch.float64)
+        x = 43758.5453 * torch.sin(12.9898 * i + 78.233 * n)
+        scale = math.sqrt(3 / math.prod(shape[1:])) if len(shape) > 1 else 0.05
+        weights[name] = ((2 * (x - x.floor()) - 1) * scale).float().view(shape)
+    vae.load_state_dict(weights)
+    return vae.requires_grad_(False)
+
+
+def test_encoder_equals_the_public_network(vae: TinyVae, reference: dict[str, Tensor]) -> None:
+    pixels = reference["input.pixels"] * 2 - 1
+    # The public network encodes plain groups of four. Ours, after a stream's start, does so too:
+    # with the memories of the start set to zero it is the public one.
+    _, state = vae.encode(pixels[:, :1])
+    state.caches = [torch.zeros_like(cache) for cache in state.caches]
+    latents, _ = vae.encode(pixels, state)
+    torch.testing.assert_close(latents, reference["output.latents"], atol=2e-5, rtol=0)
+
+
+def test_decoder_equals_the_public_network(vae: TinyVae, reference: dict[str, Tensor]) -> None:
+    pixels, _ = vae.decode(reference["input.latents"])
+    assert pixels.shape[1] == 13
+    torch.testing.assert_close((pixels + 1) / 2, reference["output.pixels"], atol=2e-5, rtol=0)
+
+
+def test_streaming_equals_the_public_network_frame_by_frame(
+    vae: TinyVae, reference: dict[str, Tensor]
+) -> None:
+    state, frames = None, []
+    for latent in reference["input.latents"].split(1, dim=1):
+        pixels, state = vae.decode(latent, state)
+        frames.append(pixels)
+    assert [piece.shape[1] for piece in frames] == [1, 4, 4, 4]
+    whole = (torch.cat(frames, dim=1) + 1) / 2
+    torch.testing.assert_close(whole, reference["output.pixels"], atol=2e-5, rtol=0)
+
+
+def test_first_frame_is_encoded_as_four_copies_of_itself(
+    vae: TinyVae, reference: dict[str, Tensor]
+) -> None:
+    pixels = reference["input.pixels"][:, :5] * 2 - 1
+    latents, _ = vae.encode(pixels)
+    assert latents.shape == (1, 2, 16, 4, 6)
+
+    _, state = vae.encode(pixels[:, :1])
+    state.caches = [torch.zeros_like(cache) for cache in state.caches]
+    padded = torch.cat([pixels[:, :1]] * 3 + [pixels], dim=1)
+    expected, _ = vae.encode(padded, state)
+    torch.testing.assert_close(latents, expected, atol=1e-6, rtol=0)
+
+
+def test_channels_stay_innermost_in_memory(vae: TinyVae, reference: dict[str, Tensor]) -> None:
+    _, state = vae.encode(reference["input.pixels"])
+    _, decoding = vae.decode(reference["input.latents"])
+    for cache in (*state.caches, *decoding.caches):
+        assert cache.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_demo_vae_is_small_enough_to_train_from_scratch() -> None:
+    vae = build_vae(PRESETS["demo"].vae)
+    assert sum(parameter.numel() for parameter in vae.parameters()) <= 1_300_000
+
+
+def test_wrong_number_of_widths_is_refused() -> None:
+    with pytest.raises(ValueError, match="four decoder widths"):
+        build_vae(VaeConfig(kind="tiny", widths=(64, 48, 32)))
