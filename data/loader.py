@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
+from data.processes import worker_context
 from data.sample import EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.store import open_store
@@ -109,7 +110,7 @@ class Loader:
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
-            multiprocessing_context="spawn" if workers else None,  # s3fs does not survive a fork
+            multiprocessing_context=worker_context() if workers else None,
             generator=torch.Generator().manual_seed(seed),  # leave torch's own generator alone
         )
         if state is not None:
@@ -119,7 +120,10 @@ class Loader:
         return iter(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the batch given last; picklable, a few hundred bytes a worker."""
+        """The position after the batch given last; picklable, a few hundred bytes a worker.
+
+        After the last batch of `epochs` it is that of a new start.
+        """
         return {"of": dict(self._of), "loader": self._loader.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

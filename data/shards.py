@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,6 +25,7 @@ from data.manifest import (
     dataset_hash,
     read_dataset_info,
 )
+from data.processes import worker_context
 from data.sample import EncodedPair, Pair, to_files
 from data.shard_reader import fetch_shard, index_shard
 from data.store import DatasetError, Store, open_store
@@ -59,7 +59,7 @@ def write_dataset(
         samples: Pairs or encoded pairs, all of one kind, shape and rate; or functions without
             arguments that make them (`functools.partial(make_pair, seed)`), called in the workers.
         made_by: JSON values to remember.
-        workers: Processes that make and encode samples (spawned); 0 does it here.
+        workers: Processes that make and encode samples ; 0 does it here.
         overwrite: Replace a finished dataset; without it that is an error.
 
     Raises:
@@ -144,9 +144,7 @@ def _encode_all(
     if workers == 0:
         yield from map(_encode, samples)
         return
-    # Spawned, not forked: a fork of a process with threads (torch, s3fs) can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=worker_context()) as pool:
         waiting: deque[Future[_Encoded]] = deque()
         try:
             for item in samples:

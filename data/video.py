@@ -29,8 +29,8 @@ Source = str | Path | BinaryIO
 # edges where they are.
 EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
 MAX_FPS = 1000
-# Of a frame's time: a frame that comes so little late still counts. Containers round their time stamps (to
-# milliseconds in Matroska), and an exact comparison would repeat one frame and drop the next.
+# Of a frame's time: a frame that comes so little late still counts. Containers round their time
+# stamps (Matroska to milliseconds): an exact comparison would repeat one frame and drop the next.
 SLACK = Fraction(1, 4)
 
 
@@ -192,7 +192,7 @@ def _resample(
     """Pairs each frame that is shown at all with how many ticks of `fps` it is shown."""
     fps = Fraction(fps).limit_denominator(100_000)
     source_step = 1 / _frame_rate(stream, path)
-    slack = SLACK * min(1, source_step * fps)
+    slack = SLACK * min(Fraction(1), source_step * fps)
     origin: Fraction | None = None
     held: av.VideoFrame | None = None
     held_tick, end = 0, Fraction(0)

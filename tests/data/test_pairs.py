@@ -1,0 +1,155 @@
+"""data/pairs.py: real pairs in, unusable ones reported by name and left out."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.pairs import PairList, PairListError, estimate_mask
+from data.shards import DatasetError, write_dataset
+from data.video import VideoError
+from tests.data.conftest import number_of, numbered, write_raw
+
+
+def edited(frames: np.ndarray) -> np.ndarray:
+    """The same clip with a blue square in the middle."""
+    out = frames.copy()
+    height, width = frames.shape[1:3]
+    out[:, height // 3 : height // 2, width // 3 : width // 2] = (20, 30, 240)
+    return out
+
+
+def entry(source: str, target: str, instruction: str = "add a blue square") -> dict[str, str]:
+    return {"instruction": instruction, "source_path": source, "edited_path": target}
+
+
+def write_list(folder: Path, entries: object) -> Path:
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def read(path: Path, **options: object) -> PairList:
+    arguments = {"fps": 16, "frames": 9, "height": 48, "width": 64, **options}
+    return PairList(path, **arguments)  # type: ignore[arg-type]
+
+
+def test_pairs_of_other_rates_and_sizes_become_one_shape(tmp_path: Path) -> None:
+    frames = numbered(20, 72, 128)
+    (tmp_path / "clips").mkdir()
+    write_raw(tmp_path / "clips" / "a.mp4", frames, fps=32)
+    write_raw(tmp_path / "b.mkv", edited(frames), fps=32)
+    path = write_list(tmp_path, [entry("clips/a.mp4", str(tmp_path / "b.mkv"), " make it so ")])
+    pairs = read(path)
+    (pair,) = list(pairs)
+    assert len(pairs) == 1
+    assert pairs.left_out == []
+    assert pair.instruction == "make it so"
+    assert pair.video_shape == (9, 48, 64)
+    assert pair.fps == 16.0
+    assert [number_of(f) for f in pair.source] == list(range(0, 18, 2))
+    assert pair.origin["source_path"] == "clips/a.mp4"
+    # The blue square is found, and nothing else: 72x128 is scaled by 2/3 and cut to the middle.
+    assert pair.mask[:, 17:23, 20:30].mean() > 0.5
+    rest = pair.mask.copy()
+    rest[:, 14:26, 8:34] = False
+    assert not rest.any()
+
+
+def test_unusable_pairs_are_reported_by_name_and_left_out(tmp_path: Path) -> None:
+    frames = numbered(16)
+    write_raw(tmp_path / "good.mp4", frames)
+    write_raw(tmp_path / "edit.mp4", edited(frames))
+    write_raw(tmp_path / "short.mp4", frames[:5])
+    write_raw(tmp_path / "longer.mp4", np.concatenate([frames, frames]))
+    write_raw(tmp_path / "square.mp4", numbered(16, 48, 48))
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    entries = [
+        entry("good.mp4", "edit.mp4"),
+        entry("good.mp4", "missing.mp4"),
+        entry("broken.mp4", "edit.mp4"),
+        entry("good.mp4", "short.mp4"),
+        entry("good.mp4", "longer.mp4"),
+        entry("good.mp4", "square.mp4"),
+        {"instruction": "x", "source_path": "good.mp4"},
+        entry("good.mp4", "edit.mp4", "  "),
+        "text",
+        entry("edit.mp4", "good.mp4", "take it away"),
+    ]
+    pairs = read(write_list(tmp_path, entries))
+    kept = list(pairs)
+    assert [p.origin["entry"] for p in kept] == [0, 9]
+    reasons = {left.index: (Path(left.path).name, left.reason) for left in pairs.left_out}
+    expected = {
+        1: ("missing.mp4", "no such file"),
+        2: ("broken.mp4", "not a readable video"),
+        3: ("short.mp4", "too short: 5 frames at 16 fps, 9 needed"),
+        4: ("longer.mp4", "lasts 2.00 s, its source 1.00 s"),
+        5: ("square.mp4", "48x48 is not that of its source, 64x48"),
+        6: ("pairs.json", "edited_path is missing"),
+        7: ("pairs.json", "instruction is missing, empty"),
+        8: ("pairs.json", "is str, not an object"),
+    }
+    assert reasons.keys() == expected.keys()
+    for index, (name, words) in expected.items():
+        assert reasons[index][0] == name
+        assert words in reasons[index][1]
+    assert str(pairs.left_out[0]).startswith("entry 1: ")
+    assert len(list(pairs)) == 2  # a second pass reports once, not twice
+    assert len(pairs.left_out) == 8
+
+
+def test_other_rates_of_one_length_are_no_mismatch(tmp_path: Path) -> None:
+    write_raw(tmp_path / "a.mp4", numbered(16), fps=16)
+    write_raw(tmp_path / "b.mp4", numbered(25), fps=25)
+    write_raw(tmp_path / "c.mp4", numbered(24), fps=Fraction(24000, 1001))
+    pairs = read(write_list(tmp_path, [entry("a.mp4", "b.mp4"), entry("a.mp4", "c.mp4")]))
+    assert len(list(pairs)) == 2, pairs.left_out
+
+
+def test_estimated_mask_ignores_the_noise_of_encoding() -> None:
+    rng = np.random.default_rng(0)
+    source = rng.integers(60, 200, (3, 40, 50, 3), dtype=np.uint8)
+    target = source.copy()
+    target[:, 10:30, 20:40] ^= 128
+    noisy = np.clip(target + rng.normal(0, 5, target.shape), 0, 255).astype(np.uint8)
+    mask = estimate_mask(source, noisy)
+    assert mask[:, 11:29, 21:39].all()
+    assert not mask[:, :8].any()
+    assert not mask[:, :, 43:].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "must be a JSON list of objects"),
+        ('{"instruction": "x"}', "must be a JSON list of objects"),
+        ("3", "must be a JSON list"),
+    ],
+)
+def test_a_list_that_is_none_is_named(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "pairs.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(PairListError, match=words) as raised:
+        read(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_list_without_usable_pairs_makes_no_dataset(tmp_path: Path) -> None:
+    pairs = read(write_list(tmp_path, [entry("gone.mp4", "gone.mp4")]))
+    with pytest.raises(DatasetError, match="no sample to write"):
+        write_dataset(tmp_path / "set", pairs, made_by={})
+    assert len(pairs.left_out) == 1
+    assert not (tmp_path / "set" / "dataset.json").exists()
+
+
+def test_errors_of_lists_and_videos_are_value_errors() -> None:
+    assert issubclass(PairListError, ValueError)
+    assert issubclass(VideoError, ValueError)

@@ -1,0 +1,218 @@
+"""data/shards.py: what is written comes back, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from data.loader import loader
+from data.sample import EncodedPair, Pair, from_files, to_files
+from data.shards import (
+    DatasetError,
+    check_dataset,
+    dataset_hash,
+    read_dataset_info,
+    write_dataset,
+)
+from tests.data.conftest import small_encoded, small_pair
+
+
+def write_small(uri: Path, count: int = 7, per_shard: int = 3, **options: object) -> Path:
+    samples = [functools.partial(small_pair, seed) for seed in range(count)]
+    write_dataset(uri, samples, made_by={"by": "test"}, samples_per_shard=per_shard, **options)  # type: ignore[arg-type]
+    return uri
+
+
+def test_a_pair_survives_its_files() -> None:
+    pair = small_pair(1)
+    back = from_files(to_files(pair))
+    assert isinstance(back, Pair)
+    np.testing.assert_array_equal(back.mask, pair.mask)
+    for name in ("source", "target"):
+        error = getattr(back, name).astype(float) - getattr(pair, name)
+        assert 10 * np.log10(255**2 / np.mean(error**2)) > 38
+    assert (back.instruction, back.fps, back.origin) == (pair.instruction, pair.fps, pair.origin)
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 45), (32, 45), (17, 16)])
+def test_odd_sizes_survive(height: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random((3, height, width)) > 0.5
+    video = np.full((3, height, width, 3), 77, np.uint8)
+    back = from_files(to_files(Pair(video, video, mask, "nothing", 12.5, {})))
+    np.testing.assert_array_equal(back.mask, mask)
+    assert back.source.shape == video.shape
+
+
+def test_an_encoded_pair_survives_exactly() -> None:
+    sample = small_encoded(3)
+    back = from_files(to_files(sample))
+    assert isinstance(back, EncodedPair)
+    for name in ("source", "target", "text", "mask"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(sample, name))
+        assert getattr(back, name).dtype == getattr(sample, name).dtype
+    assert back.video_shape == (5, 32, 48)
+
+
+def test_written_dataset_says_what_it_holds(tmp_path: Path) -> None:
+    info = read_dataset_info(write_small(tmp_path / "set"))
+    assert (info.kind, info.samples, info.fps) == ("pairs", 7, 16.0)
+    assert (info.frames, info.height, info.width) == (5, 32, 48)
+    assert [s.count for s in info.shards] == [3, 3, 1]
+    assert info.made_by == {"by": "test"}
+    assert check_dataset(tmp_path / "set") == info
+    names = sorted(p.name for p in (tmp_path / "set").iterdir())
+    assert names == ["dataset.json", *(f"shard-{n:05d}.tar" for n in range(3))]
+
+
+def test_webdataset_itself_reads_the_shards(tmp_path: Path) -> None:
+    write_small(tmp_path / "set")
+    shards = sorted(map(str, (tmp_path / "set").glob("*.tar")))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False))
+    assert [s["__key__"] for s in samples] == [f"{n:08d}" for n in range(7)]
+    assert {"source.mp4", "target.mp4", "mask.mp4", "json"} <= samples[0].keys()
+
+
+def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
+    here = read_dataset_info(write_small(tmp_path / "a"))
+    there = read_dataset_info(write_small(tmp_path / "b", workers=2))
+    assert here == there
+
+
+def test_hash_is_of_the_content_alone(tmp_path: Path) -> None:
+    samples = [small_encoded(n) for n in range(4)]
+    one = write_dataset(tmp_path / "a", samples, made_by={"host": "x"}, samples_per_shard=2)
+    two = write_dataset(tmp_path / "b", samples, made_by={"host": "y"}, samples_per_shard=2)
+    other = write_dataset(tmp_path / "c", samples[:3], made_by={}, samples_per_shard=2)
+    assert dataset_hash(one) == dataset_hash(two) != dataset_hash(other)
+    assert one.kind == "encoded"
+
+
+def fails(seed: int) -> Pair:
+    if seed == 5:
+        raise RuntimeError("sample 5 failed")
+    return small_pair(seed)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cut_off_dataset_says_so_and_can_be_written_again(tmp_path: Path, workers: int) -> None:
+    uri = tmp_path / "set"
+    samples = [functools.partial(fails, seed) for seed in range(7)]
+    with pytest.raises(RuntimeError, match="sample 5 failed"):
+        write_dataset(uri, samples, made_by={}, samples_per_shard=1, workers=workers)
+    assert len(list(uri.iterdir())) == 5  # whole shards only, no temporary files
+    with pytest.raises(DatasetError, match=r"cut off while being written \(5 shards"):
+        read_dataset_info(uri)
+    with pytest.raises(DatasetError, match="cut off"):
+        loader(uri, batch_size=1)
+    write_small(uri)
+    assert check_dataset(uri).samples == 7
+    assert len(list(uri.glob("*.tar"))) == 3  # the longer leftover is gone
+
+
+def test_a_finished_dataset_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    uri = write_small(tmp_path / "set")
+    before = read_dataset_info(uri)
+    with pytest.raises(DatasetError, match="holds a finished dataset already"):
+        write_small(uri, count=2)
+    assert check_dataset(uri) == before
+    write_small(uri, count=2, overwrite=True)
+    assert check_dataset(uri).samples == 2
+    assert len(list(uri.glob("*.tar"))) == 1
+
+
+def test_no_dataset_and_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no dataset here"):
+        read_dataset_info(tmp_path / "none")
+    with pytest.raises(DatasetError, match="no sample to write"):
+        write_dataset(tmp_path / "none", [], made_by={})
+    with pytest.raises(DatasetError, match="unknown place"):
+        read_dataset_info("gs://bucket/x")
+    with pytest.raises(ValueError, match="samples_per_shard"):
+        write_dataset(tmp_path / "none", [], made_by={}, samples_per_shard=0)
+
+
+def test_unlike_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"sample 1 is \('encoded'"):
+        write_dataset(tmp_path / "set", [small_pair(0), small_encoded(1)], made_by={})
+
+
+def damage_flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def damage_cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def damage_swap(path: Path) -> None:
+    with tarfile.open(path, "w"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_flip, "not what was written: expected"),
+        (damage_cut, "not what was written: expected"),
+        (damage_swap, "not what was written: expected"),
+        (Path.unlink, "is missing"),
+    ],
+)
+def test_a_damaged_shard_is_named_where_it_is_read(
+    tmp_path: Path, damage: object, words: str
+) -> None:
+    uri = write_small(tmp_path / "set")
+    damage(uri / "shard-00001.tar")  # type: ignore[operator]
+    with pytest.raises(DatasetError, match=words) as raised:
+        check_dataset(uri)
+    assert "shard-00001.tar" in str(raised.value)
+    batches = iter(loader(uri, batch_size=3, shuffle=False, epochs=1))
+    assert next(batches)["key"] == ["00000000", "00000001", "00000002"]
+    with pytest.raises(DatasetError, match=words) as raised:
+        next(batches)
+    assert "shard-00001.tar" in str(raised.value)
+
+
+def test_a_manifest_of_another_version_or_damaged(tmp_path: Path) -> None:
+    uri = write_small(tmp_path / "set")
+    manifest = uri / "dataset.json"
+    fields = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**fields, "format_version": 99}))
+    with pytest.raises(DatasetError, match="format version 99, this code reads 1"):
+        read_dataset_info(uri)
+    for text in ("{", "[]", json.dumps({"format_version": 1}), json.dumps({**fields, "x": 1})):
+        manifest.write_text(text)
+        with pytest.raises(DatasetError, match=r"dataset\.json is damaged"):
+            read_dataset_info(uri)
+
+
+def test_counts_that_disagree_are_named(tmp_path: Path) -> None:
+    uri = write_small(tmp_path / "set")
+    manifest = uri / "dataset.json"
+    fields = json.loads(manifest.read_text())
+    fields["shards"][0]["count"] = 4
+    manifest.write_text(json.dumps(fields))
+    with pytest.raises(DatasetError, match=r"shard-00000\.tar holds 3 samples, .* says 4"):
+        check_dataset(uri)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    made = []
+
+    def make() -> Pair:
+        made.append(1)
+        return small_pair(0)
+
+    with pytest.raises(DatasetError, match="file/set"):
+        write_dataset(tmp_path / "file" / "set", [make], made_by={})
+    assert not made
