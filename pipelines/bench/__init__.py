@@ -1,0 +1,3 @@
+"""Benchmarks that anyone can repeat with one command: `liveedit bench stream`."""
+
+SCHEMA = 1  # of the JSON report

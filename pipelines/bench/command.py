@@ -1,0 +1,141 @@
+"""`liveedit bench`: the command line of the benchmarks. PyTorch is imported when one runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Measure speed on this machine."""
+
+
+@bench_app.command(
+    "stream",
+    epilog=(
+        "Examples: liveedit bench stream    liveedit bench stream wan-1.3b --vae tiny "
+        "--json now.json --plot now.png    liveedit bench stream demo --device cpu --chunks 6"
+    ),
+)
+def bench_stream(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL|PRESET]",
+            help="A model directory, or a preset with random weights: demo, wan-1.3b, wan-14b. "
+            "[default: wan-1.3b on a GPU, demo on a CPU]",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Pixels. [default: the model's]"),
+    ] = None,
+    vae: Annotated[
+        Literal["wan", "tiny"] | None,
+        typer.Option(help="Another VAE, with random weights. [default: the model's]"),
+    ] = None,
+    chunks: Annotated[
+        int | None,
+        typer.Option(help="Timed chunks of each variant. [default: 40 on a GPU, 8 on a CPU]"),
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Share of tokens recomputed in pruned steps. [default: the model's]"),
+    ] = None,
+    scope: Annotated[
+        Literal["attention", "block"] | None,
+        typer.Option(help="What a pruned token skips. [default: the model's]"),
+    ] = None,
+    pruned_steps: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="Steps that are pruned. [default: the model's]"),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Time dense streams only.")] = False,
+    sessions: Annotated[
+        int, typer.Option(help="Most concurrent sessions to try; 0 leaves them out.")
+    ] = 8,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Where to run.")] = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures there.")
+    ] = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="Draw them there (.png).")
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="An earlier --json file: fail if a ratio got worse than it allows."),
+    ] = None,
+) -> None:
+    """Time a stream: D (transformer), E (with VAE decode), V (video in to video out).
+
+    Runs through the same object as serving. Also reports start-up, latency, memory and how many
+    live sessions fit. `--check` compares ratios inside a run, so that machines may differ.
+    """
+    import torch
+
+    from pipelines.bench.plot import plot
+    from pipelines.bench.report import compare, facts, read_report, table
+    from pipelines.bench.stream import measure
+    from pipelines.bench.subject import BenchOptions
+
+    for file in (json_file, plot_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ValueError(f"folder {file.parent} does not exist; make it first")
+    if plot_file is not None and plot_file.suffix.lower() not in (".png", ".jpg", ".webp"):
+        raise ValueError(f"--plot {plot_file} must end in .png, .jpg or .webp")
+    stored = read_report(check) if check else None
+    cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    options = BenchOptions(
+        model=model or ("wan-1.3b" if cuda else "demo"),
+        device="cuda" if cuda else "cpu",
+        chunks=chunks if chunks is not None else 40 if cuda else 8,
+        sessions=sessions,
+        size=parse_size(size) if size else None,
+        vae=vae,
+        no_cache=no_cache,
+        keep_ratio=keep,
+        scope=scope,
+        pruned_steps=parse_steps(pruned_steps) if pruned_steps else None,
+    )
+    console = Console(highlight=False)
+    with Console(stderr=True).status("starting") as status:
+        report = measure(options, status.update)
+    report["command"] = shlex.join(["liveedit", *sys.argv[1:]])
+    console.print(table(report))
+    console.print(*facts(report), sep="\n", soft_wrap=True)
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=2) + "\n")
+    if plot_file:
+        plot(report, plot_file)
+    if stored is None:
+        return
+    comparisons = compare(report, stored)
+    for comparison in comparisons:
+        console.print(f"{'[red]worse[/]' if comparison.regressed else '   ok'}  {comparison}")
+    if regressed := [c.name for c in comparisons if c.regressed]:
+        console.print(f"Regressed against {check}: {'; '.join(regressed)}", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """ "832x480", width x height, as (height, width)."""
+    width, _, height = size.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ValueError(f"--size {size} must be width x height in pixels, e.g. 832x480")
+    return int(height), int(width)
+
+
+def parse_steps(steps: str) -> tuple[int, ...]:
+    """ "1,2,3" as (1, 2, 3)."""
+    if not all(step.strip().isdigit() for step in steps.split(",")):
+        raise ValueError(f"--pruned-steps {steps} must be step numbers, e.g. 1,2,3")
+    return tuple(int(step) for step in steps.split(","))

@@ -1,0 +1,217 @@
+"""How fast a stream is edited: D, E and V of a chunk, start-up, memory, concurrent sessions.
+
+D is the transformer alone (denoising steps, refresh, cache commit, mask), E adds VAE decoding, V is
+everything that `EditStream.push` does from uint8 frames to uint8 frames. All are taken from the
+same pushes through the public interface, with a full window, after warm-up.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling.editor import StreamingEditor
+from modeling.presets import MaskCacheConfig
+from modeling.stream import EditStream
+from pipelines.bench import SCHEMA
+from pipelines.bench.clock import ChunkTimer, ChunkTimes
+from pipelines.bench.machine import Memory, hardware, weights_gib, yardstick
+from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames, variant
+
+WARM_UP = 2  # chunks after the window is full that are not counted
+TOLERANCE = 0.15  # stored beside each ratio; a file may be edited to be stricter or laxer
+
+Note = Callable[[str], None]
+
+
+def measure(options: BenchOptions, note: Note = lambda text: None) -> dict[str, Any]:
+    """The whole report but its command line, as JSON values; `note` hears what is going on."""
+    note("building the model")
+    began = time.perf_counter()
+    editor = build_editor(options)
+    bench = StreamBench(editor, options, note)
+    report = {"schema": SCHEMA, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    load_s = time.perf_counter() - began
+    with bench.timer.watch():
+        return report | {
+            "config": describe(editor, options, bench.size),
+            "hardware": hardware(editor.device),
+            "load_s": load_s,
+            **bench.run(),
+        }
+
+
+class StreamBench:
+    """One benchmark run; the parts share the editor and its compiled code."""
+
+    def __init__(self, editor: StreamingEditor, options: BenchOptions, note: Note) -> None:
+        settings = editor.settings
+        self.editor, self.options, self.note = editor, options, note
+        self.size = options.size or (settings.height, settings.width)
+        self.timer = ChunkTimer(editor, noise_frames(settings.chunk_frames, *self.size))
+        self.memory = Memory(editor.device)
+        self.run_in = settings.window_latents // settings.chunk_latents + WARM_UP
+        self.variants: dict[str, MaskCacheConfig | None] = {"dense": None}
+        if editor.mask_cache:
+            self.variants["mask cache"] = editor.mask_cache
+
+    def run(self) -> dict[str, Any]:
+        main = list(self.variants)[-1]  # what a user of this model gets
+        self.note("first stream: compiling and capturing where the device does")
+        cold = self._start(main)[1]
+        self._free()
+        self.memory.reset()
+        self.note("second stream")
+        stream, warm = self._start(main)
+        one_stream = self.memory.peak()
+        streams = {name: stream if name == main else self._start(name)[0] for name in self.variants}
+        variants = self._time_variants(streams)
+        streams.clear()
+        del stream
+        self._free()
+        measured = {
+            "variants": variants,
+            "start": {"cold": cold, "warm": warm},
+            "memory": {
+                "measure": self.memory.measure,
+                "weights_gib": weights_gib(self.editor.transformer, self.editor.vae),
+                "one_stream_gib": one_stream,
+            },
+            "sessions": self._sessions(main),
+            "yardstick": yardstick(self.editor.device),
+        }
+        return measured | {"ratios": ratios(measured)}
+
+    def _start(self, name: str) -> tuple[EditStream, dict[str, float]]:
+        """A stream with a full window, warm, and how it came up (milliseconds)."""
+        began = time.perf_counter()
+        with variant(self.editor, self.variants[name]):
+            stream = self.editor.open("make it blue", height=self.size[0], width=self.size[1])
+        self.timer.push(stream)
+        first_ms = (time.perf_counter() - began) * 1000
+        rest = [self.timer.push(stream).whole for _ in range(self.run_in - 1)]
+        return stream, {
+            "first_chunk_ms": first_ms,
+            "slowest_next_ms": max(rest),
+            "chunks": len(rest),
+        }
+
+    def _time_variants(self, streams: dict[str, EditStream]) -> dict[str, Any]:
+        """Each variant in two halves, taken in turn, so that a drift shows as spread."""
+        half = -(-self.options.chunks // 2)
+        passes: dict[str, list[list[ChunkTimes]]] = {name: [] for name in streams}
+        for turn in (1, 2):
+            for name, stream in streams.items():
+                self.note(f"{name}, {half} chunks, pass {turn} of 2")
+                passes[name].append([self.timer.push(stream) for _ in range(half)])
+        latencies = {
+            name: [self.timer.last_frame(stream) for _ in range(half)]
+            for name, stream in streams.items()
+        }
+        frames = self.editor.settings.chunk_frames
+        return {name: summary(passes[name], latencies[name], frames) for name in streams}
+
+    def _sessions(self, name: str) -> dict[str, Any]:
+        """How many live streams one device serves: one more at a time until one is late."""
+        settings = self.editor.settings
+        period = settings.chunk_frames / settings.fps * 1000
+        rounds = -(-self.options.chunks // 2)
+        tried: list[dict[str, Any]] = []
+        streams: list[EditStream] = []
+        self.memory.reset()
+        while len(streams) < self.options.sessions and all(entry["holds"] for entry in tried):
+            self.note(f"{len(streams) + 1} concurrent sessions")
+            try:
+                streams.append(self._start(name)[0])
+                latencies = self._serve(streams, rounds, period)
+            except torch.OutOfMemoryError:
+                tried.append({"sessions": len(streams) + 1, "holds": False, "out_of_memory": True})
+                break
+            p50, p99 = np.percentile(latencies, [50, 99])
+            tried.append(
+                {
+                    "sessions": len(streams),
+                    "holds": bool(p99 <= period),
+                    "p50_ms": float(p50),
+                    "p99_ms": float(p99),
+                    "late": float(np.mean(np.array(latencies) > period)),
+                    "memory_gib": self.memory.peak(),
+                }
+            )
+        held = max((entry["sessions"] for entry in tried if entry["holds"]), default=0)
+        return {"variant": name, "deadline_ms": period, "held": held, "tried": tried}
+
+    def _serve(self, streams: list[EditStream], rounds: int, period: float) -> list[float]:
+        """Latencies (ms) of chunks that all sessions complete at the same moments, the worst case.
+
+        The device takes chunks in their order. Every chunk is really computed; only the time in
+        which the device would wait for frames is skipped.
+        """
+        clock, latencies = 0.0, []
+        for turn in range(rounds):
+            ready = turn * period
+            for stream in streams:
+                clock = max(clock, ready) + self.timer.push(stream).whole
+                latencies.append(clock - ready)
+        return latencies
+
+    def _free(self) -> None:
+        """Let go of closed streams, whose graphs and caches may hang in reference cycles."""
+        gc.collect()
+        if self.editor.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def summary(passes: list[list[ChunkTimes]], latencies: list[float], frames: int) -> dict[str, Any]:
+    """Percentiles of one variant's chunks, and how far apart the medians of its passes are."""
+    chunks = [chunk for one in passes for chunk in one]
+    parts: dict[str, Callable[[ChunkTimes], float]] = {
+        "encode": lambda c: c.encode,
+        "D": lambda c: c.transformer,
+        "decode": lambda c: c.decode,
+        "E": lambda c: c.transformer + c.decode,
+        "V": lambda c: c.whole,
+    }
+    result: dict[str, Any] = {}
+    for name, part in parts.items():
+        p50, p99 = np.percentile([part(c) for c in chunks], [50, 99])
+        medians = [float(np.median([part(c) for c in one])) for one in passes]
+        result[name] = {
+            "p50_ms": float(p50),
+            "p99_ms": float(p99),
+            "fps": frames / float(p50) * 1000,
+            "spread": (max(medians) - min(medians)) / float(p50),
+        }
+    p50, p99 = np.percentile(latencies, [50, 99])
+    result["last_frame"] = {"p50_ms": float(p50), "p99_ms": float(p99)}
+    result["recomputed"] = float(np.median([c.recomputed for c in chunks]))
+    result["chunks"] = [
+        {"encode": c.encode, "D": c.transformer, "decode": c.decode, "V": c.whole} for c in chunks
+    ]
+    return result
+
+
+def ratios(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What `--check` compares: quotients of times of this run, each better when smaller."""
+    variants = measured["variants"]
+    ms = {
+        name: {k: v["p50_ms"] for k, v in variants[name].items() if k in _PARTS}
+        for name in variants
+    }
+    dense = ms["dense"]
+    values = {
+        "D dense / matrix product": dense["D"] / measured["yardstick"]["ms"],
+        "V dense / D dense": dense["V"] / dense["D"],
+        "V dense / (encode + E)": dense["V"] / (dense["encode"] + dense["E"]),
+    }
+    if "mask cache" in ms:
+        values["D mask cache / D dense"] = ms["mask cache"]["D"] / dense["D"]
+    return {name: {"value": value, "tolerance": TOLERANCE} for name, value in values.items()}
+
+
+_PARTS = ("encode", "D", "decode", "E", "V")

@@ -1,0 +1,128 @@
+"""What a benchmark times: an editor with random or trained weights, and frames to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from modeling.editor import StreamingEditor
+from modeling.model_dir import Model, load_model
+from modeling.presets import PRESETS, MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
+from modeling.transformer import Transformer
+from modeling.vae import build_vae
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What is asked for; None takes what the model was made with."""
+
+    model: str  # a preset (random weights) or a model directory
+    device: str
+    chunks: int  # timed chunks of each variant
+    sessions: int  # most concurrent sessions that are tried
+    size: tuple[int, int] | None = None  # height, width in pixels
+    vae: Literal["wan", "tiny"] | None = None
+    no_cache: bool = False
+    keep_ratio: float | None = None
+    scope: Literal["attention", "block"] | None = None
+    pruned_steps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunks < 2:
+            raise ValueError(f"--chunks {self.chunks} leaves no spread to state; take 2 or more")
+        if self.sessions < 0:
+            raise ValueError(f"--sessions {self.sessions} is negative; 0 leaves them out")
+        if self.no_cache and (self.keep_ratio or self.scope or self.pruned_steps):
+            raise ValueError("--no-cache excludes --keep, --scope and --pruned-steps")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("--device cuda finds no GPU that this PyTorch can use; see nvidia-smi")
+
+    def mask_cache(self, config: ModelConfig) -> MaskCacheConfig | None:
+        """The model's mask cache (or the default one) with what was asked for in its place."""
+        if self.no_cache:
+            return None
+        asked = {
+            "keep_ratio": self.keep_ratio,
+            "scope": self.scope,
+            "pruned_steps": self.pruned_steps,
+        }
+        base = config.stream.mask_cache or MaskCacheConfig()
+        chosen = replace(base, **{k: v for k, v in asked.items() if v is not None})  # type: ignore[arg-type]
+        replace(config.stream, mask_cache=chosen)  # raises ValueError if a step does not exist
+        return chosen
+
+
+def build_editor(options: BenchOptions) -> StreamingEditor:
+    """An editor with the mask cache that was asked for.
+
+    A preset's weights are drawn on the device itself: speed depends on sizes, not on values. No
+    text encoder is loaded; prompts become pseudo-random embeddings of the encoder's shape, and
+    cross-attention always reads all its tokens, so this costs a stream the same.
+    """
+    device = torch.device(options.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if options.model in PRESETS and not Path(options.model).exists():
+        config, transformer, vae, card = PRESETS[options.model], None, None, {"name": options.model}
+    else:
+        if not Path(options.model).is_dir():
+            raise ValueError(
+                f"{options.model} is neither a model directory nor one of the presets "
+                f"{', '.join(sorted(PRESETS))}"
+            )
+        model = load_model(options.model, device=device, dtype=dtype)
+        config, transformer, vae, card = model.config, model.transformer, model.vae, model.card
+    text = TextConfig(kind="words", dim=config.text.dim, tokens=config.text.tokens)
+    config = replace(config, text=text)
+    if options.vae is not None and options.vae != config.vae.kind:
+        config, vae = replace(config, vae=VaeConfig(kind=options.vae)), None
+    mask_cache = options.mask_cache(config)
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        if transformer is None:
+            transformer = Transformer(config.transformer)
+            transformer.to(dtype).eval().requires_grad_(False)
+        if vae is None:
+            vae = build_vae(config.vae).to(dtype).eval().requires_grad_(False)
+    return StreamingEditor(Model(config, transformer, vae, card, None), mask_cache=mask_cache)
+
+
+def describe(
+    editor: StreamingEditor, options: BenchOptions, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Everything that decides the work of a chunk, as JSON values."""
+    config, stream = editor.config, editor.settings
+    return {
+        "model": options.model,
+        "height": size[0],
+        "width": size[1],
+        "dtype": str(editor.transformer.dtype).removeprefix("torch."),
+        "transformer": asdict(config.transformer),
+        "vae": config.vae.kind,
+        "chunk_frames": stream.chunk_frames,
+        "window_latents": stream.window_latents,
+        "sink_latents": stream.sink_latents,
+        "steps": len(stream.timesteps),
+        "fps": stream.fps,
+        "mask_cache": editor.mask_cache and asdict(editor.mask_cache),
+    }
+
+
+def noise_frames(count: int, height: int, width: int) -> np.ndarray:
+    """uint8 [count, height, width, 3] to feed to streams."""
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+@contextmanager
+def variant(editor: StreamingEditor, mask_cache: MaskCacheConfig | None) -> Iterator[None]:
+    """Streams opened meanwhile use `mask_cache`; weights and compiled code are shared."""
+    before, editor.mask_cache = editor.mask_cache, mask_cache
+    try:
+        yield
+    finally:
+        editor.mask_cache = before
