@@ -150,11 +150,11 @@ def _read_torch(file: Path, head: bytes) -> dict[str, Any]:
         # Files of torch before 1.6 are bare pickles, which cannot be mapped.
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        holds = f"holds {named[1]}, which is no tensor" if named else "is damaged or no torch file"
         raise CheckpointError(
-            f"{file} holds more than tensors"
-            + (f" ({found[1]})" if found else "")
-            + " and could run code, so it was not loaded; ask for a file of plain tensors"
+            f"{file} {holds}. It could run code, so it was not loaded: ask for plain tensors, "
+            "best as safetensors"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(

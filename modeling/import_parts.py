@@ -139,7 +139,7 @@ def _read_transformer(network: Network, ema: bool) -> Part:
     state = strip_wrappers(_tensors(picked, weights))
     if recognise(state) == ("transformer", "diffusers"):
         state = convert_diffusers_transformer(state)
-    settings = _settings(weights.name.parent)
+    settings = _settings(weights, "_class_name", "WanModel", "WanTransformer3DModel")
     heads = settings.get("num_attention_heads", settings.get("num_heads"))
     config = infer_transformer(state, num_heads=heads, eps=settings.get("eps", 1e-6))
     widened = widen_patch_embedding(state, config)
@@ -162,7 +162,7 @@ def _read_vae(network: Network) -> Part:
             state = convert_taehv(state, config)
         elif layout == "diffusers":
             config = _wan_vae(state.get("encoder.conv_in.weight"))
-            settings = _settings(weights.name.parent)
+            settings = _settings(weights, "_class_name", "AutoencoderKLWan")
             config = replace(
                 config,
                 mean=tuple(settings.get("latents_mean", config.mean)),
@@ -183,7 +183,7 @@ def _read_text(network: Network) -> Part:
     state = convert_wan_umt5(state) if network.layout == "Wan" else keep_encoder(state)
     config = infer_umt5(state)
     if network.layout == "transformers":
-        published = _settings(weights.name.parent)
+        published = _settings(weights, "model_type", "umt5")
         for name in ("layer_norm_epsilon", "relative_attention_max_distance", "feed_forward_proj"):
             config[name] = published.get(name, config[name])
     check_umt5(state, config, str(weights.name))
@@ -203,16 +203,20 @@ def _widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(width if weight is None else weight.shape[0] for weight, width in found)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's own config.json says; empty if there is none."""
-    file = folder / "config.json"
+def _settings(weights: WeightFiles, mark: str, *values: str) -> dict[str, Any]:
+    """The config.json beside the weights, if its `mark` is one of `values`; else it is not theirs.
+
+    A single file may lie in a folder with the config.json of something else.
+    """
+    file = weights.name.parent / "config.json"
     if not file.is_file():
         return {}
     try:
         settings = json.loads(file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{file} is no valid JSON ({error})") from error
-    return settings if isinstance(settings, dict) else {}
+    ours = isinstance(settings, dict) and settings.get(mark) in values
+    return settings if ours else {}
 
 
 def _tensors(state: Mapping[str, Any], weights: WeightFiles) -> dict[str, Tensor]:

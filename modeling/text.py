@@ -231,7 +231,9 @@ def umt5_folders(path: Path) -> tuple[Path, Path]:
 def load_umt5(folder: Path, device: torch.device) -> Any:
     """transformers' UMT5EncoderModel in evaluation mode; every weight must be in the folder."""
     from transformers import UMT5EncoderModel
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # it would break into the caller's own display
     loaded: Any = UMT5EncoderModel.from_pretrained(
         folder,
         dtype=torch.bfloat16 if device.type == "cuda" else "auto",
