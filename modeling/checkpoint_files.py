@@ -156,7 +156,7 @@ def _read_torch(file: Path, head: bytes) -> dict[str, Any]:
             f"{file} {holds}. It could run code, so it was not loaded: ask for plain tensors, "
             "best as safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"{file} is a damaged or incomplete torch file ({error}); download it again"
         ) from error

@@ -126,22 +126,17 @@ def check_space(to: Path, needed: int) -> None:
 
 def _model_config(parts: dict[Kind, Part]) -> tuple[str | None, ModelConfig]:
     """The preset with the transformer's sizes, if there is one, and the whole config."""
-    if "transformer" not in parts:
-        preset, config = None, PRESETS["wan-1.3b"]
+    found: dict[str, Any] = {kind: part.config for kind, part in parts.items()}
+    sizes = found.get("transformer")
+    preset = next((name for name in PRESETS if PRESETS[name].transformer == sizes), None)
+    config = PRESETS[preset or "wan-1.3b"]
+    if "text" in found:
+        dim = found["text"]["d_model"]
     else:
-        sizes = parts["transformer"].config
-        preset = next((name for name in PRESETS if PRESETS[name].transformer == sizes), None)
-        config = PRESETS[preset or "wan-1.3b"]
-    dim = parts["text"].config["d_model"] if "text" in parts else None
+        dim = sizes.text_dim if sizes else config.text.dim
+    found["text"] = TextConfig("umt5", dim=dim, tokens=_UMT5_TOKENS)
     try:
-        return preset, replace(
-            config,
-            transformer=parts["transformer"].config
-            if "transformer" in parts
-            else config.transformer,
-            vae=parts["vae"].config if "vae" in parts else config.vae,
-            text=TextConfig("umt5", dim=dim, tokens=_UMT5_TOKENS) if dim else config.text,
-        )
+        return preset, replace(config, **found)
     except ValueError as error:
         raise CheckpointError(f"the parts do not fit each other: {error}") from error
 

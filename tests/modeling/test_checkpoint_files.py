@@ -94,7 +94,7 @@ def test_a_bare_pickle_is_not_run(tmp_path: Path) -> None:
         (b"GGUF\x03\x00\x00\x00\x00\x00", "neither a safetensors nor a torch file"),
         (b"PK\x03\x04 and then nothing", "is cut off"),
         ((1 << 20).to_bytes(8, "little") + b'{"a":', "is cut off: its header alone"),
-        (b"\x80\x02}q\x00", "damaged or no torch file"),
+        (b"\x80\x02}q\x00", "damaged or incomplete torch file"),
     ],
 )
 def test_files_that_are_not_what_they_claim(tmp_path: Path, content: bytes, message: str) -> None:
