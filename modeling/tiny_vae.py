@@ -45,7 +45,7 @@ class MemoryBlock(nn.Module):
             _conv(channels, channels),
         )
 
-    def stream(self, x: Tensor, tape: StreamTape, batch: int) -> Tensor:
+    def forward(self, x: Tensor, tape: StreamTape, batch: int) -> Tensor:
         clips = x.split(x.shape[0] // batch)  # B times [T, C, H, W]
         last = torch.cat([clip[-1:] for clip in clips])
         memories = torch.zeros_like(last) if tape.first else tape.read(last)
@@ -146,5 +146,5 @@ def _run(
     tape = StreamTape(caches)
     x = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     for layer in network:
-        x = layer.stream(x, tape, batch) if isinstance(layer, MemoryBlock) else layer(x)
+        x = layer(x, tape, batch) if isinstance(layer, MemoryBlock) else layer(x)
     return x.unflatten(0, (batch, -1)), tape.written

@@ -23,14 +23,9 @@ _MULTIPLIERS = (1, 2, 4, 4)
 _RES_BLOCKS = 2
 
 
-class CausalConv3d(nn.Conv3d):
-    """Convolution over 3 frames (the current one and two before) and 3x3 pixels."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=(0, 1, 1))
-
-    def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
-        return self(_extend(x, 2, tape))
+def _causal_conv(in_channels: int, out_channels: int) -> nn.Conv3d:
+    """Sees the current frame and the two before it, which `_with_past` puts in front."""
+    return nn.Conv3d(in_channels, out_channels, 3, padding=(0, 1, 1))
 
 
 class RmsNorm(nn.Module):
@@ -53,9 +48,9 @@ class ResidualBlock(nn.Module):
         self.residual = nn.ModuleDict(
             {
                 "0": RmsNorm(in_channels, 3),
-                "2": CausalConv3d(in_channels, out_channels),
+                "2": _causal_conv(in_channels, out_channels),
                 "3": RmsNorm(out_channels, 3),
-                "6": CausalConv3d(out_channels, out_channels),
+                "6": _causal_conv(out_channels, out_channels),
             }
         )
         self.shortcut = (
@@ -64,10 +59,10 @@ class ResidualBlock(nn.Module):
             else nn.Identity()
         )
 
-    def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
+    def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        y = conv1.stream(F.silu(norm1(x)), tape)
-        y = conv2.stream(F.silu(norm2(y)), tape)
+        y = conv1(_with_past(F.silu(norm1(x)), 2, tape))
+        y = conv2(_with_past(F.silu(norm2(y)), 2, tape))
         return y + self.shortcut(x)
 
 
@@ -80,7 +75,7 @@ class FrameAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
-    def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
+    def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
         frames = _fold(x)  # [B*T, C, H, W]
         qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)  # [B*T, H*W, 3*C]
         # Channels innermost, as the fused attention kernels want them; free if they are already.
@@ -102,12 +97,12 @@ class Downsample(nn.Module):
         if temporal:
             self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1))
 
-    def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
+    def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
         x = _unfold(self.resample(_fold(x)), x.shape[0])
         if not self.temporal:
             return x
         if not tape.first:
-            return self.time_conv(_extend(x, 1, tape))
+            return self.time_conv(_with_past(x, 1, tape))
         tape.write(x[:, :, -1:])
         if x.shape[2] == 1:
             return x
@@ -131,13 +126,13 @@ class Upsample(nn.Module):
         if temporal:
             self.time_conv = nn.Conv3d(channels, 2 * channels, (3, 1, 1))
 
-    def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
+    def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
         if self.temporal and tape.first:
-            later = _extend(x[:, :, 1:], 2, tape)
+            later = _with_past(x[:, :, 1:], 2, tape)
             if x.shape[2] > 1:
                 x = torch.cat([x[:, :, :1], self._double_rate(later)], dim=2)
         elif self.temporal:
-            x = self._double_rate(_extend(x, 2, tape))
+            x = self._double_rate(_with_past(x, 2, tape))
         return _unfold(self.resample(_fold(x)), x.shape[0])
 
     def _double_rate(self, x: Tensor) -> Tensor:
@@ -145,7 +140,7 @@ class Upsample(nn.Module):
         return pairs.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)  # [B, C, 2*T, H, W]
 
 
-def _extend(x: Tensor, frames: int, tape: StreamTape) -> Tensor:
+def _with_past(x: Tensor, frames: int, tape: StreamTape) -> Tensor:
     """`x` behind the `frames` frames that came before it; zeros at the stream's start."""
     x = F.pad(x, (0, 0, 0, 0, frames, 0)) if tape.first else torch.cat([tape.read(x), x], dim=2)
     tape.write(x[:, :, -frames:])
@@ -172,7 +167,7 @@ def _middle(channels: int) -> nn.ModuleList:
 
 
 def _head(channels: int, out_channels: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"0": RmsNorm(channels, 3), "2": CausalConv3d(channels, out_channels)})
+    return nn.ModuleDict({"0": RmsNorm(channels, 3), "2": _causal_conv(channels, out_channels)})
 
 
 class Encoder(nn.Module):
@@ -181,7 +176,7 @@ class Encoder(nn.Module):
     def __init__(self, base_dim: int, latent_channels: int) -> None:
         super().__init__()
         dims = [base_dim * multiplier for multiplier in (1, *_MULTIPLIERS)]
-        self.conv1 = CausalConv3d(3, dims[0])
+        self.conv1 = _causal_conv(3, dims[0])
         layers: list[nn.Module] = []
         for level, (channels, out_channels) in enumerate(pairwise(dims)):
             layers.append(ResidualBlock(channels, out_channels))
@@ -192,12 +187,12 @@ class Encoder(nn.Module):
         self.middle = _middle(dims[-1])
         self.head = _head(dims[-1], 2 * latent_channels)
 
-    def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
-        x = self.conv1.stream(x, tape)
+    def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
+        x = self.conv1(_with_past(x, 2, tape))
         for layer in (*self.downsamples, *self.middle):
-            x = layer.stream(x, tape)
+            x = layer(x, tape)
         norm, conv = self.head.values()
-        return conv.stream(F.silu(norm(x)), tape)
+        return conv(_with_past(F.silu(norm(x)), 2, tape))
 
 
 class Decoder(nn.Module):
@@ -206,7 +201,7 @@ class Decoder(nn.Module):
     def __init__(self, base_dim: int, latent_channels: int) -> None:
         super().__init__()
         dims = [base_dim * multiplier for multiplier in (_MULTIPLIERS[-1], *_MULTIPLIERS[::-1])]
-        self.conv1 = CausalConv3d(latent_channels, dims[0])
+        self.conv1 = _causal_conv(latent_channels, dims[0])
         self.middle = _middle(dims[0])
         layers: list[nn.Module] = []
         for level, (channels, out_channels) in enumerate(pairwise(dims)):
@@ -218,12 +213,12 @@ class Decoder(nn.Module):
         self.upsamples = nn.ModuleList(layers)
         self.head = _head(dims[-1], 3)
 
-    def stream(self, x: Tensor, tape: StreamTape) -> Tensor:
-        x = self.conv1.stream(x, tape)
+    def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
+        x = self.conv1(_with_past(x, 2, tape))
         for layer in (*self.middle, *self.upsamples):
-            x = layer.stream(x, tape)
+            x = layer(x, tape)
         norm, conv = self.head.values()
-        return conv.stream(F.silu(norm(x)), tape)
+        return conv(_with_past(F.silu(norm(x)), 2, tape))
 
 
 class WanVae(StreamingVae):
@@ -242,11 +237,11 @@ class WanVae(StreamingVae):
 
     def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         tape = StreamTape(caches)
-        moments = self.conv1(self.encoder.stream(pixels.transpose(1, 2), tape))
+        moments = self.conv1(self.encoder(pixels.transpose(1, 2), tape))
         mean = moments[:, : self.config.latent_channels]
         return mean.transpose(1, 2), tape.written
 
     def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         tape = StreamTape(caches)
-        pixels = self.decoder.stream(self.conv2(raw.transpose(1, 2)), tape)
+        pixels = self.decoder(self.conv2(raw.transpose(1, 2)), tape)
         return pixels.transpose(1, 2), tape.written
