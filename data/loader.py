@@ -9,6 +9,9 @@ with unequal counts, on which collectives hang.)
 
 from __future__ import annotations
 
+import functools
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
-from data.processes import worker_context
+from data.processes import adopt_environment, worker_context
 from data.sample import EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.store import open_store
@@ -105,14 +108,18 @@ class Loader:
             "workers": workers,
         }
         dataset = _Stretch(uri, self.info, rank, world_size, seed, shuffle, epochs, cache)
-        self._loader = StatefulDataLoader(
-            dataset,
-            batch_size=batch_size,
-            num_workers=workers,
-            collate_fn=_collate,
-            multiprocessing_context=worker_context() if workers else None,
-            generator=torch.Generator().manual_seed(seed),  # leave torch's own generator alone
-        )
+        with warnings.catch_warnings():
+            # torchdata 0.11 calls what torch 2.13 deprecates; nothing that a user could do about.
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+            self._loader = StatefulDataLoader(
+                dataset,
+                batch_size=batch_size,
+                num_workers=workers,
+                collate_fn=_collate,
+                multiprocessing_context=worker_context() if workers else None,
+                worker_init_fn=functools.partial(adopt_environment, dict(os.environ)),
+                generator=torch.Generator().manual_seed(seed),  # leaves torch's own alone
+            )
         if state is not None:
             self.load_state_dict(state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing.context import BaseContext
 
 
@@ -15,3 +16,10 @@ def worker_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data.loader", "data.synthetic"])
     return context
+
+
+def adopt_environment(environment: dict[str, str], worker: int = 0) -> None:
+    """Run first in a worker: the server that it was forked from may be older than a variable."""
+    del worker
+    os.environ.clear()
+    os.environ.update(environment)

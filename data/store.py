@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CONNECT_SECONDS, READ_SECONDS = 4, 30
+# A wrong address is found out in seconds, a short outage survived, a silent server costs a minute.
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 4, 10, 3
 SCRATCH = ".liveedit-"
 
 
@@ -113,14 +114,14 @@ class S3Store(Store):
             import s3fs  # a second to import, and only S3 needs it
 
             self._files = s3fs.S3FileSystem(
-                # One retry by botocore, within seconds: a wrong address must not take minutes.
                 config_kwargs={
                     "connect_timeout": CONNECT_SECONDS,
                     "read_timeout": READ_SECONDS,
-                    "retries": {"mode": "standard", "total_max_attempts": 2},
+                    "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
                 },
                 use_listings_cache=False,
             )
+            self._files.retries = 2  # of s3fs, around botocore's: five by itself
         return self._files
 
     def exists(self, name: str) -> bool:

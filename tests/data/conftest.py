@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import s3fs
 
 from data.sample import EncodedPair, Pair
 from data.synthetic import make_pair
@@ -89,6 +97,77 @@ def make_video(tmp_path: Path) -> MakeVideo:
         return write_raw(tmp_path / name, numbered(16) if frames is None else frames, **options)  # type: ignore[arg-type]
 
     return make
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server with one bucket; `root` is where it keeps its files."""
+
+    endpoint: str
+    bucket: str
+    root: Path
+    process: subprocess.Popen[bytes]
+
+
+ACCESS_KEY, SECRET_KEY = "liveedit-test", "a-secret-for-tests-only"
+
+
+def start_s3(root: Path) -> S3Server:
+    """Starts nanio, a small real S3 server: it checks signatures, ranges and multipart uploads."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (root / "bucket").mkdir(parents=True)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "nanio", "serve", "--host", "127.0.0.1", "--port", str(port)),
+            *("--data-dir", str(root), "--log-level", "error", "--no-access-log"),
+        ],
+        env={**os.environ, "NANIO_ACCESS_KEY": ACCESS_KEY, "NANIO_SECRET_KEY": SECRET_KEY},
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return S3Server(f"http://127.0.0.1:{port}", "bucket", root, process)
+        assert process.poll() is None, "the S3 server ended while starting"
+        assert time.monotonic() < deadline, "the S3 server did not start within a minute"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = start_s3(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.process.terminate()
+    server.process.wait(10)
+
+
+@pytest.fixture
+def s3(s3_process: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server, with this process pointed at it the way every AWS tool is."""
+    point_at(s3_process.endpoint, monkeypatch)
+    yield s3_process
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def point_at(
+    endpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    key: str | None = ACCESS_KEY,
+    secret: str | None = SECRET_KEY,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    if key is not None and secret is not None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def small_pair(seed: int) -> Pair:
