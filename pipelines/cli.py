@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pipelines.bench.command import bench_app
 from pipelines.import_command import import_model
 
 console = Console(highlight=False)
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datasets of pairs.")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 app.command(
     "import", epilog="Example: liveedit import Wan2.1-T2V-1.3B --to models/wan --vae taew2_1.pth"
 )(import_model)

@@ -31,33 +31,35 @@ def bench_stream(
         str | None,
         typer.Argument(
             metavar="[MODEL|PRESET]",
-            help="A model directory, or a preset with random weights: demo, wan-1.3b, wan-14b. "
-            "[default: wan-1.3b on a GPU, demo on a CPU]",
+            help="A model directory, or a preset with random weights: demo, wan-1.3b, wan-14b. ",
+            show_default="wan-1.3b on a GPU, demo on a CPU",
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Pixels. [default: the model's]"),
+        typer.Option(metavar="WIDTHxHEIGHT", help="Pixels.", show_default="the model's"),
     ] = None,
     vae: Annotated[
         Literal["wan", "tiny"] | None,
-        typer.Option(help="Another VAE, with random weights. [default: the model's]"),
+        typer.Option(help="Another VAE, with random weights.", show_default="the model's"),
     ] = None,
     chunks: Annotated[
         int | None,
-        typer.Option(help="Timed chunks of each variant. [default: 40 on a GPU, 8 on a CPU]"),
+        typer.Option(help="Timed chunks of each variant.", show_default="40 on a GPU, 8 on a CPU"),
     ] = None,
     keep: Annotated[
         float | None,
-        typer.Option(help="Share of tokens recomputed in pruned steps. [default: the model's]"),
+        typer.Option(
+            help="Share of tokens recomputed in pruned steps.", show_default="the model's"
+        ),
     ] = None,
     scope: Annotated[
         Literal["attention", "block"] | None,
-        typer.Option(help="What a pruned token skips. [default: the model's]"),
+        typer.Option(help="What a pruned token skips.", show_default="the model's"),
     ] = None,
     pruned_steps: Annotated[
         str | None,
-        typer.Option(metavar="N,N", help="Steps that are pruned. [default: the model's]"),
+        typer.Option(metavar="N,N", help="Steps that are pruned.", show_default="the model's"),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Time dense streams only.")] = False,
     sessions: Annotated[
@@ -77,13 +79,15 @@ def bench_stream(
 ) -> None:
     """Time a stream: D (transformer), E (with VAE decode), V (video in to video out).
 
-    Runs through the same object as serving. Also reports start-up, latency, memory and how many
-    live sessions fit. `--check` compares ratios inside a run, so that machines may differ.
+    Runs what serving runs. Also reports start-up, latency, memory and how many
+    live sessions fit. --check compares ratios inside a run, so that machines
+    may differ.
     """
     import torch
 
+    from pipelines.bench.check import compare, read_report
     from pipelines.bench.plot import plot
-    from pipelines.bench.report import compare, facts, read_report, table
+    from pipelines.bench.report import facts, table
     from pipelines.bench.stream import measure
     from pipelines.bench.subject import BenchOptions
 
@@ -108,7 +112,7 @@ def bench_stream(
     )
     console = Console(highlight=False)
     with Console(stderr=True).status("starting") as status:
-        report = measure(options, status.update)
+        report = measure(options, stored, status.update)
     report["command"] = shlex.join(["liveedit", *sys.argv[1:]])
     console.print(table(report))
     console.print(*facts(report), sep="\n", soft_wrap=True)

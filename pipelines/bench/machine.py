@@ -31,7 +31,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         query = ["--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
-        told = _output("nvidia-smi", *query, f"--id={device.index or 0}")
+        told = _output("nvidia-smi", *query, f"--id=GPU-{properties.uuid}")
         driver, _, power = (told or "").partition(", ")
         found |= {
             "gpu": properties.name,

@@ -29,7 +29,7 @@ class _Sheet:
         self.variants: dict[str, Any] = report["variants"]
         sessions = len(report["sessions"]["tried"])
         self.bars_top = 90
-        self.lines_top = self.bars_top + 70 * len(self.variants) + 90
+        self.lines_top = self.bars_top + 70 * len(self.variants) + 60
         self.sessions_top = self.lines_top + 320
         height = self.sessions_top + 40 * sessions + (60 if sessions else -20)
         self.image = Image.new("RGB", (WIDTH, height), "white")

@@ -19,31 +19,49 @@ from modeling.editor import StreamingEditor
 from modeling.presets import MaskCacheConfig
 from modeling.stream import EditStream
 from pipelines.bench import SCHEMA
+from pipelines.bench.check import ratios, require_same_work
 from pipelines.bench.clock import ChunkTimer, ChunkTimes
 from pipelines.bench.machine import Memory, hardware, weights_gib, yardstick
-from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames, variant
+from pipelines.bench.subject import (
+    BenchOptions,
+    build_editor,
+    describe,
+    noise_frames,
+    plain_editor,
+    variant,
+)
 
 WARM_UP = 2  # chunks after the window is full that are not counted
-TOLERANCE = 0.15  # stored beside each ratio; a file may be edited to be stricter or laxer
+PLAIN_CHUNKS = 6
 
 Note = Callable[[str], None]
 
 
-def measure(options: BenchOptions, note: Note = lambda text: None) -> dict[str, Any]:
-    """The whole report but its command line, as JSON values; `note` hears what is going on."""
+def measure(
+    options: BenchOptions,
+    stored: dict[str, Any] | None = None,
+    note: Note = lambda text: None,
+) -> dict[str, Any]:
+    """The whole report but its command line, as JSON values; `note` hears what is going on.
+
+    ValueError, before anything is timed, if the work is not that of the `stored` report.
+    """
     note("building the model")
     began = time.perf_counter()
     editor = build_editor(options)
-    bench = StreamBench(editor, options, note)
-    report = {"schema": SCHEMA, "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     load_s = time.perf_counter() - began
+    bench = StreamBench(editor, options, note)
+    report = {
+        "schema": SCHEMA,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": describe(editor, options, bench.size),
+        "hardware": hardware(editor.device),
+        "load_s": load_s,
+    }
+    if stored is not None:
+        require_same_work(report, stored)
     with bench.timer.watch():
-        return report | {
-            "config": describe(editor, options, bench.size),
-            "hardware": hardware(editor.device),
-            "load_s": load_s,
-            **bench.run(),
-        }
+        return report | bench.run()
 
 
 class StreamBench:
@@ -76,6 +94,7 @@ class StreamBench:
         self._free()
         measured = {
             "variants": variants,
+            "plain": self._time_plain(),
             "start": {"cold": cold, "warm": warm},
             "memory": {
                 "measure": self.memory.measure,
@@ -109,12 +128,27 @@ class StreamBench:
             for name, stream in streams.items():
                 self.note(f"{name}, {half} chunks, pass {turn} of 2")
                 passes[name].append([self.timer.push(stream) for _ in range(half)])
-        latencies = {
+        last_frame = {
             name: [self.timer.last_frame(stream) for _ in range(half)]
             for name, stream in streams.items()
         }
         frames = self.editor.settings.chunk_frames
-        return {name: summary(passes[name], latencies[name], frames) for name in streams}
+        return {
+            name: summary(passes[name], frames) | {"last_frame": percentiles(last_frame[name])}
+            for name in streams
+        }
+
+    def _time_plain(self) -> dict[str, Any] | None:
+        """The dense stream without the GPU's fast path; None where there is no other path."""
+        if not self.editor.accelerated:
+            return None
+        self.note("plain path")
+        plain = plain_editor(self.editor)
+        stream = plain.open("make it blue", height=self.size[0], width=self.size[1])
+        times = [self.timer.push(stream) for _ in range(self.run_in + PLAIN_CHUNKS)]
+        del plain, stream
+        self._free()
+        return summary([times[self.run_in :]], self.editor.settings.chunk_frames)
 
     def _sessions(self, name: str) -> dict[str, Any]:
         """How many live streams one device serves: one more at a time until one is late."""
@@ -125,40 +159,31 @@ class StreamBench:
         streams: list[EditStream] = []
         self.memory.reset()
         while len(streams) < self.options.sessions and all(entry["holds"] for entry in tried):
-            self.note(f"{len(streams) + 1} concurrent sessions")
+            count = len(streams) + 1
+            self.note(f"{count} concurrent sessions")
             try:
                 streams.append(self._start(name)[0])
-                latencies = self._serve(streams, rounds, period)
+                latencies = in_real_time(
+                    lambda session: self.timer.push(streams[session]).whole,
+                    sessions=count,
+                    rounds=rounds,
+                    period=period,
+                )
             except torch.OutOfMemoryError:
-                tried.append({"sessions": len(streams) + 1, "holds": False, "out_of_memory": True})
+                tried.append({"sessions": count, "holds": False, "out_of_memory": True})
                 break
-            p50, p99 = np.percentile(latencies, [50, 99])
+            times = percentiles(latencies)
             tried.append(
                 {
-                    "sessions": len(streams),
-                    "holds": bool(p99 <= period),
-                    "p50_ms": float(p50),
-                    "p99_ms": float(p99),
+                    "sessions": count,
+                    "holds": times["p99_ms"] <= period,
+                    **times,
                     "late": float(np.mean(np.array(latencies) > period)),
                     "memory_gib": self.memory.peak(),
                 }
             )
         held = max((entry["sessions"] for entry in tried if entry["holds"]), default=0)
         return {"variant": name, "deadline_ms": period, "held": held, "tried": tried}
-
-    def _serve(self, streams: list[EditStream], rounds: int, period: float) -> list[float]:
-        """Latencies (ms) of chunks that all sessions complete at the same moments, the worst case.
-
-        The device takes chunks in their order. Every chunk is really computed; only the time in
-        which the device would wait for frames is skipped.
-        """
-        clock, latencies = 0.0, []
-        for turn in range(rounds):
-            ready = turn * period
-            for stream in streams:
-                clock = max(clock, ready) + self.timer.push(stream).whole
-                latencies.append(clock - ready)
-        return latencies
 
     def _free(self) -> None:
         """Let go of closed streams, whose graphs and caches may hang in reference cycles."""
@@ -167,7 +192,29 @@ class StreamBench:
             torch.cuda.empty_cache()
 
 
-def summary(passes: list[list[ChunkTimes]], latencies: list[float], frames: int) -> dict[str, Any]:
+def in_real_time(
+    push: Callable[[int], float], *, sessions: int, rounds: int, period: float
+) -> list[float]:
+    """Latencies (ms) of chunks that all sessions complete at the same moments, the worst case.
+
+    `push` edits a session's next chunk and says how long it took. The device takes chunks in the
+    order they come; only the time in which it would wait for frames is skipped.
+    """
+    clock, latencies = 0.0, []
+    for turn in range(rounds):
+        ready = turn * period
+        for session in range(sessions):
+            clock = max(clock, ready) + push(session)
+            latencies.append(clock - ready)
+    return latencies
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(times, [50, 99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99)}
+
+
+def summary(passes: list[list[ChunkTimes]], frames: int) -> dict[str, Any]:
     """Percentiles of one variant's chunks, and how far apart the medians of its passes are."""
     chunks = [chunk for one in passes for chunk in one]
     parts: dict[str, Callable[[ChunkTimes], float]] = {
@@ -179,39 +226,15 @@ def summary(passes: list[list[ChunkTimes]], latencies: list[float], frames: int)
     }
     result: dict[str, Any] = {}
     for name, part in parts.items():
-        p50, p99 = np.percentile([part(c) for c in chunks], [50, 99])
+        times = percentiles([part(c) for c in chunks])
         medians = [float(np.median([part(c) for c in one])) for one in passes]
         result[name] = {
-            "p50_ms": float(p50),
-            "p99_ms": float(p99),
-            "fps": frames / float(p50) * 1000,
-            "spread": (max(medians) - min(medians)) / float(p50),
+            **times,
+            "fps": frames / times["p50_ms"] * 1000,
+            "spread": (max(medians) - min(medians)) / times["p50_ms"],
         }
-    p50, p99 = np.percentile(latencies, [50, 99])
-    result["last_frame"] = {"p50_ms": float(p50), "p99_ms": float(p99)}
     result["recomputed"] = float(np.median([c.recomputed for c in chunks]))
     result["chunks"] = [
         {"encode": c.encode, "D": c.transformer, "decode": c.decode, "V": c.whole} for c in chunks
     ]
     return result
-
-
-def ratios(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """What `--check` compares: quotients of times of this run, each better when smaller."""
-    variants = measured["variants"]
-    ms = {
-        name: {k: v["p50_ms"] for k, v in variants[name].items() if k in _PARTS}
-        for name in variants
-    }
-    dense = ms["dense"]
-    values = {
-        "D dense / matrix product": dense["D"] / measured["yardstick"]["ms"],
-        "V dense / D dense": dense["V"] / dense["D"],
-        "V dense / (encode + E)": dense["V"] / (dense["encode"] + dense["E"]),
-    }
-    if "mask cache" in ms:
-        values["D mask cache / D dense"] = ms["mask cache"]["D"] / dense["D"]
-    return {name: {"value": value, "tolerance": TOLERANCE} for name, value in values.items()}
-
-
-_PARTS = ("encode", "D", "decode", "E", "V")

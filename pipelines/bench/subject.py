@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -92,11 +93,21 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
     return StreamingEditor(Model(config, transformer, vae, card, None), mask_cache=mask_cache)
 
 
+def plain_editor(editor: StreamingEditor) -> StreamingEditor:
+    """The same sizes with a transformer that was not made fast for a GPU, and no mask cache."""
+    plain = copy(editor)
+    with torch.device(editor.device):
+        plain.transformer = Transformer(editor.config.transformer)
+    plain.transformer.to(editor.transformer.dtype).eval().requires_grad_(False)
+    plain.accelerated, plain.mask_cache = False, None
+    return plain
+
+
 def describe(
     editor: StreamingEditor, options: BenchOptions, size: tuple[int, int]
 ) -> dict[str, Any]:
     """Everything that decides the work of a chunk, as JSON values."""
-    config, stream = editor.config, editor.settings
+    config, stream, cache = editor.config, editor.settings, editor.mask_cache
     return {
         "model": options.model,
         "height": size[0],
@@ -109,7 +120,7 @@ def describe(
         "sink_latents": stream.sink_latents,
         "steps": len(stream.timesteps),
         "fps": stream.fps,
-        "mask_cache": editor.mask_cache and asdict(editor.mask_cache),
+        "mask_cache": cache and {**asdict(cache), "pruned_steps": list(cache.pruned_steps)},
     }
 
 
