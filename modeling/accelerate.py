@@ -1,7 +1,7 @@
-"""Everything that only a GPU needs: compiled halves of a block, named attention, CUDA graphs.
+"""Everything that only a GPU needs: compiled networks, named attention, CUDA graphs.
 
-`accelerate` prepares a transformer once; `GraphedForward` replays it for one stream. The plain path
-computes the same function and is what tests and CPUs run.
+`accelerate` and `accelerate_vae` prepare networks once; `GraphedForward` replays the transformer
+for one stream. The plain path computes the same function and is what CPUs run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .kv_cache import Cached, KVCache
 from .mask_cache import Reuse
 from .transformer import TextKV, Transformer
+from .vae import StreamingVae
 
 # cuDNN's kernel is 1.8 times as fast as PyTorch's flash kernel on Hopper at a window's size.
 _BACKENDS = [
@@ -39,13 +40,64 @@ def accelerate(transformer: Transformer) -> None:
     The halves are compiled once for all layers. Only for inference: parameters of the joined
     projections become views of one matrix.
     """
-    # One entry a shape: dense and pruned chunks, at each size that is streamed.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    _raise_recompile_limit()
     for block in transformer.blocks:
         block.self_attn.join_projections()
+        block.ffn = FusedFeedForward(block.ffn)
         for half in ("project", "finish"):
             compiled = torch.compile(getattr(block, half), fullgraph=True, dynamic=False)
             setattr(block, half, compiled)
+
+
+def accelerate_vae(vae: StreamingVae) -> None:
+    """Channels innermost, which cuDNN's tensor-core convolutions want, and compiled passes."""
+    _raise_recompile_limit()
+    for module in vae.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            _lay_out(module, torch.channels_last_3d)
+        elif isinstance(module, torch.nn.Conv2d):
+            _lay_out(module, torch.channels_last)
+    for name in ("_encode_pass", "_decode_pass"):
+        setattr(vae, name, torch.compile(getattr(vae, name), dynamic=False))
+
+
+def _lay_out(convolution: torch.nn.Module, layout: torch.memory_format) -> None:
+    weight = convolution.weight
+    assert isinstance(weight, torch.nn.Parameter)
+    weight.data = weight.data.contiguous(memory_format=layout)
+
+
+def _raise_recompile_limit() -> None:
+    """One entry a shape: dense and pruned chunks, first and later chunks, at each size streamed."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+
+
+class FusedFeedForward(torch.nn.Module):
+    """Linear, GELU, linear, with the GELU inside the first matrix product."""
+
+    def __init__(self, plain: torch.nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = plain[0], plain[2]  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(linear_gelu(x, self.first.weight, self.first.bias))
+
+
+@torch.library.custom_op("liveedit::linear_gelu", mutates_args=())
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU (tanh) of x @ weight.T + bias; one kernel on a GPU.
+
+    A custom operator, because torch.compile takes the fused one apart again and then writes the
+    hidden layer to memory twice.
+    """
+    rows = x.flatten(0, -2)
+    out = torch.ops.aten._addmm_activation(bias, rows, weight.t(), use_gelu=True)
+    return out.unflatten(0, x.shape[:-1])
+
+
+@linear_gelu.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 class GraphedForward:
@@ -63,7 +115,12 @@ class GraphedForward:
         self._cache = cache
         self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._text: TextKV | None = None
-        self._graphs: dict[tuple[int, str, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[tuple[int, str], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    @staticmethod
+    def fits(reuse: Reuse | None) -> bool:
+        """Whether a graph serves: not if the number of kept tokens changes with every chunk."""
+        return reuse is None or reuse.fixed_size
 
     def __call__(
         self, noisy: Tensor, source: Tensor, timestep: Tensor, text: TextKV, reuse: Reuse | None
@@ -78,8 +135,7 @@ class GraphedForward:
             if static is not new:
                 static.copy_(new)
         kind = "plain" if reuse is None else "store" if reuse.tokens is None else "pruned"
-        kept = 0 if reuse is None or reuse.tokens is None else reuse.tokens.data_ptr()
-        key = (self._cache.start, kind, kept)
+        key = (self._cache.start, kind)
         if key not in self._graphs:
             self._graphs[key] = self._capture(reuse)
         graph, output = self._graphs[key]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from .accelerate import accelerate
+from .accelerate import accelerate, accelerate_vae
 from .flow import FlowSchedule
 from .model_dir import Model, ModelError, load_model
 from .presets import MaskCacheConfig, ModelConfig, StreamConfig
@@ -52,6 +52,7 @@ class StreamingEditor:
         self.accelerated = self.device.type == "cuda"
         if self.accelerated:
             accelerate(self.transformer)
+            accelerate_vae(self.vae)
 
     @classmethod
     def load(

@@ -28,12 +28,14 @@ from .presets import MaskCacheConfig, TransformerConfig
 class Reuse:
     """What one forward recomputes (`tokens`, [K], None for all) and where it keeps its outputs.
 
-    `outputs` [layers, B, T, dim] holds each layer's self-attention output before its gate.
+    `outputs` [layers, B, T, dim] holds each layer's self-attention output before its gate. With a
+    policy of `fixed_size` all chunks keep equally many tokens, listed at the same place in memory.
     """
 
-    def __init__(self, scope: str, outputs: Tensor, tokens: Tensor | None) -> None:
-        self.scope = scope
+    def __init__(self, config: MaskCacheConfig, outputs: Tensor, tokens: Tensor | None) -> None:
+        self.scope = config.scope
         self.tokens = tokens
+        self.fixed_size = tokens is None or config.policy == "budget"
         self._outputs = outputs
 
     def exchange(self, layer: int, output: Tensor) -> Tensor:
@@ -76,9 +78,9 @@ class MaskCache:
         if self.tokens is None:
             return None
         if step in self.config.pruned_steps:
-            return Reuse(self.config.scope, self._outputs, self.tokens)
+            return Reuse(self.config, self._outputs, self.tokens)
         if self.config.scope == "attention" and step + 1 in self.config.pruned_steps:
-            return Reuse(self.config.scope, self._outputs, None)
+            return Reuse(self.config, self._outputs, None)
         return None
 
     def observe(self, edited: Tensor, source: Tensor) -> None:

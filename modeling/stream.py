@@ -248,7 +248,7 @@ class EditStream:
         self._kv.commit()
 
     def _forward(self, x: Tensor, source: Tensor, t: Tensor, reuse: Reuse | None) -> Tensor:
-        if self._graphed is not None:
+        if self._graphed is not None and self._graphed.fits(reuse):
             return self._graphed(x, source, t, self._text, reuse)
         return self.editor.transformer(x, source, t, self._text, Cached(self._kv, reuse))
 
