@@ -53,7 +53,8 @@ def find_weights(path: Path) -> list[WeightFiles]:
         return (
             [_sharded(path)] if path.name.endswith(".index.json") else [WeightFiles(path, (path,))]
         )
-    indexed = [_sharded(index) for index in sorted(path.glob("*.index.json"))]
+    indexes = sorted(path.glob("*.index.json"))  # other frameworks have some too
+    indexed = [_sharded(index) for index in indexes if Path(index.stem).stem.endswith(SUFFIXES)]
     taken = {file for found in indexed for file in found.files}
     single = [
         WeightFiles(file, (file,))

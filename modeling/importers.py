@@ -7,10 +7,12 @@ write_import(plan, "models/wan")                the model directory, with where 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import torch
@@ -39,6 +41,15 @@ class ImportPlan:
     @property
     def bytes_to_write(self) -> int:
         return sum(part.bytes(self.dtype) for part in self.parts.values())
+
+    @property
+    def is_editor(self) -> bool:
+        """Whether the transformer reads the source video; a widened one has yet to learn it."""
+        if "transformer" not in self.parts:
+            return False
+        part = self.parts["transformer"]
+        source = part.state["patch_embedding.weight"][:, part.config.latent_channels :]
+        return bool(source.any())
 
 
 def plan_import(
@@ -90,17 +101,17 @@ def write_import(
             for kind, part in plan.parts.items()
         },
     }
-    on_progress("writing", 0, plan.bytes_to_write)
     states = {kind: part.state for kind, part in plan.parts.items()}
-    return save_model(
-        to,
-        plan.config,
-        transformer=states.get("transformer"),
-        vae=states.get("vae"),
-        text=partial(_write_text, plan) if "text" in states else None,
-        card=card,
-        dtype=plan.dtype,
-    )
+    with _watched(to, partial(on_progress, "writing"), plan.bytes_to_write):
+        return save_model(
+            to,
+            plan.config,
+            transformer=states.get("transformer"),
+            vae=states.get("vae"),
+            text=partial(_write_text, plan) if "text" in states else None,
+            card=card,
+            dtype=plan.dtype,
+        )
 
 
 def check_target(to: Path, *, overwrite: bool) -> None:
@@ -146,6 +157,28 @@ def _write_text(plan: ImportPlan, target: Path) -> None:
     assert part.tokenizer is not None
     state = {name: tensor.to(plan.dtype or tensor.dtype) for name, tensor in part.state.items()}
     write_text_folder(target, state, part.config, part.tokenizer)
+
+
+@contextmanager
+def _watched(to: Path, on_progress: Callable[[int, int], None], total: int) -> Iterator[None]:
+    """Report twice a second how far the draft of `to` has grown; safetensors itself is silent."""
+    finished = Event()
+
+    def watch() -> None:
+        while not finished.wait(0.5):
+            drafts = to.absolute().parent.glob(f".{to.name}-*/**/*.safetensors")
+            with suppress(OSError):  # the draft is renamed in between
+                on_progress(min(total, sum(file.stat().st_size for file in drafts)), total)
+
+    watcher = Thread(target=watch, daemon=True)
+    on_progress(0, total)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()
+    on_progress(total, total)
 
 
 def _describe(part: Part, on_progress: Callable[[int, int], None]) -> dict[str, Any]:

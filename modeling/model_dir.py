@@ -78,7 +78,8 @@ def save_model(
         for name, part in (("transformer", transformer), ("vae", vae)):
             if part is not None:
                 save_file(_weights(part, dtype), draft / f"{name}.safetensors")
-        draft.chmod(0o755)
+        for file in (draft, *draft.rglob("*")):  # mkdtemp and safetensors write for the owner only
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
             path.rename(old / "model")

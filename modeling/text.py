@@ -28,6 +28,7 @@ from .presets import TextConfig
 log = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 256
+IDLE_CALLS = 256  # calls in a row that needed no weights, after which they are freed
 
 
 class TextEncoder(ABC):
@@ -38,16 +39,21 @@ class TextEncoder(ABC):
         self.device = torch.device("cpu")
         self._cache: OrderedDict[str, Tensor] = OrderedDict()  # prompt -> [true length, D], CPU
         self._model: Any = None
+        self._idle_calls = 0
 
     def encode(self, prompts: list[str]) -> Tensor:
         """float32 [B, L, D] on `device`, zero after each prompt's true length.
 
-        A prompt longer than L tokens is cut, with a warning in the log.
+        A prompt longer than L tokens is cut, with a warning in the log. When only remembered
+        prompts have been asked for in a while, the weights are freed.
         """
         fresh = [p for p in dict.fromkeys(prompts) if p not in self._cache]
         found = {p: self._cache[p] for p in prompts if p in self._cache}
         if fresh:
             found |= zip(fresh, self._embed(fresh), strict=True)
+        self._idle_calls = 0 if fresh else self._idle_calls + 1
+        if self._idle_calls == IDLE_CALLS:
+            self.release()
         for prompt in found:
             self._cache[prompt] = found[prompt]
             self._cache.move_to_end(prompt)

@@ -19,13 +19,20 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from modeling.import_parts import Kind
     from modeling.importers import ImportPlan
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+_OPTIONS: tuple[tuple[Kind, str], ...] = (
+    ("transformer", "PATH"),
+    ("vae", "--vae"),
+    ("text", "--text"),
+)
 
 
 class Dtype(StrEnum):
@@ -72,9 +79,7 @@ def import_model(
 
             def on_progress(name: str, done: int, total: int) -> None:
                 if name not in tasks:
-                    # How far writing is cannot be told, so its bar only moves.
-                    known = None if name == "writing" else total
-                    tasks[name] = progress.add_task(name, total=known)
+                    tasks[name] = progress.add_task(name, total=total)
                 progress.update(tasks[name], completed=done)
 
             write_import(plan, to, overwrite=overwrite, on_progress=on_progress)
@@ -101,7 +106,7 @@ def _progress() -> Progress:
 def _print_summary(plan: ImportPlan, to: Path) -> None:
     from modeling.import_parts import NAMES
 
-    table = Table("part", "from", "layout", "parameters", "type", "size")
+    table = Table("part", Column("from", overflow="fold"), "layout", "parameters", "type", "size")
     for kind, part in plan.parts.items():
         dtype = plan.dtype or next(iter(part.state.values())).dtype
         table.add_row(
@@ -115,9 +120,16 @@ def _print_summary(plan: ImportPlan, to: Path) -> None:
     console.print(table)
     for kind, part in plan.parts.items():
         for note in part.notes:
-            console.print(f"{NAMES[kind]}: {note}", markup=False)
-    for option, kind in (("PATH", "transformer"), ("--vae", "vae"), ("--text", "text")):
-        if kind not in plan.parts:
-            console.print(f"There is no {kind}; import again with {option} to have one.")
-    size = f", the sizes of preset {plan.preset}" if plan.preset else ""
-    console.print(f"Wrote {to}{size}.")
+            console.print(f"{NAMES[kind]}: {note}", markup=False, soft_wrap=True)
+    missing = [f"{NAMES[kind]} ({option})" for kind, option in _OPTIONS if kind not in plan.parts]
+    console.print(f"Wrote {to}" + (f", with the sizes of {plan.preset}." if plan.preset else "."))
+    if missing:
+        console.print(
+            f"It has no {' and no '.join(missing)}: import again with all parts to edit or train.",
+            soft_wrap=True,
+        )
+    elif plan.is_editor:
+        console.print(f'Next: liveedit edit IN OUT --prompt "..." --model {to}', soft_wrap=True)
+    else:
+        name = plan.preset or "CONFIG"
+        console.print(f"Next: liveedit train {name} model.start={to}", soft_wrap=True)

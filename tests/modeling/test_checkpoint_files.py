@@ -49,6 +49,7 @@ def test_shards_are_one_network(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "m.bin")  # the older copy that hubs keep beside
     index = tmp_path / "m.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}))
+    (tmp_path / "tf_model.h5.index.json").write_text('{"weight_map": {"a": "absent.h5"}}')
     for path in (tmp_path, index):
         (found,) = find_weights(path)
         assert found.name == index
@@ -59,10 +60,10 @@ def test_shards_are_one_network(tmp_path: Path) -> None:
 
 
 def test_an_index_cannot_reach_out_of_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.pt"}}))
+    (tmp_path / "m.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.pt"}}))
     with pytest.raises(CheckpointError, match="files outside its folder"):
         find_weights(tmp_path)
-    (tmp_path / "m.index.json").write_text("[]")
+    (tmp_path / "m.bin.index.json").write_text("[]")
     with pytest.raises(CheckpointError, match="no index of weight shards"):
         find_weights(tmp_path)
 

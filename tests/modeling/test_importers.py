@@ -175,6 +175,7 @@ def test_whole_folder(published: Published, tmp_path: Path, layout: str) -> None
 def test_the_card_says_where_each_part_is_from(published: Published, tmp_path: Path) -> None:
     heard: list[tuple[str, int, int]] = []
     plan = plan_import(published.wan)
+    assert not plan.is_editor
     to = write_import(plan, tmp_path / "one", on_progress=lambda *news: heard.append(news))
     card = read_card(to)
     origin = card["imported_from"]
@@ -185,7 +186,14 @@ def test_the_card_says_where_each_part_is_from(published: Published, tmp_path: P
         digest = hashlib.sha256(content).hexdigest()
         assert origin[part]["files"] == [{"name": name, "bytes": len(content), "sha256": digest}]
     assert "ignores the source video" in origin["transformer"]["notes"][0]
-    assert {done == total for name, done, total in heard if name == "hashing video VAE"} == {True}
+    for task in (
+        "hashing transformer",
+        "hashing video VAE",
+        "hashing UMT5 text encoder",
+        "writing",
+    ):
+        assert [done == total for name, done, total in heard if name == task][-1]
+    assert {p.stat().st_mode & 0o777 for p in to.rglob("*") if p.is_file()} == {0o644}
     weights = sum(p.stat().st_size for p in to.rglob("*.safetensors"))
     assert 0.8 < plan.bytes_to_write / weights < 1
 
@@ -260,6 +268,7 @@ def test_training_checkpoints(tmp_path: Path) -> None:
         check_transformer(saved, {name: tensor.float() for name, tensor in wanted.items()})
         notes = read_card(to)["imported_from"]["transformer"]["notes"]
         assert notes[0].startswith(f"took {entry}, not generator")
+        assert plan_import(file, ema=ema).is_editor
         assert notes[1] == "weights of types bfloat16, float32 made float32"
         assert load_model(to).transformer is not None
 

@@ -22,6 +22,7 @@ from modeling.import_text import (
 from modeling.presets import TextConfig
 from modeling.text import (
     CACHED_PROMPTS,
+    IDLE_CALLS,
     Umt5Encoder,
     build_text_encoder,
     clean_prompt,
@@ -166,6 +167,17 @@ class TestUmt5:
         assert not one.loaded, "a cached prompt must not load the weights again"
         one.encode(["a new circle"])
         assert one.loaded
+
+    def test_freed_when_only_remembered_prompts_are_served(self, folder: Path) -> None:
+        text = encoder(folder)
+        for _ in range(IDLE_CALLS):
+            text.encode(["make the sky red"])
+        assert text.loaded
+        text.encode(["make the sky red"])
+        assert not text.loaded
+        assert not Umt5Encoder._shared, "nobody else may hold the weights"
+        text.encode(["make the sky blue"])
+        assert text.loaded
 
     def test_few_prompts_are_remembered(self, folder: Path) -> None:
         text = encoder(folder)

@@ -26,7 +26,7 @@ def test_import_and_its_summary(taehv: Path, tmp_path: Path) -> None:
     to = tmp_path / "models" / "tiny"
     result = CliRunner().invoke(app, ["import", str(taehv), "--to", str(to), "--dtype", "bf16"])
     assert result.exit_code == 0, result.output
-    for part in ("video VAE", "taew2_1.pth", "TAEHV", "bfloat16", "no transformer"):
+    for part in ("video VAE", "taew2_1.pth", "TAEHV", "bfloat16", "no transformer (PATH)"):
         assert part in result.output
     assert read_config(to).vae.widths == WIDTHS
     again = CliRunner().invoke(app, ["import", str(taehv), "--to", str(to)])
