@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +33,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datasets of pairs.")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-app.command(
-    "import", epilog="Example: liveedit import Wan2.1-T2V-1.3B --to models/wan --vae taew2_1.pth"
-)(import_model)
 
 Overrides = Annotated[
     list[str] | None,
@@ -164,6 +162,11 @@ def edit(
     )
 
 
+app.command(
+    "import", epilog="Example: liveedit import Wan2.1-T2V-1.3B --to models/wan --vae taew2_1.pth"
+)(import_model)
+
+
 @data_app.command("make", epilog="Example: liveedit data make data/train --pairs 1000 --workers 8")
 def data_make(
     target: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
@@ -262,6 +265,7 @@ def main() -> None:
     if os.environ.get("LIVEEDIT_DEBUG") == "1":
         app()
         return
+    warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")
     try:
         app()
     except (ValueError, OSError) as error:

@@ -276,7 +276,8 @@ def _explain(error: OmegaConfBaseException, base: object, prefix: str) -> str:
         close = difflib.get_close_matches(key, known, n=2, cutoff=0.6) or [
             name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
         ]
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+        level = sorted({name.split(".")[0] for name in known} if not prefix else known)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(level)}"
         return f"unknown key {key!r}; {hint}"
     if isinstance(error, ValidationError):
         return f"{key or 'section'}: {first_line}"

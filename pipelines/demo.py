@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -36,13 +38,14 @@ def run_demo(overrides: list[str], console: Console) -> None:
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
     prompt = heldout_video(result.model).instruction
     _print_lines(console, {"before": str(source), "after": f"{video}  ({prompt})"})
-    again = shlex.join(["liveedit", "edit", _short(source), "mine.mp4", "--prompt", prompt])
+    again = shlex.join(["edit", _short(source), "mine.mp4", "--prompt", prompt, "--seed", "1"])
+    us = _command("liveedit")
     console.print(
         "\n[bold]Try next[/]\n"
-        f"  {again} --seed 1\n"
-        "  liveedit demo distill.steps=400     train the last stage longer\n"
-        "  liveedit data ingest --help         bring your own pairs\n"
-        "  liveedit train wan-1.3b --dry-run   the same pipeline at full size",
+        f"  {us} {again}\n"
+        f"  {us} demo distill.steps=400     train the last stage longer\n"
+        f"  {us} data ingest --help         bring your own pairs\n"
+        f"  {us} train wan-1.3b --dry-run   the same pipeline at full size",
         soft_wrap=True,
     )
 
@@ -60,7 +63,7 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
     console.print()
     name = config.tracking.model_name
     references = ", ".join(f"models:/{name}@{alias}" for alias in result.aliases)
-    ui = f"mlflow ui --backend-store-uri {config.tracking.uri}"
+    ui = f"{_command('mlflow')} ui --backend-store-uri {config.tracking.uri}"
     if str(config.tracking.uri).startswith("http"):
         ui = str(config.tracking.uri)
     _print_lines(
@@ -73,7 +76,8 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
         },
     )
     if result.shortfalls:
-        console.print(f"  not promoted to production: {'; '.join(result.shortfalls)}")
+        reasons = "; ".join(result.shortfalls)
+        console.print(f"  not promoted to production: {reasons}", soft_wrap=True)
 
 
 def heldout_video(model: Path) -> Pair:
@@ -127,6 +131,12 @@ def _edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
         "size": [frames, height, width],
     }
     runner.run("edit", 1, inputs, video, make, still_there=lambda record: source.is_file())
+
+
+def _command(name: str) -> str:
+    """How this environment's command is called from here."""
+    ours = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) == str(ours) else _short(ours)
 
 
 def _short(path: Path) -> str:

@@ -129,7 +129,7 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """`frame` (uint8 [H, W, 3]) at another size; the same array if it has that size already."""
     if frame.shape[:2] == (height, width):
         return frame
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+    return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def expected_frames(info: VideoInfo) -> int:

@@ -81,6 +81,7 @@ def run_pipeline(
         parent = Tracker.start_pipeline(
             config.tracking.uri, config.tracking.experiment, config.name, to_plain(config)
         )
+        parent.log_artifact(output / "config.yaml")
         runner = StageRunner(output, parent, view)
         try:
             result = _Pipeline(config, output, source, runner, resources).run()

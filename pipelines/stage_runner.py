@@ -26,6 +26,7 @@ class StageRunner:
         self.records = Records(output)
         self.parent = parent
         self.view = view
+        self._links: list[str] = []
 
     def run(
         self,
@@ -83,7 +84,9 @@ class StageRunner:
 
     def _reuse(self, record: StageRecord) -> None:
         """Show the stage as reused; the parent run links to the run that made its output."""
+        self._links.append(f"{record.stage}: {self.parent.link(record.run_id)}")
         self.parent.set_tags({f"liveedit.reused.{record.stage}": record.run_id})
+        self.parent.describe("Stages reused from earlier runs\n\n* " + "\n* ".join(self._links))
         self.view.finish(record.stage, _summary(record.metrics), "reused")
 
 

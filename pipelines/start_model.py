@@ -32,8 +32,8 @@ def start_source(config: PipelineConfig) -> Path | None:
             path = ROOT / start
     if not (path / "config.json").is_file():
         raise ConfigError(
-            f"model.start={start} is no model directory; give a folder with config.json, "
-            "or null to start from scratch"
+            f"model.start={start} is no model directory; give one that training or "
+            "`liveedit import` wrote (see liveedit import --help), or null to start from scratch"
         )
     _check_same_networks(start, read_config(path), config.model.resolve())
     return path

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,19 +96,18 @@ class Tracker:
 
     def start_stage(self, stage: str, params: Mapping[str, Any]) -> Tracker:
         """A new child run of this one, named as the stage."""
-        parent = self._client.get_run(self.run_id)
         tags = {
             "mlflow.parentRunId": self.run_id,
             "liveedit.kind": "stage",
             "liveedit.stage": stage,
             **code_tags(),
         }
-        run = self._client.create_run(parent.info.experiment_id, run_name=stage, tags=tags)
+        run = self._client.create_run(self.experiment_id, run_name=stage, tags=tags)
         tracker = Tracker(self.uri, run.info.run_id)
         tracker.log_params(params)
         return tracker
 
-    @property
+    @cached_property
     def experiment_id(self) -> str:
         return str(self._client.get_run(self.run_id).info.experiment_id)
 
@@ -145,6 +145,14 @@ class Tracker:
     def latest_metrics(self) -> dict[str, float]:
         return dict(self._client.get_run(self.run_id).data.metrics)
 
+    def link(self, run_id: str) -> str:
+        """Markdown that leads to another run of the same experiment in MLflow's pages."""
+        return f"[{run_id[:8]}](#/experiments/{self.experiment_id}/runs/{run_id})"
+
+    def describe(self, text: str) -> None:
+        """The run's description, shown on its page as Markdown."""
+        self.set_tags({"mlflow.note.content": text})
+
     def finish(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status)
@@ -155,6 +163,7 @@ def code_tags() -> dict[str, str]:
     return {"liveedit.commit": code_commit()}
 
 
+@cache
 def code_commit() -> str:
     try:
         commit = _git("rev-parse", "HEAD")
