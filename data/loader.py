@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,7 +166,18 @@ class _Stretch(IterableDataset[Keyed]):
     ) -> None:
         self.store, self.info = open_store(uri), info
         self.rank, self.world_size = rank, world_size
-        self.seed, self.shuffle, self.epochs, self.cache = seed, shuffle, epochs, cache
+        self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
+        self.cached = cache is not None
+        # Belongs to the process that reads the batches: however a worker ends, it is removed.
+        self.downloads = tempfile.TemporaryDirectory(prefix="liveedit-shards-")
+        self.folder = Path(self.downloads.name) if cache is None else Path(cache)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "downloads"}
+
+    def shards(self) -> ShardFolder:
+        return ShardFolder(self.store, self.folder, self.cached)
 
     def __iter__(self) -> _Reader:
         worker = get_worker_info()
@@ -183,7 +195,7 @@ class _Reader:
         self.of, self.begin, self.end = stretch, begin, end
         self.epoch, self.position = 0, 0  # samples of this epoch already given
         self.samples = self._read()
-        self.folder = ShardFolder(stretch.store, stretch.cache)
+        self.folder = stretch.shards()
 
     def __iter__(self) -> _Reader:
         return self

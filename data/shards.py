@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -117,11 +118,11 @@ def check_dataset(uri: str | Path) -> DatasetInfo:
         DatasetError: the first shard that is missing, changed or incomplete, by name.
     """
     info, store = read_dataset_info(uri), open_store(uri)
-    with store.scratch() as scratch:
+    with tempfile.TemporaryDirectory() as folder:
         for shard in info.shards:
-            path = fetch_shard(store, shard, scratch)
+            path = fetch_shard(store, shard, Path(folder))
             index_shard(store, shard, path)
-            if path.parent == scratch:
+            if store.remote:
                 path.unlink()
     return info
 

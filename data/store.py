@@ -41,6 +41,8 @@ def open_store(uri: str | Path) -> Store:
 class Store:
     """A folder. Writes are atomic: a name appears with its whole content or not at all."""
 
+    remote = False  # whether `fetch` makes a copy
+
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
 
@@ -98,6 +100,8 @@ class Store:
 
 class S3Store(Store):
     """A bucket's prefix. An S3 object appears whole or not at all by itself."""
+
+    remote = True
 
     def __init__(self, uri: str) -> None:
         self.uri, self.prefix = uri.rstrip("/"), uri.removeprefix("s3://").strip("/")

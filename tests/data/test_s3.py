@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import socket
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,12 @@ def test_resume_is_exact(uri: str) -> None:
     assert keys(next(resumed) for _ in range(5)) == keys(next(iterator) for _ in range(5))
 
 
+def test_an_iterator_outlives_its_loader(uri: str) -> None:
+    batches = iter(loader(uri, batch_size=1, shuffle=False, epochs=1))
+    gc.collect()
+    assert keys(batches) == list(range(COUNT))
+
+
 def test_a_cache_holds_each_shard_once(uri: str, s3: S3Server, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = keys(loader(uri, batch_size=1, epochs=1, cache=cache))
@@ -107,15 +114,19 @@ def test_a_damaged_cache_is_refused_and_mended(uri: str, tmp_path: Path) -> None
 def test_downloads_do_not_pile_up(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     most = 0
     batches = loader(uri, batch_size=1, epochs=3, shuffle=False)
     for _ in batches:
         most = max(most, len(list(tmp_path.rglob("*.tar"))))
     assert 1 <= most <= 4
+    # Left in the middle, with a worker that has shards open.
+    batches = loader(uri, batch_size=1, workers=1)
+    next(iter(batches))
+    assert list(tmp_path.rglob("*.tar"))
     del batches
-    assert list(tmp_path.rglob("*.tar")) == []
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_changed_missing_and_cut_off(uri: str) -> None:

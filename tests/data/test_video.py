@@ -21,16 +21,6 @@ def numbers(path: Path, **options: object) -> list[int]:
     return [number_of(frame) for frame in read_frames(path, **options)]  # type: ignore[arg-type]
 
 
-def audio_packets(path: Path) -> list[tuple[int, bytes]]:
-    with av.open(str(path)) as container:
-        stream = container.streams.audio[0]
-        return [(p.pts, bytes(p)) for p in container.demux(stream) if p.pts is not None]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float64) - b) ** 2)))
-
-
 @pytest.mark.parametrize(
     ("name", "codec", "pixel_format"),
     [
@@ -175,56 +165,6 @@ def test_lossless_gray_is_exact(tmp_path: Path) -> None:
     buffer.seek(0)
     back = np.stack(list(read_frames(buffer)))[..., 0] > 127
     np.testing.assert_array_equal(back, mask)
-
-
-@pytest.mark.parametrize(
-    ("name", "audio"), [("in.mp4", "aac"), ("in.mkv", "flac"), ("in.mp4", "mp3")]
-)
-def test_audio_packets_are_copied(
-    make_video: MakeVideo, tmp_path: Path, name: str, audio: str
-) -> None:
-    source = make_video(name, audio=audio)
-    out = tmp_path / f"out{Path(name).suffix}"
-    with VideoWriter(out, 64, 48, 16, audio_from=source) as writer:
-        for frame in read_frames(source):
-            writer.write(frame[None])
-    before, after = audio_packets(source), audio_packets(out)
-    assert [data for _, data in after] == [data for _, data in before]
-    assert [p for p, _ in after] == [p for p, _ in before]
-    assert probe(out).has_audio
-
-
-def test_audio_that_mp4_players_do_not_know_becomes_aac(
-    make_video: MakeVideo, tmp_path: Path
-) -> None:
-    source = make_video("in.mkv", audio="pcm_s16le")
-    out = tmp_path / "out.mp4"
-    with VideoWriter(out, 64, 48, 16, audio_from=source) as writer:
-        writer.write(numbered(16))
-    with av.open(str(out)) as container:
-        stream = container.streams.audio[0]
-        assert stream.codec_context.name == "aac"
-        samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(stream)])
-    assert len(samples) / 48000 == pytest.approx(1.0, abs=0.05)
-    spectrum = np.abs(np.fft.rfft(samples[2048:34816]))
-    assert np.argmax(spectrum) * 48000 / 32768 == pytest.approx(440, abs=3)
-
-
-def test_audio_ends_with_a_shorter_video(make_video: MakeVideo, tmp_path: Path) -> None:
-    source = make_video(audio="aac")
-    out = tmp_path / "out.mp4"
-    with VideoWriter(out, 64, 48, 16, audio_from=source) as writer:
-        writer.write(numbered(8))
-    last = max(pts for pts, _ in audio_packets(out)) / 48000
-    assert 0.4 < last <= 0.5
-
-
-def test_audio_longer_than_the_video_is_kept(make_video: MakeVideo, tmp_path: Path) -> None:
-    source = make_video(audio="aac", audio_seconds=1.5)
-    out = tmp_path / "out.mp4"
-    with VideoWriter(out, 64, 48, 16, audio_from=source) as writer:
-        writer.write(numbered(16))
-    assert len(audio_packets(out)) == len(audio_packets(source))
 
 
 def test_fragmented_output_leaves_while_it_is_written(make_video: MakeVideo) -> None:
