@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import ray.train.torch
 import torch
 from torch import Tensor, distributed
 
-from data.loader import Loader, loader
+from data.loader import loader
 from modeling.model_dir import Model, load_model, save_model
 from pipelines import checkpoint
 from pipelines.config import from_plain
@@ -24,7 +26,7 @@ from pipelines.stages.base import Setting, Stage
 
 
 def train_loop(job: dict[str, Any]) -> dict[str, Any]:
-    """Train `job` (plain values, made by `trainer.train_stage`) and export its model.
+    """What every Ray Train worker runs; `job` is made by `trainer.train_stage`.
 
     Returns {"metrics", "steps"}, or {"refused": message} where an earlier try found that going on
     is of no use: Ray restarts workers after any error, this is how a restart learns that it must
@@ -33,12 +35,23 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(Path(job["folder"]))
     if (message := folder.refusal()) is not None:
         return {"refused": message}
+    context = ray.train.get_context()
+    setting = make_setting(
+        job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    )
+
+    def keep(part: Path, step: int) -> None:
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(part))
+
     try:
-        return _train(job, folder)
+        saved = ray.train.get_checkpoint()
+        with saved.as_directory() if saved else nullcontext() as checkpoint_folder:
+            training = Training(setting, folder, checkpoint_folder)
+        return training.run(job, keep)
     except torch.OutOfMemoryError as error:
         message = (
-            f"stage {job['stage']} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
-            f"{job['stage']}.batch_size, set compute.activation_checkpointing=true, or raise "
+            f"stage {setting.stage} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
+            f"{setting.stage}.batch_size, set compute.activation_checkpointing=true, or raise "
             "compute.zero_stage"
         )
         folder.refuse(message)
@@ -48,38 +61,58 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def _train(job: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-    setting = _setting(job)
-    _prepare(setting)
-    model = load_model(setting.start, device=setting.device, dtype=torch.float32)
-    stage = build_stage(setting, model)
-    section = setting.section
-    batches = loader(
-        setting.dataset,
-        batch_size=section.batch_size,
-        rank=setting.rank,
-        world_size=setting.world_size,
-        seed=setting.seed,
-        workers=setting.config.compute.loader_workers,
-    )
-    first = _resume(setting, stage, batches)
-    meter = Meter(setting, folder, resumed=first > 0)
-    stream = iter(batches)
-    for step in range(first, section.steps):
-        for name, engine in stage.engines.items():
-            rate = learning_rate_at(step, section, stage.learning_rates[name])
-            set_learning_rate(engine, rate)
-        for micro in range(section.grad_accumulation):
-            metrics = stage.step(next(stream), setting.draw(step, micro))
-            meter.add(metrics, step)
-        done = step + 1
-        saves = done % section.checkpoint_every == 0 and done < section.steps
-        if done % section.log_every == 0 or done == section.steps or saves:
-            meter.report(done, learning_rate_at(step, section, section.learning_rate))
-        if saves:
-            _save(setting, stage, folder, done, batches)
-    _export(setting, stage, model, job, meter.last)
-    return {"metrics": meter.last, "steps": section.steps}
+class Training:
+    """One worker's part of a stage's training, from `saved` (a checkpoint's folder) if given."""
+
+    def __init__(self, setting: Setting, folder: RunFolder, saved: str | Path | None) -> None:
+        _prepare(setting)
+        self.setting, self.folder = setting, folder
+        self.model = load_model(setting.start, device=setting.device, dtype=torch.float32)
+        self.stage = build_stage(setting, self.model)
+        self.batches = loader(
+            setting.dataset,
+            batch_size=setting.section.batch_size,
+            rank=setting.rank,
+            world_size=setting.world_size,
+            seed=setting.seed,
+            workers=setting.config.compute.loader_workers,
+        )
+        self.done = 0  # steps
+        if saved is not None:
+            self.done, state = checkpoint.load(Path(saved), setting, self.stage)
+            self.batches.load_state_dict(state)
+
+    def run(self, job: dict[str, Any], keep: Callable[[Path, int], None]) -> dict[str, Any]:
+        """Train to the end and export; `keep` takes a folder with this rank's checkpoint."""
+        section, stage = self.setting.section, self.stage
+        meter = Meter(self.setting, self.folder, resumed=self.done > 0)
+        stream = iter(self.batches)
+        for step in range(self.done, section.steps):
+            for name, engine in stage.engines.items():
+                rate = learning_rate_at(step, section, stage.learning_rates[name])
+                set_learning_rate(engine, rate)
+            for micro in range(section.grad_accumulation):
+                meter.add(stage.step(next(stream), self.setting.draw(step, micro)), step)
+            self.done = step + 1
+            last = self.done == section.steps
+            saves = self.done % section.checkpoint_every == 0 and not last
+            if self.done % section.log_every == 0 or last or saves:
+                meter.report(self.done, learning_rate_at(step, section, section.learning_rate))
+            if saves:
+                self._save(keep)
+        _export(self.setting, stage, self.model, job, meter.last)
+        return {"metrics": meter.last, "steps": section.steps}
+
+    def _save(self, keep: Callable[[Path, int], None]) -> None:
+        setting = self.setting
+        with checkpoint.scratch(self.folder.path, setting.rank) as part:
+            checkpoint.save(Path(part), setting, self.stage, self.done, self.batches.state_dict())
+            try:
+                keep(Path(part), self.done)
+            except OSError as error:
+                raise checkpoint.writing_failed(
+                    error, Path(part), setting.stage, self.done
+                ) from error
 
 
 def build_stage(setting: Setting, model: Model) -> Stage:
@@ -164,17 +197,16 @@ class Meter:
         self._clear()
 
 
-def _setting(job: dict[str, Any]) -> Setting:
-    context = ray.train.get_context()
+def make_setting(job: dict[str, Any], rank: int, world_size: int, device: torch.device) -> Setting:
     return Setting(
         config=from_plain(job["config"]),
         stage=job["stage"],
         start=Path(job["start"]),
         dataset=job["dataset"],
         models={name: Path(path) for name, path in job["models"].items()},
-        rank=context.get_world_rank(),
-        world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
+        rank=rank,
+        world_size=world_size,
+        device=device,
     )
 
 
@@ -184,28 +216,8 @@ def _prepare(setting: Setting) -> None:
         torch.set_num_threads(compute.threads_per_worker)
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(setting.seed)
-
-
-def _resume(setting: Setting, stage: Stage, batches: Loader) -> int:
-    """Steps already done, 0 without a checkpoint."""
-    saved = ray.train.get_checkpoint()
-    if saved is None:
-        return 0
-    with saved.as_directory() as folder:
-        step, state = checkpoint.load(Path(folder), setting, stage)
-    batches.load_state_dict(state)
-    return step
-
-
-def _save(setting: Setting, stage: Stage, folder: RunFolder, done: int, batches: Loader) -> None:
-    with checkpoint.scratch(folder.path, setting.rank) as part:
-        checkpoint.save(Path(part), setting, stage, done, batches.state_dict())
-        try:
-            ray.train.report({"step": done}, checkpoint=ray.train.Checkpoint.from_directory(part))
-        except OSError as error:
-            raise checkpoint.writing_failed(error, Path(part), setting.stage, done) from error
 
 
 def _export(

@@ -55,6 +55,7 @@ class VaeStage(TrainedStage):
     final_learning_rate: float = 0.1
     weight_decay: float = 0.0
     clip_frames: int = 9  # random crops of this many frames, 4n - 3
+    crop: int | None = None  # random squares of this side in pixels, a multiple of 8; null: all
     edge_weight: float = 1.0  # of the L1 between spatial differences of neighbouring pixels
     scale_weight: float = 1e-3  # of half the mean square of the standardised latents
     latent_noise: float = 0.1  # std of noise on the standardised latents: a VAE of fixed variance

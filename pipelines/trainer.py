@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data.manifest import dataset_hash, read_dataset_info
 from pipelines.config import PipelineConfig, section_plain, to_plain
@@ -98,7 +98,7 @@ def _fit(
     workers, use_gpu = _workers(compute)
     resources = {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
     trainer = TorchTrainer(
-        train_loop,
+        cast(Any, train_loop),  # Ray's annotation leaves out that a value may be returned
         train_loop_config=job,
         scaling_config=ScalingConfig(
             num_workers=workers,

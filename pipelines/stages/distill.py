@@ -53,7 +53,8 @@ class DistillTraining:
             "generator": section.learning_rate,
             "critic": section.critic_learning_rate,
         }
-        self.ema = Ema(self.generator, section.ema_decay)
+        self.average = Ema(self.generator, section.ema_decay)
+        self.ema: Ema | None = self.average
 
     def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
         device = self.setting.device
@@ -100,7 +101,7 @@ class DistillTraining:
         norm = update(self.generator, loss)
         metrics = {"loss": loss, "dmd_loss": dmd, "regression_loss": regression}
         if norm is not None:
-            self.ema.update()
+            self.average.update()
             metrics["grad_norm"] = norm
         return {name: value.detach() for name, value in metrics.items()}
 
@@ -128,8 +129,8 @@ class DistillTraining:
         return self.schedule.to_x0(noisy, predicted, timestep)
 
     def export(self) -> Exported:
-        card = {"weights": f"average of the generator, decay {self.ema.decay}"}
-        weights = self.ema.full_weights(keep=self.setting.rank == 0)
+        card = {"weights": f"average of the generator, decay {self.average.decay}"}
+        weights = self.average.full_weights(keep=self.setting.rank == 0)
         return Exported(transformer=weights, card=card)
 
 

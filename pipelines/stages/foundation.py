@@ -16,14 +16,13 @@ from modeling.attention import bidirectional
 from modeling.flow import FlowSchedule, velocity
 from modeling.losses import velocity_loss
 from modeling.model_dir import Model
+from pipelines.ema import Ema
 from pipelines.engines import full_weights, make_engine, update
 from pipelines.stages.base import Draw, Exported, Setting, draw_timesteps
 
 
 class FoundationTraining:
     """See `base.Stage`."""
-
-    ema = None
 
     def __init__(self, setting: Setting, model: Model) -> None:
         assert model.transformer is not None
@@ -35,6 +34,7 @@ class FoundationTraining:
         self.schedule = FlowSchedule(section.shift, setting.device)
         self.engine = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"transformer": self.engine}
+        self.ema: Ema | None = None
         self.learning_rates = {"transformer": section.learning_rate}
 
     def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from modeling.losses import reconstruction_loss, scale_penalty
 from modeling.model_dir import Model, ModelError
 from modeling.presets import VaeConfig
 from modeling.vae import StreamingVae, build_vae
+from pipelines.ema import Ema
 from pipelines.engines import full_weights, make_engine, update
 from pipelines.stages.base import Draw, Exported, Setting
 
@@ -44,8 +45,6 @@ class Autoencoder(nn.Module):
 class VaeTraining:
     """See `base.Stage`."""
 
-    ema = None
-
     def __init__(self, setting: Setting, model: Model) -> None:
         if not isinstance(model.vae, StreamingVae):
             raise ModelError(f"{setting.start} holds no VAE to train")
@@ -55,10 +54,12 @@ class VaeTraining:
         network = Autoencoder(model.vae)
         self.engine = make_engine(network, setting.config.compute, section, section.learning_rate)
         self.engines = {"vae": self.engine}
+        self.ema: Ema | None = None
         self.learning_rates = {"vae": section.learning_rate}
 
     def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        pixels = _pixels(_crop(batch, self.section.clip_frames, draw), self.setting.device)
+        crops = _crop(batch, self.section.clip_frames, self.section.crop, draw)
+        pixels = _pixels(crops, self.setting.device)
         clips, frames, _, height, width = pixels.shape
         channels = self.config.latent_channels
         noise = torch.randn(
@@ -124,21 +125,24 @@ class VaeTraining:
             yield from (torch.as_tensor(batch[name]) for name in ("source", "target"))
 
 
-def _crop(batch: dict[str, Any], frames: int, draw: Draw) -> Tensor:
-    """uint8 [B, frames, H, W, 3]: of each pair either its source or its target, any stretch."""
+def _crop(batch: dict[str, Any], frames: int, side: int | None, draw: Draw) -> Tensor:
+    """uint8 [B, frames, h, w, 3]: any stretch and place of each pair's source or target."""
     source, target = torch.as_tensor(batch["source"]), torch.as_tensor(batch["target"])
-    clips, length = source.shape[:2]
+    clips, length, height, width = source.shape[:4]
     if length < frames:
         raise ValueError(
             f"vae.clip_frames={frames}, but the clips of the dataset have {length} frames; "
             f"set vae.clip_frames to {length} or less"
         )
-    draws = torch.rand(2, clips, device=draw.device, generator=draw.own).tolist()
-    crops = []
-    for clip in range(clips):
-        video = (source if draws[0][clip] < 0.5 else target)[clip]
-        first = int(draws[1][clip] * (length - frames + 1))
-        crops.append(video[first : first + frames])
+    high, wide = min(side or height, height), min(side or width, width)
+    crops: list[Tensor] = []
+    for which, *places in torch.rand(clips, 4, device=draw.device, generator=draw.own).tolist():
+        video = (source if which < 0.5 else target)[len(crops)]
+        room = (length - frames, height - high, width - wide)
+        first, top, left = (
+            int(place * (free + 1)) for place, free in zip(places, room, strict=True)
+        )
+        crops.append(video[first : first + frames, top : top + high, left : left + wide])
     return torch.stack(crops)
 
 
