@@ -1,0 +1,171 @@
+"""Back-pressure through Ray Serve's ingress, and the application's end of a WebSocket.
+
+Ray's proxy (and its direct ingress) reads a socket as fast as the client sends and buffers what the
+application answers without bound. `FlowControl` runs in the process that owns the socket, as a
+Serve HTTP middleware: it reads the socket only as far as the application has granted, and says what
+has been written to it. Without it (plain uvicorn) the ASGI calls themselves are the back-pressure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+EXTENSION = "liveedit.flow"
+GRANT = "liveedit.grant"  # application -> middleware: so many more messages may be read
+WRITTEN = "liveedit.written"  # middleware -> application: so many bytes went to the socket
+READ_AHEAD = 16  # messages that may be read before the application asks for them
+GRANT_EVERY = 8
+MAX_UNWRITTEN = 512 * 1024  # bytes the application may be ahead of the socket
+
+
+class FlowControl:
+    """ASGI middleware for the process that owns the socket."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        scope = {**scope, "extensions": {**(scope.get("extensions") or {}), EXTENSION: {}}}
+        grants = asyncio.Semaphore(READ_AHEAD)
+        written: asyncio.Queue[Message] = asyncio.Queue()
+        reading: asyncio.Task[Message] | None = None
+
+        async def read() -> Message:
+            await grants.acquire()
+            return await receive()
+
+        async def controlled_receive() -> Message:
+            nonlocal reading
+            reading = reading or asyncio.ensure_future(read())
+            telling = asyncio.ensure_future(written.get())
+            try:
+                await asyncio.wait({reading, telling}, return_when=asyncio.FIRST_COMPLETED)
+                if telling.done():
+                    return telling.result()
+                message, reading = reading.result(), None
+                return message
+            finally:
+                telling.cancel()
+
+        async def controlled_send(message: Message) -> None:
+            if message["type"] == GRANT:
+                for _ in range(message["messages"]):
+                    grants.release()
+                return
+            await send(message)
+            size = len(message.get("bytes") or message.get("text") or "")
+            if size:
+                written.put_nowait({"type": WRITTEN, "bytes": size})
+
+        try:
+            await self.app(scope, controlled_receive, controlled_send)
+        finally:
+            if reading is not None:
+                reading.cancel()
+
+
+class Disconnected(Exception):  # noqa: N818 - an event, not a fault
+    """The client is gone; `code` is the close code, if it sent one."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"disconnected with code {code}")
+        self.code = code
+
+
+class Socket:
+    """The application's end: accept, receive, send, close."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.closed = False
+        self._receive, self._send = receive, send
+        self._controlled = EXTENSION in (scope.get("extensions") or {})
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._pump: asyncio.Task[None] | None = None
+        self._taken = 0
+        self._unwritten = 0
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    async def accept(self, subprotocol: str | None) -> None:
+        message = await self._receive()
+        assert message["type"] == "websocket.connect", message["type"]
+        await self._send({"type": "websocket.accept", "subprotocol": subprotocol})
+        if self._controlled:
+            self._pump = asyncio.create_task(self._read_ahead())
+
+    async def receive(self) -> str | bytes:
+        """The next message. Raises Disconnected."""
+        message = await (self._inbox.get() if self._pump else self._receive())
+        if message["type"] == "websocket.disconnect":
+            self._gone()
+            raise Disconnected(message.get("code") or 1005)
+        if self._pump:
+            await self._grant()
+        text: str | None = message.get("text")
+        return text if text is not None else message["bytes"]
+
+    async def send(self, data: str | bytes) -> None:
+        """Returns when the socket is not too far behind. Raises Disconnected."""
+        await self._writable.wait()
+        if self.closed:
+            raise Disconnected(1006)
+        if self._pump:
+            self._unwritten += len(data)
+            if self._unwritten > MAX_UNWRITTEN:
+                self._writable.clear()
+        kind = "text" if isinstance(data, str) else "bytes"
+        try:
+            await self._send({"type": "websocket.send", kind: data})
+        except (OSError, RuntimeError) as error:  # uvicorn and Ray, when the peer is gone
+            self._gone()
+            raise Disconnected(1006) from error
+
+    async def close(self, code: int) -> None:
+        """Says goodbye if somebody is there, and ends."""
+        try:
+            if not self.closed:
+                await self._send({"type": "websocket.close", "code": code})
+        except (OSError, RuntimeError):
+            return  # gone already
+        finally:
+            self._gone()
+            if self._pump:
+                self._pump.cancel()
+
+    async def _read_ahead(self) -> None:
+        """Takes in what the middleware says; it reads the socket no further than was granted."""
+        while True:
+            message = await self._receive()
+            if message["type"] == WRITTEN:
+                self._unwritten -= message["bytes"]
+                if self._unwritten <= MAX_UNWRITTEN:
+                    self._writable.set()
+                continue
+            self._inbox.put_nowait(message)
+            if message["type"] == "websocket.disconnect":
+                self._gone()
+                return
+
+    async def _grant(self) -> None:
+        self._taken += 1
+        if self._taken >= GRANT_EVERY:
+            taken, self._taken = self._taken, 0
+            try:
+                await self._send({"type": GRANT, "messages": taken})
+            except (OSError, RuntimeError):
+                self._gone()
+
+    def _gone(self) -> None:
+        self.closed = True
+        self._writable.set()

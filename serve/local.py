@@ -1,0 +1,37 @@
+"""The whole server in one process, without Ray: for tests and for looking at one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modeling.editor import StreamingEditor
+from serve.engine import Engine
+from serve.front import Front
+from serve.metrics import Metrics, Snapshot
+from serve.settings import ServeSettings
+from serve.store import LocalStore, SessionStore
+
+
+async def local_front(settings: ServeSettings) -> Front:
+    """A front whose editor and session store are in this process, warmed up."""
+    editor = StreamingEditor.load(settings.model)
+    engine = Engine(editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity)
+    await engine.warm_up()
+    metrics = Metrics()
+
+    async def models() -> list[dict[str, Any]]:
+        return [engine.describe()]
+
+    async def snapshots() -> dict[str, Snapshot]:
+        engine.gauge(metrics)
+        return {"local": metrics.snapshot()}
+
+    return Front(
+        backend=engine,
+        store=LocalStore(SessionStore(settings.limits.resume_s)),
+        limits=settings.limits,
+        metrics=metrics,
+        tokens=settings.tokens(),
+        models=models,
+        snapshots=snapshots,
+    )

@@ -1,0 +1,281 @@
+"""The wire, version 1: frozen dataclasses <-> what travels on the WebSocket.
+
+Control messages are JSON text. A frame, either way, is binary: 16 bytes little-endian (uint32 frame
+index from 0, uint32 flags = 0, uint64 capture time in microseconds) and the encoded image.
+
+One addition to the published messages, sent to nobody who did not ask for it: `"mask": true` in
+`open` makes the server send a `mask` message after each `chunk`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+SUBPROTOCOL = "liveedit.v1"
+PATH = "/v1/stream"
+MAX_TEXT = 64 * 1024  # characters of a control message
+
+Mode = Literal["live", "lossless"]
+Format = Literal["jpeg", "png", "webp", "rgb24"]
+Code = Literal[
+    "bad_request",
+    "unauthorized",
+    "unsupported_size",
+    "bad_frame",
+    "at_capacity",
+    "too_slow",
+    "draining",
+    "internal",
+]
+
+# WebSocket close codes (RFC 6455 section 7.4 and the IANA registry) that go with an error.
+CLOSE_CODES: dict[Code, int] = {
+    "bad_request": 1008,
+    "unauthorized": 1008,
+    "unsupported_size": 1008,
+    "bad_frame": 1007,
+    "at_capacity": 1013,
+    "too_slow": 1008,
+    "draining": 1012,
+    "internal": 1011,
+}
+NORMAL_CLOSE = 1000
+
+HEADER = struct.Struct("<IIQ")
+MAX_INDEX = 2**32 - 1
+
+
+class WireError(ValueError):
+    """What goes out as an `error` message; `code` is one of the protocol's error codes."""
+
+    def __init__(self, code: Code, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.retry_after_s = code, message, retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors cross processes
+        return WireError, (self.code, self.message, self.retry_after_s)
+
+
+@dataclass(frozen=True)
+class Open:
+    prompt: str
+    width: int
+    height: int
+    fps: float
+    mode: Mode
+    format: Format
+    seed: int | None = None
+    resume: str | None = None
+    received: int | None = None
+    mask: bool | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Close:
+    pass
+
+
+@dataclass(frozen=True)
+class Opened:
+    session: str
+    resume: str
+    model: str
+    chunk_frames: int
+    first_chunk_frames: int
+    width: int
+    height: int
+    next_frame: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`latency_ms`: from the arrival of the chunk's last source frame until it is ready to send."""
+
+    index: int
+    first_frame: int
+    frames: int
+    latency_ms: float
+    compute_ms: float
+    recomputed: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens chunk `index` recomputed: `data` is base64 of bits, most significant first,
+    [latents, rows, columns]; a row is a strip of 16 pixels."""
+
+    index: int
+    latents: int
+    rows: int
+    columns: int
+    data: str
+
+
+@dataclass(frozen=True)
+class PromptApplied:
+    prompt: str
+    first_frame: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    first_frame: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Closed:
+    frames: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Error:
+    code: Code
+    message: str
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A binary message; `image` is encoded as the session's format says."""
+
+    index: int
+    time_us: int
+    image: bytes
+
+    def to_bytes(self) -> bytes:
+        return HEADER.pack(self.index, 0, self.time_us) + self.image
+
+
+ClientMessage = Open | Prompt | Close
+ServerMessage = Opened | Chunk | Mask | PromptApplied | Dropped | Closed | Error
+Message = ClientMessage | ServerMessage
+
+NAMES: dict[type, str] = {
+    Open: "open",
+    Prompt: "prompt",
+    Close: "close",
+    Opened: "opened",
+    Chunk: "chunk",
+    Mask: "mask",
+    PromptApplied: "prompt_applied",
+    Dropped: "dropped",
+    Closed: "closed",
+    Error: "error",
+}
+CLIENT_TYPES = {NAMES[kind]: kind for kind in get_args(ClientMessage)}
+SERVER_TYPES = {NAMES[kind]: kind for kind in get_args(ServerMessage)}
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "Mode": (str,),
+    "Format": (str,),
+    "Code": (str,),
+}
+_CHOICES = {"Mode": get_args(Mode), "Format": get_args(Format), "Code": get_args(Code)}
+
+
+def to_json(message: Message) -> str:
+    """A control message as it is sent; absent optional fields are left out."""
+    values = {name: getattr(message, name) for name in message.__dataclass_fields__}
+    present = {name: value for name, value in values.items() if value is not None}
+    return json.dumps({"type": NAMES[type(message)], **present}, separators=(",", ":"))
+
+
+def parse_client(text: str) -> ClientMessage:
+    """A client's control message. Raises WireError `bad_request` that names the field."""
+    message = _parse(text, CLIENT_TYPES)
+    assert isinstance(message, Open | Prompt | Close)
+    return message
+
+
+def parse_server(text: str) -> ServerMessage | None:
+    """A server's control message, None for a type this version does not know."""
+    if _load(text).get("type") not in SERVER_TYPES:
+        return None
+    message = _parse(text, SERVER_TYPES, lenient=True)
+    assert not isinstance(message, Open | Prompt | Close)
+    return message
+
+
+def parse_frame(data: bytes) -> Frame:
+    """A binary message. Raises WireError `bad_frame`."""
+    if len(data) <= HEADER.size:
+        raise WireError(
+            "bad_frame",
+            f"a binary message needs {HEADER.size} bytes of header and an image, "
+            f"got {len(data)} bytes",
+        )
+    index, flags, time_us = HEADER.unpack_from(data)
+    if flags:
+        raise WireError("bad_frame", f"flags of frame {index} must be 0, got {flags}")
+    return Frame(index, time_us, data[HEADER.size :])
+
+
+def _load(text: str) -> dict[str, Any]:
+    if len(text) > MAX_TEXT:
+        raise WireError(
+            "bad_request", f"a control message of {len(text)} characters; at most {MAX_TEXT}"
+        )
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WireError("bad_request", f"a text message must be JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise WireError(
+            "bad_request", f"a control message must be an object, got {type(values).__name__}"
+        )
+    return values
+
+
+def _parse(text: str, types: dict[str, type], lenient: bool = False) -> Message:
+    values = _load(text)
+    name = values.pop("type", None)
+    kind = types.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise WireError("bad_request", f"type must be one of {sorted(types)}, got {_shown(name)}")
+    known = {field.name: field for field in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown and not lenient:
+        raise WireError(
+            "bad_request", f"{name} has no field {_shown(unknown[0])}; it takes {sorted(known)}"
+        )
+    out = {}
+    for field in known.values():
+        value = values.get(field.name)
+        if value is None:
+            if "None" not in str(field.type):
+                raise WireError("bad_request", f"{name}.{field.name} is missing")
+            continue
+        out[field.name] = _checked(f"{name}.{field.name}", value, str(field.type))
+    message: Message = kind(**out)
+    return message
+
+
+def _checked(name: str, value: Any, annotation: str) -> Any:
+    kind = annotation.removesuffix(" | None")
+    wanted = _TYPES[kind]
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise WireError("bad_request", f"{name} must be {kind}, got {_shown(value)}")
+    choices = _CHOICES.get(kind)
+    if choices and value not in choices:
+        raise WireError("bad_request", f"{name} must be one of {choices}, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,68 @@
+"""What an operator can set; `serve.app:app` takes the same names as args."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from serve.auth import read_tokens
+from serve.limits import Limits
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Plain values only: they cross processes and come from YAML.
+
+    `model` is a model directory, a preset's name, or `models:/NAME@ALIAS`.
+    """
+
+    model: str
+    device: str = "auto"  # "auto" is cuda where there is one
+    token_file: str | None = None  # bearer tokens, one a line; none: everybody is let in
+    max_sessions: int = 8  # of one editor replica
+    measured_capacity: bool = True  # fewer than max_sessions when a chunk costs too much
+    min_editors: int = 1
+    max_editors: int = 1
+    target_sessions: float = 4.0  # a replica that autoscaling aims at
+    editor_gpus: float = 0.0  # of one editor replica
+    editor_cpus: float = 1.0
+    fronts: int = 1
+    front_cpus: float = 0.5
+    drain_s: float = 120.0  # that a replica in the way has for giving its sessions back
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def from_args(cls, args: dict[str, Any]) -> ServeSettings:
+        """Raises ValueError that names an unknown key or a value of the wrong type."""
+        values = dict(args)
+        limits = values.pop("limits", None) or {}
+        _check("", cls, values, skip={"limits"})
+        _check("limits.", Limits, limits)
+        if "model" not in values:
+            raise ValueError(
+                "serve needs `model`: a model directory, a preset or models:/NAME@ALIAS"
+            )
+        return cls(**values, limits=Limits(**limits))
+
+    def tokens(self) -> tuple[str, ...]:
+        return read_tokens(self.token_file) if self.token_file else ()
+
+
+def _check(
+    prefix: str, cls: type, values: dict[str, Any], skip: frozenset[str] | set[str] = frozenset()
+) -> None:
+    known = {f.name: str(f.type) for f in fields(cls) if f.name not in skip}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"serve has no setting {prefix}{name}; it takes {sorted(known)}")
+        kinds: dict[str, tuple[type, ...]] = {
+            "str": (str,),
+            "int": (int,),
+            "float": (int, float),
+            "bool": (bool,),
+        }
+        kind = known[name].removesuffix(" | None")
+        optional = known[name].endswith("None")
+        right = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
+        if not right and not (optional and value is None):
+            raise ValueError(f"serve setting {prefix}{name} must be {known[name]}, got {value!r}")

@@ -1,0 +1,88 @@
+"""What passes between a session at the front and the editor that works for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from serve.protocol import Mode
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Starts a stream at an editor, or goes on with one (`state`, of either form)."""
+
+    session: str
+    prompt: str
+    width: int
+    height: int
+    fps: float
+    mode: Mode
+    seed: int = 0
+    mask: bool = False
+    state: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Exactly one chunk: `frames` uint8 [n, height, width, 3], fewer (or none) when `last`."""
+
+    number: int
+    prompt: str
+    frames: np.ndarray
+    last: bool
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The stream is open at an editor."""
+
+    model: str
+    chunk_frames: int
+    first_chunk_frames: int
+    chunks: int  # edited before, according to the state it was opened with
+
+
+@dataclass(frozen=True)
+class Edited:
+    """The answer to one `Work`; `state` is the compact form after it, None after the last."""
+
+    number: int
+    index: int  # of the chunk
+    frames: np.ndarray  # uint8 [n, height, width, 3]
+    recomputed: float
+    steps: int
+    compute_ms: float
+    wait_ms: float  # for the accelerator
+    mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
+    state: bytes | None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The editor is going away and gives the stream back; `state` is the exact form."""
+
+    state: bytes
+
+
+Event = Ready | Edited | Moved
+Take = Callable[[], Awaitable[Work]]
+
+
+class EditorLostError(Exception):
+    """The editor died, or cannot be reached; the stream can go on at another."""
+
+
+class Backend(Protocol):
+    """Where streams are edited: in this process, or on Ray."""
+
+    def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        """One stream: Ready, then an Edited for every Work, until the last one or a Moved.
+
+        The editor asks for work with `take` when it has room. Raises WireError (`at_capacity`,
+        `internal`) and EditorLostError.
+        """
+        ...

@@ -1,0 +1,95 @@
+"""A real server: a front on a port of its own with a real editor (demo preset, random weights)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import uvicorn
+
+from serve.front import Front
+from serve.limits import Limits
+from serve.local import local_front
+from serve.settings import ServeSettings
+
+SIZE = {"width": 48, "height": 32}
+
+
+class Server:
+    """A front in a thread of its own; `call` runs a coroutine on its event loop."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
+        self.port = listener.getsockname()[1]
+        self.url = f"ws://127.0.0.1:{self.port}"
+        self.http = f"http://127.0.0.1:{self.port}"
+        self._listener = listener
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._main, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(60)
+
+    def _main(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.front: Front = await local_front(self.settings)
+        config = uvicorn.Config(
+            self.front.app, log_level="warning", ws_per_message_deflate=False, lifespan="off"
+        )
+        self._server = uvicorn.Server(config)
+        self._ready.set()
+        await self._server.serve(sockets=[self._listener])
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        async def run() -> Any:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+
+
+@contextmanager
+def server(limits: Limits | None = None, **settings: Any) -> Iterator[Server]:
+    torch.set_num_threads(1)
+    limits = limits or Limits(resume_s=20.0, open_timeout_s=2.0)
+    chosen = ServeSettings(model="demo", measured_capacity=False, limits=limits)
+    running = Server(replace(chosen, **settings))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Server]:
+    """One server for the tests that only talk to it."""
+    with server() as running:
+        yield running
+
+
+def clip(frames: int, *, width: int = 48, height: int = 32, seed: int = 0) -> np.ndarray:
+    """uint8 [frames, height, width, 3]: a gradient with a square that moves."""
+    random = np.random.default_rng(seed)
+    colour = random.integers(100, 255, 3)
+    out = np.zeros((frames, height, width, 3), np.uint8)
+    out[..., 0] = np.linspace(0, 200, width).astype(np.uint8)
+    for n in range(frames):
+        x = n % (width - 8)
+        out[n, 8:16, x : x + 8] = colour
+    return out
