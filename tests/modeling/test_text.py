@@ -20,16 +20,10 @@ from modeling.import_text import (
     write_text_folder,
 )
 from modeling.presets import TextConfig
-from modeling.text import (
-    CACHED_PROMPTS,
-    IDLE_CALLS,
-    Umt5Encoder,
-    build_text_encoder,
-    clean_prompt,
-    load_umt5,
-    split_words,
-    word_vector,
-)
+from modeling.text import Umt5Encoder, build_text_encoder
+from modeling.text_encoder import CACHED_PROMPTS, IDLE_CALLS
+from modeling.umt5_encoder import clean_prompt, load_umt5
+from modeling.words_encoder import split_words, word_vector
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 WORDS = TextConfig("words", dim=64, tokens=8)
