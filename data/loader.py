@@ -168,10 +168,13 @@ class _Stretch(IterableDataset[Keyed]):
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
         self.cached = cache is not None
-        # Belongs to the process that reads the batches: however a worker ends, it is removed.
-        self.downloads = tempfile.TemporaryDirectory(prefix="liveedit-shards-")
-        self.folder = Path(self.downloads.name) if cache is None else Path(cache)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(cache or tempfile.gettempdir())
+        if self.cached:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        elif self.store.remote:
+            # Belongs to the process that reads the batches: however a worker ends, it is removed.
+            self.downloads = tempfile.TemporaryDirectory(prefix="liveedit-shards-")
+            self.folder = Path(self.downloads.name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "downloads"}
