@@ -26,7 +26,11 @@ def ratios(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
             _medians(measured["variants"]["mask cache"])["D"] / dense["D"]
         )
     if measured["plain"]:
-        values["D dense / D plain"] = dense["D"] / _medians(measured["plain"])["D"]
+        plain = _medians(measured["plain"])
+        values["D dense / D plain"] = dense["D"] / plain["D"]
+        values["VAE / VAE plain"] = (dense["encode"] + dense["decode"]) / (
+            plain["encode"] + plain["decode"]
+        )
     return {name: {"value": value, "tolerance": TOLERANCE} for name, value in values.items()}
 
 

@@ -131,7 +131,7 @@ def bench_stream(
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """ "832x480", width x height, as (height, width)."""
+    """Width x height, as in "832x480", to (height, width)."""
     width, _, height = size.partition("x")
     if not (width.isdigit() and height.isdigit()):
         raise ValueError(f"--size {size} must be width x height in pixels, e.g. 832x480")
@@ -139,7 +139,7 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def parse_steps(steps: str) -> tuple[int, ...]:
-    """ "1,2,3" as (1, 2, 3)."""
+    """Numbers with commas between them, as in "1,2,3"."""
     if not all(step.strip().isdigit() for step in steps.split(",")):
         raise ValueError(f"--pruned-steps {steps} must be step numbers, e.g. 1,2,3")
     return tuple(int(step) for step in steps.split(","))

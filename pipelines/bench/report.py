@@ -46,8 +46,8 @@ def facts(report: dict[str, Any]) -> list[str]:
     )
     if plain := report["plain"]:
         lines.append(
-            f"plain path (eager, no graphs), dense: D {plain['D']['p50_ms']:.1f} ms, "
-            f"{plain['D']['fps']:.1f} FPS"
+            f"plain path (eager, no graphs), dense: D {plain['D']['p50_ms']:.1f}, "
+            f"encode {plain['encode']['p50_ms']:.1f}, decode {plain['decode']['p50_ms']:.1f} ms"
         )
     if sessions["tried"]:
         lines.append(

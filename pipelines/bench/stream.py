@@ -71,7 +71,8 @@ class StreamBench:
         settings = editor.settings
         self.editor, self.options, self.note = editor, options, note
         self.size = options.size or (settings.height, settings.width)
-        self.timer = ChunkTimer(editor, noise_frames(settings.chunk_frames, *self.size))
+        self.source = noise_frames(settings.chunk_frames, *self.size)
+        self.timer = ChunkTimer(editor, self.source)
         self.memory = Memory(editor.device)
         self.run_in = settings.window_latents // settings.chunk_latents + WARM_UP
         self.variants: dict[str, MaskCacheConfig | None] = {"dense": None}
@@ -94,7 +95,7 @@ class StreamBench:
         self._free()
         measured = {
             "variants": variants,
-            "plain": self._time_plain(),
+            "plain": self.time_plain(),
             "start": {"cold": cold, "warm": warm},
             "memory": {
                 "measure": self.memory.measure,
@@ -138,15 +139,17 @@ class StreamBench:
             for name in streams
         }
 
-    def _time_plain(self) -> dict[str, Any] | None:
+    def time_plain(self) -> dict[str, Any] | None:
         """The dense stream without the GPU's fast path; None where there is no other path."""
         if not self.editor.accelerated:
             return None
         self.note("plain path")
         plain = plain_editor(self.editor)
+        timer = ChunkTimer(plain, self.source)
         stream = plain.open("make it blue", height=self.size[0], width=self.size[1])
-        times = [self.timer.push(stream) for _ in range(self.run_in + PLAIN_CHUNKS)]
-        del plain, stream
+        with timer.watch():
+            times = [timer.push(stream) for _ in range(self.run_in + PLAIN_CHUNKS)]
+        del plain, timer, stream
         self._free()
         return summary([times[self.run_in :]], self.editor.settings.chunk_frames)
 

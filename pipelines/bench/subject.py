@@ -94,11 +94,13 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
 
 
 def plain_editor(editor: StreamingEditor) -> StreamingEditor:
-    """The same sizes with a transformer that was not made fast for a GPU, and no mask cache."""
+    """The same sizes with networks that were not made fast for a GPU, and no mask cache."""
     plain = copy(editor)
     with torch.device(editor.device):
         plain.transformer = Transformer(editor.config.transformer)
-    plain.transformer.to(editor.transformer.dtype).eval().requires_grad_(False)
+        plain.vae = build_vae(editor.config.vae)
+    for network in (plain.transformer, plain.vae):
+        network.to(editor.transformer.dtype).eval().requires_grad_(False)
     plain.accelerated, plain.mask_cache = False, None
     return plain
 

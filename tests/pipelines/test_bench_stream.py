@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from modeling.presets import PRESETS
-from pipelines.bench.check import compare, read_report
+from pipelines.bench.check import compare, ratios, read_report
 from pipelines.bench.clock import ChunkTimer
 from pipelines.bench.command import bench_app
-from pipelines.bench.stream import in_real_time
-from pipelines.bench.subject import BenchOptions, build_editor, noise_frames, plain_editor, variant
+from pipelines.bench.stream import StreamBench, in_real_time
+from pipelines.bench.subject import BenchOptions, build_editor, noise_frames, variant
 
 SMALL = ["stream", "demo", "--device", "cpu", "--size", "48x32", "--chunks", "2"]
 OPTIONS = BenchOptions(model="demo", device="cpu", chunks=2, sessions=0)
@@ -117,7 +118,7 @@ def test_watching_a_stream_changes_nothing() -> None:
     assert [t.index for t in times] == [0, 1]
 
 
-def test_variants_and_the_plain_path_share_an_editor() -> None:
+def test_variants_share_an_editor() -> None:
     editor = build_editor(OPTIONS)
     with variant(editor, None):
         dense = editor.open("a", height=32, width=48)
@@ -125,9 +126,17 @@ def test_variants_and_the_plain_path_share_an_editor() -> None:
     assert [chunk.recomputed for chunk in dense.push(source)] == [1.0, 1.0]
     cached = editor.open("a", height=32, width=48)
     assert [chunk.recomputed < 1 for chunk in cached.push(source)] == [False, True]
-    plain = plain_editor(editor)
-    assert plain.transformer is not editor.transformer
-    assert len(list(plain.open("a", height=32, width=48).push(source))) == 2
+
+
+def test_plain_path_has_networks_of_its_own(report: dict[str, Any]) -> None:
+    editor = build_editor(OPTIONS)
+    bench = StreamBench(editor, replace(OPTIONS, size=(32, 48)), note=lambda text: None)
+    assert bench.time_plain() is None
+    editor.accelerated = True  # as on a GPU; the plain path must then differ from the editor's
+    plain = bench.time_plain()
+    assert plain is not None
+    assert plain["recomputed"] == 1.0
+    assert {"D dense / D plain", "VAE / VAE plain"} <= set(ratios(report | {"plain": plain}))
 
 
 def test_benchmarks_never_load_a_text_encoder() -> None:
