@@ -13,14 +13,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from modeling.editor import StreamingEditor
 from modeling.stream import EditedChunk, EditStream
 from modeling.stream_state import StreamState
 from serve.capacity import Capacity
-from serve.metrics import Metrics
+from serve.metrics import EditorMetrics
 from serve.scheduler import LOSSLESS_PATIENCE, Scheduler
 from serve.work import Edited, Event, Moved, Opening, Ready, Take, Work
+
+STUCK_S = 120.0
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +45,20 @@ class Engine:
             max_sessions=max_sessions,
             measured=measured,
         )
+        self.broken = ""
         self._leaving = asyncio.Event()
 
-    async def warm_up(self) -> float:
-        """Seconds that a chunk of the model's own size costs here."""
-        ran = await self.scheduler.run(partial(self.capacity.warm_up, self.editor), due=0.0)
-        log.info("a chunk costs %.0f ms here", ran.value * 1000)
-        return ran.value
+    def warm_up(self) -> float:
+        """Seconds that a chunk of the model's own size costs here; before any session."""
+        return self.capacity.warm_up(self.editor)
+
+    def check(self) -> None:
+        """Raises RuntimeError when the accelerator's thread is stuck or the device is broken."""
+        since = self.scheduler.running_since
+        if since is not None and time.monotonic() - since > STUCK_S:
+            raise RuntimeError(f"one chunk has been running for more than {STUCK_S:g} s")
+        if self.broken:
+            raise RuntimeError(f"the accelerator is broken: {self.broken}")
 
     def describe(self) -> dict[str, Any]:
         """What `/v1/models` says."""
@@ -66,13 +76,14 @@ class Engine:
             "card": editor.card,
         }
 
-    def gauge(self, metrics: Metrics) -> None:
+    def gauge(self, metrics: EditorMetrics) -> None:
         """Sets the editor's gauges to what is true now."""
         settings = self.editor.settings
-        metrics.editor_load.set(self.capacity.load)
-        metrics.editor_sessions.set(len(self.capacity.loads))
-        metrics.editor_chunk.set(self.capacity.cost((settings.height, settings.width)))
-        metrics.editor_queue.set(self.scheduler.waiting)
+        metrics.load.set(self.capacity.load)
+        metrics.sessions.set(len(self.capacity.loads))
+        metrics.chunk.set(self.capacity.cost((settings.height, settings.width)))
+        metrics.queue.set(self.scheduler.waiting)
+        metrics.busy.set(self.scheduler.busy_s)
 
     def leave(self) -> None:
         """From now on every session is given back as `Moved` at its next chunk."""
@@ -122,9 +133,13 @@ class Engine:
     async def _edit(self, opening: Opening, stream: EditStream, work: Work) -> Edited:
         period = len(work.frames) / opening.fps
         patience = period if opening.mode == "live" else LOSSLESS_PATIENCE
-        ran = await self.scheduler.run(
-            partial(_step, stream, work), due=time.monotonic() + patience
-        )
+        try:
+            ran = await self.scheduler.run(
+                partial(_step, stream, work), due=time.monotonic() + patience
+            )
+        except torch.AcceleratorError as error:  # a CUDA context does not come back from these
+            self.broken = str(error)
+            raise
         chunk, state = ran.value
         if chunk is None:
             return _nothing(work, opening, stream, ran.wait_s)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from modeling.editor import StreamingEditor
 from serve.engine import Engine
 from serve.front import Front
-from serve.metrics import Metrics, Snapshot
+from serve.metrics import EditorMetrics, Metrics, Snapshot
 from serve.settings import ServeSettings
 from serve.store import LocalStore, SessionStore
 
@@ -16,15 +17,15 @@ async def local_front(settings: ServeSettings) -> Front:
     """A front whose editor and session store are in this process, warmed up."""
     editor = StreamingEditor.load(settings.model)
     engine = Engine(editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity)
-    await engine.warm_up()
-    metrics = Metrics()
+    await asyncio.to_thread(engine.warm_up)
+    metrics, editors = Metrics(), EditorMetrics()
 
     async def models() -> list[dict[str, Any]]:
         return [engine.describe()]
 
     async def snapshots() -> dict[str, Snapshot]:
-        engine.gauge(metrics)
-        return {"local": metrics.snapshot()}
+        engine.gauge(editors)
+        return {"front": metrics.snapshot(), "editor": editors.snapshot()}
 
     return Front(
         backend=engine,

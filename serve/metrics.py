@@ -1,4 +1,4 @@
-"""What an operator watches, as Prometheus metrics; one `Metrics` a process.
+"""What an operator watches, as Prometheus metrics; one registry a process.
 
 A scrape reaches one front only, so every process hands its numbers in (`snapshot`) and `render`
 writes them all, told apart by the label `process`.
@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import Metric
 
 LATENCY_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -17,59 +24,79 @@ SHARE_BUCKETS = tuple(n / 10 for n in range(1, 11))
 
 Snapshot = list[Metric]
 
+disable_created_metrics()  # a second series for every counter, which nobody reads
 
-class Metrics:
+
+class _Registry:
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(f"liveedit_{name}", text, labels, registry=registry)
+    def snapshot(self) -> Snapshot:
+        return [metric for metric in self.registry.collect() if metric.samples]
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"liveedit_{name}", text, buckets=buckets, registry=registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"liveedit_{name}", text, labels, registry=self.registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"liveedit_{name}", text, registry=registry)
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"liveedit_{name}", text, registry=self.registry)
 
-        # The front's.
-        self.sessions = gauge("sessions", "Sessions that are connected")
-        self.admitted = counter("sessions_admitted_total", "Sessions opened")
-        self.resumed = counter("sessions_resumed_total", "Sessions continued with a resume token")
-        self.refused = counter("sessions_refused_total", "Opens that were refused", ("code",))
-        self.ended = counter("sessions_ended_total", "Sessions that ended", ("reason",))
-        self.moved = counter("sessions_moved_total", "Times a session changed its editor", ("why",))
-        self.session_seconds = histogram("session_seconds", "Length of a session", SESSION_BUCKETS)
-        self.first_chunk = histogram(
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"liveedit_{name}", text, buckets=buckets, registry=self.registry)
+
+
+class Metrics(_Registry):
+    """A front's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sessions = self._gauge("sessions", "Sessions that are connected")
+        self.admitted = self._counter("sessions_admitted_total", "Sessions opened")
+        self.resumed = self._counter(
+            "sessions_resumed_total", "Sessions continued with a resume token"
+        )
+        self.refused = self._counter("sessions_refused_total", "Opens that were refused", "code")
+        self.ended = self._counter("sessions_ended_total", "Sessions that ended", "reason")
+        self.moved = self._counter(
+            "sessions_moved_total", "Times a session changed its editor", "why"
+        )
+        self.session_seconds = self._histogram(
+            "session_seconds", "Length of a session", SESSION_BUCKETS
+        )
+        self.session_gpu = self._histogram(
+            "session_gpu_seconds", "Seconds of compute a session took", SESSION_BUCKETS
+        )
+        self.gpu_seconds = self._counter("gpu_seconds_total", "Seconds of compute of all sessions")
+        self.first_chunk = self._histogram(
             "first_chunk_seconds", "From open to the first edited chunk", LATENCY_BUCKETS
         )
-        self.chunk_latency = histogram(
+        self.chunk_latency = self._histogram(
             "chunk_latency_seconds",
             "From a chunk's last source frame to its edited frames",
             LATENCY_BUCKETS,
         )
-        self.deadlines = counter(
-            "chunk_deadlines_total", "Chunks ready within one chunk's duration or not", ("met",)
+        self.deadlines = self._counter(
+            "chunk_deadlines_total", "Live chunks ready within one chunk's duration, or not", "met"
         )
-        self.stalls = counter("stalls_total", "Times the edited stream stood still")
-        self.dropped = counter("frames_dropped_total", "Source frames dropped in live mode")
-        self.frames = counter("frames_edited_total", "Frames edited")
-        self.recomputed = histogram(
+        self.stalls = self._counter("stalls_total", "Times an edited live stream stood still")
+        self.dropped = self._counter("frames_dropped_total", "Source frames dropped, live only")
+        self.frames = self._counter("frames_edited_total", "Frames edited")
+        self.recomputed = self._histogram(
             "recomputed_share", "Share of a chunk's tokens that was recomputed", SHARE_BUCKETS
         )
-        self.gpu_seconds = counter("gpu_seconds_total", "Seconds the accelerator worked")
-        self.session_gpu = histogram(
-            "session_gpu_seconds", "Seconds the accelerator worked for a session", SESSION_BUCKETS
-        )
-        # The editor's.
-        self.editor_load = gauge("editor_load", "Share of an editor's time that is promised")
-        self.editor_sessions = gauge("editor_sessions", "Streams open at an editor")
-        self.editor_chunk = gauge(
+
+
+class EditorMetrics(_Registry):
+    """An editor's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load = self._gauge("editor_load", "Share of an editor's time that is promised")
+        self.sessions = self._gauge("editor_sessions", "Streams open at an editor")
+        self.chunk = self._gauge(
             "editor_chunk_seconds", "What a chunk of the model's own size costs"
         )
-        self.editor_queue = gauge("editor_queue", "Chunks that wait for the accelerator")
-
-    def snapshot(self) -> Snapshot:
-        return [metric for metric in self.registry.collect() if metric.samples]
+        self.queue = self._gauge("editor_queue", "Chunks that wait for the accelerator")
+        self.busy = self._gauge("editor_busy_seconds", "Seconds the accelerator has worked")
 
 
 class _Merged:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serve.protocol import Mode
+from serve.protocol import Code, Mode
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,15 @@ class Moved:
     """The editor is going away and gives the stream back; `state` is the exact form."""
 
     state: bytes
+
+
+@dataclass(frozen=True)
+class Refused:
+    """How a refusal crosses from one process to another."""
+
+    code: Code
+    message: str
+    retry_after_s: float | None
 
 
 Event = Ready | Edited | Moved

@@ -1,0 +1,140 @@
+"""Start the application on this machine, or on the cluster that RAY_ADDRESS names, and stop it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve as ray_serve
+from ray._raylet import AuthenticationTokenLoader, Config
+from ray.serve.config import HTTPOptions
+
+from serve import ingress
+from serve.app import build
+from serve.hub import NAMESPACE
+from serve.model_source import model_directory
+from serve.settings import ServeSettings
+
+APP = "liveedit"
+SYSTEM_CPUS = 1.0  # beside the replicas, for Serve's own actors
+READY_S = 180.0
+
+
+class StartError(RuntimeError):
+    """The application did not come up; the message says where to look."""
+
+
+@dataclass
+class Running:
+    """A started application. `url` is the page, `stream_url` what clients open."""
+
+    host: str
+    port: int
+    folder: Path | None  # Ray's files, when this process started Ray
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def stream_url(self) -> str:
+        return f"ws://{self.host}:{self.port}"
+
+    def wait_ready(self, timeout_s: float = READY_S) -> None:
+        """Returns when an editor is warmed up. Raises StartError."""
+        deadline = time.monotonic() + timeout_s
+        reason = "no answer"
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
+                    return
+            except urllib.error.HTTPError as error:
+                reason = error.read().decode(errors="replace")[:200]
+            except OSError as error:
+                reason = str(error)
+            time.sleep(0.2)
+        raise StartError(f"{self.url} is not ready after {timeout_s:g} s: {reason}")
+
+    def stop(self) -> None:
+        """Ends the application, and Ray if `start` started it."""
+        if not ray.is_initialized():
+            return
+        ray_serve.delete(APP)
+        try:
+            ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
+        except ValueError:
+            pass  # it ended itself
+        if self.folder is not None:
+            ray_serve.shutdown()
+        ray.shutdown()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def start(
+    settings: ServeSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    cpus: float | None = None,
+) -> Running:
+    """Start Ray (unless RAY_ADDRESS names one), Serve's ingress on `port`, and the application.
+
+    `cpus` is what Ray may plan with, by default what the replicas ask for or this machine has.
+    Raises ValueError for settings that cannot work and StartError.
+    """
+    model_directory(settings.model)  # before minutes are spent
+    folder = None if os.environ.get("RAY_ADDRESS") else _start_ray(settings, cpus)
+    running = Running(host, port, folder)
+    try:
+        ray_serve.start(
+            proxy_location="HeadOnly",
+            http_options=HTTPOptions(host=host, port=port),
+            logging_config={"log_level": "INFO"},
+        )
+        ray_serve.run(build(settings), name=APP, route_prefix="/", blocking=False)
+        running.wait_ready()
+    except BaseException:
+        running.stop()
+        raise
+    return running
+
+
+def _start_ray(settings: ServeSettings, cpus: float | None) -> Path:
+    """A Ray of our own: its files, its token and its namespace are not shared with another."""
+    # Unix sockets have short names, and Ray adds 60 characters to this one.
+    folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ.update(ingress.ENVIRONMENT)
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray reads these once a process, when it is imported: make it read them again.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    needed = (
+        settings.max_editors * settings.editor_cpus
+        + settings.fronts * settings.front_cpus
+        + SYSTEM_CPUS
+    )
+    ray.init(
+        address="local",
+        namespace=NAMESPACE,
+        include_dashboard=False,
+        num_cpus=cpus or max(needed, os.cpu_count() or 1),
+        _temp_dir=str(folder / "ray"),
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+    return folder
