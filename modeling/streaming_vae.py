@@ -66,6 +66,11 @@ class StreamingVae(nn.Module):
         self.register_buffer("mean", torch.tensor(config.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(-1, 1, 1), persistent=False)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in; training may keep the statistics in another type."""
+        return next(self.parameters()).dtype
+
     def encode(self, pixels: Tensor, state: VaeState | None = None) -> tuple[Tensor, VaeState]:
         """Pixels `[B, f, 3, H, W]` in [-1, 1] to standardised latents `[B, F, C, H/8, W/8]`.
 
@@ -93,7 +98,7 @@ class StreamingVae(nn.Module):
                 f"pixels of {height}x{width} cannot be encoded: height and width must be "
                 f"multiples of {self.spatial_stride}; pad or crop the frames"
             )
-        pixels = pixels.to(self.mean.dtype)
+        pixels = pixels.to(self.dtype)
         state = state or VaeState([])
         if state.pending is not None:
             _expect_same_stream(state.pending, pixels)
@@ -120,7 +125,7 @@ class StreamingVae(nn.Module):
     def decode_raw(self, raw: Tensor, state: VaeState | None = None) -> tuple[Tensor, VaeState]:
         """`decode` from unstandardised latents and without the clamp, as training needs it."""
         _expect_frames("latents", raw, self.config.latent_channels)
-        raw = raw.to(self.mean.dtype)
+        raw = raw.to(self.dtype)
         caches = state.caches if state else []
         pieces: list[Tensor] = []
         for latents in raw.split(LATENTS_PER_PASS, dim=1) if raw.shape[1] else ():

@@ -30,6 +30,7 @@ def encode_dataset(
     *,
     batch_size: int,
     samples_per_shard: int,
+    loader_workers: int = 0,
     on_sample: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetInfo:
     """Encode the dataset at `pairs` with the VAE and text encoder of `model_dir` into `encoded`.
@@ -48,7 +49,14 @@ def encode_dataset(
     def samples() -> Iterator[EncodedPair]:
         done = 0
         batches = loader(
-            pairs, batch_size=batch_size, rank=0, world_size=1, seed=0, shuffle=False, epochs=1
+            pairs,
+            batch_size=batch_size,
+            rank=0,
+            world_size=1,
+            seed=0,
+            shuffle=False,
+            epochs=1,
+            workers=loader_workers,
         )
         for batch in batches:
             source, _ = vae.encode(to_pixels(batch["source"], device))  # [B, F, 16, h, w]

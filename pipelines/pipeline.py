@@ -230,6 +230,7 @@ class _Pipeline:
                 model,
                 batch_size=data.encode_batch,
                 samples_per_shard=data.samples_per_shard,
+                loader_workers=self.config.compute.loader_workers,
                 on_sample=lambda n, of: self.view.update("encode", n, of, f"{n}/{of} pairs"),
             )
             return {"pairs": float(info.samples)}
