@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import ray
 from ray import serve as ray_serve
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.serve.config import HTTPOptions
 
 from serve import ingress
@@ -69,10 +71,8 @@ class Running:
         if not ray.is_initialized():
             return
         ray_serve.delete(APP)
-        try:
+        with contextlib.suppress(ValueError):  # it may have ended itself
             ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
-        except ValueError:
-            pass  # it ended itself
         if self.folder is not None:
             ray_serve.shutdown()
         ray.shutdown()
@@ -85,7 +85,7 @@ def start(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    cpus: float | None = None,
+    cpus: int | None = None,
 ) -> Running:
     """Start Ray (unless RAY_ADDRESS names one), Serve's ingress on `port`, and the application.
 
@@ -109,7 +109,7 @@ def start(
     return running
 
 
-def _start_ray(settings: ServeSettings, cpus: float | None) -> Path:
+def _start_ray(settings: ServeSettings, cpus: int | None) -> Path:
     """A Ray of our own: its files, its token and its namespace are not shared with another."""
     # Unix sockets have short names, and Ray adds 60 characters to this one.
     folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
@@ -132,7 +132,7 @@ def _start_ray(settings: ServeSettings, cpus: float | None) -> Path:
         address="local",
         namespace=NAMESPACE,
         include_dashboard=False,
-        num_cpus=cpus or max(needed, os.cpu_count() or 1),
+        num_cpus=cpus or max(math.ceil(needed), os.cpu_count() or 1),
         _temp_dir=str(folder / "ray"),
         logging_level=logging.WARNING,
         log_to_driver=False,
