@@ -172,6 +172,8 @@ def validate(config: PipelineConfig) -> None:
     _at_least("data", data, pairs=1, heldout_pairs=1, samples_per_shard=1, workers=1)
     _at_least("data", data, encode_batch=1)
     _at_least("evaluate", config.evaluate, clips=1, dilate=0)
+    _at_least("compute", compute, workers=1, threads_per_worker=1, loader_workers=0)
+    _at_least("compute", compute, max_failures=0, keep_checkpoints=1)
     if (data.frames + 3) % 4 or ((data.frames + 3) // 4) % chunk or data.frames < 1:
         below = max(1, (data.frames + 3) // (4 * chunk))
         choices = [4 * chunk * n - 3 for n in (below, below + 1)]
@@ -184,8 +186,14 @@ def validate(config: PipelineConfig) -> None:
     for name in TRAINED_STAGES:
         stage = getattr(config, name)
         _at_least(name, stage, steps=0, batch_size=1, grad_accumulation=1, warmup_steps=0)
+        _at_least(name, stage, log_every=1, checkpoint_every=1)
         if data.train is None and stage.steps:
             check_batch(config, name, data.pairs)
+    crop = config.vae.clip_frames
+    if config.vae.steps and (crop % 4 != 1 or crop > data.frames):
+        raise ConfigError(
+            f"vae.clip_frames={crop} must be 4n-3 frames, at most data.frames={data.frames}"
+        )
     if model.vae.kind == "wan" and config.vae.steps:
         raise ConfigError(
             f"vae.steps={config.vae.steps}, but preset {config.model.preset} uses Wan's own VAE, "

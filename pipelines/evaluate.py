@@ -77,12 +77,14 @@ def evaluate(
         on_clip(clip)
         if len(clips) == config.clips:
             break
+    cache = editor.mask_cache
+    steps = list(cache.pruned_steps) if cache else []
     numbers = [{k: v for k, v in clip.items() if k != "instruction"} for clip in clips]
     return {
         "model": editor.name,
         "dataset": dataset,
         "dataset_hash": dataset_hash(info),
-        "mask_cache": asdict(editor.mask_cache) if editor.mask_cache else None,
+        "mask_cache": None if cache is None else {**asdict(cache), "pruned_steps": steps},
         "settings": asdict(config),
         "mean": summary(numbers, config.success_db),
         "clips": clips,

@@ -20,7 +20,7 @@ def check(config: PipelineConfig) -> Path | None:
     """Raise a ValueError for what cannot work; returns the model directory to start from."""
     assert config.tracking.uri is not None
     check_machine(config)
-    check_reachable(config.tracking.uri)
+    start = start_source(config)
     chunk = config.model.resolve().stream.chunk_latents
     for key in ("train", "heldout"):
         uri = getattr(config.data, key)
@@ -32,7 +32,8 @@ def check(config: PipelineConfig) -> Path | None:
             for stage in TRAINED_STAGES:
                 if getattr(config, stage).steps:
                     check_batch(config, stage, info.samples)
-    return start_source(config)
+    check_reachable(config.tracking.uri)  # last: it may make a database
+    return start
 
 
 def _check_clips(where: str, info: DatasetInfo, chunk: int) -> None:

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.shards import write_dataset
+from data.synthetic import make_pair
+from modeling.model_dir import save_model
+from modeling.presets import PRESETS, ModelConfig
+from modeling.transformer import Transformer
+from modeling.vae import build_vae
+from pipelines import tracking
+
+HEIGHT, WIDTH, FRAMES = 32, 48, 21
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    demo = PRESETS["demo"]
+    return replace(
+        demo,
+        transformer=replace(demo.transformer, dim=24, ffn_dim=48, num_heads=2, num_layers=2),
+        vae=replace(demo.vae, widths=(16, 12, 8, 8)),
+        stream=replace(demo.stream, height=HEIGHT, width=WIDTH, window_latents=6, mask_cache=None),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer, vae = Transformer(tiny_config.transformer), build_vae(tiny_config.vae)
+    vae.state_dict()["decoder.22.bias"].fill_(0.5)  # gray, where untrained weights give black
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    card = {"name": "tiny"}
+    return save_model(path, tiny_config, transformer=transformer, vae=vae, card=card)
+
+
+@pytest.fixture(scope="session")
+def heldout(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of two held-out pairs."""
+    uri = str(tmp_path_factory.mktemp("data") / "heldout")
+    samples = [
+        partial(make_pair, seed, height=HEIGHT, width=WIDTH, frames=FRAMES, split="heldout")
+        for seed in range(2)
+    ]
+    write_dataset(uri, samples, made_by={}, samples_per_shard=1)
+    return uri
+
+
+@pytest.fixture(scope="session")
+def _migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables take seconds to make: once a session, then copied."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking.check_reachable(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def mlflow_uri(_migrated: Path, tmp_path: Path) -> str:
+    """An empty tracking database of this test's own."""
+    shutil.copy(_migrated, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
