@@ -214,9 +214,11 @@ def _prepare(setting: Setting) -> None:
     compute = setting.config.compute
     if setting.device.type == "cpu":
         torch.set_num_threads(compute.threads_per_worker)
-    if compute.deterministic:
+    elif compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Or every torch.empty is filled, DeepSpeed's buckets of gigabytes at every step.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.manual_seed(setting.seed)
 
 

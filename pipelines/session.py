@@ -66,7 +66,9 @@ def _private_ray(workers: int) -> Iterator[None]:
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray  # reads the token settings when it starts
+    import ray
+
+    _reread_token()
 
     keep = False
     try:
@@ -93,6 +95,15 @@ def _private_ray(workers: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _reread_token() -> None:
+    """Make Ray read the token settings again: it does so once a process, when it is imported, which
+    may have been long ago, and keeps the token of an earlier session."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _short_tmp() -> str | None:

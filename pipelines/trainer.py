@@ -64,18 +64,8 @@ def train_stage(
             dataset, too few GPUs.
     """
     began = time.monotonic()
-    card = _card(stage, config, start, dataset, extra)
-    folder = RunFolder(Path(config.output).absolute() / "checkpoints" / f"{stage}-{_key(card)}")
-    job = {
-        "stage": stage,
-        "config": to_plain(config),
-        "start": str(Path(start).absolute()),
-        "dataset": dataset if "://" in dataset else str(Path(dataset).absolute()),
-        "output": str(Path(output).absolute()),
-        "models": {"teacher": str(Path(extra["teacher"]).absolute())} if "teacher" in extra else {},
-        "folder": str(folder.path),
-        "card": card,
-    }
+    job = make_job(stage, config, start, dataset, output, extra)
+    folder = RunFolder(Path(job["folder"]))
     with _ray(config.compute):
         folder.open()
         follow = _Follower(stage, folder, config, run_id, on_progress)
@@ -84,6 +74,42 @@ def train_stage(
         raise TrainingError(made["refused"])
     folder.remove()
     return StageOutcome(Path(output), made["metrics"], made["steps"], time.monotonic() - began)
+
+
+def make_job(
+    stage: str,
+    config: PipelineConfig,
+    start: Path,
+    dataset: str,
+    output: Path,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the workers are told: plain values, absolute paths (each works in a folder of its own).
+
+    `folder` is named by everything that decides the result, so that only the very same training
+    goes on from its checkpoints.
+    """
+    card = {
+        "stage": stage,
+        "key": extra.get("key"),
+        "parent": {"path": str(start), "fingerprint": model_fingerprint(start)},
+        "dataset": {"uri": dataset, "hash": dataset_hash(read_dataset_info(dataset))},
+        "teacher": str(extra["teacher"]) if "teacher" in extra else None,
+        "config": section_plain(getattr(config, stage)),
+        "compute": section_plain(config.compute),
+        "seed": config.seed,
+    }
+    key = str(card["key"] or key_of(card))[:12]
+    return {
+        "stage": stage,
+        "config": to_plain(config),
+        "start": str(Path(start).absolute()),
+        "dataset": dataset if "://" in dataset else str(Path(dataset).absolute()),
+        "output": str(Path(output).absolute()),
+        "models": {"teacher": str(Path(extra["teacher"]).absolute())} if "teacher" in extra else {},
+        "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{key}"),
+        "card": {**card, "commit": code_commit()},
+    }
 
 
 def _fit(
@@ -229,30 +255,6 @@ def _plain_error(error: BaseException) -> BaseException:
             if isinstance(cause, ValueError):
                 return TrainingError(str(cause))
     return error
-
-
-def _card(
-    stage: str, config: PipelineConfig, start: Path, dataset: str, extra: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Where the model comes from: what the model directory's card begins with."""
-    return {
-        "stage": stage,
-        "key": extra.get("key"),
-        "parent": {"path": str(start), "fingerprint": model_fingerprint(start)},
-        "dataset": {"uri": dataset, "hash": dataset_hash(read_dataset_info(dataset))},
-        "teacher": str(extra["teacher"]) if "teacher" in extra else None,
-        "config": section_plain(getattr(config, stage)),
-        "compute": section_plain(config.compute),
-        "seed": config.seed,
-        "commit": code_commit(),
-    }
-
-
-def _key(card: Mapping[str, Any]) -> str:
-    """Names the run's folder, so that only the very same training goes on from its checkpoints."""
-    unimportant = {"commit"}
-    parts = {name: value for name, value in card.items() if name not in unimportant}
-    return str(card["key"] or key_of(parts))[:12]
 
 
 @contextmanager
