@@ -5,24 +5,33 @@ B batch, f pixel frames, F latent frames, H x W pixels, h x w latent cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
 
-from data.loader import loader
-from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
-from data.sample import EncodedPair
+from data.manifest import DatasetInfo, Shard, dataset_hash, read_dataset_info
+from data.sample import EncodedPair, Pair
+from data.shard_reader import ShardFolder
 from data.shards import write_dataset
-from modeling.model_dir import load_model
+from data.store import open_store
+from modeling.model_dir import load_model, read_config
 from modeling.text import build_text_encoder
 from pipelines.records import model_fingerprint
 
+_AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
 
-@torch.no_grad()
+
 def encode_dataset(
     pairs: str,
     encoded: str,
@@ -30,72 +39,130 @@ def encode_dataset(
     *,
     batch_size: int,
     samples_per_shard: int,
-    loader_workers: int = 0,
+    threads: int = 1,
+    tasks: int = 0,
+    gpus: bool | None = None,
     on_sample: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetInfo:
     """Encode the dataset at `pairs` with the VAE and text encoder of `model_dir` into `encoded`.
 
-    The new dataset's `made_by` names the pairs, the model and the text encoder by their hashes.
+    `tasks` Ray tasks share the shards, each with a GPU unless `gpus` is false; 0 does it here.
+    `threads` read and decode videos. The samples' order is that of `pairs` in any case. The new
+    dataset's `made_by` names the pairs, the model and the text encoder by their hashes.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     info = read_dataset_info(pairs)
-    model = load_model(model_dir, device=device, dtype=torch.float32)
-    assert model.vae is not None, f"{model_dir} has no VAE"
-    vae: Any = model.vae
-    text = build_text_encoder(model.config.text).to(torch.device(device))
-    fps = float(info.fps)
-    shape = (info.frames, info.height, info.width)
+    job = EncodeJob(pairs, str(model_dir), batch_size, threads, gpus)
+    samples = _encode_on_ray(job, info, tasks) if tasks else job.run(range(len(info.shards)))
 
-    def samples() -> Iterator[EncodedPair]:
-        done = 0
-        batches = loader(
-            pairs,
-            batch_size=batch_size,
-            rank=0,
-            world_size=1,
-            seed=0,
-            shuffle=False,
-            epochs=1,
-            workers=loader_workers,
-        )
-        for batch in batches:
-            source, _ = vae.encode(to_pixels(batch["source"], device))  # [B, F, 16, h, w]
-            target, _ = vae.encode(to_pixels(batch["target"], device))
-            embedded = text.encode(batch["instruction"])  # [B, L, D]
-            mask = cell_share(torch.as_tensor(batch["mask"]))
-            for n, instruction in enumerate(batch["instruction"]):
-                yield EncodedPair(
-                    source=_half(source[n]),
-                    target=_half(target[n]),
-                    text=_half(embedded[n]),
-                    mask=_half(mask[n]),
-                    instruction=instruction,
-                    fps=fps,
-                    video_shape=shape,
-                )
-                done += 1
-                on_sample(done, info.samples)
+    def counted() -> Iterator[EncodedPair]:
+        for done, sample in enumerate(samples, start=1):
+            yield sample
+            on_sample(done, info.samples)
 
     made_by = {
-        "tool": "liveedit encode",
+        "tool": "liveedit",
         "pairs": pairs,
         "pairs_hash": dataset_hash(info),
         "model": str(model_dir),
         "model_hash": model_fingerprint(model_dir),
-        "text_hash": text.fingerprint(),
+        "text_hash": build_text_encoder(read_config(model_dir).text).fingerprint(),
     }
     return write_dataset(
-        encoded,
-        samples(),
-        made_by=made_by,
-        samples_per_shard=samples_per_shard,
-        overwrite=True,
+        encoded, counted(), made_by=made_by, samples_per_shard=samples_per_shard, overwrite=True
     )
 
 
-def to_pixels(clips: Any, device: torch.device | str) -> Tensor:
+@dataclass(frozen=True)
+class EncodeJob:
+    """What a process that encodes shards is told."""
+
+    pairs: str
+    model_dir: str
+    batch_size: int
+    threads: int
+    gpus: bool | None  # null: if there is one
+
+    @torch.no_grad()
+    def run(self, shards: Iterable[int]) -> Iterator[EncodedPair]:
+        """The pairs of these shards, encoded, in their order."""
+        device = "cuda" if self.gpus is not False and torch.cuda.is_available() else "cpu"
+        model = load_model(self.model_dir, device=device, dtype=torch.float32)
+        assert model.vae is not None, f"{self.model_dir} has no VAE"
+        vae: Any = model.vae
+        text = build_text_encoder(model.config.text).to(torch.device(device))
+        for batch in self._batches(shards):
+            clips = np.stack([clip for pair in batch for clip in (pair.source, pair.target)])
+            latents, _ = vae.encode(
+                to_pixels(torch.from_numpy(clips), device)
+            )  # [2 B, F, 16, h, w]
+            embedded = text.encode([pair.instruction for pair in batch])  # [B, L, D]
+            mask = cell_share(torch.from_numpy(np.stack([pair.mask for pair in batch])))
+            for n, pair in enumerate(batch):
+                yield EncodedPair(
+                    source=_half(latents[2 * n]),
+                    target=_half(latents[2 * n + 1]),
+                    text=_half(embedded[n]),
+                    mask=_half(mask[n]),
+                    instruction=pair.instruction,
+                    fps=pair.fps,
+                    video_shape=pair.video_shape,
+                    origin=pair.origin,
+                )
+
+    def _batches(self, shards: Iterable[int]) -> Iterator[list[Pair]]:
+        info = read_dataset_info(self.pairs)
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            ThreadPoolExecutor(self.threads) as pool,  # decoding leaves the interpreter free
+        ):
+            folder = ShardFolder(open_store(self.pairs), Path(scratch), keep_all=False)
+            for number in shards:
+                shard = info.shards[number]
+                folder.keep({shard.name})
+                folder.read(shard, 0)  # fetched and checked once, before the threads come
+                read = partial(self._read, folder, shard)
+                pairs = _ahead(pool, read, range(shard.count), self.threads + self.batch_size)
+                while batch := list(islice(pairs, self.batch_size)):
+                    yield batch
+
+    def _read(self, folder: ShardFolder, shard: Shard, row: int) -> Pair:
+        _, sample = folder.read(shard, row)
+        assert isinstance(sample, Pair), f"{self.pairs} holds encoded samples"
+        return sample
+
+
+def _ahead(
+    pool: Executor, work: Callable[[int], Pair], items: Iterable[int], most: int
+) -> Iterator[Pair]:
+    """`map` in order, with at most `most` results waiting: videos are large."""
+    waiting: deque[Future[Pair]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _encode_on_ray(job: EncodeJob, info: DatasetInfo, tasks: int) -> Iterator[EncodedPair]:
+    """Task i encodes shards i, i + tasks, ...; they are taken back in the dataset's order."""
+    import ray
+
+    run: Any = ray.remote(EncodeJob.run).options(
+        num_cpus=1,
+        num_gpus=0 if job.gpus is False else 1,
+        _generator_backpressure_num_objects=_AHEAD,
+    )
+    everything = range(len(info.shards))
+    streams = [run.remote(job, everything[task::tasks]) for task in range(tasks)]
+    for number, shard in enumerate(info.shards):
+        for _ in range(shard.count):
+            yield ray.get(next(streams[number % tasks]))
+
+
+def to_pixels(clips: Tensor, device: torch.device | str) -> Tensor:
     """uint8 [B, f, H, W, 3] -> float [B, f, 3, H, W] in [-1, 1]"""
-    return torch.as_tensor(clips).to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    return clips.to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
 
 def cell_share(mask: Tensor) -> Tensor:

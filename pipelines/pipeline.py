@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data import synthetic
 from data.manifest import read_dataset_info
 from modeling.model_dir import read_config
@@ -230,7 +232,9 @@ class _Pipeline:
                 model,
                 batch_size=data.encode_batch,
                 samples_per_shard=data.samples_per_shard,
-                loader_workers=self.config.compute.loader_workers,
+                threads=max(1, self.config.compute.loader_workers),
+                tasks=self.encode_tasks(),
+                gpus=self.config.compute.gpus,
                 on_sample=lambda n, of: self.view.update("encode", n, of, f"{n}/{of} pairs"),
             )
             return {"pairs": float(info.samples)}
@@ -341,6 +345,17 @@ class _Pipeline:
         self, stage: str, inputs: Mapping[str, Any], output: str | Path, work: Work
     ) -> StageRecord:
         return self.runner.run(stage, VERSIONS[stage], inputs, output, work)
+
+    def encode_tasks(self) -> int:
+        """A task a GPU of the cluster or of this machine; 0, none on Ray, if there are not two."""
+        compute = self.config.compute
+        if compute.gpus is False or (compute.address is None and torch.cuda.device_count() < 2):
+            return 0
+        self.start_ray()
+        import ray
+
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        return min(gpus, compute.workers or gpus)
 
     def start_ray(self) -> None:
         """One Ray for all stages that train, started when the first of them needs it."""
