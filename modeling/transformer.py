@@ -142,7 +142,11 @@ class Transformer(nn.Module):
 
     def _initialise(self) -> None:
         """Wan's initialisation; the source channels start at zero, so the source is ignored."""
+        if self.patch_embedding.weight.is_meta:
+            return  # weights will be loaded; drawing here would import torch's compiler (1.5 s)
         for module in self.modules():
+            if isinstance(module, Block | Head):
+                nn.init.normal_(module.modulation, std=self.config.dim**-0.5)
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -173,7 +177,7 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(
             nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
         )
-        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 
     def forward(
         self,
@@ -275,7 +279,7 @@ class Head(nn.Module):
         super().__init__()
         self.norm = LayerNorm(config.dim, config.eps, affine=False)
         self.head = nn.Linear(config.dim, 4 * config.latent_channels)
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, T, dim], time [B, F or 1, dim] -> [B, T, 4 * C]."""
