@@ -46,7 +46,7 @@ class DataConfig:
     heldout_pairs: int = 8  # synthetic held-out pairs
     frames: int = 33  # frames a clip, 4n - 3 with n a multiple of the model's chunk
     samples_per_shard: int = 8
-    workers: int = 2  # processes that make synthetic pairs
+    workers: int = 2  # processes that make synthetic pairs; 0 makes them here
     seed: int = 0
     encode_batch: int = 1  # clips encoded at once
 
@@ -169,7 +169,7 @@ def validate(config: PipelineConfig) -> None:
     model = config.model.resolve()
     data, compute = config.data, config.compute
     chunk = model.stream.chunk_latents
-    _at_least("data", data, pairs=1, heldout_pairs=1, samples_per_shard=1, workers=1)
+    _at_least("data", data, pairs=1, heldout_pairs=1, samples_per_shard=1, workers=0)
     _at_least("data", data, encode_batch=1)
     _at_least("evaluate", config.evaluate, clips=1, dilate=0)
     _at_least("compute", compute, workers=1, threads_per_worker=1, loader_workers=0)

@@ -5,6 +5,7 @@ data, heldout, start, vae, encode, foundation, causal, distill, evaluate, regist
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -207,6 +208,9 @@ class _Pipeline:
                 ),
             )
             tracker.log_artifact(target / "card.json")
+            # What interrupted trainings with other settings left is of no use any more.
+            for folder in (self.output / "checkpoints").glob(f"{stage}-*"):
+                shutil.rmtree(folder, ignore_errors=True)
             return dict(outcome.metrics)
 
         inputs = {

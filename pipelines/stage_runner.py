@@ -62,7 +62,9 @@ class StageRunner:
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         seconds = time.monotonic() - started
-        tracker.log_metrics({**metrics, "seconds": seconds})
+        logged = tracker.latest_metrics()  # training has logged its own, step by step
+        rest = {name: value for name, value in metrics.items() if name not in logged}
+        tracker.log_metrics({**rest, "seconds": seconds})
         tracker.finish()
         record = StageRecord(
             stage=stage,

@@ -137,11 +137,6 @@ class Tracker:
         """Copy a small file (a card, a picture, a table) into the run."""
         self._client.log_artifact(self.run_id, str(path), folder)
 
-    def metric_history(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of everything logged under `key` so far."""
-        history = self._client.get_metric_history(self.run_id, key)
-        return [(entry.step, entry.value) for entry in history]
-
     def latest_metrics(self) -> dict[str, float]:
         return dict(self._client.get_run(self.run_id).data.metrics)
 
