@@ -19,12 +19,13 @@ venv: $(STAMP)
 
 # torch goes in through pip, so that an index or a folder of wheels which pip is configured with
 # applies to it; uv then resolves the rest in seconds. DS_BUILD_OPS=0: no kernel is compiled.
+# --compile-bytecode: Ray starts dozens of processes, and each would compile what it imports.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else \
 	"LiveEdit needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt torch uv
-	DS_BUILD_OPS=0 $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	DS_BUILD_OPS=0 $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(STAMP)

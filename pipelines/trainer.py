@@ -24,6 +24,8 @@ _RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the controller sees that workers ended
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy machine, or an image to pull
 }
+# A Ray on this machine alone is never preempted; the watcher is one more process to start.
+_PRIVATE_RAY_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _fit(
             checkpoint_config=CheckpointConfig(num_to_keep=compute.keep_checkpoints),
         ),
     )
-    with _environment(_RAY_TRAIN_ENV):
+    with _environment(_RAY_TRAIN_ENV | ({} if compute.address else _PRIVATE_RAY_ENV)):
         return _in_thread(trainer.fit, follow)
 
 
