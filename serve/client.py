@@ -352,27 +352,37 @@ def edit_frames(
             frame = await asyncio.to_thread(next, source, None)
         stream.finish()
 
+    async def read(stream: Stream) -> None:
+        async for event in stream.events():
+            if isinstance(event, EditedFrame):
+                await _put(out, event.pixels, stopped)
+            elif on_event is not None:
+                on_event(event)
+
     async def run() -> None:
         height, width = first.shape[:2]
-        options = {"mode": "lossless", "format": format, "seed": seed, "token": token}
-        async with connect(url, prompt, width=width, height=height, fps=fps, **options) as stream:  # type: ignore[arg-type]
-            feeding = asyncio.create_task(feed(stream))
-            async for event in stream.events():
-                if feeding.done():
-                    feeding.result()
-                if isinstance(event, EditedFrame):
-                    await _put(out, event.pixels, stopped)
-                elif on_event is not None:
-                    on_event(event)
-            await feeding
+        async with (
+            connect(
+                url, prompt, width=width, height=height, fps=fps, format=format, seed=seed,
+                token=token,
+            ) as stream,
+            asyncio.TaskGroup() as tasks,
+        ):  # fmt: skip
+            tasks.create_task(feed(stream))
+            tasks.create_task(read(stream))
 
     def main() -> None:
         try:
             asyncio.run(run())
             out.put(None)
-        except _StoppedError:
-            pass
-        except BaseException as error:  # raised again where the frames are read
+        except BaseExceptionGroup as group:
+            _tell(group.exceptions[0])
+        except BaseException as error:
+            _tell(error)
+
+    def _tell(error: BaseException) -> None:
+        """Raised again where the frames are read."""
+        if not stopped.is_set():
             out.put(error)
 
     thread = threading.Thread(target=main, name="liveedit-client", daemon=True)

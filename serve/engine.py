@@ -89,6 +89,10 @@ class Engine:
         """From now on every session is given back as `Moved` at its next chunk."""
         self._leaving.set()
 
+    def stay(self) -> None:
+        """The opposite of `leave`."""
+        self._leaving.clear()
+
     def stop(self) -> None:
         self.scheduler.stop()
 

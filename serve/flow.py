@@ -22,6 +22,7 @@ GRANT = "liveedit.grant"  # application -> middleware: so many more messages may
 WRITTEN = "liveedit.written"  # middleware -> application: so many bytes went to the socket
 READ_AHEAD = 16  # messages that may be read before the application asks for them
 GRANT_EVERY = 8
+GOODBYE_S = 1.0
 MAX_UNWRITTEN = 512 * 1024  # bytes the application may be ahead of the socket
 
 
@@ -132,12 +133,13 @@ class Socket:
             raise Disconnected(1006) from error
 
     async def close(self, code: int) -> None:
-        """Says goodbye if somebody is there, and ends."""
+        """Says goodbye if somebody is there and takes it in time, and ends."""
         try:
             if not self.closed:
-                await self._send({"type": "websocket.close", "code": code})
-        except (OSError, RuntimeError):
-            return  # gone already
+                async with asyncio.timeout(GOODBYE_S):
+                    await self._send({"type": "websocket.close", "code": code})
+        except (OSError, RuntimeError, TimeoutError):
+            return  # gone already, or stuck
         finally:
             self._gone()
             if self._pump:

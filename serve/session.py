@@ -64,6 +64,7 @@ class SourceFrame:
     time_us: int
     pixels: np.ndarray  # uint8 [height, width, 3]
     arrived: float  # time.monotonic()
+    prompt: str  # the newest when it came
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Session:
         if index >= MAX_INDEX:
             raise WireError("bad_request", "frame indices are used up; open a new session")
         assert pixels.shape == self._shape
-        self._waiting.append(SourceFrame(index, time_us, pixels, time.monotonic()))
+        self._waiting.append(SourceFrame(index, time_us, pixels, time.monotonic(), self.prompt))
         self.next_frame += 1
         self._notify()
         if self.mode == "live" and len(self._waiting) > self._limit(LIVE_CHUNKS):
@@ -222,7 +223,8 @@ class Session:
         pixels = [frame.pixels for frame in frames]
         work = Work(
             number=self._taken,
-            prompt=self.prompt,
+            # By arrival, so that a lossless session is the same however fast it is edited.
+            prompt=frames[-1].prompt if frames else self.prompt,
             frames=np.stack(pixels) if pixels else np.empty((0, *self._shape), np.uint8),
             last=last,
         )

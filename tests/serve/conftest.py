@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,7 @@ from serve.front import Front
 from serve.limits import Limits
 from serve.local import local_front
 from serve.settings import ServeSettings
-
-SIZE = {"width": 48, "height": 32}
+from tests.serve.models import save_small_model
 
 
 class Server:
@@ -29,6 +29,8 @@ class Server:
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
         listener = socket.socket()
+        # Small, so that a client that does not read is felt after a few frames.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
         self.port = listener.getsockname()[1]
@@ -65,10 +67,10 @@ class Server:
 
 
 @contextmanager
-def server(limits: Limits | None = None, **settings: Any) -> Iterator[Server]:
+def serving(model: Path, limits: Limits | None = None, **settings: Any) -> Iterator[Server]:
     torch.set_num_threads(1)
     limits = limits or Limits(resume_s=20.0, open_timeout_s=2.0)
-    chosen = ServeSettings(model="demo", measured_capacity=False, limits=limits)
+    chosen = ServeSettings(model=str(model), measured_capacity=False, limits=limits)
     running = Server(replace(chosen, **settings))
     try:
         yield running
@@ -77,9 +79,19 @@ def server(limits: Limits | None = None, **settings: Any) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def demo() -> Iterator[Server]:
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture(scope="session")
+def server(small_model: Path) -> Iterator[Server]:
     """One server for the tests that only talk to it."""
-    with server() as running:
+    with serving(small_model) as running:
         yield running
 
 
@@ -90,6 +102,6 @@ def clip(frames: int, *, width: int = 48, height: int = 32, seed: int = 0) -> np
     out = np.zeros((frames, height, width, 3), np.uint8)
     out[..., 0] = np.linspace(0, 200, width).astype(np.uint8)
     for n in range(frames):
-        x = n % (width - 8)
+        x = n % max(1, width - 8)
         out[n, 8:16, x : x + 8] = colour
     return out
