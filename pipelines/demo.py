@@ -37,7 +37,7 @@ def run_demo(overrides: list[str], console: Console) -> None:
     print_result(config, result, console)
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
     prompt = heldout_video(result.model).instruction
-    _print_lines(console, {"before": str(source), "after": f"{video}  ({prompt})"})
+    _print_lines(console, {"before": _short(source), "after": f"{_short(video)}  ({prompt})"})
     again = shlex.join(["edit", _short(source), "mine.mp4", "--prompt", prompt, "--seed", "1"])
     us = _command("liveedit")
     console.print(
@@ -69,10 +69,10 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
     _print_lines(
         console,
         {
-            "model": f"{result.model}  (version {result.version}: {references})",
+            "model": f"{_short(result.model)}  (version {result.version}: {references})",
             "runs": ui,
-            "metrics": f"{result.table}, {result.report}",
-            "picture": str(result.picture),
+            "metrics": f"{_short(result.table)}, {_short(result.report)}",
+            "picture": _short(result.picture),
         },
     )
     if result.shortfalls:

@@ -61,9 +61,7 @@ class PipelineResult:
     report: Path
     table: Path
     picture: Path
-    heldout: str  # dataset
     run_id: str
-    reused: list[str]
 
 
 def run_pipeline(
@@ -91,7 +89,7 @@ def run_pipeline(
             if then:
                 then(runner, result)
         except BaseException as error:
-            parent.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            parent.stop(error)
             raise
         parent.log_metrics(result.metrics)
         parent.finish()
@@ -126,7 +124,7 @@ class _Pipeline:
         causal = self.train("causal", foundation, encoded)
         final = self.train("distill", causal, encoded, teacher=foundation)
         evaluation = self.evaluate(final, heldout)
-        return self.register(final, heldout, evaluation)
+        return self.register(final, evaluation)
 
     def pairs(self, stage: str, split: str, given: str | None, count: int) -> str:
         """The dataset that the user gave, or a synthetic one."""
@@ -285,7 +283,7 @@ class _Pipeline:
         }
         return self.stage("evaluate", inputs, target, make)
 
-    def register(self, model: Path, heldout: str, evaluation: StageRecord) -> PipelineResult:
+    def register(self, model: Path, evaluation: StageRecord) -> PipelineResult:
         """The model in the registry, as candidate, and as production if it is good enough."""
         tracking = self.config.tracking
         missing = shortfalls(evaluation.metrics, self.config.evaluate)
@@ -332,9 +330,7 @@ class _Pipeline:
             report=Path(evaluation.output),
             table=self.table,
             picture=self.picture,
-            heldout=heldout,
             run_id=self.runner.parent.run_id,
-            reused=self.view.reused,
         )
 
     @property

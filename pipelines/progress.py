@@ -10,19 +10,22 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 MARKS = {"done": "[green]done[/]", "reused": "[cyan]reused[/]", "passed": "[dim]passed over[/]"}
 
+QUIET_SECONDS = 15  # outside a terminal, between two lines of a stage
+
 
 class StageView:
-    """A context manager; outside a terminal it prints a line when a stage starts and ends."""
+    """A context manager; outside a terminal it prints lines instead of moving bars."""
 
     def __init__(self, console: Console, stages: tuple[str, ...]) -> None:
         self.console = console
         self.finished: list[str] = []  # done in this run or before
         self.reused: list[str] = []  # done before
         self._live = console.is_terminal
+        self._printed = 0.0
         self._started: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("{task.description:<11}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
@@ -37,10 +40,16 @@ class StageView:
         self._progress.start_task(self._tasks[stage])
         self._progress.update(self._tasks[stage], total=None, note=note)  # a pulsing bar
         if not self._live:
-            self.console.print(f"{stage:<11} started {note}")
+            self._print(f"{stage:<11} started {note}")
 
     def update(self, stage: str, done: float, total: float, note: str = "") -> None:
         self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+        if not self._live and time.monotonic() - self._printed > QUIET_SECONDS:
+            self._print(f"{stage:<11} {note}")
+
+    def _print(self, line: str) -> None:
+        self._printed = time.monotonic()
+        self.console.print(line.rstrip(), soft_wrap=True)
 
     def finish(self, stage: str, note: str = "", mark: str = "done") -> None:
         """`mark` is done, reused or passed (a stage without steps)."""
@@ -54,7 +63,7 @@ class StageView:
         self._progress.stop_task(task)
         if not self._live:
             took = f"in {seconds:.0f} s" if mark == "done" else ""
-            self.console.print(f"{stage:<11} {MARKS[mark]} {took} {note}".rstrip())
+            self._print(f"{stage:<11} {MARKS[mark]} {took} {note}")
 
     def __enter__(self) -> StageView:
         self._progress.start()

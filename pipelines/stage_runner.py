@@ -59,7 +59,7 @@ class StageRunner:
         try:
             metrics = work(tracker, key)
         except BaseException as error:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            tracker.stop(error)
             raise
         seconds = time.monotonic() - started
         logged = tracker.latest_metrics()  # training has logged its own, step by step

@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -109,7 +109,7 @@ class Tracker:
 
     @cached_property
     def experiment_id(self) -> str:
-        return str(self._client.get_run(self.run_id).info.experiment_id)
+        return str(self._call(self._client.get_run).info.experiment_id)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """All of `metrics` at `step`, in one request."""
@@ -117,7 +117,7 @@ class Tracker:
 
         now = int(time.time() * 1000)
         entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=entries)
+        self._call(self._client.log_batch, metrics=entries)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nested mappings become dotted names; a run's parameters cannot be changed later."""
@@ -125,20 +125,20 @@ class Tracker:
 
         entries = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
         for first in range(0, len(entries), 100):  # MLflow's limit a request
-            self._client.log_batch(self.run_id, params=entries[first : first + 100])
+            self._call(self._client.log_batch, params=entries[first : first + 100])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         entries = [RunTag(key, str(value)) for key, value in tags.items()]
-        self._client.log_batch(self.run_id, tags=entries)
+        self._call(self._client.log_batch, tags=entries)
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copy a small file (a card, a picture, a table) into the run."""
-        self._client.log_artifact(self.run_id, str(path), folder)
+        self._call(self._client.log_artifact, str(path), folder)
 
     def latest_metrics(self) -> dict[str, float]:
-        return dict(self._client.get_run(self.run_id).data.metrics)
+        return dict(self._call(self._client.get_run).data.metrics)
 
     def link(self, run_id: str) -> str:
         """Markdown that leads to another run of the same experiment in MLflow's pages."""
@@ -150,7 +150,27 @@ class Tracker:
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.run_id, status)
+        self._call(self._client.set_terminated, status)
+
+    def stop(self, error: BaseException) -> None:
+        """End the run because of `error`, which stays the one to tell."""
+        try:
+            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except TrackingError as second:
+            error.add_note(str(second))
+
+    def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """`method` on this run; a store that fails (after MLflow's own retries) is named."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return method(self.run_id, *arguments, **named)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise TrackingError(
+                f"tracking.uri={self.uri} stopped working ({_root_cause(error)}); mend it and run "
+                "the same command again: finished stages are kept"
+            ) from error
 
 
 def code_tags() -> dict[str, str]:

@@ -145,3 +145,13 @@ def test_runs_and_registry_over_http(server: str, tiny_model: Path) -> None:
     )
     assert version == "1"
     assert registry.resolve("models:/liveedit@candidate", server) == tiny_model
+
+
+def test_store_that_breaks_on_the_way_is_named_and_hides_no_error(mlflow_uri: str) -> None:
+    tracker = Tracker.start_pipeline(mlflow_uri, "liveedit", "demo", {})
+    Path(mlflow_uri.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+    with pytest.raises(TrackingError, match=r"stopped working .* finished stages are kept"):
+        tracker.log_metrics({"loss": 1.0}, step=1)
+    error = KeyboardInterrupt()
+    tracker.stop(error)
+    assert "stopped working" in error.__notes__[0]
