@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from modeling.editor import StreamingEditor
-from serve.protocol import WireError
+from serve.protocol import RETRY_AFTER_S, WireError
 from serve.work import Opening
 
 WARM_UP_CHUNKS = 3
 HEADROOM = 0.95  # share of the accelerator's time that may be promised
-RETRY_AFTER_S = 5.0
 
 
 @dataclass(frozen=True)

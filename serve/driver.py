@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from serve.metrics import Metrics
-from serve.protocol import WireError
+from serve.protocol import RETRY_AFTER_S, WireError
 from serve.session import Delivery, Session, State
 from serve.work import Backend, Edited, EditorLostError, Moved, Opening, Ready
 
@@ -64,7 +64,9 @@ async def drive(
                 raise
             log.info("session %s: no room yet: %s", session.name, error)
         if session.state is State.NEW:
-            raise WireError("at_capacity", "no editor could be reached; try again later", 5.0)
+            raise WireError(
+                "at_capacity", "no editor could be reached; try again later", RETRY_AFTER_S
+            )
         if session.state is not State.RECOVERING:
             assert why, "an editor ended a stream without saying why"
             session.lost()

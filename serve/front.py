@@ -26,7 +26,7 @@ from serve.edits import Edits
 from serve.flow import Receive, Scope, Send, Socket
 from serve.limits import Limits
 from serve.metrics import Metrics, Snapshot, render
-from serve.protocol import PATH, WireError
+from serve.protocol import PATH, RETRY_AFTER_S, WireError
 from serve.running import Services
 from serve.store import HOLDER_BEAT_S, Store
 from serve.work import Backend
@@ -103,7 +103,9 @@ class Front:
         if self._leaving:
             return WireError("draining", "this server is going away; open again")
         if len(self.connections) >= self.services.limits.max_sessions:
-            return WireError("at_capacity", "this front has no room; try again later", 5.0)
+            return WireError(
+                "at_capacity", "this front has no room; try again later", RETRY_AFTER_S
+            )
         return None
 
     async def _beat(self) -> None:

@@ -15,7 +15,7 @@ from serve.front import Front
 from serve.hub import REPORT_S, HubStore, Report
 from serve.inbox import inbox_actor
 from serve.metrics import Metrics, Snapshot
-from serve.protocol import WireError
+from serve.protocol import RETRY_AFTER_S, WireError
 from serve.ray_backend import RayBackend
 from serve.settings import ServeSettings
 
@@ -46,7 +46,7 @@ class FrontReplica:
     async def models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = await self._ask("models")
         if not models:
-            raise WireError("at_capacity", "no editor is warmed up yet", 5.0)
+            raise WireError("at_capacity", "no editor is warmed up yet", RETRY_AFTER_S)
         return models
 
     async def snapshots(self) -> dict[str, Snapshot]:

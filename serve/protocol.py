@@ -46,6 +46,7 @@ NORMAL_CLOSE = 1000
 
 HEADER = struct.Struct("<IIQ")
 MAX_INDEX = 2**32 - 1
+RETRY_AFTER_S = 5.0  # what a refusal for lack of room advises
 
 
 class WireError(ValueError):

@@ -19,7 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.protocol import WireError
+from serve.protocol import RETRY_AFTER_S, WireError
 from serve.work import EditorLostError, Event, Moved, Opening, Refused, Take, Work
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,10 @@ class RayBackend:
                 async for event in self._edit(opening, take):
                     yield event
                 return
-            except WireError as error:
+            except TimeoutError:  # every editor has as many sessions as Serve lets it have
+                message = "every editor is busy; try again later"
+                raise WireError("at_capacity", message, RETRY_AFTER_S) from None
+            except WireError as error:  # this one has no room by its own measure
                 if error.code != "at_capacity":
                     raise
                 refused = error
@@ -74,8 +77,6 @@ class RayBackend:
                 event = await following
                 yield event
                 last = last or isinstance(event, Moved)
-        except TimeoutError:
-            raise WireError("at_capacity", "every editor is busy; try again later", 5.0) from None
         finally:
             following.cancel()
             if taking is not None:

@@ -8,6 +8,8 @@ import math
 import os
 import secrets
 import shutil
+import signal
+import socket
 import tempfile
 import time
 import urllib.error
@@ -22,7 +24,7 @@ from ray.serve.config import HTTPOptions
 
 from serve import ingress
 from serve.app import build
-from serve.hub import NAMESPACE
+from serve.hub import NAMESPACE, replicas
 from serve.model_source import model_directory
 from serve.settings import ServeSettings
 
@@ -66,6 +68,20 @@ class Running:
             time.sleep(0.2)
         raise StartError(f"{self.url} is not ready after {timeout_s:g} s: {reason}")
 
+    def kill(self, deployment: str) -> str | None:
+        """Kill a replica of "editor" or "front" as a machine that loses its power would.
+
+        For tests and measurements on this machine. Returns its id, None if none is alive.
+        """
+        for replica in replicas(APP):
+            if replica.state != "RUNNING" or f"#{deployment}#" not in str(replica.actor_name):
+                continue
+            with contextlib.suppress(ProcessLookupError):  # dead, and Serve has not noticed yet
+                if replica.pid is not None:
+                    os.kill(replica.pid, signal.SIGKILL)
+                    return replica.replica_id
+        return None
+
     def stop(self) -> None:
         """Ends the application, and Ray if `start` started it."""
         if not ray.is_initialized():
@@ -107,6 +123,14 @@ def start(
         running.stop()
         raise
     return running
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _start_ray(settings: ServeSettings, cpus: int | None) -> Path:

@@ -1,0 +1,162 @@
+"""The application on a Ray of its own: two fronts, two editors, and what happens when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from ray import serve as ray_serve
+from websockets.sync.client import connect as connect_socket
+
+from serve.app import app, build
+from serve.client import connect
+from serve.hub import NAMESPACE, replicas
+from serve.protocol import WireError
+from serve.run import APP, Running, free_port, start
+from serve.settings import ServeSettings
+from tests.serve.conftest import clip
+from tests.serve.test_stream import send_all
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def settings(small_model: Path) -> ServeSettings:
+    return ServeSettings(
+        model=str(small_model), measured_capacity=False, max_sessions=2, fronts=2,
+        min_editors=2, max_editors=2, editor_cpus=0.5, front_cpus=0.25, drain_s=60.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def running(settings: ServeSettings) -> Iterator[Running]:
+    started = start(settings, port=free_port(), cpus=8)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+async def stream(
+    running: Running,
+    count: int,
+    *,
+    seed: int = 0,
+    pause: float = 0.02,
+    at: dict[int, Callable[[], Awaitable[None]]] | None = None,
+) -> int:
+    """Streams `count` frames and checks that each comes back once; returns the reconnections.
+
+    `at` says what to do when so many edited frames have come.
+    """
+    got: list[int] = []
+    async with connect(
+        running.stream_url, "make it red", width=48, height=32, fps=16, seed=seed
+    ) as opened:
+        sending = asyncio.create_task(send_all(opened, clip(count), pause))
+        async for edited in opened:
+            got.append(edited.index)
+            if at and len(got) in at:
+                await at[len(got)]()
+        await sending
+    assert got == list(range(count))
+    return opened.reconnects
+
+
+def kill(running: Running, deployment: str) -> Callable[[], Awaitable[None]]:
+    async def do() -> None:
+        assert await asyncio.to_thread(running.kill, deployment)
+
+    return do
+
+
+async def test_streams_models_and_metrics(running: Running) -> None:
+    await asyncio.gather(*(stream(running, 60, seed=n) for n in range(3)))
+    (model,) = httpx.get(f"{running.url}/v1/models").json()["models"]
+    assert (model["name"], model["editors"]) == ("small", 2)
+    text = httpx.get(f"{running.url}/metrics").text
+    assert text.count("liveedit_editor_load{") == 2
+    assert text.count("liveedit_sessions{") == 2
+
+
+async def test_the_ingress_compresses_nothing_and_controls_the_flow(running: Running) -> None:
+    url = f"{running.stream_url}/v1/stream"
+    with connect_socket(url, subprotocols=["liveedit.v1"], compression="deflate") as socket:
+        assert socket.protocol.extensions == []
+        socket.send('{"type":"nonsense"}')
+        assert json.loads(socket.recv(timeout=20))["code"] == "bad_request"
+
+
+async def test_more_sessions_than_editors_have_room_for(running: Running) -> None:
+    async def hold() -> str:
+        try:
+            async with connect(running.stream_url, "x", width=48, height=32, fps=16) as opened:
+                await asyncio.sleep(8)
+                assert opened.opened is not None
+                return "held"
+        except WireError as error:
+            return f"{error.code}, retry after {error.retry_after_s} s"
+
+    assert sorted(await asyncio.gather(*(hold() for _ in range(6)))) == [
+        *["at_capacity, retry after 5.0 s"] * 2,
+        *["held"] * 4,
+    ]
+
+
+async def test_a_killed_editor_is_survived_without_the_socket_closing(running: Running) -> None:
+    reconnects = await asyncio.gather(
+        stream(running, 200, at={40: kill(running, "editor"), 120: kill(running, "editor")}),
+        stream(running, 200, seed=1),
+    )
+    assert reconnects == [0, 0]
+
+
+async def test_a_killed_front_is_survived_by_reconnecting(running: Running) -> None:
+    reconnects = await asyncio.gather(
+        stream(running, 120, at={40: kill(running, "front")}),
+        stream(running, 120, seed=1),
+        stream(running, 120, seed=2),
+    )
+    assert sum(reconnects) >= 1
+
+
+async def test_sessions_go_on_while_the_hub_is_started_again(running: Running) -> None:
+    async def kill_hub() -> None:
+        ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE), no_restart=False)
+
+    assert await stream(running, 120, at={40: kill_hub}) == 0
+    assert (
+        await stream(running, 120, at={40: kill(running, "front"), 80: kill(running, "front")}) >= 1
+    )
+
+
+async def test_a_new_version_is_rolled_out_under_running_sessions(
+    running: Running, settings: ServeSettings
+) -> None:
+    before = {replica.replica_id for replica in replicas(APP)}
+
+    async def deploy() -> None:
+        changed = build(replace(settings, target_sessions=3.0))
+        options = {"name": APP, "route_prefix": "/", "blocking": False}
+        await asyncio.to_thread(ray_serve.run, changed, **options)
+
+    streaming = [asyncio.create_task(stream(running, 500, seed=n, pause=0.05)) for n in range(2)]
+    await asyncio.sleep(2)
+    await deploy()
+    await asyncio.gather(*streaming)
+    assert not before & {replica.replica_id for replica in replicas(APP)}
+
+
+def test_serve_deploys_it_from_a_config_file(small_model: Path) -> None:
+    built = app({"model": str(small_model), "fronts": 2, "max_editors": 4})
+    assert built._bound_deployment.name == "front"
+    with pytest.raises(ValueError, match="frnots"):
+        app({"model": str(small_model), "frnots": 2})
+    with pytest.raises(ValueError, match="cannot be read"):
+        app({"model": str(small_model), "token_file": "/absent"})
