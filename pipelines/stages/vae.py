@@ -67,7 +67,7 @@ class VaeTraining:
             device=self.setting.device,
             generator=draw.own,
         )
-        decoded, latents = self.engine(pixels, self.section.latent_noise * noise)
+        decoded, latents = self.engine(pixels, self.noise_level(draw.step) * noise)
         reconstruction = reconstruction_loss(decoded, pixels, self.section.edge_weight)
         loss = reconstruction + self.section.scale_weight * scale_penalty(latents)
         norm = update(self.engine, loss)
@@ -78,6 +78,12 @@ class VaeTraining:
             "psnr": 10 * torch.log10(4 / error.clamp_min(1e-10)),  # pixels span 2
         }
         return metrics if norm is None else metrics | {"grad_norm": norm}
+
+    def noise_level(self, step: int) -> float:
+        """Std of the latents' noise: noise from the first step on drowns what the encoder has only
+        begun to say (colour, here), and the decoder then never learns to listen for it."""
+        warmup = self.section.noise_warmup * self.section.steps
+        return self.section.latent_noise * min(1.0, step / warmup if warmup else 1.0)
 
     def export(self) -> Exported:
         weights = {
