@@ -4,7 +4,7 @@ Control messages are JSON text. A frame, either way, is binary: 16 bytes little-
 index from 0, uint32 flags = 0, uint64 capture time in microseconds) and the encoded image.
 
 One addition to the published messages, sent to nobody who did not ask for it: `"mask": true` in
-`open` makes the server send a `mask` message after each `chunk`.
+`open` makes the server send a `mask` message before the frames of each chunk.
 """
 
 from __future__ import annotations

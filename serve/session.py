@@ -247,6 +247,8 @@ class Session:
         drops = self._take_drops()
         entries = [drops] if drops else []
         frames = delivery.frames
+        if frames and self.mask and delivery.edited.mask is not None:
+            entries.append(Entry(self.edited, to_json(_mask(delivery.edited))))
         if frames and delivery.prompt != self.applied_prompt:
             self.applied_prompt = delivery.prompt
             applied = PromptApplied(delivery.prompt, frames[0].index)
@@ -254,26 +256,8 @@ class Session:
         for frame, image in zip(frames, images, strict=True):
             entries.append(Entry(self.edited, Frame(frame.index, frame.time_us, image).to_bytes()))
             self.edited += 1
-        return entries + (self._report(delivery) if frames else [])
-
-    def _report(self, delivery: Delivery) -> list[Entry]:
-        edited, frames = delivery.edited, delivery.frames
-        chunk = Chunk(
-            index=edited.index,
-            first_frame=frames[0].index,
-            frames=len(frames),
-            latency_ms=round(delivery.latency_s * 1000, 2),
-            compute_ms=round(edited.compute_ms, 2),
-            recomputed=round(edited.recomputed, 4),
-            steps=edited.steps,
-        )
-        entries = [Entry(self.edited, to_json(chunk))]
-        if self.mask and edited.mask is not None:
-            latents, rows, columns = edited.mask.shape
-            bits = base64.b64encode(np.packbits(edited.mask).tobytes()).decode()
-            entries.append(
-                Entry(self.edited, to_json(Mask(edited.index, latents, rows, columns, bits)))
-            )
+        if frames:
+            entries.append(Entry(self.edited, to_json(_report(delivery))))
         return entries
 
     # --- inside
@@ -311,3 +295,23 @@ class Session:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _report(delivery: Delivery) -> Chunk:
+    edited, frames = delivery.edited, delivery.frames
+    return Chunk(
+        index=edited.index,
+        first_frame=frames[0].index,
+        frames=len(frames),
+        latency_ms=round(delivery.latency_s * 1000, 2),
+        compute_ms=round(edited.compute_ms, 2),
+        recomputed=round(edited.recomputed, 4),
+        steps=edited.steps,
+    )
+
+
+def _mask(edited: Edited) -> Mask:
+    assert edited.mask is not None
+    latents, rows, columns = edited.mask.shape
+    bits = base64.b64encode(np.packbits(edited.mask).tobytes()).decode()
+    return Mask(edited.index, latents, rows, columns, bits)

@@ -58,12 +58,12 @@ async def test_chunks_are_9_frames_then_12() -> None:
     assert (len(first.frames), len(second.frames)) == (9, 12)
     entries = answer(session, first)
     assert indices(entries) == list(range(9))
-    assert [e.position for e in entries] == [*range(9), 9, 9]
-    assert messages(entries)[0] == {
-        "type": "chunk", "index": 0, "first_frame": 0, "frames": 9, "compute_ms": 40.0,
-        "recomputed": 0.5, "steps": 4, "latency_ms": messages(entries)[0]["latency_ms"],
-    }  # fmt: skip
+    assert [e.position for e in entries] == [0, *range(9), 9]
     assert messages(entries)[1] == {
+        "type": "chunk", "index": 0, "first_frame": 0, "frames": 9, "compute_ms": 40.0,
+        "recomputed": 0.5, "steps": 4, "latency_ms": messages(entries)[1]["latency_ms"],
+    }  # fmt: skip
+    assert messages(entries)[0] == {
         "type": "mask", "index": 0, "latents": 3, "rows": 2, "columns": 3, "data": "QAAA",
     }  # fmt: skip
     assert indices(answer(session, second)) == list(range(9, 21))
@@ -151,8 +151,8 @@ async def test_prompts_apply_from_the_next_chunk_and_are_announced() -> None:
     feed(session, 12)
     second = await session.take()
     assert (first.prompt, second.prompt) == ("red", "blue")
-    assert [m["type"] for m in messages(answer(session, first))] == ["chunk", "mask"]
-    announced = messages(answer(session, second))[0]
+    assert [m["type"] for m in messages(answer(session, first))] == ["mask", "chunk"]
+    announced = messages(answer(session, second))[1]
     assert announced == {"type": "prompt_applied", "prompt": "blue", "first_frame": 9}
 
 

@@ -238,8 +238,8 @@ def test_masks_come_to_those_who_ask(server: Server) -> None:
             connection.send(binary(n, jpeg(clip(9)[n])))
         say(connection, type="close")
         messages = [item for item in hear_all(connection) if isinstance(item, dict)]
-    assert [message["type"] for message in messages] == ["chunk", "mask", "closed"]
-    assert [messages[1][name] for name in ("index", "latents", "rows", "columns")] == [0, 3, 2, 3]
+    assert [message["type"] for message in messages] == ["mask", "chunk", "closed"]
+    assert [messages[0][name] for name in ("index", "latents", "rows", "columns")] == [0, 3, 2, 3]
 
 
 def test_tokens(small_model: Any, tmp_path: Any) -> None:
