@@ -34,7 +34,8 @@ def save(folder: Path, setting: Setting, stage: Stage, step: int, loader: dict[s
             "ema": stage.ema.state_dict() if stage.ema else None,
             "layout": _layout(setting, stage),
         }
-        torch.save(state, folder / f"worker-{setting.rank}.pt")
+        with (folder / f"worker-{setting.rank}.pt").open("wb") as file:
+            torch.save(state, file)
     except (OSError, RuntimeError) as error:
         raise writing_failed(error, folder, setting.stage, step) from error
 
@@ -71,13 +72,15 @@ def load(folder: Path, setting: Setting, stage: Stage) -> tuple[int, dict[str, A
 def writing_failed(error: Exception, folder: Path, stage: str, step: int) -> Exception:
     """The error to raise for what went wrong while a checkpoint was written: a CheckpointError if
     it was the disk, `error` itself otherwise."""
-    if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+    by_torch = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+    if not isinstance(error, OSError) and not by_torch:
         return error
+    reason = "a file ended early" if by_torch else str(error)
     place = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(place).free / 2**30
     return CheckpointError(
         f"stage {stage} could not write its checkpoint at step {step} to {folder.parent} "
-        f"({str(error).splitlines()[0]}); {free:.1f} GiB are free there. Make room or set "
+        f"({reason}); {free:.1f} GiB are free there. Make room or set "
         "output=FOLDER on a larger disk, and run the same command again: the stage goes on from "
         "its last checkpoint"
     )

@@ -21,6 +21,7 @@ from data.loader import loader
 from data.shards import write_dataset
 from data.synthetic import make_pair
 from modeling.model_dir import load_model, read_card, read_config
+from pipelines import checkpoint
 from pipelines.checkpoint import CheckpointError
 from pipelines.config import PipelineConfig
 from pipelines.encode import encode_dataset, to_pixels
@@ -37,15 +38,14 @@ ROOT = Path(__file__).parents[2]
 def config_in(folder: Path) -> PipelineConfig:
     config = PipelineConfig(output=str(folder))
     config.compute.workers = 2
-    for name, steps in (("vae", 40), ("foundation", 40), ("causal", 6), ("distill", 9)):
+    for name, steps in (("vae", 60), ("foundation", 60), ("causal", 6), ("distill", 9)):
         stage = getattr(config, name)
-        stage.steps, stage.log_every, stage.warmup_steps, stage.checkpoint_every = steps, 2, 2, 100
-    config.vae = replace(config.vae, learning_rate=3e-3, batch_size=2, clip_frames=9, crop=32)
+        stage.steps, stage.log_every, stage.warmup_steps = steps, max(1, steps // 20), 2
+    config.vae = replace(config.vae, learning_rate=1e-3, batch_size=2, clip_frames=9, crop=32)
     config.foundation = replace(config.foundation, learning_rate=3e-3, batch_size=2)
     config.causal = replace(config.causal, grad_accumulation=2, weighting="published")
     config.distill = replace(
         config.distill,
-        log_every=1,
         checkpoint_every=3,
         generator_every=2,
         learning_rate=1e-3,
@@ -140,21 +140,21 @@ def test_the_vae_learns_and_its_model_standardises_latents(
     vae: tuple[StageOutcome, Follow], pairs: str, tiny_model: Path
 ) -> None:
     outcome, follow = vae
-    losses = follow.losses()
-    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
-    assert [report.step for report in follow.reports] == list(range(2, 41, 2))
+    assert [report.step for report in follow.reports] == list(range(3, 61, 3))
+    assert torch.isfinite(torch.tensor(follow.losses())).all()
 
-    model = load_model(outcome.model_dir)
+    start, model = load_model(tiny_model), load_model(outcome.model_dir)
     batch = next(iter(loader(pairs, batch_size=8, shuffle=False, epochs=1)))
-    clips = torch.cat([batch["source"], batch["target"]])
-    assert model.vae is not None
+    clips = to_pixels(torch.cat([batch["source"], batch["target"]]), "cpu")
+    assert reconstruction_db(model.vae, clips) > reconstruction_db(start.vae, clips) + 0.5
+
     with torch.no_grad():
-        latents, _ = model.vae.encode(to_pixels(clips, "cpu"))  # type: ignore[operator]
+        latents, _ = model.vae.encode(clips)  # type: ignore[union-attr, operator]
     mean, std = latents.mean(dim=(0, 1, 3, 4)), latents.std(dim=(0, 1, 3, 4))
     torch.testing.assert_close(mean, torch.zeros(16), atol=1e-3, rtol=0)
     torch.testing.assert_close(std, torch.ones(16), atol=1e-3, rtol=0)
 
-    before, after = load_model(tiny_model).transformer, model.transformer
+    before, after = start.transformer, model.transformer
     assert before is not None
     assert after is not None
     for name, value in before.state_dict().items():
@@ -165,10 +165,16 @@ def test_the_vae_learns_and_its_model_standardises_latents(
     assert card["parent"]["fingerprint"]
 
 
+@torch.no_grad()
+def reconstruction_db(vae: Any, clips: torch.Tensor) -> float:
+    decoded, _ = vae.decode(vae.encode(clips)[0])
+    return float(10 * torch.log10(4 / (decoded - clips).square().mean()))
+
+
 def test_the_foundation_learns(foundation: tuple[StageOutcome, Follow]) -> None:
     outcome, follow = foundation
     losses = follow.losses()
-    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert losses[-1] < 0.8 * losses[0]
     assert outcome.metrics["loss"] == losses[-1]
     checkpoints = outcome.model_dir.parent.parent / "checkpoints"
     assert not list(checkpoints.glob("foundation-*")), "a finished stage leaves its checkpoints"
@@ -226,11 +232,9 @@ def unbroken(rank: int, folder: Path, *, start: Path, teacher: Path, encoded: st
     training = Training(setting(job, rank), here, None)
     training.run(job, lambda part, step: None)
 
-    full = folder / "full"
-    full.mkdir(exist_ok=True)
+    full = folder / f"full-{rank}"
+    full.mkdir()
     (full / f"worker-{rank}.pt").symlink_to("/dev/full")
-    from pipelines import checkpoint
-
     with pytest.raises(CheckpointError, match=r"stage distill .* step 9 .* No space left"):
         checkpoint.save(full, training.setting, training.stage, 9, {})
 
