@@ -76,6 +76,7 @@ class Training:
             world_size=setting.world_size,
             seed=setting.seed,
             workers=setting.config.compute.loader_workers,
+            cache=setting.config.compute.shard_cache,
         )
         self.done = 0  # steps
         if saved is not None:
@@ -176,10 +177,10 @@ class Meter:
         worst = self._first_bad.clone()
         distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
         if worst >= 0:
-            name, stage = next(iter(self._values)), self.setting.stage
+            stage = self.setting.stage
             raise TrainingError(
                 f"stage {stage}: the loss or gradient norm is not finite at step {int(worst) + 1} "
-                f"on at least one worker ({name} and others); lower {stage}.learning_rate or "
+                f"on at least one worker; lower {stage}.learning_rate or "
                 f"{stage}.grad_clip, or look for broken pairs in the dataset"
             )
         means = torch.stack([torch.stack(values).mean() for values in self._values.values()])
@@ -218,7 +219,7 @@ def _prepare(setting: Setting) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Or every torch.empty is filled, DeepSpeed's buckets of gigabytes at every step.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(setting.seed)
 
 

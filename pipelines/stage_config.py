@@ -22,6 +22,7 @@ class ComputeConfig:
     zero_stage: int = 2  # DeepSpeed ZeRO: 0 nothing, 1 optimizer, 2 gradients, 3 weights sharded
     activation_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
     loader_workers: int = 0  # processes a worker that read and decode data
+    shard_cache: str | None = None  # local folder that keeps shards read from S3; null: re-read
     max_failures: int = 2  # restarts of a stage after a worker died, before it gives up
     keep_checkpoints: int = 1  # newest checkpoints of a running stage that are kept
     deterministic: bool = True  # same losses in every run, on a GPU too; attention loses some speed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +13,11 @@ from typing import Any, cast
 
 from data.manifest import dataset_hash, read_dataset_info
 from pipelines.config import PipelineConfig, section_plain, to_plain
+from pipelines.follow import Follower
 from pipelines.records import key_of, model_fingerprint
 from pipelines.run_folder import Progress, RunFolder, TrainingError
 from pipelines.stage_config import ComputeConfig
-from pipelines.tracking import Tracker, code_commit
+from pipelines.tracking import code_commit
 
 POLL_SECONDS = 0.5
 _RAY_TRAIN_ENV = {
@@ -70,7 +70,7 @@ def train_stage(
     folder = RunFolder(Path(job["folder"]))
     with _ray(config.compute):
         folder.open()
-        follow = _Follower(stage, folder, config, run_id, on_progress)
+        follow = Follower(stage, folder, config, run_id, on_progress)
         made = _fit(job, folder, config.compute, follow)
     if "refused" in made:
         raise TrainingError(made["refused"])
@@ -115,7 +115,7 @@ def make_job(
 
 
 def _fit(
-    job: dict[str, Any], folder: RunFolder, compute: ComputeConfig, follow: _Follower
+    job: dict[str, Any], folder: RunFolder, compute: ComputeConfig, follow: Follower
 ) -> dict[str, Any]:
     """What the first worker's `train_loop` returned."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -144,7 +144,7 @@ def _fit(
         return _in_thread(trainer.fit, follow)
 
 
-def _in_thread(fit: Callable[[], Any], follow: _Follower) -> dict[str, Any]:
+def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
     """Run `fit` beside us. On the main thread Ray Train would replace the handler of Ctrl-C for
     good; here Ctrl-C is an ordinary KeyboardInterrupt, and whoever started Ray ends it."""
     results: list[Any] = []
@@ -165,52 +165,11 @@ def _in_thread(fit: Callable[[], Any], follow: _Follower) -> dict[str, Any]:
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(follow.where_it_goes_on())
         raise
-    follow()
+    follow.finish()
     if errors:
         raise _plain_error(errors[0]) from errors[0]
     made: dict[str, Any] = results[0].return_value
     return made
-
-
-class _Follower:
-    """Passes the workers' reports on to the terminal and to MLflow."""
-
-    def __init__(
-        self,
-        stage: str,
-        folder: RunFolder,
-        config: PipelineConfig,
-        run_id: str | None,
-        on_progress: Callable[[Progress], None] | None,
-    ) -> None:
-        self.stage, self.folder = stage, folder
-        self.section = getattr(config, stage)
-        self.on_progress = on_progress or self._print
-        self.tracker: Tracker | None = None
-        if run_id is not None:
-            assert config.tracking.uri is not None
-            self.tracker = Tracker(config.tracking.uri, run_id)
-        self._offset = 0
-        self._last = 0
-
-    def __call__(self) -> None:
-        reports, self._offset = self.folder.reports(self._offset)
-        for report in reports:
-            self._last = report.step
-            self.on_progress(report)
-            if self.tracker is not None:
-                self.tracker.log_metrics(report.metrics, report.step)
-
-    def where_it_goes_on(self) -> str:
-        every = self.section.checkpoint_every
-        saved = min(self._last, self.section.steps - 1) // every * every
-        return (
-            f"Stage {self.stage} stopped at step {self._last} of {self.section.steps}; the same "
-            f"command goes on from step {saved}."
-        )
-
-    def _print(self, report: Progress) -> None:
-        print(f"{self.stage}: {report.line()}", file=sys.stderr, flush=True)
 
 
 def _workers(compute: ComputeConfig) -> tuple[int, bool]:

@@ -282,7 +282,7 @@ def interrupted(folder: Path, start: Path, teacher: Path, encoded: str) -> None:
             process.send_signal(signal.SIGINT)
     process.wait()
     text = "".join(lines)
-    assert "the same command goes on from step 3" in text, text
+    assert "the same command goes on from its checkpoint at step 3" in text, text
     deadline = time.monotonic() + 30
     while left := marked(mark):
         assert time.monotonic() < deadline, f"processes left behind: {left}"
