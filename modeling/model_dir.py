@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .presets import PRESETS, ModelConfig
 from .transformer import Transformer
-from .vae import build_vae
+from .vae import StreamingVae, build_vae
 
 FORMAT_VERSION = 1
 
@@ -40,7 +40,7 @@ class Model:
 
     config: ModelConfig
     transformer: Transformer | None
-    vae: nn.Module | None
+    vae: StreamingVae | None
     card: dict[str, Any]
     path: Path | None
 
@@ -87,7 +87,7 @@ def save_model(
             shutil.rmtree(old)
         else:
             draft.rename(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"model directory {path} could not be written: {error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -232,7 +232,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             name: _build(hints[name], item, f"{where}:{name}") for name, item in value.items()
         }
         try:
-            return kind(**values)
+            return cast(Any, kind)(**values)
         except (TypeError, ValueError) as error:
             raise ModelError(f"{where}: {error}") from error
     if get_origin(kind) is tuple:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.records import Records
-from pipelines.tracking import DEFAULT_FOLDER, ROOT, client_for, resolve_uri
+from pipelines.tracking import DEFAULT_FOLDER, ROOT, client_for, naming, resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,17 +42,18 @@ def register(
     from mlflow.exceptions import MlflowException
 
     client = client_for(uri)
-    try:
-        client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        client.create_registered_model(name, description="LiveEdit model directories")
-    version = _existing(client, name, location, fingerprint)
-    if version is None:
-        version = _create(client, name, location, run_id, fingerprint, metrics)
-    for alias in aliases:
-        client.set_registered_model_alias(name, alias, version)
+    with naming(uri):
+        try:
+            client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            client.create_registered_model(name, description="LiveEdit model directories")
+        version = _existing(client, name, location, fingerprint)
+        if version is None:
+            version = _create(client, name, location, run_id, fingerprint, metrics)
+        for alias in aliases:
+            client.set_registered_model_alias(name, alias, version)
     return version
 
 

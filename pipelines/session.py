@@ -100,7 +100,7 @@ def _private_ray(workers: int) -> Iterator[None]:
 def _reread_token() -> None:
     """Make Ray read the token settings again: it does so once a process, when it is imported, which
     may have been long ago, and keeps the token of an earlier session."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -87,9 +87,10 @@ class Tracker:
     ) -> Tracker:
         """A new parent run in `experiment`, which is made if it is not there."""
         client = client_for(uri)
-        experiment_id = _experiment_id(client, uri, experiment)
         tags = {"liveedit.kind": "pipeline", **code_tags()}
-        run = client.create_run(experiment_id, run_name=name, tags=tags)
+        with naming(uri):
+            experiment_id = _experiment_id(client, uri, experiment)
+            run = client.create_run(experiment_id, run_name=name, tags=tags)
         tracker = cls(uri, run.info.run_id)
         tracker.log_params(params)
         return tracker
@@ -102,7 +103,8 @@ class Tracker:
             "liveedit.stage": stage,
             **code_tags(),
         }
-        run = self._client.create_run(self.experiment_id, run_name=stage, tags=tags)
+        with naming(self.uri):
+            run = self._client.create_run(self.experiment_id, run_name=stage, tags=tags)
         tracker = Tracker(self.uri, run.info.run_id)
         tracker.log_params(params)
         return tracker
@@ -160,17 +162,23 @@ class Tracker:
             error.add_note(str(second))
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """`method` on this run; a store that fails (after MLflow's own retries) is named."""
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with naming(self.uri):
             return method(self.run_id, *arguments, **named)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise TrackingError(
-                f"tracking.uri={self.uri} stopped working ({_root_cause(error)}); mend it and run "
-                "the same command again: finished stages are kept"
-            ) from error
+
+
+@contextmanager
+def naming(uri: str) -> Iterator[None]:
+    """Turn what a store fails with, after MLflow's own retries, into a TrackingError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise TrackingError(
+            f"tracking.uri={uri} stopped working ({_root_cause(error)}); mend it and run the same "
+            "command again: finished stages are kept"
+        ) from error
 
 
 def code_tags() -> dict[str, str]:
