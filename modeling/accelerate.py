@@ -41,9 +41,9 @@ def accelerate(transformer: Transformer) -> None:
     projections become views of one matrix.
     """
     _raise_recompile_limit()
-    for block in transformer.blocks:
+    for block in transformer.layers():
         block.self_attn.join_projections()
-        block.ffn = FusedFeedForward(block.ffn)
+        block.ffn = FusedFeedForward(*block.ffn)
         for half in ("project", "finish"):
             compiled = torch.compile(getattr(block, half), fullgraph=True, dynamic=False)
             setattr(block, half, compiled)
@@ -72,15 +72,13 @@ def _raise_recompile_limit() -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
 
 
-class FusedFeedForward(torch.nn.Module):
+class FusedFeedForward(torch.nn.Sequential):
     """Linear, GELU, linear, with the GELU inside the first matrix product."""
 
-    def __init__(self, plain: torch.nn.Module) -> None:
-        super().__init__()
-        self.first, self.last = plain[0], plain[2]  # type: ignore[index]
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(linear_gelu(x, self.first.weight, self.first.bias))
+        first, _, last = self
+        assert isinstance(first, torch.nn.Linear)
+        return last(linear_gelu(x, first.weight, first.bias))
 
 
 @torch.library.custom_op("liveedit::linear_gelu", mutates_args=())

@@ -146,8 +146,10 @@ class TinyVae(StreamingVae):
             elif isinstance(module, TimeGrow):
                 _add_identity(module.conv, split=module.stride)
             elif isinstance(module, MemoryBlock):
-                nn.init.zeros_(module.conv[-1].weight)
-                nn.init.zeros_(module.conv[-1].bias)
+                last = module.conv[-1]
+                assert isinstance(last, nn.Conv2d)
+                for parameter in last.parameters():
+                    nn.init.zeros_(parameter)
 
     def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if not caches:

@@ -10,7 +10,8 @@ L text tokens, N heads, D head size.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +112,12 @@ class Transformer(nn.Module):
             )
         text = F.pad(text, (0, 0, 0, config.text_tokens - text.shape[1]))
         context = self.text_embedding(text.to(self.dtype))
-        pairs = [block.cross_attn.keys_values(context) for block in self.blocks]
+        pairs = [block.cross_attn.keys_values(context) for block in self.layers()]
         return TextKV(torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs]))
+
+    def layers(self) -> Iterator[Block]:
+        """`blocks`, typed."""
+        return (cast(Block, block) for block in self.blocks)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,7 +160,7 @@ class Transformer(nn.Module):
             fresh = nn.init.xavier_uniform_(torch.empty(noisy.shape[0], noisy[0].numel()))
             self.patch_embedding.weight.zero_()
             noisy.copy_(fresh.view_as(noisy))
-            self.patch_embedding.bias.zero_()
+            nn.init.zeros_(cast(Tensor, self.patch_embedding.bias))
         for embedding in (self.text_embedding, self.time_embedding):
             for module in embedding:
                 if isinstance(module, nn.Linear):
