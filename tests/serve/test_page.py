@@ -27,7 +27,10 @@ def browser() -> Iterator[Chrome]:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.fail(f"the page is tested in Chromium, which is not installed: {INSTALL}")
+        reason = f"the page is tested in Chromium, which is not installed: {INSTALL}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     options = ChromeOptions()
     options.binary_location = chromium
     for argument in (
