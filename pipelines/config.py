@@ -189,11 +189,8 @@ def validate(config: PipelineConfig) -> None:
         _at_least(name, stage, log_every=1, checkpoint_every=1)
         if data.train is None and stage.steps:
             check_batch(config, name, data.pairs)
-    crop = config.vae.clip_frames
-    if config.vae.steps and (crop % 4 != 1 or crop > data.frames):
-        raise ConfigError(
-            f"vae.clip_frames={crop} must be 4n-3 frames, at most data.frames={data.frames}"
-        )
+    if config.vae.steps:
+        _check_vae_crops(config, min(model.stream.height, model.stream.width))
     if model.vae.kind == "wan" and config.vae.steps:
         raise ConfigError(
             f"vae.steps={config.vae.steps}, but preset {config.model.preset} uses Wan's own VAE, "
@@ -207,6 +204,19 @@ def validate(config: PipelineConfig) -> None:
     if model.text.kind == "umt5" and model.text.path is None and config.model.start is None:
         raise ConfigError(
             "model.text.path=null, but a umt5 text encoder needs a folder of weights and tokenizer"
+        )
+
+
+def _check_vae_crops(config: PipelineConfig, side: int) -> None:
+    frames, crop = config.vae.clip_frames, config.vae.crop
+    if frames % 4 != 1 or frames > config.data.frames:
+        raise ConfigError(
+            f"vae.clip_frames={frames} must be 4n-3 frames, at most "
+            f"data.frames={config.data.frames}"
+        )
+    if crop is not None and (crop % 8 or not 8 <= crop <= side):
+        raise ConfigError(
+            f"vae.crop={crop} must be a multiple of 8 pixels, at most {side}; null takes all"
         )
 
 

@@ -69,12 +69,16 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
         ("model.stream.window_latents=3", r"window_latents 3 does not hold 3 sink .* to 6"),
         ("model.stream.height=100", r"100x192 is not a multiple of 16"),
         ("foundation.batch_size=90", r"asks for 180 samples at once, and the dataset has \d+"),
+        ("vae.clip_frames=11", r"vae.clip_frames=11 must be 4n-3 frames, at most data.frames=33"),
+        ("vae.clip_frames=37", r"vae.clip_frames=37 must be"),
+        ("vae.crop=60", r"vae.crop=60 must be a multiple of 8 pixels, at most 128"),
+        ("vae.crop=136", r"vae.crop=136 must be"),
         ("foundation.grad_accumulation=0", r"foundation.grad_accumulation=0 is too small"),
     ],
 )
 def test_mistakes_name_key_value_and_remedy(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config("demo", [override, DB])
+        load_config("demo", ["vae.steps=9", override, DB])
 
 
 def test_wan_needs_its_weights_and_keeps_its_vae() -> None:
