@@ -115,10 +115,13 @@ def measure(
     load: Load,
     sessions: int,
     *,
-    kill: Callable[[], Awaitable[None]] | None = None,
+    kill: Callable[[], Awaitable[bool]] | None = None,
     kill_every_s: float = 10.0,
 ) -> BenchReport:
-    """Run `sessions` cameras at once; with `kill`, call it every `kill_every_s` meanwhile."""
+    """Run `sessions` cameras at once; with `kill`, call it every `kill_every_s` meanwhile.
+
+    `kill` says whether there was something to kill.
+    """
     return asyncio.run(_measure(url, load, sessions, kill, kill_every_s))
 
 
@@ -126,7 +129,7 @@ async def _measure(
     url: str,
     load: Load,
     sessions: int,
-    kill: Callable[[], Awaitable[None]] | None,
+    kill: Callable[[], Awaitable[bool]] | None,
     kill_every_s: float,
 ) -> BenchReport:
     started = time.monotonic()
@@ -136,8 +139,7 @@ async def _measure(
         nonlocal kills
         while kill is not None:
             await asyncio.sleep(kill_every_s)
-            await kill()
-            kills += 1
+            kills += await kill()
 
     killer = asyncio.create_task(killing())
     cameras = await asyncio.gather(*(_camera(url, load, n) for n in range(sessions)))

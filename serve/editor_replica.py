@@ -15,19 +15,21 @@ from ray.exceptions import RayActorError
 from modeling.editor import StreamingEditor
 from serve.engine import Engine
 from serve.hub import REPORT_S, HubStore, Report
+from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
 from serve.model_source import model_directory
 from serve.protocol import WireError
 from serve.settings import ServeSettings
 from serve.work import Event, Opening, Refused, Work
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 
 class EditorReplica:
     """Serve counts a session as one ongoing request: the call of `edit` that lasts as long."""
 
     def __init__(self, settings: ServeSettings) -> None:
+        join_serve_log()
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

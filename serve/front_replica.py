@@ -14,17 +14,19 @@ from starlette.applications import Starlette
 from serve.front import Front
 from serve.hub import REPORT_S, HubStore, Report
 from serve.inbox import inbox_actor
+from serve.logs import join_serve_log
 from serve.metrics import Metrics, Snapshot
 from serve.protocol import RETRY_AFTER_S, WireError
 from serve.ray_backend import RayBackend
 from serve.settings import ServeSettings
 
-log = logging.getLogger("ray.serve")
+log = logging.getLogger(__name__)
 
 
 @ray_serve.ingress()
 class FrontReplica:
     def __init__(self, settings: ServeSettings, editors: DeploymentHandle) -> None:
+        join_serve_log()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
         self.hub = HubStore(context.app_name, settings.limits.resume_s)

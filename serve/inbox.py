@@ -7,6 +7,8 @@ from typing import Any
 
 import ray
 
+LATE_S = 30.0  # that a closed stream is remembered
+
 
 class Inbox:
     """One slot a stream. Chunks lie in the object store; only references pass through."""
@@ -23,16 +25,12 @@ class Inbox:
 
     async def take(self, stream: str) -> list[Any] | None:
         """Waits for the next work; None when the stream was closed."""
-        work = await self._slot(stream).get()
-        if work is None:
-            self._slots.pop(stream, None)
-        return work
+        return await self._slot(stream).get()
 
     async def close(self, stream: str) -> None:
-        """Nobody puts any more: who waits, or comes late, gets None."""
-        slot = self._slots.pop(stream, None)
-        if slot is not None:
-            slot.put_nowait(None)
+        """Nobody puts any more: who waits, or comes a little late, gets None."""
+        self._slot(stream).put_nowait(None)
+        asyncio.get_running_loop().call_later(LATE_S, self._slots.pop, stream, None)
 
 
 def inbox_actor() -> Any:

@@ -74,12 +74,10 @@ class Running:
         For tests and measurements on this machine. Returns its id, None if none is alive.
         """
         for replica in replicas(APP):
-            if replica.state != "RUNNING" or f"#{deployment}#" not in str(replica.actor_name):
-                continue
-            with contextlib.suppress(ProcessLookupError):  # dead, and Serve has not noticed yet
-                if replica.pid is not None:
+            if replica.deployment == deployment and replica.running and replica.pid:
+                with contextlib.suppress(ProcessLookupError):  # dead, Serve has not noticed yet
                     os.kill(replica.pid, signal.SIGKILL)
-                    return replica.replica_id
+                    return replica.name
         return None
 
     def stop(self) -> None:

@@ -17,7 +17,6 @@ from serve.protocol import Format, WireError
 from serve.session import Entry
 from serve.work import Opening, Ready
 
-MAX_STATE = 8 * 2**20  # bytes of a compact state
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
 MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size
 HOLDER_BEAT_S = 10.0  # a front says this often which sessions it holds
@@ -121,8 +120,6 @@ class SessionStore:
             record = self._records[token] = self._record(header, epoch)
         if record.epoch != epoch:
             return False
-        if progress.state is not None and len(progress.state) > MAX_STATE:
-            raise ValueError(f"a compact state of {len(progress.state)} bytes; max {MAX_STATE}")
         record.progress, record.seen = progress, self._clock()
         record.tail.extend(entries)
         record.tail_bytes += sum(len(entry.data) for entry in entries)

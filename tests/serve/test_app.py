@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import ray
 from ray import serve as ray_serve
 from websockets.sync.client import connect as connect_socket
 
+from data.video import read_frames
 from serve.app import app, build
 from serve.client import connect
 from serve.hub import NAMESPACE, replicas
@@ -21,6 +24,7 @@ from serve.protocol import WireError
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
 from tests.serve.conftest import clip
+from tests.serve.test_http import video
 from tests.serve.test_stream import send_all
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
@@ -85,6 +89,28 @@ async def test_streams_models_and_metrics(running: Running) -> None:
     assert text.count("liveedit_sessions{") == 2
 
 
+async def test_a_whole_video_goes_through_the_ingress(running: Running) -> None:
+    async with httpx.AsyncClient(timeout=60) as client:
+        edited = await client.post(
+            f"{running.url}/v1/edits",
+            files={"video": ("clip.mp4", video(clip(30)))},
+            data={"prompt": "make it red"},
+        )
+    assert edited.status_code == 200
+    assert len(list(read_frames(io.BytesIO(edited.content)))) == 30
+
+
+async def test_logs_name_the_session(running: Running) -> None:
+    assert running.folder is not None
+    logs = (running.folder / "ray" / "session_latest" / "logs" / "serve").glob("*.log")
+    text = "".join(log.read_text() for log in logs)
+    opened = re.findall(r"session (\w{12}): opened", text)
+    assert opened
+    for name in opened:
+        assert re.search(rf"session {name}: stream {name}-\d+ opens", text)
+        assert re.search(rf"session {name}: close after .* frames edited", text)
+
+
 async def test_the_ingress_compresses_nothing_and_controls_the_flow(running: Running) -> None:
     url = f"{running.stream_url}/v1/stream"
     with connect_socket(url, subprotocols=["liveedit.v1"], compression="deflate") as socket:
@@ -139,7 +165,7 @@ async def test_sessions_go_on_while_the_hub_is_started_again(running: Running) -
 async def test_a_new_version_is_rolled_out_under_running_sessions(
     running: Running, settings: ServeSettings
 ) -> None:
-    before = {replica.replica_id for replica in replicas(APP)}
+    before = {replica.name for replica in replicas(APP)}
 
     async def deploy() -> None:
         changed = build(replace(settings, target_sessions=3.0))
@@ -150,7 +176,7 @@ async def test_a_new_version_is_rolled_out_under_running_sessions(
     await asyncio.sleep(2)
     await deploy()
     await asyncio.gather(*streaming)
-    assert not before & {replica.replica_id for replica in replicas(APP)}
+    assert not before & {replica.name for replica in replicas(APP)}
 
 
 def test_serve_deploys_it_from_a_config_file(small_model: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from serve.protocol import WireError
 from serve.session import Entry
-from serve.store import MAX_STATE, MAX_TAIL, MIN_TAIL_FRAMES, Header, Progress, SessionStore
+from serve.store import MAX_TAIL, MIN_TAIL_FRAMES, Header, Progress, SessionStore
 from serve.work import Opening, Ready
 
 HEADER = Header(Opening("s", "red", 48, 32, 16.0, "lossless"), "jpeg", Ready("m", 12, 9, 0))
@@ -99,12 +99,6 @@ def test_the_tail_is_bounded(store: SessionStore) -> None:
     for first in range(0, 240, 12):
         store.commit(huge, 0, HEADER, progress(first + 12), frames(first, 12, MAX_TAIL // 4))
     assert store.claim(huge, 240 - MIN_TAIL_FRAMES).epoch == 1
-
-
-def test_a_state_that_is_too_large_is_a_defect(store: SessionStore) -> None:
-    token = store.create(HEADER)
-    with pytest.raises(ValueError, match="compact state"):
-        store.commit(token, 0, HEADER, progress(9, bytes(MAX_STATE + 1)), [])
 
 
 def test_a_store_that_was_started_anew_takes_running_sessions(store: SessionStore) -> None:
