@@ -233,15 +233,17 @@ def _export(
     config = model.config
     if made.vae_config is not None:
         config = replace(config, vae=made.vae_config)
+    transformer = made.transformer
+    if transformer is None and model.transformer is not None:
+        transformer = model.transformer.state_dict()
+    if transformer is not None:  # the VAE stays float32: it is small, and latents depend on it
+        transformer = {name: value.to(setting.dtype) for name, value in transformer.items()}
     text = Path(setting.start) / "text"
-    precision = setting.config.compute.precision
-    card = {**job["card"], **made.card, "steps": setting.section.steps, "metrics": metrics}
     save_model(
         job["output"],
         config,
-        transformer=made.transformer or model.transformer,
+        transformer=transformer,
         vae=made.vae or model.vae,
         text=text if text.is_dir() else None,
-        card=card,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        card={**job["card"], **made.card, "steps": setting.section.steps, "metrics": metrics},
     )

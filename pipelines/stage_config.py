@@ -61,7 +61,7 @@ class VaeStage(TrainedStage):
     scale_weight: float = 1e-3  # of half the mean square of the standardised latents
     latent_noise: float = 0.1  # std of noise on the standardised latents: a VAE of fixed variance
     noise_warmup: float = 0.5  # share of the steps over which the noise grows to that, from 0
-    statistics_clips: int = 64  # clips a worker takes for the latents' final mean and std
+    statistics_clips: int = 16  # pairs a worker takes for the latents' final mean and std
 
 
 @dataclass
