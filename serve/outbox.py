@@ -6,32 +6,44 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from serve.protocol import Mode
 from serve.session import Entry
 
-CATCH_UP = 0.75  # of the frame interval, while more than a chunk waits
+FASTEST = 0.5  # of the frame interval: how fast a delay is played away
+
+
+@dataclass
+class _Batch:
+    """Frames that became ready together; they should be out when the next ones are expected."""
+
+    frames: int  # still to be sent
+    until: float  # time.monotonic()
 
 
 class Outbox:
     """Entries that wait for the client.
 
-    Live entries leave one frame interval apart. A late chunk makes all after it late; the time is
-    won back by a shorter interval as long as more than `chunk_frames` wait.
+    Live frames leave one frame interval apart, but a batch that starts late is played faster, so
+    that it ends when the next is due: a late chunk delays itself and not all that follow.
     """
 
-    def __init__(self, *, mode: Mode, fps: float, chunk_frames: int) -> None:
+    def __init__(self, *, mode: Mode, fps: float) -> None:
         self.interval = 1 / fps if mode == "live" else 0.0
-        self.chunk_frames = chunk_frames
         self.progress = time.monotonic()  # when the client last took something, or had nothing
         self._entries: deque[Entry] = deque()
+        self._batches: deque[_Batch] = deque()
         self._more = asyncio.Event()
         self._ended = False
-        self._due = 0.0
+        self._due = 0.0  # when the next frame may leave
 
     def put(self, entries: list[Entry]) -> None:
         if entries and not self._entries:
             self.progress = time.monotonic()
+        frames = sum(isinstance(entry.data, bytes) for entry in entries)
+        if frames:
+            self._batches.append(_Batch(frames, time.monotonic() + frames * self.interval))
         self._entries.extend(entries)
         self._more.set()
 
@@ -67,7 +79,12 @@ class Outbox:
 
     async def _pace(self) -> None:
         now = time.monotonic()
-        behind = len(self._entries) > self.chunk_frames + 1
         if self._due > now:
             await asyncio.sleep(self._due - now)
-        self._due = max(self._due, now) + self.interval * (CATCH_UP if behind else 1.0)
+        leaves = max(self._due, now)
+        batch = self._batches[0]
+        even = (batch.until - leaves) / batch.frames
+        self._due = leaves + min(self.interval, max(even, FASTEST * self.interval))
+        batch.frames -= 1
+        if batch.frames == 0:
+            self._batches.popleft()

@@ -92,9 +92,7 @@ class RunningSession:
             ready = await anext(events)
             assert isinstance(ready, Ready)
             header = await self._admit(ready)
-            outbox = Outbox(
-                mode=self.opening.mode, fps=self.opening.fps, chunk_frames=ready.chunk_frames
-            )
+            outbox = Outbox(mode=self.opening.mode, fps=self.opening.fps)
             if self.record is not None:
                 missing = list(self.record.tail)
                 self.session.unsent += sum(isinstance(entry.data, bytes) for entry in missing)

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import struct
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ import httpx
 import pytest
 import ray
 from ray import serve as ray_serve
+from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect as connect_socket
+from websockets.typing import Subprotocol
 
 from data.video import read_frames
 from serve.app import app, build
@@ -117,6 +120,33 @@ async def test_the_ingress_compresses_nothing_and_controls_the_flow(running: Run
         assert socket.protocol.extensions == []
         socket.send('{"type":"nonsense"}')
         assert json.loads(socket.recv(timeout=20))["code"] == "bad_request"
+
+
+async def test_the_ingress_reads_no_further_than_the_session_wants(running: Running) -> None:
+    frame = clip(1, width=96, height=96)[0].tobytes()
+    opening = {
+        "type": "open", "prompt": "x", "width": 96, "height": 96, "fps": 16,
+        "mode": "lossless", "format": "rgb24",
+    }  # fmt: skip
+    sent = 0
+    async with connect_async(
+        f"{running.stream_url}/v1/stream",
+        subprotocols=[Subprotocol("liveedit.v1")],
+        compression=None,
+        close_timeout=0.1,
+    ) as socket:
+        await socket.send(json.dumps(opening))
+        await socket.recv()
+        socket.transport.pause_reading()  # nothing edited is taken, so nothing more may be read
+        try:
+            async with asyncio.timeout(6):
+                while True:
+                    await socket.send(struct.pack("<IIQ", sent, 0, 0) + frame)
+                    sent += 1
+        except TimeoutError:
+            pass
+    # 12 MB lie in the kernel's buffers and in frames that are being edited, not 1000s in Ray.
+    assert sent * len(frame) < 40e6, f"{sent} frames were swallowed"
 
 
 async def test_more_sessions_than_editors_have_room_for(running: Running) -> None:

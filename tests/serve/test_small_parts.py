@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serve.auth import allowed, read_tokens
@@ -96,7 +97,7 @@ def test_the_first_session_is_always_admitted_and_the_count_is_bounded() -> None
 
 @pytest.mark.anyio
 async def test_live_frames_leave_no_faster_than_the_source() -> None:
-    outbox = Outbox(mode="live", fps=100.0, chunk_frames=12)
+    outbox = Outbox(mode="live", fps=100.0)
     times: list[float] = []
 
     async def send(data: str | bytes) -> None:
@@ -113,8 +114,37 @@ async def test_live_frames_leave_no_faster_than_the_source() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_delay_is_played_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    left: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    async def send(data: str | bytes) -> None:
+        left.append(clock)
+
+    monkeypatch.setattr("serve.outbox.time.monotonic", lambda: clock)
+    monkeypatch.setattr("serve.outbox.asyncio.sleep", sleep)
+    outbox = Outbox(mode="live", fps=10.0)
+    outbox.put([Entry(n, b"frame") for n in range(10)])
+    clock = 100.2  # the sender comes 0.2 s late, and the next chunk is ready on time
+    outbox.put([Entry(n, b"frame") for n in range(10, 20)])
+    outbox._batches[1].until = 102.0
+    outbox.end()
+    await outbox.run(send, lambda: None)
+    assert left[0] == pytest.approx(100.2)
+    assert left[10] == pytest.approx(101.0)
+    assert left[19] == pytest.approx(101.9)
+    gaps = np.diff(left)
+    assert gaps[:9] == pytest.approx(0.08)
+    assert gaps[10:] == pytest.approx(0.1)
+
+
+@pytest.mark.anyio
 async def test_an_outbox_says_how_long_its_client_is_stuck() -> None:
-    outbox = Outbox(mode="lossless", fps=16.0, chunk_frames=12)
+    outbox = Outbox(mode="lossless", fps=16.0)
     taken = asyncio.Event()
 
     async def send(data: str | bytes) -> None:
