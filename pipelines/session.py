@@ -18,7 +18,7 @@ from pathlib import Path
 OBJECT_STORE_BYTES = 256 << 20  # training hands over paths, not objects
 _TOKEN_ENV = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 ROOT = Path(__file__).parent.parent
-_LEFT_BEHIND = [".venv", ".git", "runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
+_LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
 
 
 class SessionError(ValueError):
