@@ -108,7 +108,8 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
             "min_replicas": settings.min_editors,
             "max_replicas": settings.max_editors,
             "target_ongoing_requests": settings.target_sessions,
-            "upscale_delay_s": 3.0,
+            "upscale_delay_s": 3.0,  # somebody waits in front of a camera
+            "downscale_delay_s": settings.downscale_delay_s,
         }
     else:
         options["num_replicas"] = settings.min_editors

@@ -24,6 +24,7 @@ class ServeSettings:
     min_editors: int = 1
     max_editors: int = 1
     target_sessions: float = 4.0  # a replica that autoscaling aims at
+    downscale_delay_s: float = 600.0  # that an editor must be too many before it goes
     editor_gpus: float = 0.0  # of one editor replica
     editor_cpus: float = 1.0
     fronts: int = 1
