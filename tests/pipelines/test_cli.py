@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,9 +169,13 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        while not list(tmp_path.glob("pairs/*")):
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        try:
+            while not list(tmp_path.glob("pairs/*.tar")):
+                assert process.poll() is None
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
     with pytest.raises(ValueError, match=r"cut off while being written|no dataset"):
         read_dataset_info(str(tmp_path / "pairs"))
