@@ -21,6 +21,7 @@ TINY = [
     "model.transformer={dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2}",
     "model.vae={widths: [16, 12, 8, 8]}",
     f"model.stream={{height: {HEIGHT}, width: {WIDTH}, window_latents: 6, mask_cache: null}}",
+    "vae.crop=null",
 ]
 
 
