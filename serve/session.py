@@ -218,6 +218,10 @@ class Session:
         assert not self._last_taken, "work was asked for after the last"
         await self._until(self._has_work)
         size = self._next_size()
+        if self.mode == "live" and not self._closing and self._full:
+            # Behind: the newest frames are edited, so that the delay does not stay.
+            while len(self._waiting) > size:
+                self._drop(self._waiting.popleft())
         frames = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
         self._last_taken = last = self._closing and not self._waiting
         pixels = [frame.pixels for frame in frames]
@@ -265,6 +269,10 @@ class Session:
     def _next_size(self) -> int:
         assert self._sizes is not None
         return self._sizes[0 if self._taken == 0 else 1]
+
+    @property
+    def _full(self) -> bool:
+        return len(self._waiting) >= self._limit(LIVE_CHUNKS)
 
     def _has_work(self) -> bool:
         if self._sizes is None or self.unsent >= UNSENT_CHUNKS * self.chunk_frames:

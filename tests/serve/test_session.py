@@ -122,9 +122,38 @@ async def test_live_drops_the_oldest_frames_not_started() -> None:
     entries = answer(session, started)
     assert indices(entries) == list(range(9))
     assert messages(entries)[0] == {"type": "dropped", "first_frame": 21, "frames": 3}
-    assert indices(answer(session, await session.take())) == list(range(24, 36))
-    assert session.settled == 36
-    assert session.edited == 21
+    entries = answer(session, await session.take())
+    assert messages(entries)[0] == {"type": "dropped", "first_frame": 24, "frames": 6}
+    assert indices(entries) == list(range(30, 42))
+    assert session.settled == 42
+    assert (session.edited, session.dropped) == (21, 21)
+
+
+async def test_live_drops_nothing_for_a_little_jitter() -> None:
+    session = make("live")
+    feed(session, 9)
+    answer(session, await session.take())
+    for _ in range(5):
+        feed(session, 12)
+        work = await session.take()
+        feed(session, 5)
+        session.sent(12)
+        answer(session, work)
+        feed(session, 7)
+        answer(session, await session.take())
+        session.sent(12)
+    assert session.dropped == 0
+
+
+async def test_live_edits_all_that_is_there_at_the_end() -> None:
+    session = make("live")
+    feed(session, 9)
+    first = await session.take()
+    feed(session, 18)
+    session.finish()
+    answer(session, first)
+    assert indices(answer(session, await session.take())) == list(range(9, 21))
+    assert indices(answer(session, await session.take())) == list(range(21, 27))
 
 
 async def test_a_slow_client_gets_no_more_work_done() -> None:
