@@ -31,6 +31,7 @@ from serve.settings import ServeSettings
 APP = "liveedit"
 SYSTEM_CPUS = 1.0  # beside the replicas, for Serve's own actors
 READY_S = 180.0
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 class StartError(RuntimeError):
@@ -43,15 +44,20 @@ class Running:
 
     host: str
     port: int
-    folder: Path | None  # Ray's files, when this process started Ray
+    folder: Path | None  # Ray's files and logs, when this process started Ray
+    environment: dict[str, str | None]  # what `stop` puts back
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http://{self._address}"
 
     @property
     def stream_url(self) -> str:
-        return f"ws://{self.host}:{self.port}"
+        return f"ws://{self._address}"
+
+    @property
+    def _address(self) -> str:
+        return f"{'localhost' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
         """Returns when an editor is warmed up. Raises StartError."""
@@ -80,18 +86,22 @@ class Running:
                     return replica.name
         return None
 
-    def stop(self) -> None:
+    def stop(self, *, keep_logs: bool = False) -> None:
         """Ends the application, and Ray if `start` started it."""
-        if not ray.is_initialized():
-            return
-        ray_serve.delete(APP)
-        with contextlib.suppress(ValueError):  # it may have ended itself
-            ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
-        if self.folder is not None:
-            ray_serve.shutdown()
-        ray.shutdown()
-        if self.folder is not None:
+        if ray.is_initialized():
+            ray_serve.delete(APP)
+            with contextlib.suppress(ValueError):  # it may have ended itself
+                ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
+            if self.folder is not None:
+                ray_serve.shutdown()
+            ray.shutdown()
+        if self.folder is not None and not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
+        for name, value in self.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def start(
@@ -107,9 +117,18 @@ def start(
     Raises ValueError for settings that cannot work and StartError.
     """
     model_directory(settings.model)  # before minutes are spent
-    folder = None if os.environ.get("RAY_ADDRESS") else _start_ray(settings, cpus)
-    running = Running(host, port, folder)
+    folder = None
+    environment = {name: os.environ.get(name) for name in (*ingress.ENVIRONMENT, *TOKEN)}
+    if not os.environ.get("RAY_ADDRESS"):
+        _check_port(host, port)
+        # Unix sockets have short names, and Ray adds 60 characters to this one.
+        folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
+    running = Running(host, port, folder, environment)
     try:
+        if folder is not None:
+            _start_ray(folder, settings, cpus)
+        else:
+            ray.init(namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False)
         ray_serve.start(
             proxy_location="HeadOnly",
             http_options=HTTPOptions(host=host, port=port),
@@ -117,10 +136,25 @@ def start(
         )
         ray_serve.run(build(settings), name=APP, route_prefix="/", blocking=False)
         running.wait_ready()
+    except Exception as error:
+        running.stop(keep_logs=True)
+        where = f"; its logs are in {folder}/ray/session_latest/logs" if folder else ""
+        raise StartError(f"the application did not start: {error}{where}") from error
     except BaseException:
         running.stop()
         raise
     return running
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {host}:{port} ({error}); choose another port"
+            ) from (error)
 
 
 def free_port() -> int:
@@ -131,10 +165,8 @@ def free_port() -> int:
         return port
 
 
-def _start_ray(settings: ServeSettings, cpus: int | None) -> Path:
+def _start_ray(folder: Path, settings: ServeSettings, cpus: int | None) -> None:
     """A Ray of our own: its files, its token and its namespace are not shared with another."""
-    # Unix sockets have short names, and Ray adds 60 characters to this one.
-    folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -159,4 +191,3 @@ def _start_ray(settings: ServeSettings, cpus: int | None) -> Path:
         logging_level=logging.WARNING,
         log_to_driver=False,
     )
-    return folder

@@ -209,6 +209,13 @@ async def test_a_new_version_is_rolled_out_under_running_sessions(
     assert not before & {replica.name for replica in replicas(APP)}
 
 
+def test_what_cannot_start_says_so_at_once(running: Running, settings: ServeSettings) -> None:
+    with pytest.raises(ValueError, match=f"{running.port}.*choose another port"):
+        start(settings, port=running.port)
+    with pytest.raises(ValueError, match="no model directory"):
+        start(replace(settings, model="/absent"))
+
+
 def test_serve_deploys_it_from_a_config_file(small_model: Path) -> None:
     built = app({"model": str(small_model), "fronts": 2, "max_editors": 4})
     assert built._bound_deployment.name == "front"
