@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 RESUME_S = 60.0  # that a server keeps a session without its connection
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+IN_VAIN = 5  # resumed connections that brought nothing, after which the stream is given up
 AHEAD_CHUNKS = 3  # lossless: chunks of source that may be on their way
 MAX_MESSAGE = 32 * 2**20  # bytes
 UNREAD = 64  # messages that wait for the caller before the socket is no longer read
@@ -151,27 +152,33 @@ class Stream:
     async def run(self, opened: asyncio.Future[None]) -> None:
         """Keeps a connection until the stream is over; `opened` is told of the first."""
         lost_at, pause = 0.0, FIRST_PAUSE_S
+        in_vain, had = 0, 0
         try:
             while self.closed is None:
+                failure: Exception
                 try:
                     await self._connect_once(opened)
                 except (ConnectionClosed, OSError, InvalidHandshake, TimeoutError) as error:
                     if self._resume is None:
                         raise ConnectError(f"{self.url} cannot be reached: {error}") from error
-                    reason = str(error)
+                    failure = error
                 except WireError as error:
                     again = ("draining", "internal", "at_capacity")
                     if self._resume is None or error.code not in again:
                         raise
-                    reason = error.message
+                    failure = error
                 if self.closed is not None:
                     break
                 if self._connected.is_set():
                     self._connected.clear()
                     lost_at, pause = time.monotonic(), FIRST_PAUSE_S
-                if time.monotonic() - lost_at > RESUME_S:
-                    raise ConnectError(f"{self.url}: not back after {RESUME_S:g} s: {reason}")
-                log.info("connection lost (%s); resuming", reason)
+                    in_vain = 0 if self.received > had else in_vain + 1
+                    had = self.received
+                if time.monotonic() - lost_at > RESUME_S or in_vain >= IN_VAIN:
+                    if isinstance(failure, WireError):
+                        raise failure
+                    raise ConnectError(f"{self.url}: the connection is lost: {failure}")
+                log.info("connection lost (%s); resuming", failure)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         except (WireError, ConnectError, InvalidURI) as error:

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from ray import serve as ray_serve
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from modeling.editor import StreamingEditor
 from serve.engine import Engine
 from serve.hub import REPORT_S, HubStore, Report
+from serve.link import Address, EditorLink
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
 from serve.model_source import model_directory
 from serve.protocol import WireError
 from serve.settings import ServeSettings
-from serve.work import Event, Opening, Refused, Work
+from serve.work import Opening, Ready, Refused
 
 log = logging.getLogger(__name__)
 
@@ -46,28 +46,28 @@ class EditorReplica:
         self.hub = HubStore(context.app_name, settings.limits.resume_s)
         self._reporting: asyncio.Task[None] | None = None
 
-    async def edit(
-        self, opening: Opening, stream: str, inbox: ActorHandle
-    ) -> AsyncGenerator[Event | Refused]:
-        """One stream; its work is fetched from the front's `inbox`."""
+    async def edit(self, opening: Opening, address: Address) -> AsyncGenerator[Ready | Refused]:
+        """One stream: Ready, then nothing until it is over.
 
-        async def take() -> Work:
-            references = await inbox.take.remote(stream)
-            if references is None:
-                raise _AbandonedError
-            work: Work = await references[0]
-            return work
-
-        log.info("session %s: stream %s opens", opening.session, stream)
+        Its work is fetched from the front's inbox at `address`, and its events go there.
+        """
+        log.info("session %s: stream %s opens", opening.session, address.stream)
+        link: EditorLink | None = None
         try:
-            async for event in self.engine.edit(opening, take):
-                yield event
+            link = await EditorLink.connect(address)
+            async for event in self.engine.edit(opening, link.take):
+                if isinstance(event, Ready):
+                    yield event
+                else:
+                    await link.send(event)
         except WireError as error:
             yield Refused(error.code, error.message, error.retry_after_s)
-        except (_AbandonedError, RayActorError):
-            log.info("session %s: its front let go of stream %s", opening.session, stream)
+        except OSError as error:
+            log.info("session %s: stream %s: %s", opening.session, address.stream, error)
         finally:
-            log.info("session %s: stream %s ends", opening.session, stream)
+            if link is not None:
+                link.close()
+            log.info("session %s: stream %s ends", opening.session, address.stream)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raises when this replica must be replaced."""
@@ -85,10 +85,6 @@ class EditorReplica:
             except RayActorError as error:
                 log.warning("the hub does not answer: %s", error)
             await asyncio.sleep(REPORT_S)
-
-
-class _AbandonedError(Exception):
-    """The front closed the stream."""
 
 
 def describe_deployment(settings: ServeSettings) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from serve.scheduler import LOSSLESS_PATIENCE, Scheduler
 from serve.work import Edited, Event, Moved, Opening, Ready, Take, Work
 
 STUCK_S = 120.0
+SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Engine:
             compute_ms=ran.run_s * 1000,
             wait_ms=ran.wait_s * 1000,
             mask=chunk.mask if opening.mask else None,
-            state=None if state is None else await asyncio.to_thread(state.to_bytes),
+            state=None if state is None else await _serialised(state),
         )
 
 
@@ -180,6 +181,12 @@ def _step(stream: EditStream, work: Work) -> tuple[EditedChunk | None, StreamSta
     assert len(chunks) <= 1, f"{len(work.frames)} frames made {len(chunks)} chunks"
     chunk = chunks[0] if chunks else None
     return chunk, None if work.last else stream.snapshot(compact=True)
+
+
+async def _serialised(state: StreamState) -> bytes:
+    if state.history.nbytes < SMALL_STATE:
+        return state.to_bytes()
+    return await asyncio.to_thread(state.to_bytes)
 
 
 def _nothing(work: Work, opening: Opening, stream: EditStream, wait_s: float) -> Edited:

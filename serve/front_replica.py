@@ -9,11 +9,12 @@ from typing import Any
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
+from ray.util import get_node_ip_address
 from starlette.applications import Starlette
 
 from serve.front import Front
 from serve.hub import REPORT_S, HubStore, Report
-from serve.inbox import inbox_actor
+from serve.link import Inbox
 from serve.logs import join_serve_log
 from serve.metrics import Metrics, Snapshot
 from serve.protocol import RETRY_AFTER_S, WireError
@@ -32,7 +33,7 @@ class FrontReplica:
         self.hub = HubStore(context.app_name, settings.limits.resume_s)
         self.metrics = Metrics()
         self.front = Front(
-            backend=RayBackend(editors, inbox_actor()),
+            backend=RayBackend(editors, Inbox(get_node_ip_address())),
             store=self.hub,
             limits=settings.limits,
             metrics=self.metrics,

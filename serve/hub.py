@@ -17,7 +17,9 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve._private.common import ReplicaState
 from ray.serve.context import _get_global_client
+from ray.util import get_node_ip_address
 
+from serve.commits import CommitAddress, CommitClient, CommitServer
 from serve.metrics import Snapshot
 from serve.session import Entry
 from serve.store import Header, Progress, Record, SessionStore
@@ -46,6 +48,7 @@ class Hub:
     def __init__(self, app: str, resume_s: float) -> None:
         self.app = app
         self.store = SessionStore(resume_s)
+        self._commits = CommitServer(self.store, get_node_ip_address())
         self._reports: dict[str, tuple[float, Report]] = {}
         self._stopping: set[str] = set()
         self._heard = time.monotonic()
@@ -59,10 +62,8 @@ class Hub:
     async def claim(self, token: str, received: int) -> Record:
         return self.store.claim(token, received)
 
-    async def commit(
-        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
-    ) -> bool:
-        return self.store.commit(token, epoch, header, progress, entries)
+    async def commits(self) -> CommitAddress:
+        return await self._commits.address()
 
     async def beat(self, held: list[tuple[str, int]]) -> list[str]:
         return self.store.beat(held)
@@ -162,6 +163,7 @@ class HubStore:
     def __init__(self, app: str, resume_s: float) -> None:
         self.app, self.resume_s = app, resume_s
         self.hub = hub_actor(app, resume_s)
+        self._commits = CommitClient(lambda: self.call("commits"))
 
     async def call(self, method: str, *args: Any) -> Any:
         """One call, again on a new hub if the old one is gone for good."""
@@ -186,8 +188,8 @@ class HubStore:
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool:
         try:
-            return bool(await self.call("commit", token, epoch, header, progress, entries))
-        except (RayActorError, ActorUnavailableError) as error:
+            return await self._commits.commit(token, epoch, header, progress, entries)
+        except (OSError, RayActorError, ActorUnavailableError) as error:
             log.warning("a session's progress could not be kept: %s", error)
             return True
 

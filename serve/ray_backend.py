@@ -1,35 +1,37 @@
 """`work.Backend` on Ray Serve: one long streaming call to an editor replica is the session's pin.
 
 The call is the replica's one ongoing request for the session, so Serve's own counting is session
-counting. Chunks are fetched by the editor from the front's inbox; results are the call's items.
+counting. Chunks are fetched by the editor from the front's inbox, and come back the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
 
-import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve.link import Inbox, Slot
 from serve.protocol import RETRY_AFTER_S, WireError
-from serve.work import EditorLostError, Event, Moved, Opening, Refused, Take, Work
+from serve.work import EditorLostError, Event, Moved, Opening, Ready, Refused, Take, Work
+
+T = TypeVar("T")
+Start = Callable[[Coroutine[Any, Any, T]], "asyncio.Future[T]"]
 
 log = logging.getLogger(__name__)
 
 OPEN_S = 5.0  # for a replica to answer, most of it waiting for a free one
+LAST_WORDS_S = 1.0  # between the two ways in which the end of an editor is heard
 TRIES = 4  # replicas that are asked before the answer is at_capacity
 
 
 class RayBackend:
-    def __init__(self, editors: DeploymentHandle, inbox: ActorHandle) -> None:
+    def __init__(self, editors: DeploymentHandle, inbox: Inbox) -> None:
         self.editors = editors.options(stream=True)
         self.inbox = inbox
         self._numbers = itertools.count()
@@ -53,45 +55,80 @@ class RayBackend:
         raise refused
 
     async def _edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
-        stream = f"{opening.session}-{next(self._numbers)}"
+        slot = await self.inbox.open(f"{opening.session}-{next(self._numbers)}")
+        tasks: set[asyncio.Future[Any]] = set()
+
+        def start(call: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+            task = asyncio.ensure_future(call)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            return task
+
         try:
-            items = self.editors.edit.remote(opening, stream, self.inbox)
+            items = self.editors.edit.remote(opening, slot.address)
         except (RayServeException, RayError) as error:
             raise EditorLostError(str(error)) from error
-        following = asyncio.ensure_future(_item(items))
-        taking: asyncio.Future[Work] | None = None
         try:
             async with asyncio.timeout(OPEN_S):
-                ready = await following
+                ready = await start(_item(items))
+            assert isinstance(ready, Ready)
+            await slot.connected()
             yield ready
-            last = False
-            while not last:
-                following = asyncio.ensure_future(_item(items))
-                taking = asyncio.ensure_future(take())
-                # The editor may also speak first: it dies, or gives the stream back.
-                await asyncio.wait({taking, following}, return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
-                    work = taking.result()
-                    await self._put(stream, work)
-                    last = work.last
-                event = await following
+            async for event in self._events(slot, items, take, start):
                 yield event
-                last = last or isinstance(event, Moved)
         finally:
-            following.cancel()
-            if taking is not None:
-                taking.cancel()
+            for task in list(tasks):
+                task.cancel()
             items.cancel()
-            with contextlib.suppress(RayActorError):
-                self.inbox.close.remote(stream)
+            self.inbox.close(slot)
 
-    async def _put(self, stream: str, work: Work) -> None:
-        reference = await asyncio.to_thread(ray.put, work)
-        await self.inbox.put.remote(stream, [reference])
+    async def _events(
+        self, slot: Slot, items: Any, take: Take, start: Start
+    ) -> AsyncGenerator[Event]:
+        """The conversation over the link, as long as the call that pins the session lives."""
+        pinned = start(_item(items))  # never an item: it ends when the editor does
+        hearing = start(slot.next())
+        taking: asyncio.Future[Work] | None = None
+        last = False
+        while True:
+            waiting = {hearing, pinned} | ({taking} if taking else set())
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if pinned.done() and not hearing.done():
+                # What it said before it ended may still be on its way.
+                await asyncio.wait({hearing}, timeout=LAST_WORDS_S)
+            if hearing.done():
+                if hearing.exception():
+                    await asyncio.wait({pinned}, timeout=LAST_WORDS_S)
+                    _raise(pinned, hearing)
+                event = hearing.result()
+                if event is None:  # the editor has room
+                    taking = start(_taken(take))
+                else:
+                    yield event
+                    if last or isinstance(event, Moved):
+                        return
+                hearing = start(slot.next())
+            elif pinned.done():
+                pinned.result()
+            elif taking is not None:
+                work, taking = taking.result(), None
+                last = work.last
+                await slot.put(work)
 
 
-async def _item(items: Any) -> Event:
-    """The editor's next word. Raises WireError and EditorLostError."""
+def _raise(*failed: asyncio.Future[Any]) -> None:
+    """The first error of those that are done: the call's own says more than a closed link."""
+    for future in failed:
+        if future.done():
+            future.result()
+
+
+async def _taken(take: Take) -> Work:
+    return await take()
+
+
+async def _item(items: Any) -> Ready:
+    """The next item of the streaming call. Raises WireError and EditorLostError."""
     try:
         item = await anext(items)
     except RayTaskError as error:
@@ -103,5 +140,5 @@ async def _item(items: Any) -> Event:
         raise EditorLostError(str(error).splitlines()[0]) from error
     if isinstance(item, Refused):
         raise WireError(item.code, item.message, item.retry_after_s)
-    event: Event = item
-    return event
+    assert isinstance(item, Ready), item
+    return item

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from serve import codec
 from serve.driver import drive
@@ -38,6 +41,7 @@ from serve.work import Backend, Opening, Ready
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5  # how often the time limits are looked at
+CORES = os.cpu_count() or 1
 STALL_CHUNKS = 1.5  # chunk durations without an edited frame that count as a stall
 
 
@@ -188,12 +192,13 @@ class RunningSession:
                 return
 
     async def _encode(self, delivery: Delivery) -> list[bytes]:
-        loop, pool = asyncio.get_running_loop(), self.services.codecs
+        """In as many pieces as there are cores: a job for every frame costs more than it saves."""
+        loop, frames = asyncio.get_running_loop(), delivery.edited.frames
         encoding = [
-            loop.run_in_executor(pool, codec.encode, frame, self.format)
-            for frame in delivery.edited.frames
+            loop.run_in_executor(self.services.codecs, _encode_all, piece, self.format)
+            for piece in np.array_split(frames, min(CORES, max(1, len(frames))))
         ]
-        return list(await asyncio.gather(*encoding))
+        return [image for piece in await asyncio.gather(*encoding) for image in piece]
 
     async def _watch(self, outbox: Outbox) -> None:
         """The time limits: a client that sends nothing, or takes nothing."""
@@ -274,6 +279,10 @@ def opened_message(header: Header, token: str, next_frame: int) -> str:
             next_frame=next_frame,
         )
     )
+
+
+def _encode_all(frames: np.ndarray, format: Format) -> list[bytes]:
+    return [codec.encode(frame, format) for frame in frames]
 
 
 async def _collect(

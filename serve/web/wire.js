@@ -1,6 +1,7 @@
 // The wire protocol, version 1: one session over a WebSocket, opened again when it is lost.
 
 const RESUME_MS = 60000;
+const IN_VAIN = 5;
 const AGAIN = new Set(["draining", "internal", "at_capacity"]);
 const MAX_BUFFERED = 1 << 20; // bytes that wait in this browser before a frame is left out
 
@@ -24,6 +25,7 @@ export class Session {
     this.over = false;
     this.ready = false;
     this.lostAt = 0;
+    this.had = this.inVain = 0; // edited frames at the last opening; openings without a new one
     this.connect();
   }
 
@@ -49,6 +51,8 @@ export class Session {
       this.next = message.next_frame;
       this.ready = true;
       this.lostAt = 0;
+      this.inVain = this.received > this.had ? 0 : this.inVain + 1;
+      this.had = this.received;
       if (resumed && this.prompt !== null) this.say({ type: "prompt", prompt: this.prompt });
       this.handlers.opened(message, resumed);
     } else if (message.type === "error") {
@@ -73,7 +77,8 @@ export class Session {
     const error = this.error;
     const now = performance.now();
     this.lostAt = this.lostAt || now;
-    const again = this.token && (!error || AGAIN.has(error.code)) && now - this.lostAt < RESUME_MS;
+    const again = this.token && (!error || AGAIN.has(error.code)) && now - this.lostAt < RESUME_MS
+      && this.inVain < IN_VAIN;
     if (again) {
       this.handlers.lost();
       setTimeout(() => this.over || this.connect(), 300 + 700 * Math.random());

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from serve import codec
-from serve.client import Stream, connect, edit_frames
+from serve.client import Stream, WireError, connect, edit_frames
 from serve.limits import Limits
 from tests.serve.conftest import Server, clip, serving
 
@@ -190,3 +190,5 @@ async def test_an_editor_that_fails_is_an_internal_error_not_a_hang(small_model:
             error = json.loads(await asyncio.wait_for(connection.recv(), 10))
         assert (error["type"], error["code"]) == ("error", "internal")
         assert "broken weights" not in error["message"]
+        with pytest.raises(WireError, match="its log says why"):
+            list(edit_frames(server.url, clip(9), "make it red", fps=16))

@@ -73,10 +73,12 @@ def test_the_sync_client_ends_early_and_passes_errors_on(server: Server) -> None
 
 
 async def test_live_drops_when_behind_and_says_what(server: Server) -> None:
-    frames = clip(300)
-    async with connect(server.url, "make it red", width=48, height=32, fps=60, mode="live") as s:
-        sending = asyncio.create_task(send_all(s, frames))
-        events = await everything(s)
+    frames = clip(300, width=160, height=160)  # faster than any two cores can edit them
+    async with connect(
+        server.url, "make it red", width=160, height=160, fps=60, mode="live", format="rgb24"
+    ) as stream:
+        sending = asyncio.create_task(send_all(stream, frames))
+        events = await everything(stream)
         await sending
     got = indices(events)
     dropped = [
