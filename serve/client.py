@@ -41,7 +41,8 @@ async def connect(
     """Open a stream at `url` (ws://, wss://, http:// or https://, with or without the path).
 
     Raises WireError for what the server refuses (`at_capacity` has `retry_after_s`) and
-    ConnectError when there is no server.
+    ConnectError when there is no server; one that cuts the connection before it answers (its front
+    died or is starting) is asked again for `client_stream.FIRST_S`.
     """
     message = Open(prompt, width, height, fps, mode, format, seed=seed, mask=True if mask else None)
     stream = Stream(url, message, token=token)

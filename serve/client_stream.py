@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
+from websockets.asyncio.client import process_exception
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Subprotocol
 
@@ -45,7 +46,10 @@ from serve.protocol import (
 log = logging.getLogger(__name__)
 
 RESUME_S = 60.0  # that a server keeps a session without its connection
+FIRST_S = 20.0  # for a first connection that a server cut before it answered
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+AGAIN = ("draining", "internal", "at_capacity")  # errors after which a stream is resumed
+FIRST_AGAIN = ("draining",)  # and after which a new one is asked for again
 IN_VAIN = 5  # resumed connections that brought nothing, after which the stream is given up
 AHEAD_CHUNKS = 3  # lossless: chunks of source that may be on their way
 MAX_MESSAGE = 32 * 2**20  # bytes
@@ -151,7 +155,7 @@ class Stream:
 
     async def run(self, opened: asyncio.Future[None]) -> None:
         """Keeps a connection until the stream is over; `opened` is told of the first."""
-        lost_at, pause = 0.0, FIRST_PAUSE_S
+        lost_at, pause = time.monotonic(), FIRST_PAUSE_S
         in_vain, had = 0, 0
         try:
             while self.closed is None:
@@ -159,12 +163,12 @@ class Stream:
                 try:
                     await self._connect_once(opened)
                 except (ConnectionClosed, OSError, InvalidHandshake, TimeoutError) as error:
-                    if self._resume is None:
+                    if self._resume is None and not _cut_by_a_server(error):
                         raise ConnectError(f"{self.url} cannot be reached: {error}") from error
                     failure = error
                 except WireError as error:
-                    again = ("draining", "internal", "at_capacity")
-                    if self._resume is None or error.code not in again:
+                    again = AGAIN if self._resume else FIRST_AGAIN
+                    if error.code not in again:
                         raise
                     failure = error
                 if self.closed is not None:
@@ -174,11 +178,13 @@ class Stream:
                     lost_at, pause = time.monotonic(), FIRST_PAUSE_S
                     in_vain = 0 if self.received > had else in_vain + 1
                     had = self.received
-                if time.monotonic() - lost_at > RESUME_S or in_vain >= IN_VAIN:
+                patience = RESUME_S if self._resume else FIRST_S
+                if time.monotonic() - lost_at > patience or in_vain >= IN_VAIN:
                     if isinstance(failure, WireError):
                         raise failure
-                    raise ConnectError(f"{self.url}: the connection is lost: {failure}")
-                log.info("connection lost (%s); resuming", failure)
+                    what = "the connection is lost" if self._resume else "cannot be reached"
+                    raise ConnectError(f"{self.url} {what}: {failure}")
+                log.info("connection lost (%s); trying again", failure)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         except (WireError, ConnectError, InvalidURI) as error:
@@ -289,6 +295,16 @@ class Stream:
             raise self._failure
         if self.closed is not None:
             raise ConnectError(f"the server closed the stream: {self.closed.reason}")
+
+
+def _cut_by_a_server(error: Exception) -> bool:
+    """Whether somebody listens there who has not answered: a front that died or is starting.
+
+    Nobody there, no such host and what is no LiveEdit server stay as they are.
+    """
+    if isinstance(error, OSError):
+        return isinstance(error, TimeoutError)
+    return isinstance(error, ConnectionClosed) or process_exception(error) is None
 
 
 def stream_url(url: str) -> str:

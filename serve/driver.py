@@ -17,6 +17,7 @@ from serve.work import Backend, Edited, EditorLostError, Moved, Opening, Ready
 log = logging.getLogger(__name__)
 
 RECOVERY_S = 60.0  # an editor is looked for so long
+OPENING_S = 10.0  # and so long for a new session whose editors died before they took it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 
@@ -27,7 +28,7 @@ async def drive(
 
     When the editor dies the stream is opened again from the state after the last delivery, when it
     moves from the exact state it gave back; `session` hands out again what was not answered.
-    Raises WireError: at once if no editor ever took the stream, else after `RECOVERY_S`.
+    Raises WireError: what an editor refuses at once, no editor after `OPENING_S` or `RECOVERY_S`.
     """
     state, exact = opening.state, False
     lost_at: float | None = None
@@ -63,16 +64,17 @@ async def drive(
             if session.state is not State.RECOVERING or error.code != "at_capacity":
                 raise
             log.info("session %s: no room yet: %s", session.name, error)
-        if session.state is State.NEW:
-            raise WireError(
-                "at_capacity", "no editor could be reached; try again later", RETRY_AFTER_S
-            )
-        if session.state is not State.RECOVERING:
+        new = session.state is State.NEW
+        if not new and session.state is not State.RECOVERING:
             assert why, "an editor ended a stream without saying why"
             session.lost()
             metrics.moved.labels(why).inc()
         lost_at = lost_at or time.monotonic()
-        if time.monotonic() - lost_at > RECOVERY_S:
+        waited = time.monotonic() - lost_at
+        if new and waited > OPENING_S:
+            message = "no editor could be reached; try again later"
+            raise WireError("at_capacity", message, RETRY_AFTER_S)
+        if waited > RECOVERY_S:
             raise WireError("internal", f"no editor could take the session for {RECOVERY_S:g} s")
         if not exact:
             await asyncio.sleep(pause)

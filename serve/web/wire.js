@@ -1,6 +1,7 @@
 // The wire protocol, version 1: one session over a WebSocket, opened again when it is lost.
 
 const RESUME_MS = 60000;
+const FIRST_MS = 20000; // for a first connection that the server cut before it answered
 const IN_VAIN = 5;
 const AGAIN = new Set(["draining", "internal", "at_capacity"]);
 const MAX_BUFFERED = 1 << 20; // bytes that wait in this browser before a frame is left out
@@ -23,7 +24,7 @@ export class Session {
     this.received = 0; // edited frames
     this.prompt = null;
     this.over = false;
-    this.ready = false;
+    this.ready = this.reached = false;
     this.lostAt = 0;
     this.had = this.inVain = 0; // edited frames at the last opening; openings without a new one
     this.connect();
@@ -34,6 +35,7 @@ export class Session {
     const socket = (this.socket = new WebSocket(this.url, "liveedit.v1"));
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
+      this.reached = true;
       const resume = this.token ? { resume: this.token, received: this.received } : {};
       socket.send(JSON.stringify({ ...this.open, ...resume }));
     };
@@ -77,8 +79,9 @@ export class Session {
     const error = this.error;
     const now = performance.now();
     this.lostAt = this.lostAt || now;
-    const again = this.token && (!error || AGAIN.has(error.code)) && now - this.lostAt < RESUME_MS
-      && this.inVain < IN_VAIN;
+    const again = this.token
+      ? (!error || AGAIN.has(error.code)) && now - this.lostAt < RESUME_MS && this.inVain < IN_VAIN
+      : this.reached && (!error || error.code === "draining") && now - this.lostAt < FIRST_MS;
     if (again) {
       this.handlers.lost();
       setTimeout(() => this.over || this.connect(), 300 + 700 * Math.random());

@@ -183,6 +183,19 @@ async def test_a_killed_front_is_survived_by_reconnecting(running: Running) -> N
     assert sum(reconnects) >= 1
 
 
+async def test_a_front_and_an_editor_killed_while_sessions_open(running: Running) -> None:
+    for deployment in ("front", "editor"):
+        for pause in (0.05, 0.3):
+
+            async def later(pause: float, deployment: str) -> None:
+                await asyncio.sleep(pause)
+                await kill(running, deployment)()
+
+            await asyncio.gather(
+                later(pause, deployment), *(stream(running, 24, seed=n) for n in range(3))
+            )
+
+
 async def test_sessions_go_on_while_the_hub_is_started_again(running: Running) -> None:
     async def kill_hub() -> None:
         ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE), no_restart=False)

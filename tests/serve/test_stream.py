@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from modeling.editor import StreamingEditor
+from serve import client_stream
 from serve.client import ConnectError, EditedFrame, Event, Stream, connect, edit_frames
 from serve.limits import Limits
 from serve.protocol import Chunk, Closed, Dropped, PromptApplied, WireError
@@ -128,6 +131,56 @@ async def test_a_cut_connection_is_resumed_without_a_lost_or_repeated_frame(
     assert got == list(range(120))
     assert stream.reconnects >= 3
     assert stream.closed == Closed(120, "close")
+
+
+@asynccontextmanager
+async def cutting(server: Server, cuts: int) -> AsyncIterator[str]:
+    """The address of a relay to `server` that cuts its first `cuts` connections after the
+    WebSocket handshake, as a proxy does whose front dies."""
+    left = cuts
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal left
+        cut, left = left > 0, left - 1
+        there, back = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                target.write(data)
+                if cut and target is writer:
+                    break
+            writer.close()
+            back.close()
+
+        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+
+    listener = await asyncio.start_server(relay, "127.0.0.1", 0)
+    try:
+        yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+async def test_a_first_connection_that_is_cut_unanswered_is_tried_again(server: Server) -> None:
+    async with (
+        cutting(server, 3) as url,
+        connect(url, "make it red", width=48, height=32, fps=16) as stream,
+    ):
+        sending = asyncio.create_task(send_all(stream, clip(20)))
+        events = await everything(stream)
+        await sending
+    assert indices(events) == list(range(20))
+    assert stream.reconnects == 0
+
+
+async def test_a_server_that_only_cuts_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_stream, "FIRST_S", 0.5)
+    async with cutting(server, 1000) as url:
+        with pytest.raises(ConnectError, match="cannot be reached"):
+            async with connect(url, "make it red", width=48, height=32, fps=16):
+                pass
 
 
 async def test_a_front_that_leaves_sends_its_clients_back(server: Server) -> None:
