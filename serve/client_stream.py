@@ -18,9 +18,8 @@ from functools import cached_property
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import ClientConnection, process_exception
 from websockets.asyncio.client import connect as connect_socket
-from websockets.asyncio.client import process_exception
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Subprotocol
 
