@@ -8,7 +8,6 @@ keep: see `stages.base.Draw`.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +83,6 @@ def writing_failed(error: Exception, folder: Path, stage: str, step: int) -> Exc
         "output=FOLDER on a larger disk, and run the same command again: the stage goes on from "
         "its last checkpoint"
     )
-
-
-def scratch(run_folder: Path, rank: int) -> tempfile.TemporaryDirectory[str]:
-    """Where a rank writes its part before Ray merges it: on the disk that must hold it anyway."""
-    return tempfile.TemporaryDirectory(prefix=f".part-{rank}-", dir=run_folder)
 
 
 def _layout(setting: Setting, stage: Stage) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from pipelines.config import PipelineConfig
 from pipelines.run_folder import Progress, RunFolder
 from pipelines.tracking import Tracker
+
+CHECKPOINT_SECONDS = 60  # how long Ctrl-C waits for a checkpoint
 
 
 class Follower:
@@ -47,13 +51,18 @@ class Follower:
         if self._unlogged:
             self._say(f"{len(self._unlogged)} reports of its metrics are missing in MLflow")
 
-    def where_it_goes_on(self) -> str:
-        from ray.train import Result
+    def let_checkpoint_finish(self) -> None:
+        """Wait, but not for ever, for a checkpoint that is being written."""
+        if self.folder.is_saving():
+            self._say("a checkpoint is being written; Ctrl-C again leaves it")
+        deadline = time.monotonic() + CHECKPOINT_SECONDS
+        with suppress(KeyboardInterrupt):
+            while self.folder.is_saving() and time.monotonic() < deadline:
+                time.sleep(0.1)
 
-        try:
-            saved = (Result.from_path(str(self.folder.path)).metrics or {}).get("step", 0)
-        except RuntimeError:  # no checkpoint yet
-            saved = 0
+    def where_it_goes_on(self) -> str:
+        """What to tell whoever stopped the stage, once nothing of it runs any more."""
+        saved = self.folder.saved_step()
         return f"Stage {self.stage} was stopped; the same command goes on from " + (
             f"its checkpoint at step {saved}" if saved else "its beginning, with no checkpoint yet"
         )

@@ -40,8 +40,13 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
         job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     )
 
+    folder.clear_part(context.get_world_rank())
+
     def keep(part: Path, step: int) -> None:
         ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(part))
+        # The report is only queued. Until Ray's controller has taken it, the end of this training
+        # would lose a checkpoint that lies whole on the disk.
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
     try:
         saved = ray.train.get_checkpoint()
@@ -106,14 +111,12 @@ class Training:
 
     def _save(self, keep: Callable[[Path, int], None]) -> None:
         setting = self.setting
-        with checkpoint.scratch(self.folder.path, setting.rank) as part:
-            checkpoint.save(Path(part), setting, self.stage, self.done, self.batches.state_dict())
+        with self.folder.part(setting.rank) as part:
+            checkpoint.save(part, setting, self.stage, self.done, self.batches.state_dict())
             try:
-                keep(Path(part), self.done)
+                keep(part, self.done)
             except OSError as error:
-                raise checkpoint.writing_failed(
-                    error, Path(part), setting.stage, self.done
-                ) from error
+                raise checkpoint.writing_failed(error, part, setting.stage, self.done) from error
 
 
 def build_stage(setting: Setting, model: Model) -> Stage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Progress:
         )
 
 
+_PART = ".part-"  # and the worker's rank
 _SHOWN = ("loss", "psnr", "dmd_loss", "regression_loss", "critic_loss")
 
 
@@ -76,8 +78,34 @@ class RunFolder:
     def refusal(self) -> str | None:
         return self._refusal.read_text() if self._refusal.is_file() else None
 
-    def has_checkpoint(self) -> bool:
-        return any(self.path.glob("checkpoint_*"))
+    @contextlib.contextmanager
+    def part(self, rank: int) -> Iterator[Path]:
+        """Where a worker writes its part of a checkpoint, until Ray has merged the parts: on the
+        disk that must hold them anyway."""
+        folder = self.path / f"{_PART}{rank}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            self.clear_part(rank)
+
+    def clear_part(self, rank: int) -> None:
+        """Remove what a worker that was killed left of its part."""
+        shutil.rmtree(self.path / f"{_PART}{rank}", ignore_errors=True)
+
+    def is_saving(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return any(self.path.glob(f"{_PART}*"))
+
+    def saved_step(self) -> int:
+        """After how many steps the checkpoint was taken that a new start goes on from; 0 for
+        none."""
+        from ray.train import Result
+
+        try:
+            return int((Result.from_path(str(self.path)).metrics or {}).get("step", 0))
+        except RuntimeError:  # no checkpoint yet
+            return 0
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -146,7 +146,10 @@ def _fit(
 
 def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
     """Run `fit` beside us. On the main thread Ray Train would replace the handler of Ctrl-C for
-    good; here Ctrl-C is an ordinary KeyboardInterrupt, and whoever started Ray ends it."""
+    good; here Ctrl-C is an ordinary KeyboardInterrupt, which ends Ray (or leaves the cluster) and
+    with it the job: Ray Train has no other way to stop one from outside."""
+    import ray
+
     results: list[Any] = []
     errors: list[BaseException] = []
 
@@ -163,6 +166,8 @@ def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
             thread.join(POLL_SECONDS)
             follow()
     except KeyboardInterrupt as interrupt:
+        follow.let_checkpoint_finish()
+        ray.shutdown()
         interrupt.add_note(follow.where_it_goes_on())
         raise
     follow.finish()
