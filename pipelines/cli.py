@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipelines.bench.command import bench_app
 from pipelines.import_command import import_model
+from pipelines.serve_command import serve
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -165,6 +166,14 @@ def edit(
 app.command(
     "import", epilog="Example: liveedit import Wan2.1-T2V-1.3B --to models/wan --vae taew2_1.pth"
 )(import_model)
+
+
+app.command(
+    epilog=(
+        "Examples: liveedit serve    liveedit serve models:/liveedit@production --port 8080    "
+        "liveedit serve models/wan --host 0.0.0.0 token_file=tokens max_editors=4"
+    )
+)(serve)
 
 
 @data_app.command("make", epilog="Example: liveedit data make data/train --pairs 1000 --workers 8")

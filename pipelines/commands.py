@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -145,6 +147,18 @@ def check(console: Console, dataset: str) -> None:
 
     info = check_dataset(dataset)
     console.print(_described(dataset, info) + "; every shard is as it was written", soft_wrap=True)
+
+
+def command_name(name: str) -> str:
+    """How this environment's command is called from here."""
+    ours = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) == str(ours) else short(ours)
+
+
+def short(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def metrics_table(rows: list[tuple[str, str, str]]) -> Table:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from data.sample import Pair
 from data.synthetic import make_pair
 from data.video import VideoWriter
 from modeling.model_dir import read_config
-from pipelines.commands import metrics_table
+from pipelines.commands import command_name, metrics_table, short
 from pipelines.config import PipelineConfig, load_config
 from pipelines.edit import edit_video
 from pipelines.evaluate import load_editor, table_rows
@@ -37,9 +35,9 @@ def run_demo(overrides: list[str], console: Console) -> None:
     print_result(config, result, console)
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
     prompt = heldout_video(result.model).instruction
-    _print_lines(console, {"before": _short(source), "after": f"{_short(video)}  ({prompt})"})
-    again = shlex.join(["edit", _short(source), "mine.mp4", "--prompt", prompt, "--seed", "1"])
-    us = _command("liveedit")
+    _print_lines(console, {"before": short(source), "after": f"{short(video)}  ({prompt})"})
+    again = shlex.join(["edit", short(source), "mine.mp4", "--prompt", prompt, "--seed", "1"])
+    us = command_name("liveedit")
     console.print(
         "\n[bold]Try next[/]\n"
         f"  {us} {again}\n"
@@ -63,16 +61,16 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
     console.print()
     name = config.tracking.model_name
     references = ", ".join(f"models:/{name}@{alias}" for alias in result.aliases)
-    ui = f"{_command('mlflow')} ui --backend-store-uri {config.tracking.uri}"
+    ui = f"{command_name('mlflow')} ui --backend-store-uri {config.tracking.uri}"
     if str(config.tracking.uri).startswith("http"):
         ui = str(config.tracking.uri)
     _print_lines(
         console,
         {
-            "model": f"{_short(result.model)}  (version {result.version}: {references})",
+            "model": f"{short(result.model)}  (version {result.version}: {references})",
             "runs": ui,
-            "metrics": f"{_short(result.table)}, {_short(result.report)}",
-            "picture": _short(result.picture),
+            "metrics": f"{short(result.table)}, {short(result.report)}",
+            "picture": short(result.picture),
         },
     )
     if result.shortfalls:
@@ -131,18 +129,6 @@ def _edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
         "size": [frames, height, width],
     }
     runner.run("edit", 1, inputs, video, make, still_there=lambda record: source.is_file())
-
-
-def _command(name: str) -> str:
-    """How this environment's command is called from here."""
-    ours = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) == str(ours) else _short(ours)
-
-
-def _short(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _print_lines(console: Console, lines: dict[str, str]) -> None:

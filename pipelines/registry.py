@@ -81,8 +81,8 @@ def locate(model: str | None) -> Path:
         if (SHIPPED / "config.json").is_file():
             return SHIPPED
         raise RegistryError(
-            "there is no model yet: run `liveedit demo` to train one, or give "
-            "--model PATH or --model models:/liveedit@production"
+            "there is no model yet: run `liveedit demo` to train one, or name a model directory "
+            "or models:/liveedit@production"
         )
     if model.startswith("models:/"):
         return resolve(model, resolve_uri(None))

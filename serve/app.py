@@ -5,12 +5,14 @@ serve deploy config.yaml        with `import_path: serve.app:app` and `args: {mo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ray import serve as ray_serve
 from ray.serve import Application
 
 from serve import editor_replica, front_replica
+from serve.model_source import find_model
 from serve.settings import ServeSettings
 
 
@@ -20,11 +22,18 @@ def app(args: dict[str, Any]) -> Application:
 
 
 def build(settings: ServeSettings) -> Application:
-    settings.tokens()  # a token file that cannot be read is an error here, not in every replica
+    """What is wrong with model or tokens is an error here, not in every replica.
+
+    A reference to the registry is looked up once, so that all replicas, also those started later,
+    have the same version.
+    """
+    settings.tokens()
+    model = find_model(settings.model)
+    settings = replace(settings, model=model.directory)
     editor = ray_serve.deployment(**editor_replica.describe_deployment(settings))(
         editor_replica.EditorReplica
     )
     front = ray_serve.deployment(**front_replica.describe_deployment(settings))(
         front_replica.FrontReplica
     )
-    return front.bind(settings, editor.bind(settings))
+    return front.bind(settings, editor.bind(settings, model.name))

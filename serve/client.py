@@ -11,17 +11,33 @@ A lost connection is opened again with the resume token; nothing is lost or repe
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from serve.client_stream import UNREAD, ConnectError, EditedFrame, Event, Stream
+from serve.client_stream import UNREAD, ConnectError, EditedFrame, Event, Stream, stream_url
 from serve.protocol import Format, Mode, Open, ServerMessage, WireError
 
-__all__ = ["ConnectError", "EditedFrame", "Event", "Stream", "WireError", "connect", "edit_frames"]
+__all__ = [
+    "ConnectError",
+    "EditedFrame",
+    "Event",
+    "Stream",
+    "WireError",
+    "connect",
+    "edit_frames",
+    "served_model",
+]
+
+ANSWER_S = 20.0  # for a plain HTTP request
 
 
 @asynccontextmanager
@@ -54,6 +70,31 @@ async def connect(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
+    """What the server at `url` says of its model: name, width, height, fps, chunk_frames, ...
+
+    Raises WireError for what the server refuses and ConnectError when there is no server.
+    """
+    parts = urlsplit(stream_url(url))
+    scheme = {"ws": "http", "wss": "https"}[parts.scheme]
+    address = urlunsplit((scheme, parts.netloc, "/v1/models", "", ""))
+    request = urllib.request.Request(address)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            model: dict[str, Any] = json.load(answer)["models"][0]
+            return model
+    except urllib.error.HTTPError as error:
+        try:
+            told = json.load(error)["error"]
+            raise WireError(told["code"], told["message"]) from error
+        except (ValueError, KeyError, TypeError):
+            raise ConnectError(f"{address} answers {error}; is it a LiveEdit server?") from error
+    except (OSError, ValueError, LookupError) as error:
+        raise ConnectError(f"{address} cannot be reached: {error}") from error
 
 
 def edit_frames(

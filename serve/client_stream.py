@@ -18,9 +18,15 @@ from functools import cached_property
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from websockets.asyncio.client import ClientConnection, process_exception
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+    InvalidURI,
+)
 from websockets.typing import Subprotocol
 
 from serve import codec
@@ -301,9 +307,11 @@ def _cut_by_a_server(error: Exception) -> bool:
 
     Nobody there, no such host and what is no LiveEdit server stay as they are.
     """
-    if isinstance(error, OSError):
-        return isinstance(error, TimeoutError)
-    return isinstance(error, ConnectionClosed) or process_exception(error) is None
+    if isinstance(error, InvalidStatus):
+        return error.response.status_code >= 500
+    if isinstance(error, InvalidMessage):
+        return isinstance(error.__cause__, EOFError)
+    return isinstance(error, ConnectionClosed | TimeoutError)
 
 
 def stream_url(url: str) -> str:

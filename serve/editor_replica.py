@@ -17,7 +17,6 @@ from serve.hub import REPORT_S, HubStore, Report
 from serve.link import Address, EditorLink
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
-from serve.model_source import model_directory
 from serve.protocol import WireError
 from serve.settings import ServeSettings
 from serve.work import Opening, Ready, Refused
@@ -28,12 +27,13 @@ log = logging.getLogger(__name__)
 class EditorReplica:
     """Serve counts a session as one ongoing request: the call of `edit` that lasts as long."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, name: str | None) -> None:
         join_serve_log()
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        editor = StreamingEditor.load(model_directory(settings.model), device=device)
+        editor = StreamingEditor.load(settings.model, device=device)
+        editor.name = name or editor.name
         self.engine = Engine(
             editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity
         )

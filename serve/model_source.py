@@ -1,23 +1,55 @@
-"""Which model directory a server loads."""
+"""Which model directory a server loads, and what it is called."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from modeling.model_dir import read_config
 from modeling.presets import PRESETS
 
 LOCATION = "liveedit.location"  # tag of a registered version: where its model directory lies
 
 
-def model_directory(model: str) -> str:
+@dataclass(frozen=True)
+class ModelSource:
+    """`directory` is a path or a preset; `name` the registered version, None for what has none."""
+
+    directory: str
+    name: str | None = None
+
+
+def find_model(model: str) -> ModelSource:
     """`model` itself, or the directory behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    The registry is the one that MLFLOW_TRACKING_URI names. Raises ValueError with the remedy.
+    The registry is the one that MLFLOW_TRACKING_URI names. Raises ValueError with the remedy, also
+    for a directory whose weights an editor could not load, as far as file headers show.
     """
-    if not model.startswith("models:/"):
-        if model not in PRESETS and not (Path(model) / "config.json").is_file():
-            raise ValueError(f"{model} is no model directory here: it has no config.json")
-        return model
+    found = _registered(model) if model.startswith("models:/") else ModelSource(model)
+    if found.directory not in PRESETS:
+        _check(Path(found.directory))
+    return found
+
+
+def _check(directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{directory} is no model directory here: it has no config.json")
+    read_config(directory)
+    for part in ("transformer", "vae"):
+        file = directory / f"{part}.safetensors"
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}); serving needs transformer and VAE: export or "
+                "import the model again"
+            ) from error
+
+
+def _registered(model: str) -> ModelSource:
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -39,4 +71,4 @@ def model_directory(model: str) -> str:
             f"{model} is version {version.version} at {location or 'no place'}, which this "
             "machine cannot read; mount that folder where editors run"
         )
-    return location
+    return ModelSource(location, f"{name} version {version.version}")

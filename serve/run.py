@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -14,27 +15,37 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+import torch
 from ray import serve as ray_serve
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.serve.config import HTTPOptions
+from ray.serve.schema import ApplicationStatus
 
 from serve import ingress
 from serve.app import build
 from serve.hub import NAMESPACE, replicas
-from serve.model_source import model_directory
 from serve.settings import ServeSettings
 
 APP = "liveedit"
 SYSTEM_CPUS = 1.0  # beside the replicas, for Serve's own actors
 READY_S = 180.0
-TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+ROOT = Path(__file__).parent.parent
+LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
+ENVIRONMENT = (  # what `start` sets in this process, and `stop` puts back
+    *ingress.ENVIRONMENT,
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_AUTH_TOKEN_PATH",
+    "RAY_worker_niceness",
+    "MLFLOW_TRACKING_URI",
+)
 
 
-class StartError(RuntimeError):
+class StartError(ValueError):
     """The application did not come up; the message says where to look."""
 
 
@@ -60,10 +71,12 @@ class Running:
         return f"{'localhost' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Returns when an editor is warmed up. Raises StartError."""
+        """Returns when an editor is warmed up. Raises StartError, at once if none can start."""
         deadline = time.monotonic() + timeout_s
         reason = "no answer"
         while time.monotonic() < deadline:
+            if failure := _deploy_failure():
+                raise StartError(failure)
             try:
                 with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
                     return
@@ -110,40 +123,67 @@ def start(
     host: str = "127.0.0.1",
     port: int = 8000,
     cpus: int | None = None,
+    registry: str | None = None,
 ) -> Running:
     """Start Ray (unless RAY_ADDRESS names one), Serve's ingress on `port`, and the application.
 
     `cpus` is what Ray may plan with, by default what the replicas ask for or this machine has.
+    `registry` is the MLflow that models:/ references are looked up in (MLFLOW_TRACKING_URI).
+    On a machine with a GPU whose settings say nothing of GPUs an editor gets one.
     Raises ValueError for settings that cannot work and StartError.
     """
-    model_directory(settings.model)  # before minutes are spent
-    folder = None
-    environment = {name: os.environ.get(name) for name in (*ingress.ENVIRONMENT, *TOKEN)}
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if address and address.startswith("ray://"):
+        raise ValueError(
+            f"RAY_ADDRESS={address} is a Ray client's address; serve from a node of the cluster "
+            "with RAY_ADDRESS=auto, or use `serve deploy`"
+        )
+    if not address:
         _check_port(host, port)
-        # Unix sockets have short names, and Ray adds 60 characters to this one.
-        folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
-    running = Running(host, port, folder, environment)
+        if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
+            settings = replace(settings, editor_gpus=1.0)
+    running = Running(host, port, None, {name: os.environ.get(name) for name in ENVIRONMENT})
+    if registry is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = registry
     try:
-        if folder is not None:
-            _start_ray(folder, settings, cpus)
+        application = build(settings)  # what is wrong shows here, before minutes are spent
+    except ValueError:
+        running.stop()
+        raise
+    try:
+        if address:
+            _join_ray()
         else:
-            ray.init(namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False)
+            # Unix sockets have short names, and Ray adds 60 characters to this one.
+            running.folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
+            _start_ray(running.folder, settings, cpus)
         ray_serve.start(
             proxy_location="HeadOnly",
             http_options=HTTPOptions(host=host, port=port),
             logging_config={"log_level": "INFO"},
         )
-        ray_serve.run(build(settings), name=APP, route_prefix="/", blocking=False)
+        ray_serve.run(application, name=APP, route_prefix="/", blocking=False)
         running.wait_ready()
     except Exception as error:
         running.stop(keep_logs=True)
-        where = f"; its logs are in {folder}/ray/session_latest/logs" if folder else ""
+        logs = f"; its logs are in {running.folder}/ray/session_latest/logs"
+        where = logs if running.folder else ""
         raise StartError(f"the application did not start: {error}{where}") from error
     except BaseException:
         running.stop()
         raise
     return running
+
+
+def _deploy_failure() -> str | None:
+    """Why Serve has given a deployment up, in a line; None while it has not."""
+    application = ray_serve.status().applications.get(APP)
+    if application is None or application.status != ApplicationStatus.DEPLOY_FAILED:
+        return None
+    messages = [d.message for d in application.deployments.values() if d.message]
+    lines = [line.strip() for line in "\n".join(messages).splitlines() if line.strip()]
+    causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (causes or lines or [application.message])[-1]
 
 
 def _check_port(host: str, port: int) -> None:
@@ -165,6 +205,16 @@ def free_port() -> int:
         return port
 
 
+def _join_ray() -> None:
+    """The cluster that RAY_ADDRESS names; its workers get this tree."""
+    ray.init(
+        namespace=NAMESPACE,
+        runtime_env={"working_dir": str(ROOT), "excludes": LEFT_BEHIND},
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+
+
 def _start_ray(folder: Path, settings: ServeSettings, cpus: int | None) -> None:
     """A Ray of our own: its files, its token and its namespace are not shared with another."""
     token = folder / "token"
@@ -173,6 +223,8 @@ def _start_ray(folder: Path, settings: ServeSettings, cpus: int | None) -> None:
     os.environ.update(ingress.ENVIRONMENT)
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    # Ray's workers are nice to others by default, which on a busy machine starves live video.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray reads these once a process, when it is imported: make it read them again.
     Config.initialize("")

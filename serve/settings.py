@@ -32,11 +32,25 @@ class ServeSettings:
     drain_s: float = 120.0  # that a replica in the way has for giving its sessions back
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        for name in ("max_sessions", "min_editors", "fronts"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"serve setting {name} must be 1 or more, got {getattr(self, name)}"
+                )
+        if self.max_editors < self.min_editors:
+            raise ValueError(
+                f"serve setting max_editors={self.max_editors} is less than "
+                f"min_editors={self.min_editors}; raise it"
+            )
+
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> ServeSettings:
         """Raises ValueError that names an unknown key or a value of the wrong type."""
         values = dict(args)
         limits = values.pop("limits", None) or {}
+        if not isinstance(limits, dict):
+            raise ValueError(f"serve setting limits has fields (limits.max_fps), got {limits!r}")
         _check("", cls, values, skip={"limits"})
         _check("limits.", Limits, limits)
         if "model" not in values:
