@@ -100,12 +100,18 @@ def mlflow(settings: Settings) -> Part | Missing:
 
 
 def _make_database(path: Path) -> None:
-    """MLflow's tables, all or none: it cannot go on with those of a start that was interrupted."""
+    """MLflow's tables, all or none: it cannot go on with those of a start that was interrupted.
+
+    Raises OSError with MLflow's reason.
+    """
     unfinished = path.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
     code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments(max_results=1)"
     command = [sys.executable, "-c", code, f"sqlite:///{unfinished}"]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    made = subprocess.run(command, capture_output=True, text=True)
+    if made.returncode:
+        reason = made.stderr.strip().splitlines()[-1]
+        raise OSError(f"MLflow cannot make its database {path}: {reason}")
     unfinished.replace(path)
 
 

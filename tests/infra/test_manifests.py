@@ -1,0 +1,206 @@
+"""The KubeRay manifests and the Serve config name what exists and fit together."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+import ray
+import yaml
+from ray.scripts.scripts import drain_node
+from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
+
+from data.store import open_store
+from pipelines import cli, config
+from serve import ingress
+from serve.run import APP
+from serve.settings import ServeSettings
+
+ROOT = Path(__file__).parent.parent.parent
+KUBERAY = ROOT / "infra" / "kuberay"
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def pods(cluster: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Group and pod template of the head and of every worker group."""
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [(group, group["template"]["spec"]) for group in groups]
+
+
+@pytest.fixture(scope="module")
+def service() -> Any:
+    return load(KUBERAY / "rayservice.yaml")["spec"]
+
+
+@pytest.fixture(scope="module")
+def job() -> Any:
+    return load(KUBERAY / "rayjob.yaml")["spec"]
+
+
+@pytest.fixture(scope="module")
+def settings() -> ServeSettings:
+    (application,) = load(ROOT / "infra" / "serve.yaml")["applications"]
+    return ServeSettings.from_args(application["args"])
+
+
+def test_serve_deploy_and_the_ray_service_start_the_same_application(service: Any) -> None:
+    assert yaml.safe_load(service["serveConfigV2"]) == load(ROOT / "infra" / "serve.yaml")
+
+
+def test_the_application_is_serves_own_and_ray_takes_the_config() -> None:
+    parsed = ServeDeploySchema.model_validate(load(ROOT / "infra" / "serve.yaml"))
+    (application,) = parsed.applications
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert (application.name, application.route_prefix) == (APP, "/")
+    # KubeRay counts a pod as ready only where a proxy answers.
+    assert parsed.proxy_location == "EveryNode"
+
+
+def test_every_replica_fits_a_pod(service: Any, settings: ServeSettings) -> None:
+    workers = service["rayClusterConfig"]["workerGroupSpecs"]
+    room = {
+        group["groupName"]: (limits_of(pod), group["maxReplicas"])
+        for group, (_, pod) in zip(workers, pods(service["rayClusterConfig"])[1:], strict=True)
+    }
+    limits, most = room["gpu"]
+    assert settings.editor_gpus <= limits["gpu"]
+    assert settings.editor_cpus <= limits["cpu"]
+    assert settings.max_editors * settings.editor_gpus <= most * limits["gpu"]
+    limits, most = room["front"]
+    assert settings.fronts * settings.front_cpus <= most * limits["cpu"]
+
+
+def limits_of(pod: dict[str, Any]) -> dict[str, float]:
+    limits = pod["containers"][0]["resources"]["limits"]
+    return {"cpu": float(limits["cpu"]), "gpu": float(limits.get("nvidia.com/gpu", 0))}
+
+
+def test_sessions_have_the_time_to_leave(service: Any, settings: ServeSettings) -> None:
+    assert service["rayClusterDeletionDelaySeconds"] >= settings.drain_s
+    for _, pod in pods(service["rayClusterConfig"])[1:]:
+        (container,) = pod["containers"]
+        command = container["lifecycle"]["preStop"]["exec"]["command"][-1]
+        drain, sleep = command.split(" && ")
+        assert float(sleep.removeprefix("sleep ")) >= settings.drain_s
+        assert pod["terminationGracePeriodSeconds"] > float(sleep.removeprefix("sleep "))
+        program, subcommand, *arguments = shlex.split(drain)
+        assert (program, subcommand) == ("ray", "drain-node")
+        taken = drain_node.make_context(subcommand, arguments).params
+        assert taken["deadline_remaining_seconds"] >= settings.drain_s
+
+
+def test_every_process_that_may_own_sockets_loads_the_ingress(service: Any) -> None:
+    for _, pod in pods(service["rayClusterConfig"]):
+        (container,) = pod["containers"]
+        assert {e["name"]: e["value"] for e in container["env"]} == ingress.ENVIRONMENT
+    module, _, name = ingress.ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].rpartition(
+        "."
+    )
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_readiness_asks_the_port_of_the_application(service: Any) -> None:
+    port = yaml.safe_load(service["serveConfigV2"])["http_options"]["port"]
+    for _, pod in pods(service["rayClusterConfig"])[1:]:
+        (container,) = pod["containers"]
+        assert f"localhost:{port}/-/healthz" in container["readinessProbe"]["exec"]["command"][-1]
+
+
+def test_tokens_are_where_the_settings_look(service: Any, settings: ServeSettings) -> None:
+    assert settings.token_file is not None
+    for _, pod in pods(service["rayClusterConfig"]):
+        mounts = {m["mountPath"]: m["name"] for m in pod["containers"][0]["volumeMounts"]}
+        volumes = {v["name"]: v for v in pod["volumes"]}
+        folder, _, key = settings.token_file.rpartition("/")
+        assert volumes[mounts[folder]]["secret"]["secretName"] == "liveedit-tokens"
+        readme = (ROOT / "infra" / "README.md").read_text()
+        assert f"secret generic liveedit-tokens --from-file={key}" in readme
+
+
+def test_the_job_is_a_command_that_liveedit_takes(job: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", environment()["MLFLOW_TRACKING_URI"])
+    program, subcommand, name, *overrides = shlex.split(job["entrypoint"])
+    assert (program, subcommand) == ("liveedit", "train")
+    result = CliRunner().invoke(cli.app, [subcommand, name, *overrides, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    loaded = config.load_config(name, overrides)
+    assert loaded.compute.address == "auto"
+    assert loaded.tracking.uri == environment()["MLFLOW_TRACKING_URI"]
+    for dataset in (loaded.data.train, loaded.data.heldout):
+        assert dataset is not None
+        assert type(open_store(dataset)).__name__ == "S3Store"
+    mounts = [pod["containers"][0]["volumeMounts"][0]["mountPath"] for _, pod in pods_of(job)]
+    for place in (loaded.output, str(loaded.model.start)):
+        assert all(place.startswith(f"{mount}/") for mount in mounts)
+
+
+def pods_of(job: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return pods(job["rayClusterSpec"])
+
+
+def test_the_head_of_the_job_trains_and_evaluates(job: Any) -> None:
+    # The driver runs on the head and evaluates on a GPU if it sees one.
+    assert limits_of(pods_of(job)[0][1])["gpu"] > 0
+    assert "num-gpus" not in job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
+
+
+def environment() -> dict[str, str]:
+    documents = list(yaml.safe_load_all((KUBERAY / "prerequisites.yaml").read_text()))
+    values: dict[str, str] = next(d["data"] for d in documents if d["kind"] == "ConfigMap")
+    return values
+
+
+def test_what_the_manifests_ask_for_is_made_or_described(service: Any, job: Any) -> None:
+    documents = list(yaml.safe_load_all((KUBERAY / "prerequisites.yaml").read_text()))
+    made = {(d["kind"], d["metadata"]["name"]) for d in documents}
+    readme = (ROOT / "infra" / "README.md").read_text()
+    made |= {("Secret", name) for name in re.findall(r"secret generic (\S+)", readme)}
+    asked = set()
+    for _, pod in [*pods(service["rayClusterConfig"]), *pods_of(job)]:
+        for source in pod["containers"][0]["envFrom"]:
+            ((kind, reference),) = source.items()
+            asked.add(
+                ({"configMapRef": "ConfigMap", "secretRef": "Secret"}[kind], reference["name"])
+            )
+        for volume in pod["volumes"]:
+            if "secret" in volume:
+                asked.add(("Secret", volume["secret"]["secretName"]))
+            else:
+                asked.add(("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]))
+    assert asked == made
+
+
+def test_the_store_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = environment()
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    readme = (ROOT / "infra" / "README.md").read_text()
+    for name in re.findall(r"--from-literal=(\w+)=", readme):
+        monkeypatch.setenv(name, f"value of {name}")
+    session = botocore.session.Session()
+    client = session.create_client("s3")
+    assert client.meta.endpoint_url == values["AWS_ENDPOINT_URL"]
+    assert client.meta.region_name == values["AWS_DEFAULT_REGION"]
+    keys = session.get_credentials()
+    assert keys.access_key == "value of AWS_ACCESS_KEY_ID"
+    assert keys.secret_key == "value of AWS_SECRET_ACCESS_KEY"
+
+
+def test_ray_is_the_installed_one(service: Any, job: Any) -> None:
+    for cluster in (service["rayClusterConfig"], job["rayClusterSpec"]):
+        assert cluster["rayVersion"] == ray.__version__
+        assert cluster["authOptions"] == {"mode": "token"}
