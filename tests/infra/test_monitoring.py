@@ -1,0 +1,168 @@
+"""Dashboard and alerts ask for metrics that the application has."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from serve.metrics import EditorMetrics, Metrics
+from serve.protocol import Code
+
+INFRA = Path(__file__).parent.parent.parent / "infra"
+SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "histogram": ("_bucket", "_sum", "_count"),
+}
+# Prometheus adds the target's to what the application says.
+TARGET_LABELS = {"job", "instance"}
+
+
+def dashboard() -> Any:
+    return json.loads((INFRA / "grafana" / "dashboards" / "liveedit.json").read_text())
+
+
+def panel_expressions() -> Iterator[str]:
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            yield target["expr"].replace("$__rate_interval", "1m")
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((INFRA / "prometheus" / "alerts.yml").read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def labels_of_series() -> dict[str, set[str]]:
+    """Every series that /metrics can have, with its labels."""
+    found = {}
+    for registry in (Metrics(), EditorMetrics()):
+        for metric in vars(registry).values():
+            for described in metric.describe() if hasattr(metric, "describe") else ():
+                for suffix in SUFFIXES[described.type]:
+                    labels = {"process", *metric._labelnames}
+                    found[described.name + suffix] = labels | (
+                        {"le"} if suffix == "_bucket" else set()
+                    )
+    return found
+
+
+SERIES = labels_of_series()
+EXPRESSIONS = [*panel_expressions(), *(rule["expr"] for rule in rules())]
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_expressions_name_series_and_labels_of_the_application(expression: str) -> None:
+    names = set(re.findall(r"\bliveedit_\w+", expression))
+    assert names <= set(SERIES)
+    # histogram_quantile and a rate over counters make sense of nothing else.
+    for name in re.findall(r"\b(?:rate|increase)\((\w+)", expression):
+        assert name.endswith(("_total", "_bucket", "_sum", "_count", "_busy_seconds"))
+    assert set(re.findall(r'code="(\w+)"', expression)) <= set(get_args(Code))
+    known = set.union(TARGET_LABELS, *(SERIES[name] for name in names))
+    selected = re.findall(r"(\w+)=~?\"", expression)
+    grouped = re.findall(r"(?:by|on) \(([^)]*)\)", expression)
+    assert {*selected, *(label for group in grouped for label in group.split(", "))} <= known
+
+
+def test_every_metric_is_shown() -> None:
+    shown = " ".join(panel_expressions())
+    for registry in (Metrics(), EditorMetrics()):
+        for metric in registry.registry.collect():
+            assert re.search(rf"\b{metric.name}\b|\b{metric.name}_", shown), metric.name
+
+
+def test_panels_use_the_provisioned_source() -> None:
+    path = INFRA / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
+    (source,) = yaml.safe_load(path.read_text())["datasources"]
+    for panel in dashboard()["panels"]:
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": source["type"], "uid": source["uid"]}
+    ids = [panel["id"] for panel in dashboard()["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_alerts_say_what_to_do() -> None:
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["remedy"]
+
+
+def test_prometheus_reads_files_that_are_there(tmp_path: Path) -> None:
+    config = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    assert job["job_name"] in rules()[0]["expr"]
+    (discovery,) = job["file_sd_configs"]
+    for name in (*config["rule_files"], *discovery["files"]):
+        assert (INFRA / "prometheus" / name).is_file()
+
+
+ALERT_TESTS = """
+rule_files: [{rules}]
+evaluation_interval: 1m
+tests:
+  - interval: 1m
+    input_series:
+      - {{series: 'up{{job="liveedit",instance="a"}}', values: '1x30'}}
+      - {{series: 'liveedit_editor_load{{instance="a",process="e"}}', values: '0.95x5 stale'}}
+      - {{series: 'liveedit_sessions_admitted_total{{instance="a",process="f"}}', values: '0+1x30'}}
+      - {{series: 'liveedit_sessions_refused_total{{instance="a",process="f",code="at_capacity"}}',
+          values: '0x9 0+1x20'}}
+      - {{series: 'liveedit_chunk_deadlines_total{{instance="a",process="f",met="yes"}}',
+          values: '0+9x30'}}
+      - {{series: 'liveedit_chunk_deadlines_total{{instance="a",process="f",met="no"}}',
+          values: '0x9 0+1x20'}}
+    promql_expr_test:
+      - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
+        eval_time: 5m
+        exp_samples: []
+      - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
+        eval_time: 8m
+        exp_samples:
+          - {{labels: '{{alertname="LiveEditNoEditor"}}', value: 1}}
+      - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
+        eval_time: 20m
+        exp_samples:
+          - {{labels: '{{alertname="LiveEditNoEditor"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditSessionsRefused"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditDeadlinesMissed"}}', value: 1}}
+  - interval: 1m
+    input_series:
+      - {{series: 'up{{job="liveedit",instance="a"}}', values: '1x5 0x20'}}
+      - {{series: 'liveedit_editor_load{{instance="a",process="e"}}', values: '0.95x30'}}
+      - {{series: 'liveedit_editor_load{{instance="a",process="g"}}', values: '0.95x30'}}
+      - {{series: 'liveedit_sessions_ended_total{{instance="a",process="f",reason="internal"}}',
+          values: '0x9 1x20'}}
+    promql_expr_test:
+      - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
+        eval_time: 12m
+        exp_samples:
+          - {{labels: '{{alertname="LiveEditDown"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditEditorsFull"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditInternalErrors"}}', value: 1}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_takes_the_files_and_raises_the_alerts(tmp_path: Path) -> None:
+    expressions = [{"record": "x", "expr": expression} for expression in panel_expressions()]
+    panels = tmp_path / "panels.yml"
+    panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": expressions}]}))
+    alerts = tmp_path / "alerts.yml"
+    alerts.write_text(ALERT_TESTS.format(rules=INFRA / "prometheus" / "alerts.yml"))
+    for command in (
+        ["check", "config", str(INFRA / "prometheus" / "prometheus.yml")],
+        ["check", "rules", "--lint=none", str(panels)],
+        ["test", "rules", str(alerts)],
+    ):
+        result = subprocess.run(["promtool", *command], capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
