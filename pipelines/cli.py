@@ -120,7 +120,8 @@ def evaluate(
 @app.command(
     epilog=(
         'Examples: liveedit edit in.mp4 out.mp4 --prompt "make the red circle blue"    '
-        'liveedit edit in.mov out.mp4 --prompt "..." --side-by-side --size source'
+        'liveedit edit in.mov out.mp4 --prompt "..." --side-by-side --size source    '
+        'liveedit edit in.mp4 out.mp4 --prompt "..." --url ws://localhost:8000'
     )
 )
 def edit(
@@ -144,6 +145,14 @@ def edit(
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Put source and edit next to each other.")
     ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="ws://HOST:PORT", help="Edit on this server, with its model."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="The server's bearer token.", envvar="LIVEEDIT_TOKEN"),
+    ] = None,
 ) -> None:
     """Edit a video file as a prompt says.
 
@@ -160,6 +169,8 @@ def edit(
         size=size,
         seed=seed,
         side_by_side=side_by_side,
+        url=url,
+        token=token,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +25,9 @@ from rich.table import Table
 from pipelines.config import EvaluateConfig, load_section
 from pipelines.records import write_json
 
+if TYPE_CHECKING:
+    from pipelines.edit import EditReport
+
 
 def edit(
     console: Console,
@@ -35,25 +39,39 @@ def edit(
     size: str,
     seed: int,
     side_by_side: bool,
+    url: str | None,
+    token: str | None,
 ) -> None:
-    """Edit a file with a progress bar."""
+    """Edit a file with a progress bar, here or on a server."""
     from data.video import probe
     from pipelines.edit import check_edit, edit_video, expected_frames
-    from pipelines.evaluate import load_editor
-    from pipelines.registry import locate
 
+    if url is not None and model is not None:
+        raise ValueError(
+            f"--model {model} and --url {url} exclude each other: a server has its own"
+        )
+    if url is None and token is not None:
+        raise ValueError("--token belongs to a server; name it with --url ws://HOST:PORT")
     check_edit(source, output, prompt)
     info = probe(source)
-    place = locate(model)
-    editor = load_editor(place)
+    run: Callable[..., EditReport]
+    if url is not None:
+        from pipelines.live import edit_remote
+
+        run, place = partial(edit_remote, url, token=token), url
+    else:
+        from pipelines.evaluate import load_editor
+        from pipelines.registry import locate
+
+        place = str(locate(model))
+        run = partial(edit_video, load_editor(place))
     with _bar(console, "frames", expected_frames(info)) as (progress, task):
 
         def show(done: int) -> None:
             speed = progress.tasks[task].speed or 0.0
             progress.update(task, completed=done, note=f"{speed:.1f} fps")
 
-        report = edit_video(
-            editor,
+        report = run(
             source,
             output,
             prompt,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from pipelines.edit import edit_video
 from pipelines.evaluate import load_editor, table_rows
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.progress import StageView
-from pipelines.records import fingerprint_of
+from pipelines.records import StageRecord, fingerprint_of
 from pipelines.stage_runner import StageRunner
 from pipelines.tracking import Tracker
 
@@ -27,20 +28,35 @@ VIDEO_SEED = 3
 
 
 def run_demo(overrides: list[str], console: Console) -> None:
-    """Make pairs, train, evaluate, register, edit a video; then say where everything is."""
+    """Make pairs, train, evaluate, register, edit a video, serve; then say where everything is."""
     config = load_config("demo", overrides)
     started = time.monotonic()
-    result = _run(config, StageView(console, (*STAGES, "edit")), edit=True)
+    live: dict[str, float] = {}
+
+    def then(runner: StageRunner, result: PipelineResult) -> None:
+        _edit_heldout(runner, result)
+        live.update(_stream_live(runner, result, config).metrics)
+
+    result = _run(config, StageView(console, (*STAGES, "edit", "live")), then=then)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
     print_result(config, result, console)
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
     prompt = heldout_video(result.model).instruction
-    _print_lines(console, {"before": short(source), "after": f"{short(video)}  ({prompt})"})
+    _print_lines(
+        console,
+        {
+            "before": short(source),
+            "after": f"{short(video)}  ({prompt})",
+            "live": f"{short(result.output / 'live.mp4')}  "
+            f"({served_reference(config, result)} over WebSocket: {_live_numbers(live)})",
+        },
+    )
     again = shlex.join(["edit", short(source), "mine.mp4", "--prompt", prompt, "--seed", "1"])
     us = command_name("liveedit")
     console.print(
         "\n[bold]Try next[/]\n"
         f"  {us} {again}\n"
+        f"  {us} serve                      your webcam, on a page\n"
         f"  {us} demo distill.steps=400     train the last stage longer\n"
         f"  {us} data ingest --help         bring your own pairs\n"
         f"  {us} train wan-1.3b --dry-run   the same pipeline at full size",
@@ -91,10 +107,15 @@ def heldout_video(model: Path) -> Pair:
     )
 
 
-def _run(config: PipelineConfig, view: StageView, *, edit: bool = False) -> PipelineResult:
+def _run(
+    config: PipelineConfig,
+    view: StageView,
+    *,
+    then: Callable[[StageRunner, PipelineResult], None] | None = None,
+) -> PipelineResult:
     try:
         with view:
-            return run_pipeline(config, view, then=_edit_heldout if edit else None)
+            return run_pipeline(config, view, then=then)
     except KeyboardInterrupt as interrupt:
         view.console.print(
             f"\nStopped. Finished and kept: {', '.join(view.finished) or 'nothing yet'}. "
@@ -105,7 +126,7 @@ def _run(config: PipelineConfig, view: StageView, *, edit: bool = False) -> Pipe
 
 
 def _edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
-    """The demo's last stage: edit a video file as `liveedit edit` does."""
+    """Edit a video file as `liveedit edit` does."""
     pair = heldout_video(result.model)
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
     frames, height, width = pair.video_shape
@@ -129,6 +150,57 @@ def _edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
         "size": [frames, height, width],
     }
     runner.run("edit", 1, inputs, video, make, still_there=lambda record: source.is_file())
+
+
+def served_reference(config: PipelineConfig, result: PipelineResult) -> str:
+    """The registered model that the demo serves: production, or the candidate if not promoted."""
+    return f"models:/{config.tracking.model_name}@{result.aliases[-1]}"
+
+
+def _stream_live(
+    runner: StageRunner, result: PipelineResult, config: PipelineConfig
+) -> StageRecord:
+    """The demo's last stage: serve the registered model and stream the video through it."""
+    pair = heldout_video(result.model)
+    source, video = result.output / "source.mp4", result.output / "live.mp4"
+    frames = pair.video_shape[0]
+    reference = served_reference(config, result)
+
+    def make(tracker: Tracker, key: str) -> dict[str, float]:
+        # Ray Serve takes seconds to import.
+        from pipelines.live import film_file, live_numbers
+        from pipelines.serve_command import application, serve_settings
+
+        runner.view.update("live", 0, frames, f"starting {reference}")
+        with application(serve_settings([reference]), registry=config.tracking.uri) as running:
+            report = film_file(
+                running.stream_url,
+                source,
+                video,
+                pair.instruction,
+                progress=lambda n: runner.view.update("live", n, frames, f"{n}/{frames} frames"),
+            )
+        tracker.log_artifact(video)
+        return live_numbers(report)
+
+    inputs = {
+        "model": fingerprint_of(result.model),
+        "reference": reference,
+        "origin": pair.origin,
+        "frames": frames,
+    }
+    return runner.run("live", 1, inputs, video, make)
+
+
+def _live_numbers(live: Mapping[str, float]) -> str:
+    texts = {
+        "edited": "{:.0f} frames edited",
+        "dropped": "{:.0f} dropped",
+        "first_chunk_s": "first chunk after {:.1f} s",
+        "fps": "{:.1f} fps",
+        "latency_s": "latency {:.2f} s",
+    }
+    return ", ".join(text.format(live[name]) for name, text in texts.items() if name in live)
 
 
 def _print_lines(console: Console, lines: dict[str, str]) -> None:

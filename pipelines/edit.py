@@ -2,6 +2,7 @@
 
 Decode, editor and encode are one chain of generators: a chunk is decoded, edited and written
 before the next one is read. Frame rate, length, size and audio stay as they are in the source.
+`edit_video` edits with a model of this process; `edit_file` is the same around any editor.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,6 @@ from data.video import VideoInfo, VideoWriter, probe, read_frames
 
 if TYPE_CHECKING:
     from modeling.editor import StreamingEditor
-    from modeling.stream import EditedChunk
 
 _GRID = 16  # pixels; the transformer's patches on the VAE's latents
 
@@ -62,35 +62,61 @@ def edit_video(
     stream_config = editor.config.stream
     height, width = model_size(size, info, (stream_config.height, stream_config.width))
     stream = editor.open(prompt, height=height, width=width, seed=seed)
-    waiting: deque[np.ndarray] = deque()  # source frames of the chunk under way, for side_by_side
     shares: list[float] = []
-    done = 0
+
+    def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for frame in frames:
+            for chunk in stream.push(frame[None]):
+                shares.append(chunk.recomputed)
+                yield from chunk.frames
+        last = stream.flush()
+        if last is not None:
+            shares.append(last.recomputed)
+            yield from last.frames
+
     started = time.monotonic()
-    columns = 2 if side_by_side else 1
-    with VideoWriter(output, columns * info.width, info.height, info.fps, audio_from=source) as out:
+    done = edit_file(
+        edit, source, output, (height, width), side_by_side=side_by_side, progress=progress
+    )
+    seconds = time.monotonic() - started
+    return EditReport(done, seconds, height, width, float(np.mean(shares)))
 
-        def write(chunk: EditedChunk) -> None:
-            nonlocal done
-            for frame in chunk.frames:
-                picture = resize(frame, info.height, info.width)
-                if side_by_side:
-                    picture = np.concatenate([waiting.popleft(), picture], axis=1)
-                out.write(picture[None])
-            done += len(chunk.frames)
-            shares.append(chunk.recomputed)
-            progress(done)
 
+def edit_file(
+    edit: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]],
+    source: Path,
+    output: Path,
+    size: tuple[int, int],
+    *,
+    side_by_side: bool = False,
+    progress: Callable[[int], None] = lambda frames: None,
+) -> int:
+    """Run the frames of `source` through `edit` into `output`; returns how many there were.
+
+    `edit` is given frames of `size` (height, width), uint8 [H, W, 3], and gives as many back, in
+    order; it may take them in another thread.
+    """
+    info = probe(source)
+    waiting: deque[np.ndarray] = deque()  # source frames under way, for side_by_side
+
+    def read() -> Iterator[np.ndarray]:
         # By time stamps: a variable rate becomes its mean, and the sound stays with the picture.
         for frame in read_frames(source, fps=info.fps):
             if side_by_side:
                 waiting.append(frame)
-            for chunk in stream.push(resize(frame, height, width)[None]):
-                write(chunk)
-        last = stream.flush()
-        if last is not None:
-            write(last)
-    seconds = time.monotonic() - started
-    return EditReport(done, seconds, height, width, float(np.mean(shares)))
+            yield resize(frame, *size)
+
+    done = 0
+    columns = 2 if side_by_side else 1
+    with VideoWriter(output, columns * info.width, info.height, info.fps, audio_from=source) as out:
+        for frame in edit(read()):
+            picture = resize(frame, info.height, info.width)
+            if side_by_side:
+                picture = np.concatenate([waiting.popleft(), picture], axis=1)
+            out.write(picture[None])
+            done += 1
+            progress(done)
+    return done
 
 
 def check_edit(source: Path, output: Path, prompt: str) -> None:

@@ -86,6 +86,7 @@ def run_pipeline(
         runner = StageRunner(output, parent, view)
         try:
             result = _Pipeline(config, output, source, runner, resources).run()
+            resources.close()  # of this process's Rays there is one at a time
             if then:
                 then(runner, result)
         except BaseException as error:

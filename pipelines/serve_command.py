@@ -77,13 +77,20 @@ def serve_settings(
 
 @contextmanager
 def application(
-    settings: ServeSettings, *, host: str = "127.0.0.1", port: int | None = None
+    settings: ServeSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    registry: str | None = None,
 ) -> Iterator[Running]:
-    """The application, started, and stopped at the end; `port` null takes a free one."""
+    """The application, started, and stopped at the end; `port` null takes a free one.
+
+    `registry` is the MLflow of models:/ references, by default the one that training uses.
+    """
     from pipelines.tracking import client_for, resolve_uri
     from serve.run import free_port, start
 
-    registry = resolve_uri(None)
+    registry = resolve_uri(registry)
     if settings.model.startswith("models:/"):
         client_for(registry)  # quiet about migrations of its database
     running = start(settings, host=host, port=port or free_port(), registry=registry)

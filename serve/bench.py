@@ -142,7 +142,7 @@ async def _measure(
             kills += await kill()
 
     killer = asyncio.create_task(killing())
-    cameras = await asyncio.gather(*(_camera(url, load, n) for n in range(sessions)))
+    cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
     killer.cancel()
     await asyncio.gather(killer, return_exceptions=True)
     return BenchReport(load, list(cameras), kills, time.monotonic() - started)
@@ -164,27 +164,43 @@ def pictures(load: Load, seed: int) -> list[bytes]:
     return out
 
 
-async def _camera(url: str, load: Load, number: int) -> CameraReport:
-    report = CameraReport()
+async def _simulated(url: str, load: Load, number: int) -> CameraReport:
     images = await asyncio.to_thread(pictures, load, number)
     # Cameras do not start in step.
     await asyncio.sleep(random.Random(number).uniform(0, 1) if number else 0)
+    return await camera(url, load, images, PROMPTS[number % len(PROMPTS)], seed=number)
+
+
+async def camera(
+    url: str,
+    load: Load,
+    images: list[bytes],
+    prompt: str,
+    *,
+    seed: int = 0,
+    on_frame: Callable[[EditedFrame], None] = lambda frame: None,
+) -> CameraReport:
+    """One session: `images` (encoded as `load` says) are sent in turn, at its frame rate.
+
+    What the server refuses is an error in the report.
+    """
+    report = CameraReport()
     try:
         async with connect(
             url,
-            PROMPTS[number % len(PROMPTS)],
+            prompt,
             width=load.width,
             height=load.height,
             fps=load.fps,
             mode=load.mode,
             format=load.format,
-            seed=number,
+            seed=seed,
             token=load.token,
         ) as stream:
             sent: dict[int, float] = {}
             filming = asyncio.create_task(_film(stream, load, images, sent, report))
             try:
-                await _watch(stream, load, sent, report)
+                await _watch(stream, load, sent, report, on_frame)
                 await filming
             finally:
                 filming.cancel()
@@ -209,7 +225,13 @@ async def _film(
     stream.finish()
 
 
-async def _watch(stream: Stream, load: Load, sent: dict[int, float], report: CameraReport) -> None:
+async def _watch(
+    stream: Stream,
+    load: Load,
+    sent: dict[int, float],
+    report: CameraReport,
+    on_frame: Callable[[EditedFrame], None],
+) -> None:
     opened, last_came, last_index = time.monotonic(), 0.0, -1
     came: dict[int, float] = {}
     assert stream.opened is not None
@@ -225,6 +247,7 @@ async def _watch(stream: Stream, load: Load, sent: dict[int, float], report: Cam
                 report.interval_ms.append(gap * 1000)
                 report.stalls += gap > STALL_CHUNKS * chunk_s
             last_came = event.came
+            on_frame(event)
         elif isinstance(event, Dropped):
             report.dropped += event.frames
         elif isinstance(event, Chunk):

@@ -142,6 +142,7 @@ def start(
         _check_port(host, port)
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process
     running = Running(host, port, None, {name: os.environ.get(name) for name in ENVIRONMENT})
     if registry is not None:
         os.environ["MLFLOW_TRACKING_URI"] = registry

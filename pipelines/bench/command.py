@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from pipelines.bench.serve import bench_serve
+
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
 
@@ -128,6 +130,16 @@ def bench_stream(
     if regressed := [c.name for c in comparisons if c.regressed]:
         console.print(f"Regressed against {check}: {'; '.join(regressed)}", soft_wrap=True)
         raise typer.Exit(1)
+
+
+bench_app.command(
+    "serve",
+    epilog=(
+        "Examples: liveedit bench serve --sessions 1,2,4    "
+        "liveedit bench serve models/wan editor_gpus=1 --json now.json    "
+        "liveedit bench serve --mode lossless --sessions 2 --kills 20"
+    ),
+)(bench_serve)
 
 
 def parse_size(size: str) -> tuple[int, int]:
