@@ -8,7 +8,8 @@ from torch import Tensor
 
 from modeling.attention import chunk_causal
 from modeling.kv_cache import Cached, KVCache
-from modeling.presets import PRESETS, TransformerConfig
+from modeling.mask_cache import Reuse
+from modeling.presets import MaskCacheConfig, TransformerConfig
 from modeling.rope import rotate
 from modeling.transformer import Transformer
 
@@ -79,21 +80,26 @@ class ShiftedWindow:
         self.window_positions = window_positions
         self.chunks: list[tuple[int, Tensor, Tensor]] = []  # position, raw k, v
 
-    def attend(self, position: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(
+        self, position: int, q: Tensor, k: Tensor, v: Tensor, kept: Tensor | None = None
+    ) -> Tensor:
+        """The chunk at `position` joins the window; with `kept`, [K], only these tokens of it are
+        there, as in a pruned step, and it does not join yet."""
         seen = [*self.chunks, (position, k, v)]
         places = [p for p, _, _ in seen]
         if self.window_positions:
             places = [CHUNK * i for i in range(len(seen))]
-        keys = torch.cat(
-            [self._rotate(k, p) for p, (_, k, _) in zip(places, seen, strict=True)], dim=1
-        )
-        values = torch.cat([v.double() for _, _, v in seen], dim=1)
+        keys = [self._rotate(k, p) for p, (_, k, _) in zip(places, seen, strict=True)]
+        values = [v.double() for _, _, v in seen]
         q = self._rotate(q, places[-1])
-        weights = torch.einsum("btnd,bsnd->bnts", q, keys) / CONFIG.head_dim**0.5
-        out = torch.einsum("bnts,bsnd->btnd", weights.softmax(-1), values)
-        self.chunks = seen
-        if len(self.chunks) == self.slots:
-            del self.chunks[self.sink_slots]
+        if kept is not None:
+            q, keys[-1], values[-1] = (x[:, kept] for x in (q, keys[-1], values[-1]))
+        weights = torch.einsum("btnd,bsnd->bnts", q, torch.cat(keys, dim=1)) / CONFIG.head_dim**0.5
+        out = torch.einsum("bnts,bsnd->btnd", weights.softmax(-1), torch.cat(values, dim=1))
+        if kept is None:
+            self.chunks = seen
+            if len(self.chunks) == self.slots:
+                del self.chunks[self.sink_slots]
         return out
 
     def _rotate(self, x: Tensor, position: int) -> Tensor:
@@ -132,16 +138,19 @@ def test_ring_equals_a_shifted_window(
     kv = cache(window, sinks, window_positions=window_positions)
     plain = ShiftedWindow(window // CHUNK, sinks // CHUNK, window_positions)
     generator = torch.manual_seed(3)
-    size = (CHUNK * HEIGHT * WIDTH // 4, CONFIG.num_heads, CONFIG.head_dim)
+    tokens = CHUNK * HEIGHT * WIDTH // 4
     for position in range(0, frames, CHUNK):
-        q, k, v = torch.randn(3, 1, *size, generator=generator)
-        visible = Cached(kv)
-        rope = visible.begin(CHUNK, HEIGHT // 2, WIDTH // 2, CONFIG.head_dim, q.device)
-        turned = rotate(q, rope), rotate(k, rope)
-        ours = [visible.attend(layer, *turned, v) for layer in range(CONFIG.num_layers)]
-        theirs = plain.attend(position, q, k, v)
-        for out in ours:
-            assert (out - theirs).norm() / theirs.norm() < 1e-5
+        q, k, v = torch.randn(3, 1, tokens, CONFIG.num_heads, CONFIG.head_dim, generator=generator)
+        some = torch.randperm(tokens, generator=generator)[: 1 + position % tokens].sort().values
+        for kept in (some, None):  # a pruned step, then the refresh
+            visible = Cached(kv, kept if kept is None else Reuse(MaskCacheConfig(), k, kept))
+            rope = visible.begin(CHUNK, HEIGHT // 2, WIDTH // 2, CONFIG.head_dim, q.device)
+            ours = [x if kept is None else x[:, kept] for x in (q, k, v)]
+            turned = rotate(ours[0], rope), rotate(ours[1], rope)
+            theirs = plain.attend(position, q, k, v, kept)
+            for layer in range(CONFIG.num_layers):
+                out = visible.attend(layer, *turned, ours[2])
+                assert (out - theirs).norm() / theirs.norm() < 1e-5
         kv.commit()
 
 
@@ -199,22 +208,3 @@ def test_impossible_windows() -> None:
         cache(10)
     with pytest.raises(ValueError, match="does not hold 6 sinks"):
         cache(6, 6)
-
-
-def test_wan_1_3b_sizes() -> None:
-    """Published sizes: parameters, tokens of a chunk, KV bytes of a latent in bfloat16."""
-    config = PRESETS["wan-1.3b"].transformer
-    with torch.device("meta"):
-        assert sum(p.numel() for p in Transformer(config).parameters()) == 1_419_095_104
-    kv = KVCache(
-        config,
-        batch=1,
-        latent_height=60,
-        latent_width=104,
-        chunk_latents=3,
-        window_latents=12,
-        device="meta",
-        dtype=torch.bfloat16,
-    )
-    assert kv.slot_tokens == 4680
-    assert (kv.k.nbytes + kv.v.nbytes) / 12 == 287_539_200

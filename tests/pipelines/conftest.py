@@ -17,6 +17,7 @@ from modeling.vae import build_vae
 from pipelines import tracking
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 21
+torch.set_num_threads(1)  # tiny networks: more threads would wait for each other
 
 
 @pytest.fixture(scope="session")
