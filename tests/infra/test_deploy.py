@@ -110,7 +110,7 @@ def url(dashboard: str, environment: dict[str, str], config: Any, folder: Path) 
     sent = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert sent.returncode == 0, sent.stdout + sent.stderr
     url = f"http://127.0.0.1:{config['http_options']['port']}"
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 240
     answer = "nothing"
     while time.monotonic() < deadline:
         try:
@@ -126,7 +126,7 @@ def url(dashboard: str, environment: dict[str, str], config: Any, folder: Path) 
     raise AssertionError(f"not ready: {answer}\n{status.stdout}{status.stderr}")
 
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(420)
 
 
 def test_the_deployed_application_edits_for_whoever_has_a_token(url: str) -> None:
