@@ -47,11 +47,7 @@ def edit(
     from pipelines.edit import check_edit, edit_video, expected_frames
 
     if url is not None and model is not None:
-        raise ValueError(
-            f"--model {model} and --url {url} exclude each other: a server has its own"
-        )
-    if url is None and token is not None:
-        raise ValueError("--token belongs to a server; name it with --url ws://HOST:PORT")
+        raise ValueError(f"--model {model} does nothing beside --url: a server has its own model")
     check_edit(source, output, prompt)
     info = probe(source)
     run: Callable[..., EditReport]

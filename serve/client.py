@@ -90,9 +90,10 @@ def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         try:
             told = json.load(error)["error"]
-            raise WireError(told["code"], told["message"]) from error
-        except (ValueError, KeyError, TypeError):
+            refusal = WireError(told["code"], told["message"])
+        except (ValueError, LookupError, TypeError):
             raise ConnectError(f"{address} answers {error}; is it a LiveEdit server?") from error
+        raise refusal from error
     except (OSError, ValueError, LookupError) as error:
         raise ConnectError(f"{address} cannot be reached: {error}") from error
 

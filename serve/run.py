@@ -23,6 +23,7 @@ import torch
 from ray import serve as ray_serve
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.serve.config import HTTPOptions
+from ray.serve.context import _set_global_client
 from ray.serve.schema import ApplicationStatus
 
 from serve import ingress
@@ -105,8 +106,8 @@ class Running:
             ray_serve.delete(APP)
             with contextlib.suppress(ValueError):  # it may have ended itself
                 ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
-            if self.folder is not None:
-                ray_serve.shutdown()
+            # Serve's own actors end with a Ray that is ours, and go on in a cluster.
+            _set_global_client(None)
             ray.shutdown()
         if self.folder is not None and not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
