@@ -35,6 +35,7 @@ class TransformerConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        _at_least_1(self, "dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_tokens")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
                 f"dim {self.dim} over num_heads {self.num_heads} gives no even head size; "
@@ -58,6 +59,11 @@ class VaeConfig:
     std: tuple[float, ...] = WAN_LATENT_STD
 
     def __post_init__(self) -> None:
+        if self.kind == "tiny" and (len(self.widths) != 4 or min(self.widths) < 1):
+            raise ValueError(
+                f"vae.widths {self.widths} must be four decoder widths, latent side first, such as "
+                "64, 48, 32, 32"
+            )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.latent_channels:
                 raise ValueError(
@@ -111,6 +117,11 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         chunk, window, sink = self.chunk_latents, self.window_latents, self.sink_latents
+        _at_least_1(self, "height", "width", "fps", "chunk_latents", "window_latents")
+        if sink < 0 or self.shift <= 0:
+            raise ValueError(
+                f"stream.sink_latents {sink} must be 0 or more, stream.shift {self.shift} above 0"
+            )
         if window % chunk or sink % chunk:
             raise ValueError(
                 f"stream.window_latents {window} and stream.sink_latents {sink} must be "
@@ -123,11 +134,19 @@ class StreamConfig:
             )
         if self.height % 16 or self.width % 16:
             raise ValueError(
-                f"stream size {self.height}x{self.width} is not a multiple of 16 pixels"
+                f"stream size {self.height}x{self.width} is not a multiple of 16 pixels; set "
+                f"stream.height={_nearest_16(self.height)} and "
+                f"stream.width={_nearest_16(self.width)}"
             )
-        if list(self.timesteps) != sorted(self.timesteps, reverse=True) or not self.timesteps:
+        steps = list(self.timesteps)
+        if (
+            steps != sorted(steps, reverse=True)
+            or not steps
+            or not 1 <= steps[-1] <= steps[0] <= 1000
+        ):
             raise ValueError(
-                f"stream.timesteps {self.timesteps} must fall, e.g. 1000, 750, 500, 250"
+                f"stream.timesteps {self.timesteps} must fall from at most 1000 to at least 1, "
+                "e.g. 1000, 750, 500, 250"
             )
         if self.mask_cache and max(self.mask_cache.pruned_steps, default=0) >= len(self.timesteps):
             raise ValueError(
@@ -165,6 +184,17 @@ class ModelConfig:
                 f"vae.latent_channels {self.vae.latent_channels} does not fit "
                 f"transformer.latent_channels {self.transformer.latent_channels}"
             )
+
+
+def _at_least_1(owner: object, *names: str) -> None:
+    for name in names:
+        if getattr(owner, name) < 1:
+            section = type(owner).__name__.removesuffix("Config").lower()
+            raise ValueError(f"{section}.{name} {getattr(owner, name)} is too small; use 1 or more")
+
+
+def _nearest_16(pixels: int) -> int:
+    return max(16, round(pixels / 16) * 16)
 
 
 _WAN_VAE = VaeConfig(kind="wan")

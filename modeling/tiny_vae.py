@@ -118,11 +118,6 @@ class TinyVae(StreamingVae):
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(config)
-        if len(config.widths) != 4:
-            raise ValueError(
-                f"vae.widths {config.widths} must hold four decoder widths, latent side first, "
-                "e.g. (256, 128, 64, 64)"
-            )
         self.encoder = _encoder(config.widths[-1], config.latent_channels)
         self.decoder = _decoder(config.widths, config.latent_channels)
         self._initialise()

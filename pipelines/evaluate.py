@@ -13,7 +13,8 @@ import numpy as np
 from data.loader import loader
 from data.manifest import dataset_hash, read_dataset_info
 from modeling.presets import MaskCacheConfig
-from pipelines.config import ConfigError, EvaluateConfig
+from pipelines.config import EvaluateConfig
+from pipelines.merge import ConfigError
 
 if TYPE_CHECKING:
     from modeling.editor import StreamingEditor

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.manifest import DatasetInfo, read_dataset_info
-from pipelines.config import (
-    TRAINED_STAGES,
-    ConfigError,
-    PipelineConfig,
-    check_batch,
-    check_machine,
-)
+from pipelines.config import PipelineConfig
+from pipelines.config_check import check_batch, check_machine
+from pipelines.merge import ConfigError
+from pipelines.session import check_address
+from pipelines.stage_config import TRAINED_STAGES
 from pipelines.start_model import start_source
 from pipelines.tracking import check_reachable
 
@@ -20,6 +18,8 @@ def check(config: PipelineConfig) -> Path | None:
     """Raise a ValueError for what cannot work; returns the model directory to start from."""
     assert config.tracking.uri is not None
     check_machine(config)
+    if config.compute.address is not None:
+        check_address(config.compute.address)
     start = start_source(config)
     chunk = config.model.resolve().stream.chunk_latents
     for key in ("train", "heldout"):

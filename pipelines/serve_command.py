@@ -62,7 +62,7 @@ def serve_settings(
     """`[MODEL] [KEY=VALUE]...` as settings, over `defaults`. Raises ValueError that names a key."""
     from omegaconf import OmegaConf
 
-    from pipelines.config import parse_overrides
+    from pipelines.merge import parse_overrides
     from pipelines.registry import locate
     from serve.settings import ServeSettings
 

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 
 OBJECT_STORE_BYTES = 256 << 20  # training hands over paths, not objects
 _TOKEN_ENV = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_CONNECT_SECONDS = 10
 ROOT = Path(__file__).parent.parent
 _LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
 
@@ -36,6 +38,7 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
         with _private_ray(workers):
             yield
         return
+    check_address(address)
     import ray
 
     try:
@@ -46,14 +49,29 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
             logging_level=logging.WARNING,
         )
     except ConnectionError as error:
-        raise SessionError(
-            f"compute.address={address}: no Ray cluster answers there ({error}); start it, or set "
-            "compute.address=null for a private Ray on this machine"
-        ) from error
+        raise _unreachable(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()  # disconnects; the cluster goes on
+
+
+def check_address(address: str) -> None:
+    """Raise a SessionError if nothing listens at HOST:PORT, which Ray would try for minutes."""
+    host, _, port = address.rpartition("//")[2].partition("/")[0].rpartition(":")
+    if not port.isdigit():
+        return  # "auto", or a scheme of Ray's own
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> SessionError:
+    return SessionError(
+        f"compute.address={address}: no Ray cluster answers there ({error}); start it, or set "
+        "compute.address=null for a private Ray on this machine"
+    )
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+TRAINED_STAGES = ("vae", "foundation", "causal", "distill")
+
 
 @dataclass
 class ComputeConfig:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import ConfigError
+from pipelines.merge import ConfigError
 from pipelines.progress import StageView
 from pipelines.records import Records, StageRecord, fingerprint_of, key_of
 from pipelines.tracking import Tracker
@@ -94,9 +94,15 @@ class StageRunner:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Keep a second pipeline out of `output`."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as file:
+    """Keep a second pipeline out of `output`; ConfigError also where nothing can be written."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = (output / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"output={output} cannot be written to ({error}); give another output=FOLDER"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

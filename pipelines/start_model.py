@@ -11,7 +11,8 @@ from modeling.model_dir import load_model, read_config, save_model
 from modeling.presets import ModelConfig
 from modeling.transformer import Transformer
 from modeling.vae import build_vae
-from pipelines.config import ROOT, ConfigError, PipelineConfig
+from pipelines.config import ROOT, PipelineConfig
+from pipelines.merge import ConfigError
 from pipelines.registry import resolve
 
 

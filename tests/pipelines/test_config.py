@@ -53,6 +53,7 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("foundation.stesp=1", r"unknown key 'foundation.stesp'; did you mean foundation.steps"),
+        ("foundatoin.steps=1", r"unknown key 'foundatoin'; did you mean foundation"),
         ("learning_rate=1", r"did you mean vae.learning_rate"),
         ("model.transformer.dmi=3", r"'model.transformer.dmi'; did you mean model.transformer.dim"),
         ("foundation.steps=many", r"foundation.steps: Value 'many'"),
@@ -67,18 +68,37 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
         ("compute.zero_stage=4", r"compute.zero_stage=4 does not exist; use 0 to 3"),
         ("compute.workers=0", r"compute.workers=0 is too small"),
         ("model.stream.window_latents=3", r"window_latents 3 does not hold 3 sink .* to 6"),
-        ("model.stream.height=100", r"100x192 is not a multiple of 16"),
+        ("model.stream.height=100", r"100x192 is not a multiple of 16 .* stream.height=96 and"),
         ("foundation.batch_size=90", r"asks for 180 samples at once, and the dataset has \d+"),
         ("vae.clip_frames=11", r"vae.clip_frames=11 must be 4n-3 frames, at most data.frames=33"),
         ("vae.clip_frames=37", r"vae.clip_frames=37 must be"),
         ("vae.crop=60", r"vae.crop=60 must be a multiple of 8 pixels, at most 128"),
         ("vae.crop=136", r"vae.crop=136 must be"),
+        ("compute.cpus_per_worker=0", r"compute.cpus_per_worker=0.0 is too small"),
+        ("foundation.learning_rate=-1", r"foundation.learning_rate=-1.0 is too small; .* above 0"),
+        ("foundation.learning_rate=nan", r"foundation.learning_rate=nan is too small"),
+        ("causal.text_dropout=3", r"causal.text_dropout=3.0 is a share; use 0 to 1"),
+        ("vae.betas=[0.9,1]", r"vae.betas=\[0.9, 1.0\] must both be from 0 to below 1"),
+        ("distill.generator_every=0", r"distill.generator_every=0 is too small"),
+        ("distill.min_timestep=990", r"distill.min_timestep=990 and .*max_timestep=980 must rise"),
+        ("distill.ema_decay=2", r"distill.ema_decay=2.0 is a share"),
+        ("model.transformer.num_heads=0", r"model.transformer.num_heads 0 is too small"),
+        ("model.transformer.num_layers=0", r"model.transformer.num_layers 0 is too small"),
+        ("model.vae.widths=[8,8]", r"model.vae.widths \(8, 8\) must be four decoder widths"),
+        ("model.stream.chunk_latents=0", r"model.stream.chunk_latents 0 is too small"),
+        ("model.stream.timesteps=[2000,1]", r"model.stream.timesteps .* from at most 1000"),
         ("foundation.grad_accumulation=0", r"foundation.grad_accumulation=0 is too small"),
     ],
 )
 def test_mistakes_name_key_value_and_remedy(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("demo", ["vae.steps=9", override, DB])
+
+
+def test_bf16_needs_sharding() -> None:
+    given = ["compute.precision=bf16", "compute.zero_stage=0", DB]
+    with pytest.raises(ConfigError, match=r"compute.zero_stage=0 .* set compute.zero_stage to 1"):
+        load_config("demo", given)
 
 
 def test_wan_needs_its_weights_and_keeps_its_vae() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def test_datasets_that_cannot_be_trained_on(
         )
     with pytest.raises(ValueError, match="nowhere: no dataset here"):
         check(configured(mlflow_uri, "data.heldout=nowhere"))
+
+
+def test_a_ray_cluster_that_is_not_there(mlflow_uri: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        check(configured(mlflow_uri, f"compute.address=ray://127.0.0.1:{port}"))
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(ValueError, match=rf"compute.address={address}: no Ray cluster answers"):
+            check(configured(mlflow_uri, f"compute.address={address}"))
 
 
 def test_gpus_that_are_not_there(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,3 +133,13 @@ def test_second_pipeline_in_the_same_output_is_refused(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "output"
+    with (
+        pytest.raises(ConfigError, match=rf"output={output} cannot be written to \(.*=FOLDER"),
+        locked(output),
+    ):
+        pass
