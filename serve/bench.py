@@ -253,7 +253,9 @@ async def _watch(
         elif isinstance(event, Chunk):
             if report.first_chunk_ms is None:
                 report.first_chunk_ms = (came[event.first_frame] - opened) * 1000
-            if event.index < SETTLE_CHUNKS:
+            # The last chunk, cut short by the close, comes before its turn and waits for the one
+            # before it.
+            if event.index < SETTLE_CHUNKS or event.frames < stream.opened.chunk_frames:
                 continue
             last = event.first_frame + event.frames - 1
             done = came[event.first_frame if load.mode == "live" else last]

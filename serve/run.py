@@ -72,12 +72,10 @@ class Running:
         return f"{'localhost' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Returns when an editor is warmed up. Raises StartError, at once if none can start."""
+        """Returns when an editor is warmed up. Raises StartError."""
         deadline = time.monotonic() + timeout_s
         reason = "no answer"
         while time.monotonic() < deadline:
-            if failure := _deploy_failure():
-                raise StartError(failure)
             try:
                 with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
                     return
@@ -143,6 +141,12 @@ def start(
         _check_port(host, port)
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
+        wanted, there = settings.min_editors * settings.editor_gpus, torch.cuda.device_count()
+        if wanted > there:
+            raise ValueError(
+                f"{settings.min_editors} editors with editor_gpus={settings.editor_gpus:g} need "
+                f"{wanted:g} GPUs, and torch sees {there} here; lower min_editors or editor_gpus"
+            )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process
     running = Running(host, port, None, {name: os.environ.get(name) for name in ENVIRONMENT})
     if registry is not None:
@@ -167,10 +171,11 @@ def start(
         ray_serve.run(application, name=APP, route_prefix="/", blocking=False)
         running.wait_ready()
     except Exception as error:
+        reason = _deploy_failure() or error
         running.stop(keep_logs=True)
         logs = f"; its logs are in {running.folder}/ray/session_latest/logs"
         where = logs if running.folder else ""
-        raise StartError(f"the application did not start: {error}{where}") from error
+        raise StartError(f"the application did not start: {reason}{where}") from error
     except BaseException:
         running.stop()
         raise
@@ -178,8 +183,11 @@ def start(
 
 
 def _deploy_failure() -> str | None:
-    """Why Serve has given a deployment up, in a line; None while it has not."""
-    application = ray_serve.status().applications.get(APP)
+    """Why Serve has given a deployment up, in a line; None if it has not."""
+    try:
+        application = ray_serve.status().applications.get(APP)
+    except Exception:  # Ray or Serve is not there, which the error at hand says
+        return None
     if application is None or application.status != ApplicationStatus.DEPLOY_FAILED:
         return None
     messages = [d.message for d in application.deployments.values() if d.message]
