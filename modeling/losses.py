@@ -12,14 +12,22 @@ from torch.nn.functional import l1_loss, mse_loss
 
 
 def velocity_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Flow matching: mean square error of velocities, each latent times its `weight`.
+    """Flow matching: mean square error of velocities, each place times its `weight`.
 
-    `weight` [B], one a clip, or [B, F], one a latent; None weighs all alike.
+    `weight` is [B], one a clip, [B, F], one a latent, or [B, F, 1, H, W], one a cell; None weighs
+    all alike.
     """
-    error = (predicted.float() - target.float()).square().mean(dim=(2, 3, 4))  # [B, F]
-    if weight is None:
-        return error.mean()
-    return (error * weight.float().reshape(error.shape[0], -1)).mean()
+    return _weighted_square(predicted, target, weight)
+
+
+def edit_weight(source: Tensor, target: Tensor, weight: float) -> Tensor:
+    """1 for cells that the edit leaves alone, up to 1 + `weight` for others: [B, F, 1, H, W].
+
+    The change is the mean square over channels of target - source, at most 1. An edit is a small
+    part of a clip, and copying the rest alone makes most of an unweighted loss.
+    """
+    change = (target.float() - source.float()).square().mean(dim=2, keepdim=True)
+    return 1 + weight * change.clamp_max(1)
 
 
 def guided(conditional: Tensor, unconditional: Tensor, excess: float) -> Tensor:
@@ -46,9 +54,9 @@ def gradient_as_loss(x: Tensor, gradient: Tensor) -> Tensor:
     return 0.5 * mse_loss(x, (x - gradient).detach())
 
 
-def regression_loss(x: Tensor, target: Tensor) -> Tensor:
-    """0.5 * mean square error, on the same scale as `gradient_as_loss`."""
-    return 0.5 * mse_loss(x.float(), target.float())
+def regression_loss(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """0.5 * mean square error, on the same scale as `gradient_as_loss`; weights as velocities'."""
+    return 0.5 * _weighted_square(x, target, weight)
 
 
 def reconstruction_loss(pixels: Tensor, target: Tensor, edge_weight: float) -> Tensor:
@@ -67,3 +75,10 @@ def reconstruction_loss(pixels: Tensor, target: Tensor, edge_weight: float) -> T
 def scale_penalty(latents: Tensor) -> Tensor:
     """Half the mean square of latents: the mean's part of the KL divergence from N(0, 1)."""
     return 0.5 * latents.float().square().mean()
+
+
+def _weighted_square(x: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    error = (x.float() - target.float()).square()  # [B, F, C, H, W]
+    if weight is None:
+        return error.mean()
+    return (error * weight.float().reshape(*weight.shape, *(1,) * (5 - weight.dim()))).mean()

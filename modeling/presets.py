@@ -210,7 +210,7 @@ _WAN_1_3B = ModelConfig(
 PRESETS: dict[str, ModelConfig] = {
     "demo": ModelConfig(
         transformer=TransformerConfig(
-            dim=192, ffn_dim=768, num_heads=6, num_layers=6, text_dim=64, text_tokens=24
+            dim=192, ffn_dim=512, num_heads=6, num_layers=4, text_dim=64, text_tokens=24
         ),
         vae=VaeConfig(kind="tiny", widths=(64, 48, 32, 32), mean=(0.0,) * 16, std=(1.0,) * 16),
         text=TextConfig(kind="words", dim=64, tokens=24),

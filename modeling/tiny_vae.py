@@ -120,31 +120,6 @@ class TinyVae(StreamingVae):
         super().__init__(config)
         self.encoder = _encoder(config.widths[-1], config.latent_channels)
         self.decoder = _decoder(config.widths, config.latent_channels)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Start as average pooling: every layer hands its first channels on, the rest is small.
-
-        Pixels are in [0, 1], so ReLUs let them through and the first three latents begin as the
-        mean red, green and blue of their pixels. From random weights this network learns to tell
-        light from dark at once and colours only after thousands of steps: a deep ReLU network keeps
-        the length of what comes in and forgets its direction.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data.mul_(0.2)
-        for module in (*self.encoder, *self.decoder):
-            if isinstance(module, nn.Conv2d):
-                _add_identity(module)
-            elif isinstance(module, TimePool):
-                _add_identity(module.conv, joined=module.stride)
-            elif isinstance(module, TimeGrow):
-                _add_identity(module.conv, split=module.stride)
-            elif isinstance(module, MemoryBlock):
-                last = module.conv[-1]
-                assert isinstance(last, nn.Conv2d)
-                for parameter in last.parameters():
-                    nn.init.zeros_(parameter)
 
     def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if not caches:
@@ -156,16 +131,6 @@ class TinyVae(StreamingVae):
         if not caches:
             pixels = pixels[:, 3:]
         return 2 * pixels - 1, written
-
-
-def _add_identity(convolution: nn.Conv2d, joined: int = 1, split: int = 1) -> None:
-    """Let output channel i also pass input channel i on: the mean of `joined` frames' channels i,
-    to each of `split` frames."""
-    weight = convolution.weight.data  # [out, in, rows, columns]
-    outputs, inputs = weight.shape[0] // split, weight.shape[1] // joined
-    centre = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2]
-    for channel in range(min(outputs, inputs)):
-        centre[channel::outputs, channel::inputs] += 1 / joined
 
 
 def _run(

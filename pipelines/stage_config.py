@@ -73,6 +73,7 @@ class FoundationStage(TrainedStage):
     steps: int = 200
     shift: float = 8.0  # of the noise levels that are drawn
     weighting: Literal["uniform", "published"] = "uniform"  # see stages/foundation.py
+    edit_weight: float = 0.0  # further loss of cells that the edit changes; see modeling/losses.py
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
     source_dropout: float = 0.0  # share of clips without source
 
@@ -95,6 +96,7 @@ class DistillStage(TrainedStage):
     guidance: float = 3.0  # real = c + guidance * (c - u): 3 is classifier-free guidance scale 4
     dmd_weight: float = 1.0
     regression_weight: float = 0.25  # of half the mean square error to the ground truth
+    edit_weight: float = 0.0  # as in foundation, of the regression
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
     max_timestep: float = 980.0
     ema_decay: float = 0.99  # a generator update

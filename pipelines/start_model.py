@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 
+from modeling.identity_start import start_as_identity
 from modeling.model_dir import load_model, read_config, save_model
 from modeling.presets import ModelConfig
+from modeling.pyramid_start import start_as_pyramid
+from modeling.tiny_vae import TinyVae
 from modeling.transformer import Transformer
 from modeling.vae import build_vae
 from pipelines.config import ROOT, PipelineConfig
@@ -46,7 +49,11 @@ def start_model(config: ModelConfig, source: Path | None, target: Path, *, seed:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             transformer, vae = Transformer(config.transformer), build_vae(config.vae)
-        card = {"name": "start", "weights": f"random, seed {seed}"}
+            identity = start_as_identity(transformer)
+            if isinstance(vae, TinyVae):
+                start_as_pyramid(vae)
+        weights = f"random, seed {seed}" + (", as an editor that changes nothing" * identity)
+        card = {"name": "start", "weights": weights}
         return save_model(target, config, transformer=transformer, vae=vae, card=card)
     model = load_model(source)
     text = Path(model.config.text.path) if model.config.text.path else None

@@ -35,4 +35,4 @@ class CausalTraining(FoundationTraining):
             text,
             teacher_forcing(frames, chunk),
         )
-        return self.compare(predicted[:, frames:], target, noise, timestep)
+        return self.compare(predicted[:, frames:], source, target, noise, timestep)

@@ -20,6 +20,7 @@ from modeling.attention import bidirectional
 from modeling.flow import FlowSchedule, velocity
 from modeling.losses import (
     dmd_gradient,
+    edit_weight,
     gradient_as_loss,
     guided,
     regression_loss,
@@ -96,7 +97,8 @@ class DistillTraining:
             )
             gradient = dmd_gradient(made, real, fake)
         dmd = gradient_as_loss(made, gradient)
-        regression = regression_loss(made, target)
+        weight = edit_weight(source, target, self.section.edit_weight)
+        regression = regression_loss(made, target, weight)
         loss = self.section.dmd_weight * dmd + self.section.regression_weight * regression
         norm = update(self.generator, loss)
         metrics = {"loss": loss, "dmd_loss": dmd, "regression_loss": regression}

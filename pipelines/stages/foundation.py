@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modeling.attention import bidirectional
 from modeling.flow import FlowSchedule, velocity
-from modeling.losses import velocity_loss
+from modeling.losses import edit_weight, velocity_loss
 from modeling.model_dir import Model
 from pipelines.ema import Ema
 from pipelines.engines import full_weights, make_engine, update
@@ -56,13 +56,15 @@ class FoundationTraining:
         noise = draw.normal_like(target)
         noisy = self.schedule.add_noise(target, noise, timestep)
         predicted = self.engine(noisy, source, timestep, text, bidirectional(source.shape[1]))
-        return self.compare(predicted, target, noise, timestep)
+        return self.compare(predicted, source, target, noise, timestep)
 
     def compare(
-        self, predicted: Tensor, target: Tensor, noise: Tensor, timestep: Tensor
+        self, predicted: Tensor, source: Tensor, target: Tensor, noise: Tensor, timestep: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        published = self.section.weighting == "published"
-        weight = self.schedule.loss_weight(timestep) if published else None
+        weight = edit_weight(source, target, self.section.edit_weight)  # [B, F, 1, h, w]
+        if self.section.weighting == "published":
+            level = self.schedule.loss_weight(timestep)  # [B] or [B, F]
+            weight = weight * level.reshape(*level.shape, *(1,) * (5 - level.dim()))
         loss = velocity_loss(predicted, velocity(target, noise), weight)
         return loss, {"loss": loss.detach()}
 

@@ -5,6 +5,7 @@ import torch
 
 from modeling.losses import (
     dmd_gradient,
+    edit_weight,
     gradient_as_loss,
     guided,
     reconstruction_loss,
@@ -32,6 +33,26 @@ def test_velocity_loss_is_the_weighted_mean_square() -> None:
     by_latent = torch.rand(2, 3, generator=torch.Generator().manual_seed(2))
     expected = (per_latent * by_latent).mean().item()
     assert velocity_loss(a, b, by_latent) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_weight_for_each_cell() -> None:
+    a, b, weight = latents(0), latents(1), latents(2)[:, :, :1]
+    expected = ((a - b) ** 2 * weight).mean().item()
+    assert velocity_loss(a, b, weight) == pytest.approx(expected, rel=1e-5)
+    assert regression_loss(a, b, weight) == pytest.approx(0.5 * expected, rel=1e-5)
+
+
+def test_cells_that_an_edit_changes_weigh_more() -> None:
+    source = latents(0)
+    target = source.clone()
+    target[0, 1, :, 2, 3] += 0.5  # a change of mean square 0.25
+    target[1, 0, :, 4, 5] -= 30.0
+    weight = edit_weight(source, target, 8.0)
+    assert weight.shape == (2, 3, 1, 5, 6)
+    assert weight[0, 1, 0, 2, 3] == pytest.approx(3.0)
+    assert weight[1, 0, 0, 4, 5] == pytest.approx(9.0)
+    weight[0, 1, 0, 2, 3] = weight[1, 0, 0, 4, 5] = 1.0
+    assert torch.equal(weight, torch.ones_like(weight))
 
 
 def test_excess_guidance_3_is_guidance_scale_4() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling.presets import PRESETS, VaeConfig
+from modeling.pyramid_start import start_as_pyramid
 from modeling.tiny_vae import TinyVae
 from modeling.vae import build_vae
 
@@ -109,6 +110,26 @@ def test_channels_stay_innermost_in_memory(vae: TinyVae, reference: dict[str, Te
 def test_demo_vae_is_small_enough_to_train_from_scratch() -> None:
     vae = build_vae(PRESETS["demo"].vae)
     assert sum(parameter.numel() for parameter in vae.parameters()) <= 1_300_000
+
+
+def test_a_new_vae_tells_colours_and_edges_apart() -> None:
+    """Its first latents are mean colours and slopes, its decoder a smooth enlargement of them."""
+    torch.manual_seed(0)
+    vae = build_vae(PRESETS["demo"].vae).requires_grad_(False)
+    assert isinstance(vae, TinyVae)
+    start_as_pyramid(vae)
+    ramp = torch.linspace(-0.6, 0.6, 96).expand(1, 5, 1, 64, 96)
+    colours = torch.tensor([1.0, 0.2, -0.5]).view(1, 1, 3, 1, 1)
+    pixels = ramp * colours
+    latents, _ = vae.encode_raw(pixels)  # [1, 2, 16, 8, 12]
+    inner = latents[0, 1, :, 2:-2, 2:-2]
+    shrunk = torch.nn.functional.avg_pool2d(pixels[0, 4], 8)[:, 2:-2, 2:-2]
+    # Pixels in [-1, 1] become GAIN * (p / 2); half a cell of offset is what strides leave.
+    torch.testing.assert_close(inner[:3], 2 * shrunk, atol=0.15, rtol=0)
+    slopes = inner[3:6].mean(dim=(1, 2))
+    torch.testing.assert_close(slopes / slopes[0], colours.flatten(), atol=1e-3, rtol=0)
+    assert slopes[0] > 0.1
+    assert inner[6:9].abs().max() < 1e-4  # nothing changes downwards
 
 
 def test_wrong_number_of_widths_is_refused() -> None:
