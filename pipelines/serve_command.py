@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,6 +73,8 @@ def serve_settings(
     model = values.pop("model", model)
     # The registry is asked where the application is built: it knows the version's name.
     place = model if model and model.startswith("models:/") else str(locate(model).absolute())
+    if values.get("token_file"):  # replicas have another working directory
+        values["token_file"] = str(Path(values["token_file"]).absolute())
     return ServeSettings.from_args({"model": place, **values})
 
 
@@ -105,18 +108,11 @@ def print_running(console: Console, running: Running, settings: ServeSettings) -
     from serve.client import served_model
 
     model = served_model(running.url, token=next(iter(settings.tokens()), None))
-    token = ["--token", "TOKEN"] if settings.tokens() else []
-    command = [
-        command_name("liveedit"),
-        "edit",
-        "IN.mp4",
-        "OUT.mp4",
-        "--prompt",
-        "make the cat blue",
-    ]
+    token = " --token TOKEN" if settings.tokens() else ""
+    command = f"{command_name('liveedit')} edit IN.mp4 OUT.mp4 --prompt 'make the cat blue'"
     lines = {
         "page": running.url,
-        "client": shlex.join([*command, "--url", running.stream_url, *token]),
+        "client": f"{command} --url {shlex.quote(running.stream_url)}{token}",
         "model": f"{model['name']} ({settings.model}), {model['width']}x{model['height']} at "
         f"{model['fps']:g} fps on {model['device']}, "
         f"{model['chunk_seconds']:.2f} s a chunk of {model['chunk_frames']} frames",

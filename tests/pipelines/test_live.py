@@ -149,7 +149,7 @@ def test_a_token_and_limits_of_the_server(tiny_model: Path, tmp_path: Path) -> N
         (["serve", "MODEL", "max_sessions=0"], "max_sessions must be 1 or more"),
         (["serve", "MODEL", "max_sessions=many"], "max_sessions must be int"),
         (["serve", "MODEL", "limits.max_fsp=30"], "no setting limits.max_fsp"),
-        (["serve", "MODEL", "token_file=nowhere"], "token file nowhere cannot be read"),
+        (["serve", "MODEL", "token_file=nowhere"], "nowhere cannot be read"),
         (["serve", "BROKEN"], "transformer.safetensors cannot be read"),
     ],
 )

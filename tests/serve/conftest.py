@@ -69,7 +69,7 @@ class Server:
 @contextmanager
 def serving(model: Path, limits: Limits | None = None, **settings: Any) -> Iterator[Server]:
     torch.set_num_threads(1)
-    limits = limits or Limits(resume_s=20.0, open_timeout_s=2.0)
+    limits = limits or Limits(resume_s=20.0)
     chosen = ServeSettings(model=str(model), measured_capacity=False, limits=limits)
     running = Server(replace(chosen, **settings))
     try:

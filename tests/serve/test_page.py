@@ -59,7 +59,7 @@ class Page:
         return self.browser.find_element(By.ID, name)
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
-        wait = WebDriverWait(self.browser, 20)
+        wait = WebDriverWait(self.browser, 60)
         return wait.until(lambda _: condition(), f"{what}; state {self['state'].text}")
 
     def start(self) -> None:

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from serve.limits import Limits
 from tests.serve.conftest import Server, clip, serving
 
 OPEN: dict[str, Any] = {
@@ -29,7 +31,7 @@ def socket(server: Server, *, query: str = "", **options: Any) -> Iterator[Clien
         f"{server.url}/v1/stream{query}",
         subprotocols=options.pop("subprotocols", ["liveedit.v1"]),
         compression=None,
-        open_timeout=20,
+        open_timeout=60,
         **options,
     ) as connection:
         yield connection
@@ -50,7 +52,7 @@ def say(connection: ClientConnection, **message: Any) -> None:
 
 
 def hear(connection: ClientConnection) -> dict[str, Any]:
-    data = connection.recv(timeout=20)
+    data = connection.recv(timeout=60)
     assert isinstance(data, str), "a frame came where a message was expected"
     return json.loads(data)
 
@@ -60,7 +62,7 @@ def hear_all(connection: ClientConnection) -> list[Any]:
     out: list[Any] = []
     while True:
         try:
-            data = connection.recv(timeout=20)
+            data = connection.recv(timeout=60)
         except ConnectionClosed as closed:
             return [*out, closed.rcvd.code if closed.rcvd else None]
         if isinstance(data, str):
@@ -142,7 +144,7 @@ def test_resuming_by_hand(server: Server) -> None:
         for n in range(21):
             connection.send(binary(n, jpeg(frames[n])))
         while len(got) < 13:
-            data = connection.recv(timeout=20)
+            data = connection.recv(timeout=60)
             if isinstance(data, bytes):
                 got.append(struct.unpack_from("<I", data)[0])
         connection.socket.close()
@@ -208,10 +210,11 @@ def test_the_subprotocol_must_be_offered(server: Server) -> None:
     assert "liveedit.v1" in error["message"]
 
 
-def test_silence_is_no_open(server: Server) -> None:
-    with socket(server) as connection:
+def test_silence_is_no_open(small_model: Path) -> None:
+    limits = Limits(open_timeout_s=0.5)
+    with serving(small_model, limits) as server, socket(server) as connection:
         error, _ = hear_all(connection)
-    assert "no open message within 2 s" in error["message"]
+    assert "no open message within 0.5 s" in error["message"]
 
 
 def test_full_is_an_accepted_socket_an_error_and_1013(small_model: Any) -> None:
