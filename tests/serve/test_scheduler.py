@@ -71,7 +71,8 @@ async def test_stopping_cancels_what_waits(scheduler: Scheduler) -> None:
     gate = threading.Event()
     blocker = asyncio.create_task(scheduler.run(partial(gate.wait, 10), due=0.0))
     waiting = asyncio.create_task(scheduler.run(int, due=1.0))
-    await asyncio.sleep(0.01)
+    while scheduler.running_since is None:
+        await asyncio.sleep(0.001)
     scheduler.stop()
     gate.set()
     await blocker
