@@ -57,6 +57,7 @@ class VaeStage(TrainedStage):
     learning_rate: float = 5e-4
     final_learning_rate: float = 0.1
     weight_decay: float = 0.0
+    train_encoder: bool = True  # false: latents, and what was trained on them, stay as they are
     clip_frames: int = 9  # random crops of this many frames, 4n - 3
     crop: int | None = None  # random squares of this side in pixels, a multiple of 8; null: all
     edge_weight: float = 1.0  # of the L1 between spatial differences of neighbouring pixels

@@ -3,7 +3,8 @@
 A VAE of fixed variance: noise of `latent_noise` on the standardised latents, a small penalty on
 their scale. The noise makes neighbouring latents decode alike, which is what a diffusion model
 that never hits a latent exactly needs. Afterwards mean and standard deviation of every channel are
-measured over the training data and become part of the model.
+measured over the training data and become part of the model. `train_encoder=false` trains the
+decoder alone, under a transformer that knows the latents as they are.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from pipelines.stages.base import Draw, Exported, Setting
 class Autoencoder(nn.Module):
     """A VAE's encoder and decoder as one forward, which an engine can be made of."""
 
-    def __init__(self, vae: StreamingVae) -> None:
+    def __init__(self, vae: StreamingVae, *, train_encoder: bool) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.train_encoder = vae, train_encoder
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B, f, 3, H, W] -> decoded pixels and standardised latents [B, F, C, h, w]."""
         vae = self.vae
-        raw, _ = vae.encode_raw(pixels)
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            raw, _ = vae.encode_raw(pixels)
         latents = (raw - vae.mean) / vae.std
         decoded, _ = vae.decode_raw((latents + noise.to(latents)) * vae.std + vae.mean)
         return decoded, latents
@@ -51,7 +53,7 @@ class VaeTraining:
         section = setting.section
         self.setting, self.section = setting, section
         self.config = model.config.vae
-        network = Autoencoder(model.vae)
+        network = Autoencoder(model.vae, train_encoder=section.train_encoder)
         self.engine = make_engine(network, setting.config.compute, section, section.learning_rate)
         self.engines = {"vae": self.engine}
         self.ema: Ema | None = None
@@ -89,7 +91,7 @@ class VaeTraining:
         weights = {
             name.removeprefix("vae."): value for name, value in full_weights(self.engine).items()
         }
-        config = self._measure(weights)
+        config = self._measure(weights) if self.section.train_encoder else self.config
         return Exported(vae=weights, vae_config=config)
 
     @torch.no_grad()
