@@ -34,8 +34,8 @@ def run_demo(overrides: list[str], console: Console) -> None:
     live: dict[str, float] = {}
 
     def then(runner: StageRunner, result: PipelineResult) -> None:
-        _edit_heldout(runner, result)
-        live.update(_stream_live(runner, result, config).metrics)
+        edit_heldout(runner, result)
+        live.update(stream_live(runner, result, config).metrics)
 
     result = _run(config, StageView(console, (*STAGES, "edit", "live")), then=then)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
@@ -125,7 +125,7 @@ def _run(
         raise
 
 
-def _edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
+def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
     """Edit a video file as `liveedit edit` does."""
     pair = heldout_video(result.model)
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
@@ -157,9 +157,7 @@ def served_reference(config: PipelineConfig, result: PipelineResult) -> str:
     return f"models:/{config.tracking.model_name}@{result.aliases[-1]}"
 
 
-def _stream_live(
-    runner: StageRunner, result: PipelineResult, config: PipelineConfig
-) -> StageRecord:
+def stream_live(runner: StageRunner, result: PipelineResult, config: PipelineConfig) -> StageRecord:
     """The demo's last stage: serve the registered model and stream the video through it."""
     pair = heldout_video(result.model)
     source, video = result.output / "source.mp4", result.output / "live.mp4"
