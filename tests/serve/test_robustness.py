@@ -47,7 +47,9 @@ def strong(small_model: Path) -> Iterator[Server]:
 def socket(server: Server, **options: Any) -> connect_socket:
     url = f"{server.url}/v1/stream"
     subprotocols = [Subprotocol("liveedit.v1")]
-    return connect_socket(url, subprotocols=subprotocols, compression=None, **options)
+    return connect_socket(
+        url, subprotocols=subprotocols, compression=None, open_timeout=60, **options
+    )
 
 
 def nonsense(generator: random.Random) -> str | bytes:
