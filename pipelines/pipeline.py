@@ -120,7 +120,7 @@ class _Pipeline:
         heldout = self.pairs("heldout", "heldout", data.heldout, data.heldout_pairs)
         start = self.start()
         with_vae = self.train("vae", start, pairs)
-        encoded = self.encode(with_vae, pairs)
+        encoded = self.encode(with_vae, pairs) if self.trains_on_latents() else ""
         foundation = self.train("foundation", with_vae, encoded)
         causal = self.train("causal", foundation, encoded)
         final = self.train("distill", causal, encoded, teacher=foundation)
@@ -222,6 +222,13 @@ class _Pipeline:
             **{name: fingerprint_of(path) for name, path in models.items()},
         }
         return Path(self.stage(stage, inputs, target, make).output)
+
+    def trains_on_latents(self) -> bool:
+        """Whether any stage will read the encoded pairs; making them can take longer than a VAE."""
+        trains = any(getattr(self.config, s).steps for s in ("foundation", "causal", "distill"))
+        if not trains:
+            self.runner.pass_over("encode", "no stage trains on latents")
+        return trains
 
     def encode(self, model: Path, pairs: str) -> str:
         """The training pairs as latents and text embeddings."""
