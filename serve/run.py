@@ -23,7 +23,7 @@ import torch
 from ray import serve as ray_serve
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.serve.config import HTTPOptions
-from ray.serve.context import _set_global_client
+from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import ApplicationStatus
 
 from serve import ingress
@@ -100,8 +100,9 @@ class Running:
 
     def stop(self, *, keep_logs: bool = False) -> None:
         """Ends the application, and Ray if `start` started it."""
-        if ray.is_initialized():
+        if _serve_runs():
             ray_serve.delete(APP)
+        if ray.is_initialized():
             with contextlib.suppress(ValueError):  # it may have ended itself
                 ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
             # Serve's own actors end with a Ray that is ours, and go on in a cluster.
@@ -182,12 +183,18 @@ def start(
     return running
 
 
+def _serve_runs() -> bool:
+    """Asked first: Serve's calls start another Ray where there is none."""
+    if not ray.is_initialized():
+        return False
+    return _get_global_client(raise_if_no_controller_running=False) is not None
+
+
 def _deploy_failure() -> str | None:
     """Why Serve has given a deployment up, in a line; None if it has not."""
-    try:
-        application = ray_serve.status().applications.get(APP)
-    except Exception:  # Ray or Serve is not there, which the error at hand says
+    if not _serve_runs():
         return None
+    application = ray_serve.status().applications.get(APP)
     if application is None or application.status != ApplicationStatus.DEPLOY_FAILED:
         return None
     messages = [d.message for d in application.deployments.values() if d.message]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from serve.auth import allowed, read_tokens
 from serve.capacity import Capacity
 from serve.outbox import Outbox
 from serve.protocol import WireError
+from serve.run import StartError, free_port, start
 from serve.session import Entry
 from serve.settings import ServeSettings
 from serve.work import Opening
@@ -160,3 +164,12 @@ async def test_an_outbox_says_how_long_its_client_is_stuck() -> None:
     outbox.end()
     await running
     assert outbox.stuck_s == 0
+
+
+def test_a_ray_that_does_not_start_is_one_clear_error(small_model: Path) -> None:
+    with pytest.raises(StartError, match="did not start: .*its logs are in") as failed:
+        start(ServeSettings(str(small_model)), port=free_port(), cpus=-1)
+    assert not ray.is_initialized()
+    logs = re.search(r"in (\S+)/ray/session_latest", str(failed.value))
+    assert logs
+    shutil.rmtree(logs[1])
