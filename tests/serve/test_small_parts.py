@@ -167,7 +167,7 @@ async def test_an_outbox_says_how_long_its_client_is_stuck() -> None:
 
 
 def test_a_ray_that_does_not_start_is_one_clear_error(small_model: Path) -> None:
-    with pytest.raises(StartError, match="did not start: .*its logs are in") as failed:
+    with pytest.raises(StartError, match=r"did not start: .*its logs are in") as failed:
         start(ServeSettings(str(small_model)), port=free_port(), cpus=-1)
     assert not ray.is_initialized()
     logs = re.search(r"in (\S+)/ray/session_latest", str(failed.value))
