@@ -24,7 +24,7 @@ from pipelines.stage_runner import StageRunner
 from pipelines.tracking import Tracker
 
 VIDEO_FRAMES = 81  # 5 s: longer than the clips of training and than the model's window
-VIDEO_SEED = 3
+VIDEO_SEED = 108
 
 
 def run_demo(overrides: list[str], console: Console) -> None:
