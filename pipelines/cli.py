@@ -49,7 +49,7 @@ def demo(overrides: Overrides = None) -> None:
     video. Everything lands in runs/demo. A second run reuses what is finished.
     """
     console.print(
-        "[bold]LiveEdit demo[/]: about 8 minutes on two cores; a second run reuses what is "
+        "[bold]LiveEdit demo[/]: about 5 minutes on two cores; a second run reuses what is "
         "finished.\n"
     )
     from pipelines.demo import run_demo
