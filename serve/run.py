@@ -110,11 +110,7 @@ class Running:
             ray.shutdown()
         if self.folder is not None and not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
-        for name, value in self.environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _put_back(self.environment)
 
 
 def start(
@@ -155,7 +151,7 @@ def start(
     try:
         application = build(settings)  # what is wrong shows here, before minutes are spent
     except ValueError:
-        running.stop()
+        _put_back(running.environment)  # nothing was started, and another one may run here
         raise
     try:
         if address:
@@ -181,6 +177,14 @@ def start(
         running.stop()
         raise
     return running
+
+
+def _put_back(environment: dict[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _serve_runs() -> bool:
