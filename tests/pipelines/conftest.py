@@ -12,8 +12,9 @@ from data.shards import write_dataset
 from data.synthetic import make_pair
 from modeling.model_dir import save_model
 from modeling.presets import PRESETS, ModelConfig
+from modeling.pyramid_start import start_as_pyramid
+from modeling.tiny_vae import TinyVae
 from modeling.transformer import Transformer
-from modeling.vae import build_vae
 from pipelines import tracking
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 21
@@ -36,8 +37,8 @@ def tiny_model(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactor
     """A model directory with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        transformer, vae = Transformer(tiny_config.transformer), build_vae(tiny_config.vae)
-    vae.state_dict()["decoder.22.bias"].fill_(0.5)  # gray, where untrained weights give black
+        transformer, vae = Transformer(tiny_config.transformer), TinyVae(tiny_config.vae)
+    start_as_pyramid(vae)
     path = tmp_path_factory.mktemp("model") / "tiny"
     card = {"name": "tiny"}
     return save_model(path, tiny_config, transformer=transformer, vae=vae, card=card)
