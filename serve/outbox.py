@@ -12,6 +12,7 @@ from serve.protocol import Mode
 from serve.session import Entry
 
 FASTEST = 0.5  # of the frame interval: how fast a delay is played away
+RECENT = 8  # batches whose delays say how early the next one may be
 
 
 @dataclass
@@ -25,8 +26,9 @@ class _Batch:
 class Outbox:
     """Entries that wait for the client.
 
-    Live frames leave one frame interval apart, but a batch that starts late is played faster, so
-    that it ends when the next is due: a late chunk delays itself and not all that follow.
+    Live frames leave one frame interval apart, but a batch that came later after its source than
+    others did is played faster, so that it ends when the next is there if that one is quick: a
+    late chunk delays itself and not those that follow.
     """
 
     def __init__(self, *, mode: Mode, fps: float) -> None:
@@ -34,16 +36,23 @@ class Outbox:
         self.progress = time.monotonic()  # when the client last took something, or had nothing
         self._entries: deque[Entry] = deque()
         self._batches: deque[_Batch] = deque()
+        self._delays: deque[float] = deque(maxlen=RECENT)
         self._more = asyncio.Event()
         self._ended = False
         self._due = 0.0  # when the next frame may leave
 
-    def put(self, entries: list[Entry]) -> None:
+    def put(self, entries: list[Entry], arrived: float | None = None) -> None:
+        """`arrived` is when the last source frame of a whole chunk came."""
+        now = time.monotonic()
         if entries and not self._entries:
-            self.progress = time.monotonic()
+            self.progress = now
         frames = sum(isinstance(entry.data, bytes) for entry in entries)
         if frames:
-            self._batches.append(_Batch(frames, time.monotonic() + frames * self.interval))
+            late = 0.0
+            if arrived is not None:
+                self._delays.append(now - arrived)
+                late = self._delays[-1] - min(self._delays)
+            self._batches.append(_Batch(frames, now + frames * self.interval - late))
         self._entries.extend(entries)
         self._more.set()
 

@@ -185,7 +185,8 @@ class RunningSession:
             )
             if not await store.commit(self.token, self.epoch, header, progress, entries):
                 raise SupersededError
-            outbox.put(entries)
+            whole = len(delivery.frames) == session.chunk_frames
+            outbox.put(entries, delivery.frames[-1].arrived if whole else None)
             self._count(delivery)
             if delivery.last:
                 outbox.end()

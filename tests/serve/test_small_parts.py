@@ -147,6 +147,37 @@ async def test_a_delay_is_played_away(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.anyio
+async def test_no_chunk_waits_for_one_that_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    # A second of video each; the editor needs 0.5, 0.7 and 0.5 s after the last source frame.
+    comes = {100.0: 99.5, 101.2: 100.5, 102.0: 101.5}
+    left: list[float] = []
+    turn = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    async def send(data: str | bytes) -> None:
+        left.append(clock)
+
+    monkeypatch.setattr("serve.outbox.time.monotonic", lambda: clock)
+    monkeypatch.setattr("serve.outbox.asyncio.sleep", sleep)
+    outbox = Outbox(mode="live", fps=10.0)
+    running = asyncio.create_task(outbox.run(send, lambda: None))
+    for number, (ready, arrived) in enumerate(comes.items()):
+        clock = max(clock, ready)
+        outbox.put([Entry(10 * number + n, b"frame") for n in range(10)], arrived)
+        while len(left) < 10 * (number + 1):
+            await turn(0)
+    outbox.end()
+    await running
+    assert [left[0], left[10], left[20]] == pytest.approx(list(comes))
+    assert np.diff(left)[:9] == pytest.approx(0.1)
+    assert np.diff(left)[10:19] == pytest.approx(0.08)
+
+
+@pytest.mark.anyio
 async def test_an_outbox_says_how_long_its_client_is_stuck() -> None:
     outbox = Outbox(mode="lossless", fps=16.0)
     taken = asyncio.Event()
