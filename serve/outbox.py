@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from serve.protocol import Mode
 from serve.session import Entry
 
 FASTEST = 0.5  # of the frame interval: how fast a delay is played away
-RECENT = 8  # batches whose delays say how early the next one may be
+RECENT = 4  # batches whose delays say how early the next one may be
 
 
 @dataclass
@@ -21,14 +22,15 @@ class _Batch:
 
     frames: int  # still to be sent
     until: float  # time.monotonic()
+    begun: bool = False
 
 
 class Outbox:
     """Entries that wait for the client.
 
-    Live frames leave one frame interval apart, but a batch that came later after its source than
-    others did is played faster, so that it ends when the next is there if that one is quick: a
-    late chunk delays itself and not those that follow.
+    Live frames leave one frame interval apart, but what is late is played faster: a batch that
+    came later after its source than those before it, and the rest of one whose successor is there.
+    So a late chunk delays itself and not those that follow.
     """
 
     def __init__(self, *, mode: Mode, fps: float) -> None:
@@ -39,7 +41,7 @@ class Outbox:
         self._delays: deque[float] = deque(maxlen=RECENT)
         self._more = asyncio.Event()
         self._ended = False
-        self._due = 0.0  # when the next frame may leave
+        self._left = 0.0  # when the last frame left
 
     def put(self, entries: list[Entry], arrived: float | None = None) -> None:
         """`arrived` is when the last source frame of a whole chunk came."""
@@ -87,13 +89,23 @@ class Outbox:
                 sent()
 
     async def _pace(self) -> None:
-        now = time.monotonic()
-        if self._due > now:
-            await asyncio.sleep(self._due - now)
-        leaves = max(self._due, now)
+        """Returns when the next frame may leave."""
+        while (pause := self._due() - time.monotonic()) > 0:
+            self._more.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._more.wait()  # for a batch that makes the frame due at once
+        self._left = time.monotonic()
         batch = self._batches[0]
-        even = (batch.until - leaves) / batch.frames
-        self._due = leaves + min(self.interval, max(even, FASTEST * self.interval))
+        batch.begun = True
         batch.frames -= 1
         if batch.frames == 0:
             self._batches.popleft()
+
+    def _due(self) -> float:
+        batch = self._batches[0]
+        step = FASTEST * self.interval
+        if batch.begun and len(self._batches) == 1:
+            even = (batch.until - self._left) / (batch.frames + 1)
+            step = min(self.interval, max(even, step))
+        return self._left + step

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5  # how often the time limits are looked at
 CORES = os.cpu_count() or 1
+PIECE = 2**19  # pixels to encode below which a second thread costs more than it saves
 STALL_CHUNKS = 1.5  # chunk durations without an edited frame that count as a stall
 
 
@@ -193,11 +194,12 @@ class RunningSession:
                 return
 
     async def _encode(self, delivery: Delivery) -> list[bytes]:
-        """In as many pieces as there are cores: a job for every frame costs more than it saves."""
+        """In pieces that are worth a thread, at most as many as there are cores."""
         loop, frames = asyncio.get_running_loop(), delivery.edited.frames
+        pieces = min(CORES, len(frames), frames[..., 0].size // PIECE)
         encoding = [
             loop.run_in_executor(self.services.codecs, _encode_all, piece, self.format)
-            for piece in np.array_split(frames, min(CORES, max(1, len(frames))))
+            for piece in np.array_split(frames, max(1, pieces))
         ]
         return [image for piece in await asyncio.gather(*encoding) for image in piece]
 
