@@ -50,9 +50,17 @@ function complain(error) {
   get("error").classList.toggle("hidden", !error);
 }
 
+// Whether every field holds what it may; says at the first that does not what is wrong.
+function filledIn() {
+  const wrong = get("controls").querySelector("input:invalid");
+  const hidden = wrong && wrong.closest("details");
+  if (hidden) hidden.open = true;
+  return get("controls").reportValidity();
+}
+
 async function start() {
-  if (!get("prompt").reportValidity() || get("start").disabled) return;
   complain(null);
+  if (get("start").disabled || !filledIn()) return;
   numbers.clear();
   const width = Number(get("width").value) || model.width;
   const height = Number(get("height").value) || model.height;
@@ -190,7 +198,9 @@ async function stopRecording() {
   const link = get("download");
   URL.revokeObjectURL(link.href);
   link.href = URL.createObjectURL(recording);
-  link.textContent = `Save the recording (${(recording.size / 1e6).toFixed(1)} MB)`;
+  const size = recording.size;
+  const text = size < 1e6 ? `${Math.ceil(size / 1e3)} kB` : `${(size / 1e6).toFixed(1)} MB`;
+  link.textContent = `Save the recording (${text})`;
   link.classList.remove("hidden");
 }
 
