@@ -1,162 +1,164 @@
-"""Everything that only a GPU needs: compiled networks, named attention, CUDA graphs.
+"""The one place that chooses what only a GPU runs: fused networks and CUDA graphs.
 
-`accelerate` and `accelerate_vae` prepare networks once; `GraphedForward` replays the transformer
-for one stream. The plain path computes the same function and is what CPUs run.
+`accelerate` prepares an editor's networks once; `GraphedForward` replays the transformer for one
+stream. The plain path (`PlainForward`) computes the same function and is what CPUs run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .kv_cache import Cached, KVCache
 from .mask_cache import Reuse
 from .transformer import TextKV, Transformer
 from .vae import StreamingVae
-
-# cuDNN's kernel is 1.8 times as fast as PyTorch's flash kernel on Hopper at a window's size.
-_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+from .wan_vae import WanVae
 
 
-@contextmanager
-def fast_attention() -> Iterator[None]:
-    with sdpa_kernel(_BACKENDS, set_priority=True):
-        yield
-
-
-def accelerate(transformer: Transformer) -> None:
-    """Compile the halves of every block and join the q, k and v projections.
-
-    The halves are compiled once for all layers. Only for inference: parameters of the joined
-    projections become views of one matrix.
-    """
-    _raise_recompile_limit()
-    for block in transformer.layers():
-        block.self_attn.join_projections()
-        block.ffn = FusedFeedForward(*block.ffn)
-        for half in ("project", "finish"):
-            compiled = torch.compile(getattr(block, half), fullgraph=True, dynamic=False)
-            setattr(block, half, compiled)
-
-
-def accelerate_vae(vae: StreamingVae) -> None:
-    """Channels innermost, which cuDNN's tensor-core convolutions want, and compiled passes."""
-    _raise_recompile_limit()
-    for module in vae.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            _lay_out(module, torch.channels_last_3d)
-        elif isinstance(module, torch.nn.Conv2d):
-            _lay_out(module, torch.channels_last)
-    for name in ("_encode_pass", "_decode_pass"):
-        setattr(vae, name, torch.compile(getattr(vae, name), dynamic=False))
-
-
-def _lay_out(convolution: torch.nn.Module, layout: torch.memory_format) -> None:
-    weight = convolution.weight
-    assert isinstance(weight, torch.nn.Parameter)
-    weight.data = weight.data.contiguous(memory_format=layout)
-
-
-def _raise_recompile_limit() -> None:
-    """One entry a shape: dense and pruned chunks, first and later chunks, at each size streamed."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-
-
-class FusedFeedForward(torch.nn.Sequential):
-    """Linear, GELU, linear, with the GELU inside the first matrix product."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, _, last = self
-        assert isinstance(first, torch.nn.Linear)
-        return last(linear_gelu(x, first.weight, first.bias))
-
-
-@torch.library.custom_op("liveedit::linear_gelu", mutates_args=())
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU (tanh) of x @ weight.T + bias; one kernel on a GPU.
-
-    A custom operator, because torch.compile takes the fused one apart again and then writes the
-    hidden layer to memory twice.
-    """
-    rows = x.flatten(0, -2)
-    out = torch.ops.aten._addmm_activation(bias, rows, weight.t(), use_gelu=True)
-    return out.unflatten(0, x.shape[:-1])
-
-
-@linear_gelu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-class GraphedForward:
-    """The transformer's forwards of one stream as CUDA graphs, captured when first needed.
-
-    There is one graph for every length of the visible window and every kind of step (plain, one
-    whose outputs are stored, pruned). Whatever changes from chunk to chunk is read from memory at
-    a fixed place: inputs are copied in, and the caches keep their places.
-    """
-
-    _pool: Any = None  # graph memory, shared: streams of a process replay one after the other
-
-    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
-        self._transformer = transformer
-        self._cache = cache
-        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
-        self._text: TextKV | None = None
-        self._graphs: dict[tuple[int, str], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-
-    @staticmethod
-    def fits(reuse: Reuse | None) -> bool:
-        """Whether a graph serves: not if the number of kept tokens changes with every chunk."""
-        return reuse is None or reuse.fixed_size
+class StreamForward(Protocol):
+    """The transformer on one stream's cache."""
 
     def __call__(
         self, noisy: Tensor, source: Tensor, timestep: Tensor, text: TextKV, reuse: Reuse | None
     ) -> Tensor:
-        """`Transformer.forward` on this stream's cache; the result is valid until the next call."""
-        if self._inputs is None or self._text is None:
-            self._inputs = (noisy.clone(), source.clone(), timestep.clone())
-            self._text = TextKV(text.k.clone(), text.v.clone())
-        for static, new in zip(
-            (*self._inputs, *self._text), (noisy, source, timestep, *text), strict=True
-        ):
-            if static is not new:
-                static.copy_(new)
+        """Velocity [1, F, C, H, W], valid until the next call."""
+
+    def refresh(self, edited: Tensor, source: Tensor, text: TextKV) -> None:
+        """Make the clean chunk history: its keys at timestep 0, as in training."""
+
+
+class PlainForward:
+    """`StreamForward` on any device."""
+
+    def __init__(self, transformer: Transformer, cache: KVCache) -> None:
+        self._transformer = transformer
+        self._cache = cache
+
+    def __call__(
+        self, noisy: Tensor, source: Tensor, timestep: Tensor, text: TextKV, reuse: Reuse | None
+    ) -> Tensor:
+        velocity: Tensor = self._transformer(
+            noisy, source, timestep, text, Cached(self._cache, reuse)
+        )
+        return velocity
+
+    def refresh(self, edited: Tensor, source: Tensor, text: TextKV) -> None:
+        self(edited, source, edited.new_zeros(1), text, None)
+        self._cache.commit()
+
+
+ForwardOn = Callable[[KVCache], StreamForward]  # what runs the forwards of one stream
+
+
+def accelerate(transformer: Transformer, vae: StreamingVae) -> ForwardOn:
+    """Make an editor's networks fast on their GPU, for inference only.
+
+    Parameters are laid out anew, and the VAE's passes are replaced.
+    """
+    from .gpu_transformer import FusedTransformer  # Triton exists only where there is a GPU
+
+    if isinstance(vae, WanVae):
+        from .gpu_vae import FusedWanVae
+
+        fused = FusedWanVae(vae)
+        vae._encode_pass, vae._decode_pass = fused.encode_pass, fused.decode_pass  # type: ignore[method-assign]
+    return partial(GraphedForward, FusedTransformer(transformer))
+
+
+class GraphedForward:
+    """`StreamForward` as CUDA graphs, captured when first needed.
+
+    There is one graph for every length of the visible window and every kind of step (plain, one
+    whose outputs are stored, pruned, refresh). Whatever changes from chunk to chunk is read from
+    memory at a fixed place: inputs are copied in, and the caches keep their places. A pruned step
+    whose number of kept tokens changes with every chunk runs without a graph.
+    """
+
+    # Graph memory, shared: streams of a process replay one after the other. An object, because a
+    # mere handle dies with the last graph that uses it.
+    _pool: torch.cuda.MemPool | None = None
+
+    def __init__(self, network: Any, cache: KVCache) -> None:
+        from .gpu_kernels import turn
+
+        self._network = network
+        self._cache = cache
+        cache.turn = turn
+        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
+        self._text: TextKV | None = None
+        self._text_given: TextKV | None = None
+        self._graphs: dict[tuple[int, str], tuple[torch.cuda.CUDAGraph, Tensor | None]] = {}
+
+    def __call__(
+        self, noisy: Tensor, source: Tensor, timestep: Tensor, text: TextKV, reuse: Reuse | None
+    ) -> Tensor:
+        if reuse is not None and not reuse.fixed_size:
+            from .gpu_transformer import fast_attention
+
+            with fast_attention():
+                return cast(
+                    Tensor, self._network(noisy, source, timestep, text, self._cache, reuse)
+                )
         kind = "plain" if reuse is None else "store" if reuse.tokens is None else "pruned"
+        velocity = self._replay(kind, (noisy, source, timestep), text, reuse)
+        assert velocity is not None
+        return velocity
+
+    def refresh(self, edited: Tensor, source: Tensor, text: TextKV) -> None:
+        self._replay("refresh", (edited, source, edited.new_zeros(1)), text, None)
+        self._cache.commit()
+
+    def _replay(
+        self, kind: str, inputs: tuple[Tensor, Tensor, Tensor], text: TextKV, reuse: Reuse | None
+    ) -> Tensor | None:
+        if self._inputs is None or self._text is None:
+            self._inputs = (inputs[0].clone(), inputs[1].clone(), inputs[2].clone())
+            self._text = TextKV(text.k.clone(), text.v.clone())
+            self._text_given = text
+        for static, new in zip(self._inputs, inputs, strict=True):
+            static.copy_(new)
+        if text is not self._text_given:
+            self._text.k.copy_(text.k)
+            self._text.v.copy_(text.v)
+            self._text_given = text
         key = (self._cache.start, kind)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(reuse)
+            self._graphs[key] = self._capture(kind, reuse)
         graph, output = self._graphs[key]
         graph.replay()
         return output
 
-    def _capture(self, reuse: Reuse | None) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        assert self._inputs is not None
-        assert self._text is not None
+    def _capture(
+        self, kind: str, reuse: Reuse | None
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and lets libraries allocate; writes are the same
-            self._run(reuse)
+            self._run(kind, reuse)
         torch.cuda.current_stream().wait_stream(side)
         if GraphedForward._pool is None:
-            GraphedForward._pool = torch.cuda.graph_pool_handle()
+            GraphedForward._pool = torch.cuda.MemPool()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=GraphedForward._pool):
-            output = self._run(reuse)
+        with torch.cuda.graph(graph, pool=GraphedForward._pool.id):  # type: ignore[arg-type]
+            output = self._run(kind, reuse)
         return graph, output
 
-    def _run(self, reuse: Reuse | None) -> Tensor:
+    def _run(self, kind: str, reuse: Reuse | None) -> Tensor | None:
+        from .gpu_transformer import fast_attention
+
         assert self._inputs is not None
         assert self._text is not None
+        noisy, source, timestep = self._inputs
         with fast_attention():
-            return self._transformer(*self._inputs, self._text, Cached(self._cache, reuse))
+            if kind == "refresh":
+                self._network.refresh(noisy, source, self._text, self._cache)
+                return None
+            return cast(
+                Tensor,
+                self._network(noisy, source, timestep, self._text, self._cache, reuse),
+            )

@@ -10,13 +10,13 @@ last = stream.flush()
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from .accelerate import accelerate, accelerate_vae
+from .accelerate import ForwardOn, PlainForward, accelerate
 from .flow import FlowSchedule
 from .model_dir import Model, ModelError, load_model
 from .presets import MaskCacheConfig, ModelConfig, StreamConfig
@@ -51,8 +51,9 @@ class StreamingEditor:
         self.timesteps = self.flow.warp(self.settings.timesteps)  # [steps]
         self.accelerated = self.device.type == "cuda"
         if self.accelerated:
-            accelerate(self.transformer)
-            accelerate_vae(self.vae)
+            self.forward_on: ForwardOn = accelerate(self.transformer, self.vae)
+        else:
+            self.forward_on = partial(PlainForward, self.transformer)
 
     @classmethod
     def load(

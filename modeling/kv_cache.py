@@ -21,7 +21,7 @@ from torch import Tensor
 from .attention import attention
 from .mask_cache import Reuse
 from .presets import TransformerConfig
-from .rope import Rope, rope_table, rotate, time_shift
+from .rope import Rope, rope_table, time_shift, turn
 
 
 class KVCache:
@@ -64,6 +64,7 @@ class KVCache:
         self.sink_slots = sink_latents // chunk_latents
         self.window_positions = window_positions
         self.rolls = rolls
+        self.turn = turn  # a GPU has a kernel for it
         shape = (config.num_layers, batch, self.slots * self.slot_tokens)
         heads = (config.num_heads, config.head_dim)
         self.k = torch.zeros(*shape, *heads, device=device, dtype=dtype)  # [layers, B, T, N, D]
@@ -156,9 +157,7 @@ class KVCache:
         if self.sink_slots == 0:
             return
         first = (self.committed - (self.slots - 1)) * self.chunk_latents
-        rope = time_shift(first, self.head_dim, self.k.device)
-        for layer in range(self.k.shape[0]):  # by layer: float32 copies of all would be gigabytes
-            self.k[layer, :, : self.sink_k.shape[2]] = rotate(self.sink_k[layer], rope)
+        self.turn(self.sink_k, time_shift(first, self.head_dim, self.k.device), self.k)
 
 
 class Cached:

@@ -60,7 +60,8 @@ def time_shift(frames: int, head_dim: int, device: torch.device) -> Rope:
     """The rotation [1, D/2] that moves tokens `frames` later, whatever their place."""
     space = head_dim // 2 // 3
     time = head_dim // 2 - 2 * space
-    angles = _angles(torch.tensor([frames], device=device), time, 2 * time)
+    # Filled, not copied: a copy would make the host wait for the GPU.
+    angles = _angles(torch.full((1,), frames, device=device), time, 2 * time)
     angles = torch.nn.functional.pad(angles, (0, 2 * space))
     return Rope(angles.cos().float(), angles.sin().float())
 
@@ -74,6 +75,12 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
     cos, sin = rope.cos[:, None], rope.sin[:, None]  # [T, 1, D/2]
     rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     return rotated.flatten(-2).to(x.dtype)
+
+
+def turn(x: Tensor, rope: Rope, out: Tensor) -> None:
+    """`rotate` x [layers, B, T, N, D] into the first T tokens of out [layers, B, T' >= T, N, D]."""
+    for turned, layer in zip(out, x, strict=True):  # float32 copies of all would be gigabytes
+        turned[:, : x.shape[2]] = rotate(layer, rope)
 
 
 def _angles(positions: Tensor, count: int, size: int) -> Tensor:

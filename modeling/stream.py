@@ -5,19 +5,18 @@ F latents of a chunk, C channels, H x W latent size; pixels are uint8 [n, height
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .accelerate import GraphedForward
-from .kv_cache import Cached, KVCache
-from .mask_cache import MaskCache, Reuse
+from .device import DeviceClock, to_device, to_host
+from .kv_cache import KVCache
+from .mask_cache import MaskCache
 from .stream_state import StreamState
 from .vae import VaeState
 
@@ -38,7 +37,7 @@ class EditedChunk:
     frames: np.ndarray
     recomputed: float  # share of tokens recomputed over all forwards of the chunk
     steps: int
-    compute_ms: float
+    compute_ms: float  # of the device; see `EditStream._edit`
     mask: np.ndarray  # bool [F, H/2, W/2]: tokens recomputed in the pruned steps
 
 
@@ -79,13 +78,22 @@ class EditStream:
             device=editor.device,
             dtype=transformer.dtype,
         )
-        self._graphed = GraphedForward(transformer, self._kv) if editor.accelerated else None
+        self._forward = editor.forward_on(self._kv)
+        self._clock = DeviceClock(editor.device)
+        self._vae_stride = editor.vae.temporal_stride
+        # Marks around work that the next chunk's `compute_ms` counts.
+        self._encodings: list[tuple[Any, Any]] = []
+        self._refreshes: list[tuple[Any, Any]] = []
         # Noise is drawn on the CPU, so that a seed means the same video on every device.
         self._generator = torch.Generator().manual_seed(seed)
         self._encoder: VaeState | None = None
         self._decoder: VaeState | None = None
-        self._history: list[Tensor] = []  # [2, F, C, H, W] edited and source, sinks first
+        # [2, F, C, H, W] edited and source in float16 on the host, sinks first
+        self._history: list[Tensor] = []
+        self._next_tokens: Tensor | None = None  # on the host: the next chunk's `MaskCache.tokens`
+        # Frames that do not fill a chunk yet, and the source latents of those that are encoded.
         self._pending = torch.empty(0, height, width, 3, dtype=torch.uint8)
+        self._source: list[Tensor] = []  # each [1, f, C, H, W]
         self._finished = False
         self.chunks = 0
         self.frames = 0
@@ -129,9 +137,10 @@ class EditStream:
         if rest == 0:
             return None
         padding = self._pending[-1:].expand(self._chunk_frames - rest, -1, -1, -1)
-        frames = torch.cat([self._pending, padding])
-        self._pending = self._pending[:0]
-        return self._edit(frames, keep=rest)
+        with torch.no_grad():
+            self._encode(torch.cat([self._pending, padding]))
+            self._pending = self._pending[:0]
+            return self._edit(keep=rest)
 
     def snapshot(self, *, compact: bool = False) -> StreamState:
         """This stream's state between two chunks; see `StreamState` for the two forms.
@@ -140,7 +149,6 @@ class EditStream:
         restore, push again from frame `stream.frames` on.
         """
         history = torch.cat(self._history, dim=1) if self._history else torch.empty(0)
-        tokens = self._mask.tokens if self._mask else None
         state = StreamState(
             prompt=self.prompt,
             height=self.height,
@@ -150,10 +158,11 @@ class EditStream:
             frames=self.frames,
             generator=self._generator.get_state(),
             pending=self._pending[: 0 if compact else None].clone(),
-            history=history.to("cpu", torch.float16),
-            mask_tokens=None if tokens is None else tokens.to("cpu", copy=True),
+            history=history,
+            mask_tokens=None if self._next_tokens is None else self._next_tokens.clone(),
         )
         if not compact:
+            state.source = torch.cat(self._source, dim=1) if self._source else None
             state.kv = self._kv.state_dict()
             state.encoder = self._encoder and self._encoder.clone()
             state.decoder = self._decoder and self._decoder.clone()
@@ -166,13 +175,13 @@ class EditStream:
         self._generator.set_state(state.generator)
         self._pending = state.pending.clone()
         self.chunks, self.frames = state.chunks, state.frames
+        self._next_tokens = tokens = state.mask_tokens
         if self._mask:
-            tokens = state.mask_tokens
             self._mask.tokens = None if tokens is None else tokens.to(editor.device, copy=True)
-        history = state.history.to(editor.device, torch.float32)
         chunk = editor.settings.chunk_latents
-        self._history = list(history.split(chunk, dim=1)) if state.chunks else []
+        self._history = list(state.history.split(chunk, dim=1)) if state.chunks else []
         if state.kv is not None:
+            self._source = [] if state.source is None else [state.source.to(editor.device)]
             self._kv.load_state_dict(state.kv)
             self._encoder = state.encoder and state.encoder.to(editor.device)
             self._decoder = state.decoder and state.decoder.to(editor.device)
@@ -181,45 +190,76 @@ class EditStream:
 
     def _prime(self) -> None:
         """Make the caches again from the history: refresh forwards, and a little VAE run-in."""
-        for edited, source in self._history:
-            self._refresh(edited[None], source[None])
-        recent = torch.cat(self._history, dim=1)[:, -PRIMING_LATENTS:]
-        edited, source = recent[:, None].unbind(0)  # each [1, F, C, H, W]
+        history = [chunk.to(self.editor.device, torch.float32)[:, None] for chunk in self._history]
+        for edited, source in history:  # each [1, F, C, H, W]
+            self._forward.refresh(edited, source, self._text)
+        edited, source = torch.cat(history, dim=2)[:, :, -PRIMING_LATENTS:]
         _, self._decoder = self.editor.vae.decode(edited)
         pixels, _ = self.editor.vae.decode(source)
         _, self._encoder = self.editor.vae.encode(pixels)
 
+    @torch.no_grad()
     def _complete_chunks(self) -> Iterator[EditedChunk]:
+        self._encode(self._pending)
         while len(self._pending) >= self._chunk_frames:
             size = self._chunk_frames
-            frames, self._pending = self._pending[:size], self._pending[size:].clone()
-            yield self._edit(frames, keep=size)
+            self._pending = self._pending[size:].clone()
+            yield self._edit(keep=size)
+            self._encode(self._pending)
 
-    @torch.no_grad()
-    def _edit(self, frames: Tensor, keep: int) -> EditedChunk:
-        started = time.perf_counter()
-        source, self._encoder = self.editor.vae.encode(self._to_pixels(frames), self._encoder)
-        source = source.float()
+    def _encode(self, frames: Tensor) -> None:
+        """Encode what of the chunk's `frames` makes up latents and was not encoded before.
+
+        So that little is left to do when the chunk's last frame comes.
+        """
+        head = 0 if self.chunks else self._vae_stride - 1  # a stream's first latent is one frame
+        done = sum(latents.shape[1] for latents in self._source)
+        total = (min(len(frames), self._chunk_frames) + head) // self._vae_stride
+        if total == done:
+            return
+        began = self._clock.mark()
+        start = max(done * self._vae_stride - head, 0)
+        new = self._to_pixels(frames[start : total * self._vae_stride - head])
+        latents, self._encoder = self.editor.vae.encode(new, self._encoder)
+        self._source.append(latents.float())
+        self._encodings.append((began, self._clock.mark()))
+
+    def _edit(self, keep: int) -> EditedChunk:
+        """The chunk whose frames are encoded. A GPU gets all its work without being waited for;
+        what is waited for are the edited frames, while the refresh goes on.
+
+        So `compute_ms` counts the refresh of the chunk before on a GPU, this chunk's on a CPU.
+        """
+        clock = self._clock
+        began = clock.mark()
+        source = torch.cat(self._source, dim=1)
+        self._source = []
         steps = len(self.editor.timesteps)
-        mask = self._mask.token_mask() if self._mask else None
+        mask = to_host(self._mask.token_mask()) if self._mask else _all_tokens(source)
         recomputed = self._mask.recomputed(steps) if self._mask else 1.0
         edited = self._denoise(source)
-        self._refresh(edited, source)
+        pixels, self._decoder = self.editor.vae.decode(edited, self._decoder)
+        out = to_host(self._to_frames(pixels)[:keep])
         self._remember(edited, source)
         if self._mask:
             self._mask.observe(edited, source)
-        pixels, self._decoder = self.editor.vae.decode(edited, self._decoder)
-        out = self._to_frames(pixels)[:keep]
-        if mask is None:
-            mask = torch.ones(source.shape[1], source.shape[3] // 2, source.shape[4] // 2).bool()
+            assert self._mask.tokens is not None
+            self._next_tokens = to_host(self._mask.tokens)
+        done = clock.mark()
+        self._forward.refresh(edited, source, self._text)
+        spans = [*self._encodings, (began, done), *self._refreshes]
+        self._encodings, self._refreshes = [], [(done, clock.mark())]
+        clock.wait(done)
+        if self.editor.device.type == "cpu":
+            spans, self._refreshes = spans + self._refreshes, []
         chunk = EditedChunk(
             index=self.chunks,
             first_frame=self.frames,
-            frames=out,
+            frames=out.numpy(),
             recomputed=recomputed,
             steps=steps,
-            compute_ms=(time.perf_counter() - started) * 1000,
-            mask=mask.cpu().numpy(),
+            compute_ms=sum(clock.between(*span) for span in spans),
+            mask=mask.numpy(),
         )
         self.chunks += 1
         self.frames += keep
@@ -232,7 +272,7 @@ class EditStream:
         for step, t in enumerate(editor.timesteps):
             reuse = self._mask.reuse(step) if self._mask else None
             t = t[None]
-            velocity = self._forward(x, source, t, reuse)
+            velocity = self._forward(x, source, t, self._text, reuse)
             estimate = editor.flow.to_x0(x, velocity, t)
             if self._mask and reuse and reuse.scope == "block":
                 estimate = torch.where(self._mask.cell_mask(), estimate, x0)
@@ -241,38 +281,32 @@ class EditStream:
                 x = editor.flow.add_noise(x0, self._noise(x0), editor.timesteps[step + 1][None])
         return x0
 
-    def _refresh(self, edited: Tensor, source: Tensor) -> None:
-        """Leave the clean chunk's keys and values in the cache (timestep 0, as in training)."""
-        t = torch.zeros(1, device=edited.device)
-        self._forward(edited, source, t, None)
-        self._kv.commit()
-
-    def _forward(self, x: Tensor, source: Tensor, t: Tensor, reuse: Reuse | None) -> Tensor:
-        if self._graphed is not None and self._graphed.fits(reuse):
-            return self._graphed(x, source, t, self._text, reuse)
-        return self.editor.transformer(x, source, t, self._text, Cached(self._kv, reuse))
-
     def _remember(self, edited: Tensor, source: Tensor) -> None:
         """Keep the latents of the chunks that the KV cache keeps, for the compact state."""
-        self._history.append(torch.cat([edited, source]))
+        self._history.append(to_host(torch.cat([edited, source]).half()))
         if len(self._history) > self._kv.slots - 1:
             self._history.pop(min(self._kv.sink_slots, len(self._history) - 1))
 
     def _noise(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._generator).to(like.device)
+        return to_device(torch.randn(like.shape, generator=self._generator), like.device)
 
     def _to_pixels(self, frames: Tensor) -> Tensor:
         """uint8 [n, h, w, 3] -> [1, n, 3, padded h, padded w] in [-1, 1]."""
         editor = self.editor
-        pixels = frames.to(editor.device).permute(0, 3, 1, 2)
+        pixels = to_device(frames, editor.device).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 127.5 - 1).to(editor.transformer.dtype)
         padding = (
             0, self._latent_width * 8 - self.width, 0, self._latent_height * 8 - self.height
         )  # fmt: skip
         return F.pad(pixels, padding, mode="replicate")[None]
 
-    def _to_frames(self, pixels: Tensor) -> np.ndarray:
+    def _to_frames(self, pixels: Tensor) -> Tensor:
         """[1, n, 3, padded h, padded w] in [-1, 1] -> uint8 [n, h, w, 3]."""
         pixels = pixels[0, :, :, : self.height, : self.width].float()
         frames = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return frames.permute(0, 2, 3, 1).contiguous()
+
+
+def _all_tokens(source: Tensor) -> Tensor:
+    """The mask that recomputes every token of latents [1, F, C, H, W]."""
+    return torch.ones(source.shape[1], source.shape[3] // 2, source.shape[4] // 2).bool()

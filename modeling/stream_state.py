@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .vae import VaeState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -34,6 +34,7 @@ class StreamState:
     pending: Tensor  # uint8 [n, H, W, 3]: frames that do not fill a chunk yet
     history: Tensor
     mask_tokens: Tensor | None
+    source: Tensor | None = None  # [1, f, C, H, W] latents of those `pending` that are encoded
     kv: dict[str, Tensor | int] | None = None
     encoder: VaeState | None = None
     decoder: VaeState | None = None

@@ -2,8 +2,8 @@
 
 A stream's first latent holds one pixel frame and every other latent four, so n latents are
 4 n - 3 pixel frames. Both networks are causal: what is left of a push is a fixed number of
-activations of its last frames, which `VaeState` carries. Feeding a clip whole or in any pieces
-gives the same result.
+activations of its last frames, which `VaeState` carries. The networks run once a latent, so that
+feeding a clip whole or in any pieces gives the same bits, and working memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from modeling.presets import VaeConfig
-
-# Latents of one pass through a network; longer pushes run in several passes, so that working memory
-# does not grow with the clip. One more than a chunk, so that a chunk is always a single pass.
-LATENTS_PER_PASS = 4
 
 
 @dataclass
@@ -107,11 +103,10 @@ class StreamingVae(nn.Module):
         caches, frames, done = state.caches, pixels.shape[1], 0
         means: list[Tensor] = []
         while True:
-            first = 0 if caches else 1  # the stream's first latent is its first frame alone
-            latents = min(first + (frames - done - first) // self.temporal_stride, LATENTS_PER_PASS)
-            if latents == 0:
+            # The stream's first latent is its first frame alone.
+            stop = done + (self.temporal_stride if caches else 1)
+            if stop > frames:
                 break
-            stop = done + self.temporal_stride * latents - 3 * first
             mean, caches = self._encode_pass(pixels[:, done:stop], caches)
             means.append(mean)
             done = stop
@@ -128,8 +123,8 @@ class StreamingVae(nn.Module):
         raw = raw.to(self.dtype)
         caches = state.caches if state else []
         pieces: list[Tensor] = []
-        for latents in raw.split(LATENTS_PER_PASS, dim=1) if raw.shape[1] else ():
-            pixels, caches = self._decode_pass(latents, caches)
+        for latent in raw.split(1, dim=1) if raw.shape[1] else ():
+            pixels, caches = self._decode_pass(latent, caches)
             pieces.append(pixels)
         if not pieces:
             batch, _, _, height, width = raw.shape
@@ -138,11 +133,11 @@ class StreamingVae(nn.Module):
         return torch.cat(pieces, dim=1), VaeState(caches)
 
     def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Whole latents only: 1 + 4 k frames with empty caches (a stream's start), 4 k after."""
+        """One latent: of 1 frame with empty caches (a stream's start), of 4 after."""
         raise NotImplementedError
 
     def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Any number of latents from 1; empty caches mean that the first one starts a stream."""
+        """One latent: to 1 frame with empty caches (a stream's start), to 4 after."""
         raise NotImplementedError
 
 
@@ -157,10 +152,11 @@ class StreamTape:
         self.written: list[Tensor] = []
         self._caches = caches
 
-    def read(self, x: Tensor) -> Tensor:
+    def read(self, x: Tensor | None = None) -> Tensor:
         """What the layer wrote in the pass before; `x` is its input now, to compare sizes."""
         cache = self._caches[len(self.written)]
-        _expect_same_stream(cache, x)
+        if x is not None:
+            _expect_same_stream(cache, x)
         return cache
 
     def write(self, x: Tensor) -> None:

@@ -54,6 +54,7 @@ class MemoryBlock(nn.Module):
             frames
             for memory, clip in zip(memories.split(1), clips, strict=True)
             for frames in (memory, clip[:-1])
+            if len(frames)  # joined with nothing, channels would not stay innermost
         ]
         y = self.conv(torch.cat([x, torch.cat(shifted)], dim=1))
         return F.relu(y + x, inplace=True)
@@ -81,7 +82,7 @@ class TimeGrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x).permute(0, 2, 3, 1).unflatten(-1, (self.stride, -1))  # [N, H, W, s, C]
-        return y.permute(0, 3, 1, 2, 4).flatten(0, 1).permute(0, 3, 1, 2)
+        return y.permute(0, 3, 1, 2, 4).flatten(0, 1).contiguous().permute(0, 3, 1, 2)
 
 
 class UpsampleConv(nn.Conv2d):

@@ -79,8 +79,8 @@ class Transformer(nn.Module):
         rope = visible.begin(frames, *grid, self.config.head_dim, latents.device)
         text_kv = text if isinstance(text, TextKV) else self.prepare_text(text)
 
-        x = self._embed_patches(latents)  # [B, T, dim]
-        time = self._embed_time(timestep)  # [B, F or 1, dim]
+        x = self.embed_patches(latents)  # [B, T, dim]
+        time = self.embed_time(timestep)  # [B, F or 1, dim]
         modulation = self.time_projection(time).unflatten(-1, (6, -1))  # [B, F or 1, 6, dim]
         reuse = visible.reuse
         kept = reuse.tokens if reuse is not None and reuse.scope == "block" else None
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
         if kept is not None:
             tokens = frames * grid[0] * grid[1]
             x = x.new_zeros(batch, tokens, x.shape[-1]).index_copy(1, kept, x)
-        return self._unpatch(x, frames, *grid)
+        return self.unpatch(x, frames, *grid)
 
     def prepare_text(self, text: Tensor) -> TextKV:
         """Cross-attention keys and values of embeddings [B, L <= text_tokens, text_dim]."""
@@ -123,14 +123,16 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
-    def _embed_patches(self, latents: Tensor) -> Tensor:
+    def embed_patches(self, latents: Tensor) -> Tensor:
+        """[B, F, channels, H, W] -> [B, T, dim]."""
         b, f, c, h, w = latents.shape
         patches = latents.to(self.dtype).view(b, f, c, h // 2, 2, w // 2, 2)
         patches = patches.permute(0, 1, 3, 5, 2, 4, 6).reshape(b, f * h * w // 4, c * 4)
         weight = self.patch_embedding.weight.flatten(1)  # a strided convolution is a matrix product
         return F.linear(patches, weight, self.patch_embedding.bias)
 
-    def _embed_time(self, timestep: Tensor) -> Tensor:
+    def embed_time(self, timestep: Tensor) -> Tensor:
+        """[B] or [B, F] -> [B, 1 or F, dim]."""
         if timestep.dim() == 1:
             timestep = timestep[:, None]
         half = self.config.freq_dim // 2
@@ -139,7 +141,7 @@ class Transformer(nn.Module):
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.time_embedding(features.to(self.dtype))
 
-    def _unpatch(self, x: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+    def unpatch(self, x: Tensor, frames: int, rows: int, columns: int) -> Tensor:
         """[B, T, 2 * 2 * C] -> [B, F, C, H, W]."""
         x = x.unflatten(1, (frames, rows, columns)).unflatten(-1, (2, 2, -1))
         x = x.permute(0, 1, 6, 2, 4, 3, 5)  # B F C rows 2 columns 2
@@ -220,10 +222,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """Add self-attention's output y [B, T, dim], then cross-attention and feed-forward."""
         gate1, shift2, scale2, gate2 = (self.modulation + modulation)[:, :, 2:].unbind(2)
-        x = x + gated(y, gate1)
-        x = x + self.cross_attn(self.norm3(x), text_k, text_v)
+        x = add_gated(x, y, gate1)
+        x = x + self.cross_attn(self.norm3(x).to(x.dtype), text_k, text_v)
         y = self.ffn(modulate(self.norm2(x), shift2, scale2))
-        return x + gated(y, gate2)
+        return add_gated(x, y, gate2)
 
 
 class AttentionWeights(nn.Module):
@@ -293,7 +295,7 @@ class Head(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation with float32 statistics whatever the input's type."""
+    """Layer normalisation in float32 whatever the input's type."""
 
     def __init__(self, dim: int, eps: float, affine: bool) -> None:
         super().__init__(dim, eps=eps, elementwise_affine=affine)
@@ -301,7 +303,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -313,15 +315,20 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype) * self.weight
+        weight = self.weight.float()
+        return F.rms_norm(x.float(), weight.shape, weight, self.eps).to(x.dtype)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift; x [B, T, dim], shift and scale [B, F or 1, dim]."""
+    """x * (1 + scale) + shift in the type of shift; x [B, T, dim] in float32 (a norm's output),
+    shift and scale [B, F or 1, dim].
+    """
     frames = x.unflatten(1, (shift.shape[1], -1))
-    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+    modulated = frames * (1 + scale.float()[:, :, None]) + shift.float()[:, :, None]
+    return modulated.flatten(1, 2).to(shift.dtype)
 
 
-def gated(x: Tensor, gate: Tensor) -> Tensor:
-    """x * gate; x [B, T, dim], gate [B, F or 1, dim]."""
-    return (x.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(1, 2)
+def add_gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """x + y * gate, rounded once; x and y [B, T, dim], gate [B, F or 1, dim]."""
+    x, y = (a.unflatten(1, (gate.shape[1], -1)) for a in (x, y))
+    return torch.addcmul(x, y, gate[:, :, None]).flatten(1, 2)

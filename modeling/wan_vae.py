@@ -2,8 +2,7 @@
 
 The arithmetic is that of `wan/modules/vae.py` (Wan-Video/Wan2.1), which runs a clip as one frame
 and then groups of four through caches it keeps inside itself. Here the caches come from and go to
-the caller, and all frames of a push run at once: every temporal convolution is causal, so only a
-stream's first frame, which skips the temporal resampling, is a special case.
+the caller. A stream's first frame skips the temporal resampling.
 
 Shapes inside: B batch, C channels, T frames at the layer's rate, H W size at the layer's scale.
 """
@@ -98,15 +97,15 @@ class Downsample(nn.Module):
             self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1))
 
     def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
-        x = _unfold(self.resample(_fold(x)), x.shape[0])
+        return self.resample_time(_unfold(self.resample(_fold(x)), x.shape[0]), tape)
+
+    def resample_time(self, x: Tensor, tape: StreamTape) -> Tensor:
         if not self.temporal:
             return x
         if not tape.first:
             return self.time_conv(_with_past(x, 1, tape))
-        tape.write(x[:, :, -1:])
-        if x.shape[2] == 1:
-            return x
-        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+        tape.write(x)
+        return x
 
 
 class Upsample(nn.Module):
@@ -127,13 +126,16 @@ class Upsample(nn.Module):
             self.time_conv = nn.Conv3d(channels, 2 * channels, (3, 1, 1))
 
     def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
-        if self.temporal and tape.first:
-            later = _with_past(x[:, :, 1:], 2, tape)
-            if x.shape[2] > 1:
-                x = torch.cat([x[:, :, :1], self._double_rate(later)], dim=2)
-        elif self.temporal:
-            x = self._double_rate(_with_past(x, 2, tape))
+        x = self.resample_time(x, tape)
         return _unfold(self.resample(_fold(x)), x.shape[0])
+
+    def resample_time(self, x: Tensor, tape: StreamTape) -> Tensor:
+        if not self.temporal:
+            return x
+        if not tape.first:
+            return self._double_rate(_with_past(x, 2, tape))
+        tape.write(x.new_zeros(x.shape[0], x.shape[1], 2, *x.shape[3:]))
+        return x
 
     def _double_rate(self, x: Tensor) -> Tensor:
         pairs = self.time_conv(x).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]
@@ -171,7 +173,7 @@ def _head(channels: int, out_channels: int) -> nn.ModuleDict:
 
 
 class Encoder(nn.Module):
-    """Pixels `[B, 3, 1 + 4 k, H, W]` to moments `[B, 2 * latent, 1 + k, H/8, W/8]`."""
+    """Pixels `[B, 3, 4, H, W]`, or 1 frame at first, to moments `[B, 2 * latent, 1, H/8, W/8]`."""
 
     def __init__(self, base_dim: int, latent_channels: int) -> None:
         super().__init__()
@@ -196,7 +198,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents `[B, latent, 1 + k, h, w]` to pixels `[B, 3, 1 + 4 k, 8 h, 8 w]`."""
+    """Latents `[B, latent, 1, h, w]` to pixels `[B, 3, 4, 8 h, 8 w]`, at first 1 frame."""
 
     def __init__(self, base_dim: int, latent_channels: int) -> None:
         super().__init__()

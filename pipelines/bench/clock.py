@@ -9,35 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
+from modeling.device import DeviceClock
 from modeling.editor import StreamingEditor
 from modeling.stream import EditStream
-
-
-class DeviceClock:
-    """Marks in the device's own order of work: CUDA events on a GPU, the clock on a CPU.
-
-    Marking does not wait for the device, so that timing a part leaves the whole as fast as it is.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-
-    def mark(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, start: Any, end: Any) -> float:
-        """Milliseconds; on a GPU only after `synchronize`."""
-        return float(start.elapsed_time(end) if self._cuda else (end - start) * 1000)
-
-    def synchronize(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -45,9 +20,10 @@ class ChunkTimes:
     """One chunk, in milliseconds."""
 
     encode: float  # VAE encoder
-    transformer: float  # D: from the encoder's end to the decoder's start
+    transformer: float  # D: all that the device does for the chunk but encode and decode
     decode: float  # VAE decoder
-    whole: float  # V: `push` and `next`, frames in to frames out
+    answer: float  # from `push` to edited frames
+    whole: float  # V: the chunk's share of the time that a run of chunks takes
     recomputed: float  # share of tokens, not a time
     index: int
 
@@ -78,25 +54,49 @@ class ChunkTimer:
                     setattr(vae, name, own)
 
     def push(self, stream: EditStream) -> ChunkTimes:
-        """Feed the frames of one chunk at once and wait for their edit."""
-        frames = self._source[: stream.wanted_frames]
-        self._calls.clear()
-        self._clock.synchronize()
-        began = time.perf_counter()
-        (chunk,) = stream.push(frames)
-        whole = (time.perf_counter() - began) * 1000
-        self._clock.synchronize()
-        encode, decode = self._total("encode"), self._total("decode")
-        span = self._clock.between(self._calls[0][1], self._calls[-1][2])
-        transformer = span - encode - decode
-        return ChunkTimes(encode, transformer, decode, whole, chunk.recomputed, chunk.index)
+        """One chunk alone: `whole` ends when the device is free again."""
+        return self.run(stream, 1)[0]
+
+    def run(self, stream: EditStream, count: int) -> list[ChunkTimes]:
+        """`count` chunks, each pushed at once, as soon as the edit of the one before is there.
+
+        A GPU still refreshes its caches when it has answered, so the next chunk pays for that;
+        the first one is charged with what remains when the last has answered.
+        """
+        parts, answers, wholes, told = [], [], [], []
+        self._wait()
+        began = last = time.perf_counter()
+        for _ in range(count):
+            frames = self._source[: stream.wanted_frames]
+            self._calls = []
+            pushed = time.perf_counter()
+            (chunk,) = stream.push(frames)
+            now = time.perf_counter()
+            parts.append((self._calls, self._clock.mark()))
+            answers.append((now - pushed) * 1000)
+            wholes.append((now - last) * 1000)
+            told.append(chunk)
+            last = now
+        self._wait()
+        wholes[0] += (time.perf_counter() - began) * 1000 - sum(wholes)
+        times = []
+        for (calls, end), answer, whole, chunk in zip(parts, answers, wholes, told, strict=True):
+            encode, decode = self._total(calls, "encode"), self._total(calls, "decode")
+            span = self._clock.between(calls[0][1], end)
+            transformer = span - encode - decode
+            times.append(
+                ChunkTimes(
+                    encode, transformer, decode, answer, whole, chunk.recomputed, chunk.index
+                )
+            )
+        return times
 
     def last_frame(self, stream: EditStream) -> float:
         """Milliseconds from a chunk's last frame to its first edited one, the others being in."""
         frames = self._source[: stream.wanted_frames]
         early = list(stream.push(frames[:-1]))
         assert not early
-        self._clock.synchronize()
+        self._wait()
         began = time.perf_counter()
         next(stream.push(frames[-1:]))
         return (time.perf_counter() - began) * 1000
@@ -110,9 +110,10 @@ class ChunkTimer:
 
         return marked
 
-    def _total(self, name: str) -> float:
-        spans = [
-            self._clock.between(start, end) for call, start, end in self._calls if call == name
-        ]
+    def _total(self, calls: list[tuple[str, Any, Any]], name: str) -> float:
+        spans = [self._clock.between(start, end) for call, start, end in calls if call == name]
         assert spans, f"EditStream edited a chunk without editor.vae.{name}"
         return sum(spans)
+
+    def _wait(self) -> None:
+        self._clock.wait(self._clock.mark())

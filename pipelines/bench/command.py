@@ -24,7 +24,8 @@ def bench() -> None:
 @bench_app.command(
     "stream",
     epilog=(
-        "Examples: liveedit bench stream    liveedit bench stream wan-1.3b --vae tiny "
+        "Examples: liveedit bench stream    "
+        "liveedit bench stream wan-1.3b --policy budget --scope block --pruned-steps 1,2,3 "
         "--json now.json --plot now.png    liveedit bench stream demo --device cpu --chunks 6"
     ),
 )
@@ -54,6 +55,10 @@ def bench_stream(
         typer.Option(
             help="Share of tokens recomputed in pruned steps.", show_default="the model's"
         ),
+    ] = None,
+    policy: Annotated[
+        Literal["published", "budget"] | None,
+        typer.Option(help="How the mask cache chooses tokens.", show_default="the model's"),
     ] = None,
     scope: Annotated[
         Literal["attention", "block"] | None,
@@ -108,6 +113,7 @@ def bench_stream(
         size=parse_size(size) if size else None,
         vae=vae,
         no_cache=no_cache,
+        policy=policy,
         keep_ratio=keep,
         scope=scope,
         pruned_steps=parse_steps(pruned_steps) if pruned_steps else None,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.bench.clock import DeviceClock
+from modeling.device import DeviceClock
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]
@@ -83,7 +83,7 @@ def yardstick(device: torch.device, repeats: int = 20) -> dict[str, float]:
         start = clock.mark()
         torch.mm(a, b)
         end = clock.mark()
-        clock.synchronize()
+        clock.wait(end)
         times.append(clock.between(start, end))
     ms = float(np.median(times[3:]))
     return {"size": size, "ms": ms, "tflops": 2 * size**3 / ms / 1e9}

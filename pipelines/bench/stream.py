@@ -128,7 +128,7 @@ class StreamBench:
         for turn in (1, 2):
             for name, stream in streams.items():
                 self.note(f"{name}, {half} chunks, pass {turn} of 2")
-                passes[name].append([self.timer.push(stream) for _ in range(half)])
+                passes[name].append(self.timer.run(stream, half))
         last_frame = {
             name: [self.timer.last_frame(stream) for _ in range(half)]
             for name, stream in streams.items()
@@ -148,10 +148,11 @@ class StreamBench:
         timer = ChunkTimer(plain, self.source)
         stream = plain.open("make it blue", height=self.size[0], width=self.size[1])
         with timer.watch():
-            times = [timer.push(stream) for _ in range(self.run_in + PLAIN_CHUNKS)]
+            timer.run(stream, self.run_in)
+            times = timer.run(stream, PLAIN_CHUNKS)
         del plain, timer, stream
         self._free()
-        return summary([times[self.run_in :]], self.editor.settings.chunk_frames)
+        return summary([times], self.editor.settings.chunk_frames)
 
     def _sessions(self, name: str) -> dict[str, Any]:
         """How many live streams one device serves: one more at a time until one is late."""
@@ -167,7 +168,7 @@ class StreamBench:
             try:
                 streams.append(self._start(name)[0])
                 latencies = in_real_time(
-                    lambda session: self.timer.push(streams[session]).whole,
+                    lambda session: self.timer.push(streams[session]),
                     sessions=count,
                     rounds=rounds,
                     period=period,
@@ -196,19 +197,21 @@ class StreamBench:
 
 
 def in_real_time(
-    push: Callable[[int], float], *, sessions: int, rounds: int, period: float
+    push: Callable[[int], ChunkTimes], *, sessions: int, rounds: int, period: float
 ) -> list[float]:
     """Latencies (ms) of chunks that all sessions complete at the same moments, the worst case.
 
-    `push` edits a session's next chunk and says how long it took. The device takes chunks in the
-    order they come; only the time in which it would wait for frames is skipped.
+    `push` edits a session's next chunk. The device takes chunks in the order they come; only the
+    time in which it would wait for frames is skipped.
     """
     clock, latencies = 0.0, []
     for turn in range(rounds):
         ready = turn * period
         for session in range(sessions):
-            clock = max(clock, ready) + push(session)
-            latencies.append(clock - ready)
+            began = max(clock, ready)
+            times = push(session)
+            latencies.append(began + times.answer - ready)
+            clock = began + times.whole
     return latencies
 
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from modeling.accelerate import PlainForward
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model, load_model
 from modeling.presets import PRESETS, MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
@@ -30,6 +32,7 @@ class BenchOptions:
     size: tuple[int, int] | None = None  # height, width in pixels
     vae: Literal["wan", "tiny"] | None = None
     no_cache: bool = False
+    policy: Literal["published", "budget"] | None = None
     keep_ratio: float | None = None
     scope: Literal["attention", "block"] | None = None
     pruned_steps: tuple[int, ...] | None = None
@@ -39,8 +42,8 @@ class BenchOptions:
             raise ValueError(f"--chunks {self.chunks} leaves no spread to state; take 2 or more")
         if self.sessions < 0:
             raise ValueError(f"--sessions {self.sessions} is negative; 0 leaves them out")
-        if self.no_cache and (self.keep_ratio or self.scope or self.pruned_steps):
-            raise ValueError("--no-cache excludes --keep, --scope and --pruned-steps")
+        if self.no_cache and (self.policy or self.keep_ratio or self.scope or self.pruned_steps):
+            raise ValueError("--no-cache excludes --policy, --keep, --scope and --pruned-steps")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError("--device cuda finds no GPU that this PyTorch can use; see nvidia-smi")
 
@@ -49,6 +52,7 @@ class BenchOptions:
         if self.no_cache:
             return None
         asked = {
+            "policy": self.policy,
             "keep_ratio": self.keep_ratio,
             "scope": self.scope,
             "pruned_steps": self.pruned_steps,
@@ -102,6 +106,7 @@ def plain_editor(editor: StreamingEditor) -> StreamingEditor:
     for network in (plain.transformer, plain.vae):
         network.to(editor.transformer.dtype).eval().requires_grad_(False)
     plain.accelerated, plain.mask_cache = False, None
+    plain.forward_on = partial(PlainForward, plain.transformer)
     return plain
 
 

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from modeling.presets import VaeConfig
-from modeling.streaming_vae import LATENTS_PER_PASS
 from modeling.vae import StreamingVae, VaeState, WanVae, build_vae
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "wan_tiny.safetensors"
@@ -180,7 +179,7 @@ def test_state_is_fixed_in_size_and_holds_no_clip(vae: StreamingVae) -> None:
     _, decoding = vae.decode(latents)
     at_start = sizes(state), sizes(decoding)
     for _ in range(3):
-        latents, state = vae.encode(clip(4 * LATENTS_PER_PASS + 4), state)
+        latents, state = vae.encode(clip(16 + 4), state)
         _, decoding = vae.decode(latents, decoding)
         assert (sizes(state), sizes(decoding)) == at_start
     _, state = vae.encode(clip(3), state)
@@ -191,7 +190,7 @@ def test_state_is_fixed_in_size_and_holds_no_clip(vae: StreamingVae) -> None:
 @pytest.mark.parametrize("config", [WAN, TINY], ids=["wan", "tiny"])
 def test_gradients_reach_every_parameter_through_several_passes(config: VaeConfig) -> None:
     vae = random_vae(config, seed=3)
-    pixels = clip(4 * LATENTS_PER_PASS + 5)
+    pixels = clip(16 + 5)
 
     def gradients(sizes: list[int]) -> dict[str, Tensor]:
         vae.zero_grad()

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from modeling.presets import PRESETS
 from pipelines.bench.check import compare, ratios, read_report
-from pipelines.bench.clock import ChunkTimer
+from pipelines.bench.clock import ChunkTimer, ChunkTimes
 from pipelines.bench.command import bench_app
 from pipelines.bench.stream import StreamBench, in_real_time
 from pipelines.bench.subject import BenchOptions, build_editor, noise_frames, variant
@@ -146,7 +146,11 @@ def test_benchmarks_never_load_a_text_encoder() -> None:
 
 
 def test_late_sessions_fall_behind() -> None:
-    assert in_real_time(lambda _: 100, sessions=1, rounds=3, period=750) == [100, 100, 100]
-    assert in_real_time(lambda _: 300, sessions=2, rounds=2, period=750) == [300, 600, 300, 600]
-    three = in_real_time(lambda _: 300, sessions=3, rounds=2, period=750)
-    assert three == [300, 600, 900, 450, 750, 1050]
+    def latencies(cost: float, sessions: int, rounds: int, rest: float = 0) -> list[float]:
+        times = ChunkTimes(0, 0, 0, answer=cost - rest, whole=cost, recomputed=1, index=0)
+        return in_real_time(lambda _: times, sessions=sessions, rounds=rounds, period=750)
+
+    assert latencies(100, sessions=1, rounds=3) == [100, 100, 100]
+    assert latencies(300, sessions=2, rounds=2) == [300, 600, 300, 600]
+    assert latencies(300, sessions=3, rounds=2) == [300, 600, 900, 450, 750, 1050]
+    assert latencies(300, sessions=3, rounds=1, rest=50) == [250, 550, 850]

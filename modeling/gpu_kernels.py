@@ -1,0 +1,308 @@
+"""Triton kernels for what lies between the matrix products, each one pass over memory.
+
+They compute in float32 and round where the plain path rounds, so that both paths stay close. All
+tensors are contiguous unless said otherwise.
+
+T tokens, N heads, D head size; B batch, F frames, H x W size, C channels, channels innermost.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .rope import Rope
+
+# ruff: noqa: N803 - compile-time constants are upper case, as everywhere in Triton
+# mypy: disallow_untyped_defs=False
+
+
+def add_norm(
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    modulated: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The residual sum s = x + gate * y, [T, dim], and its layer norm, scaled and shifted.
+
+    `modulated` scales by 1 + scale, otherwise by scale. y None leaves x as it is, gate None adds
+    all of y. gate, scale and shift are [dim].
+    """
+    tokens, dim = x.shape
+    total = x if y is None else torch.empty_like(x)
+    normed = torch.empty_like(x)
+    _add_norm[(tokens,)](
+        x, y, gate, scale, shift, total, normed, dim, eps,
+        HAS_Y=y is not None, HAS_GATE=gate is not None, MODULATED=modulated,
+        BLOCK=triton.next_power_of_2(dim), num_warps=4,
+    )  # fmt: skip
+    return total, normed
+
+
+@triton.jit
+def _add_norm(
+    x, y, gate, scale, shift, total, normed, dim, eps,
+    HAS_Y: tl.constexpr, HAS_GATE: tl.constexpr, MODULATED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.arange(0, BLOCK)
+    inside = i < dim
+    row = tl.program_id(0).to(tl.int64) * dim + i
+    s = tl.load(x + row, inside, 0.0).to(tl.float32)
+    if HAS_Y:
+        added = tl.load(y + row, inside, 0.0).to(tl.float32)
+        if HAS_GATE:
+            added *= tl.load(gate + i, inside, 0.0).to(tl.float32)
+        rounded = (s + added).to(total.dtype.element_ty)
+        tl.store(total + row, rounded, inside)
+        s = rounded.to(tl.float32)
+    mean = tl.sum(s, 0) / dim
+    centred = tl.where(inside, s - mean, 0.0)
+    n = centred * tl.rsqrt(tl.sum(centred * centred, 0) / dim + eps)
+    a = tl.load(scale + i, inside, 0.0).to(tl.float32)
+    b = tl.load(shift + i, inside, 0.0).to(tl.float32)
+    if MODULATED:
+        a += 1.0
+    tl.store(normed + row, (n * a + b).to(normed.dtype.element_ty), inside)
+
+
+def norm_rotate(
+    qkv: Tensor,
+    weights: Tensor,
+    rope: Rope,
+    tokens: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    eps: float,
+) -> Tensor:
+    """Normalised and rotated queries [T, dim]; keys and values go to k and v [T, dim].
+
+    qkv [T, 3 * dim], weights [2, dim] of the norms of q and k; token t takes row t of `rope`, or
+    row `tokens[t]`.
+    """
+    count, dim = qkv.shape[0], qkv.shape[1] // 3
+    q = qkv.new_empty(count, dim)
+    _norm_rotate[(count,)](
+        qkv, weights, rope.cos, rope.sin, tokens, q, k, v, dim, rope.cos.shape[1], eps,
+        LISTED=tokens is not None, HALF=triton.next_power_of_2(dim // 2), num_warps=4,
+    )  # fmt: skip
+    return q
+
+
+@triton.jit
+def _norm_rotate(
+    qkv, weights, cos, sin, tokens, q, k, v, dim, half_head, eps,
+    LISTED: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    pair = tl.arange(0, HALF)
+    inside = (2 * pair < dim)[:, None]
+    i = 2 * pair[:, None] + tl.arange(0, 2)[None, :]  # [pairs, 2]
+    row = tl.load(tokens + token) if LISTED else token
+    place = row * half_head + pair % half_head
+    c = tl.load(cos + place, 2 * pair < dim, 0.0)
+    s = tl.load(sin + place, 2 * pair < dim, 0.0)
+    source = qkv + token * 3 * dim + i
+    x_q = tl.load(source, inside, 0.0)
+    x_k = tl.load(source + dim, inside, 0.0)
+    x_v = tl.load(source + 2 * dim, inside, 0.0)
+    to = token * dim + i
+    tl.store(v + to, x_v, inside)
+    tl.store(q + to, _turned(x_q, weights + i, inside, c, s, dim, eps), inside)
+    tl.store(k + to, _turned(x_k, weights + dim + i, inside, c, s, dim, eps), inside)
+
+
+@triton.jit
+def _turned(x, weights, inside, c, s, dim, eps):
+    """x [pairs, 2] normalised over all pairs, and each pair turned."""
+    wide = x.to(tl.float32)
+    square = tl.sum(tl.sum(wide * wide, 1), 0) / dim
+    weight = tl.load(weights, inside, 0.0).to(tl.float32)
+    n = (wide * tl.rsqrt(square + eps) * weight).to(x.dtype).to(tl.float32)
+    even, odd = tl.split(n)
+    return tl.join(even * c - odd * s, even * s + odd * c).to(x.dtype)
+
+
+def turn(x: Tensor, rope: Rope, out: Tensor) -> None:
+    """`rotate` by one token's rope, x [layers, B, T, N, D] into out [layers, B, T' >= T, N, D].
+
+    x may be the first T tokens of something longer; so may out.
+    """
+    layers, batch, tokens, heads, size = x.shape
+    _turn[(layers * batch * tokens,)](
+        x, rope.cos, rope.sin, out, tokens, x.stride(1), out.stride(1), heads * size, size // 2,
+        HALF=triton.next_power_of_2(heads * size // 2), num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _turn(
+    x, cos, sin, out, tokens, x_stride, out_stride, dim, half_head, HALF: tl.constexpr
+):  # fmt: skip
+    stream, token = tl.program_id(0).to(tl.int64) // tokens, tl.program_id(0) % tokens
+    pair = tl.arange(0, HALF)
+    inside = (2 * pair < dim)[:, None]
+    i = token * dim + 2 * pair[:, None] + tl.arange(0, 2)[None, :]
+    even, odd = tl.split(tl.load(x + stream * x_stride + i, inside, 0.0).to(tl.float32))
+    c = tl.load(cos + pair % half_head, 2 * pair < dim, 0.0)
+    s = tl.load(sin + pair % half_head, 2 * pair < dim, 0.0)
+    turned = tl.join(even * c - odd * s, even * s + odd * c)
+    tl.store(out + stream * out_stride + i, turned.to(out.dtype.element_ty), inside)
+
+
+def merge_attention(parts: Tensor, lse: Tensor) -> Tensor:
+    """Attention over all keys from attention over each of S groups of them.
+
+    parts [S, T, N, D], lse [S, N, T] (the logarithm of each softmax's denominator) -> [T, N, D].
+    """
+    splits, tokens, heads, size = parts.shape
+    out = parts.new_empty(tokens, heads, size)
+    _merge[(tokens,)](
+        parts, lse, out, tokens, heads, size,
+        SPLITS=splits, HEADS=triton.next_power_of_2(heads), SIZE=triton.next_power_of_2(size),
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _merge(
+    parts, lse, out, tokens, heads, size,
+    SPLITS: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head, d = tl.arange(0, HEADS), tl.arange(0, SIZE)
+    inside = (head < heads)[:, None] & (d < size)[None, :]
+    i = head[:, None] * size + d[None, :]
+    top = tl.full((HEADS,), float("-inf"), tl.float32)
+    for s in tl.static_range(SPLITS):
+        top = tl.maximum(top, tl.load(lse + (s * heads + head) * tokens + token, head < heads, 0.0))
+    total = tl.zeros((HEADS, SIZE), tl.float32)
+    mass = tl.zeros((HEADS,), tl.float32)
+    for s in tl.static_range(SPLITS):
+        share = tl.exp(tl.load(lse + (s * heads + head) * tokens + token, head < heads, 0.0) - top)
+        part = tl.load(parts + (s * tokens + token) * heads * size + i, inside, 0.0)
+        total += share[:, None] * part.to(tl.float32)
+        mass += share
+    merged = (total / mass[:, None]).to(out.dtype.element_ty)
+    tl.store(out + token * heads * size + i, merged, inside)
+
+
+def norm_silu_pad(
+    y: Tensor,
+    gamma: Tensor,
+    past: Tensor | None,
+    *,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    phases: bool,
+    stacked: bool,
+    keep: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """A causal convolution's input: SiLU of the RMS norm of x = y + bias + residual, behind `past`.
+
+    Returns x [B, F, H, W, C] (None unless asked to `keep` it), the convolution's input
+    [B, F + 2, H, W, C], and its last two frames [B, 2, H, W, C], which are the next call's `past`
+    (None is zeros). `stacked` lays the three frames that an output sees side by side instead,
+    [B, F, H, W, 3 * C]. bias and gamma are [C].
+    y is [B, F, H, W, C], or with `phases` what a sub-pixel convolution gives,
+    [B, F, H/2 + 1, W/2 + 1, 4 * C] (see `gpu_vae.phase_weights`).
+    """
+    batch, frames, height, width, channels = y.shape
+    if phases:
+        height, width, channels = 2 * (height - 1), 2 * (width - 1), channels // 4
+    x = y.new_empty(batch, frames, height, width, channels) if keep else None
+    if stacked:
+        out = y.new_empty(batch, frames, height, width, 3 * channels)
+    else:
+        out = y.new_empty(batch, frames + 2, height, width, channels)
+    tail = y.new_empty(batch, 2, height, width, channels)
+    block = triton.next_power_of_2(channels)
+    rows = max(1, 4096 // block)
+    _norm_silu_pad[(triton.cdiv(height * width, rows), frames + 2, batch)](
+        y, bias, residual, gamma, past, x, out, tail, frames, height, width, channels,
+        channels**0.5,
+        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, HAS_PAST=past is not None,
+        KEEP=keep, PHASES=phases, STACKED=stacked, ROWS=rows, BLOCK=block, num_warps=8,
+    )  # fmt: skip
+    return x, out, tail
+
+
+@triton.jit
+def _norm_silu_pad(
+    y, bias, residual, gamma, past, x, out, tail, frames, height, width, channels, length,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_PAST: tl.constexpr, KEEP: tl.constexpr,
+    PHASES: tl.constexpr, STACKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # of a frame; offsets in one fit 32 bits
+    frame, clip = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    c = tl.arange(0, BLOCK)[None, :]
+    plane = height * width
+    inside = (place < plane)[:, None] & (c < channels)
+    i = place[:, None] * channels + c
+    size = plane.to(tl.int64) * channels
+    kind = out.dtype.element_ty
+    if frame < 2:
+        if HAS_PAST:
+            value = tl.load(past + (clip * 2 + frame) * size + i, inside, 0.0)
+        else:
+            value = tl.zeros((ROWS, BLOCK), kind)
+    else:
+        at = clip * frames + frame - 2
+        if PHASES:
+            h, w = place // width, place % width
+            across = width // 2 + 1
+            up = ((h + 1) // 2 * across + (w + 1) // 2) * 4 + h % 2 * 2 + w % 2
+            base = at * (height // 2 + 1) * across * 4 * channels
+            wide = tl.load(y + base + up[:, None] * channels + c, inside, 0.0).to(tl.float32)
+        else:
+            wide = tl.load(y + at * size + i, inside, 0.0).to(tl.float32)
+        if HAS_BIAS:
+            wide += tl.load(bias + c, c < channels, 0.0).to(tl.float32)
+            wide = wide.to(kind).to(tl.float32)
+        if HAS_RESIDUAL:
+            wide += tl.load(residual + at * size + i, inside, 0.0).to(tl.float32)
+            wide = wide.to(kind).to(tl.float32)
+        if KEEP:
+            tl.store(x + at * size + i, wide.to(kind), inside)
+        inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(wide * wide, 1)), 1e-12)
+        scale = tl.load(gamma + c, c < channels, 0.0).to(tl.float32)
+        wide = (wide * inverse[:, None]).to(kind).to(tl.float32)
+        wide = (wide * length).to(kind).to(tl.float32)
+        wide = (wide * scale).to(kind).to(tl.float32)
+        value = (wide / (1.0 + tl.exp(-wide))).to(kind)
+    if STACKED:
+        j = place[:, None] * (3 * channels) + c
+        for t in tl.static_range(3):
+            if (frame >= t) & (frame - t < frames):
+                seen_by = clip * frames + frame - t
+                tl.store(out + seen_by * 3 * size + j + t * channels, value, inside)
+    else:
+        tl.store(out + (clip * (frames + 2) + frame) * size + i, value, inside)
+    if frame >= frames:
+        tl.store(tail + (clip * 2 + frame - frames) * size + i, value, inside)
+
+
+def add_bias_residual(y: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    """y + bias + residual; y and residual [..., C], bias [C]."""
+    out = torch.empty_like(y)
+    count, block = y.numel(), 2048
+    _add_bias_residual[(triton.cdiv(count, block),)](
+        y, bias, residual, out, count, y.shape[-1], BLOCK=block, num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _add_bias_residual(y, bias, residual, out, count, channels, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < count
+    kind = out.dtype.element_ty
+    value = tl.load(y + i, inside, 0.0).to(tl.float32) + tl.load(bias + i % channels).to(tl.float32)
+    value = value.to(kind).to(tl.float32) + tl.load(residual + i, inside, 0.0).to(tl.float32)
+    tl.store(out + i, value.to(kind), inside)
