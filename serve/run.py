@@ -34,6 +34,7 @@ from serve.settings import ServeSettings
 APP = "liveedit"
 SYSTEM_CPUS = 1.0  # beside the replicas, for Serve's own actors
 READY_S = 180.0
+CONNECT_S = 10.0  # for a cluster to answer
 ROOT = Path(__file__).parent.parent
 LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
 ENVIRONMENT = (  # what `start` sets in this process, and `stop` puts back
@@ -58,6 +59,7 @@ class Running:
     port: int
     folder: Path | None  # Ray's files and logs, when this process started Ray
     environment: dict[str, str | None]  # what `stop` puts back
+    started_serve: bool = False
 
     @property
     def url(self) -> str:
@@ -99,13 +101,15 @@ class Running:
         return None
 
     def stop(self, *, keep_logs: bool = False) -> None:
-        """Ends the application, and Ray if `start` started it."""
+        """Ends the application, and Serve and Ray if `start` started them."""
         if _serve_runs():
             ray_serve.delete(APP)
+            # Serve's own actors end with a Ray that is ours.
+            if self.folder is None and self.started_serve and not ray_serve.status().applications:
+                ray_serve.shutdown()
         if ray.is_initialized():
             with contextlib.suppress(ValueError):  # it may have ended itself
                 ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
-            # Serve's own actors end with a Ray that is ours, and go on in a cluster.
             _set_global_client(None)
             ray.shutdown()
         if self.folder is not None and not keep_logs:
@@ -134,7 +138,9 @@ def start(
             f"RAY_ADDRESS={address} is a Ray client's address; serve from a node of the cluster "
             "with RAY_ADDRESS=auto, or use `serve deploy`"
         )
-    if not address:
+    if address:
+        _check_address(address)
+    else:
         _check_port(host, port)
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
@@ -150,16 +156,17 @@ def start(
         os.environ["MLFLOW_TRACKING_URI"] = registry
     try:
         application = build(settings)  # what is wrong shows here, before minutes are spent
+        if address:
+            _join_ray(address, host, port)
     except ValueError:
         _put_back(running.environment)  # nothing was started, and another one may run here
         raise
     try:
-        if address:
-            _join_ray()
-        else:
+        if not address:
             # Unix sockets have short names, and Ray adds 60 characters to this one.
             running.folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
             _start_ray(running.folder, settings, cpus)
+        running.started_serve = not _serve_runs()
         ray_serve.start(
             proxy_location="HeadOnly",
             http_options=HTTPOptions(host=host, port=port),
@@ -226,14 +233,68 @@ def free_port() -> int:
         return port
 
 
-def _join_ray() -> None:
-    """The cluster that RAY_ADDRESS names; its workers get this tree."""
-    ray.init(
-        namespace=NAMESPACE,
-        runtime_env={"working_dir": str(ROOT), "excludes": LEFT_BEHIND},
-        logging_level=logging.WARNING,
-        log_to_driver=False,
+def _check_address(address: str) -> None:
+    """Raises StartError when nobody listens at HOST:PORT, which Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> StartError:
+    return StartError(
+        f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, or unset "
+        "RAY_ADDRESS for a Ray of our own on this machine"
     )
+
+
+def _join_ray(address: str, host: str, port: int) -> None:
+    """The cluster at `address`; its workers get this tree, and its ingress what it needs.
+
+    Raises ValueError, and leaves the cluster as it was, when there is no place in its Serve.
+    """
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            runtime_env={
+                "working_dir": str(ROOT),
+                "excludes": LEFT_BEHIND,
+                "env_vars": ingress.ENVIRONMENT,
+            },
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+    except ConnectionError as error:
+        raise _no_cluster(address, error) from error
+    try:
+        _check_serve(host, port)
+    except ValueError:
+        _set_global_client(None)
+        ray.shutdown()
+        raise
+
+
+def _check_serve(host: str, port: int) -> None:
+    """A cluster's Serve listens at one place and has one application of ours. Raises ValueError."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        _check_port(host, port)
+        return
+    there = client.http_config
+    if APP in ray_serve.status().applications:
+        raise ValueError(
+            f"an application {APP} runs on {there.host}:{there.port} of this cluster already; stop "
+            "it first, or change it with `serve deploy`"
+        )
+    if (there.host, there.port) != (host, port):
+        raise ValueError(
+            f"Serve listens on {there.host}:{there.port} in this cluster already, so not on "
+            f"{host}:{port}; choose that host and port, or end it with `serve shutdown`"
+        )
 
 
 def _start_ray(folder: Path, settings: ServeSettings, cpus: int | None) -> None:
