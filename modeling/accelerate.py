@@ -55,19 +55,26 @@ class PlainForward:
 ForwardOn = Callable[[KVCache], StreamForward]  # what runs the forwards of one stream
 
 
-def accelerate(transformer: Transformer, vae: StreamingVae) -> ForwardOn:
+def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> ForwardOn:
     """Make an editor's networks fast on their GPU, for inference only.
 
-    Parameters are laid out anew, and the VAE's passes are replaced.
+    Parameters are laid out anew, and the VAE's passes are replaced. `fp8` computes most of the
+    transformer's linear layers in 8 bits; ValueError if the GPU cannot.
     """
     from .gpu_transformer import FusedTransformer  # Triton exists only where there is a GPU
 
+    capability = torch.cuda.get_device_capability()
+    if fp8 and capability < (8, 9):
+        raise ValueError(
+            f"fp8 needs a GPU of compute capability 8.9 (Ada) or newer, "
+            f"{torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}; leave it out"
+        )
     if isinstance(vae, WanVae):
         from .gpu_vae import FusedWanVae
 
         fused = FusedWanVae(vae)
         vae._encode_pass, vae._decode_pass = fused.encode_pass, fused.decode_pass  # type: ignore[method-assign]
-    return partial(GraphedForward, FusedTransformer(transformer))
+    return partial(GraphedForward, FusedTransformer(transformer, fp8=fp8))
 
 
 class GraphedForward:

@@ -8,6 +8,8 @@ T tokens, N heads, D head size; B batch, F frames, H x W size, C channels, chann
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,25 @@ from .rope import Rope
 # mypy: disallow_untyped_defs=False
 
 
+FP8 = torch.float8_e4m3fn
+FP8_MAX = tl.constexpr(448.0)  # the largest number of that type
+
+
+class Fp8(NamedTuple):
+    """Rows in 8 bits, each with a scale of its own: values [T, K] * scales [T, 1]."""
+
+    values: Tensor
+    scales: Tensor
+
+    def rows(self, chosen: Tensor) -> Fp8:
+        return Fp8(self.values[chosen], self.scales[chosen])
+
+
+def _room_for_fp8(tokens: int, dim: int, device: torch.device) -> Fp8:
+    values = torch.empty(tokens, dim, dtype=FP8, device=device)
+    return Fp8(values, torch.empty(tokens, 1, device=device))
+
+
 def add_norm(
     x: Tensor,
     y: Tensor | None,
@@ -28,7 +49,8 @@ def add_norm(
     *,
     modulated: bool,
     eps: float,
-) -> tuple[Tensor, Tensor]:
+    fp8: bool = False,
+) -> tuple[Tensor, Tensor | Fp8]:
     """The residual sum s = x + gate * y, [T, dim], and its layer norm, scaled and shifted.
 
     `modulated` scales by 1 + scale, otherwise by scale. y None leaves x as it is, gate None adds
@@ -36,19 +58,20 @@ def add_norm(
     """
     tokens, dim = x.shape
     total = x if y is None else torch.empty_like(x)
-    normed = torch.empty_like(x)
+    rows = _room_for_fp8(tokens, dim, x.device) if fp8 else Fp8(torch.empty_like(x), x)
     _add_norm[(tokens,)](
-        x, y, gate, scale, shift, total, normed, dim, eps,
-        HAS_Y=y is not None, HAS_GATE=gate is not None, MODULATED=modulated,
+        x, y, gate, scale, shift, total, *rows, dim, eps,
+        HAS_Y=y is not None, HAS_GATE=gate is not None, MODULATED=modulated, QUANTISED=fp8,
         BLOCK=triton.next_power_of_2(dim), num_warps=4,
     )  # fmt: skip
-    return total, normed
+    return total, rows if fp8 else rows.values
 
 
 @triton.jit
 def _add_norm(
-    x, y, gate, scale, shift, total, normed, dim, eps,
-    HAS_Y: tl.constexpr, HAS_GATE: tl.constexpr, MODULATED: tl.constexpr, BLOCK: tl.constexpr,
+    x, y, gate, scale, shift, total, normed, scales, dim, eps,
+    HAS_Y: tl.constexpr, HAS_GATE: tl.constexpr, MODULATED: tl.constexpr, QUANTISED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.arange(0, BLOCK)
     inside = i < dim
@@ -68,7 +91,39 @@ def _add_norm(
     b = tl.load(shift + i, inside, 0.0).to(tl.float32)
     if MODULATED:
         a += 1.0
-    tl.store(normed + row, (n * a + b).to(normed.dtype.element_ty), inside)
+    result = n * a + b
+    if QUANTISED:
+        result = _quantised(result, scales + tl.program_id(0))
+    tl.store(normed + row, result.to(normed.dtype.element_ty), inside)
+
+
+@triton.jit
+def _quantised(row, scale):
+    """A row over its scale, which is stored: its largest number becomes the type's largest."""
+    s = tl.maximum(tl.max(tl.abs(row), 0), 1e-12) / FP8_MAX
+    tl.store(scale, s)
+    return row / s
+
+
+def gelu_fp8(x: Tensor) -> Fp8:
+    """GELU (tanh) of x [T, K], in 8 bits."""
+    rows = _room_for_fp8(x.shape[0], x.shape[1], x.device)
+    _gelu_fp8[(len(x),)](
+        x, *rows, x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=16
+    )
+    return rows
+
+
+@triton.jit
+def _gelu_fp8(x, values, scales, dim, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    row = tl.program_id(0).to(tl.int64) * dim + i
+    v = tl.load(x + row, i < dim, 0.0).to(tl.float32)
+    # tanh(u) = 1 - 2 / (1 + exp(2 u)); 2 * sqrt(2 / pi) = 1.5957691216057308
+    u = 1.5957691216057308 * (v + 0.044715 * v * v * v)
+    gelu = v * (1.0 - 1.0 / (1.0 + tl.exp(u)))
+    quantised = _quantised(gelu, scales + tl.program_id(0))
+    tl.store(values + row, quantised.to(values.dtype.element_ty), i < dim)
 
 
 def norm_rotate(
@@ -228,7 +283,8 @@ def norm_silu_pad(
         y, bias, residual, gamma, past, x, out, tail, frames, height, width, channels,
         channels**0.5,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, HAS_PAST=past is not None,
-        KEEP=keep, PHASES=phases, STACKED=stacked, ROWS=rows, BLOCK=block, num_warps=8,
+        KEEP=keep, PHASES=phases, STACKED=stacked, ROWS=rows, BLOCK=block,
+        num_warps=8 if block <= 128 else 4,
     )  # fmt: skip
     return x, out, tail
 

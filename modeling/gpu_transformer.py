@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .attention import attention
-from .gpu_kernels import add_norm, merge_attention, norm_rotate
+from .gpu_kernels import FP8, Fp8, add_norm, gelu_fp8, merge_attention, norm_rotate
 from .kv_cache import KVCache
 from .mask_cache import Reuse
-from .transformer import CrossAttention, TextKV, Transformer
+from .transformer import Block, CrossAttention, TextKV, Transformer
 
 # cuDNN's kernel is 1.8 times as fast as PyTorch's flash kernel on Hopper at a window's size.
 _BACKENDS = [
@@ -39,11 +40,39 @@ def fast_attention() -> Iterator[None]:
         yield
 
 
-class FusedTransformer:
-    """Inference only: parameters of q, k and v become views of one matrix."""
+class Fp8Linear:
+    """A linear layer on 8-bit rows, with 8-bit weights that have one scale for each output."""
 
-    def __init__(self, transformer: Transformer) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        scales = weight.abs().amax(dim=1, keepdim=True).float() / torch.finfo(FP8).max
+        self._weight = (weight.float() / scales).to(FP8).t()  # [K, N], K innermost as it must be
+        self._scales = scales.t()  # [1, N]
+        self._bias = bias
+
+    def __call__(self, x: Fp8) -> Tensor:
+        """[T, K] -> [T, N] in the type of the bias."""
+        out: Tensor = torch._scaled_mm(
+            x.values,
+            self._weight,
+            scale_a=x.scales,
+            scale_b=self._scales,
+            bias=self._bias,
+            out_dtype=self._bias.dtype,
+            use_fast_accum=True,
+        )
+        return out
+
+
+class FusedTransformer:
+    """Inference only: parameters of q, k and v become views of one matrix.
+
+    `fp8` computes the linear layers whose inputs come out of one of our kernels (q, k, v, the
+    cross-attention's q, the feed-forward) in 8 bits; the two attentions' outputs stay in bf16.
+    """
+
+    def __init__(self, transformer: Transformer, *, fp8: bool = False) -> None:
         self._net = transformer
+        self._fp8: list[dict[str, Fp8Linear]] = []
         self._eps = transformer.config.eps
         blocks = list(transformer.layers())
         self._attention = [block.self_attn for block in blocks]
@@ -54,6 +83,8 @@ class FusedTransformer:
             self._qk_norms = [
                 torch.stack([attn.norm_q.weight, attn.norm_k.weight]) for attn in self._attention
             ]
+            if fp8:
+                self._fp8 = [_eight_bits(block) for block in blocks]
 
     def __call__(
         self,
@@ -80,6 +111,7 @@ class FusedTransformer:
         x, y, gate = self._blocks(x, time, text, cache, reuse)
         shift, scale = (net.head.modulation + time[:, :, None])[0, 0]
         _, h = add_norm(x, y, gate, scale, shift, modulated=True, eps=self._eps)
+        assert isinstance(h, Tensor)
         out = net.head.head(h)  # [T or K, 4 * C]
         if len(out) < tokens:
             out = out.new_zeros(tokens, out.shape[1]).index_copy(0, kept, out)
@@ -107,11 +139,12 @@ class FusedTransformer:
         stores = reuse is not None and reuse.scope == "attention"
         y: Tensor | None = None
         gate: Tensor | None = None
+        norms = partial(add_norm, eps=self._eps, fp8=bool(self._fp8))
         for layer, block in enumerate(self._net.layers()):
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation[layer]
-            x, h = add_norm(x, y, gate, scale1, shift1, modulated=True, eps=self._eps)
+            x, h = norms(x, y, gate, scale1, shift1, modulated=True)
             if stores and kept is not None:
-                h = h[kept]
+                h = h.rows(kept) if isinstance(h, Fp8) else h[kept]
             q, keys, values = self._project(layer, h, kept, cache)
             if keys_only and layer == len(self._modulation) - 1:
                 return x, x, gate2
@@ -120,30 +153,42 @@ class FusedTransformer:
             if stores and reuse is not None:
                 y = reuse.exchange(layer, y[None])[0]
             norm = block.norm3
-            x, h = add_norm(x, y, gate1, norm.weight, norm.bias, modulated=False, eps=self._eps)
-            y = self._cross(block.cross_attn, h, text.k[layer, 0], text.v[layer, 0])
-            x, h = add_norm(x, y, None, scale2, shift2, modulated=True, eps=self._eps)
-            y, gate = feed_forward(block.ffn, h), gate2
+            x, h = norms(x, y, gate1, norm.weight, norm.bias, modulated=False)
+            y = self._cross(layer, block.cross_attn, h, text)
+            x, h = norms(x, y, None, scale2, shift2, modulated=True)
+            y, gate = self._feed_forward(layer, block.ffn, h), gate2
         assert y is not None
         assert gate is not None
         return x, y, gate
 
-    def _cross(self, cross: CrossAttention, h: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of h [T, dim] to the text's k and v [L, N, D] -> [T, dim]."""
-        norm = cross.norm_q
-        q = F.rms_norm(cross.q(h), norm.weight.shape, norm.weight, norm.eps)
-        out: Tensor = cross.o(attention(cross.heads(q)[None], k[None], v[None])[0].flatten(1))
+    def _cross(self, layer: int, cross: CrossAttention, h: Tensor | Fp8, text: TextKV) -> Tensor:
+        """Attention of h [T, dim] to the text -> [T, dim]."""
+        q = self._fp8[layer]["cross_q"](h) if isinstance(h, Fp8) else cross.q(h)
+        q = F.rms_norm(q, cross.norm_q.weight.shape, cross.norm_q.weight, cross.norm_q.eps)
+        y = attention(cross.heads(q)[None], text.k[layer], text.v[layer])
+        out: Tensor = cross.o(y[0].flatten(1))
+        return out
+
+    def _feed_forward(self, layer: int, ffn: nn.Module, x: Tensor | Fp8) -> Tensor:
+        """Linear, GELU, linear of [T, dim]; in bf16 with the GELU inside the first product."""
+        if isinstance(x, Fp8):
+            return self._fp8[layer]["ffn_out"](gelu_fp8(self._fp8[layer]["ffn_in"](x)))
+        assert isinstance(ffn, nn.Sequential)
+        first, _, last = ffn
+        assert isinstance(first, nn.Linear)
+        hidden = torch.ops.aten._addmm_activation(first.bias, x, first.weight.t(), use_gelu=True)
+        out: Tensor = last(hidden)
         return out
 
     def _project(
-        self, layer: int, h: Tensor, kept: Tensor | None, cache: KVCache
+        self, layer: int, h: Tensor | Fp8, kept: Tensor | None, cache: KVCache
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [T or K, N, D], and all keys and values that they may see."""
         attn = self._attention[layer]
         assert attn.joined is not None
-        qkv = F.linear(h, *attn.joined)
+        qkv = self._fp8[layer]["qkv"](h) if isinstance(h, Fp8) else F.linear(h, *attn.joined)
         keys, values = cache.k[layer, 0], cache.v[layer, 0]  # [window, N, D]
-        start, end = cache.start, cache.start + len(h)
+        start, end = cache.start, cache.start + len(qkv)
         q = norm_rotate(
             qkv, self._qk_norms[layer], cache.rope, kept, keys[start:], values[start:], self._eps
         )
@@ -178,11 +223,15 @@ def splits(q: Tensor, k: Tensor) -> int:
     return 2 if halved < 0.95 * whole else 1
 
 
-def feed_forward(ffn: nn.Module, x: Tensor) -> Tensor:
-    """Linear, GELU, linear of [T, dim], with the GELU inside the first matrix product."""
-    assert isinstance(ffn, nn.Sequential)
-    first, _, last = ffn
+def _eight_bits(block: Block) -> dict[str, Fp8Linear]:
+    first, _, last = block.ffn
+    assert block.self_attn.joined is not None
     assert isinstance(first, nn.Linear)
-    hidden = torch.ops.aten._addmm_activation(first.bias, x, first.weight.t(), use_gelu=True)
-    out: Tensor = last(hidden)
-    return out
+    assert isinstance(last, nn.Linear)
+    cross_q = block.cross_attn.q
+    return {
+        "qkv": Fp8Linear(*block.self_attn.joined),
+        "cross_q": Fp8Linear(cross_q.weight, cross_q.bias),
+        "ffn_in": Fp8Linear(first.weight, first.bias),
+        "ffn_out": Fp8Linear(last.weight, last.bias),
+    }

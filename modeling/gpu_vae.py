@@ -24,7 +24,8 @@ from .wan_vae import Downsample, ResidualBlock, RmsNorm, Upsample, WanVae
 _STEM_CHANNELS = 16
 # Numbers of channels at which cuDNN is faster on the three frames that an output sees laid side by
 # side, even though they are then written three times (docs/performance.md has the times).
-_STACKED = (96, 384)
+_STACKED_ENCODING = (96,)
+_STACKED_DECODING = (96, 384)
 
 
 @dataclass
@@ -68,10 +69,8 @@ class FusedWanVae:
             if isinstance(layer, Upsample)
         }
         self._stacked = {
-            conv: _inner(stack_frames(conv.weight.detach()))
-            for conv in vae.modules()
-            if isinstance(conv, nn.Conv3d) and conv.kernel_size == (3, 3, 3)
-            if conv.in_channels == conv.out_channels and conv.in_channels in _STACKED
+            **_stacked(vae.encoder, _STACKED_ENCODING),
+            **_stacked(vae.decoder, _STACKED_DECODING),
         }
 
     def encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -108,10 +107,9 @@ class FusedWanVae:
             return self._residual_block(layer, h, tape)
         x = h.value()
         if isinstance(layer, Upsample):
-            small = layer.resample_time(_outside(x), tape)
-            images = _images(_inside(small))
+            x = _double_rate(layer, x, tape) if layer.temporal else x
             conv = cast(nn.Conv2d, layer.resample[1])
-            y = F.conv2d(images, self._phases[layer], padding=1)
+            y = F.conv2d(_images(x), self._phases[layer], padding=1)
             return Sum(_clip(y, x.shape[0]), conv.bias, phases=True)
         if isinstance(layer, Downsample):
             conv = cast(nn.Conv2d, layer.resample[1])
@@ -158,6 +156,26 @@ class FusedWanVae:
         if stacked is not None:
             return x, _clip(F.conv2d(_images(seen), stacked, padding=1), len(x))
         return x, _inside(F.conv3d(_outside(seen), conv.weight, padding=(0, 1, 1)))
+
+
+def _stacked(network: nn.Module, channels: tuple[int, ...]) -> dict[nn.Module, Tensor]:
+    return {
+        conv: _inner(stack_frames(conv.weight.detach()))
+        for conv in network.modules()
+        if isinstance(conv, nn.Conv3d) and conv.kernel_size == (3, 3, 3)
+        if conv.in_channels == conv.out_channels and conv.in_channels in channels
+    }
+
+
+def _double_rate(layer: Upsample, x: Tensor, tape: StreamTape) -> Tensor:
+    """[B, F, H, W, C] -> [B, 2 * F, H, W, C]; a stream's first frame stays alone."""
+    if tape.first:
+        tape.written.append(_outside(x.new_zeros(len(x), 2, *x.shape[2:])))
+        return x
+    seen = torch.cat([_inside(tape.read()), x], dim=1)
+    tape.write(_outside(seen[:, -2:]))
+    pairs = _inside(layer.time_conv(_outside(seen))).unflatten(-1, (2, -1))  # [B, F, H, W, 2, C]
+    return pairs.permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
 
 
 def stack_frames(weight: Tensor) -> Tensor:

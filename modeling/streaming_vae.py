@@ -2,8 +2,8 @@
 
 A stream's first latent holds one pixel frame and every other latent four, so n latents are
 4 n - 3 pixel frames. Both networks are causal: what is left of a push is a fixed number of
-activations of its last frames, which `VaeState` carries. The networks run once a latent, so that
-feeding a clip whole or in any pieces gives the same bits, and working memory does not grow with it.
+activations of its last frames, which `VaeState` carries. The encoder runs once a latent, so that
+feeding a clip whole or in any pieces gives the same bits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from modeling.presets import VaeConfig
+
+# Latents of one pass through the decoder; longer ones run in several passes, so that working memory
+# does not grow with the clip. A stream decodes chunks, which a GPU does faster at once.
+_DECODED_AT_ONCE = 3
 
 
 @dataclass
@@ -123,9 +127,12 @@ class StreamingVae(nn.Module):
         raw = raw.to(self.dtype)
         caches = state.caches if state else []
         pieces: list[Tensor] = []
-        for latent in raw.split(1, dim=1) if raw.shape[1] else ():
-            pixels, caches = self._decode_pass(latent, caches)
+        done = 0
+        while done < raw.shape[1]:
+            stop = done + (_DECODED_AT_ONCE if caches else 1)  # the stream's first latent is alone
+            pixels, caches = self._decode_pass(raw[:, done:stop], caches)
             pieces.append(pixels)
+            done = stop
         if not pieces:
             batch, _, _, height, width = raw.shape
             stride = self.spatial_stride
@@ -137,7 +144,7 @@ class StreamingVae(nn.Module):
         raise NotImplementedError
 
     def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """One latent: to 1 frame with empty caches (a stream's start), to 4 after."""
+        """One latent to 1 frame with empty caches (a stream's start), k to 4 k after."""
         raise NotImplementedError
 
 

@@ -126,16 +126,11 @@ class Upsample(nn.Module):
             self.time_conv = nn.Conv3d(channels, 2 * channels, (3, 1, 1))
 
     def forward(self, x: Tensor, tape: StreamTape) -> Tensor:
-        x = self.resample_time(x, tape)
+        if self.temporal and tape.first:
+            tape.write(x.new_zeros(x.shape[0], x.shape[1], 2, *x.shape[3:]))
+        elif self.temporal:
+            x = self._double_rate(_with_past(x, 2, tape))
         return _unfold(self.resample(_fold(x)), x.shape[0])
-
-    def resample_time(self, x: Tensor, tape: StreamTape) -> Tensor:
-        if not self.temporal:
-            return x
-        if not tape.first:
-            return self._double_rate(_with_past(x, 2, tape))
-        tape.write(x.new_zeros(x.shape[0], x.shape[1], 2, *x.shape[3:]))
-        return x
 
     def _double_rate(self, x: Tensor) -> Tensor:
         pairs = self.time_conv(x).unflatten(1, (2, -1))  # [B, 2, C, T, H, W]
@@ -198,7 +193,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents `[B, latent, 1, h, w]` to pixels `[B, 3, 4, 8 h, 8 w]`, at first 1 frame."""
+    """Latents `[B, latent, k, h, w]` to pixels `[B, 3, 4 k, 8 h, 8 w]`, at first 1 to 1."""
 
     def __init__(self, base_dim: int, latent_channels: int) -> None:
         super().__init__()

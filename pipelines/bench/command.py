@@ -68,6 +68,9 @@ def bench_stream(
         str | None,
         typer.Option(metavar="N,N", help="Steps that are pruned.", show_default="the model's"),
     ] = None,
+    fp8: Annotated[
+        bool, typer.Option("--fp8", help="Most linear layers in 8 bits; needs a GPU that can.")
+    ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Time dense streams only.")] = False,
     sessions: Annotated[
         int, typer.Option(help="Most concurrent sessions to try; 0 leaves them out.")
@@ -117,6 +120,7 @@ def bench_stream(
         keep_ratio=keep,
         scope=scope,
         pruned_steps=parse_steps(pruned_steps) if pruned_steps else None,
+        fp8=fp8,
     )
     console = Console(highlight=False)
     with Console(stderr=True).status("starting") as status:

@@ -36,6 +36,7 @@ class BenchOptions:
     keep_ratio: float | None = None
     scope: Literal["attention", "block"] | None = None
     pruned_steps: tuple[int, ...] | None = None
+    fp8: bool = False
 
     def __post_init__(self) -> None:
         if self.chunks < 2:
@@ -94,7 +95,8 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
             transformer.to(dtype).eval().requires_grad_(False)
         if vae is None:
             vae = build_vae(config.vae).to(dtype).eval().requires_grad_(False)
-    return StreamingEditor(Model(config, transformer, vae, card, None), mask_cache=mask_cache)
+    model = Model(config, transformer, vae, card, None)
+    return StreamingEditor(model, mask_cache=mask_cache, fp8=options.fp8)
 
 
 def plain_editor(editor: StreamingEditor) -> StreamingEditor:
@@ -127,6 +129,7 @@ def describe(
         "sink_latents": stream.sink_latents,
         "steps": len(stream.timesteps),
         "fps": stream.fps,
+        "fp8": options.fp8,
         "mask_cache": cache and {**asdict(cache), "pruned_steps": list(cache.pruned_steps)},
     }
 
