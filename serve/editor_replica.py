@@ -32,7 +32,7 @@ class EditorReplica:
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        editor = StreamingEditor.load(settings.model, device=device)
+        editor = StreamingEditor.load(settings.model, device=device, fp8=settings.fp8)
         editor.name = name or editor.name
         self.engine = Engine(
             editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity

@@ -148,7 +148,9 @@ class Engine:
         chunk, state = ran.value
         if chunk is None:
             return _nothing(work, opening, stream, ran.wait_s)
-        self.capacity.observe((opening.height, opening.width), ran.run_s)
+        # A GPU answers before it has refreshed its caches; the chunk costs that, too.
+        cost = max(ran.run_s, chunk.compute_ms / 1000)
+        self.capacity.observe((opening.height, opening.width), cost)
         return Edited(
             number=work.number,
             index=chunk.index,

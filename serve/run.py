@@ -144,6 +144,11 @@ def start(
         _check_port(host, port)
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
+        if settings.fp8 and not (settings.editor_gpus or settings.device.startswith("cuda")):
+            raise ValueError(
+                "serve setting fp8=true needs an editor with a GPU, and this machine has none for "
+                "it; leave it out, or set editor_gpus"
+            )
         wanted, there = settings.min_editors * settings.editor_gpus, torch.cuda.device_count()
         if wanted > there:
             raise ValueError(

@@ -18,6 +18,7 @@ class ServeSettings:
 
     model: str
     device: str = "auto"  # "auto" is cuda where there is one
+    fp8: bool = False  # most linear layers in 8 bits, on GPUs that can
     token_file: str | None = None  # bearer tokens, one a line; none: everybody is let in
     max_sessions: int = 8  # of one editor replica
     measured_capacity: bool = True  # fewer than max_sessions when a chunk costs too much

@@ -61,6 +61,10 @@ class Memory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._cuda)
 
+    def held(self) -> float | None:
+        """What tensors occupy now, in GiB; None on a CPU, where nothing tells it apart."""
+        return torch.cuda.memory_allocated(self._cuda) / GIB if self._cuda else None
+
     def peak(self) -> float:
         if self._cuda:
             return torch.cuda.max_memory_reserved(self._cuda) / GIB

@@ -43,6 +43,7 @@ def facts(report: dict[str, Any]) -> list[str]:
     lines.append(
         f"memory ({memory['measure']}): weights {memory['weights_gib']:.2f} GiB, "
         f"with one stream {memory['one_stream_gib']:.2f} GiB"
+        + (f", {memory['held_gib']:.2f} GiB between its chunks" if memory["held_gib"] else "")
     )
     if plain := report["plain"]:
         lines.append(

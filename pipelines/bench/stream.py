@@ -87,7 +87,7 @@ class StreamBench:
         self.memory.reset()
         self.note("second stream")
         stream, warm = self._start(main)
-        one_stream = self.memory.peak()
+        one_stream, held = self.memory.peak(), self.memory.held()
         streams = {name: stream if name == main else self._start(name)[0] for name in self.variants}
         variants = self._time_variants(streams)
         streams.clear()
@@ -101,6 +101,7 @@ class StreamBench:
                 "measure": self.memory.measure,
                 "weights_gib": weights_gib(self.editor.transformer, self.editor.vae),
                 "one_stream_gib": one_stream,
+                "held_gib": held,
             },
             "sessions": self._sessions(main),
             "yardstick": yardstick(self.editor.device),

@@ -103,6 +103,30 @@ def test_transformer(
             mask.observe(noisy, source)
 
 
+def test_eight_bit_linears(networks: tuple[Transformer, Transformer]) -> None:
+    """1.4e-2 off on an H200; a type with 3 bits of fraction cannot be as close as bf16."""
+    from modeling.gpu_transformer import FusedTransformer
+
+    height, width = SIZES[0]
+    caches = [
+        KVCache(
+            WAN.transformer, batch=1, window_latents=12, sink_latents=3, chunk_latents=3,
+            latent_height=height, latent_width=width, **GPU,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    plain = PlainForward(networks[0], caches[0])
+    fast = GraphedForward(FusedTransformer(networks[1], fp8=True), caches[1])
+    text = networks[0].prepare_text(torch.randn(1, 512, 4096, **GPU))
+    for _ in range(2):
+        noisy, source = torch.randn(2, 1, 3, 16, height, width, device="cuda")
+        timestep = torch.tensor([500.0], device="cuda")
+        wanted, found = (f(noisy, source, timestep, text, None) for f in (plain, fast))
+        assert 1e-3 < distance(found, wanted) < 2e-2
+        for forward in (plain, fast):
+            forward.refresh(noisy, source, text)
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_wan_vae(height: int, width: int) -> None:
     from modeling.gpu_vae import FusedWanVae

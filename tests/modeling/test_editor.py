@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +172,28 @@ def test_odd_sizes_are_padded_inside(editor: StreamingEditor) -> None:
     stream = editor.open("make it blue", height=35, width=51)
     chunks = edit(stream, video(21, 35, 51))
     assert pixels(chunks).shape == (21, 35, 51, 3)
+
+
+def test_eight_bits_need_a_gpu() -> None:
+    with pytest.raises(ValueError, match="fp8 needs a GPU, the model is on cpu"):
+        StreamingEditor.load("demo", fp8=True)
+
+
+def test_frames_are_encoded_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a chunk's last frame finds all but one latent encoded."""
+    editor = make_editor(None)
+    given: list[int] = []
+    encode = editor.vae.encode
+
+    def counted(frames: torch.Tensor, *state: Any) -> Any:
+        given.append(frames.shape[1])
+        return encode(frames, *state)
+
+    monkeypatch.setattr(editor.vae, "encode", counted)
+    stream = open_stream(editor)
+    for frame in video(9 + 12):
+        list(stream.push(frame[None]))
+    assert given == [1, 4, 4, 4, 4, 4]
 
 
 def test_wrong_input_is_refused(editor: StreamingEditor) -> None:

@@ -91,6 +91,7 @@ def test_check_fails_the_command(report: dict[str, Any], tmp_path: Path) -> None
         (["--check", "absent.json"], "does not exist"),
         (["--json", "absent/x.json"], "folder absent"),
         (["--no-cache", "--keep", "0.5"], "excludes"),
+        (["--fp8"], "fp8 needs a GPU"),
         (["--pruned-steps", "3,4"], "beyond the 4"),
         (["--chunks", "1"], "spread"),
     ],

@@ -255,6 +255,8 @@ def test_what_cannot_start_says_so_at_once(running: Running, settings: ServeSett
         start(settings, port=running.port)
     with pytest.raises(ValueError, match="no model directory"):
         start(replace(settings, model="/absent"))
+    with pytest.raises(ValueError, match="fp8=true needs an editor with a GPU"):
+        start(replace(settings, device="cpu", fp8=True))
 
 
 def test_serve_deploys_it_from_a_config_file(small_model: Path) -> None:
