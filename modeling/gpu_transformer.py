@@ -22,7 +22,7 @@ from .attention import attention
 from .gpu_kernels import FP8, Fp8, add_norm, gelu_fp8, merge_attention, norm_rotate
 from .kv_cache import KVCache
 from .mask_cache import Reuse
-from .transformer import Block, CrossAttention, TextKV, Transformer
+from .transformer import Block, CrossAttention, SelfAttention, TextKV, Transformer
 
 # cuDNN's kernel is 1.8 times as fast as PyTorch's flash kernel on Hopper at a window's size.
 _BACKENDS = [
@@ -76,15 +76,16 @@ class FusedTransformer:
         self._eps = transformer.config.eps
         blocks = list(transformer.layers())
         self._attention = [block.self_attn for block in blocks]
-        for attn in self._attention:
-            attn.join_projections()
+        self._qkv = [_join_projections(attn) for attn in self._attention]
         with torch.no_grad():
             self._modulation = torch.cat([block.modulation for block in blocks])  # [layers, 6, dim]
             self._qk_norms = [
                 torch.stack([attn.norm_q.weight, attn.norm_k.weight]) for attn in self._attention
             ]
             if fp8:
-                self._fp8 = [_eight_bits(block) for block in blocks]
+                self._fp8 = [
+                    _eight_bits(block, qkv) for block, qkv in zip(blocks, self._qkv, strict=True)
+                ]
 
     def __call__(
         self,
@@ -184,15 +185,14 @@ class FusedTransformer:
         self, layer: int, h: Tensor | Fp8, kept: Tensor | None, cache: KVCache
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [T or K, N, D], and all keys and values that they may see."""
-        attn = self._attention[layer]
-        assert attn.joined is not None
-        qkv = self._fp8[layer]["qkv"](h) if isinstance(h, Fp8) else F.linear(h, *attn.joined)
+        joined = self._qkv[layer]
+        qkv = self._fp8[layer]["qkv"](h) if isinstance(h, Fp8) else F.linear(h, *joined)
         keys, values = cache.k[layer, 0], cache.v[layer, 0]  # [window, N, D]
         start, end = cache.start, cache.start + len(qkv)
         q = norm_rotate(
             qkv, self._qk_norms[layer], cache.rope, kept, keys[start:], values[start:], self._eps
         )
-        return q.unflatten(1, (attn.num_heads, -1)), keys[:end], values[:end]
+        return self._attention[layer].heads(q), keys[:end], values[:end]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -223,14 +223,24 @@ def splits(q: Tensor, k: Tensor) -> int:
     return 2 if halved < 0.95 * whole else 1
 
 
-def _eight_bits(block: Block) -> dict[str, Fp8Linear]:
+def _join_projections(attn: SelfAttention) -> tuple[Tensor, Tensor]:
+    """Weight [3 * dim, dim] and bias of q, k and v, whose parameters become views of them."""
+    parts = (attn.q, attn.k, attn.v)
+    weight = torch.cat([part.weight.detach() for part in parts])
+    bias = torch.cat([part.bias.detach() for part in parts])
+    for part, w, b in zip(parts, weight.chunk(3), bias.chunk(3), strict=True):
+        part.weight = nn.Parameter(w, requires_grad=False)
+        part.bias = nn.Parameter(b, requires_grad=False)
+    return weight, bias
+
+
+def _eight_bits(block: Block, qkv: tuple[Tensor, Tensor]) -> dict[str, Fp8Linear]:
     first, _, last = block.ffn
-    assert block.self_attn.joined is not None
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
     cross_q = block.cross_attn.q
     return {
-        "qkv": Fp8Linear(*block.self_attn.joined),
+        "qkv": Fp8Linear(*qkv),
         "cross_q": Fp8Linear(cross_q.weight, cross_q.bias),
         "ffn_in": Fp8Linear(first.weight, first.bias),
         "ffn_out": Fp8Linear(last.weight, last.bias),

@@ -199,29 +199,13 @@ class Block(nn.Module):
         """x [B, T, dim], modulation [B, F or 1, 6, dim], text k and v [B, L, N, D] -> x."""
         reuse = visible.reuse
         kept = reuse.tokens if reuse is not None and reuse.scope == "attention" else None
-        q, k, v = self.project(x, modulation, rope, kept)
-        y = self.self_attn.o(visible.attend(layer, q, k, v).flatten(2))
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).unbind(2)
+        h = modulate(self.norm1(x), shift1, scale1)
+        q, k, v = self.self_attn.project(h if kept is None else h[:, kept])
+        y = visible.attend(layer, rotate(q, rope), rotate(k, rope), v)
+        y = self.self_attn.o(y.flatten(2))
         if reuse is not None and reuse.scope == "attention":
             y = reuse.exchange(layer, y)
-        return self.finish(x, y, modulation, text_k, text_v)
-
-    # The two halves around self-attention touch no cache, so that each compiles once for all
-    # layers and all places of a stream (see `modeling.accelerate`).
-
-    def project(
-        self, x: Tensor, modulation: Tensor, rope: Rope, kept: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated q and k, and v, [B, T or K, N, D], of all tokens or those `kept`."""
-        shift, scale = (self.modulation + modulation)[:, :, :2].unbind(2)
-        x = modulate(self.norm1(x), shift, scale)
-        q, k, v = self.self_attn.project(x if kept is None else x[:, kept])
-        return rotate(q, rope), rotate(k, rope), v
-
-    def finish(
-        self, x: Tensor, y: Tensor, modulation: Tensor, text_k: Tensor, text_v: Tensor
-    ) -> Tensor:
-        """Add self-attention's output y [B, T, dim], then cross-attention and feed-forward."""
-        gate1, shift2, scale2, gate2 = (self.modulation + modulation)[:, :, 2:].unbind(2)
         x = add_gated(x, y, gate1)
         x = x + self.cross_attn(self.norm3(x).to(x.dtype), text_k, text_v)
         y = self.ffn(modulate(self.norm2(x), shift2, scale2))
@@ -247,25 +231,10 @@ class AttentionWeights(nn.Module):
 
 
 class SelfAttention(AttentionWeights):
-    joined: tuple[Tensor, Tensor] | None = None  # weight [3 * dim, dim] and bias of q, k and v
-
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T, dim] -> q, k and v [B, T, N, D], not rotated yet."""
-        if self.joined is None:
-            q, k, v = self.q(x), self.k(x), self.v(x)
-        else:
-            q, k, v = F.linear(x, *self.joined).chunk(3, dim=-1)
-        return self.heads(self.norm_q(q)), self.heads(self.norm_k(k)), self.heads(v)
-
-    def join_projections(self) -> None:
-        """Make q, k and v one matrix product; their parameters become views of it."""
-        parts = (self.q, self.k, self.v)
-        weight = torch.cat([part.weight.detach() for part in parts])
-        bias = torch.cat([part.bias.detach() for part in parts])
-        self.joined = (weight, bias)
-        for part, w, b in zip(parts, weight.chunk(3), bias.chunk(3), strict=True):
-            part.weight = nn.Parameter(w, requires_grad=False)
-            part.bias = nn.Parameter(b, requires_grad=False)
+        q, k = self.norm_q(self.q(x)), self.norm_k(self.k(x))
+        return self.heads(q), self.heads(k), self.heads(self.v(x))
 
 
 class CrossAttention(AttentionWeights):
