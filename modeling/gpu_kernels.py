@@ -20,7 +20,6 @@ from .rope import Rope
 # ruff: noqa: N803 - compile-time constants are upper case, as everywhere in Triton
 # mypy: disallow_untyped_defs=False
 
-
 FP8 = torch.float8_e4m3fn
 FP8_MAX = tl.constexpr(448.0)  # the largest number of that type
 

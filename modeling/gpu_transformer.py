@@ -1,4 +1,4 @@
-"""The transformer's forward for one stream on a GPU: four kernels of our own, matrix products, and
+"""The transformer's forward for one stream on a GPU: a few kernels of our own, matrix products, and
 cuDNN's attention.
 
 It computes what `Transformer.forward` computes with `Cached`, for a batch of one and one timestep.
@@ -108,6 +108,8 @@ class FusedTransformer:
         x = net.embed_patches(latents)[0]  # [T, dim]
         tokens = x.shape[0]
         if kept is not None and reuse is not None and reuse.scope == "block":
+            if len(kept) == 0:
+                return torch.zeros_like(noisy, dtype=x.dtype)
             x = x[kept]  # [K, dim]
         x, y, gate = self._blocks(x, time, text, cache, reuse)
         shift, scale = (net.head.modulation + time[:, :, None])[0, 0]
@@ -148,7 +150,7 @@ class FusedTransformer:
                 h = h.rows(kept) if isinstance(h, Fp8) else h[kept]
             q, keys, values = self._project(layer, h, kept, cache)
             if keys_only and layer == len(self._modulation) - 1:
-                return x, x, gate2
+                return x, x, gate2  # what is left to compute is for the output only
             attn = block.self_attn
             y = attn.o(attend(q, keys, values).flatten(1))
             if stores and reuse is not None:
@@ -201,6 +203,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Thread blocks take a tile of queries of one head each. If the last round of them leaves much of
     the GPU idle, the keys are attended to in two halves, whose rounds are half as long.
     """
+    if len(q) == 0:  # a policy may keep no token at all
+        return q
     if splits(q, k) == 1:
         return attention(q[None], k[None], v[None])[0]
     half = len(k) // 2

@@ -228,7 +228,7 @@ class EditStream:
         """The chunk whose frames are encoded. A GPU gets all its work without being waited for;
         what is waited for are the edited frames, while the refresh goes on.
 
-        So `compute_ms` counts the refresh of the chunk before on a GPU, this chunk's on a CPU.
+        So `compute_ms` counts the refresh of the chunk before on a GPU, this chunk's own elsewhere.
         """
         clock = self._clock
         began = clock.mark()
@@ -250,7 +250,7 @@ class EditStream:
         spans = [*self._encodings, (began, done), *self._refreshes]
         self._encodings, self._refreshes = [], [(done, clock.mark())]
         clock.wait(done)
-        if self.editor.device.type == "cpu":
+        if self.editor.device.type != "cuda":
             spans, self._refreshes = spans + self._refreshes, []
         chunk = EditedChunk(
             index=self.chunks,
