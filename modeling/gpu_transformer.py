@@ -111,7 +111,8 @@ class FusedTransformer:
             if len(kept) == 0:
                 return torch.zeros_like(noisy, dtype=x.dtype)
             x = x[kept]  # [K, dim]
-        x, y, gate = self._blocks(x, time, text, cache, reuse)
+        with fast_attention():
+            x, y, gate = self._blocks(x, time, text, cache, reuse)
         shift, scale = (net.head.modulation + time[:, :, None])[0, 0]
         _, h = add_norm(x, y, gate, scale, shift, modulated=True, eps=self._eps)
         assert isinstance(h, Tensor)
@@ -125,7 +126,8 @@ class FusedTransformer:
         timestep = edited.new_zeros(1)
         latents = torch.cat([edited, source.to(edited)], dim=2)
         x = self._net.embed_patches(latents)[0]
-        self._blocks(x, self._net.embed_time(timestep), text, cache, None, keys_only=True)
+        with fast_attention():
+            self._blocks(x, self._net.embed_time(timestep), text, cache, None, keys_only=True)
 
     def _blocks(
         self,

@@ -50,6 +50,12 @@ class Sum:
         return add_bias_residual(self.y, self.bias, self.residual)
 
 
+def fuse(vae: WanVae) -> None:
+    """Make `vae` run its passes here from now on."""
+    fused = FusedWanVae(vae)
+    vae._encode_pass, vae._decode_pass = fused.encode_pass, fused.decode_pass  # type: ignore[method-assign]
+
+
 class FusedWanVae:
     """The passes of one `WanVae`, whose parameters it shares and lays out anew."""
 

@@ -82,8 +82,7 @@ class EditStream:
         self._clock = DeviceClock(editor.device)
         self._vae_stride = editor.vae.temporal_stride
         # Marks around work that the next chunk's `compute_ms` counts.
-        self._encodings: list[tuple[Any, Any]] = []
-        self._refreshes: list[tuple[Any, Any]] = []
+        self._work: list[tuple[Any, Any]] = []
         # Noise is drawn on the CPU, so that a seed means the same video on every device.
         self._generator = torch.Generator().manual_seed(seed)
         self._encoder: VaeState | None = None
@@ -222,7 +221,7 @@ class EditStream:
         new = self._to_pixels(frames[start : total * self._vae_stride - head])
         latents, self._encoder = self.editor.vae.encode(new, self._encoder)
         self._source.append(latents.float())
-        self._encodings.append((began, self._clock.mark()))
+        self._work.append((began, self._clock.mark()))
 
     def _edit(self, keep: int) -> EditedChunk:
         """The chunk whose frames are encoded. A GPU gets all its work without being waited for;
@@ -247,18 +246,17 @@ class EditStream:
             self._next_tokens = to_host(self._mask.tokens)
         done = clock.mark()
         self._forward.refresh(edited, source, self._text)
-        spans = [*self._encodings, (began, done), *self._refreshes]
-        self._encodings, self._refreshes = [], [(done, clock.mark())]
+        work, self._work = [*self._work, (began, done)], [(done, clock.mark())]
         clock.wait(done)
         if self.editor.device.type != "cuda":
-            spans, self._refreshes = spans + self._refreshes, []
+            work, self._work = work + self._work, []
         chunk = EditedChunk(
             index=self.chunks,
             first_frame=self.frames,
             frames=out.numpy(),
             recomputed=recomputed,
             steps=steps,
-            compute_ms=sum(clock.between(*span) for span in spans),
+            compute_ms=sum(clock.between(*span) for span in work),
             mask=mask.numpy(),
         )
         self.chunks += 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modeling.accelerate import GraphedForward, PlainForward
+from modeling.accelerate import PlainForward, StreamForward
 from modeling.editor import StreamingEditor
 from modeling.kv_cache import KVCache
 from modeling.mask_cache import MaskCache
@@ -60,6 +60,22 @@ def networks() -> tuple[Transformer, Transformer]:
     return network, deepcopy(network)
 
 
+def forwards(
+    networks: tuple[Transformer, Transformer], height: int, width: int, *, fp8: bool = False
+) -> tuple[StreamForward, StreamForward, list[KVCache]]:
+    """The plain and the fast path, each on a cache of its own."""
+    from modeling.gpu_graphs import GraphedForward
+    from modeling.gpu_transformer import FusedTransformer
+
+    shape = {"chunk_latents": 3, "latent_height": height, "latent_width": width}
+    caches = [
+        KVCache(WAN.transformer, batch=1, window_latents=12, sink_latents=3, **shape, **GPU)
+        for _ in range(2)
+    ]
+    fast = GraphedForward(FusedTransformer(networks[1], fp8=fp8), caches[1])
+    return PlainForward(networks[0], caches[0]), fast, caches
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize(
     "config",
@@ -74,16 +90,9 @@ def test_transformer(
     networks: tuple[Transformer, Transformer], config: MaskCacheConfig, height: int, width: int
 ) -> None:
     """Dense, storing, pruned and refresh forwards while the window fills, is full and rolls."""
-    from modeling.gpu_transformer import FusedTransformer
-
+    plain, fast, caches = forwards(networks, height, width)
     shape = {"chunk_latents": 3, "latent_height": height, "latent_width": width}
-    caches = [
-        KVCache(WAN.transformer, batch=1, window_latents=12, sink_latents=3, **shape, **GPU)
-        for _ in range(2)
-    ]
     masks = [MaskCache(config, WAN.transformer, **shape, **GPU) for _ in range(2)]
-    plain = PlainForward(networks[0], caches[0])
-    fast = GraphedForward(FusedTransformer(networks[1]), caches[1])
     text = networks[0].prepare_text(torch.randn(1, 512, 4096, **GPU))
     for chunk in range(6):
         noisy, source = torch.randn(2, 1, 3, 16, height, width, device="cuda")
@@ -105,18 +114,8 @@ def test_transformer(
 
 def test_eight_bit_linears(networks: tuple[Transformer, Transformer]) -> None:
     """1.4e-2 off on an H200; a type with 3 bits of fraction cannot be as close as bf16."""
-    from modeling.gpu_transformer import FusedTransformer
-
+    plain, fast, _ = forwards(networks, *SIZES[0], fp8=True)
     height, width = SIZES[0]
-    caches = [
-        KVCache(
-            WAN.transformer, batch=1, window_latents=12, sink_latents=3, chunk_latents=3,
-            latent_height=height, latent_width=width, **GPU,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    plain = PlainForward(networks[0], caches[0])
-    fast = GraphedForward(FusedTransformer(networks[1], fp8=True), caches[1])
     text = networks[0].prepare_text(torch.randn(1, 512, 4096, **GPU))
     for _ in range(2):
         noisy, source = torch.randn(2, 1, 3, 16, height, width, device="cuda")
@@ -129,7 +128,7 @@ def test_eight_bit_linears(networks: tuple[Transformer, Transformer]) -> None:
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_wan_vae(height: int, width: int) -> None:
-    from modeling.gpu_vae import FusedWanVae
+    from modeling.gpu_vae import fuse
 
     with torch.device("cuda"):
         exact = build_vae(VaeConfig(kind="wan")).eval().requires_grad_(False)
@@ -140,8 +139,7 @@ def test_wan_vae(height: int, width: int) -> None:
     exact.load_state_dict(plain.state_dict())  # the same weights, rounded
     fast = deepcopy(plain)
     assert isinstance(fast, WanVae)
-    fused = FusedWanVae(fast)
-    fast._encode_pass, fast._decode_pass = fused.encode_pass, fused.decode_pass  # type: ignore[method-assign]
+    fuse(fast)
     pixels = torch.rand(1, 9, 3, 8 * height, 8 * width, **GPU) * 2 - 1
     latents = torch.randn(1, 3, 16, height, width, **GPU)
 
@@ -155,14 +153,13 @@ def test_wan_vae(height: int, width: int) -> None:
 
 
 def test_wan_vae_in_float32_is_the_plain_one() -> None:
-    from modeling.gpu_vae import FusedWanVae
+    from modeling.gpu_vae import fuse
 
     with torch.device("cuda"):
         plain = build_vae(VaeConfig(kind="wan", base_dim=96)).eval().requires_grad_(False)
     fast = deepcopy(plain)
     assert isinstance(fast, WanVae)
-    fused = FusedWanVae(fast)
-    fast._encode_pass, fast._decode_pass = fused.encode_pass, fused.decode_pass  # type: ignore[method-assign]
+    fuse(fast)
     pixels = torch.rand(1, 21, 3, 128, 192, device="cuda") * 2 - 1
     with torch.backends.cudnn.flags(allow_tf32=False):
         latents, state = plain.encode(pixels)
