@@ -61,6 +61,11 @@ class Link:
         self._writer.close()
 
 
+def _bytes_of(frames: np.ndarray) -> memoryview:
+    """uint8 frames, or none: a close after a whole chunk brings a last work without any."""
+    return np.ascontiguousarray(frames).reshape(-1).data
+
+
 # --- the editor's end
 
 
@@ -96,7 +101,7 @@ class EditorLink:
         names = ("number", "index", "recomputed", "steps", "compute_ms", "wait_ms")
         header = {name: getattr(event, name) for name in names}
         header |= {"kind": "edited", "shape": event.frames.shape, "mask": None, "state": True}
-        parts = [np.ascontiguousarray(event.frames).data.cast("B")]
+        parts = [_bytes_of(event.frames)]
         if event.mask is not None:
             header["mask"] = event.mask.shape
         mask = b"" if event.mask is None else np.packbits(event.mask).tobytes()
@@ -127,10 +132,8 @@ class Slot:
 
     async def put(self, work: Work) -> None:
         header = {"number": work.number, "prompt": work.prompt, "last": work.last}
-        frames = np.ascontiguousarray(work.frames)
-        await self._guard(
-            self.link.result().write({**header, "shape": frames.shape}, frames.data.cast("B"))
-        )
+        header |= {"shape": work.frames.shape}
+        await self._guard(self.link.result().write(header, _bytes_of(work.frames)))
 
     async def next(self) -> Edited | Moved | None:
         """What the editor says; None when it asks for work. Raises EditorLostError."""

@@ -94,6 +94,20 @@ async def stream(
     return opened.reconnects
 
 
+async def test_a_close_after_the_last_chunk_ends_the_stream(running: Running) -> None:
+    """Then nothing is left to edit, and the editor gets a last work without frames."""
+    got: list[int] = []
+    async with connect(running.stream_url, "make it red", width=48, height=32, fps=16) as opened:
+        for frame in clip(21):
+            await opened.send(frame)
+        async for edited in opened:
+            got.append(edited.index)
+            if len(got) == 21:
+                opened.finish()
+    assert got == list(range(21))
+    assert opened.reconnects == 0
+
+
 def kill(running: Running, deployment: str) -> Callable[[], Awaitable[None]]:
     async def do() -> None:
         assert await asyncio.to_thread(running.kill, deployment)
