@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -280,8 +281,10 @@ def parse_size(size: str) -> tuple[int, int]:
 def main() -> None:
     """Exits with 0, with 1 after an error in one line, or with 130 after Ctrl-C (typer's).
 
-    LIVEEDIT_DEBUG=1 shows the traceback of an error.
+    SIGTERM, by which schedulers end a program, is as Ctrl-C. LIVEEDIT_DEBUG=1 shows the traceback
+    of an error.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if os.environ.get("LIVEEDIT_DEBUG") == "1":
         app()
         return

@@ -368,6 +368,5 @@ class _Pipeline:
     def start_ray(self) -> None:
         """One Ray for all stages that train, started when the first of them needs it."""
         if not self._ray:
-            compute = self.config.compute
-            self._resources.enter_context(ray_session(compute.address, compute.workers or 2))
+            self._resources.enter_context(ray_session(self.config.compute))
             self._ray = True

@@ -8,10 +8,10 @@ from data.manifest import DatasetInfo, read_dataset_info
 from pipelines.config import PipelineConfig
 from pipelines.config_check import check_batch, check_machine
 from pipelines.merge import ConfigError
-from pipelines.session import check_address
 from pipelines.stage_config import TRAINED_STAGES
 from pipelines.start_model import start_source
 from pipelines.tracking import check_reachable
+from serve.cluster import check_address
 
 
 def check(config: PipelineConfig) -> Path | None:
@@ -19,7 +19,7 @@ def check(config: PipelineConfig) -> Path | None:
     assert config.tracking.uri is not None
     check_machine(config)
     if config.compute.address is not None:
-        check_address(config.compute.address)
+        check_address(config.compute.address, "compute.address")
     start = start_source(config)
     chunk = config.model.resolve().stream.chunk_latents
     for key in ("train", "heldout"):

@@ -48,10 +48,10 @@ def serve(
             status.stop()
             print_running(console, running, settings)
             with contextlib.suppress(KeyboardInterrupt):
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 while True:
                     signal.pause()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would leave things behind
+            for stop in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(stop, signal.SIG_IGN)  # a second one would leave things behind
             console.print("stopping")
     finally:
         status.stop()
@@ -119,6 +119,6 @@ def print_running(console: Console, running: Running, settings: ServeSettings) -
         "stop": "Ctrl-C",
     }
     if running.folder is not None:
-        lines["logs"] = f"{running.folder}/ray/session_latest/logs/serve"
+        lines["logs"] = f"{running.folder}/session_latest/logs/serve"
     for name, value in lines.items():
         console.print(f"  [bold]{name:<9}[/]{value}", soft_wrap=True)

@@ -18,6 +18,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve.cluster import environment
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -64,7 +66,7 @@ def check_reachable(uri: str) -> None:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = client_for(uri)
-        with _environment(_CHECK_ENV):
+        with environment(_CHECK_ENV):
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own errors through
         raise TrackingError(
@@ -230,17 +232,3 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=location))
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value

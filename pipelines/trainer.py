@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from pipelines.records import key_of, model_fingerprint
 from pipelines.run_folder import Progress, RunFolder, TrainingError
 from pipelines.stage_config import ComputeConfig
 from pipelines.tracking import code_commit
+from serve.cluster import environment, unless_set
 
 POLL_SECONDS = 0.5
 _RAY_TRAIN_ENV = {
@@ -140,7 +140,8 @@ def _fit(
             checkpoint_config=CheckpointConfig(num_to_keep=compute.keep_checkpoints),
         ),
     )
-    with _environment(_RAY_TRAIN_ENV | ({} if compute.address else _PRIVATE_RAY_ENV)):
+    defaults = _RAY_TRAIN_ENV | ({} if compute.address else _PRIVATE_RAY_ENV)
+    with environment(unless_set(defaults)):
         return _in_thread(trainer.fit, follow)
 
 
@@ -209,7 +210,7 @@ def _ray(compute: ComputeConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
     else:
-        with ray_session(compute.address, compute.workers or 2):
+        with ray_session(compute):
             yield
 
 
@@ -221,15 +222,3 @@ def _plain_error(error: BaseException) -> BaseException:
             if isinstance(cause, ValueError):
                 return TrainingError(str(cause))
     return error
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Defaults for what the environment does not set."""
-    ours = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]

@@ -7,44 +7,33 @@ import logging
 import math
 import os
 import re
-import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ray
 import torch
 from ray import serve as ray_serve
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import ApplicationStatus
 
 from serve import ingress
 from serve.app import build
+from serve.cluster import environment, joined_ray, private_ray, unless_set
 from serve.hub import NAMESPACE, replicas
 from serve.settings import ServeSettings
 
 APP = "liveedit"
 SYSTEM_CPUS = 1.0  # beside the replicas, for Serve's own actors
 READY_S = 180.0
-CONNECT_S = 10.0  # for a cluster to answer
-ROOT = Path(__file__).parent.parent
-LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
-ENVIRONMENT = (  # what `start` sets in this process, and `stop` puts back
-    *ingress.ENVIRONMENT,
-    "RAY_AUTH_MODE",
-    "RAY_AUTH_TOKEN",
-    "RAY_AUTH_TOKEN_PATH",
-    "RAY_worker_niceness",
-    "MLFLOW_TRACKING_URI",
-)
 
 
 class StartError(ValueError):
@@ -57,9 +46,8 @@ class Running:
 
     host: str
     port: int
-    folder: Path | None  # Ray's files and logs, when this process started Ray
-    environment: dict[str, str | None]  # what `stop` puts back
-    started_serve: bool = False
+    folder: Path | None = None  # Ray's files and logs, when this process started Ray
+    resources: ExitStack = field(default_factory=ExitStack)  # what `stop` ends
 
     @property
     def url(self) -> str:
@@ -100,21 +88,9 @@ class Running:
                     return replica.name
         return None
 
-    def stop(self, *, keep_logs: bool = False) -> None:
+    def stop(self) -> None:
         """Ends the application, and Serve and Ray if `start` started them."""
-        if _serve_runs():
-            ray_serve.delete(APP)
-            # Serve's own actors end with a Ray that is ours.
-            if self.folder is None and self.started_serve and not ray_serve.status().applications:
-                ray_serve.shutdown()
-        if ray.is_initialized():
-            with contextlib.suppress(ValueError):  # it may have ended itself
-                ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
-            _set_global_client(None)
-            ray.shutdown()
-        if self.folder is not None and not keep_logs:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        _put_back(self.environment)
+        self.resources.close()
 
 
 def start(
@@ -138,9 +114,7 @@ def start(
             f"RAY_ADDRESS={address} is a Ray client's address; serve from a node of the cluster "
             "with RAY_ADDRESS=auto, or use `serve deploy`"
         )
-    if address:
-        _check_address(address)
-    else:
+    if not address:
         _check_port(host, port)
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
@@ -156,47 +130,57 @@ def start(
                 f"{wanted:g} GPUs, and torch sees {there} here; lower min_editors or editor_gpus"
             )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process
-    running = Running(host, port, None, {name: os.environ.get(name) for name in ENVIRONMENT})
+    # Ray's workers are nice to others by default, which on a busy machine starves live video.
+    variables = {**ingress.ENVIRONMENT, **unless_set({"RAY_worker_niceness": "0"})}
     if registry is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = registry
-    try:
+        variables["MLFLOW_TRACKING_URI"] = registry
+    running = Running(host, port)
+    with ExitStack() as resources:  # ended here unless all goes well
+        resources.enter_context(environment(variables))
         application = build(settings)  # what is wrong shows here, before minutes are spent
         if address:
-            _join_ray(address, host, port)
-    except ValueError:
-        _put_back(running.environment)  # nothing was started, and another one may run here
-        raise
-    try:
-        if not address:
-            # Unix sockets have short names, and Ray adds 60 characters to this one.
-            running.folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir="/tmp"))
-            _start_ray(running.folder, settings, cpus)
-        running.started_serve = not _serve_runs()
-        ray_serve.start(
-            proxy_location="HeadOnly",
-            http_options=HTTPOptions(host=host, port=port),
-            logging_config={"log_level": "INFO"},
-        )
-        ray_serve.run(application, name=APP, route_prefix="/", blocking=False)
-        running.wait_ready()
-    except Exception as error:
-        reason = _deploy_failure() or error
-        running.stop(keep_logs=True)
-        logs = f"; its logs are in {running.folder}/ray/session_latest/logs"
-        where = logs if running.folder else ""
-        raise StartError(f"the application did not start: {reason}{where}") from error
-    except BaseException:
-        running.stop()
-        raise
+            resources.enter_context(
+                joined_ray(
+                    address, "RAY_ADDRESS", env_vars=ingress.ENVIRONMENT, namespace=NAMESPACE
+                )
+            )
+        else:
+            cpus = cpus or max(math.ceil(_cpus(settings)), os.cpu_count() or 1)
+            running.folder = resources.enter_context(private_ray(cpus, namespace=NAMESPACE))
+        resources.callback(_set_global_client, None)  # Serve's, which outlives its Ray
+        if address:
+            _check_serve(host, port)
+        resources.enter_context(_started(application, running))
+        running.resources = resources.pop_all()
     return running
 
 
-def _put_back(environment: dict[str, str | None]) -> None:
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+@contextmanager
+def _started(application: Application, running: Running) -> Iterator[None]:
+    """The application, ready, in this process's Ray; ended with a Serve that was started here."""
+    started_serve = not _serve_runs()
+    try:
+        try:
+            ray_serve.start(
+                proxy_location="HeadOnly",
+                http_options=HTTPOptions(host=running.host, port=running.port),
+                logging_config={"log_level": "INFO"},
+            )
+            ray_serve.run(application, name=APP, route_prefix="/", blocking=False)
+            running.wait_ready()
+        except Exception as error:
+            reason = _deploy_failure() or error
+            raise StartError(f"the application did not start: {reason}") from error
+        yield
+    finally:
+        if _serve_runs():
+            ray_serve.delete(APP)
+            # Serve's own actors end with a Ray that is ours.
+            if running.folder is None and started_serve and not ray_serve.status().applications:
+                ray_serve.shutdown()
+        if ray.is_initialized():
+            with contextlib.suppress(ValueError):  # it may have ended itself
+                ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
 
 
 def _serve_runs() -> bool:
@@ -238,51 +222,6 @@ def free_port() -> int:
         return port
 
 
-def _check_address(address: str) -> None:
-    """Raises StartError when nobody listens at HOST:PORT, which Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
-        return  # "auto"
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise _no_cluster(address, error) from error
-
-
-def _no_cluster(address: str, error: Exception) -> StartError:
-    return StartError(
-        f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); start it, or unset "
-        "RAY_ADDRESS for a Ray of our own on this machine"
-    )
-
-
-def _join_ray(address: str, host: str, port: int) -> None:
-    """The cluster at `address`; its workers get this tree, and its ingress what it needs.
-
-    Raises ValueError, and leaves the cluster as it was, when there is no place in its Serve.
-    """
-    try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            runtime_env={
-                "working_dir": str(ROOT),
-                "excludes": LEFT_BEHIND,
-                "env_vars": ingress.ENVIRONMENT,
-            },
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-        )
-    except ConnectionError as error:
-        raise _no_cluster(address, error) from error
-    try:
-        _check_serve(host, port)
-    except ValueError:
-        _set_global_client(None)
-        ray.shutdown()
-        raise
-
-
 def _check_serve(host: str, port: int) -> None:
     """A cluster's Serve listens at one place and has one application of ours. Raises ValueError."""
     client = _get_global_client(raise_if_no_controller_running=False)
@@ -302,31 +241,10 @@ def _check_serve(host: str, port: int) -> None:
         )
 
 
-def _start_ray(folder: Path, settings: ServeSettings, cpus: int | None) -> None:
-    """A Ray of our own: its files, its token and its namespace are not shared with another."""
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.update(ingress.ENVIRONMENT)
-    os.environ.pop("RAY_AUTH_TOKEN", None)
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    # Ray's workers are nice to others by default, which on a busy machine starves live video.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray reads these once a process, when it is imported: make it read them again.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
-    needed = (
+def _cpus(settings: ServeSettings) -> float:
+    """What the replicas and Serve's own actors ask of Ray."""
+    return (
         settings.max_editors * settings.editor_cpus
         + settings.fronts * settings.front_cpus
         + SYSTEM_CPUS
-    )
-    ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        num_cpus=cpus or max(math.ceil(needed), os.cpu_count() or 1),
-        _temp_dir=str(folder / "ray"),
-        logging_level=logging.WARNING,
-        log_to_driver=False,
     )

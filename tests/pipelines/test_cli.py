@@ -163,7 +163,8 @@ def test_evaluate_and_edit(
     assert (info.height, info.width) == (128, 192)
 
 
-def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "data", "make", "pairs", "--pairs", "5000"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -173,7 +174,7 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
             while not list(tmp_path.glob("pairs/*.tar")):
                 assert process.poll() is None
                 time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
             assert process.wait(60) == 130
         finally:
             process.kill()

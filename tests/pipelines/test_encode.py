@@ -10,6 +10,7 @@ from data.loader import loader
 from pipelines.encode import cell_share, encode_dataset
 from pipelines.evaluate import load_editor
 from pipelines.session import ray_session
+from pipelines.stage_config import ComputeConfig
 
 
 def test_encoded_pairs_are_the_vae_s_latents(
@@ -46,7 +47,7 @@ def test_ray_tasks_give_the_same_dataset(tiny_model: Path, heldout: str, tmp_pat
         )
 
     encode(here, threads=2)
-    with ray_session(None, 2):
+    with ray_session(ComputeConfig()):
         encode(there, tasks=2, on_sample=lambda done, total: seen.append(done))
     assert seen == [1, 2]
     batches = zip(

@@ -101,7 +101,7 @@ def served(tmp_path: Path, registered: str) -> Iterator[Command]:
 def test_a_registered_model_is_served_streamed_and_stopped(served: Command, tmp_path: Path) -> None:
     page = served.said(r"page +(\S+)")[1]
     client = shlex.split(served.said(r"client +(.+)")[1])
-    folder = Path(served.said(r"logs +(\S+)/ray/session_latest")[1])
+    folder = Path(served.said(r"logs +(\S+)/session_latest")[1])
     served.said(r"stop +Ctrl-C")
     assert "<title>" in urllib.request.urlopen(page).read().decode()
     (model,) = json.load(urllib.request.urlopen(f"{page}/v1/models?token=secret"))["models"]
@@ -141,9 +141,31 @@ def test_weights_that_no_editor_can_load_are_named(tmp_path: Path) -> None:
     said = command.log.read_text()
     assert "does not fit its config.json: missing blocks.2" in said
     assert said.count("\n") == 1
-    kept = re.search(r"its logs are in (\S+)/ray/session_latest", said)
+    kept = re.search(r"logs are in (\S+)/session_latest", said)
     assert kept
     shutil.rmtree(kept[1])
+
+
+def test_sigterm_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = Command(
+        tmp_path, "serve", str(save_small_model(tmp_path / "small")), "--port", str(free_port())
+    )
+    try:
+        process, folder = psutil.Process(command.process.pid), None
+        while folder is None:
+            assert command.process.poll() is None, command.log.read_text()
+            time.sleep(0.1)
+            children = process.children(recursive=True)
+            lines = "\n".join(" ".join(child.cmdline()) for child in children)
+            folder = re.search(r"--temp_dir=(\S+)", lines)  # the raylet runs, and nothing else yet
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(60) != 0
+    finally:
+        command.end()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert not Path(folder[1]).exists()
+    assert "Traceback" not in command.log.read_text()
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from pipelines.encode import encode_dataset, to_pixels
 from pipelines.loop import Training, make_setting
 from pipelines.run_folder import Progress, RunFolder, TrainingError
 from pipelines.session import ray_session
+from pipelines.stage_config import ComputeConfig
 from pipelines.trainer import StageOutcome, make_job, train_stage
 from tests.pipelines.conftest import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.test_engines import on_two_ranks
@@ -89,7 +90,7 @@ def pairs(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    with ray_session(None, 2):
+    with ray_session(ComputeConfig()):
         yield
 
 

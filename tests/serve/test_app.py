@@ -149,7 +149,7 @@ async def test_a_whole_video_goes_through_the_ingress(running: Running) -> None:
 
 async def test_logs_name_the_session(running: Running) -> None:
     assert running.folder is not None
-    logs = (running.folder / "ray" / "session_latest" / "logs" / "serve").glob("*.log")
+    logs = (running.folder / "session_latest" / "logs" / "serve").glob("*.log")
     text = "".join(log.read_text() for log in logs)
     opened = re.findall(r"session (\w{12}): opened", text)
     assert opened

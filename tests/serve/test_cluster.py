@@ -17,7 +17,8 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from serve.client import edit_frames
-from serve.run import StartError, free_port, start
+from serve.cluster import ClusterError
+from serve.run import free_port, start
 from serve.settings import ServeSettings
 from tests.serve.conftest import clip
 
@@ -107,5 +108,5 @@ def test_a_cluster_that_is_not_there_is_said_at_once(
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(StartError, match=f"RAY_ADDRESS={address}: no Ray cluster.*unset RAY_ADDR"):
+    with pytest.raises(ClusterError, match=f"RAY_ADDRESS={address}: no Ray .*leave RAY_ADDR"):
         start(ServeSettings(str(small_model)), port=free_port())

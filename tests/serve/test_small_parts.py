@@ -16,9 +16,10 @@ import ray
 
 from serve.auth import allowed, read_tokens
 from serve.capacity import Capacity
+from serve.cluster import ClusterError
 from serve.outbox import Outbox
 from serve.protocol import WireError
-from serve.run import StartError, free_port, start
+from serve.run import free_port, start
 from serve.session import Entry
 from serve.settings import ServeSettings
 from serve.work import Opening
@@ -204,9 +205,9 @@ async def test_an_outbox_says_how_long_its_client_is_stuck() -> None:
 
 
 def test_a_ray_that_does_not_start_is_one_clear_error(small_model: Path) -> None:
-    with pytest.raises(StartError, match=r"did not start: .*its logs are in") as failed:
+    with pytest.raises(ClusterError, match="Ray did not start on this machine: ") as failed:
         start(ServeSettings(str(small_model)), port=free_port(), cpus=-1)
     assert not ray.is_initialized()
-    logs = re.search(r"in (\S+)/ray/session_latest", str(failed.value))
+    logs = re.search(r"logs are in (\S+)/session_latest", failed.value.__notes__[0])
     assert logs
     shutil.rmtree(logs[1])
