@@ -8,7 +8,7 @@ T tokens, N heads, D head size; B batch, F frames, H x W size, C channels, chann
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import triton
@@ -247,7 +247,7 @@ def _merge(
     tl.store(out + token * heads * size + i, merged, inside)
 
 
-def norm_silu_pad(
+def norm_silu(
     y: Tensor,
     gamma: Tensor,
     past: Tensor | None,
@@ -255,15 +255,16 @@ def norm_silu_pad(
     bias: Tensor | None,
     residual: Tensor | None,
     phases: bool,
-    stacked: bool,
+    layout: Literal["frames", "padded", "stacked"],
     keep: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """A causal convolution's input: SiLU of the RMS norm of x = y + bias + residual, behind `past`.
+    """A causal convolution's input: SiLU of the RMS norm of x = y + bias + residual.
 
-    Returns x [B, F, H, W, C] (None unless asked to `keep` it), the convolution's input
-    [B, F + 2, H, W, C], and its last two frames [B, 2, H, W, C], which are the next call's `past`
-    (None is zeros). `stacked` lays the three frames that an output sees side by side instead,
-    [B, F, H, W, 3 * C]. bias and gamma are [C].
+    Returns x [B, F, H, W, C] (None unless asked to `keep` it), the input, and the last two of its
+    frames and the `past` ones before them (None is zeros), which are the next call's `past`
+    [B, 2, H, W, C]. The `layout` of the input is "frames" [B, F, H, W, C], "padded"
+    [B, F + 2, H, W, C] with `past` in front, or "stacked" [B, F, H, W, 3 * C], the three frames
+    that an output sees side by side. bias and gamma are [C].
     y is [B, F, H, W, C], or with `phases` what a sub-pixel convolution gives,
     [B, F, H/2 + 1, W/2 + 1, 4 * C] (see `gpu_vae.phase_weights`).
     """
@@ -271,31 +272,35 @@ def norm_silu_pad(
     if phases:
         height, width, channels = 2 * (height - 1), 2 * (width - 1), channels // 4
     x = y.new_empty(batch, frames, height, width, channels) if keep else None
-    if stacked:
-        out = y.new_empty(batch, frames, height, width, 3 * channels)
-    else:
-        out = y.new_empty(batch, frames + 2, height, width, channels)
+    shape = {
+        "frames": (frames, height, width, channels),
+        "padded": (frames + 2, height, width, channels),
+        "stacked": (frames, height, width, 3 * channels),
+    }[layout]
+    out = y.new_empty(batch, *shape)
     tail = y.new_empty(batch, 2, height, width, channels)
     block = triton.next_power_of_2(channels)
     rows = max(1, 4096 // block)
-    _norm_silu_pad[(triton.cdiv(height * width, rows), frames + 2, batch)](
-        y, bias, residual, gamma, past, x, out, tail, frames, height, width, channels,
+    # A past frame is only copied, into the padded input or because it stays one of the last two.
+    first = min(2, frames) if layout == "frames" else 0
+    _norm_silu[(triton.cdiv(height * width, rows), frames + 2 - first, batch)](
+        y, bias, residual, gamma, past, x, out, tail, first, frames, height, width, channels,
         channels**0.5,
         HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, HAS_PAST=past is not None,
-        KEEP=keep, PHASES=phases, STACKED=stacked, ROWS=rows, BLOCK=block,
+        KEEP=keep, PHASES=phases, LAYOUT=layout, ROWS=rows, BLOCK=block,
         num_warps=8 if block <= 128 else 4,
     )  # fmt: skip
     return x, out, tail
 
 
 @triton.jit
-def _norm_silu_pad(
-    y, bias, residual, gamma, past, x, out, tail, frames, height, width, channels, length,
+def _norm_silu(
+    y, bias, residual, gamma, past, x, out, tail, first, frames, height, width, channels, length,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_PAST: tl.constexpr, KEEP: tl.constexpr,
-    PHASES: tl.constexpr, STACKED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    PHASES: tl.constexpr, LAYOUT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # of a frame; offsets in one fit 32 bits
-    frame, clip = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    frame, clip = tl.program_id(1) + first, tl.program_id(2).to(tl.int64)
     c = tl.arange(0, BLOCK)[None, :]
     plane = height * width
     inside = (place < plane)[:, None] & (c < channels)
@@ -331,14 +336,16 @@ def _norm_silu_pad(
         wide = (wide * length).to(kind).to(tl.float32)
         wide = (wide * scale).to(kind).to(tl.float32)
         value = (wide / (1.0 + tl.exp(-wide))).to(kind)
-    if STACKED:
+    if LAYOUT == "stacked":
         j = place[:, None] * (3 * channels) + c
         for t in tl.static_range(3):
             if (frame >= t) & (frame - t < frames):
                 seen_by = clip * frames + frame - t
                 tl.store(out + seen_by * 3 * size + j + t * channels, value, inside)
-    else:
+    elif LAYOUT == "padded":
         tl.store(out + (clip * (frames + 2) + frame) * size + i, value, inside)
+    elif frame >= 2:
+        tl.store(out + (clip * frames + frame - 2) * size + i, value, inside)
     if frame >= frames:
         tl.store(tail + (clip * 2 + frame - frames) * size + i, value, inside)
 

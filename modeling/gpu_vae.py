@@ -1,5 +1,5 @@
 """Wan's VAE on a GPU: the passes of `WanVae` with channels innermost and nothing between the
-convolutions but one kernel each.
+convolutions but one kernel each. On Hopper most convolutions are our own too (`gpu_conv`).
 
 A convolution's bias and a residual block's sum are left to the kernel that reads the result next,
 which also normalises, applies SiLU, and lays the frames behind the remembered ones. Doubling the
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .gpu_kernels import add_bias_residual, norm_silu_pad
+from .gpu_conv import CausalConvolution
+from .gpu_kernels import add_bias_residual, norm_silu
 from .streaming_vae import StreamTape
 from .wan_vae import Downsample, ResidualBlock, RmsNorm, Upsample, WanVae
 
 _STEM_CHANNELS = 16
 # Numbers of channels at which cuDNN is faster on the three frames that an output sees laid side by
-# side, even though they are then written three times (docs/performance.md has the times).
+# side, even though they are then written three times (docs/performance.md has the times). Those at
+# 96 are for GPUs before and after Hopper.
 _STACKED_ENCODING = (96,)
 _STACKED_DECODING = (96, 384)
 
@@ -74,9 +76,21 @@ class FusedWanVae:
             for layer in vae.decoder.upsamples
             if isinstance(layer, Upsample)
         }
+        self._own = {
+            conv: CausalConvolution(conv)
+            for conv in vae.modules()
+            if isinstance(conv, nn.Conv3d) and CausalConvolution.takes(conv)
+        }
         self._stacked = {
-            **_stacked(vae.encoder, _STACKED_ENCODING),
-            **_stacked(vae.decoder, _STACKED_DECODING),
+            conv: _inner(stack_frames(conv.weight.detach()))
+            for network, channels in (
+                (vae.encoder, _STACKED_ENCODING),
+                (vae.decoder, _STACKED_DECODING),
+            )
+            for conv in network.modules()
+            if isinstance(conv, nn.Conv3d) and conv.kernel_size == (3, 3, 3)
+            if conv.in_channels == conv.out_channels and conv.in_channels in channels
+            if conv not in self._own
         }
 
     def encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -146,31 +160,25 @@ class FusedWanVae:
         """h itself if it is kept, and the convolution, without its bias, of SiLU of its norm."""
         assert isinstance(norm, RmsNorm)
         assert isinstance(conv, nn.Conv3d)
-        stacked = self._stacked.get(conv)
-        x, seen, tail = norm_silu_pad(
+        own, stacked = self._own.get(conv), self._stacked.get(conv)
+        past = None if tape.first else _inside(tape.read())
+        x, seen, tail = norm_silu(
             h.y,
             norm.gamma.flatten(),
-            None if tape.first else _inside(tape.read()),
+            past,
             bias=h.bias,
             residual=h.residual,
             phases=h.phases,
-            stacked=stacked is not None,
+            layout="frames" if own else "padded" if stacked is None else "stacked",
             keep=keep and not h.done,
         )
         x = h.y if x is None else x
         tape.written.append(_outside(tail))
+        if own:
+            return x, own(seen, past)
         if stacked is not None:
             return x, _clip(F.conv2d(_images(seen), stacked, padding=1), len(x))
         return x, _inside(F.conv3d(_outside(seen), conv.weight, padding=(0, 1, 1)))
-
-
-def _stacked(network: nn.Module, channels: tuple[int, ...]) -> dict[nn.Module, Tensor]:
-    return {
-        conv: _inner(stack_frames(conv.weight.detach()))
-        for conv in network.modules()
-        if isinstance(conv, nn.Conv3d) and conv.kernel_size == (3, 3, 3)
-        if conv.in_channels == conv.out_channels and conv.in_channels in channels
-    }
 
 
 def _double_rate(layer: Upsample, x: Tensor, tape: StreamTape) -> Tensor:

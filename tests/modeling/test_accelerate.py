@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.accelerate import PlainForward, StreamForward
@@ -150,6 +150,28 @@ def test_wan_vae(height: int, width: int) -> None:
     for found, wanted, true in zip(both(fast), both(plain), truth, strict=True):
         assert distance(found, true) < 1.1 * distance(wanted, true)
         assert distance(found, wanted) < max(1e-2, 1.1 * distance(wanted, true))
+
+
+@pytest.mark.parametrize(("channels", "out"), [(96, 96), (96, 192), (192, 192), (96, 3)])
+@pytest.mark.parametrize("size", [(1, 1, 16, 32), (2, 3, 37, 53), (1, 5, 250, 333)])
+@pytest.mark.parametrize("begins", [True, False])
+def test_convolution(size: tuple[int, ...], channels: int, out: int, begins: bool) -> None:
+    """Whole and cut tiles, with frames before and with none; 1e-4 is the bf16 of the result."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernel is for Hopper")
+    from modeling.gpu_conv import CausalConvolution
+
+    layer = nn.Conv3d(channels, out, 3, **GPU)
+    assert CausalConvolution.takes(layer)
+    x = torch.randn(*size, channels, **GPU)
+    past = torch.randn(size[0], 2, *size[2:], channels, **GPU)
+    found = CausalConvolution(layer)(x, None if begins else past)
+    seen = torch.cat([torch.zeros_like(past) if begins else past, x], dim=1)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        wanted = F.conv3d(
+            seen.float().permute(0, 4, 1, 2, 3), layer.weight.float(), padding=(0, 1, 1)
+        ).permute(0, 2, 3, 4, 1)
+    assert distance(found, wanted.bfloat16()) < 5e-4
 
 
 def test_wan_vae_in_float32_is_the_plain_one() -> None:
