@@ -152,7 +152,12 @@ def _create(
 
     tags = {LOCATION: str(location), FINGERPRINT: fingerprint}
     mlflow.set_tracking_uri(client.tracking_uri)  # the external-model call has no client form
-    model = mlflow.create_external_model(name=name, source_run_id=run_id, tags=tags)
+    # In the run's experiment: the default one would put MLflow's note of the model, and the folder
+    # for it, wherever this process was started.
+    experiment = client.get_run(run_id).info.experiment_id
+    model = mlflow.create_external_model(
+        name=name, source_run_id=run_id, tags=tags, experiment_id=experiment
+    )
     numbers = {f"metric.{key}": f"{value:.4g}" for key, value in metrics.items()}
     version = client.create_model_version(
         name,

@@ -36,6 +36,19 @@ def test_aliases_move_to_the_newest_and_lead_to_its_files(
     assert registry.resolve("models:/liveedit/1", mlflow_uri) == tiny_model
 
 
+def test_registering_leaves_nothing_where_it_was_started(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That folder may belong to somebody else, as in a container."""
+    here, store = tmp_path / "here", tmp_path / "store"
+    here.mkdir()
+    store.mkdir()
+    monkeypatch.chdir(here)
+    # A database made from here on: its default experiment lies in this folder.
+    register(f"sqlite:///{store / 'mlflow.db'}", tiny_model, "a")
+    assert not list(here.iterdir())
+
+
 def test_same_model_is_not_registered_twice(mlflow_uri: str, tiny_model: Path) -> None:
     assert register(mlflow_uri, tiny_model, "a", "candidate") == "1"
     assert register(mlflow_uri, tiny_model, "a", "production") == "1"
