@@ -92,6 +92,7 @@ class StreamingEditor:
         """The text encoder, loaded when the first prompt needs it."""
         return build_text_encoder(self.config.text).to(self.device)
 
+    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> TextKV:
         """Cross-attention keys and values of one prompt."""
         return self.transformer.prepare_text(self.text.encode([prompt]).to(self.device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -17,13 +19,9 @@ class GraphedForward:
 
     There is one graph for every length of the visible window and every kind of step (plain, one
     whose outputs are stored, pruned, refresh). Whatever changes from chunk to chunk is read from
-    memory at a fixed place: inputs are copied in, and the caches keep their places. A pruned step
-    whose number of kept tokens changes with every chunk runs without a graph.
+    memory at a fixed place: inputs are copied in, and the caches and the text keep their places. A
+    pruned step whose number of kept tokens changes with every chunk runs without a graph.
     """
-
-    # Graph memory, shared: streams of a process replay one after the other. An object, because a
-    # mere handle dies with the last graph that uses it.
-    _pool: torch.cuda.MemPool | None = None
 
     def __init__(self, network: FusedTransformer, cache: KVCache) -> None:
         self._network = network
@@ -31,7 +29,6 @@ class GraphedForward:
         cache.turn = turn
         self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
         self._text: TextKV | None = None
-        self._text_given: TextKV | None = None
         self._graphs: dict[tuple[int, str], tuple[torch.cuda.CUDAGraph, Tensor | None]] = {}
 
     def __call__(
@@ -53,14 +50,10 @@ class GraphedForward:
     ) -> Tensor | None:
         if self._inputs is None or self._text is None:
             self._inputs = (inputs[0].clone(), inputs[1].clone(), inputs[2].clone())
-            self._text = TextKV(text.k.clone(), text.v.clone())
-            self._text_given = text
+            self._text = text
+        assert text is self._text, "a stream's text has one place; copy another into it"
         for static, new in zip(self._inputs, inputs, strict=True):
             static.copy_(new)
-        if text is not self._text_given:
-            self._text.k.copy_(text.k)
-            self._text.v.copy_(text.v)
-            self._text_given = text
         key = (self._cache.start, kind)
         if key not in self._graphs:
             self._graphs[key] = self._capture(kind, reuse)
@@ -71,15 +64,13 @@ class GraphedForward:
     def _capture(
         self, kind: str, reuse: Reuse | None
     ) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
-        side = torch.cuda.Stream()
+        pool, side = _shared()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # compiles, and lets libraries allocate; writes are the same
             self._run(kind, reuse)
         torch.cuda.current_stream().wait_stream(side)
-        if GraphedForward._pool is None:
-            GraphedForward._pool = torch.cuda.MemPool()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=GraphedForward._pool.id):  # type: ignore[arg-type]
+        with torch.cuda.graph(graph, pool=pool.id, stream=side):  # type: ignore[arg-type]
             output = self._run(kind, reuse)
         return graph, output
 
@@ -91,3 +82,13 @@ class GraphedForward:
             self._network.refresh(noisy, source, self._text, self._cache)
             return None
         return self._network(noisy, source, timestep, self._text, self._cache, reuse)
+
+
+@cache
+def _shared() -> tuple[torch.cuda.MemPool, torch.cuda.Stream]:
+    """Memory and queue of all captures of a process, whose streams replay one after the other.
+
+    A pool, because a mere handle dies with the last graph that uses it. One queue, because cuBLAS
+    keeps a workspace for every queue that it was ever called on.
+    """
+    return torch.cuda.MemPool(), torch.cuda.Stream()

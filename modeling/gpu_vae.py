@@ -82,7 +82,7 @@ class FusedWanVae:
             if isinstance(conv, nn.Conv3d) and CausalConvolution.takes(conv)
         }
         self._stacked = {
-            conv: _inner(stack_frames(conv.weight.detach()))
+            conv: _stack(conv)
             for network, channels in (
                 (vae.encoder, _STACKED_ENCODING),
                 (vae.decoder, _STACKED_DECODING),
@@ -237,6 +237,14 @@ def _clip(images: Tensor, batch: int) -> Tensor:
 
 def _lay_out(convolution: nn.Conv2d | nn.Conv3d, layout: torch.memory_format) -> None:
     convolution.weight.data = convolution.weight.data.contiguous(memory_format=layout)
+
+
+def _stack(convolution: nn.Conv3d) -> Tensor:
+    """The weight as `stack_frames` has it; the layer keeps it as a view, not a second copy."""
+    stacked = _inner(stack_frames(convolution.weight.detach()))
+    parts = stacked.unflatten(1, (3, -1))  # [C', 3, C, 3, 3]
+    convolution.weight.data = parts.transpose(1, 2)
+    return stacked
 
 
 def _inner(weight: Tensor) -> Tensor:

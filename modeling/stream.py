@@ -96,13 +96,15 @@ class EditStream:
         self._finished = False
         self.chunks = 0
         self.frames = 0
-        self.set_prompt(prompt)
+        self.prompt = prompt
+        self._text = editor.encode_prompt(prompt)
 
     def set_prompt(self, prompt: str) -> None:
         """Edit by `prompt` from the next chunk on."""
+        text = self.editor.encode_prompt(prompt)
+        self._text.k.copy_(text.k)  # in place, because captured CUDA graphs read it there
+        self._text.v.copy_(text.v)
         self.prompt = prompt
-        with torch.no_grad():
-            self._text = self.editor.encode_prompt(prompt)
 
     @property
     def wanted_frames(self) -> int:
