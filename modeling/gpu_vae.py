@@ -32,7 +32,10 @@ _STACKED_DECODING = (96, 384)
 
 @dataclass
 class Sum:
-    """An activation whose last additions are still to be done: y + bias + residual."""
+    """An activation whose last additions are still to be done: y + bias + residual.
+
+    Once they are done, it lets go of the parts: they are a large share of the working memory.
+    """
 
     y: Tensor
     bias: Tensor | None = None  # [C]
@@ -43,13 +46,16 @@ class Sum:
     def done(self) -> bool:
         return self.bias is None and self.residual is None and not self.phases
 
+    def settle(self, value: Tensor) -> None:
+        self.y, self.bias, self.residual, self.phases = value, None, None, False
+
     def value(self) -> Tensor:
-        if self.done:
-            return self.y
-        assert self.bias is not None
-        assert self.residual is not None
-        assert not self.phases
-        return add_bias_residual(self.y, self.bias, self.residual)
+        if not self.done:
+            assert self.bias is not None
+            assert self.residual is not None
+            assert not self.phases
+            self.settle(add_bias_residual(self.y, self.bias, self.residual))
+        return self.y
 
 
 def fuse(vae: WanVae) -> None:
@@ -143,21 +149,22 @@ class FusedWanVae:
     def _residual_block(self, block: ResidualBlock, h: Sum, tape: StreamTape) -> Sum:
         norm1, conv1, norm2, conv2 = block.residual.values()
         bias1, bias2 = cast(Tensor, conv1.bias), cast(Tensor, conv2.bias)
-        x, y = self._convolve(h, norm1, conv1, tape, keep=True)
-        _, y = self._convolve(Sum(y, bias1), norm2, conv2, tape, keep=False)
+        middle = Sum(self._convolve(h, norm1, conv1, tape, keep=True), bias1)
+        y = self._convolve(middle, norm2, conv2, tape, keep=False)
+        x = h.value()
         if isinstance(block.shortcut, nn.Conv3d):
             x = F.linear(x, block.shortcut.weight.flatten(1), block.shortcut.bias)
         return Sum(y, bias2, x)
 
     def _head(self, head: nn.ModuleDict, h: Sum, tape: StreamTape) -> Tensor:
         norm, conv = head.values()
-        _, y = self._convolve(h, norm, conv, tape, keep=False)
+        y = self._convolve(h, norm, conv, tape, keep=False)
         return _outside(y + cast(Tensor, conv.bias))
 
     def _convolve(
         self, h: Sum, norm: nn.Module, conv: nn.Module, tape: StreamTape, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        """h itself if it is kept, and the convolution, without its bias, of SiLU of its norm."""
+    ) -> Tensor:
+        """The convolution, without its bias, of SiLU of the norm of h; h is gone if not kept."""
         assert isinstance(norm, RmsNorm)
         assert isinstance(conv, nn.Conv3d)
         own, stacked = self._own.get(conv), self._stacked.get(conv)
@@ -172,13 +179,16 @@ class FusedWanVae:
             layout="frames" if own else "padded" if stacked is None else "stacked",
             keep=keep and not h.done,
         )
-        x = h.y if x is None else x
+        if not keep:
+            h.settle(h.y.new_empty(0))
+        elif x is not None:
+            h.settle(x)
         tape.written.append(_outside(tail))
         if own:
-            return x, own(seen, past)
+            return own(seen, past)
         if stacked is not None:
-            return x, _clip(F.conv2d(_images(seen), stacked, padding=1), len(x))
-        return x, _inside(F.conv3d(_outside(seen), conv.weight, padding=(0, 1, 1)))
+            return _clip(F.conv2d(_images(seen), stacked, padding=1), len(seen))
+        return _inside(F.conv3d(_outside(seen), conv.weight, padding=(0, 1, 1)))
 
 
 def _double_rate(layer: Upsample, x: Tensor, tape: StreamTape) -> Tensor:
