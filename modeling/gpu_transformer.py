@@ -74,6 +74,7 @@ class FusedTransformer:
         self._net = transformer
         self._fp8: list[dict[str, Fp8Linear]] = []
         self._eps = transformer.config.eps
+        self.known: set[tuple[object, ...]] = set()  # forwards that were captured for some stream
         blocks = list(transformer.layers())
         self._attention = [block.self_attn for block in blocks]
         self._qkv = [_join_projections(attn) for attn in self._attention]
