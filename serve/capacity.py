@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,6 @@ from modeling.editor import StreamingEditor
 from serve.protocol import RETRY_AFTER_S, WireError
 from serve.work import Opening
 
-WARM_UP_CHUNKS = 3
 HEADROOM = 0.95  # share of the accelerator's time that may be promised
 
 
@@ -33,17 +31,18 @@ class Capacity:
         self._costs: dict[tuple[int, int], float] = {}  # seconds a chunk, by (height, width)
 
     def warm_up(self, editor: StreamingEditor) -> float:
-        """Edits a few chunks of the model's own size; returns the seconds that one costs.
+        """Edits chunks of the model's own size; returns the seconds that one costs.
 
-        The first chunks pay for what is done once (kernel choice, graphs, allocation).
+        As many as fill the window, and two: the first that sees all of it pays for what is done
+        once (kernel choice, graphs, allocation), the next one costs what all others will.
         """
         settings = editor.settings
         stream = editor.open("warm up", height=settings.height, width=settings.width)
-        seconds = []
-        for _ in range(WARM_UP_CHUNKS):
+        cost = 0.0
+        for _ in range(settings.window_latents // settings.chunk_latents + 1):
             frames = np.zeros((stream.wanted_frames, settings.height, settings.width, 3), np.uint8)
-            seconds += [chunk.compute_ms / 1000 for chunk in stream.push(frames)]
-        cost = statistics.median(seconds[1:])
+            for chunk in stream.push(frames):
+                cost = chunk.compute_ms / 1000
         self._costs[settings.height, settings.width] = cost
         return cost
 
