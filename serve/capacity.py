@@ -33,13 +33,14 @@ class Capacity:
     def warm_up(self, editor: StreamingEditor) -> float:
         """Edits chunks of the model's own size; returns the seconds that one costs.
 
-        As many as fill the window, and two: the first that sees all of it pays for what is done
-        once (kernel choice, graphs, allocation), the next one costs what all others will.
+        The first that sees a full window pays for what is done once (kernel choice, graphs,
+        allocation), the second still on a GPU, which counts a chunk's refresh with the next chunk.
+        The third costs what all others will.
         """
         settings = editor.settings
         stream = editor.open("warm up", height=settings.height, width=settings.width)
         cost = 0.0
-        for _ in range(settings.window_latents // settings.chunk_latents + 1):
+        for _ in range(settings.window_latents // settings.chunk_latents + 2):
             frames = np.zeros((stream.wanted_frames, settings.height, settings.width, 3), np.uint8)
             for chunk in stream.push(frames):
                 cost = chunk.compute_ms / 1000
