@@ -74,12 +74,12 @@ def opening(name: str, size: tuple[int, int] = (128, 192), fps: float = 16.0) ->
 def test_sessions_are_admitted_by_what_a_chunk_costs() -> None:
     capacity = Capacity(chunk_frames=12, max_sessions=8)
     for _ in range(50):
-        capacity.observe((128, 192), 0.25)
-    # A chunk lasts 0.75 s at 16 frames a second: a session is a third of the accelerator.
+        capacity.observe((128, 192), 0.21)
+    # A chunk lasts 0.75 s at 16 frames a second: a session is 28 % of the accelerator.
     capacity.admit(opening("a"))
     capacity.admit(opening("b"))
-    assert capacity.load == pytest.approx(2 / 3)
-    with pytest.raises(WireError, match="33%") as raised:
+    assert capacity.load == pytest.approx(0.56)
+    with pytest.raises(WireError, match="28%") as raised:
         capacity.admit(opening("c"))
     assert raised.value.code == "at_capacity"
     assert raised.value.retry_after_s
