@@ -99,7 +99,13 @@ __device__ __forceinline__ void wgmma(
 @cache
 def _compiled(channels: int, columns: int, blocks: int) -> Callable[[_Problem], None]:
     """What launches the kernel for so many channels; RuntimeError if it cannot be built."""
-    from cuda.bindings import driver, nvrtc
+    try:
+        from cuda.bindings import driver, nvrtc
+    except ImportError as error:
+        raise RuntimeError(
+            f"{_SOURCE.name} is compiled through cuda-bindings, without which this PyTorch came "
+            f"({error}); pip install cuda-bindings"
+        ) from error
 
     def checked(result: tuple[Any, ...]) -> Any:
         if int(result[0]) != 0:
