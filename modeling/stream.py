@@ -107,6 +107,11 @@ class EditStream:
         self.prompt = prompt
 
     @property
+    def pending_frames(self) -> int:
+        """Frames that wait for their chunk to be complete."""
+        return len(self._pending)
+
+    @property
     def wanted_frames(self) -> int:
         """Frames that are missing for the next chunk to be complete."""
         return self._chunk_frames - len(self._pending)

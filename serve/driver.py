@@ -30,7 +30,7 @@ async def drive(
     moves from the exact state it gave back; `session` hands out again what was not answered.
     Raises WireError: what an editor refuses at once, no editor after `OPENING_S` or `RECOVERY_S`.
     """
-    state, exact = opening.state, False
+    state, exact, ahead = opening.state, False, 0
     lost_at: float | None = None
     pause = FIRST_PAUSE_S
     while True:
@@ -48,7 +48,7 @@ async def drive(
                             seconds = time.monotonic() - lost_at
                             log.info("session %s: goes on after %.1f s", session.name, seconds)
                     elif isinstance(event, Edited):
-                        state, exact = event.state, False
+                        state, exact, ahead = event.state, False, 0
                         lost_at, pause = None, FIRST_PAUSE_S
                         delivery = session.deliver(event)
                         yield delivery
@@ -56,7 +56,7 @@ async def drive(
                             return
                     else:
                         assert isinstance(event, Moved)
-                        state, exact, why = event.state, True, "drain"
+                        state, exact, ahead, why = event.state, True, event.ahead, "drain"
         except EditorLostError as error:
             why = "death"
             log.warning("session %s: editor lost: %s", session.name, error)
@@ -67,7 +67,7 @@ async def drive(
         new = session.state is State.NEW
         if not new and session.state is not State.RECOVERING:
             assert why, "an editor ended a stream without saying why"
-            session.lost()
+            session.lost(ahead)
             metrics.moved.labels(why).inc()
         lost_at = lost_at or time.monotonic()
         waited = time.monotonic() - lost_at

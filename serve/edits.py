@@ -121,7 +121,9 @@ class Edits:
                         if len(frames):
                             await asyncio.to_thread(writer.write, frames)
                             metrics.frames.inc(len(frames))
-                            metrics.gpu_seconds.inc(delivery.edited.compute_ms / 1000)
+                            edited = delivery.edited
+                            seconds = (edited.compute_ms + edited.ahead_ms) / 1000
+                            metrics.gpu_seconds.inc(seconds)
                             metrics.recomputed.observe(delivery.edited.recomputed)
                         if piece := sink.take():
                             yield piece

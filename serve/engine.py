@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from modeling.stream import EditedChunk, EditStream
 from modeling.stream_state import StreamState
 from serve.capacity import Capacity
 from serve.metrics import EditorMetrics
-from serve.scheduler import LOSSLESS_PATIENCE, Scheduler
+from serve.scheduler import LOSSLESS_PATIENCE, Ran, Scheduler
 from serve.work import Edited, Event, Moved, Opening, Ready, Take, Work
 
 STUCK_S = 120.0
 SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +112,20 @@ class Engine:
                 first_chunk_frames=settings.first_chunk_frames,
                 chunks=stream.chunks,
             )
+            ahead_s = 0.0
             while True:
                 work = await self._next(take)
                 if work is None:
                     snapshot = await self.scheduler.run(stream.snapshot, due=0.0)
-                    yield Moved(await asyncio.to_thread(snapshot.value.to_bytes))
+                    state = await asyncio.to_thread(snapshot.value.to_bytes)
+                    yield Moved(state, ahead=stream.pending_frames)
                     return
-                yield await self._edit(opening, stream, work)
+                if work.more:
+                    began = await self._run(opening, partial(_begin, stream, work.frames), 2.0)
+                    ahead_s += began.run_s
+                    continue
+                yield await self._edit(opening, stream, work, ahead_s)
+                ahead_s = 0.0
                 if work.last:
                     return
         finally:
@@ -135,21 +144,25 @@ class Engine:
             taking.cancel()
             leaving.cancel()
 
-    async def _edit(self, opening: Opening, stream: EditStream, work: Work) -> Edited:
-        period = len(work.frames) / opening.fps
-        patience = period if opening.mode == "live" else LOSSLESS_PATIENCE
+    async def _run(self, opening: Opening, function: Callable[[], T], chunks: float) -> Ran[T]:
+        """On the accelerator, due in so many chunks' time if the session is live."""
+        live = chunks * self.editor.settings.chunk_frames / opening.fps
+        patience = live if opening.mode == "live" else LOSSLESS_PATIENCE
         try:
-            ran = await self.scheduler.run(
-                partial(_step, stream, work), due=time.monotonic() + patience
-            )
+            return await self.scheduler.run(function, due=time.monotonic() + patience)
         except torch.AcceleratorError as error:  # a CUDA context does not come back from these
             self.broken = str(error)
             raise
+
+    async def _edit(
+        self, opening: Opening, stream: EditStream, work: Work, ahead_s: float
+    ) -> Edited:
+        ran = await self._run(opening, partial(_step, stream, work), 1.0)
         chunk, state = ran.value
         if chunk is None:
             return _nothing(work, opening, stream, ran.wait_s)
         # A GPU answers before it has refreshed its caches; the chunk costs that, too.
-        cost = max(ran.run_s, chunk.compute_ms / 1000)
+        cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
         self.capacity.observe((opening.height, opening.width), cost)
         return Edited(
             number=work.number,
@@ -158,6 +171,7 @@ class Engine:
             recomputed=chunk.recomputed,
             steps=chunk.steps,
             compute_ms=ran.run_s * 1000,
+            ahead_ms=ahead_s * 1000,
             wait_ms=ran.wait_s * 1000,
             mask=chunk.mask if opening.mask else None,
             state=None if state is None else await _serialised(state),
@@ -170,6 +184,12 @@ def _open(editor: StreamingEditor, opening: Opening) -> EditStream:
     return editor.open(
         opening.prompt, height=opening.height, width=opening.width, seed=opening.seed
     )
+
+
+def _begin(stream: EditStream, frames: np.ndarray) -> None:
+    """The first frames of a chunk, on the accelerator's thread."""
+    edited = list(stream.push(frames))
+    assert not edited, f"{len(frames)} frames ahead completed a chunk"
 
 
 def _step(stream: EditStream, work: Work) -> tuple[EditedChunk | None, StreamState | None]:
@@ -201,6 +221,7 @@ def _nothing(work: Work, opening: Opening, stream: EditStream, wait_s: float) ->
         recomputed=0.0,
         steps=0,
         compute_ms=0.0,
+        ahead_ms=0.0,
         wait_ms=wait_s * 1000,
         mask=None,
         state=None,

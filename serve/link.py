@@ -92,13 +92,13 @@ class EditorLink:
         except asyncio.IncompleteReadError as error:
             raise ConnectionError("the front let go of the stream") from error
         pixels = np.frombuffer(frames, np.uint8).reshape(header["shape"])
-        return Work(header["number"], header["prompt"], pixels, header["last"])
+        return Work(header["number"], header["prompt"], pixels, header["last"], header["more"])
 
     async def send(self, event: Edited | Moved) -> None:
         if isinstance(event, Moved):
-            await self._link.write({"kind": "moved"}, event.state)
+            await self._link.write({"kind": "moved", "ahead": event.ahead}, event.state)
             return
-        names = ("number", "index", "recomputed", "steps", "compute_ms", "wait_ms")
+        names = ("number", "index", "recomputed", "steps", "compute_ms", "ahead_ms", "wait_ms")
         header = {name: getattr(event, name) for name in names}
         header |= {"kind": "edited", "shape": event.frames.shape, "mask": None, "state": True}
         parts = [_bytes_of(event.frames)]
@@ -132,7 +132,7 @@ class Slot:
 
     async def put(self, work: Work) -> None:
         header = {"number": work.number, "prompt": work.prompt, "last": work.last}
-        header |= {"shape": work.frames.shape}
+        header |= {"more": work.more, "shape": work.frames.shape}
         await self._guard(self.link.result().write(header, _bytes_of(work.frames)))
 
     async def next(self) -> Edited | Moved | None:
@@ -142,7 +142,7 @@ class Slot:
         if kind == "take":
             return None
         if kind == "moved":
-            return Moved(parts[0])
+            return Moved(parts[0], header["ahead"])
         shape, mask_shape, has_state = header.pop("shape"), header.pop("mask"), header.pop("state")
         mask = None
         if mask_shape:

@@ -238,7 +238,7 @@ class RunningSession:
         self._dropped_counted = self.session.dropped
         if not delivery.frames:
             return
-        seconds = edited.compute_ms / 1000
+        seconds = (edited.compute_ms + edited.ahead_ms) / 1000
         self.gpu_s += seconds
         metrics.gpu_seconds.inc(seconds)
         metrics.frames.inc(len(delivery.frames))

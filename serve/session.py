@@ -2,9 +2,10 @@
 
     source frames -> `feed` -> waiting -> `take` -> started -> `deliver` -> entries for the client
 
-A frame waits until the editor takes its chunk; from then until the edited chunk is delivered it is
-started, and kept so that another editor can be given it again. Frame indices are the source's
-everywhere; in live mode the indices of dropped frames are missing from what comes back.
+A frame waits until the editor takes it, with its chunk or ahead of it; from then until the edited
+chunk is delivered it is started, and kept so that another editor can be given it again. Frame
+indices are the source's everywhere; in live mode the indices of dropped frames are missing from
+what comes back.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from serve.work import Edited, Ready, Work
 
 LOSSLESS_CHUNKS = 2.0  # source chunks that may wait before the socket is no longer read
 LIVE_CHUNKS = 1.5  # beyond these the oldest frames are dropped; half a chunk is for jitter
+AHEAD = 4  # frames of an incomplete chunk that are worth a work: what the VAE makes one latent of
 UNSENT_CHUNKS = 2  # edited chunks that may wait for the client before no more work is given out
 
 
@@ -65,6 +67,18 @@ class SourceFrame:
     pixels: np.ndarray  # uint8 [height, width, 3]
     arrived: float  # time.monotonic()
     prompt: str  # the newest when it came
+
+
+@dataclass(frozen=True)
+class Started:
+    """A chunk that an editor has, or the first frames of one."""
+
+    works: list[Work]
+    frames: list[SourceFrame]
+
+    @property
+    def complete(self) -> bool:
+        return not self.works[-1].more
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,7 @@ class Session:
         self.applied_prompt = prompt  # of the last chunk that went to the client
         self._closing = False
         self._waiting: deque[SourceFrame] = deque()
-        self._started: deque[tuple[Work, list[SourceFrame]]] = deque()
+        self._started: deque[Started] = deque()
         self._again: deque[Work] = deque()
         self._drops = (0, 0)  # first and count of dropped frames the client was not told of yet
         self._sizes: tuple[int, int] | None = None  # frames of the first and of any other chunk
@@ -137,14 +151,15 @@ class Session:
     @property
     def idle(self) -> bool:
         """Nothing of it is being edited, so only the client can make it go on."""
-        return not self._started and not self._closing and self.unsent == 0
+        editing = any(chunk.complete for chunk in self._started)
+        return not editing and not self._closing and self.unsent == 0
 
     @property
     def settled(self) -> int:
         """Source frames before this one are edited and delivered, or dropped."""
-        for _, frames in self._started:
-            if frames:
-                return frames[0].index
+        for chunk in self._started:
+            if chunk.frames:
+                return chunk.frames[0].index
         return self._waiting[0].index if self._waiting else self.next_frame
 
     @property
@@ -206,23 +221,32 @@ class Session:
             self._taken = ready.chunks
         self.to(State.FINISHING if self._closing else State.STREAMING)
 
-    def lost(self) -> None:
-        """The editor is gone: what it had not answered is given out again."""
+    def lost(self, ahead: int = 0) -> None:
+        """The editor is gone: what it had not answered is given out again, but for the first
+        `ahead` frames, which are in the state that it left.
+        """
         self.to(State.RECOVERING)
-        self._again = deque(work for work, _ in self._started)
+        self._again = deque(work for chunk in self._started for work in chunk.works)
+        while ahead > 0:
+            ahead -= len(self._again.popleft().frames)
+        assert ahead == 0, "an editor left with a part of a work"
 
     async def take(self) -> Work:
-        """The next chunk, when it is complete and the client keeps up with what it gets."""
+        """The next chunk, when it is complete and the client keeps up with what it gets, or before
+        that `AHEAD` frames of it.
+        """
         if self._again:
             return self._again.popleft()
         assert not self._last_taken, "work was asked for after the last"
         await self._until(self._has_work)
-        size = self._next_size()
+        missing = self._missing
         if self.mode == "live" and not self._closing and self._full:
             # Behind: the newest frames are edited, so that the delay does not stay.
-            while len(self._waiting) > size:
+            while len(self._waiting) > missing:
                 self._drop(self._waiting.popleft())
-        frames = [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
+        whole = self._closing or len(self._waiting) >= missing
+        size = min(missing, len(self._waiting)) if whole else AHEAD
+        frames = [self._waiting.popleft() for _ in range(size)]
         self._last_taken = last = self._closing and not self._waiting
         pixels = [frame.pixels for frame in frames]
         work = Work(
@@ -231,15 +255,21 @@ class Session:
             prompt=frames[-1].prompt if frames else self.prompt,
             frames=np.stack(pixels) if pixels else np.empty((0, *self._shape), np.uint8),
             last=last,
+            more=not whole,
         )
-        self._started.append((work, frames))
-        self._taken += 1
+        if begun := self._begun:
+            begun.works.append(work)
+            begun.frames.extend(frames)
+        else:
+            self._started.append(Started([work], frames))
+        self._taken += whole
         self._notify()
         return work
 
     def deliver(self, edited: Edited) -> Delivery:
         """The editor's answer to the oldest started work; from here on it is never done again."""
-        work, frames = self._started.popleft()
+        chunk = self._started.popleft()
+        work, frames = chunk.works[-1], chunk.frames
         assert edited.number == work.number, (edited.number, work.number)
         assert len(edited.frames) == len(frames), (len(edited.frames), len(frames))
         self.unsent += len(frames)
@@ -266,9 +296,17 @@ class Session:
 
     # --- inside
 
-    def _next_size(self) -> int:
+    @property
+    def _begun(self) -> Started | None:
+        """The chunk of which an editor has only the first frames."""
+        return self._started[-1] if self._started and not self._started[-1].complete else None
+
+    @property
+    def _missing(self) -> int:
+        """Frames that no editor has yet of the next chunk that is not complete."""
         assert self._sizes is not None
-        return self._sizes[0 if self._taken == 0 else 1]
+        begun = self._begun
+        return self._sizes[0 if self._taken == 0 else 1] - (len(begun.frames) if begun else 0)
 
     @property
     def _full(self) -> bool:
@@ -277,7 +315,7 @@ class Session:
     def _has_work(self) -> bool:
         if self._sizes is None or self.unsent >= UNSENT_CHUNKS * self.chunk_frames:
             return False
-        return self._closing or len(self._waiting) >= self._next_size()
+        return self._closing or len(self._waiting) >= min(AHEAD, self._missing)
 
     def _limit(self, chunks: float) -> int:
         return round(chunks * self.chunk_frames)

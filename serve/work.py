@@ -28,12 +28,17 @@ class Opening:
 
 @dataclass(frozen=True)
 class Work:
-    """Exactly one chunk: `frames` uint8 [n, height, width, 3], fewer (or none) when `last`."""
+    """One chunk's `frames`, uint8 [n, height, width, 3], fewer (or none) when `last`.
+
+    With `more` they are only its first ones: another work of the same number brings more, so that
+    the VAE need not wait for the chunk to be complete.
+    """
 
     number: int
     prompt: str
     frames: np.ndarray
     last: bool
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ class Ready:
 
 @dataclass(frozen=True)
 class Edited:
-    """The answer to one `Work`; `state` is the compact form after it, None after the last."""
+    """The answer to one chunk's `Work`; `state` is the compact form after it, None after the last.
+
+    `compute_ms` is from when all its frames were there, `ahead_ms` what was computed before.
+    """
 
     number: int
     index: int  # of the chunk
@@ -56,6 +64,7 @@ class Edited:
     recomputed: float
     steps: int
     compute_ms: float
+    ahead_ms: float
     wait_ms: float  # for the accelerator
     mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
     state: bytes | None
@@ -63,9 +72,13 @@ class Edited:
 
 @dataclass(frozen=True)
 class Moved:
-    """The editor is going away and gives the stream back; `state` is the exact form."""
+    """The editor is going away and gives the stream back.
+
+    `state` is the exact form and holds the first `ahead` frames of a chunk that is not complete.
+    """
 
     state: bytes
+    ahead: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class Backend(Protocol):
     """Where streams are edited: in this process, or on Ray."""
 
     def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
-        """One stream: Ready, then an Edited for every Work, until the last one or a Moved.
+        """One stream: Ready, then an Edited for every chunk, until the last one or a Moved.
 
         The editor asks for work with `take` when it has room. Raises WireError (`at_capacity`,
         `internal`) and EditorLostError.

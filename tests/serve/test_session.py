@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def feed(session: Session, count: int) -> list[Entry]:
 def edited(work: Work) -> Edited:
     mask = np.zeros((3, 2, 3), bool)
     mask[0, 0, 1] = True
-    return Edited(work.number, work.number, work.frames, 0.5, 4, 40.0, 1.0, mask, b"state")
+    return Edited(work.number, work.number, work.frames, 0.5, 4, 40.0, 5.0, 1.0, mask, b"state")
 
 
 def answer(session: Session, work: Work) -> list[Entry]:
@@ -69,14 +70,62 @@ async def test_chunks_are_9_frames_then_12() -> None:
     assert indices(answer(session, second)) == list(range(9, 21))
 
 
-async def test_work_waits_for_a_whole_chunk() -> None:
+async def test_four_frames_go_ahead_of_their_chunk() -> None:
+    """A latent's worth each; what completes the chunk comes as one, and has the chunk's prompt."""
     session = make()
-    feed(session, 8)
+    feed(session, 3)
     taking = asyncio.ensure_future(session.take())
     await asyncio.sleep(0)
     assert not taking.done()
+    feed(session, 2)
+    first = await taking
+    session.set_prompt("blue")
+    feed(session, 4)
+    rest = await session.take()
+    assert [(w.number, len(w.frames), w.more) for w in (first, rest)] == [
+        (0, 4, True),
+        (0, 5, False),
+    ]
+    assert rest.prompt == "blue"
+    whole = replace(rest, frames=np.concatenate([first.frames, rest.frames]))
+    assert indices(answer(session, whole)) == list(range(9))
+    assert session.settled == 9
+
+
+async def test_what_went_ahead_is_given_out_again_unless_the_state_holds_it() -> None:
+    session = make()
+    feed(session, 8)
+    ahead = [await session.take(), await session.take()]
+    session.lost()
+    session.opened(replace(READY, chunks=0))
+    assert [await session.take() for _ in ahead] == ahead  # the editor died
+    session.lost(4)
+    session.opened(replace(READY, chunks=0))
+    assert await session.take() is ahead[1]  # it left after the first
     feed(session, 1)
-    assert len((await taking).frames) == 9
+    assert not (await session.take()).more
+
+
+async def test_a_close_after_frames_that_went_ahead() -> None:
+    session = make()
+    feed(session, 4)
+    assert (await session.take()).more
+    assert session.idle  # nothing is edited until the client goes on
+    session.finish()
+    last = await session.take()
+    assert (last.number, len(last.frames), last.last, last.more) == (0, 0, True, False)
+
+
+async def test_live_drops_no_frame_that_went_ahead() -> None:
+    session = make("live")
+    feed(session, 4)
+    begun = await session.take()
+    feed(session, 20)
+    rest = await session.take()
+    assert (len(begun.frames), len(rest.frames)) == (4, 5)
+    whole = replace(rest, frames=np.concatenate([begun.frames, rest.frames]))
+    assert indices(answer(session, whole)) == [0, 1, 2, 3, *range(19, 24)]
+    assert session.dropped == 15
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(0, [0]), (5, [5]), (9, [9]), (12, [9, 3])])

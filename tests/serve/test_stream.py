@@ -13,8 +13,13 @@ import pytest
 from modeling.editor import StreamingEditor
 from serve import client_stream
 from serve.client import ConnectError, EditedFrame, Event, Stream, connect, edit_frames
+from serve.driver import drive
+from serve.engine import Engine
 from serve.limits import Limits
+from serve.metrics import Metrics
 from serve.protocol import Chunk, Closed, Dropped, PromptApplied, WireError
+from serve.session import Delivery, Session, State
+from serve.work import Opening, Work
 from tests.serve.conftest import Server, clip, serving
 
 pytestmark = pytest.mark.anyio
@@ -218,6 +223,66 @@ async def test_an_editor_that_leaves_gives_its_sessions_back_exactly(
         assert metrics.moved.labels("drain")._value.get() >= 1
     expected = edited_without_server(small_model, frames, "make it red", 5)
     np.testing.assert_array_equal(np.stack(edited), expected)
+
+
+async def test_frames_ahead_of_their_chunk_move_with_the_stream(small_model: Path) -> None:
+    """Through two moves within a chunk: no frame is given out twice, and the bits are the same."""
+    frames = clip(33)
+    engine = Engine(StreamingEditor.load(small_model))
+    session = Session("s", prompt="make it red", mode="lossless", width=48, height=32)
+    opening = Opening("s", "make it red", 48, 32, 16.0, "lossless", seed=5)
+    given: list[int] = []
+
+    def feed(count: int) -> None:
+        for _ in range(count):
+            session.feed(session.next_frame, 0, frames[session.next_frame])
+
+    async def take() -> Work:
+        work = await Session.take(session)
+        given.append(len(work.frames))
+        return work
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(given) < count or engine.scheduler.running_since is not None:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # until the editor asks again
+
+    async def move() -> None:
+        engine.leave()
+        async with asyncio.timeout(20):
+            while session.state is not State.RECOVERING:
+                await asyncio.sleep(0.001)
+        engine.stay()
+
+    session.take = take  # type: ignore[method-assign]
+    edited: list[np.ndarray] = []
+
+    async def collect() -> None:
+        async for event in drive(engine, session, opening, Metrics()):
+            if isinstance(event, Delivery):
+                edited.append(event.edited.frames)
+                session.sent(len(event.frames))
+
+    collecting = asyncio.create_task(collect())
+    feed(9)
+    await until(1)
+    feed(4)
+    await until(2)
+    await move()
+    feed(4)
+    await until(3)
+    await move()
+    feed(4)
+    await until(4)
+    feed(12)
+    session.finish()
+    async with asyncio.timeout(20):
+        await collecting
+    engine.stop()
+    assert given[:4] == [9, 4, 4, 4]  # nothing twice
+    expected = edited_without_server(small_model, frames, "make it red", 5)
+    np.testing.assert_array_equal(np.concatenate(edited), expected)
 
 
 async def test_idle_sessions_end(small_model: Path) -> None:
