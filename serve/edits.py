@@ -121,9 +121,7 @@ class Edits:
                         if len(frames):
                             await asyncio.to_thread(writer.write, frames)
                             metrics.frames.inc(len(frames))
-                            edited = delivery.edited
-                            seconds = (edited.compute_ms + edited.ahead_ms) / 1000
-                            metrics.gpu_seconds.inc(seconds)
+                            metrics.gpu_seconds.inc(delivery.edited.device_s)
                             metrics.recomputed.observe(delivery.edited.recomputed)
                         if piece := sink.take():
                             yield piece

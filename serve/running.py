@@ -238,9 +238,8 @@ class RunningSession:
         self._dropped_counted = self.session.dropped
         if not delivery.frames:
             return
-        seconds = (edited.compute_ms + edited.ahead_ms) / 1000
-        self.gpu_s += seconds
-        metrics.gpu_seconds.inc(seconds)
+        self.gpu_s += edited.device_s
+        metrics.gpu_seconds.inc(edited.device_s)
         metrics.frames.inc(len(delivery.frames))
         metrics.recomputed.observe(edited.recomputed)
         metrics.chunk_latency.observe(delivery.latency_s)

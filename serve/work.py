@@ -69,6 +69,11 @@ class Edited:
     mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
     state: bytes | None
 
+    @property
+    def device_s(self) -> float:
+        """Seconds of the accelerator that the chunk took."""
+        return (self.compute_ms + self.ahead_ms) / 1000
+
 
 @dataclass(frozen=True)
 class Moved:
