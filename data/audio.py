@@ -1,4 +1,7 @@
-"""Audio of one video into another: packets copied where the container can hold them."""
+"""Sound and subtitles of one video into another: packets copied where the container can hold them.
+
+All of it is put on the clock of the source's picture (data/clock.py).
+"""
 
 from __future__ import annotations
 
@@ -9,89 +12,187 @@ from typing import Any
 
 import av
 
-from data.video_errors import VideoError, reason
+from data.container import open_video, packets
+from data.decode import Damage
+from data.survey import SOUND_BEFORE_S, Survey
+from data.tracks import Plan, Track, add_sound, describe
 
-# What players find in an MP4; the muxer accepts more (raw PCM, for one) than they play.
-PLAYED_IN_MP4 = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
+STILL_S = 0.1  # a gap between two frames of sound that is filled with silence
 
 
-class AudioTracks:
-    """All audio streams of `source`, handed to an open output a little at a time.
+class Carrier:
+    """The tracks of `plan`, handed to an open output a little at a time.
 
     Taking packets as the picture advances keeps the output interleaved and the memory bounded.
-    Times count from the source's first video frame, so sound and picture keep their offset.
+    What cannot be used is passed over and counted in `damage`.
     """
 
-    def __init__(self, source: str | Path, output: Any) -> None:
-        self.source, self.output = source, output
+    def __init__(
+        self, source: str | Path, found: Survey, plan: Plan, output: Any, damage: Damage
+    ) -> None:
+        self.source, self.found, self.output, self.damage = source, found, output, damage
+        self.input = open_video(source)
         try:
-            self.input = av.open(str(source), "r")
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{source}: its audio cannot be read ({reason(error)})") from error
-        video: Any = self.input.streams.video[0] if self.input.streams.video else None
-        start = video.start_time * video.time_base if video and video.start_time else 0
-        self.origin = Fraction(start)
-        length = video.duration * video.time_base if video and video.duration else None
-        self.video_end = Fraction(length) if length else None
-        self.outputs = {stream.index: self._add(stream) for stream in self.input.streams.audio}
-        self.packets = self._read()
-        self.waiting = next(self.packets, None)
+            self._lanes = {t.index: _lane(t, self) for t in plan.tracks}
+        except BaseException:
+            self.input.close()
+            raise
+        self._packets = self._read()
+        self._waiting = next(self._packets, None)
 
-    def _add(self, stream: Any) -> Any:
-        if stream.codec_context is None:
-            raise VideoError(
-                f"{self.source}: audio stream {stream.index} has an unknown codec; "
-                "convert it first, for example `ffmpeg -i IN -c:v copy -c:a aac OUT.mp4`"
-            )
-        mp4 = self.output.format.name in ("mp4", "mov", "ipod")
-        holds = PLAYED_IN_MP4 if mp4 else self.output.supported_codecs
-        if stream.codec_context.codec.canonical_name in holds:
-            return self.output.add_stream_from_template(stream)
-        added = self.output.add_stream("aac", rate=stream.rate)
-        added.layout = "stereo" if stream.channels > 1 else "mono"
-        added.bit_rate = 192_000
-        return added
-
-    def _read(self) -> Iterator[Any]:
-        if not self.outputs:
+    def _read(self) -> Iterator[tuple[Fraction, Any]]:
+        """(time in the output, packet on the clock)."""
+        if not self._lanes:
             return
-        try:
-            for packet in self.input.demux(list(self.input.streams.audio)):
-                if packet.pts is not None:  # the empty packets at the end have no time
-                    yield packet
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.source}: its audio is damaged ({reason(error)})") from error
+        streams = [self.input.streams[index] for index in self._lanes]
+        repairers = {stream.index: self.found.clock.reader(stream) for stream in streams}
+        for packet in packets(self.input, streams):
+            if packet.size == 0:
+                continue
+            repairers[packet.stream.index].repair(packet)
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is None:
+                self.damage.sound += packet.stream.type == "audio"
+                continue
+            time = stamp * packet.time_base - self.found.origin
+            if time >= -SOUND_BEFORE_S:  # an encoder's padding; what is earlier is not heard
+                yield time, packet
 
     def copy_until(self, time: Fraction | None) -> None:
         """Hands over what begins before `time` (seconds of output; None: everything)."""
-        while self.waiting is not None:
-            packet = self.waiting
-            if time is not None and packet.pts * packet.time_base - self.origin >= time:
+        while self._waiting is not None:
+            start, packet = self._waiting
+            if time is not None and start >= time:
                 return
-            self._hand_over(packet)
-            self.waiting = next(self.packets, None)
+            self._lanes[packet.stream.index].take(packet)
+            self._waiting = next(self._packets, None)
 
-    def _hand_over(self, packet: Any) -> None:
-        output = self.outputs[packet.stream.index]
-        if output.codec_context.is_encoder if output.codec_context else False:
-            for frame in packet.decode():
-                frame.pts -= round(self.origin / frame.time_base)
-                self.output.mux(output.encode(frame))
-            return
-        shift = round(self.origin / packet.time_base)
-        packet.pts -= shift
-        packet.dts = None if packet.dts is None else packet.dts - shift
-        packet.stream = output
-        self.output.mux(packet)
-
-    def finish(self, end: Fraction, step: Fraction) -> None:
-        """Hands over the rest, or up to `end` where the video was cut by more than a frame."""
-        cut = self.video_end is not None and end < self.video_end - step
-        self.copy_until(end if cut else None)
-        for output in self.outputs.values():
-            if output.codec_context and output.codec_context.is_encoder:
-                self.output.mux(output.encode(None))
+    def finish(self, end: Fraction | None) -> None:
+        """Hands over the rest, or up to `end` where the picture was cut short."""
+        self.copy_until(end)
+        for lane in self._lanes.values():
+            lane.finish()
         self.close()
 
     def close(self) -> None:
         self.input.close()
+
+
+def _lane(track: Track, carrier: Carrier) -> _Copied:
+    kinds = {"audio": _Converted, "subtitle": _Text} if track.converted else {}
+    return kinds.get(track.kind, _Copied)(track, carrier)
+
+
+class _Copied:
+    """One track, packet by packet."""
+
+    def __init__(self, track: Track, carrier: Carrier) -> None:
+        self.carrier, self.output = carrier, carrier.output
+        streams: Any = carrier.input.streams
+        self.stream = streams[track.index]
+        self.shift = round(carrier.found.origin / self.stream.time_base)
+        self.added = self.add(track)
+        describe(self.stream, self.added)
+        self.last: int | None = None
+
+    def add(self, track: Track) -> Any:
+        return self.output.add_stream_from_template(self.stream)
+
+    def take(self, packet: Any) -> None:
+        packet.pts = None if packet.pts is None else packet.pts - self.shift
+        packet.dts = packet.pts if packet.dts is None else packet.dts - self.shift
+        if self.last is not None and packet.dts is not None and packet.dts <= self.last:
+            self.carrier.damage.sound += 1  # two parts of a file that overlap: the first stays
+            return
+        last, packet.stream = packet.dts, self.added
+        try:
+            self.output.mux(packet)
+        except (av.error.InvalidDataError, av.error.ArgumentError):
+            self.carrier.damage.sound += 1
+        else:
+            self.last = last
+
+    def finish(self) -> None:
+        """After the last packet."""
+
+
+class _Converted(_Copied):
+    """One track of sound, decoded and encoded anew; gaps become silence."""
+
+    def add(self, track: Track) -> Any:
+        added = add_sound(self.output, track.codec or "", self.stream)
+        self._graph: av.filter.Graph | None = None
+        return added
+
+    def take(self, packet: Any) -> None:
+        try:
+            frames = packet.decode()
+        except (av.FFmpegError, OSError):
+            self.carrier.damage.sound += 1
+            return
+        for frame in frames:
+            if frame.pts is None:
+                continue
+            frame.pts -= round(self.carrier.found.origin / Fraction(frame.time_base))
+            if self._graph is None:
+                self._graph = self._make_graph(frame)
+            self._graph.push(frame)
+            self._encode()
+
+    def _make_graph(self, frame: av.AudioFrame) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        context = self.added.codec_context
+        nodes = (
+            graph.add_abuffer(
+                sample_rate=frame.sample_rate,
+                format=frame.format.name,
+                layout=frame.layout.name,
+                time_base=Fraction(frame.time_base or Fraction(1, frame.sample_rate)),
+            ),
+            graph.add("aresample", f"async=1:min_hard_comp={STILL_S}"),
+            graph.add(
+                "aformat",
+                f"sample_fmts={context.format.name}:sample_rates={context.sample_rate}"
+                f":channel_layouts={context.layout.name}",
+            ),
+            graph.add("abuffersink"),
+        )
+        graph.link_nodes(*nodes).configure()
+        return graph
+
+    def _encode(self) -> None:
+        assert self._graph is not None
+        while True:
+            try:
+                frame = self._graph.pull()
+            except (av.error.BlockingIOError, EOFError):
+                return
+            self.output.mux(self.added.encode(frame))
+
+    def finish(self) -> None:
+        if self._graph is not None:
+            self._graph.push(None)
+            self._encode()
+            self.output.mux(self.added.encode(None))
+
+
+class _Text(_Copied):
+    """One track of subtitles, from MP4's framing of text to Matroska's or back."""
+
+    def add(self, track: Track) -> Any:
+        self.framed = track.codec == "mov_text"
+        return self.output.add_stream(track.codec)
+
+    def take(self, packet: Any) -> None:
+        data = bytes(packet)
+        if self.framed:
+            words = data.strip()[:0xFFFF]
+            data = len(words).to_bytes(2, "big") + words
+        else:
+            data = data[2 : 2 + int.from_bytes(data[:2], "big")]
+            if not data:
+                return  # MP4 fills the time between two texts with empty ones
+        text: Any = av.Packet(data)
+        text.pts, text.dts = packet.pts, packet.dts
+        text.duration, text.time_base = packet.duration, packet.time_base
+        super().take(text)

@@ -1,4 +1,4 @@
-"""Frames into a video file: H.264, audio carried over, complete or absent.
+"""Frames into a video file: H.264, sound and the rest carried over, complete or absent.
 
 Used through `data.video`, which re-exports it.
 """
@@ -6,6 +6,7 @@ Used through `data.video`, which re-exports it.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,12 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation
 
-from data.audio import AudioTracks
+from data.audio import Carrier
+from data.container import file_url, open_video
+from data.decode import Damage
+from data.output import check_output, output_format, part_name
+from data.survey import Survey, survey
+from data.tracks import plan_tracks
 from data.video_errors import VideoError, file_name, writing
 
 CODECS = {"h264": "libx264", "ffv1": "ffv1"}
@@ -23,7 +29,7 @@ BT709 = 1  # AVCOL_SPC_BT709; PyAV has no name for the numbers of VideoFrame.col
 
 
 class VideoWriter:
-    """Writes frames of one size at a constant rate; a context manager.
+    """Writes frames of one size; a context manager.
 
     A path is written beside its final name and renamed on success: after an error, or when nothing
     was written, no file is left and an older one of that name is untouched.
@@ -33,9 +39,10 @@ class VideoWriter:
     size is kept exactly; VLC, mpv, Chrome and anything on ffmpeg play it, Safari and hardware
     decoders do not.
 
-    Audio is copied packet by packet where the container can hold it, else encoded as AAC, and keeps
-    its offset to the picture. It ends with the video when fewer frames were written than
-    `audio_from` has.
+    Sound and subtitles are copied packet by packet where the container can hold them, else
+    converted or left out (data/tracks.py; `data.video.differences` says which), and keep their
+    place beside the picture; so do chapters, time code and titles. They end with the picture when
+    fewer frames were written than `audio_from` has.
 
     Args:
         file: A path (.mp4, .mov or .mkv), or an open binary file, which gets MP4. It must be able
@@ -43,7 +50,10 @@ class VideoWriter:
         fps: Frames a second, kept as an exact fraction.
         codec: "h264", or "ffv1" (lossless, .mkv only).
         crf: x264's quality, 0 (lossless) to 51; 18 is hard to tell from the source.
-        audio_from: The video whose audio streams are taken over.
+        audio_from: The video whose sound and other tracks are taken over.
+        tick: Seconds that times are kept to, for frames that come with times of their own; by
+            default 1/fps.
+        damage: Counts sound that cannot be used, and tells what is missing of the picture.
         fragmented: MP4 in pieces of a second that can be sent while it is written.
         pixel_format: Instead of the choice above, for example "yuv444p", or "gray" for `[n, H, W]`.
         reproducible: The same bytes for the same frames at every run: one thread, and none of
@@ -64,6 +74,8 @@ class VideoWriter:
         crf: int = 18,
         preset: str = "medium",
         audio_from: str | Path | None = None,
+        tick: Fraction | None = None,
+        damage: Damage | None = None,
         fragmented: bool = False,
         pixel_format: str | None = None,
         reproducible: bool = False,
@@ -77,14 +89,17 @@ class VideoWriter:
         if self.fps <= 0:
             raise VideoError(f"{self.name}: fps must be above 0, got {fps}")
         self.count = 0  # frames written
-        self._audio: AudioTracks | None = None
+        self.damage = Damage() if damage is None else damage
+        self._tick = tick or 1 / self.fps
+        self._held: tuple[av.VideoFrame, int] | None = None  # the last frame, with its tick
+        self._found: Survey | None = None
+        self._start = Fraction(0)  # of the first frame, when frames come without times
+        self._carrier: Carrier | None = None
         self._path = Path(file) if isinstance(file, str | Path) else None
         self._target: Any = file
         if self._path is not None:
-            # The suffix stays last: it chooses the container.
-            self._target = self._path.with_name(
-                f".{self._path.stem}.{os.getpid()}.part{self._path.suffix}"
-            )
+            check_output(self._path)
+            self._target = part_name(self._path)
         odd = width % 2 or height % 2
         self._pixel_format = pixel_format or ("yuv444p" if odd else "yuv420p")
         with writing(self.name):
@@ -92,25 +107,35 @@ class VideoWriter:
             try:
                 self._stream = self._add_video(codec, crf, preset, fragmented, reproducible)
                 if audio_from is not None:
-                    self._audio = AudioTracks(audio_from, self._output)
+                    self._carry(audio_from, fragmented)
             except BaseException:
                 self._discard()
                 raise
 
     def _open_output(self, fragmented: bool) -> Any:
-        container, options = None, {}
-        if self._path is None:
-            container = "mp4"
-        elif self._path.suffix.lower() not in (".mp4", ".m4v", ".mov", ".mkv"):
-            raise VideoError(f"{self.name}: cannot hold H.264; name the file .mp4, .mov or .mkv")
-        elif not self._path.parent.is_dir():
-            raise VideoError(f"{self.name}: no folder {self._path.parent}; make it first")
+        container = "mp4" if self._path is None else output_format(self._path)
+        options = {}
         if fragmented:
             options["movflags"] = "frag_keyframe+empty_moov+default_base_moof"
-        elif self._path is not None and self._path.suffix.lower() != ".mkv":
+        elif self._path is not None and container != "matroska":
             options["movflags"] = "faststart"  # a browser can start before it has the whole file
-        target = self._target if self._path is None else str(self._target)
+        target = self._target if self._path is None else file_url(self._target)
         return av.open(target, "w", format=container, options=options)
+
+    def _carry(self, source: str | Path, fragmented: bool) -> None:
+        try:
+            self._found = found = survey(source)
+        except VideoError as error:
+            raise VideoError(f"{source}: its audio cannot be read ({error})") from error
+        self._start = found.first - found.origin
+        with open_video(source) as container:
+            plan = plan_tracks(container, found, self._output.format.name, fragmented=fragmented)
+            self._output.metadata.update(plan.metadata)
+            if plan.chapters and not fragmented:
+                self._output.set_chapters(list(plan.chapters))
+        if plan.timecode:
+            self._stream.metadata["timecode"] = plan.timecode
+        self._carrier = Carrier(source, found, plan, self._output, self.damage)
 
     def _add_video(
         self, codec: str, crf: int, preset: str, fragmented: bool, reproducible: bool
@@ -124,15 +149,19 @@ class VideoWriter:
         stream = self._output.add_stream(CODECS[codec], rate=self.fps, options=options)
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, self._pixel_format
         context = stream.codec_context
-        context.time_base, context.thread_count = 1 / self.fps, 1 if reproducible else 0
+        context.time_base, context.thread_count = self._tick, 1 if reproducible else 0
         context.gop_size = max(1, round(self.fps)) if fragmented else 250
         # Tagged, because untagged colours are read as BT.601 by some players and BT.709 by others.
         context.colorspace, context.color_range = BT709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         return stream
 
-    def write(self, frames: np.ndarray) -> None:
-        """Adds frames, uint8 RGB `[n, height, width, 3]`, or `[n, height, width]` when gray."""
+    def write(self, frames: np.ndarray, times: Sequence[Fraction] | None = None) -> None:
+        """Adds frames, uint8 RGB `[n, height, width, 3]`, or `[n, height, width]` when gray.
+
+        `times` are seconds from the beginning of the output, increasing; without them the next
+        places at `fps`.
+        """
         gray = self._pixel_format == "gray"
         shape = (self.height, self.width) if gray else (self.height, self.width, 3)
         if frames.dtype != np.uint8 or frames.shape[1:] != shape:
@@ -140,8 +169,10 @@ class VideoWriter:
                 f"{self.name}: frames must be uint8 [n, {', '.join(map(str, shape))}], "
                 f"got {frames.dtype} {list(frames.shape)}"
             )
+        if times is None:
+            times = [self._start + (self.count + n) / self.fps for n in range(len(frames))]
         with writing(self.name):
-            for picture in frames:
+            for picture, time in zip(frames, times, strict=True):
                 layout = "gray" if gray else "rgb24"
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
                 if not gray:
@@ -152,22 +183,37 @@ class VideoWriter:
                         interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
                         threads=1,
                     )
-                frame.pts, frame.time_base = self.count, 1 / self.fps
-                self._output.mux(self._stream.encode(frame))
+                self._add(frame, round(time / self._tick))
                 self.count += 1
-                if self._audio:
-                    self._audio.copy_until(self.count / self.fps)
+
+    def _add(self, frame: av.VideoFrame, place: int) -> None:
+        if self._held is not None:
+            place = max(place, self._held[1] + 1)
+            self._encode(place)
+        self._held = frame, place
+
+    def _encode(self, until: int) -> None:
+        """Encodes the frame that was held, now that it is known how long it is shown."""
+        assert self._held is not None
+        frame, place = self._held
+        frame.pts, frame.time_base = place, self._tick
+        frame.duration = until - place
+        self._output.mux(self._stream.encode(frame))
+        if self._carrier:
+            self._carrier.copy_until(until * self._tick)
 
     def close(self) -> None:
         """Finishes the file and gives it its name."""
-        if self.count == 0:
+        if self._held is None:
             self._discard()
             raise VideoError(f"{self.name}: no frame was written, so no file was made")
         try:
             with writing(self.name):
+                end, cut = self._end(self._held[1])
+                self._encode(end)
                 self._output.mux(self._stream.encode(None))
-                if self._audio:
-                    self._audio.finish(self.count / self.fps, 1 / self.fps)
+                if self._carrier:
+                    self._carrier.finish(end * self._tick if cut else None)
                 self._output.close()
                 if self._path is not None:
                     os.replace(self._target, self._path)
@@ -175,9 +221,20 @@ class VideoWriter:
             self._discard()
             raise
 
+    def _end(self, last: int) -> tuple[int, bool]:
+        """Where the last frame, at tick `last`, ends, and whether the source goes on after it."""
+        step = max(1, round(1 / self.fps / self._tick))
+        if self._found is None:
+            return last + step, False
+        end = round((self._found.end - self._found.origin) / self._tick)
+        whole = self.count >= self._found.packets - self._found.undecodable
+        cut = not whole and not self.damage.missing and last + 2 * step < end
+        longest = last + round(self._found.length / self._tick)
+        return (last + step if cut else max(last + step, min(end, longest))), cut
+
     def _discard(self) -> None:
-        if self._audio:
-            self._audio.close()
+        if self._carrier:
+            self._carrier.close()
         try:
             self._output.close()
         except (av.FFmpegError, OSError):

@@ -143,6 +143,15 @@ def edit(
         ),
     ] = "native",
     seed: Annotated[int, typer.Option(help="Another seed gives another result.")] = 0,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="A constant rate instead of each frame at its own time.", min=0.1, max=1000
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a damaged source instead of going past it.")
+    ] = False,
     side_by_side: Annotated[
         bool, typer.Option("--side-by-side", help="Put source and edit next to each other.")
     ] = False,
@@ -157,7 +166,8 @@ def edit(
 ) -> None:
     """Edit a video file as a prompt says.
 
-    Memory does not grow with the video's length. Frame rate, length, size and audio are kept.
+    Memory does not grow with the video's length. Every frame keeps its time; size, sound, subtitles
+    and chapters are kept too. What will differ is said in a line each before the work begins.
     """
     from pipelines import commands
 
@@ -169,6 +179,8 @@ def edit(
         model=model,
         size=size,
         seed=seed,
+        fps=fps,
+        strict=strict,
         side_by_side=side_by_side,
         url=url,
         token=token,

@@ -38,18 +38,24 @@ def edit(
     model: str | None,
     size: str,
     seed: int,
+    fps: float | None,
+    strict: bool,
     side_by_side: bool,
     url: str | None,
     token: str | None,
 ) -> None:
     """Edit a file with a progress bar, here or on a server."""
-    from data.video import probe
+    from data.video import check_whole, differences, probe
     from pipelines.edit import check_edit, edit_video, expected_frames
 
     if url is not None and model is not None:
         raise ValueError(f"--model {model} does nothing beside --url: a server has its own model")
     check_edit(source, output, prompt)
     info = probe(source)
+    if strict:
+        check_whole(source)
+    for line in differences(source, output, fps=fps):
+        console.print(f"{source}: {line}", style="yellow", markup=False, soft_wrap=True)
     run: Callable[..., EditReport]
     if url is not None:
         from pipelines.live import edit_remote
@@ -61,7 +67,7 @@ def edit(
 
         place = str(locate(model))
         run = partial(edit_video, load_editor(place))
-    with _bar(console, "frames", expected_frames(info)) as (progress, task):
+    with _bar(console, "frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:
             speed = progress.tasks[task].speed or 0.0
@@ -73,8 +79,14 @@ def edit(
             prompt,
             size=size,
             seed=seed,
+            fps=fps,
+            strict=strict,
             side_by_side=side_by_side,
             progress=show,
+        )
+    if report.damage:
+        console.print(
+            f"{source}: damaged: {report.damage}", style="yellow", markup=False, soft_wrap=True
         )
     console.print(
         f"{output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "

@@ -1,7 +1,9 @@
 """Edit a video file from beginning to end, in memory that does not grow with its length.
 
 Decode, editor and encode are one chain of generators: a chunk is decoded, edited and written
-before the next one is read. Frame rate, length, size and audio stay as they are in the source.
+before the next one is read. Every stored frame is edited once and keeps its time; length, size,
+sound and the other tracks stay as they are in the source, or `data.video.differences` says what
+does not.
 `edit_video` edits with a model of this process; `edit_file` is the same around any editor.
 """
 
@@ -12,14 +14,16 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from data.video import VideoInfo, VideoWriter, probe, read_frames
+from data.output import check_output
+from data.video import Damage, VideoInfo, VideoWriter, probe, read_timed
 
 if TYPE_CHECKING:
     from modeling.editor import StreamingEditor
@@ -36,6 +40,7 @@ class EditReport:
     height: int  # size the model worked at
     width: int
     recomputed: float  # mean share of tokens computed anew
+    damage: Damage = field(default_factory=Damage)  # of the source
 
     @property
     def fps(self) -> float:
@@ -50,12 +55,15 @@ def edit_video(
     *,
     size: str = "native",
     seed: int = 0,
+    fps: Fraction | float | None = None,
+    strict: bool = False,
     side_by_side: bool = False,
     progress: Callable[[int], None] = lambda frames: None,
 ) -> EditReport:
     """Edit `source` as `prompt` says into `output`; `progress` hears of every edited frame count.
 
-    `output` appears when it is complete, or not at all. Raises ValueError (VideoError for a file).
+    `output` appears when it is complete, or not at all. `fps` gives it a constant rate; with
+    `strict` damage of the source is an error. Raises ValueError (VideoError for a file).
     """
     check_edit(source, output, prompt)
     info = probe(source)
@@ -75,11 +83,20 @@ def edit_video(
             yield from last.frames
 
     started = time.monotonic()
+    damage = Damage()
     done = edit_file(
-        edit, source, output, (height, width), side_by_side=side_by_side, progress=progress
+        edit,
+        source,
+        output,
+        (height, width),
+        fps=fps,
+        strict=strict,
+        damage=damage,
+        side_by_side=side_by_side,
+        progress=progress,
     )
     seconds = time.monotonic() - started
-    return EditReport(done, seconds, height, width, float(np.mean(shares)))
+    return EditReport(done, seconds, height, width, float(np.mean(shares)), damage)
 
 
 def edit_file(
@@ -88,32 +105,42 @@ def edit_file(
     output: Path,
     size: tuple[int, int],
     *,
+    fps: Fraction | float | None = None,
+    strict: bool = False,
+    damage: Damage | None = None,
     side_by_side: bool = False,
     progress: Callable[[int], None] = lambda frames: None,
 ) -> int:
     """Run the frames of `source` through `edit` into `output`; returns how many there were.
 
     `edit` is given frames of `size` (height, width), uint8 [H, W, 3], and gives as many back, in
-    order; it may take them in another thread.
+    order; it may take them in another thread. `damage` counts what could not be read.
     """
     info = probe(source)
-    waiting: deque[np.ndarray] = deque()  # source frames under way, for side_by_side
+    damage = Damage() if damage is None else damage
+    waiting: deque[tuple[Fraction, np.ndarray | None]] = deque()  # frames that are being edited
 
     def read() -> Iterator[np.ndarray]:
-        # By time stamps: a variable rate becomes its mean, and the sound stays with the picture.
-        for frame in read_frames(source, fps=info.fps):
-            if side_by_side:
-                waiting.append(frame)
+        for time, frame in read_timed(source, fps=fps, damage=damage, strict=strict):
+            waiting.append((time, frame if side_by_side else None))
             yield resize(frame, *size)
 
     done = 0
-    columns = 2 if side_by_side else 1
-    with VideoWriter(output, columns * info.width, info.height, info.fps, audio_from=source) as out:
+    with VideoWriter(
+        output,
+        info.width * (2 if side_by_side else 1),
+        info.height,
+        fps or info.fps,
+        audio_from=source,
+        tick=info.tick if fps is None else None,
+        damage=damage,
+    ) as out:
         for frame in edit(read()):
+            time, original = waiting.popleft()
             picture = resize(frame, info.height, info.width)
-            if side_by_side:
-                picture = np.concatenate([waiting.popleft(), picture], axis=1)
-            out.write(picture[None])
+            if original is not None:
+                picture = np.concatenate([original, picture], axis=1)
+            out.write(picture[None], [time])
             done += 1
             progress(done)
     return done
@@ -125,8 +152,7 @@ def check_edit(source: Path, output: Path, prompt: str) -> None:
         raise ValueError('the prompt is empty; say what to change, e.g. --prompt "make it snow"')
     if output.exists() and source.exists() and output.samefile(source):
         raise ValueError(f"{output} is the source itself; give another output file")
-    if not output.absolute().parent.is_dir():
-        raise ValueError(f"{output}: there is no folder {output.parent}; make it first")
+    check_output(output)
 
 
 def model_size(size: str, info: VideoInfo, trained: tuple[int, int]) -> tuple[int, int]:
@@ -158,6 +184,7 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def expected_frames(info: VideoInfo) -> int:
+def expected_frames(info: VideoInfo, fps: Fraction | float | None = None) -> int:
     """How many frames the edit will have, for a progress bar."""
-    return max(1, info.frames or round(info.duration * info.fps))
+    stored = info.frames if fps is None else None
+    return max(1, stored or round(info.duration * (fps or info.fps)))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from data.video import VideoWriter, probe, read_frames
+from data.video import Damage, VideoWriter, probe, read_frames
 from pipelines.edit import EditReport, check_edit, edit_file, model_size
 from serve import codec
 from serve.bench import CameraReport, Load, camera, percentile
@@ -25,6 +26,8 @@ def edit_remote(
     *,
     size: str = "native",
     seed: int = 0,
+    fps: Fraction | float | None = None,
+    strict: bool = False,
     side_by_side: bool = False,
     token: str | None = None,
     progress: Callable[[int], None] = lambda frames: None,
@@ -50,11 +53,20 @@ def edit_remote(
         )
 
     started = time.monotonic()
+    damage = Damage()
     done = edit_file(
-        edit, source, output, (height, width), side_by_side=side_by_side, progress=progress
+        edit,
+        source,
+        output,
+        (height, width),
+        fps=fps,
+        strict=strict,
+        damage=damage,
+        side_by_side=side_by_side,
+        progress=progress,
     )
     seconds = time.monotonic() - started
-    return EditReport(done, seconds, height, width, float(np.mean(shares)))
+    return EditReport(done, seconds, height, width, float(np.mean(shares)), damage)
 
 
 def film_file(

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack, aclosing
 from fractions import Fraction
@@ -15,14 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message
 
-from data.video import VideoError, VideoInfo, VideoWriter, probe, read_frames
+from data.video import (
+    Damage,
+    VideoError,
+    VideoInfo,
+    VideoWriter,
+    differences,
+    probe,
+    read_timed,
+)
 from serve.driver import drive
 from serve.protocol import Open, WireError
 from serve.running import Services
@@ -47,6 +55,7 @@ class Edits:
         try:
             folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="liveedit-")))
             opening, info = await self._read(request, folder / "video")
+            differs = await asyncio.to_thread(differences, folder / "video")
             body = self._edit(folder / "video", opening, info)
             # The first piece comes when an editor has the video: until then it can be refused.
             first = await anext(body)
@@ -61,6 +70,10 @@ class Edits:
             files.close()
             raise
         headers = {"X-LiveEdit-Session": opening.session}
+        if differs:
+            log.info("session %s: %s", opening.session, "; ".join(differs))
+            # Names in a file may hold any letter, a header only these.
+            headers["X-LiveEdit-Differs"] = "; ".join(differs).encode("ascii", "replace").decode()
         return StreamingResponse(_all(first, body, files), media_type="video/mp4", headers=headers)
 
     async def _read(self, request: Request, path: Path) -> tuple[Opening, VideoInfo]:
@@ -82,6 +95,7 @@ class Edits:
         if seed is not None and not (isinstance(seed, str) and seed.isascii() and seed.isdigit()):
             raise WireError("bad_request", f"the field seed must be a whole number, got {seed!r}")
         info = await asyncio.to_thread(probe, path)
+        limits.check_video(info.frames or 0, info.duration)
         fps = float(min(info.fps, Fraction(limits.max_fps)))
         message = Open(
             prompt, info.width, info.height, fps, "lossless", "rgb24", seed=int(str(seed or 0))
@@ -91,7 +105,10 @@ class Edits:
 
     async def _edit(self, path: Path, opening: Opening, info: VideoInfo) -> AsyncGenerator[bytes]:
         services, metrics = self.services, self.services.metrics
-        fps = min(info.fps, Fraction(services.limits.max_fps))
+        limit = Fraction(services.limits.max_fps)
+        fps = None if info.fps <= limit else limit  # a constant rate, in place of the file's
+        damage = Damage()
+        times: deque[Fraction] = deque()  # of the frames that are being edited
         session = Session(
             opening.session,
             prompt=opening.prompt,
@@ -107,11 +124,12 @@ class Edits:
                 await anext(events)
                 metrics.admitted.inc()
                 log.info("session %s: a video of %dx%d", session.name, info.width, info.height)
-                feeding = asyncio.create_task(_feed(session, path, fps))
+                feeding = asyncio.create_task(self._feed(session, path, fps, times, damage))
                 writer = await asyncio.to_thread(
                     partial(
-                        VideoWriter, cast(BinaryIO, sink), opening.width, opening.height, fps,
-                        audio_from=path if info.has_audio else None, fragmented=True,
+                        VideoWriter, cast(BinaryIO, sink), opening.width, opening.height,
+                        fps or info.fps, tick=info.tick if fps is None else None,
+                        audio_from=path, damage=damage, fragmented=True,
                     )
                 )  # fmt: skip
                 with writer:
@@ -119,7 +137,8 @@ class Edits:
                     while (delivery := await _next(events, feeding)) is not None:
                         frames = delivery.edited.frames
                         if len(frames):
-                            await asyncio.to_thread(writer.write, frames)
+                            shown = [times.popleft() for _ in frames]
+                            await asyncio.to_thread(writer.write, frames, shown)
                             metrics.frames.inc(len(frames))
                             metrics.gpu_seconds.inc(delivery.edited.device_s)
                             metrics.recomputed.observe(delivery.edited.recomputed)
@@ -128,11 +147,32 @@ class Edits:
                         session.sent(len(frames))
                 yield sink.take()
             log.info("session %s: done in %.1f s", session.name, time.monotonic() - started)
+            if damage:
+                log.warning("session %s: the video is damaged: %s", session.name, damage)
         finally:
             if feeding is not None:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
             session.to(State.CLOSED)
+
+    async def _feed(
+        self,
+        session: Session,
+        path: Path,
+        fps: Fraction | None,
+        times: deque[Fraction],
+        damage: Damage,
+    ) -> None:
+        frames = read_timed(path, fps=fps, damage=damage)
+        number = 0
+        while (read := await asyncio.to_thread(next, frames, None)) is not None:
+            moment, frame = read
+            self.services.limits.check_video(number + 1, float(moment))
+            await session.room()
+            times.append(moment)
+            session.feed(number, 0, frame)
+            number += 1
+        session.finish()
 
 
 async def _next(events: AsyncIterator[Any], feeding: asyncio.Task[None]) -> Delivery | None:
@@ -149,16 +189,6 @@ async def _next(events: AsyncIterator[Any], feeding: asyncio.Task[None]) -> Deli
         return event
     finally:
         following.cancel()
-
-
-async def _feed(session: Session, path: Path, fps: Fraction) -> None:
-    frames = read_frames(path, fps=fps)
-    number = 0
-    while (frame := await asyncio.to_thread(next, frames, None)) is not None:
-        await session.room()
-        session.feed(number, 0, np.asarray(frame))
-        number += 1
-    session.finish()
 
 
 async def _all(first: bytes, rest: AsyncGenerator[bytes], files: ExitStack) -> AsyncIterator[bytes]:

@@ -21,6 +21,8 @@ class Limits:
     resume_s: float = 60.0  # a lost connection's session is kept this long
     max_sessions: int = 256  # of one front
     max_upload: int = 512 * 2**20  # bytes of a video for /v1/edits
+    max_video_frames: int = 216_000  # of it: an hour at 60 a second
+    max_video_s: float = 4 * 3600.0
 
     def check_open(self, message: Open) -> None:
         """Raises WireError `unsupported_size` or `bad_request`, naming the value and the limit."""
@@ -48,6 +50,16 @@ class Limits:
                     "bad_request", f"open.received must not be negative, got {message.received}"
                 )
         self.check_prompt(message.prompt)
+
+    def check_video(self, frames: int, seconds: float) -> None:
+        """Raises WireError for a video that would hold an editor too long."""
+        if frames > self.max_video_frames or seconds > self.max_video_s:
+            raise WireError(
+                "bad_request",
+                f"the video has {frames} frames in {seconds:.0f} s; at most "
+                f"{self.max_video_frames} frames and {self.max_video_s:.0f} s are edited here; "
+                "send it in parts",
+            )
 
     def check_prompt(self, prompt: str) -> None:
         if not prompt.strip():
