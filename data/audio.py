@@ -102,8 +102,7 @@ class _Copied:
         packet.pts = None if packet.pts is None else packet.pts - self.shift
         packet.dts = packet.pts if packet.dts is None else packet.dts - self.shift
         if self.last is not None and packet.dts is not None and packet.dts <= self.last:
-            self.carrier.damage.sound += 1  # two parts of a file that overlap: the first stays
-            return
+            return  # two parts of a file that overlap a little: the first stays
         last, packet.stream = packet.dts, self.added
         try:
             self.output.mux(packet)

@@ -1,9 +1,9 @@
 """One clock for picture and sound, whatever the time stamps of a file say.
 
-A stream's packets are cut into segments where its stamps jump: back, or ahead by more than a hole
-may last. Each segment gets a shift that puts it where it belongs: where its stamps say if that
-follows what came before, else right after it. Sound takes the shifts of the picture it came with,
-so that both stay together.
+A stream's packets are cut into runs where its stamps start anew, and runs into segments where
+nothing is stamped for longer than a hole may last. Each segment gets a shift that puts it where it
+belongs: where its stamps say if that follows what came before, else right after it. Sound takes the
+shifts of the picture it came with, so that both stay together.
 
 All times here are seconds as the file states them, or on the clock (`raw + shift`).
 """
@@ -11,11 +11,14 @@ All times here are seconds as the file states them, or on the clock (`raw + shif
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 # What ffmpeg takes for a jump in a transport stream, whose clock may restart at any time.
 STREAM_HOLE_S = 10.0
@@ -30,6 +33,7 @@ MAX_SEGMENTS = 200  # more than these, and the stamps say nothing
 class Segment:
     """Packets of one stream whose stamps follow each other."""
 
+    run: int  # how often the stamps had started anew before
     start: float  # the smallest stamp
     end: float  # the end of what is stamped last
     shift: float = 0.0
@@ -43,33 +47,58 @@ class Segment:
         return self.end + self.shift
 
 
-class Segmenter:
-    """Follows one stream's packets in the file's order and says which segment each is of."""
+class Runs:
+    """Follows one stream's packets in the file's order and counts how often their time restarts."""
 
-    def __init__(self, time_base: Fraction, hole: float, step: float = 0.0) -> None:
-        """`step` is how long a packet lasts that does not say so, in seconds."""
-        self.time_base, self.hole, self.step = float(time_base), hole, step
-        self.segments: list[Segment] = []
-        self._last: float | None = None  # the furthest decoding time of the segment
+    def __init__(self, time_base: Fraction) -> None:
+        self.time_base = float(time_base)
+        self.number = 0
+        self._last: float | None = None  # the furthest decoding time of this run
 
     def feed(self, packet: Any) -> int:
-        """The number of the packet's segment."""
+        """The number of the packet's run."""
         stamp = packet.pts if packet.dts is None else packet.dts
+        if stamp is not None:
+            time = stamp * self.time_base
+            if self._last is not None and time < self._last - BACK_S:
+                self.number += 1
+                self._last = time
+            self._last = time if self._last is None else max(self._last, time)
+        return self.number
+
+
+def picture_segments(
+    times: np.ndarray, runs: np.ndarray, *, hole: float, step: float
+) -> list[Segment]:
+    """Segments of a stream whose stamps `times` (seconds) may be in any order within a run."""
+    segments = []
+    for run in range(int(runs[-1]) + 1 if len(runs) else 0):
+        stamps = np.sort(times[runs == run])
+        for part in np.split(stamps, np.nonzero(np.diff(stamps) > hole)[0] + 1):
+            if len(part):
+                segments.append(Segment(run, float(part[0]), float(part[-1]) + step))
+    return segments
+
+
+class SoundSegments:
+    """Segments of a stream whose packets are stamped in order, found as they come."""
+
+    def __init__(self, time_base: Fraction, hole: float) -> None:
+        self.runs, self.hole = Runs(time_base), hole
+        self.segments: list[Segment] = []
+
+    def feed(self, packet: Any) -> None:
+        run = self.runs.feed(packet)
+        stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None:
-            return max(0, len(self.segments) - 1)
-        time = stamp * self.time_base
-        shown = time if packet.pts is None else packet.pts * self.time_base
-        length = min((packet.duration or 0) * self.time_base or self.step, self.hole)
-        last = self._last
-        if last is None or time < last - BACK_S or time > last + self.hole:
-            self.segments.append(Segment(shown, shown + length))
-            self._last = time
+            return
+        start = stamp * self.runs.time_base
+        end = start + min((packet.duration or 0) * self.runs.time_base, self.hole)
+        last = self.segments[-1] if self.segments else None
+        if last is None or run != last.run or start > last.end + self.hole:
+            self.segments.append(Segment(run, start, end))
         else:
-            segment = self.segments[-1]
-            segment.start = min(segment.start, shown)
-            segment.end = max(segment.end, shown + length)
-            self._last = max(last, time)
-        return len(self.segments) - 1
+            last.end = max(last.end, end)
 
 
 @dataclass(frozen=True)
@@ -84,32 +113,51 @@ class Repairs:
         return bool(self.back or self.ahead)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Clock:
-    """The shifts of all segments of the picture and of each stream of sound, by stream index."""
+    """All segments, with their shifts, of the picture and of each stream of sound, by index."""
 
     hole: float
-    shifts: dict[int, list[float]] = field(default_factory=dict)
+    segments: dict[int, list[Segment]] = field(default_factory=dict)
     repairs: Repairs = Repairs()
 
     def reader(self, stream: Any) -> Repairer:
         """For one pass over the packets of `stream`."""
-        return Repairer(stream.time_base, self.hole, self.shifts.get(stream.index, []))
+        return Repairer(stream.time_base, self.segments.get(stream.index, []))
+
+    def shifts(self, index: int, times: np.ndarray, runs: np.ndarray) -> np.ndarray:
+        """What to add to stamps (seconds) of a stream, to each its run given."""
+        out = np.zeros(len(times))
+        segments = self.segments.get(index, [])
+        for run in range(int(runs[-1]) + 1 if len(runs) else 0):
+            parts = [s for s in segments if s.run == run]
+            if parts:
+                place = np.searchsorted([s.start for s in parts], times[runs == run], "right") - 1
+                out[runs == run] = np.array([s.shift for s in parts])[np.maximum(place, 0)]
+        return out
 
 
 class Repairer:
     """Puts packets of one stream on the clock, in the file's order."""
 
-    def __init__(self, time_base: Fraction, hole: float, shifts: Sequence[float]) -> None:
-        self._segmenter = Segmenter(time_base, hole)
-        self._shifts = [round(shift / float(time_base)) for shift in shifts]
+    def __init__(self, time_base: Fraction, segments: Sequence[Segment]) -> None:
+        self._runs = Runs(time_base)
+        ticks = 1 / float(time_base)
+        self._starts: dict[int, list[int]] = {}
+        self._shifts: dict[int, list[int]] = {}
+        for segment in segments:
+            self._starts.setdefault(segment.run, []).append(math.floor(segment.start * ticks))
+            self._shifts.setdefault(segment.run, []).append(round(segment.shift * ticks))
 
     def repair(self, packet: Any) -> None:
-        number = self._segmenter.feed(packet)
-        shift = self._shifts[number] if number < len(self._shifts) else 0
-        if shift:
-            packet.pts = None if packet.pts is None else packet.pts + shift
-            packet.dts = None if packet.dts is None else packet.dts + shift
+        run = self._runs.feed(packet)
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None or run not in self._starts:
+            return
+        place = max(0, bisect_right(self._starts[run], stamp) - 1)
+        shift = self._shifts[run][place]
+        packet.pts = None if packet.pts is None else packet.pts + shift
+        packet.dts = None if packet.dts is None else packet.dts + shift
 
 
 def make_clock(
@@ -125,22 +173,18 @@ def make_clock(
     if _jump_together(streams, hole):
         # As one: neither picture nor sound then starts before the other's last part has ended.
         whole = [
-            Segment(min(s.start for s in parts), max(s.end for s in parts))
+            Segment(0, min(s.start for s in parts), max(s.end for s in parts))
             for parts in zip(*streams, strict=True)
         ]
-        leads = [p.start - w.start for p, w in zip(segments, whole, strict=True)]
-        repairs = _place(whole, [], hole, step, leads)
+        repairs = _place(whole, segments, [], hole, step)
         for stream in streams:
             for part, segment in zip(stream, whole, strict=True):
                 part.shift = segment.shift
     else:
-        leads = [0.0] * len(segments)
-        repairs = _place(segments, list(sounds.values()), hole, step, leads)
+        repairs = _place(segments, segments, list(sounds.values()), hole, step)
         for stream in sounds.values():
             _place_beside(stream, segments, hole)
-    shifts = {index: [segment.shift for segment in segments]}
-    shifts |= {number: [s.shift for s in stream] for number, stream in sounds.items()}
-    return Clock(hole, shifts, repairs)
+    return Clock(hole, {index: segments, **sounds}, repairs)
 
 
 def _jump_together(streams: list[list[Segment]], hole: float) -> bool:
@@ -152,21 +196,17 @@ def _jump_together(streams: list[list[Segment]], hole: float) -> bool:
 
 def _place(
     segments: list[Segment],
+    picture: list[Segment],
     sounds: list[list[Segment]],
     hole: float,
     step: float,
-    leads: list[float],
 ) -> Repairs:
-    """Gives each segment its shift.
-
-    `sounds` tell a still from a hole; `leads` is how long after a segment its picture starts.
-    """
+    """Gives each segment its shift. `picture` is its picture, `sounds` tell a still from a hole."""
     back = ahead = 0
     closed = 0.0
     known = [0.0]  # the last shifts, newest first
     end = segments[0].clock_end if segments else 0.0
     sane = len(segments) <= MAX_SEGMENTS
-    origin = segments[0].start + leads[0] if segments else 0.0
     for number, (before, segment) in enumerate(pairwise(segments), 1):
         for shift in known if sane else ():
             gap = segment.start + shift - end
@@ -175,9 +215,13 @@ def _place(
                 segment.shift = shift
                 break
         else:
-            # By whole frames: the picture goes on at its rate.
-            frames = math.ceil((end + leads[number] - origin) / step - 1e-3)
-            segment.shift = origin + frames * step - leads[number] - segment.start
+            # By whole frames: the picture goes on at its rate. Sound that overlaps by less than
+            # half of one gives way.
+            lead = picture[number].start - segment.start
+            shown = (picture[number - 1].end + before.shift - picture[0].start) / step
+            heard = (end + lead - picture[0].start) / step
+            frames = max(math.ceil(shown - 1e-3), round(heard))
+            segment.shift = picture[0].start + frames * step - picture[number].start
             gap = segment.start - before.end
             back, ahead = back + (gap < 0), ahead + (gap >= 0)
             closed += max(0.0, gap)

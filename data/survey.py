@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from array import array
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -18,16 +17,15 @@ from typing import Any
 import av
 import numpy as np
 
-from data.clock import FILE_HOLE_S, STREAM_HOLE_S, Clock, Segment, Segmenter, make_clock
-from data.container import REMEDY, Source, open_video, packets, video_stream
+from data.clock import Clock
+from data.container import REMEDY, Source, open_video, video_stream
 from data.picture import Look, look, pixel_aspect
 from data.rate import MAX_FPS, Rate, find_rate
-from data.video_errors import VideoError, file_name, reason
+from data.scan import Scan, scan_packets
+from data.video_errors import VideoError, file_name
 
-MAX_FRAMES = 10_000_000  # of one file: four days at 25 a second, 80 MB of time stamps
 CUT_SHORT = 0.02  # of the frames or seconds that the header promises
 SOUND_BEFORE_S = 0.1  # sound ahead of the picture that is more than an encoder's own padding
-REORDER = 16  # frames that a decoder holds back at most
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,12 @@ def _survey(path: Source) -> Survey:
     with open_video(path) as container:
         stream = video_stream(container, path)
         sounds = [s for s in container.streams.audio if s.codec_context is not None]
+        stated: tuple[Fraction | None, ...]
         stated = (stream.average_rate, stream.guessed_rate, stream.base_rate)
-        step = next((1 / r for r in stated if r and 0 < r <= MAX_FPS), Fraction(1, 25))
-        scan = _scan(container, stream, sounds, float(step), path)
+        step = next((1 / r for r in stated if r and 1 <= r <= MAX_FPS), Fraction(1, 25))
+        scan = scan_packets(container, stream, sounds, float(step), path)
+        if scan.first is None:  # the mean of nothing: what the stream itself says is better
+            stated = (stream.guessed_rate, *stated)
         rate = find_rate(scan.times, stated, stream.time_base)
         if rate is None:
             raise VideoError(f"{file_name(path)}: states no frame rate; {REMEDY}")
@@ -111,7 +112,7 @@ def _lead(sound: Fraction | None, first: Fraction, rate: Rate) -> Fraction:
     return math.ceil((first - sound) * rate.fps) / rate.fps
 
 
-def _cut_off(container: Any, stream: Any, scan: _Scan, shown_s: float) -> str | None:
+def _cut_off(container: Any, stream: Any, scan: Scan, shown_s: float) -> str | None:
     if stream.frames:
         promised = stream.frames - scan.trimmed
         if promised - scan.count > max(2, CUT_SHORT * promised):
@@ -126,118 +127,6 @@ def _cut_off(container: Any, stream: Any, scan: _Scan, shown_s: float) -> str | 
 
 def _fraction(seconds: float) -> Fraction:
     return Fraction(float(seconds)).limit_denominator(10**7)
-
-
-@dataclass
-class _Scan:
-    clock: Clock
-    times: np.ndarray  # seconds on the clock, sorted; empty when the file has no stamps
-    length: float  # of the frame shown last; 0 when its packet does not say
-    count: int
-    trimmed: int  # packets that an edit list takes out
-    reorder: int
-    disordered: bool
-    sound_start: Fraction | None
-    frame: av.VideoFrame
-    first: Fraction | None  # its time on the clock
-    undecodable: int
-
-
-def _scan(container: Any, stream: Any, sounds: list[Any], step: float, path: Source) -> _Scan:
-    hole = STREAM_HOLE_S if container.format.name in ("mpegts", "mpeg") else FILE_HOLE_S
-    segmenters = {s.index: Segmenter(s.time_base, hole) for s in sounds}
-    picture = segmenters[stream.index] = Segmenter(stream.time_base, hole, step)
-    start = _Start()
-    stamps, numbers = array("q"), array("l")  # of each frame: its stamp, its segment
-    count = trimmed = latest = last_length = 0
-    ordered = True
-    for packet in packets(container, [stream, *sounds]):
-        ours = packet.stream.index == stream.index
-        number = segmenters[packet.stream.index].feed(packet)
-        if ours and start.frame is None:
-            start.decode(packet, number)
-        if not ours or packet.size == 0:
-            continue
-        if packet.is_discard:
-            trimmed += 1
-            continue
-        count += 1
-        if count > MAX_FRAMES:
-            raise VideoError(f"{file_name(path)}: has more than {MAX_FRAMES} frames; cut it first")
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None:
-            continue
-        same = bool(numbers) and numbers[-1] == number
-        ordered = ordered and not (same and stamp < stamps[-1])
-        if not same or stamp >= latest:
-            latest, last_length = stamp, packet.duration or 0
-        stamps.append(stamp)
-        numbers.append(number)
-    if start.frame is None:
-        raise VideoError(
-            f"{file_name(path)}: has a video stream but no frame ({start.why}); {REMEDY}"
-        )
-    clock = make_clock(
-        (stream.index, picture.segments),
-        {s.index: segmenters[s.index].segments for s in sounds if segmenters[s.index].segments},
-        hole=hole,
-        step=step,
-    )
-    times = np.frombuffer(stamps, np.int64).astype(np.float64) * float(stream.time_base)
-    if len(picture.segments) > 1:
-        times += np.array([s.shift for s in picture.segments])[np.frombuffer(numbers, np.int_)]
-    # Frames that are reordered have stamps that are not in the file's order, others have.
-    reordered = bool(stream.codec_context.has_b_frames)
-    lies = ordered == reordered and len(times) > 1
-    # What lies before time 0 (an encoder's padding, what an edit list cuts off) is not heard.
-    starts = [
-        max(0.0, s.segments[0].clock_start)
-        for s in segmenters.values()
-        if s is not picture and s.segments
-    ]
-    return _Scan(
-        clock=clock,
-        times=np.sort(times),
-        length=min(last_length * float(stream.time_base), hole),
-        count=count,
-        trimmed=trimmed,
-        reorder=REORDER if lies else 0,
-        disordered=not ordered and not reordered,
-        sound_start=Fraction(min(starts)).limit_denominator(10**7) if starts else None,
-        frame=start.frame,
-        first=start.time(stream.time_base, picture.segments),
-        undecodable=start.lost,
-    )
-
-
-class _Start:
-    """The first frame that can be shown, and what could not be before it."""
-
-    def __init__(self) -> None:
-        self.frame: av.VideoFrame | None = None
-        self.why = "its video stream holds nothing"
-        self.lost = 0
-        self._segments: dict[int, int] = {}  # of what went into the decoder, by its stamp
-
-    def decode(self, packet: Any, segment: int) -> None:
-        if packet.pts is not None and not packet.is_discard:
-            self._segments[packet.pts] = segment
-        try:
-            frames = packet.decode()
-        except (av.FFmpegError, OSError) as error:
-            self.why = reason(error)
-            return
-        if frames:
-            self.frame = frames[0]
-            pts = self.frame.pts
-            self.lost = 0 if pts is None else sum(stamp < pts for stamp in self._segments)
-
-    def time(self, time_base: Fraction, segments: list[Segment]) -> Fraction | None:
-        assert self.frame is not None
-        if self.frame.pts is None or not segments:
-            return None
-        shift = segments[self._segments.get(self.frame.pts, 0)].shift
-        return (self.frame.pts + round(shift / float(time_base))) * time_base
 
 
 def _tick(time_base: Fraction) -> Fraction:

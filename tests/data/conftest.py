@@ -51,6 +51,7 @@ def write_raw(
     pixel_aspect: Fraction | None = None,
     audio: str | None = None,
     audio_seconds: float | None = None,
+    beeps: Sequence[float] = (),
 ) -> Path:
     """A video straight through PyAV, independent of the writer under test."""
     with av.open(str(path), "w") as output:
@@ -81,7 +82,10 @@ def write_raw(
         output.mux(stream.encode(None))
         if sound is not None:
             seconds = audio_seconds or len(frames) / float(fps)
-            wave = np.sin(np.arange(int(48000 * seconds)) * 2 * np.pi * 440 / 48000)
+            time = np.arange(int(48000 * seconds)) / 48000
+            wave = np.sin(time * 2 * np.pi * 440)
+            if beeps:  # heard for an eighth of a second from each, instead of all the time
+                wave *= np.any([(time >= t) & (time < t + 0.125) for t in beeps], axis=0)
             block = av.AudioFrame.from_ndarray(
                 (wave * 8000).astype(np.int16)[None], format="s16", layout="mono"
             )
