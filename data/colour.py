@@ -21,8 +21,8 @@ from functools import lru_cache
 import av
 import numpy as np
 
-RGB, BT709, UNKNOWN, RESERVED, BT601, BT2020 = 0, 1, 2, 3, 6, 9  # of H.273, matrix coefficients
-MATRICES = {1: "BT.709", 4: "FCC", 5: "BT.601", 6: "BT.601", 7: "SMPTE 240M", 9: "BT.2020"}
+BT709, BT601 = 1, 6  # of H.273, matrix coefficients
+MATRICES = {1, 4, 5, 6, 7, 9}  # that FFmpeg converts from: BT.709, FCC, BT.601, SMPTE 240M, BT.2020
 TRANSFERS = {16: "pq", 18: "hlg"}  # of H.273
 PRIMARIES = {9: "bt2020", 11: "p3", 12: "p3"}  # those that are wider than BT.709's
 CHROMATICITIES = {

@@ -11,6 +11,7 @@ from data.rate import Rate
 from data.survey import Survey, survey
 from data.tracks import plan_tracks
 
+NAMED = {"mp4": "MP4", "mov": "QuickTime", "matroska": "Matroska"}
 NAMES = {"pq": "HDR (PQ)", "hlg": "HDR (HLG)", "sdr": "wide gamut"}
 
 
@@ -33,7 +34,7 @@ def differences(
     kind = "mp4" if output is None else output_format(output)
     with open_video(source) as container:
         plan = plan_tracks(container, found, kind, fragmented=output is None)
-    lines += [f"{converted}: {kind} players do not know it" for converted in plan.converted]
+    lines += [f"{converted}, which {NAMED[kind]} players know" for converted in plan.converted]
     if plan.left_out:
         lines.append(f"left out: {', '.join(plan.left_out)}")
     return [line for line in lines if line]
@@ -65,8 +66,6 @@ def _of_the_picture(found: Survey) -> list[str]:
     look, lines = found.look, []
     if look.tones is not None:
         lines.append(f"{NAMES[look.tones[0]]} is mapped to SDR BT.709")
-    if look.untagged is not None:
-        lines.append(f"colours do not say what they are: read as {look.untagged}, by their size")
     if look.interlaced:
         lines.append("interlaced: made whole, one frame for two fields")
     if look.transparent:

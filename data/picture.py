@@ -12,7 +12,9 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from data.colour import MATRICES, is_tagged, mapping, to_screen, usual_matrix
+from data.colour import is_tagged, mapping, to_screen, usual_matrix
+from data.container import MAX_PIXELS
+from data.video_errors import VideoError
 
 # Chroma at full resolution and exact rounding cost 10 to 20 % of the conversion and keep coloured
 # edges where they are.
@@ -66,21 +68,20 @@ class Look:
     rotation: int  # degrees counter-clockwise
     aspect: Fraction  # of a stored pixel
     tones: tuple[str, str] | None  # (transfer, primaries) that are mapped to SDR BT.709
-    untagged: str | None  # the matrix that is guessed, by name
+    matrix: int | None  # of H.273; None: the colours do not say
     transparent: bool
     interlaced: bool
 
 
 def look(frame: av.VideoFrame, aspect: Fraction) -> Look:
     width, height = shown_size(frame, aspect)
-    guessed = MATRICES[usual_matrix(frame.width, frame.height)]
     return Look(
         width=width,
         height=height,
         rotation=frame.rotation,
         aspect=aspect,
         tones=mapping(frame),
-        untagged=None if is_tagged(frame) else guessed,
+        matrix=frame.colorspace if is_tagged(frame) else None,
         transparent=has_alpha(frame),
         interlaced=frame.interlaced_frame,
     )
@@ -117,6 +118,11 @@ class Scaler:
         out_h, out_w = self.size
         ratio = max(Fraction(out_w, shown_w), Fraction(out_h, shown_h))
         cover_w, cover_h = max(out_w, round(shown_w * ratio)), max(out_h, round(shown_h * ratio))
+        if cover_w * cover_h > MAX_PIXELS:
+            raise VideoError(
+                f"frames of {shown_w}x{shown_h} cannot be cut to {out_w}x{out_h}: to cover that "
+                f"they would have to be {cover_w}x{cover_h}"
+            )
         turn = Turn(frame)
         picture = self._convert(
             frame, (cover_h, cover_w) if turn.across else (cover_w, cover_h), ratio < 1

@@ -79,7 +79,7 @@ def _survey(path: Source) -> Survey:
         if rate is None:
             raise VideoError(f"{file_name(path)}: states no frame rate; {REMEDY}")
         first = Fraction(0) if scan.first is None else scan.first
-        length = max(_fraction(scan.length), 1 / rate.fps)
+        length = _fraction(scan.length) or 1 / rate.fps
         if scan.first is None:
             end = first + scan.count / rate.fps
         else:

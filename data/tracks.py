@@ -109,13 +109,16 @@ def _name(stream: Any) -> str:
     kind = kinds.get(stream.type, f"{stream.type} track")
     if stream.type == "video" and is_picture(stream):
         return "cover picture"
-    codec = stream.codec_context.codec.canonical_name if stream.codec_context else stream.codec_tag
-    codec = (codec or "").strip("\0")
-    layout = getattr(stream, "layout", None) if stream.type == "audio" else None
-    language = stream.metadata.get("language")
-    about = [codec, layout.name if layout else "", "" if language in (None, "und") else language]
-    about = [word for word in about if word]
+    known = stream.codec_context is not None and stream.type != "data"
+    codec = stream.codec_context.codec.canonical_name if known else _tag(stream)
+    layout = _layout(stream) if known and stream.type == "audio" else ""
+    language = stream.metadata.get("language", "und")
+    about = [word for word in (codec, layout, language) if word not in ("", "und")]
     return f"{kind} ({' '.join(about)})" if about else kind
+
+
+def _tag(stream: Any) -> str:
+    return str(getattr(stream, "codec_tag", None) or "").strip("\0")
 
 
 def _sound_codec(stream: Any, output_format: str) -> str | None:

@@ -55,6 +55,7 @@ class VideoInfo:
     codec: str
     rotation: int  # degrees counter-clockwise, already applied to width and height
     variable: bool = False  # whether frames come at no constant rate
+    matrix: int | None = None  # of the colours, by H.273; None: the file does not say
     tick: Fraction | None = None  # seconds; every frame's time is a multiple, or rounded to one
 
 
@@ -75,6 +76,7 @@ def probe(path: Source) -> VideoInfo:
         codec=found.codec,
         rotation=found.look.rotation,
         variable=not found.rate.constant,
+        matrix=found.look.matrix,
         tick=found.tick,
     )
 

@@ -92,6 +92,7 @@ class VideoWriter:
         self.damage = Damage() if damage is None else damage
         self._tick = tick or 1 / self.fps
         self._held: tuple[av.VideoFrame, int] | None = None  # the last frame, with its tick
+        self._lengths: dict[int, int] = {}  # of the frames in the encoder, in ticks
         self._found: Survey | None = None
         self._start = Fraction(0)  # of the first frame, when frames come without times
         self._carrier: Carrier | None = None
@@ -197,10 +198,16 @@ class VideoWriter:
         assert self._held is not None
         frame, place = self._held
         frame.pts, frame.time_base = place, self._tick
-        frame.duration = until - place
-        self._output.mux(self._stream.encode(frame))
+        self._lengths[place] = until - place
+        self._mux(self._stream.encode(frame))
         if self._carrier:
             self._carrier.copy_until(until * self._tick)
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            # The encoder knows the mean rate only; of the last frame nothing else tells the length.
+            packet.duration = self._lengths.pop(packet.pts)
+        self._output.mux(packets)
 
     def close(self) -> None:
         """Finishes the file and gives it its name."""
@@ -211,7 +218,7 @@ class VideoWriter:
             with writing(self.name):
                 end, cut = self._end(self._held[1])
                 self._encode(end)
-                self._output.mux(self._stream.encode(None))
+                self._mux(self._stream.encode(None))
                 if self._carrier:
                     self._carrier.finish(end * self._tick if cut else None)
                 self._output.close()
@@ -227,10 +234,9 @@ class VideoWriter:
         if self._found is None:
             return last + step, False
         end = round((self._found.end - self._found.origin) / self._tick)
-        whole = self.count >= self._found.packets - self._found.undecodable
-        cut = not whole and not self.damage.missing and last + 2 * step < end
-        longest = last + round(self._found.length / self._tick)
-        return (last + step if cut else max(last + step, min(end, longest))), cut
+        if last + 2 * step < end and not self.damage.missing:
+            return last + step, True
+        return last + max(1, round(self._found.length / self._tick)), False
 
     def _discard(self) -> None:
         if self._carrier:

@@ -32,6 +32,14 @@ def numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
     return frames
 
 
+def edited_middle(frames: np.ndarray) -> np.ndarray:
+    """The same, uint8 [..., height, width, 3], with a blue square in the middle."""
+    out = frames.copy()
+    height, width = frames.shape[-3:-1]
+    out[..., height // 3 : height // 2, width // 3 : width // 2, :] = (20, 30, 240)
+    return out
+
+
 def number_of(frame: np.ndarray) -> int:
     """Which frame of `numbered` this is, from its lower right quarter."""
     height, width = frame.shape[:2]

@@ -108,9 +108,7 @@ def test_a_stream_that_restarts_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["out.ts", "out.mkv", "out.mp4"])
 def test_a_hole_in_picture_and_sound_is_closed(tmp_path: Path, name: str, hole: float) -> None:
     if hole > 26 * 3600 and name != "out.mkv":
-        pytest.skip(
-            "a TS restarts after 26.5 hours, a frame of an MP4 lasts 3 days at most"
-        )
+        pytest.skip("a TS restarts after 26.5 hours, a frame of an MP4 lasts 3 days at most")
     source = beeping(tmp_path / "in.mp4", audio="mp3")
     path = restamped(source, tmp_path / name, lambda t: t if t < 1 else t + hole)
     assert shown(path) == even(range(COUNT))
