@@ -12,15 +12,8 @@ import pytest
 from data.pairs import PairList, PairListError, estimate_mask
 from data.shards import DatasetError, write_dataset
 from data.video import VideoError
+from tests.data.conftest import edited_middle as edited
 from tests.data.conftest import number_of, numbered, write_raw
-
-
-def edited(frames: np.ndarray) -> np.ndarray:
-    """The same clip with a blue square in the middle."""
-    out = frames.copy()
-    height, width = frames.shape[1:3]
-    out[:, height // 3 : height // 2, width // 3 : width // 2] = (20, 30, 240)
-    return out
 
 
 def entry(source: str, target: str, instruction: str = "add a blue square") -> dict[str, str]:
@@ -82,13 +75,13 @@ def test_unusable_pairs_are_reported_by_name_and_left_out(tmp_path: Path) -> Non
     ]
     pairs = read(write_list(tmp_path, entries))
     kept = list(pairs)
-    assert [p.origin["entry"] for p in kept] == [0, 9]
+    # Entry 4 is longer than its source, but both hold enough frames.
+    assert [p.origin["entry"] for p in kept] == [0, 4, 9]
     reasons = {left.index: (Path(left.path).name, left.reason) for left in pairs.left_out}
     expected = {
         1: ("missing.mp4", "no such file"),
         2: ("broken.mp4", "not a readable video"),
         3: ("short.mp4", "too short: 5 frames at 16 fps, 9 needed"),
-        4: ("longer.mp4", "lasts 2.00 s, its source 1.00 s"),
         5: ("square.mp4", "48x48 is not that of its source, 64x48"),
         6: ("pairs.json", "edited_path is missing"),
         7: ("pairs.json", "instruction is missing, empty"),
@@ -99,8 +92,42 @@ def test_unusable_pairs_are_reported_by_name_and_left_out(tmp_path: Path) -> Non
         assert reasons[index][0] == name
         assert words in reasons[index][1]
     assert str(pairs.left_out[0]).startswith("entry 1: ")
-    assert len(list(pairs)) == 2  # a second pass reports once, not twice
-    assert len(pairs.left_out) == 8
+    assert len(list(pairs)) == 3  # a second pass reports once, not twice
+    assert len(pairs.left_out) == 7
+
+
+def test_a_file_that_no_decoder_or_scaler_takes_is_named_and_left_out(tmp_path: Path) -> None:
+    write_raw(tmp_path / "good.mp4", numbered(16))
+    write_raw(tmp_path / "thin.mp4", numbered(16, 4000, 2))
+    write_raw(tmp_path / "raw.h264", numbered(16), fps=16)
+    write_raw(tmp_path / "loud.mp4", numbered(16), audio="aac")
+    whole = (tmp_path / "loud.mp4").read_bytes()
+    (tmp_path / "noise.mp4").write_bytes(whole[:200] + bytes(len(whole) - 200))
+    names = ["thin.mp4", "raw.h264", "noise.mp4", "good.mp4"]
+    pairs = read(
+        write_list(tmp_path, [entry(n, n) for n in names]), height=480, width=832, frames=9
+    )
+    assert [p.origin["source_path"] for p in pairs] == ["raw.h264", "good.mp4"]
+    assert [(Path(left.path).name, left.index) for left in pairs.left_out] == [
+        ("thin.mp4", 0),
+        ("noise.mp4", 2),
+    ]
+    assert "frames of 2x4000 cannot be cut to 832x480" in pairs.left_out[0].reason
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("lines", [False, True])
+def test_lists_may_be_lines_and_have_a_mark(tmp_path: Path, mark: str, lines: bool) -> None:
+    write_raw(tmp_path / "a.mp4", numbered(16))
+    entries = [entry("a.mp4", "a.mp4", text) for text in ("one", "zwei \u00fc")]
+    text = "\n".join(map(json.dumps, entries)) + "\n\n" if lines else json.dumps(entries)
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(mark + text, encoding="utf-8")
+    assert [pair.instruction for pair in read(path)] == ["one", "zwei \u00fc"]
+    if lines:
+        path.write_text(mark + text + '{"instruction": \n', encoding="utf-8")
+        with pytest.raises(PairListError, match="line 4 is not JSON"):
+            read(path)
 
 
 def test_other_rates_of_one_length_are_no_mismatch(tmp_path: Path) -> None:
