@@ -60,6 +60,7 @@ def write_raw(
     audio: str | None = None,
     audio_seconds: float | None = None,
     beeps: Sequence[float] = (),
+    gop: int | None = None,
 ) -> Path:
     """A video straight through PyAV, independent of the writer under test."""
     with av.open(str(path), "w") as output:
@@ -69,6 +70,8 @@ def write_raw(
         stream.pix_fmt = pixel_format
         if codec not in ("libx264", "ffv1"):
             stream.bit_rate = 4_000_000
+        if gop is not None:
+            stream.gop_size = gop
         if pixel_aspect is not None:
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         if times is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -60,13 +61,19 @@ def shown(path: Path) -> list[tuple[float, int]]:
     return [(float(time), number_of(frame)) for time, frame in read_timed(path)]
 
 
+def _decoded(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
+    for packet in container.demux(audio=0):
+        with contextlib.suppress(av.error.InvalidDataError):  # as a player does
+            yield from packet.decode()
+
+
 def beeps(path: Path) -> list[float]:
     """When each tone starts, in seconds from the first frame."""
     with av.open(str(path)) as container:
         start = min(f.time for f in container.decode(video=0))
     with av.open(str(path)) as container:
         rate, samples = 0, []
-        for frame in container.decode(audio=0):
+        for frame in _decoded(container):
             rate = frame.sample_rate
             times = frame.time + np.arange(frame.samples) / rate - start
             wave = frame.to_ndarray().astype(float)
