@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from modeling.presets import TextConfig
 from modeling.text.encoder import TextEncoder
+from modeling.text.umt5 import Umt5Encoder
 from modeling.text.words import WordsEncoder
-
-from .umt5_encoder import Umt5Encoder
 
 __all__ = ["TextEncoder", "Umt5Encoder", "WordsEncoder", "build_text_encoder"]
 

@@ -1,8 +1,8 @@
 """What a pipeline does, as dataclasses: defaults, a YAML file over them, `key=value` over that.
 
-OmegaConf is seen here and in `pipelines.config.merge` alone; everything else gets plain dataclasses. An
-unknown key, a wrong type or an impossible combination is a ConfigError that names the key, the
-value and the remedy, before anything starts.
+OmegaConf is seen here and in `merge` alone; everything else gets plain dataclasses. An unknown key,
+a wrong type or an impossible combination is a ConfigError that names the key, the value and the
+remedy, before anything starts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each trained stage can be told, and what it runs on; `pipelines.config.pipeline` composes these.
+"""What each trained stage can be told, and what it runs on; `config.pipeline` composes these.
 
 A step is one optimizer update: `batch_size` clips on every worker, `grad_accumulation` times.
 """
@@ -73,10 +73,8 @@ class FoundationStage(TrainedStage):
 
     steps: int = 200
     shift: float = 8.0  # of the noise levels that are drawn
-    weighting: Literal["uniform", "published"] = "uniform"  # see stages/foundation.py
-    edit_weight: float = (
-        0.0  # further loss of cells that the edit changes; see modeling/diffusion/losses.py
-    )
+    weighting: Literal["uniform", "published"] = "uniform"  # see methods/foundation.py
+    edit_weight: float = 0.0  # further loss of cells that the edit changes; see diffusion/losses.py
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
     source_dropout: float = 0.0  # share of clips without source
 

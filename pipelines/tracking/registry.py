@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 LOCATION = "liveedit.location"  # tag on a version: the model directory
 DEMO_OUTPUT = DEFAULT_FOLDER / "demo"
 SHIPPED = ROOT / "pipelines" / "start" / "demo"
-FINGERPRINT = (
-    "liveedit.fingerprint"  # tag on a version: what `pipelines.tracking.records` says of it
-)
+FINGERPRINT = "liveedit.fingerprint"  # tag on a version: what `records` says of it
 
 
 class RegistryError(ValueError):

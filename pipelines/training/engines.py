@@ -27,7 +27,7 @@ def import_deepspeed() -> Any:
     """DeepSpeed, quiet, and without its shared-memory kernel for CPU collectives.
 
     That kernel is compiled by the first `initialize` on a CPU (minutes, needs a compiler) and gloo
-    serves as well. `__compatible_ops__` is internal: tests/pipelines/training/test_engines.py guards it.
+    serves as well. `__compatible_ops__` is internal, and a test guards it.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
