@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Visibility, attention
 from modeling.diffusion.rope import Rope, rotate
-from modeling.presets import TransformerConfig
 
 
 class TextKV(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from modeling.geometry import SPATIAL_STRIDE, frames_of, latents_of
 from pipelines.config.merge import ConfigError
 from pipelines.config.stages import (
     TRAINED_STAGES,
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 
 def check_config(config: PipelineConfig) -> None:
     """Raise a ConfigError for what cannot work, as far as the configuration alone shows it."""
+    from modeling.model_dir import check_choices  # imports PyTorch, which takes seconds
+
     model = config.model.resolve()
+    try:
+        check_choices(model)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
     data, compute = config.data, config.compute
     chunk = model.stream.chunk_latents
     _at_least("data", data, pairs=1, heldout_pairs=1, samples_per_shard=1, workers=0)
@@ -27,9 +34,10 @@ def check_config(config: PipelineConfig) -> None:
     _at_least("evaluate", config.evaluate, clips=1, dilate=0)
     _at_least("compute", compute, workers=1, threads_per_worker=1, loader_workers=0)
     _at_least("compute", compute, max_failures=0, keep_checkpoints=1)
-    if (data.frames + 3) % 4 or ((data.frames + 3) // 4) % chunk or data.frames < 1:
-        below = max(1, (data.frames + 3) // (4 * chunk))
-        choices = [4 * chunk * n - 3 for n in (below, below + 1)]
+    latents = latents_of(data.frames)
+    if data.frames < 1 or data.frames != frames_of(latents) or latents % chunk:
+        below = max(1, latents // chunk)
+        choices = [frames_of(chunk * n) for n in (below, below + 1)]
         raise ConfigError(
             f"data.frames={data.frames} is not 4n-3 frames of whole chunks of {chunk} latents; "
             f"use {choices[0]} or {choices[1]}"
@@ -91,12 +99,12 @@ def _check_stage(name: str, stage: TrainedStage) -> None:
 
 def _check_vae_crops(config: PipelineConfig, side: int) -> None:
     frames, crop = config.vae.clip_frames, config.vae.crop
-    if frames % 4 != 1 or frames > config.data.frames:
+    if frames != frames_of(latents_of(frames)) or frames > config.data.frames:
         raise ConfigError(
             f"vae.clip_frames={frames} must be 4n-3 frames, at most "
             f"data.frames={config.data.frames}"
         )
-    if crop is not None and (crop % 8 or not 8 <= crop <= side):
+    if crop is not None and (crop % SPATIAL_STRIDE or not SPATIAL_STRIDE <= crop <= side):
         raise ConfigError(
             f"vae.crop={crop} must be a multiple of 8 pixels, at most {side}; null takes all"
         )

@@ -15,7 +15,8 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from modeling.presets import ModelConfig, preset
+from modeling.config import ModelConfig
+from modeling.presets import PRESETS
 from pipelines.config.check import check_config
 from pipelines.config.merge import ConfigError, merge, parse_overrides
 from pipelines.config.stages import (
@@ -62,7 +63,7 @@ class ModelSection:
         """The preset with the changes applied."""
         changes = {name: getattr(self, name) for name in ("transformer", "vae", "text", "stream")}
         try:
-            base = preset(self.preset)
+            base = PRESETS[self.preset]
         except ValueError as error:
             raise ConfigError(f"model.preset: {error}") from error
         return merge(base, [("model", {k: v for k, v in changes.items() if v})], prefix="model.")

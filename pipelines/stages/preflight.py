@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.manifest import DatasetInfo, read_dataset_info
 from infra.runtime.ray import check_address
+from modeling.geometry import TOKEN_PIXELS, frames_of, latents_of
 from pipelines.config.check import check_batch, check_machine
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
@@ -39,10 +40,12 @@ def check(config: PipelineConfig) -> Path | None:
 def _check_clips(where: str, info: DatasetInfo, chunk: int) -> None:
     if info.kind != "pairs":
         raise ConfigError(f"{where} holds {info.kind} samples; give a dataset of pairs")
-    latents, rest = divmod(info.frames + 3, 4)
-    if rest or latents % chunk or info.height % 16 or info.width % 16:
+    latents = latents_of(info.frames)
+    whole = info.frames == frames_of(latents) and latents % chunk == 0
+    if not whole or info.height % TOKEN_PIXELS or info.width % TOKEN_PIXELS:
         raise ConfigError(
             f"{where} holds clips of {info.frames} frames at {info.height}x{info.width}; training "
-            f"needs 4n-3 frames with n a multiple of {chunk}, and sizes that are multiples of 16: "
+            f"needs 4n-3 frames with n a multiple of {chunk}, and sizes that are multiples of "
+            f"{TOKEN_PIXELS}: "
             "ingest it again with such a size"
         )

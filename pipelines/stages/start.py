@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from modeling.config import ModelConfig
 from modeling.diffusion.identity_start import start_as_identity
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import load_model, read_config, save_model
-from modeling.presets import ModelConfig
 from modeling.vae.build import build_vae
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
