@@ -19,4 +19,4 @@ class Table(dict[str, T]):
         self.kind = kind
 
     def __missing__(self, name: object) -> NoReturn:
-        raise ValueError(f"there is no {self.kind} {name!r}; there are {', '.join(sorted(self))}")
+        raise ValueError(f"unknown {self.kind} {name!r}; there are {', '.join(sorted(self))}")

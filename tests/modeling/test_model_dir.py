@@ -75,7 +75,7 @@ def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
     [
         ({"format_version": 99}, "model format 99, this version reads 1"),
         ({"surprise": 1}, "unknown keys surprise"),
-        ({"vae": {"kind": "huge"}}, "there is no VAE 'huge'; there are tiny, wan"),
+        ({"vae": {"kind": "huge"}}, "unknown VAE 'huge'; there are tiny, wan"),
         ({"stream": {"height": 128, "width": 192, "chunk_latents": "3"}}, "must be int, found '3'"),
         ({"stream": {"height": 100, "width": 192}}, "not a multiple of 16"),
         ({"text": {"kind": "words", "dim": 65, "tokens": 24}}, "text.dim 65 does not fit"),

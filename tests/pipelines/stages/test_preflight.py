@@ -12,7 +12,9 @@ from data.synthetic import make_pair
 from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model, read_config
-from pipelines.config.pipeline import ConfigError, PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.preflight import check
 from pipelines.stages.start import start_model, start_source
