@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from infra.runtime.paths import ROOT
 from pipelines.tracking.records import Records
-from pipelines.tracking.tracker import DEFAULT_FOLDER, ROOT, client_for, naming, resolve_uri
+from pipelines.tracking.tracker import DEFAULT_FOLDER, client_for, naming, resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 LOCATION = "liveedit.location"  # tag on a version: the model directory
 DEMO_OUTPUT = DEFAULT_FOLDER / "demo"
 SHIPPED = ROOT / "pipelines" / "start" / "demo"
-FINGERPRINT = (
-    "liveedit.fingerprint"  # tag on a version: what `pipelines.tracking.records` says of it
-)
+FINGERPRINT = "liveedit.fingerprint"  # tag on a version: what `records` says of it
 
 
 class RegistryError(ValueError):

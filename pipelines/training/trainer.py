@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from data.manifest import dataset_hash, read_dataset_info
-from infra.runtime.ray import environment, unless_set
-from pipelines.config.pipeline import PipelineConfig, section_plain, to_plain
+from infra.runtime.environment import environment, unless_set
+from pipelines.config.load import section_plain, to_plain
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.tracking.records import key_of, model_fingerprint
 from pipelines.tracking.tracker import code_commit
