@@ -180,7 +180,7 @@ class _Text(_Copied):
 
     def add(self, track: Track) -> Any:
         self.framed = track.codec == "mov_text"
-        return self.output.add_stream(track.codec)
+        return self.output.add_mux_stream(track.codec)
 
     def take(self, packet: Any) -> None:
         data = bytes(packet)
