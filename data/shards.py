@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from data.manifest import (
     dataset_hash,
     read_dataset_info,
 )
-from data.processes import worker_context
+from data.processes import map_in_order
 from data.sample import EncodedPair, Pair, to_files
 from data.shard_reader import fetch_shard, index_shard
 from data.store import DatasetError, Store, open_store
@@ -73,42 +71,25 @@ def write_dataset(
             f"got {samples_per_shard} and {workers}"
         )
     store = open_store(uri)
-    old = store.names()
-    if MANIFEST in old:
-        if not overwrite:
-            raise DatasetError(
-                f"{uri}: holds a finished dataset already; write elsewhere, delete it, "
-                "or pass overwrite=True"
-            )
-        store.remove(MANIFEST)
-    first: _Encoded | None = None
-    shards: list[Shard] = []
-    total = 0
+    finished_dataset(store, uri, overwrite)
     with store.scratch() as scratch:
-        for batch in _batches(_encode_all(samples, workers), samples_per_shard):
-            for encoded in batch:
-                first = first or encoded
-                if encoded.like != first.like:
-                    raise DatasetError(
-                        f"{uri}: sample {total} is {encoded.like}, sample 0 is {first.like} "
-                        "(kind, fps, frames/height/width); resample them to one shape"
-                    )
-                total += 1
-            shards.append(_write_shard(store, scratch, len(shards), total - len(batch), batch))
-        if first is None:
-            raise DatasetError(f"{uri}: there is no sample to write; see what was left out and why")
-        for name in set(old) - {s.name for s in shards}:
-            if name.startswith("shard-") and name.endswith(".tar"):
-                store.remove(name)
-        kind, fps, (frames, height, width) = first.like
-        info = DatasetInfo(
-            FORMAT_VERSION, kind, total, fps, frames, height, width, tuple(shards), made_by
+        writer = ShardWriter(uri, store, scratch, samples_per_shard)
+        for encoded in map_in_order(encode, samples, workers):
+            writer.add(encoded)
+        return writer.finish(made_by)
+
+
+def finished_dataset(store: Store, uri: str | Path, overwrite: bool) -> bool:
+    """Whether one was there; its manifest is removed. Raises DatasetError without `overwrite`."""
+    if not store.exists(MANIFEST):
+        return False
+    if not overwrite:
+        raise DatasetError(
+            f"{uri}: holds a finished dataset already; write elsewhere, delete it, "
+            "or overwrite it (--overwrite)"
         )
-        manifest = scratch / MANIFEST
-        with store.naming(MANIFEST):
-            manifest.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
-        store.put(manifest, MANIFEST)
-    return info
+    store.remove(MANIFEST)
+    return True
 
 
 def check_dataset(uri: str | Path) -> DatasetInfo:
@@ -128,50 +109,83 @@ def check_dataset(uri: str | Path) -> DatasetInfo:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
+    """A sample as the files of a shard."""
+
     files: dict[str, bytes]
     like: tuple[str, float, tuple[int, int, int]]  # what all samples of a dataset share
 
 
-def _encode(item: Sample | Callable[[], Sample]) -> _Encoded:
+def encode(item: Sample | Callable[[], Sample]) -> Encoded:
     sample = item if isinstance(item, Pair | EncodedPair) else item()
     kind = "encoded" if isinstance(sample, EncodedPair) else "pairs"
-    return _Encoded(to_files(sample), (kind, sample.fps, sample.video_shape))
+    return Encoded(to_files(sample), (kind, sample.fps, sample.video_shape))
 
 
-def _encode_all(
-    samples: Iterable[Sample | Callable[[], Sample]], workers: int
-) -> Iterator[_Encoded]:
-    if workers == 0:
-        yield from map(_encode, samples)
-        return
-    with ProcessPoolExecutor(workers, mp_context=worker_context()) as pool:
-        waiting: deque[Future[_Encoded]] = deque()
-        try:
-            for item in samples:
-                waiting.append(pool.submit(_encode, item))
-                if len(waiting) > 2 * workers:  # bounds the memory, keeps the order
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+class ShardWriter:
+    """Collects samples into shards of a store, and writes the manifest at the end.
 
+    `shards` and `like` are what an earlier writer had written, to go on after it.
+    """
 
-def _batches(items: Iterable[_Encoded], size: int) -> Iterator[list[_Encoded]]:
-    batch: list[_Encoded] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    def __init__(
+        self,
+        uri: str | Path,
+        store: Store,
+        scratch: Path,
+        samples_per_shard: int,
+        *,
+        shards: Iterable[Shard] = (),
+        like: tuple[str, float, tuple[int, int, int]] | None = None,
+    ) -> None:
+        self.uri, self.store, self.scratch = uri, store, scratch
+        self.samples_per_shard = samples_per_shard
+        self.shards, self.like = list(shards), like
+        self.total = sum(shard.count for shard in self.shards)
+        self._batch: list[Encoded] = []
+
+    def add(self, encoded: Encoded) -> bool:
+        """True when a shard has just been written. Raises DatasetError for an unlike sample."""
+        self.like = self.like or encoded.like
+        if encoded.like != self.like:
+            raise DatasetError(
+                f"{self.uri}: sample {self.total + len(self._batch)} is {encoded.like}, sample 0 "
+                f"is {self.like} (kind, fps, frames/height/width); resample them to one shape"
+            )
+        self._batch.append(encoded)
+        if len(self._batch) < self.samples_per_shard:
+            return False
+        self._write_batch()
+        return True
+
+    def finish(self, made_by: dict[str, Any]) -> DatasetInfo:
+        """Writes the last shard and the manifest, and removes shards of what was there before."""
+        if self._batch:
+            self._write_batch()
+        if self.like is None:
+            raise DatasetError(
+                f"{self.uri}: there is no sample to write; see what was left out and why"
+            )
+        for name in set(self.store.names()) - {shard.name for shard in self.shards}:
+            if name.startswith("shard-") and name.endswith(".tar"):
+                self.store.remove(name)
+        kind, fps, (frames, height, width) = self.like
+        shards = tuple(self.shards)
+        info = DatasetInfo(
+            FORMAT_VERSION, kind, self.total, fps, frames, height, width, shards, made_by
+        )
+        self.store.write(self.scratch, MANIFEST, json.dumps(asdict(info), indent=1) + "\n")
+        return info
+
+    def _write_batch(self) -> None:
+        number = len(self.shards)
+        self.shards.append(_write_shard(self.store, self.scratch, number, self.total, self._batch))
+        self.total += len(self._batch)
+        self._batch = []
 
 
 def _write_shard(
-    store: Store, scratch: Path, number: int, first_key: int, batch: list[_Encoded]
+    store: Store, scratch: Path, number: int, first_key: int, batch: list[Encoded]
 ) -> Shard:
     name = f"shard-{number:05d}.tar"
     path = scratch / name

@@ -75,6 +75,13 @@ class Store:
         with self.naming(name):
             os.replace(local, self.root / name)
 
+    def write(self, scratch: Path, name: str, text: str) -> None:
+        """Puts a text into the store, at once; `scratch` is where it is made."""
+        local = scratch / name
+        with self.naming(name):
+            local.write_text(text, encoding="utf-8")
+        self.put(local, name)
+
     def fetch(self, name: str, local: Path) -> Path:
         """A local file with the content of `name`: itself here; on S3 `local`, downloaded once."""
         del local

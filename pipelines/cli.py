@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +14,13 @@ import typer
 from rich.console import Console
 
 from infra.runtime.environment import variable
+from modeling.geometry import frames_of, latents_of
 from pipelines.commands.bench import bench_app
 from pipelines.commands.import_model import import_model
 from pipelines.commands.serve import serve
 
+MAX_FPS = 1000
+PATIENCE_S = 5.0  # for which further signals are not heard
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -217,6 +222,7 @@ def data_make(
     from pipelines.commands import show as commands
 
     height, width = parse_size(size)
+    check_clip(frames, fps)
     commands.make(
         console,
         target,
@@ -241,7 +247,8 @@ def data_ingest(
     pairs: Annotated[
         Path,
         typer.Argument(
-            help='A JSON list of {"instruction": ..., "source_path": ..., "edited_path": ...}.'
+            help='A list of {"instruction": ..., "source_path": ..., "edited_path": ...}: JSON, or '
+            "one a line (JSON Lines)."
         ),
     ],
     target: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
@@ -249,16 +256,25 @@ def data_ingest(
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 81 is 21 latents.", min=1)] = 81,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 16,
     samples_per_shard: Annotated[int, typer.Option(help="Pairs a tar file.", min=1)] = 16,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes here; by default all cores of the Ray cluster RAY_ADDRESS names, or of "
+            "this machine.",
+            min=1,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset.")] = False,
 ) -> None:
     """Turn real pairs of videos into a dataset.
 
     Any codec, frame rate and shape; clips are resampled and cropped, never stretched. A file that
-    cannot be used is named and left out.
+    cannot be used is named and left out. A run that was stopped goes on where it was.
     """
     from pipelines.commands import show as commands
 
     height, width = parse_size(size)
+    check_clip(frames, fps)
     commands.ingest(
         console,
         pairs,
@@ -268,6 +284,7 @@ def data_ingest(
         frames=frames,
         fps=fps,
         samples_per_shard=samples_per_shard,
+        workers=workers,
         overwrite=overwrite,
     )
 
@@ -290,13 +307,45 @@ def parse_size(size: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def check_clip(frames: int, fps: float) -> None:
+    """Raises ValueError for clips that no model can be trained on."""
+    if frames != frames_of(latents_of(frames)):
+        near = frames_of(latents_of(frames)), frames_of(latents_of(frames) + 1)
+        raise ValueError(
+            f"--frames {frames} is no whole number of latents, which is 4n-3 frames: "
+            f"{near[0]} or {near[1]}"
+        )
+    if not 0 < fps <= MAX_FPS:
+        raise ValueError(f"--fps {fps:g} must lie above 0 and be at most {MAX_FPS}")
+
+
+class _Stop:
+    """A signal handler: the first signal is a KeyboardInterrupt, those right after it are not.
+
+    Impatient fingers must not interrupt the cleaning up that the first one asked for.
+    """
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def __call__(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if now - self._last > PATIENCE_S:
+            self._last = now
+            raise KeyboardInterrupt
+
+
 def main() -> None:
     """Exits with 0, with 1 after an error in one line, or with 130 after Ctrl-C (typer's).
 
-    SIGTERM, by which schedulers end a program, is as Ctrl-C. LIVEEDIT_DEBUG=1 shows the traceback
-    of an error.
+    SIGTERM, by which schedulers end a program, and SIGHUP, when its terminal closes, are as Ctrl-C.
+    LIVEEDIT_DEBUG=1 shows the traceback of an error.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop = _Stop()
+    signal.signal(signal.SIGTERM, stop)
+    for ending in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(ending, stop)
     if variable("LIVEEDIT_DEBUG") == "1":
         app()
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,8 @@ from rich.table import Table
 from pipelines.config.load import load_section
 from pipelines.config.pipeline import EvaluateConfig
 from pipelines.tracking.records import write_json
+
+QUIET_SECONDS = 15  # outside a terminal, between two lines of progress
 
 if TYPE_CHECKING:
     from pipelines.stages.edit import EditReport
@@ -141,31 +144,43 @@ def ingest(
     frames: int,
     fps: float,
     samples_per_shard: int,
+    workers: int | None,
     overwrite: bool,
 ) -> None:
-    """Write a dataset of real pairs and name what was left out."""
+    """Write a dataset of real pairs, and name what is left out as it is found."""
+    from data.ingest import Progress as Ingested
+    from data.ingest import ingest as run
     from data.pairs import PairList
-    from data.sample import Pair
-    from data.shards import write_dataset
+    from pipelines.stages.ingest import workforce
 
-    pairs = PairList(pairs_file, fps=fps, frames=frames, height=height, width=width)
-    with _bar(console, "pairs", len(pairs)) as (progress, task):
+    pairs = PairList(pairs_file.absolute(), fps=fps, frames=frames, height=height, width=width)
+    started, told, last = time.monotonic(), 0, time.monotonic()
+    with workforce(workers) as (work, place), _bar(console, "pairs", len(pairs)) as (bar, task):
+        console.print(f"{len(pairs)} pairs on {place}", soft_wrap=True)
 
-        def counted() -> Iterator[Pair]:
-            for pair in pairs:
-                yield pair
-                progress.advance(task)
+        def show(at: Ingested) -> None:
+            nonlocal told, last
+            for entry in at.left_out[told:]:
+                console.print(f"left out, {entry}", style="yellow", markup=False, soft_wrap=True)
+            told = len(at.left_out)
+            if at.resumed and at.done == at.resumed:
+                console.print(f"goes on after entry {at.resumed - 1}, where it was stopped")
+            rate = (at.done - at.resumed) / max(1e-9, time.monotonic() - started)
+            note = f"{rate:.1f} pairs/s, {told} left out"
+            bar.update(task, completed=at.done, note=note)
+            if not console.is_terminal and time.monotonic() - last > QUIET_SECONDS:
+                last = time.monotonic()
+                console.print(f"{at.done} of {len(pairs)}, {note}", soft_wrap=True)
 
-        info = write_dataset(
+        info, left_out = run(
+            pairs,
             target,
-            counted(),
-            made_by={"ingest": pairs_file.name, "left_out": 0},
             samples_per_shard=samples_per_shard,
             overwrite=overwrite,
+            work=work,
+            on_entry=show,
         )
-    for entry in pairs.left_out:
-        console.print(f"left out, {entry}", style="yellow", markup=False, soft_wrap=True)
-    console.print(_described(target, info) + f"; {len(pairs.left_out)} left out", soft_wrap=True)
+    console.print(_described(target, info) + f"; {len(left_out)} left out", soft_wrap=True)
 
 
 def check(console: Console, dataset: str) -> None:

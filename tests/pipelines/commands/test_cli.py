@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.manifest import read_dataset_info
-from data.video import probe
+from data.video import VideoWriter, probe
 from pipelines.cli import main
 
 
@@ -82,6 +83,8 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
         (["data", "check", "nowhere"], "nowhere: no dataset here"),
         (["data", "make", "x", "--size", "100x100"], "--size 100x100"),
         (["data", "ingest", "nothing.json", "x"], "nothing.json"),
+        (["data", "ingest", "nothing.json", "x", "--frames", "32"], "4n-3 frames: 29 or 33"),
+        (["data", "make", "x", "--frames", "10"], "--frames 10 is no whole number of latents"),
     ],
 )
 def test_user_errors_are_one_line_and_leave_nothing(
@@ -144,6 +147,69 @@ def test_ingest_names_what_it_leaves_out(liveedit: Liveedit, tmp_path: Path) -> 
     assert "lost.mp4" in result.stdout
     assert "1 pairs of 9 frames, 64x96" in result.stdout
     assert "1 left out" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("folder", "folder: is a folder; name a file in it"),
+        ("out.webm", "name the file .mp4, .mov or .mkv"),
+        ("nowhere/out.mp4", "there is no folder nowhere"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_the_model_is_loaded(
+    liveedit: Liveedit, tmp_path: Path, output: str, message: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with VideoWriter(tmp_path / "in.mp4", 64, 48, 16) as writer:
+        writer.write(np.zeros((2, 48, 64, 3), np.uint8))
+    result = liveedit("edit", "in.mp4", output, "-p", "x", "--model", "no-such-model")
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+def test_what_will_differ_is_said_before_the_model_is_loaded(
+    liveedit: Liveedit, tmp_path: Path
+) -> None:
+    with VideoWriter(tmp_path / "in.mp4", 64, 48, 16) as writer:
+        writer.write(np.zeros((20, 48, 64, 3), np.uint8))
+    result = liveedit(
+        "edit", "in.mp4", "out.mp4", "-p", "x", "--model", "no-such-model", "--fps", "8"
+    )
+    assert result.returncode == 1
+    assert result.stdout == "in.mp4: the rate becomes 8 frames a second; it is constant 16\n"
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_edit_leaves_nothing_and_no_traceback(
+    tmp_path: Path, tiny_model: Path, stop: signal.Signals
+) -> None:
+    """Also when the signal comes three times, as from impatient fingers."""
+    with VideoWriter(tmp_path / "in.mp4", 64, 48, 16, preset="ultrafast") as writer:
+        for _ in range(100):
+            writer.write(np.zeros((100, 48, 64, 3), np.uint8))
+    command = [sys.executable, "-m", "pipelines.cli", "edit", "in.mp4", "out.mp4", "-p", "x"]
+    with subprocess.Popen(
+        [*command, "--model", str(tiny_model)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            while not list(tmp_path.glob(".out*")):
+                assert process.poll() is None
+                time.sleep(0.05)
+            for _ in range(3):
+                process.send_signal(stop)
+                time.sleep(0.05)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_evaluate_and_edit(

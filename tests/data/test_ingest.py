@@ -1,0 +1,160 @@
+"""data/ingest.py, processes.py: many processes, on from where it stopped, one bad file apart."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.ingest import JOURNAL, Progress, ingest
+from data.manifest import dataset_hash, read_dataset_info
+from data.pairs import PairList
+from data.processes import map_in_order
+from data.shard_reader import ShardFolder
+from data.shards import DatasetError, check_dataset
+from data.store import open_store
+from tests.data.conftest import S3Server, edited_middle, numbered, write_raw
+from tests.data.workers import crash_at_five
+
+
+def make_list(folder: Path, count: int, bad: tuple[int, ...] = ()) -> Path:
+    """`count` pairs with an instruction of their own; of the `bad` ones the edit is missing."""
+    frames = numbered(12)
+    write_raw(folder / "a.mp4", frames)
+    write_raw(folder / "b.mp4", edited_middle(frames))
+    entries = [
+        {
+            "instruction": f"edit number {n}",
+            "source_path": "a.mp4",
+            "edited_path": "gone.mp4" if n in bad else "b.mp4",
+        }
+        for n in range(count)
+    ]
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def pairs(path: Path) -> PairList:
+    return PairList(path, fps=16, frames=9, height=32, width=48)
+
+
+def instructions(uri: str, tmp_path: Path) -> list[str]:
+    info, folder = read_dataset_info(uri), ShardFolder(open_store(uri), tmp_path / "cache", 0)
+    return [
+        folder.sample(shard, n).instruction for shard in info.shards for n in range(shard.count)
+    ]
+
+
+def test_work_comes_back_in_order_past_one_that_ends_its_process() -> None:
+    results = map_in_order(crash_at_five, range(12), 2, crashed=lambda item: -item)
+    assert list(results) == [n * n if n != 5 else -5 for n in range(12)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_usable_pairs_become_a_dataset_and_the_others_are_named(
+    tmp_path: Path, workers: int
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def note(at: Progress) -> None:
+        seen.append((at.done, at.kept, len(at.left_out)))
+
+    info, left_out = ingest(
+        pairs(make_list(tmp_path, 7, bad=(2, 5))),
+        str(tmp_path / "set"),
+        samples_per_shard=2,
+        work=partial(map_in_order, workers=workers),
+        on_entry=note,
+    )
+    assert (info.samples, len(info.shards), info.frames) == (5, 3, 9)
+    assert [entry.index for entry in left_out] == [2, 5]
+    assert info.made_by == {"ingest": "pairs.json", "left_out": 2}
+    assert seen[-1] == (7, 5, 2)
+    assert [done for done, _, _ in seen] == list(range(8))
+    check_dataset(tmp_path / "set")
+    assert not (tmp_path / "set" / JOURNAL).exists()
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after(entries: int) -> Any:
+    def note(at: Progress) -> None:
+        if at.done == entries:
+            raise StoppedError
+
+    return note
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    path = make_list(tmp_path, 9, bad=(1,))
+    whole, _ = ingest(pairs(path), str(tmp_path / "whole"), samples_per_shard=3)
+    with pytest.raises(StoppedError):
+        ingest(pairs(path), str(tmp_path / "set"), samples_per_shard=3, on_entry=stop_after(6))
+    first = (tmp_path / "set" / "shard-00000.tar").stat().st_mtime_ns
+    starts: list[int] = []
+
+    def note(at: Progress) -> None:
+        starts.append(at.done)
+
+    again, left_out = ingest(pairs(path), str(tmp_path / "set"), samples_per_shard=3, on_entry=note)
+    assert starts[0] == 4  # the first shard holds entries 0, 2 and 3
+    assert [entry.index for entry in left_out] == [1]
+    assert (tmp_path / "set" / "shard-00000.tar").stat().st_mtime_ns == first
+    assert dataset_hash(again) == dataset_hash(whole)
+
+
+@pytest.mark.parametrize("change", ["list", "settings", "shard"])
+def test_a_stopped_run_of_something_else_begins_anew(tmp_path: Path, change: str) -> None:
+    path = make_list(tmp_path, 6)
+    uri = str(tmp_path / "set")
+    with pytest.raises(StoppedError):
+        ingest(pairs(path), uri, samples_per_shard=2, on_entry=stop_after(4))
+    size = 2
+    if change == "list":
+        path = make_list(tmp_path, 5)
+    elif change == "settings":
+        size = 3
+    else:
+        (tmp_path / "set" / "shard-00000.tar").unlink()
+    starts: list[int] = []
+    info, _ = ingest(
+        pairs(path), uri, samples_per_shard=size, on_entry=lambda at: starts.append(at.done)
+    )
+    assert starts[0] == 0
+    assert info.samples == (5 if change == "list" else 6)
+    check_dataset(uri)
+
+
+def test_overwriting_begins_anew(tmp_path: Path) -> None:
+    path, uri = make_list(tmp_path, 3), str(tmp_path / "set")
+    ingest(pairs(path), uri)
+    with pytest.raises(DatasetError, match=r"finished dataset already.*\(--overwrite\)"):
+        ingest(pairs(path), uri)
+    starts: list[int] = []
+    ingest(pairs(path), uri, overwrite=True, on_entry=lambda at: starts.append(at.done))
+    assert starts[0] == 0
+
+
+def test_when_nothing_is_usable_the_reasons_are_given(tmp_path: Path) -> None:
+    path = make_list(tmp_path, 2, bad=(0, 1))
+    with pytest.raises(DatasetError, match=r"no pair of .*entry 0: .*gone\.mp4: no such file"):
+        ingest(pairs(path), str(tmp_path / "set"))
+
+
+def test_it_goes_on_in_a_bucket(s3: S3Server, tmp_path: Path) -> None:
+    path, uri = make_list(tmp_path, 4), f"s3://{s3.bucket}/real"
+    with pytest.raises(StoppedError):
+        ingest(pairs(path), uri, samples_per_shard=2, on_entry=stop_after(3))
+    starts: list[int] = []
+    info, _ = ingest(
+        pairs(path), uri, samples_per_shard=2, on_entry=lambda at: starts.append(at.done)
+    )
+    assert starts[0] == 2
+    assert info.samples == 4
+    assert JOURNAL not in open_store(uri).names()
