@@ -18,9 +18,9 @@ from typing import Any
 import av
 import numpy as np
 
-from data.colour import usual_matrix
 from data.sample import Pair
 from data.video import VideoError, VideoInfo, probe, read_frames
+from data.video.colour import usual_matrix
 
 __all__ = ["LeftOut", "Pair", "PairList", "PairListError", "PairReader", "estimate_mask"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.video import VideoWriter, read_frames
+from data.video import VideoWriter, read_own
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def from_files(files: Mapping[str, bytes]) -> Pair | EncodedPair:
         shape = (frames, height, width)
         return EncodedPair(source, target, text, mask, instruction, fps, shape, origin)
     source, target, mask = (
-        np.stack(list(read_frames(io.BytesIO(files[f"{name}.mp4"]))))
+        np.stack(list(read_own(io.BytesIO(files[f"{name}.mp4"]))))
         for name in ("source", "target", "mask")
     )
     for name, video in (("source", source), ("target", target), ("mask", mask)):

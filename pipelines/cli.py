@@ -328,6 +328,10 @@ class _Stop:
     def __init__(self) -> None:
         self._last = -math.inf
 
+    @property
+    def heard(self) -> bool:
+        return self._last > -math.inf
+
     def __call__(self, number: int, frame: object) -> None:
         now = time.monotonic()
         if now - self._last > PATIENCE_S:
@@ -355,6 +359,10 @@ def main() -> None:
     except (ValueError, OSError) as error:
         errors.print(f"[red]Error:[/] {_one_line(error)}", soft_wrap=True)
         sys.exit(1)
+    finally:
+        if stop.heard:  # a further signal must not kill the interpreter while it puts things away
+            for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(ending, signal.SIG_IGN)
 
 
 def _one_line(error: Exception) -> str:

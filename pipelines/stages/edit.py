@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from data.output import check_output
 from data.video import Damage, VideoInfo, VideoWriter, probe, read_timed
+from data.video.output import check_output
 
 if TYPE_CHECKING:
     from modeling.editor import StreamingEditor

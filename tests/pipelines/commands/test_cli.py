@@ -180,7 +180,7 @@ def test_what_will_differ_is_said_before_the_model_is_loaded(
     assert result.stdout == "in.mp4: the rate becomes 8 frames a second; it is constant 16\n"
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_edit_leaves_nothing_and_no_traceback(
     tmp_path: Path, tiny_model: Path, stop: signal.Signals
 ) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import httpx
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from data.video import VideoWriter, probe, read_frames
+from data.video import VideoWriter, probe, read_frames, read_timed
 from serve.client import edit_frames
 from serve.limits import Limits
 from tests.serve.conftest import Server, clip, serving
@@ -83,6 +85,51 @@ def test_a_video_comes_back_whole(server: Server, tmp_path: Path) -> None:
     assert len(list(read_frames(path))) == 40
     again = post(server, video(clip(40), fps=24), prompt="make it red", seed="3")
     assert again.content == response.content
+
+
+def stamped(path: Path, times: list[int], *, pixel_format: str = "yuv420p") -> bytes:
+    """A video whose frames are shown at `times`, in seconds."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=16, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, pixel_format
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, time in zip(clip(len(times)), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = frame.reformat(format=pixel_format)
+            frame.pts, frame.time_base = 1000 * time, Fraction(1, 1000)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def test_stamps_that_are_days_apart_ask_for_no_more_frames(server: Server, tmp_path: Path) -> None:
+    data = stamped(tmp_path / "in.mkv", [30 * 24 * 3600 * n for n in range(10)])
+    assert len(data) < 10_000
+    response = post(server, data, prompt="make it red")
+    assert response.status_code == 200
+    assert "time stamps jump ahead 9 times" in response.headers["x-liveedit-differs"]
+    (tmp_path / "out.mp4").write_bytes(response.content)
+    assert len(list(read_timed(tmp_path / "out.mp4"))) == 10
+    assert probe(tmp_path / "out.mp4").duration < 20
+
+
+def test_frames_keep_their_times(server: Server, tmp_path: Path) -> None:
+    times = [0, 1, 2, 9, 10, 12]
+    response = post(server, stamped(tmp_path / "in.mkv", times), prompt="make it red")
+    assert "x-liveedit-differs" not in response.headers
+    (tmp_path / "out.mp4").write_bytes(response.content)
+    assert [float(time) for time, _ in read_timed(tmp_path / "out.mp4")] == times
+
+
+def test_a_video_that_would_hold_an_editor_too_long_is_refused(
+    small_model: Path, tmp_path: Path
+) -> None:
+    data = stamped(tmp_path / "in.mkv", list(range(20)))
+    for limits in (Limits(max_video_frames=19), Limits(max_video_s=15.0)):
+        with serving(small_model, limits) as server:
+            response = post(server, data, prompt="x")
+            assert response.status_code == 400
+            assert "the video has 20 frames in 19 s" in response.json()["error"]["message"]
 
 
 def test_it_streams_while_it_edits(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""data/audio.py: the sound of the source, in its place, packet by packet where it can be."""
+"""data/video/sound.py: the sound of the source, in its place, packet by packet where it can be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""data/tracks.py, audio.py: what goes along with the picture, and what is said of the rest."""
+"""data/video/tracks.py, sound.py: what goes along with the picture, and what is said of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from data.video import VideoWriter, differences, probe, read_timed
 from tests.data.conftest import MakeVideo, numbered, write_raw
-from tests.data.test_clock import edited
+from tests.data.video.test_clock import edited
 
 RATE = 48000
 
@@ -225,7 +225,7 @@ def test_a_gap_in_converted_sound_is_silence(tmp_path: Path) -> None:
             if time < 9 and not (packet.stream.type == "audio" and 0.6 < time < 1.4):
                 packet.stream = streams[packet.stream.index]
                 output.mux(packet)
-    from tests.data.test_clock import beeps
+    from tests.data.video.test_clock import beeps
 
     assert beeps(edited(path, tmp_path / "out.mp4")) == pytest.approx([0.25, 1.75], abs=0.05)
 

@@ -1,4 +1,4 @@
-"""data/decode.py, audio.py: past damage, counted; --strict refuses."""
+"""data/video/decode.py, sound.py: past damage, counted; --strict refuses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 
-from data.decode import Damage
 from data.video import VideoError, VideoWriter, check_whole, differences, probe, read_timed
+from data.video.decode import Damage
 from tests.data.conftest import MakeVideo, number_of, write_raw
-from tests.data.test_clock import beeping, beeps, edited
+from tests.data.video.test_clock import beeping, beeps, edited
 
 
 def spans(path: Path, kind: str) -> list[tuple[int, int]]:

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 import av
 
-from data.video_errors import VideoError, file_name, reason
+from data.video.boxes import index_lie
+from data.video.errors import VideoError, file_name, reason
 
 Source = str | Path | BinaryIO
 InputContainer = av.container.InputContainer
@@ -44,6 +45,9 @@ def open_video(path: Source) -> InputContainer:
         raise VideoError(f"{path}: no such file; check the path")
     elif not Path(path).is_file():
         raise VideoError(f"{path}: is not a readable video (no file); give a video file")
+    lie = _index_lie(path)
+    if lie is not None:
+        raise VideoError(f"{file_name(path)}: not a readable video ({lie}); {REMEDY}")
     try:
         return av.open(
             file_url(path) if isinstance(path, str | Path) else path,
@@ -55,6 +59,18 @@ def open_video(path: Source) -> InputContainer:
         raise VideoError(
             f"{file_name(path)}: not a readable video ({_why(error)}); {REMEDY}"
         ) from error
+
+
+def _index_lie(path: Source) -> str | None:
+    if not isinstance(path, str | Path):
+        lie = index_lie(path)
+        path.seek(0)
+        return lie
+    try:
+        with open(path, "rb") as file:
+            return index_lie(file)
+    except OSError as error:
+        raise VideoError(f"{path}: not a readable video ({reason(error)}); {REMEDY}") from error
 
 
 def _why(error: Exception) -> str:

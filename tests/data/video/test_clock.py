@@ -1,4 +1,4 @@
-"""data/clock.py, survey.py, decode.py: picture and sound by one clock, whatever the stamps say."""
+"""data/video/clock.py, scan.py, decode.py: picture and sound by one clock, whatever stamps say."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from data.clock import Segment, make_clock
-from data.video import VideoError, VideoWriter, differences, probe, read_frames, read_timed
-from tests.data.conftest import MakeVideo, number_of, numbered, write_raw
+from data.video import VideoWriter, differences, probe, read_frames, read_timed
+from data.video.clock import Segment, make_clock
+from tests.data.conftest import number_of, numbered, write_raw
 
 FPS, COUNT = 8, 16  # two seconds; a frame is 125 ms
 Stamp = Callable[[float], float]
@@ -203,30 +203,3 @@ def test_few_frames_over_days_stay_few(tmp_path: Path) -> None:
     assert len(list(read_timed(path))) == 100
     assert sum(1 for _ in read_frames(path, fps=25)) < 5000
     assert probe(path).duration < 200
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("self.mp4", "ffconcat version 1.0\nfile self.mp4\n"),
-        ("a.mkv", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/hostname\n"),
-        ("a.mp4", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
-    ],
-)
-def test_lists_of_other_files_are_not_opened(tmp_path: Path, name: str, content: str) -> None:
-    path = tmp_path / name
-    path.write_text(content)
-    with pytest.raises(VideoError, match=rf"{name}: not a readable video"):
-        probe(path)
-
-
-@pytest.mark.parametrize("name", ["12:30:45.mp4", "pipe:0.mp4", "-dash.mp4", "a%03d.mp4"])
-def test_no_name_is_an_address(
-    make_video: MakeVideo, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = make_video()
-    monkeypatch.chdir(tmp_path)
-    source.rename(name)
-    assert [n for _, n in shown(Path(name))] == list(range(16))
-    out = edited(Path(name), Path(f"to-{name}"))
-    assert [n for _, n in shown(out)] == list(range(16))

@@ -1,4 +1,4 @@
-"""data/colour.py, picture.py: what a frame's colours mean, as players take them."""
+"""data/video/colour.py, picture.py: what a frame's colours mean, as players take them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
 
-from data.colour import to_screen
 from data.pairs import PairList
 from data.video import VideoWriter, differences, read_frames
+from data.video.colour import to_screen
 from tests.data.conftest import edited_middle
 
 BT709, BT601, UNTAGGED, BT2020 = 1, 6, 2, 9

@@ -1,4 +1,4 @@
-"""data/video.py: any file in, the same picture, length and sound out."""
+"""data/video: any file in, the same picture, length and sound out."""
 
 from __future__ import annotations
 

@@ -1,0 +1,74 @@
+"""data/video/container.py, boxes.py: which files are opened, under whatever name."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import pytest
+
+from data.video import VideoError, VideoWriter, probe
+from tests.data.conftest import MakeVideo, numbered
+from tests.data.video.test_clock import edited, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("self.mp4", "ffconcat version 1.0\nfile self.mp4\n"),
+        ("a.mkv", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/hostname\n"),
+        ("a.mp4", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
+    ],
+)
+def test_lists_of_other_files_are_not_opened(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(VideoError, match=rf"{name}: not a readable video"):
+        probe(path)
+
+
+@pytest.mark.parametrize("name", ["12:30:45.mp4", "pipe:0.mp4", "-dash.mp4", "a%03d.mp4"])
+def test_no_name_is_an_address(
+    make_video: MakeVideo, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_video()
+    monkeypatch.chdir(tmp_path)
+    source.rename(name)
+    assert [n for _, n in shown(Path(name))] == list(range(16))
+    out = edited(Path(name), Path(f"to-{name}"))
+    assert [n for _, n in shown(out)] == list(range(16))
+
+
+LIES = {
+    "samples of one size": (b"stsz", ">3I", (0, 1, 150_000_000)),
+    "samples of all sizes": (b"stsz", ">3I", (0, 0, 4_000_000_000)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_index_that_promises_what_cannot_be_is_not_built(
+    make_video: MakeVideo, tmp_path: Path, lie: str
+) -> None:
+    """FFmpeg would make a table of all those frames: gigabytes, of a file of two thousand bytes."""
+    name, layout, values = LIES[lie]
+    path = make_video()
+    data = bytearray(path.read_bytes())
+    struct.pack_into(layout, data, data.index(name) + 4, *values)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=rf"in.mp4: .*states {values[2]} frames, more than a file"):
+        probe(path)
+    with pytest.raises(VideoError, match="more than a file of"):
+        probe(io.BytesIO(data))
+
+
+def test_the_same_in_a_fragment(make_video: MakeVideo, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with path.open("wb") as file, VideoWriter(file, 64, 48, 16, fragmented=True) as writer:
+        writer.write(numbered(16))
+    assert [number for _, number in shown(path)] == list(range(16))
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">2I", data, data.index(b"trun") + 4, 0, 170_000_000)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="states 170000000 frames"):
+        probe(path)
