@@ -40,9 +40,9 @@ class VideoWriter:
     decoders do not.
 
     Sound and subtitles are copied packet by packet where the container can hold them, else
-    converted or left out (data/video/tracks.py; `data.video.differences` says which), and keep their
-    place beside the picture; so do chapters, time code and titles. They end with the picture when
-    fewer frames were written than `audio_from` has.
+    converted or left out (data/video/tracks.py; `differences` says which), and keep their place
+    beside the picture; so do chapters, time code and titles. They end with the picture when fewer
+    frames were written than `audio_from` has.
 
     Args:
         file: A path (.mp4, .mov or .mkv), or an open binary file, which gets MP4. It must be able
