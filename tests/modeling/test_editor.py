@@ -13,9 +13,9 @@ import torch
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model
 from modeling.presets import MaskCacheConfig, VaeConfig
-from modeling.stream import EditedChunk, EditStream
-from modeling.stream_state import StreamState
-from modeling.vae import build_vae
+from modeling.streaming.state import StreamState
+from modeling.streaming.stream import EditedChunk, EditStream
+from modeling.vae.build import build_vae
 
 HEIGHT, WIDTH = 32, 48
 
@@ -189,7 +189,7 @@ def test_frames_are_encoded_as_they_come(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_a_chunk_took(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stretch of work once: the encodings as frames came, the edit, the refresh."""
     ticks = itertools.count()
-    monkeypatch.setattr("modeling.device.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("modeling.streaming.device.time.perf_counter", lambda: float(next(ticks)))
     stream = open_stream(make_editor(None))
     frames = video(21)
     chunks = [*edit(stream, frames[:9]), *edit(stream, frames[9:], piece=4)]

@@ -11,7 +11,7 @@ import torch
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model, save_model
 from modeling.presets import MaskCacheConfig, StreamConfig
-from modeling.stream_state import StreamState
+from modeling.streaming.state import StreamState
 from tests.known_editors import CONFIG, known_model, write_known_model
 from tests.modeling.test_stream import random_model
 

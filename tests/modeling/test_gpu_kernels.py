@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.accelerate import PlainForward
-from modeling.kv_cache import KVCache
-from modeling.mask_cache import MaskCache, Reuse
+from modeling.diffusion.rope import Rope, rope_table, rotate, time_shift
+from modeling.diffusion.transformer import TextKV, Transformer
+from modeling.gpu.accelerate import PlainForward
 from modeling.presets import MaskCacheConfig, TransformerConfig, VaeConfig
-from modeling.rope import Rope, rope_table, rotate, time_shift
-from modeling.transformer import TextKV, Transformer
-from modeling.vae import WanVae, build_vae
+from modeling.streaming.kv_cache import KVCache
+from modeling.streaming.mask_cache import MaskCache, Reuse
+from modeling.vae.build import WanVae, build_vae
 
 if torch.cuda.is_available():
     pytest.skip("the kernels themselves run here", allow_module_level=True)
@@ -34,7 +34,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
-    from modeling import gpu_kernels
+    from modeling.gpu import kernels as gpu_kernels
 
     return gpu_kernels
 
@@ -215,7 +215,7 @@ class FusedForward:
     """What `GraphedForward` runs, without a graph."""
 
     def __init__(self, network: Any, cache: KVCache) -> None:
-        from modeling.gpu_kernels import turn
+        from modeling.gpu.kernels import turn
 
         self._network, self._cache = network, cache
         cache.turn = turn
@@ -236,7 +236,7 @@ def test_transformer(
     scope: Literal["attention", "block"], policy: Literal["budget", "published"]
 ) -> None:
     """Dense, storing, pruned and refresh forwards while the window fills, is full and rolls."""
-    from modeling.gpu_transformer import FusedTransformer
+    from modeling.gpu.transformer import FusedTransformer
 
     plain_network = Transformer(SIZES)
     for parameter in plain_network.parameters():
@@ -273,7 +273,7 @@ def test_transformer(
 
 def test_wan_vae() -> None:
     """Whole clips and pieces, with the states of the plain passes."""
-    from modeling.gpu_vae import fuse
+    from modeling.gpu.vae import fuse
 
     plain = build_vae(VaeConfig("wan", base_dim=4))
     for name, parameter in plain.named_parameters():

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from modeling.attention import bidirectional, chunk_causal, teacher_forcing
+from modeling.diffusion.attention import bidirectional, chunk_causal, teacher_forcing
+from modeling.diffusion.flow import FlowSchedule
+from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
-from modeling.flow import FlowSchedule
-from modeling.kv_cache import Cached, KVCache
 from modeling.presets import (
     MaskCacheConfig,
     StreamConfig,
@@ -27,9 +27,9 @@ from modeling.presets import (
     VaeConfig,
     preset,
 )
-from modeling.stream_state import FORMAT_VERSION, StreamState
-from modeling.transformer import Transformer
-from modeling.vae import build_vae
+from modeling.streaming.kv_cache import Cached, KVCache
+from modeling.streaming.state import FORMAT_VERSION, StreamState
+from modeling.vae.build import build_vae
 from tests.known_editors import CONFIG, known_editor, known_model
 
 NETWORK = TransformerConfig(
