@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pipelines.bench.command import bench_app
 from pipelines.import_command import import_model
+from pipelines.models_command import models_app
 from pipelines.serve_command import serve
 
 console = Console(highlight=False)
@@ -35,6 +36,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datasets of pairs.")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(models_app, name="models")
 
 Overrides = Annotated[
     list[str] | None,
@@ -173,6 +175,22 @@ def edit(
         url=url,
         token=token,
     )
+
+
+@app.command(epilog="Example: liveedit send runs/demo")
+def send(
+    output: Annotated[Path, typer.Argument(help="The output folder of a pipeline.")],
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow's address (default: the pipeline's tracking.uri).")
+    ] = None,
+) -> None:
+    """Send what a pipeline could not tell MLflow: metrics, files, registered models.
+
+    A run whose process was killed is ended, as KILLED. Everything is kept until MLflow has it.
+    """
+    from pipelines import commands
+
+    commands.send(console, output, uri)
 
 
 app.command(

@@ -10,7 +10,7 @@ from pipelines.config_check import check_batch, check_machine
 from pipelines.merge import ConfigError
 from pipelines.stage_config import TRAINED_STAGES
 from pipelines.start_model import start_source
-from pipelines.tracking import check_reachable
+from pipelines.tracking import check_store
 from serve.cluster import check_address
 
 
@@ -32,7 +32,7 @@ def check(config: PipelineConfig) -> Path | None:
             for stage in TRAINED_STAGES:
                 if getattr(config, stage).steps:
                     check_batch(config, stage, info.samples)
-    check_reachable(config.tracking.uri)  # last: it may make a database
+    check_store(config.tracking.uri)  # last: it may make a database
     return start
 
 

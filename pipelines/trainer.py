@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from data.manifest import dataset_hash, read_dataset_info
+from modeling.fingerprint import model_fingerprint
 from pipelines.config import PipelineConfig, section_plain, to_plain
 from pipelines.follow import Follower
-from pipelines.records import key_of, model_fingerprint
+from pipelines.records import key_of
 from pipelines.run_folder import Progress, RunFolder, TrainingError
 from pipelines.stage_config import ComputeConfig
 from pipelines.tracking import code_commit
@@ -45,7 +46,6 @@ def train_stage(
     start: Path,
     dataset: str,
     output: Path,
-    run_id: str | None,
     extra: Mapping[str, Any],
     on_progress: Callable[[Progress], None] | None = None,
 ) -> StageOutcome:
@@ -56,7 +56,6 @@ def train_stage(
 
     Args:
         dataset: URI of pairs (vae) or encoded pairs (all others).
-        run_id: MLflow run that metrics go to, at config.tracking.uri; None logs nothing.
         extra: "teacher", the model directory of the scores (distill); "key", the hash of
             everything that decides the result, if the caller has one.
         on_progress: called every `log_every` steps; None prints a line to stderr.
@@ -70,7 +69,7 @@ def train_stage(
     folder = RunFolder(Path(job["folder"]))
     with _ray(config.compute):
         folder.open()
-        follow = Follower(stage, folder, config, run_id, on_progress)
+        follow = Follower(stage, folder, on_progress)
         made = _fit(job, folder, config.compute, follow)
     if "refused" in made:
         raise TrainingError(made["refused"])
@@ -171,7 +170,7 @@ def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
         ray.shutdown()
         interrupt.add_note(follow.where_it_goes_on())
         raise
-    follow.finish()
+    follow()
     if errors:
         raise _plain_error(errors[0]) from errors[0]
     made: dict[str, Any] = results[0].return_value
