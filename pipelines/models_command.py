@@ -28,7 +28,7 @@ console = Console(highlight=False)
 @models_app.command("list", epilog="Example: liveedit models list")
 def list_versions(name: Name = "liveedit", uri: Uri = None) -> None:
     """All versions of a model, newest first, and whether their files are what was registered."""
-    from pipelines import registry
+    from pipelines.tracking import registry
 
     table = Table("version", "aliases", "registered", "gain", "files", box=None, pad_edge=False)
     for version in registry.versions(name, _registry(uri)):
@@ -49,7 +49,7 @@ def show(
 ) -> None:
     """One version: its files, where it comes from, how it was judged, which aliases it has."""
     from modeling.model_dir import read_card
-    from pipelines import registry
+    from pipelines.tracking import registry
 
     version = registry.find_version(reference, _registry(uri))
     tags = version.tags
@@ -80,7 +80,7 @@ def promote(
 ) -> None:
     """Give an alias to a version, after a look at its files; what is served changes with the next
     deploy."""
-    from pipelines import registry
+    from pipelines.tracking import registry
 
     _say(registry.promote(reference, alias, _registry(uri)), alias)
 
@@ -88,13 +88,13 @@ def promote(
 @models_app.command(epilog="Example: liveedit models rollback liveedit")
 def rollback(name: Name = "liveedit", alias: Alias = "production", uri: Uri = None) -> None:
     """Give an alias back to the version that had it before."""
-    from pipelines import registry
+    from pipelines.tracking import registry
 
     _say(registry.rollback(name, alias, _registry(uri)), alias)
 
 
 def _registry(uri: str | None) -> str:
-    from pipelines.tracking import check_reachable, resolve_uri
+    from pipelines.tracking.tracker import check_reachable, resolve_uri
 
     uri = resolve_uri(uri)
     check_reachable(uri)
@@ -102,7 +102,7 @@ def _registry(uri: str | None) -> str:
 
 
 def _say(version: ModelVersion, alias: str) -> None:
-    from pipelines.registry import LOCATION
+    from pipelines.tracking.registry import LOCATION
 
     console.print(
         f"{version.name}@{alias} is version {version.version}, {version.tags[LOCATION]}",
@@ -117,7 +117,7 @@ def _when(version: ModelVersion) -> str:
 
 def _state(version: ModelVersion) -> str:
     from modeling.fingerprint import FingerprintError
-    from pipelines.registry import RegistryError, location_of
+    from pipelines.tracking.registry import RegistryError, location_of
 
     try:
         location_of("", version)

@@ -20,10 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipelines.records import write_json
+from infra.runtime.ray import environment, unless_set
 from pipelines.sender import Sender, will_never_take
-from pipelines.tracking import CHECK_ENV, code_tags, flatten, root_cause
-from serve.cluster import environment, unless_set
+from pipelines.tracking.records import write_json
+from pipelines.tracking.tracker import CHECK_ENV, code_tags, flatten, root_cause
 
 RETRY_S = 10.0
 PATIENCE_S = 10.0  # how long the end of a pipeline waits for an MLflow that takes nothing

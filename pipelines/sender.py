@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines import registry
-from pipelines.tracking import Tracker, experiment_id, find_run
+from pipelines.tracking import registry
+from pipelines.tracking.tracker import Tracker, experiment_id, find_run
 
 
 class MissingRunError(LookupError):

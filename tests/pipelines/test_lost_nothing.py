@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from modeling.fingerprint import model_fingerprint
-from pipelines import commands, registry
-from pipelines.config import load_config
+from pipelines.commands import show as commands
+from pipelines.config.pipeline import load_config
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
-from pipelines.progress import StageView
+from pipelines.stages.progress import StageView
+from pipelines.tracking import registry
 from tests.pipelines.conftest import HEIGHT, WIDTH
 from tests.pipelines.mlflow_server import free_port, mlflow_server
 

@@ -16,10 +16,12 @@ from mlflow.entities import Run as MlflowRun
 from rich.console import Console
 
 from modeling.fingerprint import model_fingerprint
-from pipelines import commands, outbox, registry
-from pipelines.config import PipelineConfig, to_yaml
+from pipelines import outbox
+from pipelines.commands import show as commands
+from pipelines.config.pipeline import PipelineConfig, to_yaml
 from pipelines.outbox import Outbox
-from pipelines.tracking import TrackingError, client_for
+from pipelines.tracking import registry
+from pipelines.tracking.tracker import TrackingError, client_for
 from tests.pipelines.mlflow_server import free_port, mlflow_server
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,273 @@
+"""What a pipeline run leaves in MLflow: one parent run, one child run a stage.
+
+Own wrapper around `MlflowClient` (no global active run). It asks at once and waits for the answer:
+a pipeline writes into an outbox (`pipelines.outbox`), which uses this beside it.
+MLflow is imported when the first tracker is made; it takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.runtime.ray import environment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_FOLDER = Path("runs")
+ROOT = Path(__file__).parent.parent.parent
+CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+}
+
+
+class TrackingError(ValueError):
+    """The tracking server or its database cannot be used; the message says what to do."""
+
+
+def resolve_uri(uri: str | None) -> str:
+    """The tracking URI in use: the given one, MLFLOW_TRACKING_URI, or runs/mlflow.db here."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return f"sqlite:///{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def client_for(uri: str) -> MlflowClient:
+    """An MLflow client for `uri`, without telemetry and without a log of database migrations."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def check_store(uri: str) -> None:
+    """What is wrong with `uri` whoever answers: a training needs no more of it than this.
+
+    A database on this disk is made here, with its tables. Raises TrackingError.
+    """
+    if uri.startswith("sqlite:"):
+        check_reachable(uri)
+    else:
+        _check_scheme(uri)
+
+
+def check_reachable(uri: str) -> None:
+    """Prove within seconds that `uri` answers; a TrackingError says what is wrong with it."""
+    _check_scheme(uri)
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = client_for(uri)
+        with environment(CHECK_ENV):
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own errors through
+        raise TrackingError(
+            f"tracking.uri={uri} does not answer ({root_cause(error)}); start the "
+            "server, correct the address, or leave tracking.uri out to log into runs/mlflow.db"
+        ) from error
+
+
+def _check_scheme(uri: str) -> None:
+    if not uri.startswith(("sqlite:", "http:", "https:", "postgresql", "mysql", "databricks")):
+        raise TrackingError(
+            f"tracking.uri={uri} is no tracking store that MLflow takes; give an http:// or "
+            "https:// server, or a database such as sqlite:///runs/mlflow.db"
+        )
+
+
+class Tracker:
+    """Writes one MLflow run. Made by `start_pipeline` and `start_stage`, or from (uri, run_id)."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self._client = client_for(uri)
+
+    @classmethod
+    def start_pipeline(
+        cls,
+        uri: str,
+        experiment: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+    ) -> Tracker:
+        """A new parent run in `experiment`, which is made if it is not there."""
+        tags = {"liveedit.kind": "pipeline", **code_tags(), **(tags or {})}
+        with naming(uri):
+            place = experiment_id(uri, experiment)
+            run = client_for(uri).create_run(place, run_name=name, tags=tags)
+        tracker = cls(uri, run.info.run_id)
+        tracker.log_params(params)
+        return tracker
+
+    def start_stage(
+        self, stage: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> Tracker:
+        """A new child run of this one, named as the stage."""
+        tags = {
+            "mlflow.parentRunId": self.run_id,
+            "liveedit.kind": "stage",
+            "liveedit.stage": stage,
+            **code_tags(),
+            **(tags or {}),
+        }
+        with naming(self.uri):
+            run = self._client.create_run(self.experiment_id, run_name=stage, tags=tags)
+        tracker = Tracker(self.uri, run.info.run_id)
+        tracker.log_params(params)
+        return tracker
+
+    @cached_property
+    def experiment_id(self) -> str:
+        return str(self._call(self._client.get_run).info.experiment_id)
+
+    def resume(self, tags: Mapping[str, str]) -> None:
+        """Go on in a run that was ended."""
+        self.set_tags(tags)
+        self._call(self._client.update_run, status="RUNNING")
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, at: int | None = None
+    ) -> None:
+        """All of `metrics` at `step`, in one request; `at` in ms since 1970, null is now."""
+        from mlflow.entities import Metric
+
+        at = int(time.time() * 1000) if at is None else at
+        entries = [Metric(key, float(value), at, step) for key, value in metrics.items()]
+        self._call(self._client.log_batch, metrics=entries)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nested mappings become dotted names; a run's parameters cannot be changed later."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)[:6000]) for key, value in flatten(params).items()]
+        for first in range(0, len(entries), 100):  # MLflow's limit a request
+            self._call(self._client.log_batch, params=entries[first : first + 100])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, str(value)) for key, value in tags.items()]
+        self._call(self._client.log_batch, tags=entries)
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a small file (a card, a picture, a table) into the run."""
+        self._call(self._client.log_artifact, str(path), folder)
+
+    def link_reused(self, stage: str, run_id: str) -> None:
+        """Tag and describe this run with the run that made the output of `stage`."""
+        tag = "liveedit.reused."
+        tags = {tag + stage: run_id}
+        self.set_tags(tags)
+        known = {**self._call(self._client.get_run).data.tags, **tags}
+        links = [
+            f"* {name.removeprefix(tag)}: [{of[:8]}](#/experiments/{self.experiment_id}/runs/{of})"
+            for name, of in known.items()
+            if name.startswith(tag)
+        ]
+        text = "Stages reused from earlier runs\n\n" + "\n".join(links)
+        self.set_tags({"mlflow.note.content": text})
+
+    def finish(self, status: str = "FINISHED", at: int | None = None) -> None:
+        """End the run as FINISHED, FAILED or KILLED; `at` in ms since 1970, null is now."""
+        self._call(self._client.set_terminated, status, at)
+
+    def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        with naming(self.uri):
+            return method(self.run_id, *arguments, **named)
+
+
+@contextmanager
+def naming(uri: str) -> Iterator[None]:
+    """Turn what a store fails with, after MLflow's own retries, into a TrackingError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise TrackingError(f"tracking.uri={uri} stopped working ({root_cause(error)})") from error
+
+
+def code_tags() -> dict[str, str]:
+    """The commit of the code that runs, `-dirty` with local changes, `unknown` without git."""
+    return {"liveedit.commit": code_commit()}
+
+
+@cache
+def code_commit() -> str:
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"  # a container image carries the tree without its history
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def root_cause(error: BaseException) -> str:
+    """In one line, what the first of a chain of errors says."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return result.stdout.strip()
+
+
+def find_run(uri: str, experiment_id: str, mark: str) -> str | None:
+    """The run of an experiment that has the tag liveedit.run=`mark`."""
+    with naming(uri):
+        found = client_for(uri).search_runs(
+            [experiment_id], f"tags.`liveedit.run` = '{mark}'", max_results=1
+        )
+    return str(found[0].info.run_id) if found else None
+
+
+def experiment_id(uri: str, name: str) -> str:
+    """The experiment called `name`, which is made if it is not there."""
+    client = client_for(uri)
+    with naming(uri):
+        return _experiment_id(client, uri, name)
+
+
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found:
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"tracking.experiment={name} was deleted in {uri}; restore it or choose another"
+            )
+        return str(found.experiment_id)
+    location = None  # a server decides where its artifacts lie
+    if uri.startswith("sqlite:///"):
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipelines.config.pipeline import ConfigError
+from pipelines.outbox import Outbox, Run
+from pipelines.stages.progress import StageView
+from pipelines.stages.runner import StageRunner, locked
+from pipelines.tracking.records import StageRecord
+from pipelines.tracking.tracker import client_for
+
+
+@pytest.fixture
+def make_runner(outbox: Outbox, tmp_path: Path) -> Callable[[], StageRunner]:
+    def make() -> StageRunner:
+        parent = outbox.start_pipeline("test", {})
+        view = StageView(Console(file=StringIO()), ("one", "two"))
+        return StageRunner(tmp_path / "out", parent, view)
+
+    return make
+
+
+class Work:
+    """Writes `text` and counts how often it was asked to."""
+
+    def __init__(self, output: Path, text: str = "made") -> None:
+        self.output, self.text, self.calls = output, text, 0
+
+    def __call__(self, run: Run, key: str) -> dict[str, float]:
+        self.calls += 1
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self.output.write_text(self.text)
+        return {"loss": 0.25}
+
+
+def run(runner: StageRunner, work: Work, version: int = 1, **inputs: int) -> StageRecord:
+    return runner.run("one", version, inputs, work.output, work)
+
+
+def test_unchanged_stage_is_reused_and_linked(
+    make_runner: Callable[[], StageRunner], mlflow_uri: str, tmp_path: Path
+) -> None:
+    work = Work(tmp_path / "out" / "file")
+    first = run(make_runner(), work, steps=3)
+    again = make_runner()
+    assert run(again, work, steps=3) == first
+    assert work.calls == 1
+    assert again.view.reused == ["one"]
+    assert again.parent.outbox.flush()
+    parent = client_for(mlflow_uri).get_run(again.parent.run_id)
+    assert parent.data.tags["liveedit.reused.one"] == first.run_id
+    assert f"/runs/{first.run_id})" in parent.data.tags["mlflow.note.content"]
+
+
+def test_stage_runs_again_for_other_inputs_code_or_a_changed_output(
+    make_runner: Callable[[], StageRunner], tmp_path: Path
+) -> None:
+    work = Work(tmp_path / "out" / "file")
+    run(make_runner(), work, steps=3)
+    run(make_runner(), work, steps=4)
+    assert work.calls == 2
+    run(make_runner(), work, 2, steps=4)
+    assert work.calls == 3
+    work.output.write_text("somebody wrote here")
+    run(make_runner(), work, 2, steps=4)
+    assert work.calls == 4
+    work.output.unlink()
+    run(make_runner(), work, 2, steps=4)
+    assert work.calls == 5
+    run(make_runner(), work, 2, steps=4)
+    assert work.calls == 5
+
+
+def test_what_a_stage_left_elsewhere_can_be_missed(
+    make_runner: Callable[[], StageRunner], tmp_path: Path
+) -> None:
+    work = Work(tmp_path / "out" / "file")
+    run(make_runner(), work)
+    make_runner().run("one", 1, {}, work.output, work, still_there=lambda record: False)
+    assert work.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_stopped_stage_has_no_record_and_goes_on_in_its_own_run(
+    make_runner: Callable[[], StageRunner],
+    outbox: Outbox,
+    mlflow_uri: str,
+    tmp_path: Path,
+    error: BaseException,
+    status: str,
+) -> None:
+    runs = []
+
+    def stop(run: Run, key: str) -> dict[str, float]:
+        runs.append(run)
+        run.log_metrics({"loss": 3.0}, step=1)
+        raise error
+
+    runner = make_runner()
+    with pytest.raises(type(error)):
+        runner.run("one", 1, {"steps": 3}, tmp_path / "out" / "file", stop)
+    assert runner.records.read("one") is None
+    assert outbox.flush()
+    client = client_for(mlflow_uri)
+    assert client.get_run(runs[0].run_id).info.status == status
+
+    work, again = Work(tmp_path / "out" / "file"), make_runner()
+    other = run(make_runner(), Work(tmp_path / "out" / "file"), steps=4)
+    assert other.run_id != runs[0].run_id
+    with pytest.raises(type(error)):
+        make_runner().run("one", 1, {"steps": 3}, tmp_path / "out" / "file", stop)
+    record = run(again, work, steps=3)
+    assert work.calls == 1
+    assert record.run_id == runs[1].run_id
+    assert outbox.flush()
+    whole = client.get_run(record.run_id)
+    assert whole.info.status == "FINISHED"
+    assert whole.data.tags["mlflow.parentRunId"] == again.parent.run_id
+    history = client.get_metric_history(record.run_id, "loss")
+    assert [(entry.step, entry.value) for entry in history] == [(1, 3.0), (0, 0.25)]
+
+
+def test_the_record_is_there_before_mlflow_is_waited_for(
+    make_runner: Callable[[], StageRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner()
+    found = []
+
+    def waits(outbox: Outbox, mark: str) -> str:
+        found.append(runner.records.read("one"))
+        return mark
+
+    monkeypatch.setattr(Outbox, "run_id", waits)
+    run(runner, Work(tmp_path / "out" / "file"))
+    assert [record and record.stage for record in found] == ["one"]
+
+
+def test_finished_stage_shows_its_metrics(
+    make_runner: Callable[[], StageRunner], mlflow_uri: str, tmp_path: Path
+) -> None:
+    runner = make_runner()
+    record = run(runner, Work(tmp_path / "out" / "file"))
+    assert runner.parent.outbox.flush()
+    data = client_for(mlflow_uri).get_run(record.run_id).data
+    assert data.metrics["loss"] == 0.25
+    assert data.metrics["seconds"] >= 0
+    runner.pass_over("two", "two.steps=0")
+    shown = runner.view.console.file
+    assert isinstance(shown, StringIO)
+    assert "loss 0.25" in shown.getvalue()
+    assert "passed over" in shown.getvalue()
+
+
+def test_second_pipeline_in_the_same_output_is_refused(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(ConfigError, match="in use by another pipeline"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "output"
+    with (
+        pytest.raises(ConfigError, match=rf"output={output} cannot be written to \(.*=FOLDER"),
+        locked(output),
+    ):
+        pass
