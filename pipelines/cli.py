@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import warnings
@@ -12,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from infra.runtime.environment import variable
 from pipelines.commands.bench import bench_app
 from pipelines.commands.import_model import import_model
 from pipelines.commands.serve import serve
@@ -83,7 +83,7 @@ def train(
 
     Stages whose settings and inputs have not changed since they finished are not run again.
     """
-    from pipelines.config.pipeline import load_config, to_yaml
+    from pipelines.config.load import load_config, to_yaml
 
     given = list(arguments or [])
     source = given.pop(0) if given and "=" not in given[0] else "demo"
@@ -303,7 +303,7 @@ def main() -> None:
     of an error.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if os.environ.get("LIVEEDIT_DEBUG") == "1":
+    if variable("LIVEEDIT_DEBUG") == "1":
         app()
         return
     warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")

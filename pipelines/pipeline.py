@@ -17,7 +17,8 @@ import torch
 from data import synthetic
 from data.manifest import read_dataset_info
 from modeling.model_dir import read_config
-from pipelines.config.pipeline import PipelineConfig, section_plain, to_plain, to_yaml
+from pipelines.config.load import section_plain, to_plain, to_yaml
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import (
     EditedClip,
     evaluate,

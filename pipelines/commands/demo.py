@@ -14,7 +14,8 @@ from data.synthetic import make_pair
 from data.video import VideoWriter
 from modeling.model_dir import read_config
 from pipelines.commands.show import command_name, metrics_table, short
-from pipelines.config.pipeline import PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import load_editor, table_rows
 from pipelines.outbox import Run
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline

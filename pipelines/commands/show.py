@@ -22,7 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from pipelines.config.pipeline import EvaluateConfig, load_section
+from pipelines.config.load import load_section
+from pipelines.config.pipeline import EvaluateConfig
 from pipelines.tracking.records import write_json
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ MLflow is imported when the first tracker is made; it takes seconds.
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +16,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.runtime.ray import environment
+from infra.runtime.environment import environment, set_default, variable
+from infra.runtime.paths import ROOT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_FOLDER = Path("runs")
-ROOT = Path(__file__).parent.parent.parent
 CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -36,7 +35,7 @@ class TrackingError(ValueError):
 
 def resolve_uri(uri: str | None) -> str:
     """The tracking URI in use: the given one, MLFLOW_TRACKING_URI, or runs/mlflow.db here."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or variable("MLFLOW_TRACKING_URI")
     if not uri:
         return f"sqlite:///{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -46,7 +45,7 @@ def resolve_uri(uri: str | None) -> str:
 
 def client_for(uri: str) -> MlflowClient:
     """An MLflow client for `uri`, without telemetry and without a log of database migrations."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    set_default("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     for name in ("mlflow.store.db.utils", "alembic"):

@@ -11,9 +11,10 @@ import torch
 
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from modeling.config import ModelConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import save_model
-from modeling.presets import PRESETS, ModelConfig
+from modeling.presets import PRESETS
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
 from pipelines.outbox import Outbox
