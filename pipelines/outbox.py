@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from infra.runtime.ray import environment, unless_set
+from infra.runtime.environment import environment, unless_set
 from pipelines.sender import Sender, will_never_take
 from pipelines.tracking.records import write_json
 from pipelines.tracking.tracker import CHECK_ENV, code_tags, flatten, root_cause

@@ -166,7 +166,7 @@ def check(console: Console, dataset: str) -> None:
 
 def send(console: Console, output: Path, uri: str | None) -> None:
     """Send what waits in the outbox of `output`. Raises ValueError if not all of it is taken."""
-    from pipelines.config.pipeline import load_config
+    from pipelines.config.load import load_config
     from pipelines.outbox import Outbox
     from pipelines.stages.runner import locked
     from pipelines.tracking.tracker import TrackingError, check_reachable

@@ -11,17 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.runtime.ray import environment
+from infra.runtime.environment import environment
+from infra.runtime.paths import ROOT
 from modeling.fingerprint import check_fingerprint
 from pipelines.tracking.records import Records
-from pipelines.tracking.tracker import (
-    CHECK_ENV,
-    DEFAULT_FOLDER,
-    ROOT,
-    client_for,
-    naming,
-    resolve_uri,
-)
+from pipelines.tracking.tracker import CHECK_ENV, DEFAULT_FOLDER, client_for, naming, resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from data.manifest import dataset_hash, read_dataset_info
-from infra.runtime.ray import environment, unless_set
+from infra.runtime.environment import environment, unless_set
 from modeling.fingerprint import model_fingerprint
-from pipelines.config.pipeline import PipelineConfig, section_plain, to_plain
+from pipelines.config.load import section_plain, to_plain
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.tracking.records import key_of
 from pipelines.tracking.tracker import code_commit

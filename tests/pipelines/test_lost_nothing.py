@@ -13,7 +13,7 @@ from rich.console import Console
 
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands import show as commands
-from pipelines.config.pipeline import load_config
+from pipelines.config.load import load_config
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView
 from pipelines.tracking import registry

@@ -18,7 +18,8 @@ from rich.console import Console
 from modeling.fingerprint import model_fingerprint
 from pipelines import outbox
 from pipelines.commands import show as commands
-from pipelines.config.pipeline import PipelineConfig, to_yaml
+from pipelines.config.load import to_yaml
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.outbox import Outbox
 from pipelines.tracking import registry
 from pipelines.tracking.tracker import TrackingError, client_for

@@ -11,7 +11,7 @@ from rich.console import Console
 from data.video import probe, read_frames
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands.demo import VIDEO_FRAMES, edit_heldout, served_reference, stream_live
-from pipelines.config.pipeline import load_config
+from pipelines.config.load import load_config
 from pipelines.outbox import Outbox
 from pipelines.pipeline import PipelineResult
 from pipelines.stages.progress import StageView

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.config.pipeline import ConfigError
+from pipelines.config.merge import ConfigError
 from pipelines.outbox import Outbox, Run
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, locked
