@@ -27,7 +27,6 @@ from pipelines.evaluation.evaluate import (
     shortfalls,
 )
 from pipelines.evaluation.picture import side_by_side
-from pipelines.outbox import Outbox, Run
 from pipelines.stages import preflight
 from pipelines.stages.data import make_synthetic
 from pipelines.stages.encode import encode_dataset
@@ -35,10 +34,11 @@ from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, Work, locked
 from pipelines.stages.start import start_model
 from pipelines.tracking import registry
+from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of, write_json
+from pipelines.tracking.versions import publish
 from pipelines.training.run_folder import Progress
 from pipelines.training.session import ray_session
-from pipelines.versions import publish
 
 STAGES = (
     "data",

@@ -17,11 +17,11 @@ from pipelines.commands.show import command_name, metrics_table, short
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import load_editor, table_rows
-from pipelines.outbox import Run
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.edit import edit_video
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner
+from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
 
 VIDEO_FRAMES = 81  # 5 s: longer than the clips of training and than the model's window

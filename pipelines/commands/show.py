@@ -167,8 +167,8 @@ def check(console: Console, dataset: str) -> None:
 def send(console: Console, output: Path, uri: str | None) -> None:
     """Send what waits in the outbox of `output`. Raises ValueError if not all of it is taken."""
     from pipelines.config.load import load_config
-    from pipelines.outbox import Outbox
     from pipelines.stages.runner import locked
+    from pipelines.tracking.outbox import Outbox
     from pipelines.tracking.tracker import TrackingError, check_reachable
 
     if not (output / "tracking").is_dir():

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.merge import ConfigError
-from pipelines.outbox import Run
 from pipelines.stages.progress import StageView
+from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import Records, StageRecord, fingerprint_of, key_of
 
 Work = Callable[[Run, str], dict[str, float]]  # (its MLflow run, its key) -> metrics

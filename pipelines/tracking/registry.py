@@ -1,6 +1,6 @@
 """The model registry: which version is `candidate`, which is `production`, and which were before.
 
-A version is for ever: its files lie in a folder of their own (`pipelines.versions`), whose
+A version is for ever: its files lie in a folder of their own (`pipelines.tracking.versions`), whose
 fingerprint is in the registry and is compared whenever a version is looked up. MLflow gets an
 external model that names the place, so nothing of many gigabytes is uploaded. The version points
 back at its pipeline run.
@@ -45,7 +45,7 @@ def register(
     """Register the model directory at `location` as a new version of `name`; returns the version.
 
     A version that already holds this fingerprint at this place is given the aliases instead.
-    `location` must stay as it is for as long as the version: see `pipelines.versions`.
+    `location` must stay as it is for as long as the version: see `pipelines.tracking.versions`.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,7 +1,7 @@
 """What a pipeline run leaves in MLflow: one parent run, one child run a stage.
 
 Own wrapper around `MlflowClient` (no global active run). It asks at once and waits for the answer:
-a pipeline writes into an outbox (`pipelines.outbox`), which uses this beside it.
+a pipeline writes into an outbox (`pipelines.tracking.outbox`), which uses this beside it.
 MLflow is imported when the first tracker is made; it takes seconds.
 """
 

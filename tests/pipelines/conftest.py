@@ -17,8 +17,8 @@ from modeling.model_dir import save_model
 from modeling.presets import PRESETS
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
-from pipelines.outbox import Outbox
 from pipelines.tracking import tracker as tracking
+from pipelines.tracking.outbox import Outbox
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 21
 torch.set_num_threads(1)  # tiny networks: more threads would wait for each other

@@ -12,10 +12,10 @@ from data.video import probe, read_frames
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands.demo import VIDEO_FRAMES, edit_heldout, served_reference, stream_live
 from pipelines.config.load import load_config
-from pipelines.outbox import Outbox
 from pipelines.pipeline import PipelineResult
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner
+from pipelines.tracking.outbox import Outbox
 from tests.serve.models import save_small_model
 
 

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from pipelines.config.merge import ConfigError
-from pipelines.outbox import Outbox, Run
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, locked
+from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord
 from pipelines.tracking.tracker import client_for
 

@@ -14,7 +14,7 @@ from pipelines.tracking import registry
 from pipelines.tracking.records import Records, StageRecord
 from pipelines.tracking.registry import RegistryError
 from pipelines.tracking.tracker import Tracker, client_for
-from pipelines.versions import publish
+from pipelines.tracking.versions import publish
 from serve.editor.model_source import find_model
 
 

@@ -16,12 +16,11 @@ from mlflow.entities import Run as MlflowRun
 from rich.console import Console
 
 from modeling.fingerprint import model_fingerprint
-from pipelines import outbox
 from pipelines.commands import show as commands
 from pipelines.config.load import to_yaml
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.outbox import Outbox
-from pipelines.tracking import registry
+from pipelines.tracking import outbox, registry
+from pipelines.tracking.outbox import Outbox
 from pipelines.tracking.tracker import TrackingError, client_for
 from tests.pipelines.mlflow_server import free_port, mlflow_server
 
@@ -156,7 +155,7 @@ def test_a_server_that_never_answers_is_not_waited_for(
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from pipelines.outbox import Outbox
+from pipelines.tracking.outbox import Outbox
 with Outbox(Path(sys.argv[1]), sys.argv[2], "liveedit", print) as outbox:
     parent = outbox.start_pipeline("killed", {})
     parent.start_stage("vae", {}, "key").log_metrics({"loss": 2.0}, step=1)

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any
 
 from infra.runtime.environment import environment, unless_set
-from pipelines.sender import Sender, will_never_take
 from pipelines.tracking.records import write_json
+from pipelines.tracking.sender import Sender, will_never_take
 from pipelines.tracking.tracker import CHECK_ENV, code_tags, flatten, root_cause
 
 RETRY_S = 10.0
