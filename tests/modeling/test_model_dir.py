@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import ModelError, load_model, read_card, read_config, save_model
 from modeling.presets import PRESETS, MaskCacheConfig

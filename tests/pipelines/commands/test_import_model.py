@@ -6,8 +6,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from modeling.config import VaeConfig
 from modeling.model_dir import read_config
-from modeling.presets import VaeConfig
 from modeling.vae.build import build_vae
 from pipelines.cli import app
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.config.pipeline import ConfigError, EvaluateConfig
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import EvaluateConfig
 from pipelines.evaluation.evaluate import (
     EditedClip,
     evaluate,

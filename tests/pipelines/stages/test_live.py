@@ -18,7 +18,7 @@ from pipelines.cli import main
 from pipelines.stages.edit import edit_video
 from pipelines.stages.live import edit_remote, film_file, live_numbers
 from serve.client import WireError, edit_frames, served_model
-from serve.front.limits import Limits
+from serve.limits import Limits
 from tests.pipelines.stages.test_edit import frames, with_sound, write
 from tests.serve.conftest import Server, serving
 
