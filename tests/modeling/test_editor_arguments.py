@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from modeling.config import MaskCacheConfig, StreamConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model, save_model
-from modeling.presets import MaskCacheConfig, StreamConfig
 from modeling.streaming.state import StreamState
 from tests.known_editors import CONFIG, known_model, write_known_model
 from tests.modeling.test_stream import random_model

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modeling.config import MaskCacheConfig, TransformerConfig, VaeConfig
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import Rope, rope_table, rotate, time_shift
 from modeling.diffusion.transformer import TextKV, Transformer
-from modeling.gpu.accelerate import PlainForward
-from modeling.presets import MaskCacheConfig, TransformerConfig, VaeConfig
+from modeling.streaming.forward import PlainForward
 from modeling.streaming.kv_cache import KVCache
-from modeling.streaming.mask_cache import MaskCache, Reuse
-from modeling.vae.build import WanVae, build_vae
+from modeling.streaming.mask_cache import MaskCache
+from modeling.vae.build import build_vae
+from modeling.vae.wan import WanVae
 
 if torch.cuda.is_available():
     pytest.skip("the kernels themselves run here", allow_module_level=True)

@@ -9,7 +9,7 @@ import torch
 from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import ModelError, load_model, read_card, read_config, save_model
-from modeling.presets import PRESETS, MaskCacheConfig
+from modeling.presets import PRESETS
 
 
 @pytest.fixture

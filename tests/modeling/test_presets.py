@@ -6,14 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
-from modeling.presets import (
-    PRESETS,
-    MaskCacheConfig,
-    StreamConfig,
-    TransformerConfig,
-    VaeConfig,
-    preset,
-)
+from modeling.config import MaskCacheConfig, StreamConfig, TransformerConfig, VaeConfig
+from modeling.presets import PRESETS, preset
 
 
 def test_a_stream() -> None:

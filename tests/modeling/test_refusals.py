@@ -15,18 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from modeling.config import MaskCacheConfig, StreamConfig, TextConfig, TransformerConfig, VaeConfig
 from modeling.diffusion.attention import bidirectional, chunk_causal, teacher_forcing
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
-from modeling.presets import (
-    MaskCacheConfig,
-    StreamConfig,
-    TextConfig,
-    TransformerConfig,
-    VaeConfig,
-    preset,
-)
+from modeling.presets import preset
 from modeling.streaming.kv_cache import Cached, KVCache
 from modeling.streaming.state import FORMAT_VERSION, StreamState
 from modeling.vae.build import build_vae
