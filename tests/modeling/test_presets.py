@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from modeling.config import MaskCacheConfig, StreamConfig, TransformerConfig, VaeConfig
-from modeling.presets import PRESETS, preset
+from modeling.presets import PRESETS
 
 
 def test_a_stream() -> None:
@@ -43,7 +43,7 @@ def test_a_mask_cache() -> None:
 
 
 def test_wan() -> None:
-    small, large = preset("wan-1.3b"), preset("wan-14b")
+    small, large = PRESETS["wan-1.3b"], PRESETS["wan-14b"]
     sizes = {
         "dim": 1536,
         "ffn_dim": 8960,

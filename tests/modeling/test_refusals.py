@@ -20,7 +20,7 @@ from modeling.diffusion.attention import bidirectional, chunk_causal, teacher_fo
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
-from modeling.presets import preset
+from modeling.presets import PRESETS
 from modeling.streaming.kv_cache import Cached, KVCache
 from modeling.streaming.state import FORMAT_VERSION, StreamState
 from modeling.vae.build import build_vae
@@ -218,7 +218,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: restore(state(None)), "stream state has format None"),
     (lambda: restore(state(), sink_latents=0), "restore it with the model and size it was made"),
     # presets
-    (lambda: preset("x"), "unknown preset 'x'"),
+    (lambda: PRESETS["x"], "unknown preset 'x'"),
 ]
 
 

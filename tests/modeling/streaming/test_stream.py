@@ -28,7 +28,7 @@ from modeling.model_dir import Model
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditedChunk
 from modeling.vae.build import build_vae
-from tests.modeling.plain_stream import PlainStream
+from tests.modeling.streaming.plain_stream import PlainStream
 
 
 @dataclass(frozen=True)
