@@ -13,7 +13,7 @@ from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model, save_model
 from modeling.streaming.state import StreamState
 from tests.known_editors import CONFIG, known_model, write_known_model
-from tests.modeling.test_stream import random_model
+from tests.modeling.streaming.test_stream import random_model
 
 OTHER = MaskCacheConfig(policy="published", keep_ratio=0.5, pruned_steps=(2,), scope="block")
 
