@@ -18,6 +18,7 @@ from modeling.geometry import frames_of, latents_of
 from pipelines.commands.bench import bench_app
 from pipelines.commands.import_model import import_model
 from pipelines.commands.serve import serve
+from pipelines.models_command import models_app
 
 MAX_FPS = 1000
 PATIENCE_S = 5.0  # for which further signals are not heard
@@ -40,6 +41,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datasets of pairs.")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(models_app, name="models")
 
 Overrides = Annotated[
     list[str] | None,
@@ -190,6 +192,22 @@ def edit(
         url=url,
         token=token,
     )
+
+
+@app.command(epilog="Example: liveedit send runs/demo")
+def send(
+    output: Annotated[Path, typer.Argument(help="The output folder of a pipeline.")],
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow's address (default: the pipeline's tracking.uri).")
+    ] = None,
+) -> None:
+    """Send what a pipeline could not tell MLflow: metrics, files, registered models.
+
+    A run whose process was killed is ended, as KILLED. Everything is kept until MLflow has it.
+    """
+    from pipelines.commands import show as commands
+
+    commands.send(console, output, uri)
 
 
 app.command(

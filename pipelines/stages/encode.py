@@ -25,10 +25,10 @@ from data.sample import EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.shards import write_dataset
 from data.store import open_store
+from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import load_model, read_config
 from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
-from pipelines.tracking.records import model_fingerprint
 
 _AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
 

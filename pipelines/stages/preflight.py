@@ -13,7 +13,7 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.stages.start import start_source
-from pipelines.tracking.tracker import check_reachable
+from pipelines.tracking.tracker import check_store
 
 
 def check(config: PipelineConfig) -> Path | None:
@@ -34,7 +34,7 @@ def check(config: PipelineConfig) -> Path | None:
             for stage in TRAINED_STAGES:
                 if getattr(config, stage).steps:
                     config.check_batch(stage, info.samples)
-    check_reachable(config.tracking.uri)  # last: it may make a database
+    check_store(config.tracking.uri)  # last: it may make a database
     return start
 
 
