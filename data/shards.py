@@ -81,7 +81,7 @@ def write_dataset(
 
 def finished_dataset(store: Store, uri: str | Path, overwrite: bool) -> bool:
     """Whether one was there; its manifest is removed. Raises DatasetError without `overwrite`."""
-    if not store.exists(MANIFEST):
+    if MANIFEST not in store.names():  # which also finds out that there is no such place
         return False
     if not overwrite:
         raise DatasetError(

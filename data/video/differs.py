@@ -7,7 +7,6 @@ from pathlib import Path
 
 from data.video.container import Source, open_video
 from data.video.output import output_format
-from data.video.rate import Rate
 from data.video.survey import Survey, survey
 from data.video.tracks import plan_tracks
 
@@ -30,7 +29,7 @@ def differences(
     found = survey(source)
     lines = [*_of_the_stream(found), *_of_the_picture(found)]
     if fps is not None:
-        lines.append(_of_the_rate(found.rate, Fraction(fps).limit_denominator(100_000)))
+        lines.append(_of_the_rate(found, Fraction(fps).limit_denominator(100_000)))
     kind = "mp4" if output is None else output_format(output)
     with open_video(source) as container:
         plan = plan_tracks(container, found, kind, fragmented=output is None)
@@ -75,11 +74,12 @@ def _of_the_picture(found: Survey) -> list[str]:
     return lines
 
 
-def _of_the_rate(rate: Rate, fps: Fraction) -> str:
-    if rate.constant and rate.fps == fps:
+def _of_the_rate(found: Survey, fps: Fraction) -> str:
+    constant = found.rate.constant
+    if constant and found.fps == fps:
         return ""
-    kind = "constant" if rate.constant else "variable, on average"
-    return f"the rate becomes {float(fps):g} frames a second; it is {kind} {float(rate.fps):g}"
+    kind = "constant" if constant else "variable, on average"
+    return f"the rate becomes {float(fps):g} frames a second; it is {kind} {float(found.fps):.4g}"
 
 
 def _times(count: int) -> str:

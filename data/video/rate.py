@@ -24,6 +24,7 @@ class Rate:
     fps: Fraction  # of the grid that they lie on, else the mean
     grid: bool  # whether every frame lies on a multiple of 1/fps
     constant: bool  # whether hardly a place of the grid is left out
+    bulk: Fraction  # of most frames
 
 
 def find_rate(times: np.ndarray, stated: Iterable[Fraction | None], tick: Fraction) -> Rate | None:
@@ -37,7 +38,7 @@ def find_rate(times: np.ndarray, stated: Iterable[Fraction | None], tick: Fracti
     """
     given = [Fraction(rate) for rate in stated if rate and 0 < rate <= MAX_FPS]
     if len(times) < 2 or times[-1] <= times[0]:
-        return Rate(_neat(given[0]), True, True) if given else None
+        return Rate(_neat(given[0]), True, True, _neat(given[0])) if given else None
     usual = 1 / float(np.median(np.diff(times))) if np.median(np.diff(times)) > 0 else 0.0
     mean = (len(times) - 1) / float(times[-1] - times[0])
     near = [
@@ -48,8 +49,9 @@ def find_rate(times: np.ndarray, stated: Iterable[Fraction | None], tick: Fracti
     for fps in [*given, *near]:
         if fps <= MAX_GRID_FPS and (places := _places(times, fps, tick)) is not None:
             missing = 1 - len(places) / float(places[-1] + 1)
-            return Rate(_neat(fps), True, missing <= LEFT_OUT)
-    return Rate(_neat(Fraction(min(mean, MAX_FPS))), False, False)
+            return Rate(_neat(fps), True, missing <= LEFT_OUT, _neat(fps))
+    bulk = min(usual or mean, MAX_FPS)
+    return Rate(_neat(Fraction(min(mean, MAX_FPS))), False, False, _neat(Fraction(bulk)))
 
 
 def _places(times: np.ndarray, fps: Fraction, tick: Fraction) -> np.ndarray | None:

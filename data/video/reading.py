@@ -36,6 +36,7 @@ class VideoInfo:
     has_audio: bool
     codec: str
     rotation: int  # degrees counter-clockwise, already applied to width and height
+    bulk_fps: Fraction | None = None  # the rate of most frames; None: `fps` is
     variable: bool = False  # whether frames come at no constant rate
     matrix: int | None = None  # of the colours, by H.273; None: the file does not say
     tick: Fraction | None = None  # seconds; every frame's time is a multiple, or rounded to one
@@ -51,12 +52,13 @@ def probe(path: Source) -> VideoInfo:
     return VideoInfo(
         width=found.look.width,
         height=found.look.height,
-        fps=found.rate.fps,
+        fps=found.fps,
         frames=found.packets - found.undecodable,
         duration=float(found.end - found.first),
         has_audio=found.has_audio,
         codec=found.codec,
         rotation=found.look.rotation,
+        bulk_fps=found.rate.bulk,
         variable=not found.rate.constant,
         matrix=found.look.matrix,
         tick=found.tick,

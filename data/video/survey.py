@@ -50,6 +50,13 @@ class Survey:
     has_audio: bool
     codec: str
 
+    @property
+    def fps(self) -> Fraction:
+        """The rate, or the mean where it varies."""
+        if self.rate.constant or self.packets < 2:
+            return self.rate.fps
+        return (self.packets / (self.end - self.first)).limit_denominator(100_000)
+
 
 def survey(path: Source) -> Survey:
     """Raises VideoError: no such file, not a video, or no frame can be decoded."""

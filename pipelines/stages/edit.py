@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from data.video import Damage, VideoInfo, VideoWriter, probe, read_timed
+from data.video import Damage, VideoError, VideoInfo, VideoWriter, probe, read_timed
 from data.video.output import check_output
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def edit_file(
         output,
         info.width * (2 if side_by_side else 1),
         info.height,
-        fps or info.fps,
+        fps or info.bulk_fps or info.fps,
         audio_from=source,
         tick=info.tick if fps is None else None,
         damage=damage,
@@ -143,6 +143,8 @@ def edit_file(
             out.write(picture[None], [time])
             done += 1
             progress(done)
+        if strict and damage:
+            raise VideoError(f"{source}: is damaged: {damage}; without --strict it is edited so")
     return done
 
 

@@ -128,7 +128,7 @@ class Edits:
                 writer = await asyncio.to_thread(
                     partial(
                         VideoWriter, cast(BinaryIO, sink), opening.width, opening.height,
-                        fps or info.fps, tick=info.tick if fps is None else None,
+                        fps or info.bulk_fps or info.fps, tick=info.tick if fps is None else None,
                         audio_from=path, damage=damage, fragmented=True,
                     )
                 )  # fmt: skip
