@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -72,12 +72,19 @@ def picture_segments(
 ) -> list[Segment]:
     """Segments of a stream whose stamps `times` (seconds) may be in any order within a run."""
     segments = []
-    for run in range(int(runs[-1]) + 1 if len(runs) else 0):
-        stamps = np.sort(times[runs == run])
+    for run, place in _by_run(runs):
+        stamps = np.sort(times[place])
         for part in np.split(stamps, np.nonzero(np.diff(stamps) > hole)[0] + 1):
             if len(part):
                 segments.append(Segment(run, float(part[0]), float(part[-1]) + step))
     return segments
+
+
+def _by_run(runs: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """(run, where its packets are) for the runs of packets in the file's order."""
+    starts = np.nonzero(np.diff(runs, prepend=-1))[0].tolist()
+    for start, end in zip(starts, [*starts[1:], len(runs)], strict=True):
+        yield int(runs[start]), slice(start, end)
 
 
 class SoundSegments:
@@ -128,12 +135,13 @@ class Clock:
     def shifts(self, index: int, times: np.ndarray, runs: np.ndarray) -> np.ndarray:
         """What to add to stamps (seconds) of a stream, to each its run given."""
         out = np.zeros(len(times))
-        segments = self.segments.get(index, [])
-        for run in range(int(runs[-1]) + 1 if len(runs) else 0):
-            parts = [s for s in segments if s.run == run]
-            if parts:
-                place = np.searchsorted([s.start for s in parts], times[runs == run], "right") - 1
-                out[runs == run] = np.array([s.shift for s in parts])[np.maximum(place, 0)]
+        parts: dict[int, list[Segment]] = {}
+        for segment in self.segments.get(index, []):
+            parts.setdefault(segment.run, []).append(segment)
+        for run, place in _by_run(runs):
+            if run in parts:
+                number = np.searchsorted([s.start for s in parts[run]], times[place], "right") - 1
+                out[place] = np.array([s.shift for s in parts[run]])[np.maximum(number, 0)]
         return out
 
 
