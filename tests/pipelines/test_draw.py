@@ -47,6 +47,14 @@ def test_every_place_has_its_own_numbers(numbers: Callable[[Draw], Tensor]) -> N
         assert torch.equal(numbers(make()), drawn[name]), f"{name} does not draw the same again"
 
 
+def test_what_ranks_share_is_nobodys_own() -> None:
+    drawn = [draw(rank=rank) for rank in range(4)]
+    shared = torch.stack([torch.rand(9, generator=here.shared) for here in drawn])
+    own = torch.stack([torch.rand(9, generator=here.own) for here in drawn])
+    assert torch.equal(shared, shared[:1].expand(4, 9))
+    assert torch.cat([shared[:1], own]).unique(dim=0).shape[0] == 5
+
+
 def test_one_draw_goes_on() -> None:
     here = draw()
     like = torch.empty(50)
