@@ -91,7 +91,7 @@ def _check_stage(name: str, stage: TrainedStage) -> None:
 
 def _check_vae_crops(config: PipelineConfig, side: int) -> None:
     frames, crop = config.vae.clip_frames, config.vae.crop
-    if frames % 4 != 1 or frames > config.data.frames:
+    if frames % 4 != 1 or not 1 <= frames <= config.data.frames:
         raise ConfigError(
             f"vae.clip_frames={frames} must be 4n-3 frames, at most "
             f"data.frames={config.data.frames}"
@@ -132,7 +132,7 @@ def check_machine(config: PipelineConfig) -> None:
 def _at_least(section: str, owner: object, **minima: int) -> None:
     for name, minimum in minima.items():
         value = getattr(owner, name)
-        if value is not None and value < minimum:
+        if value is not None and not value >= minimum:  # nor NaN
             raise ConfigError(f"{section}.{name}={value} is too small; use {minimum} or more")
 
 

@@ -79,10 +79,12 @@ class PlainEngine:
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=stage.betas)
         self.rates: list[float] = []  # of every step that was taken
         self.losses: list[float] = []
+        self.forwards = 0  # a network that steps must be called through its engine
         self.micro = 0
         self.norm: Tensor | None = None
 
     def __call__(self, *args: Any) -> Any:
+        self.forwards += 1
         return self.module(*args)
 
     def is_gradient_accumulation_boundary(self) -> bool:

@@ -138,6 +138,7 @@ def test_the_critics_loss_by_hand() -> None:
     metrics = training.train_critic(made, given["source"], given["text"], here.draw(0, 0))
     (call,) = training.critic.module.calls
     assert call.grad
+    assert training.critic.forwards == 1
     assert torch.equal(call.source, given["source"])
     assert torch.equal(call.text, given["text"])
     assert [(s.queries, s.keys) for s in call.visible.spans] == [((0, FRAMES), ((0, FRAMES),))]
@@ -181,23 +182,40 @@ def test_the_generator_learns_in_every_nth_step_and_the_critic_in_all() -> None:
     assert training.average.updates == 3
 
 
-def test_the_rollout_that_is_judged() -> None:
-    """The critic and both scores see the generator's own clip, made from source and text; it ends
-    at the step that all ranks agree on."""
-    for rank in (0, 1):
-        here = setting("distill", rank, 2, generator_every=2, seed=5)
-        training = make(here)
-        for step in range(6):
-            calls = training.generator.module.calls
-            calls.clear()
-            given = batch(step)
-            training.step(given, here.draw(step, 0))
-            last = exit_step(5, step, 4)
-            assert len(calls) == 2 * (last + 1) + 1  # two chunks and one refresh
-            assert all(torch.equal(call.text, given["text"]) for call in calls)
-            assert torch.equal(calls[0].source, given["source"][:, :3])
-            assert torch.equal(calls[-1].source, given["source"][:, 3:])
-            assert [call.grad for call in calls].count(True) == (2 if step % 2 == 0 else 0)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_rollout_and_who_judges_it(rank: int) -> None:
+    """The generator's own clip of source and text goes to the scores and, without gradient, to the
+    critic; it ends at the step that all ranks agree on."""
+    here = setting("distill", rank, 2, generator_every=2, seed=5)
+    training = make(here)
+    judged: list[tuple[Tensor, ...]] = []
+    training.train_generator = lambda *args: judged.append(args[:4]) or {}  # type: ignore
+    training.train_critic = lambda *args: judged.append(args[:3]) or {}  # type: ignore
+    for step in range(6):
+        calls = training.generator.module.calls
+        calls.clear()
+        judged.clear()
+        given = batch(step)
+        training.step(given, here.draw(step, 0))
+        last = exit_step(5, step, 4)
+        assert len(calls) == 2 * (last + 1) + 1  # two chunks and one refresh
+        assert all(torch.equal(call.text, given["text"]) for call in calls)
+        assert torch.equal(calls[0].source, given["source"][:, :3])
+        assert torch.equal(calls[-1].source, given["source"][:, 3:])
+        learns = step % 2 == 0
+        assert [call.grad for call in calls].count(True) == 2 * learns
+        assert training.generator.forwards == 2 * (step // 2 + 1)
+
+        *generators, (made, source, text) = judged
+        assert not made.requires_grad
+        assert torch.equal(source, given["source"])
+        assert torch.equal(text, given["text"])
+        assert len(generators) == learns
+        for mine, *others in generators:
+            assert mine.requires_grad
+            assert torch.equal(mine, made)
+            for found, name in zip(others, ("source", "target", "text"), strict=True):
+                assert torch.equal(found, given[name])
 
 
 def test_all_that_is_drawn_for_a_step_differs() -> None:
@@ -277,8 +295,8 @@ def test_networks_and_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_teacher_is_needed_and_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     here = setting("distill")
     here.models.pop("teacher")  # type: ignore[attr-defined]
-    with pytest.raises(ModelError, match=r"distill needs the foundation model .* extra=\{'teacher'"):
+    with pytest.raises(ModelError, match=r"needs the foundation model .* extra=\{'teacher'"):
         make(here)
     monkeypatch.setattr(module, "load_model", lambda *_, **__: SimpleNamespace(transformer=None))
-    with pytest.raises(ModelError, match=r"teacher nowhere holds no transformer; give a foundation"):
+    with pytest.raises(ModelError, match=r"teacher nowhere holds no transformer; give a"):
         make(setting("distill"))

@@ -74,7 +74,7 @@ def test_spread_numbers_lie_evenly_over_the_clips_of_all_ranks() -> None:
     assert drawn.shape == (20, 2)
     gaps = drawn.sort(dim=0).values.diff(dim=0)
     torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 20), atol=1e-6, rtol=0)
-    assert 0 <= drawn.min()
+    assert drawn.min() >= 0
     assert drawn.max() < 1
     assert not torch.allclose(drawn[:, 0], drawn[:, 1], atol=1e-3)  # columns are independent
     steps = {round(draw(step=step).spread(1).item(), 4) for step in range(50)}

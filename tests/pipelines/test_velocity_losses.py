@@ -73,9 +73,7 @@ def level_weight(sigma: Tensor, shift: float) -> Tensor:
 @pytest.mark.parametrize("edit_weight", [0.0, 4.0])
 @pytest.mark.parametrize("weighting", ["uniform", "published"])
 def test_the_loss_by_hand(stage: str, weighting: str, edit_weight: float) -> None:
-    here = setting(
-        stage, weighting=weighting, edit_weight=edit_weight, text_dropout=0.0, shift=3.0
-    )
+    here = setting(stage, weighting=weighting, edit_weight=edit_weight, text_dropout=0.0, shift=3.0)
     training, network = make(here)
     asked = deepcopy(network)  # before the optimizer moves it
     given = batch()
@@ -91,6 +89,7 @@ def test_the_loss_by_hand(stage: str, weighting: str, edit_weight: float) -> Non
     if weighting == "published":
         weight = weight * over(level_weight(sigma, 3.0), noisy)
     loss = (weight * (predicted - wanted) ** 2).mean().item()
+    assert training.engine.forwards == 1
     assert training.engine.losses == [metrics["loss"].item()]
     assert metrics["loss"].item() == pytest.approx(loss, rel=1e-5)
     assert metrics["grad_norm"] == training.engine.norm
@@ -104,7 +103,13 @@ def test_the_noise_is_fresh_and_has_nothing_of_the_clip(stage: str) -> None:
     for step, micro in ((0, 0), (1, 0), (1, 1)):
         training.step(given, here.draw(step, micro))
     drawn = [noise_in(call, given["target"]).float().flatten(1) for call in network.calls]
-    rows = [*drawn[0], *drawn[1], *drawn[2], *given["source"].flatten(1), *given["target"].flatten(1)]
+    rows = [
+        *drawn[0],
+        *drawn[1],
+        *drawn[2],
+        *given["source"].flatten(1),
+        *given["target"].flatten(1),
+    ]
     related = torch.corrcoef(torch.stack(rows))[: 3 * CLIPS]
     alone = related - torch.eye(len(rows))[: 3 * CLIPS]
     assert alone.abs().max() < 0.12  # of 2304 numbers each; 0.02 is the deviation
