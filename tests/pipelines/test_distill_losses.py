@@ -187,6 +187,7 @@ def test_the_rollout_and_who_judges_it(rank: int) -> None:
     """The generator's own clip of source and text goes to the scores and, without gradient, to the
     critic; it ends at the step that all ranks agree on."""
     here = setting("distill", rank, 2, generator_every=2, seed=5)
+    here.config.compute.precision = "bf16" if rank else "fp32"
     training = make(here)
     judged: list[tuple[Tensor, ...]] = []
     training.train_generator = lambda *args: judged.append(args[:4]) or {}  # type: ignore
@@ -200,6 +201,7 @@ def test_the_rollout_and_who_judges_it(rank: int) -> None:
         last = exit_step(5, step, 4)
         assert len(calls) == 2 * (last + 1) + 1  # two chunks and one refresh
         assert all(torch.equal(call.text, given["text"]) for call in calls)
+        assert {call.visible.cache.k.dtype for call in calls} == {here.dtype}
         assert torch.equal(calls[0].source, given["source"][:, :3])
         assert torch.equal(calls[-1].source, given["source"][:, 3:])
         learns = step % 2 == 0
@@ -237,6 +239,15 @@ def test_all_that_is_drawn_for_a_step_differs() -> None:
             assert not torch.equal(judged.timestep, learned.timestep)
     related = torch.corrcoef(torch.stack(drawn)) - torch.eye(len(drawn))
     assert related.abs().max() < 0.2
+
+
+def test_torchs_own_random_numbers_are_without_effect() -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        here = setting("distill")
+        found.append(make(here).step(batch(), here.draw(0, 0)))
+    assert found[0] == found[1]
 
 
 def test_the_average_is_what_is_exported() -> None:

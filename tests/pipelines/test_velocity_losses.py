@@ -211,6 +211,16 @@ def test_accumulated_batches_are_one_update_of_their_mean_gradient(stage: str) -
 
 
 @both
+def test_torchs_own_random_numbers_are_without_effect(stage: str) -> None:
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        here = setting(stage, source_dropout=0.3, text_dropout=0.3)
+        losses.append(make(here)[0].step(batch(), here.draw(2, 0))["loss"].item())
+    assert losses[0] == losses[1]
+
+
+@both
 @pytest.mark.parametrize("rank", [0, 1])
 def test_engine_and_export(stage: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     here = setting(stage, rank, 2, learning_rate=3e-4)
