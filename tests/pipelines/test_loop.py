@@ -103,10 +103,10 @@ class Bench:
     def setting(self, rank: int = 0, world_size: int = 1) -> Setting:
         return make_setting(self.job(), rank, world_size, torch.device("cpu"))
 
-    def training(self, saved: Path | None = None) -> Training:
+    def training(self, saved: Path | None = None, rank: int = 0, world_size: int = 1) -> Training:
         folder = RunFolder(self.folder)
         folder.open()
-        return Training(self.setting(), folder, saved)
+        return Training(self.setting(rank, world_size), folder, saved)
 
     def run(self, saved: Path | None = None) -> dict[str, Any]:
         return self.training(saved).run(self.job(), self.keep)
@@ -197,6 +197,17 @@ def test_steps_accumulation_batches_and_learning_rates(
     wanted = [learning_rate_at(step, section, 0.1) for step in range(5) for _ in range(2)]
     assert [one for one, _ in stage.rates] == wanted
     assert [two for _, two in stage.rates] == pytest.approx([3 * rate for rate in wanted])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_worker_reads_its_own_part(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], rank: int
+) -> None:
+    stage = scripted(lambda step, micro: {"loss": 1.0})
+    run = bench().set(steps=4, batch_size=2)
+    run.training(rank=rank, world_size=2).run(run.job(), run.keep)
+    batches = iter(loader(run.dataset, batch_size=2, rank=rank, world_size=2))
+    assert stage.keys == [key for _ in range(4) for key in next(batches)["key"]]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +403,7 @@ def test_a_checkpoint_of_something_else_is_refused(
         run.training(saved)
     run = other("workers")
     with pytest.raises(ValueError, match=r"written by 1 workers .* go on with 2; .*workers=1, or"):
-        Training(run.setting(1, 2), RunFolder(run.folder), saved)
+        run.training(saved, rank=1, world_size=2)
     run = other("data")
     run.dataset = write(tmp_path / "other content", first=50)  # of the same size
     with pytest.raises(ValueError, match="saved with dataset"):
@@ -475,8 +486,7 @@ def test_only_the_first_worker_writes_the_model(
 ) -> None:
     scripted(lambda step, micro: {"loss": 1.0})
     run = bench().set(steps=1)
-    training = Training(run.setting(1, 2), RunFolder(run.folder), None)
-    training.run(run.job(), run.keep)
+    run.training(rank=1, world_size=2).run(run.job(), run.keep)
     assert not (run.folder / "model").exists()
 
 
