@@ -288,8 +288,12 @@ def test_what_is_not_finite_is_never_saved(
     assert not (run.folder / "model").exists()
 
 
-def setting_of(run: Bench, rank: int = 0) -> Setting:
-    return run.setting(rank, 2)
+def test_the_very_first_step_is_guarded_too(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted]
+) -> None:
+    scripted(lambda step, micro: {"loss": math.nan if step == 0 else 1.0})
+    with pytest.raises(TrainingError, match="not finite at step 1 on at least one worker"):
+        bench().set(steps=2, log_every=2).run()
 
 
 class OtherRank:
@@ -313,7 +317,7 @@ def test_means_are_over_all_workers_and_the_first_reports(
     run = bench()
     folder = RunFolder(run.folder)
     folder.open()
-    meter = Meter(setting_of(run, rank), folder, resumed=True)
+    meter = Meter(run.setting(rank, 2), folder, resumed=True)
     monkeypatch.setattr(loop.distributed, "all_reduce", OtherRank(-1, [6.0, 1.0]))
     meter.add({"loss": torch.tensor(1.0), "psnr": torch.tensor(20.0)}, 0)
     meter.add({"loss": torch.tensor(3.0), "psnr": torch.tensor(22.0)}, 1)
