@@ -119,8 +119,10 @@ class Server:
     def __init__(self) -> None:
         self.logged: list[tuple[dict[str, float], int]] = []
         self.answers = True
+        self.tries = 0
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.tries += 1
         if not self.answers:
             raise MlflowException("gone")
         self.logged.append((metrics, step))
@@ -155,12 +157,27 @@ def test_a_server_that_is_away_gets_all_later_and_is_complained_of_once(
     for step in (1, 2, 3):
         folder.report(replace(REPORT, step=step))
         follow()
+        follow()
+    assert server.tries == 3  # once a report: it is asked in vain no oftener
     assert capsys.readouterr().err.count("\n") == 1
     server.answers = True
     folder.report(replace(REPORT, step=4))
     follow.finish()
     assert [step for _, step in server.logged] == [1, 2, 3, 4]
     assert capsys.readouterr().err == ""
+
+
+def test_a_server_that_is_back_at_the_end_gets_what_it_missed(
+    folder: RunFolder, server: Server, capsys: Any
+) -> None:
+    follow = follower(folder, run_id="run", on_progress=lambda report: None)
+    server.answers = False
+    folder.report(REPORT)
+    follow()
+    server.answers = True
+    follow.finish()
+    assert [step for _, step in server.logged] == [3]
+    assert "missing" not in capsys.readouterr().err
 
 
 def test_what_was_never_taken_is_said(folder: RunFolder, server: Server, capsys: Any) -> None:
