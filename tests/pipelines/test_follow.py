@@ -286,6 +286,7 @@ def test_in_a_terminal_stages_are_bars(clock: list[float]) -> None:
         view.finish("vae", "loss 1")
         assert (task.completed, task.total) == (1, 1)
         view._progress.refresh()
+    assert not view._progress.live.is_started  # the terminal is its own again
     text = file.getvalue()
     assert "started" not in text
     for words in ("vae", "causal", "loss 1"):
