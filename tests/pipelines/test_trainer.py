@@ -53,6 +53,7 @@ def test_a_job_is_plain_values_and_absolute_paths(
     assert job["folder"] == str(tiny_model.parent / "out" / "checkpoints" / f"distill-{'k' * 12}")
     assert (job["stage"], job["dataset"]) == ("distill", heldout)
     card = job["card"]
+    assert (card["stage"], card["key"]) == ("distill", "k" * 64)
     assert card["parent"]["fingerprint"] == model_fingerprint(tiny_model)
     assert card["dataset"]["hash"] == dataset_hash(read_dataset_info(heldout))
     assert card["teacher"] == tiny_model.name

@@ -177,15 +177,18 @@ def test_the_noise_grows_to_its_level(warmup: float, expected: list[float]) -> N
     assert training.noise_level(10**6) == pytest.approx(0.2)
 
 
-def test_the_noise_differs_between_ranks_and_steps() -> None:
-    drawn = []
+def test_noise_and_crops_differ_between_ranks_and_steps() -> None:
+    noises, crops = [], []
     for rank in (0, 1):
-        training = make(here := setting("vae", rank, 2, noise_warmup=0.0, crop=None))
+        training = make(here := setting("vae", rank, 2, noise_warmup=0.0, crop=16))
         for step in (0, 1):
             training.step(clips(), here.draw(step, 0))
-            drawn.append(training.engine.given[-1][1].flatten())
-    related = torch.corrcoef(torch.stack(drawn)) - torch.eye(4)
-    assert related.abs().max() < 0.15
+            pixels, noise = training.engine.given[-1]
+            noises.append(noise.flatten())
+            crops.append(pixels.flatten())
+    related = torch.corrcoef(torch.stack(noises)) - torch.eye(4)
+    assert related.abs().max() < 0.2
+    assert torch.stack(crops).unique(dim=0).shape[0] == 4
 
 
 def test_torchs_own_random_numbers_are_without_effect() -> None:
