@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from modeling.model_dir import Model
 from modeling.presets import PRESETS, ModelConfig
-from pipelines.config import PipelineConfig
-from pipelines.stage_config import ComputeConfig, TrainedStage
-from pipelines.stages import distill, foundation, vae
-from pipelines.stages.base import Setting
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.config.stages import ComputeConfig, TrainedStage
+from pipelines.training.methods import distill, foundation, vae
+from pipelines.training.methods.base import Setting
 
 CLIPS, FRAMES, CHUNK, CHANNELS, HEIGHT, WIDTH = 4, 6, 3, 16, 4, 6
 CONFIG: ModelConfig = replace(

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from data.manifest import DatasetInfo
-from pipelines.config import ConfigError, PipelineConfig, load_config
-from pipelines.config_check import check_batch, check_config
-from pipelines.merge import _dotted
-from pipelines.preflight import _check_clips
+from pipelines.config.check import check_batch, check_config
+from pipelines.config.merge import _dotted
+from pipelines.config.pipeline import ConfigError, PipelineConfig, load_config
+from pipelines.stages.preflight import _check_clips
 
 # Nothing of the demo's own is in the way: pairs that are somewhere, a start, all stages run.
 BASE = ("data.train=somewhere", "tracking.uri=sqlite:////tmp/never-made.db")

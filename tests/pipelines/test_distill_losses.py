@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.attention import Spans
-from modeling.flow import FlowSchedule
+from modeling.diffusion.attention import Spans
+from modeling.diffusion.flow import FlowSchedule
 from modeling.model_dir import ModelError
-from pipelines.rollout import exit_step
-from pipelines.stages import distill as module
-from pipelines.stages.base import Setting
-from pipelines.stages.distill import DistillTraining
+from pipelines.training.methods import distill as module
+from pipelines.training.methods.base import Setting
+from pipelines.training.methods.distill import DistillTraining
+from pipelines.training.methods.rollout import exit_step
 from tests.pipelines.plain import (
     CLIPS,
     CONFIG,

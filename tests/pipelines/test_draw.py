@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.flow import FlowSchedule
-from pipelines.stages.base import Draw, draw_timesteps
+from modeling.diffusion.flow import FlowSchedule
+from pipelines.training.methods.base import Draw, draw_timesteps
 from tests.pipelines.plain import setting
 
 

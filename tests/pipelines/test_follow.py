@@ -12,12 +12,12 @@ import pytest
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from pipelines import follow as module
-from pipelines import progress as progress_module
-from pipelines.config import PipelineConfig
-from pipelines.follow import Follower
-from pipelines.progress import StageView
-from pipelines.run_folder import Progress, RunFolder
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages import progress as progress_module
+from pipelines.stages.progress import StageView
+from pipelines.training import follower as module
+from pipelines.training.follower import Follower
+from pipelines.training.run_folder import Progress, RunFolder
 
 REPORT = Progress(3, 10, {"loss": 0.123456, "grad_norm": 7.0}, 2.5)
 

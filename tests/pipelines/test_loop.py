@@ -24,16 +24,16 @@ from data.loader import loader
 from data.sample import EncodedPair
 from data.shards import write_dataset
 from modeling.model_dir import load_model, read_card, read_config
-from pipelines import loop
-from pipelines.config import PipelineConfig, to_plain
-from pipelines.engines import learning_rate_at
-from pipelines.loop import Meter, Training, build_stage, make_setting, train_loop
-from pipelines.run_folder import Progress, RunFolder, TrainingError
-from pipelines.stages.base import Draw, Exported, Setting
-from pipelines.stages.causal import CausalTraining
-from pipelines.stages.distill import DistillTraining
-from pipelines.stages.foundation import FoundationTraining
-from pipelines.stages.vae import VaeTraining
+from pipelines.config.pipeline import PipelineConfig, to_plain
+from pipelines.training import loop
+from pipelines.training.engines import learning_rate_at
+from pipelines.training.loop import Meter, Training, build_stage, make_setting, train_loop
+from pipelines.training.methods.base import Draw, Exported, Setting
+from pipelines.training.methods.causal import CausalTraining
+from pipelines.training.methods.distill import DistillTraining
+from pipelines.training.methods.foundation import FoundationTraining
+from pipelines.training.methods.vae import VaeTraining
+from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 from tests.pipelines.plain import PlainEngine, use_plain_engines
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.attention import attention
-from modeling.flow import FlowSchedule
-from modeling.kv_cache import Cached
+from modeling.diffusion.attention import attention
+from modeling.diffusion.flow import FlowSchedule
+from modeling.diffusion.rope import Rope, rope_table, rotate
+from modeling.diffusion.transformer import Transformer
 from modeling.presets import StreamConfig, TransformerConfig
-from modeling.rope import Rope, rope_table, rotate
-from modeling.transformer import Transformer
-from pipelines.rollout import rollout
+from modeling.streaming.kv_cache import Cached
+from pipelines.training.methods.rollout import rollout
 
 CONFIG = TransformerConfig(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,

@@ -14,12 +14,12 @@ import ray
 
 from data.manifest import dataset_hash, read_dataset_info
 from data.shards import write_dataset
-from pipelines import trainer as module
-from pipelines.config import PipelineConfig, from_plain
-from pipelines.records import model_fingerprint
-from pipelines.run_folder import RunFolder, TrainingError
-from pipelines.stage_config import ComputeConfig
-from pipelines.trainer import _in_thread, _plain_error, _workers, make_job, train_stage
+from pipelines.config.pipeline import PipelineConfig, from_plain
+from pipelines.config.stages import ComputeConfig
+from pipelines.tracking.records import model_fingerprint
+from pipelines.training import trainer as module
+from pipelines.training.run_folder import RunFolder, TrainingError
+from pipelines.training.trainer import _in_thread, _plain_error, _workers, make_job, train_stage
 from tests.data.conftest import small_encoded
 
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.attention import Spans
-from pipelines.stages import foundation as module
-from pipelines.stages.base import Setting
-from pipelines.stages.causal import CausalTraining
-from pipelines.stages.foundation import FoundationTraining
+from modeling.diffusion.attention import Spans
+from pipelines.training.methods import foundation as module
+from pipelines.training.methods.base import Setting
+from pipelines.training.methods.causal import CausalTraining
+from pipelines.training.methods.foundation import FoundationTraining
 from tests.pipelines.plain import (
     CHUNK,
     CLIPS,

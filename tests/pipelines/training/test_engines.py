@@ -1,0 +1,305 @@
+"""DeepSpeed as the stages use it, on two gloo ranks against one process without DeepSpeed.
+
+These guard upgrades: several engines in a process, gradients that pass through another network,
+float32 masters and their average are where DeepSpeed has been wrong without an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+from modeling.diffusion.losses import dmd_gradient, gradient_as_loss
+from pipelines.config.stages import ComputeConfig, TrainedStage
+from pipelines.training import engines
+from pipelines.training.average import Ema
+from pipelines.training.engines import (
+    deepspeed_config,
+    full_weights,
+    import_deepspeed,
+    learning_rate_at,
+    make_engine,
+    set_learning_rate,
+    update,
+)
+
+WORLD = 2
+STEPS = 6
+DECAY = 0.9
+STAGE = TrainedStage(steps=STEPS, batch_size=2, learning_rate=1e-2, grad_clip=0.5)
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 6))
+
+
+def batch(step: int, rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    return torch.randn(STAGE.batch_size, 6, generator=generator)
+
+
+def generator_loss(made: Tensor, fake: Tensor, real: Tensor, critic: Any) -> Tensor:
+    """DMD's detached gradient and, as a GAN head would have it, one through the critic."""
+    shape = (-1, 1, 1, 1, 6)
+    gradient = dmd_gradient(made.view(shape), real.view(shape), fake.view(shape))
+    return gradient_as_loss(made.view(shape), gradient) + 0.1 * critic(made).square().mean()
+
+
+def reference() -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Generator, critic and generator's average, trained by plain PyTorch on both ranks' data."""
+    generator, critic, teacher = network(0), network(1), network(2)
+    optimizers = []
+    for net in (generator, critic):
+        decays = ([p for p in net.parameters() if p.dim() > 1], 0.01)
+        others = ([p for p in net.parameters() if p.dim() <= 1], 0.0)
+        groups = [{"params": params, "weight_decay": decay} for params, decay in (decays, others)]
+        optimizers.append(torch.optim.AdamW(groups, lr=1e-2, betas=STAGE.betas))
+    average = copy.deepcopy(generator.state_dict())
+    for step in range(STEPS):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, STAGE, 1e-2)
+        data = [batch(step, rank) for rank in range(WORLD)]
+        if step % 2 == 0:
+            losses = []
+            for x in data:
+                made = generator(x)
+                with torch.no_grad():
+                    fake, real = critic(made), teacher(made)
+                losses.append(generator_loss(made, fake, real, critic))
+            _plain_step(generator, optimizers[0], torch.stack(losses).mean())
+            decay = min(DECAY, (2 + step // 2) / (11 + step // 2))
+            for name, value in generator.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+        losses = [(critic(generator(x).detach()) - x).square().mean() for x in data]
+        _plain_step(critic, optimizers[1], torch.stack(losses).mean())
+    return generator.state_dict(), critic.state_dict(), average
+
+
+def _plain_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    gradients = torch.autograd.grad(loss, list(net.parameters()))
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    nn.utils.clip_grad_norm_(net.parameters(), STAGE.grad_clip)
+    optimizer.step()
+
+
+def train(compute: ComputeConfig, folder: Path) -> tuple[Any, Any, Ema]:
+    """The same with engines; in the middle everything is saved and loaded into new ones."""
+    rank = distributed.get_rank()
+    generator = make_engine(network(0), compute, STAGE, 1e-2)
+    critic = make_engine(network(1), compute, STAGE, 1e-2)
+    ema, teacher = Ema(generator, DECAY), network(2).to(_dtype(compute))
+    for step in range(STEPS):
+        if step == 3:
+            for name, engine in (("generator", generator), ("critic", critic)):
+                engine.save_checkpoint(str(folder / name), tag="t", save_latest=False)
+            state = copy.deepcopy(ema.state_dict())
+            generator = make_engine(network(3), compute, STAGE, 1e-2)
+            critic = make_engine(network(4), compute, STAGE, 1e-2)
+            ema = Ema(generator, DECAY)
+            for name, engine in (("generator", generator), ("critic", critic)):
+                engine.load_checkpoint(str(folder / name), tag="t")
+            ema.load_state_dict(state)
+        for engine in (generator, critic):
+            set_learning_rate(engine, learning_rate_at(step, STAGE, 1e-2))
+        x = batch(step, rank).to(_dtype(compute))
+        if step % 2 == 0:
+            made = generator(x)
+            with torch.no_grad():
+                fake, real = critic.module(made), teacher(made)
+            critic.module.requires_grad_(False)
+            update(generator, generator_loss(made, fake, real, critic.module))
+            critic.module.requires_grad_(True)
+            ema.update()
+        with torch.no_grad():
+            made = generator.module(x)
+        update(critic, (critic(made) - x).float().square().mean())
+    return generator, critic, ema
+
+
+def _dtype(compute: ComputeConfig) -> torch.dtype:
+    return torch.bfloat16 if compute.precision == "bf16" else torch.float32
+
+
+def compare(rank: int, folder: Path) -> None:
+    """Both checks in one start of the two processes, which costs more than they do."""
+    compare_fp32(folder)
+    compare_bf16(folder)
+
+
+def compare_fp32(folder: Path) -> None:
+    expected = reference()
+    for zero_stage in (0, 1, 2, 3):
+        compute = ComputeConfig(zero_stage=zero_stage)
+        generator, critic, ema = train(compute, folder / f"zero{zero_stage}")
+        raw = full_weights(generator)
+        averaged = ema.full_weights()
+        found = (raw, full_weights(critic), averaged)
+        for name, wanted, got in zip(("generator", "critic", "ema"), expected, found, strict=True):
+            for key, value in wanted.items():
+                torch.testing.assert_close(
+                    got[key], value, atol=2e-6, rtol=1e-5, msg=f"ZeRO-{zero_stage} {name} {key}"
+                )
+        for key, value in full_weights(generator).items():
+            assert torch.equal(value, raw[key]), "gathering the average must not change the network"
+        assert full_weights(generator, keep=False) == {}
+
+    import deepspeed.comm
+
+    assert deepspeed.comm.comm.cdb.shm_comm_op is None, "DeepSpeed compiled its CPU kernel"
+
+
+def compare_bf16(folder: Path) -> None:
+    """The average follows the float32 masters, which bf16 weights cannot show."""
+    for zero_stage in (1, 2, 3):
+        compute = ComputeConfig(zero_stage=zero_stage, precision="bf16")
+        generator, _, ema = train(compute, folder / f"bf16-zero{zero_stage}")
+        for weights in (full_weights(generator), ema.full_weights()):
+            for name, value in weights.items():
+                assert value.dtype == torch.float32, name
+                assert not torch.equal(value, value.bfloat16().float()), f"{name} is rounded"
+
+
+def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    multiprocessing.spawn(_rank, args=(function, folder), nprocs=WORLD)
+
+
+def _rank(rank: int, function: Callable[[int, Path], None], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank))
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+    )
+    import_deepspeed()
+    try:
+        function(rank, folder)
+    finally:
+        distributed.destroy_process_group()
+    # Not by way of the interpreter's end: DeepSpeed keeps the process group, whose gloo thread may
+    # still have to let go of the last collective's tensors, and aborts where it no longer can.
+    os._exit(0)
+
+
+def test_several_engines_equal_plain_pytorch_at_every_zero_stage(tmp_path: Path) -> None:
+    on_two_ranks(compare, tmp_path)
+
+
+def test_the_cpu_kernel_is_still_switched_off_by_the_name_we_use() -> None:
+    """`import_deepspeed` sets an internal flag; if DeepSpeed renames it, minutes of compiling and
+    a need for a compiler come back."""
+    deepspeed = import_deepspeed()
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+    from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
+
+    assert ShareMemCommBuilder.NAME == "deepspeed_shm_comm"
+
+
+def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:
+    stage = TrainedStage(steps=21, warmup_steps=4, final_learning_rate=0.1)
+    rates = [learning_rate_at(step, stage, 1.0) for step in range(21)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(a >= b for a, b in pairwise(rates[4:]))
+    assert rates[12] == pytest.approx(0.55)  # half way down
+    assert rates[-1] == pytest.approx(0.1)
+    constant = TrainedStage(steps=3, warmup_steps=0)
+    assert [learning_rate_at(step, constant, 2.0) for step in range(3)] == [2.0, 2.0, 2.0]
+
+
+def test_deepspeed_is_told_what_the_stage_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def initialize(**options: Any) -> tuple[SimpleNamespace]:
+        told.update(options)
+        return (SimpleNamespace(module=options["model"]),)
+
+    deepspeed = SimpleNamespace(initialize=initialize)
+    monkeypatch.setattr(engines, "import_deepspeed", lambda: deepspeed)
+    stage = TrainedStage(
+        batch_size=3, grad_accumulation=5, grad_clip=0.7, betas=(0.2, 0.4), weight_decay=0.3
+    )
+    net = network(0).requires_grad_(False)
+    compute = ComputeConfig(precision="bf16", zero_stage=1)
+    engine = make_engine(net, compute, stage, 1e-2)
+    assert engine.module is net
+    assert not net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    config = told["config"]
+    assert config == deepspeed_config(compute, stage)
+    assert config["train_micro_batch_size_per_gpu"] == 3
+    assert config["gradient_accumulation_steps"] == 5
+    assert config["gradient_clipping"] == 0.7
+    assert config["bf16"] == {"enabled": True}
+    assert config["zero_optimization"] == {"stage": 1}
+    fp32 = deepspeed_config(ComputeConfig(zero_stage=3), stage)
+    assert fp32["bf16"] == {"enabled": False}
+    assert fp32["zero_optimization"] == {"stage": 3}
+    optimizer = told["optimizer"]
+    assert type(optimizer) is torch.optim.AdamW
+    weights, others = optimizer.param_groups
+    assert weights["params"] == [net[0].weight, net[2].weight]  # type: ignore[index]
+    assert others["params"] == [net[0].bias, net[2].bias]  # type: ignore[index]
+    assert (weights["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+    for group in (weights, others):
+        assert group["lr"] == 1e-2
+        assert group["betas"] == (0.2, 0.4)
+    set_learning_rate(SimpleNamespace(optimizer=optimizer), 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("norm", "found"), [(None, 0.0), (2.5, 2.5), (torch.tensor(1.5, dtype=torch.bfloat16), 1.5)]
+)
+def test_an_update_gives_the_norm_at_the_end_of_an_accumulation(norm: Any, found: float) -> None:
+    done: list[str] = []
+    engine = SimpleNamespace(
+        is_gradient_accumulation_boundary=lambda: len(done) >= 2,
+        backward=lambda loss: done.append(f"backward {loss}"),
+        step=lambda: done.append("step"),
+        get_global_grad_norm=lambda: norm,
+    )
+    assert update(engine, torch.tensor(3.0)) is None
+    assert done == ["backward 3.0", "step"]
+    last = update(engine, torch.tensor(4.0))
+    assert done[2:] == ["backward 4.0", "step"]
+    assert isinstance(last, Tensor)
+    assert last.dtype == torch.float32
+    assert last.item() == found
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "warmup", "floor", "expected"),
+    [
+        (0, 1, 0, 0.5, 1.0),  # a single step runs at the peak
+        (0, 11, 0, 0.0, 1.0),
+        (5, 11, 0, 0.0, 0.5),
+        (10, 11, 0, 0.0, 0.0),
+        (99, 11, 0, 0.2, 0.2),  # never below, never up again
+        (0, 10, 9, 0.0, 0.1),
+        (9, 10, 9, 0.0, 1.0),
+        (3, 4, 100, 0.0, 4 / 101),  # a warm-up that is longer than the stage
+        (4, 11, 2, 0.5, 0.5 + 0.25 * (1 + math.cos(math.pi / 4))),
+    ],
+)
+def test_learning_rates_by_hand(
+    step: int, steps: int, warmup: int, floor: float, expected: float
+) -> None:
+    stage = TrainedStage(steps=steps, warmup_steps=warmup, final_learning_rate=floor)
+    assert learning_rate_at(step, stage, 3.0) == pytest.approx(3 * expected)
+
+
+def test_bf16_without_sharding_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compute\.zero_stage=0 .* set compute\.zero_stage"):
+        deepspeed_config(ComputeConfig(precision="bf16", zero_stage=0), STAGE)
