@@ -136,7 +136,11 @@ def test_as_many_clips_are_judged_as_are_asked_for(
 
 def test_the_report_says_what_was_judged_on_what_and_how(judged: str) -> None:
     config = EvaluateConfig(clips=1, dilate=3, seed=7, success_db=2)
-    report = evaluate(known_editor(), judged, config)
+    clips: list[EditedClip] = []
+    report = evaluate(known_editor(), judged, config, on_clip=clips.append)
+    clip = clips[0]
+    measured = clip_metrics(clip.source, clip.edit, clip.truth, clip.mask, dilate=3)
+    assert measured.items() <= report["clips"][0].items()
     assert report["model"] == "known"
     assert report["dataset"] == judged
     assert report["dataset_hash"] == fingerprint_of(judged)
