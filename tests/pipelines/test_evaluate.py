@@ -124,7 +124,7 @@ def test_each_clip_is_edited_by_its_own_words_and_compared_with_its_own_truth(ju
     assert report["mean"]["gain"] == pytest.approx(np.mean(gains))
 
 
-@pytest.mark.parametrize(("clips", "edited"), [(1, 1), (3, 3), (4, 4), (5, 4), (None, 4)])
+@pytest.mark.parametrize(("clips", "edited"), [(3, 3), (5, 4), (None, 4)])
 def test_as_many_clips_are_judged_as_are_asked_for(
     judged: str, clips: int | None, edited: int
 ) -> None:
@@ -135,12 +135,14 @@ def test_as_many_clips_are_judged_as_are_asked_for(
 
 
 def test_the_report_says_what_was_judged_on_what_and_how(judged: str) -> None:
-    config = EvaluateConfig(clips=1, dilate=3, seed=7, success_db=2)
+    config = EvaluateConfig(clips=1, dilate=3, seed=7, success_db=90)
     clips: list[EditedClip] = []
     report = evaluate(known_editor(), judged, config, on_clip=clips.append)
     clip = clips[0]
     measured = clip_metrics(clip.source, clip.edit, clip.truth, clip.mask, dilate=3)
     assert measured.items() <= report["clips"][0].items()
+    assert 12 < measured["gain"] < 90
+    assert report["mean"]["success"] == 0
     assert report["model"] == "known"
     assert report["dataset"] == judged
     assert report["dataset_hash"] == fingerprint_of(judged)
