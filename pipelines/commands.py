@@ -136,17 +136,19 @@ def ingest(
     from data.shards import write_dataset
 
     pairs = PairList(pairs_file, fps=fps, frames=frames, height=height, width=width)
+    made_by: dict[str, Any] = {"ingest": pairs_file.name}
     with _bar(console, "pairs", len(pairs)) as (progress, task):
 
         def counted() -> Iterator[Pair]:
             for pair in pairs:
                 yield pair
                 progress.advance(task)
+            made_by["left_out"] = len(pairs.left_out)  # known with the last; written after it
 
         info = write_dataset(
             target,
             counted(),
-            made_by={"ingest": pairs_file.name, "left_out": 0},
+            made_by=made_by,
             samples_per_shard=samples_per_shard,
             overwrite=overwrite,
         )
