@@ -21,12 +21,12 @@ from pipelines.bench import report as stream_report
 from pipelines.bench import serve as serve_report
 from pipelines.bench.check import Comparison, compare, ratios, read_report, require_same_work
 from pipelines.bench.clock import ChunkTimes
-from pipelines.bench.command import parse_size, parse_steps
 from pipelines.bench.plot import PARTS, plot
 from pipelines.bench.serve import killer, parse_counts
 from pipelines.bench.stream import percentiles, summary
 from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
-from serve.bench import Load
+from pipelines.commands.bench import parse_size, parse_steps
+from serve.client.cameras import Load
 
 
 def times(encode: float, d: float, decode: float, v: float) -> dict[str, Any]:

@@ -11,20 +11,20 @@ from rich.console import Console
 
 from data.synthetic import is_heldout
 from data.video import probe
-from pipelines.config import load_config
-from pipelines.demo import (
+from pipelines.commands.demo import (
     VIDEO_FRAMES,
     edit_heldout,
     heldout_video,
     print_result,
     served_reference,
 )
+from pipelines.config.pipeline import load_config
 from pipelines.pipeline import PipelineResult
-from pipelines.progress import StageView
-from pipelines.stage_runner import StageRunner
-from pipelines.tracking import Tracker, client_for
+from pipelines.stages.progress import StageView
+from pipelines.stages.runner import StageRunner
+from pipelines.tracking.tracker import Tracker, client_for
 from tests.known_editors import expected_edit, write_known_model
-from tests.pipelines.test_edit import read
+from tests.pipelines.stages.test_edit import read
 
 
 def result_of(
@@ -48,7 +48,7 @@ def test_the_video_is_one_that_no_training_shows_at_the_model_s_size(tmp_path: P
 def test_the_model_edits_the_video_once(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.demo.VIDEO_FRAMES", 21)
+    monkeypatch.setattr("pipelines.commands.demo.VIDEO_FRAMES", 21)
     model = write_known_model(tmp_path / "model", height=32, width=48)
     result = result_of(tmp_path / "out", model, "candidate")
 

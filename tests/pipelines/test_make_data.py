@@ -9,7 +9,7 @@ import pytest
 from data.loader import loader
 from data.store import DatasetError
 from data.synthetic import VERSION, make_pair
-from pipelines.make_data import make_synthetic
+from pipelines.stages.data import make_synthetic
 
 RECIPE: dict[str, Any] = {"height": 32, "width": 48, "frames": 5, "fps": 8.0}
 

@@ -27,14 +27,14 @@ from data.shards import write_dataset
 from data.synthetic import make_pair
 from modeling.model_dir import read_config
 from pipelines import pipeline
-from pipelines.config import PipelineConfig, load_config
+from pipelines.config.pipeline import PipelineConfig, load_config
+from pipelines.config.stages import TRAINED_STAGES
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
-from pipelines.progress import StageView
-from pipelines.records import Records, fingerprint_of, model_fingerprint
-from pipelines.registry import resolve
-from pipelines.stage_config import TRAINED_STAGES
-from pipelines.tracking import client_for
-from pipelines.trainer import StageOutcome
+from pipelines.stages.progress import StageView
+from pipelines.tracking.records import Records, fingerprint_of, model_fingerprint
+from pipelines.tracking.registry import resolve
+from pipelines.tracking.tracker import client_for
+from pipelines.training.trainer import StageOutcome
 from tests.pipelines.conftest import HEIGHT, WIDTH
 
 CONFIG = f"""
@@ -150,7 +150,7 @@ def place(_migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copy(_migrated, folder / "mlflow.db")
     training = Training()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.trainer.train_stage", training)
+        patch.setattr("pipelines.training.trainer.train_stage", training)
         patch.setattr("pipelines.pipeline.ray_session", lambda compute: contextlib.nullcontext())
         place = Place(folder, f"sqlite:///{folder / 'mlflow.db'}", training)
         _, ran = place.run()
