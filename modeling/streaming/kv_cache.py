@@ -18,10 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import attention
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import Rope, rope_table, time_shift, turn
-from modeling.presets import TransformerConfig
-from modeling.streaming.mask_cache import Reuse
 
 
 class KVCache:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from modeling.config import MaskCacheConfig, VaeConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model
-from modeling.presets import MaskCacheConfig, VaeConfig
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
 from modeling.vae.build import build_vae

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import ModelError, load_model, read_card, read_config, save_model
-from modeling.presets import PRESETS, MaskCacheConfig, preset
+from modeling.presets import PRESETS
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
     [
         ({"format_version": 99}, "model format 99, this version reads 1"),
         ({"surprise": 1}, "unknown keys surprise"),
-        ({"vae": {"kind": "huge"}}, "kind is 'huge'"),
+        ({"vae": {"kind": "huge"}}, "unknown VAE 'huge'; there are tiny, wan"),
         ({"stream": {"height": 128, "width": 192, "chunk_latents": "3"}}, "must be int, found '3'"),
         ({"stream": {"height": 100, "width": 192}}, "not a multiple of 16"),
         ({"text": {"kind": "words", "dim": 65, "tokens": 24}}, "text.dim 65 does not fit"),
@@ -112,4 +113,4 @@ def test_weights_that_do_not_fit_are_listed(saved: Path) -> None:
 
 def test_unknown_preset() -> None:
     with pytest.raises(ValueError, match=r"unknown preset 'wan-2b'; there are demo, wan-1\.3b"):
-        preset("wan-2b")
+        PRESETS["wan-2b"]

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import chunk_causal
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import rotate
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import MaskCacheConfig, TransformerConfig
 from modeling.streaming.kv_cache import Cached, KVCache
-from modeling.streaming.mask_cache import Reuse
 
 CONFIG = TransformerConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4
@@ -143,7 +143,9 @@ def test_ring_equals_a_shifted_window(
         q, k, v = torch.randn(3, 1, tokens, CONFIG.num_heads, CONFIG.head_dim, generator=generator)
         some = torch.randperm(tokens, generator=generator)[: 1 + position % tokens].sort().values
         for kept in (some, None):  # a pruned step, then the refresh
-            visible = Cached(kv, kept if kept is None else Reuse(MaskCacheConfig(), k, kept))
+            visible = Cached(
+                kv, kept if kept is None else Reuse("attention", k, kept, fixed_size=False)
+            )
             rope = visible.begin(CHUNK, HEIGHT // 2, WIDTH // 2, CONFIG.head_dim, q.device)
             ours = [x if kept is None else x[:, kept] for x in (q, k, v)]
             turned = rotate(ours[0], rope), rotate(ours[1], rope)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from modeling.config import MaskCacheConfig
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import MaskCacheConfig
 from modeling.streaming.kv_cache import Cached
-from modeling.streaming.mask_cache import MaskCache, budget_tokens, published_tokens
+from modeling.streaming.mask_cache import MaskCache
+from modeling.streaming.policies import budget_tokens, published_tokens
 from tests.modeling.streaming.test_kv_cache import (
     CHUNK,
     CONFIG,

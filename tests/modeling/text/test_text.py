@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from modeling.config import TextConfig
 from modeling.importing.text import (
     check_umt5,
     convert_wan_umt5,
@@ -19,10 +20,9 @@ from modeling.importing.text import (
     keep_encoder,
     write_text_folder,
 )
-from modeling.presets import TextConfig
-from modeling.text.build import Umt5Encoder, build_text_encoder
+from modeling.text.build import build_text_encoder
 from modeling.text.encoder import CACHED_PROMPTS, IDLE_CALLS
-from modeling.text.umt5 import clean_prompt, load_umt5
+from modeling.text.umt5 import Umt5Encoder, clean_prompt, load_umt5
 from modeling.text.words import split_words, word_vector
 
 REFERENCE = Path(__file__).parents[2] / "reference"

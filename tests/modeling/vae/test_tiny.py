@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modeling.presets import PRESETS, VaeConfig
+from modeling.config import VaeConfig
+from modeling.presets import PRESETS
 from modeling.vae.build import build_vae
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae

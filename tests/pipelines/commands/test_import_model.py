@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import read_config
 from modeling.presets import PRESETS, VaeConfig
+from modeling.config import VaeConfig
+from modeling.model_dir import read_config
 from modeling.vae.build import build_vae
 from pipelines.cli import app
 

@@ -23,6 +23,9 @@ from serve.front.limits import Limits
 from serve.wire import codec
 from tests.known_editors import block_clip, expected_edit, write_known_model
 from tests.pipelines.stages.test_edit import assert_same, exact, frames, read, with_sound, write
+from serve.client import WireError, edit_frames, served_model
+from serve.limits import Limits
+from tests.pipelines.stages.test_edit import frames, with_sound, write
 from tests.serve.conftest import Server, serving
 
 
