@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modeling.presets import TransformerConfig
+from modeling.config import TransformerConfig
 
 
 class Seen(NamedTuple):

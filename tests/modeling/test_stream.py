@@ -14,10 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modeling.diffusion.transformer import Transformer
-from modeling.editor import StreamingEditor
-from modeling.model_dir import Model
-from modeling.presets import (
+from modeling.config import (
     MaskCacheConfig,
     ModelConfig,
     StreamConfig,
@@ -25,10 +22,13 @@ from modeling.presets import (
     TransformerConfig,
     VaeConfig,
 )
+from modeling.diffusion.transformer import Transformer
+from modeling.editor import StreamingEditor
+from modeling.model_dir import Model
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditedChunk
 from modeling.vae.build import build_vae
-from tests.modeling.plain_stream import PlainStream
+from tests.modeling.streaming.plain_stream import PlainStream
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from modeling.presets import PRESETS, MaskCacheConfig
+from modeling.config import MaskCacheConfig
+from modeling.presets import PRESETS
 from pipelines.bench import SCHEMA
 from pipelines.bench import report as stream_report
 from pipelines.bench import serve as serve_report

@@ -18,7 +18,7 @@ from pipelines.commands.demo import (
     print_result,
     served_reference,
 )
-from pipelines.config.pipeline import load_config
+from pipelines.config.load import load_config
 from pipelines.pipeline import PipelineResult
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner

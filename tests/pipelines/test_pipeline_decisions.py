@@ -27,7 +27,8 @@ from data.shards import write_dataset
 from data.synthetic import make_pair
 from modeling.model_dir import read_config
 from pipelines import pipeline
-from pipelines.config.pipeline import PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView

@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from modeling.config import VaeConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import read_config
-from modeling.presets import PRESETS, VaeConfig
-from modeling.config import VaeConfig
-from modeling.model_dir import read_config
+from modeling.presets import PRESETS
 from modeling.vae.build import build_vae
 from pipelines.cli import app
 

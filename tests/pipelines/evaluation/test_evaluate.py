@@ -9,8 +9,7 @@ import pytest
 
 from data.sample import Pair
 from data.shards import write_dataset
-from modeling.presets import MaskCacheConfig
-from pipelines.config.pipeline import ConfigError, EvaluateConfig
+from modeling.config import MaskCacheConfig
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
 from pipelines.evaluation.evaluate import (

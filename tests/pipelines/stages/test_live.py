@@ -19,13 +19,10 @@ from pipelines.stages.edit import edit_video
 from pipelines.stages.live import edit_remote, film_file, live_numbers
 from serve.client import EditedFrame, WireError, edit_frames, served_model
 from serve.client.cameras import CameraReport, Load
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.wire import codec
 from tests.known_editors import block_clip, expected_edit, write_known_model
 from tests.pipelines.stages.test_edit import assert_same, exact, frames, read, with_sound, write
-from serve.client import WireError, edit_frames, served_model
-from serve.limits import Limits
-from tests.pipelines.stages.test_edit import frames, with_sound, write
 from tests.serve.conftest import Server, serving
 
 

@@ -10,11 +10,9 @@ from rich.console import Console
 from pipelines.config.merge import ConfigError
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, locked
+from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
 from pipelines.tracking.tracker import Tracker, client_for
-from pipelines.tracking.outbox import Outbox, Run
-from pipelines.tracking.records import StageRecord
-from pipelines.tracking.tracker import client_for
 
 
 @pytest.fixture
