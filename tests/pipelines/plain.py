@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from modeling.config import ModelConfig
 from modeling.model_dir import Model
-from modeling.presets import PRESETS, ModelConfig
+from modeling.presets import PRESETS
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.methods import distill, foundation, vae

@@ -16,8 +16,9 @@ import pytest
 
 from data.manifest import DatasetInfo
 from pipelines.config.check import check_batch, check_config
-from pipelines.config.merge import _dotted
-from pipelines.config.pipeline import ConfigError, PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.merge import ConfigError, _dotted
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.preflight import _check_clips
 
 # Nothing of the demo's own is in the way: pairs that are somewhere, a start, all stages run.

@@ -24,7 +24,8 @@ from data.loader import loader
 from data.sample import EncodedPair
 from data.shards import write_dataset
 from modeling.model_dir import load_model, read_card, read_config
-from pipelines.config.pipeline import PipelineConfig, to_plain
+from pipelines.config.load import to_plain
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.training import loop
 from pipelines.training.engines import learning_rate_at
 from pipelines.training.loop import Meter, Training, build_stage, make_setting, train_loop

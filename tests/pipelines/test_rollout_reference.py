@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.attention import attention
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.rope import Rope, rope_table, rotate
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import StreamConfig, TransformerConfig
 from modeling.streaming.kv_cache import Cached
 from pipelines.training.methods.rollout import rollout
 

@@ -14,7 +14,8 @@ import ray
 
 from data.manifest import dataset_hash, read_dataset_info
 from data.shards import write_dataset
-from pipelines.config.pipeline import PipelineConfig, from_plain
+from pipelines.config.load import from_plain
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.tracking.records import model_fingerprint
 from pipelines.training import trainer as module

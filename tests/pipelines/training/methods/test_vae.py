@@ -19,8 +19,9 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from data.sample import Pair
 from data.shards import write_dataset
+from modeling.config import VaeConfig
 from modeling.model_dir import Model, ModelError
-from modeling.presets import PRESETS, VaeConfig
+from modeling.presets import PRESETS
 from modeling.vae.streaming import StreamingVae
 from modeling.vae.tiny import TinyVae
 from pipelines.training.methods import vae as module
