@@ -27,7 +27,7 @@ from modeling.vae.tiny import TinyVae
 from pipelines.training.methods import vae as module
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.vae import Autoencoder, VaeTraining
-from tests.pipelines.plain import PlainEngine, setting, use_plain_engines
+from tests.pipelines.training.plain import PlainEngine, setting, use_plain_engines
 
 CLIPS, LENGTH, HEIGHT, WIDTH = 3, 13, 24, 40
 MEAN = tuple(n / 10 for n in range(16))

@@ -35,7 +35,7 @@ from pipelines.training.methods.distill import DistillTraining
 from pipelines.training.methods.foundation import FoundationTraining
 from pipelines.training.methods.vae import VaeTraining
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
-from tests.pipelines.plain import PlainEngine, use_plain_engines
+from tests.pipelines.training.plain import PlainEngine, use_plain_engines
 
 pytestmark = pytest.mark.usefixtures("alone")
 STAGES = ("vae", "foundation", "causal", "distill")

@@ -20,7 +20,7 @@ from pipelines.training.methods import foundation as module
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.causal import CausalTraining
 from pipelines.training.methods.foundation import FoundationTraining
-from tests.pipelines.plain import (
+from tests.pipelines.training.plain import (
     CHUNK,
     CLIPS,
     FRAMES,

@@ -21,7 +21,7 @@ from pipelines.training.methods import distill as module
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.distill import DistillTraining
 from pipelines.training.methods.rollout import exit_step
-from tests.pipelines.plain import (
+from tests.pipelines.training.plain import (
     CLIPS,
     CONFIG,
     FRAMES,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeling.diffusion.flow import FlowSchedule
 from pipelines.training.methods.base import Draw, draw_timesteps
-from tests.pipelines.plain import setting
+from tests.pipelines.training.plain import setting
 
 
 def draw(seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 4) -> Draw:

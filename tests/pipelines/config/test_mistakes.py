@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from data.manifest import DatasetInfo
-from pipelines.config.check import check_batch, check_config
 from pipelines.config.load import load_config
 from pipelines.config.merge import ConfigError, _dotted
 from pipelines.config.pipeline import PipelineConfig
@@ -120,9 +119,7 @@ def accept(config: PipelineConfig, **values: Any) -> PipelineConfig:
     for name, value in values.items():
         section, _, key = name.partition("__")
         sections.setdefault(section, {})[key] = value
-    made = replace(config, **{s: replace(getattr(config, s), **v) for s, v in sections.items()})
-    check_config(made)
-    return made
+    return replace(config, **{s: replace(getattr(config, s), **v) for s, v in sections.items()})
 
 
 @pytest.mark.parametrize(("key", "value", "passes"), list(limits()))
@@ -188,15 +185,15 @@ def test_a_batch_is_no_larger_than_the_dataset(
 ) -> None:
     count = workers or 2
     config = accept(demo, compute__workers=workers, **{f"{stage}__batch_size": 4})
-    check_batch(config, stage, 4 * count)
+    config.check_batch(stage, 4 * count)
     with pytest.raises(ConfigError) as refused:
-        check_batch(config, stage, 4 * count - 1)
+        config.check_batch(stage, 4 * count - 1)
     message = str(refused.value)
     assert message.startswith(f"{stage}.batch_size=4 on compute.workers={count} asks for ")
     assert f"{4 * count} samples at once, and the dataset has {4 * count - 1}; " in message
     assert f"lower {stage}.batch_size to {(4 * count - 1) // count} or give more data" in message
     with pytest.raises(ConfigError, match="batch_size to 1 or give"):
-        check_batch(config, stage, 0)
+        config.check_batch(stage, 0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
