@@ -77,8 +77,7 @@ def test_the_tracking_store_is_reached_last(mlflow_uri: str, tmp_path: Path) -> 
         with pytest.raises(ValueError, match=refused.split("=")[1]):
             check(configured(new, refused))
     assert not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match=r"tracking\.uri=http://127\.0\.0\.1:1 does not answer"):
-        check(configured("http://127.0.0.1:1"))
+    check(configured("http://127.0.0.1:1"))  # a server that is away holds nothing up
 
 
 def test_a_ray_cluster_that_is_not_there(mlflow_uri: str) -> None:

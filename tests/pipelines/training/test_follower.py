@@ -1,18 +1,17 @@
-"""What passes between workers and whoever waits for them: reports, refusals, lines, MLflow."""
+"""What passes between workers and whoever waits for them: reports, refusals, lines."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages import progress as progress_module
 from pipelines.stages.progress import StageView
 from pipelines.training import follower as module
@@ -84,11 +83,8 @@ def test_a_part_is_there_while_it_is_saved(folder: RunFolder) -> None:
     assert not folder.is_saving()
 
 
-def follower(folder: RunFolder, **options: Any) -> Follower:
-    config = PipelineConfig()
-    config.tracking.uri = "sqlite:////tmp/never-made.db"
-    values: dict[str, Any] = {"run_id": None, "on_progress": None, **options}
-    return Follower("causal", folder, config, **values)
+def follower(folder: RunFolder, on_progress: Callable[[Progress], None] | None = None) -> Follower:
+    return Follower("causal", folder, on_progress)
 
 
 def test_every_report_is_passed_on_once(folder: RunFolder) -> None:
@@ -102,7 +98,7 @@ def test_every_report_is_passed_on_once(folder: RunFolder) -> None:
     assert seen == [REPORT]
     folder.report(replace(REPORT, step=4))
     folder.report(replace(REPORT, step=5))
-    follow.finish()  # what came last is not lost
+    follow()
     assert [report.step for report in seen] == [3, 4, 5]
 
 
@@ -111,82 +107,6 @@ def test_without_a_listener_lines_go_to_stderr(folder: RunFolder, capsys: Any) -
     folder.report(REPORT)
     follow()
     assert capsys.readouterr() == ("", f"causal: {REPORT.line()}\n")
-
-
-class Server:
-    """A tracker whose server can go and come back."""
-
-    def __init__(self) -> None:
-        self.logged: list[tuple[dict[str, float], int]] = []
-        self.answers = True
-        self.tries = 0
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.tries += 1
-        if not self.answers:
-            raise MlflowException("gone")
-        self.logged.append((metrics, step))
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    made = Server()
-
-    def tracker(uri: str, run_id: str) -> Server:
-        assert (uri, run_id) == ("sqlite:////tmp/never-made.db", "run")
-        return made
-
-    monkeypatch.setattr(module, "Tracker", tracker)
-    return made
-
-
-def test_metrics_go_to_the_run_at_their_step(folder: RunFolder, server: Server) -> None:
-    follow = follower(folder, run_id="run", on_progress=lambda report: None)
-    for step in (3, 6):
-        folder.report(replace(REPORT, step=step, metrics={"loss": step / 2}))
-    follow()
-    follow()
-    assert server.logged == [({"loss": 1.5}, 3), ({"loss": 3.0}, 6)]
-
-
-def test_a_server_that_is_away_gets_all_later_and_is_complained_of_once(
-    folder: RunFolder, server: Server, capsys: Any
-) -> None:
-    follow = follower(folder, run_id="run", on_progress=lambda report: None)
-    server.answers = False
-    for step in (1, 2, 3):
-        folder.report(replace(REPORT, step=step))
-        follow()
-        follow()
-    assert server.tries == 3  # once a report: it is asked in vain no oftener
-    assert capsys.readouterr().err.count("\n") == 1
-    server.answers = True
-    folder.report(replace(REPORT, step=4))
-    follow.finish()
-    assert [step for _, step in server.logged] == [1, 2, 3, 4]
-    assert capsys.readouterr().err == ""
-
-
-def test_a_server_that_is_back_at_the_end_gets_what_it_missed(
-    folder: RunFolder, server: Server, capsys: Any
-) -> None:
-    follow = follower(folder, run_id="run", on_progress=lambda report: None)
-    server.answers = False
-    folder.report(REPORT)
-    follow()
-    server.answers = True
-    follow.finish()
-    assert [step for _, step in server.logged] == [3]
-    assert "missing" not in capsys.readouterr().err
-
-
-def test_what_was_never_taken_is_said(folder: RunFolder, server: Server, capsys: Any) -> None:
-    follow = follower(folder, run_id="run", on_progress=lambda report: None)
-    server.answers = False
-    for step in (1, 2):
-        folder.report(replace(REPORT, step=step))
-    follow.finish()
-    assert "causal: 2 reports of its metrics are missing in MLflow" in capsys.readouterr().err
 
 
 def test_ctrl_c_waits_for_a_checkpoint_but_not_for_ever(

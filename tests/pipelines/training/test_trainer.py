@@ -14,10 +14,10 @@ import ray
 
 from data.manifest import dataset_hash, read_dataset_info
 from data.shards import write_dataset
+from modeling.fingerprint import model_fingerprint
 from pipelines.config.load import from_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
-from pipelines.tracking.records import model_fingerprint
 from pipelines.training import trainer as module
 from pipelines.training.run_folder import RunFolder, TrainingError
 from pipelines.training.trainer import _in_thread, _plain_error, _workers, make_job, train_stage
@@ -171,9 +171,6 @@ class Followed:
     def __call__(self) -> None:
         self.asked.append("follow")
 
-    def finish(self) -> None:
-        self.asked.append("finish")
-
     def let_checkpoint_finish(self) -> None:
         self.asked.append("wait")
 
@@ -185,7 +182,7 @@ def test_a_finished_fit_gives_what_the_first_worker_returned() -> None:
     follow = Followed()
     made = _in_thread(lambda: SimpleNamespace(return_value={"steps": 3}), follow)  # type: ignore
     assert made == {"steps": 3}
-    assert follow.asked[-1] == "finish"  # the last reports are passed on
+    assert follow.asked[-1] == "follow"  # the last reports are passed on
 
 
 def test_a_failed_fit_raises_after_the_last_reports() -> None:
@@ -195,7 +192,7 @@ def test_a_failed_fit_raises_after_the_last_reports() -> None:
     follow = Followed()
     with pytest.raises(RuntimeError, match="lost"):
         _in_thread(fit, follow)  # type: ignore[arg-type]
-    assert follow.asked[-1] == "finish"
+    assert follow.asked[-1] == "follow"
 
 
 def test_ctrl_c_saves_ends_ray_and_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,12 +229,12 @@ def test_a_finished_stage_leaves_its_model_and_no_checkpoints(
         assert str(folder.path) == job["folder"]
         assert folder.path.is_dir()
         assert compute == given["config"].compute
-        assert (follow.stage, follow.tracker) == ("distill", None)
+        assert follow.stage == "distill"
         seen.append(job)
         return {"metrics": {"loss": 1.0}, "steps": 9}
 
     monkeypatch.setattr(module, "_fit", fit)
-    outcome = train_stage(**given, run_id=None)
+    outcome = train_stage(**given)
     assert (outcome.model_dir, outcome.metrics) == (given["output"], {"loss": 1.0})
     assert outcome.steps == 9
     assert seen == [make_job(**given)]
@@ -250,5 +247,5 @@ def test_what_the_workers_refused_is_raised_and_keeps_the_checkpoints(
 ) -> None:
     monkeypatch.setattr(module, "_fit", lambda *args: {"refused": "lower it"})
     with pytest.raises(TrainingError, match=r"^lower it$"):
-        train_stage(**given, run_id=None)
+        train_stage(**given)
     assert Path(make_job(**given)["folder"]).is_dir()
