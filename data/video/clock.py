@@ -83,7 +83,7 @@ def picture_segments(
 def _by_run(runs: np.ndarray) -> Iterator[tuple[int, slice]]:
     """(run, where its packets are) for the runs of packets in the file's order."""
     starts = np.nonzero(np.diff(runs, prepend=-1))[0].tolist()
-    for start, end in zip(starts, [*starts[1:], len(runs)], strict=True):
+    for start, end in pairwise([*starts, len(runs)]):
         yield int(runs[start]), slice(start, end)
 
 

@@ -32,6 +32,10 @@ def load_config(source: str | Path = "demo", overrides: Iterable[str] = ()) -> P
         layer = OmegaConf.load(path)
     except (OSError, YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not OmegaConf.is_dict(layer):
+        raise ConfigError(
+            f"{path} is a list; give keys with values, as in foundation: {{steps: 9}}"
+        )
     config = merge(
         PipelineConfig(), [(str(path), layer), ("command line", parse_overrides(overrides))]
     )

@@ -159,7 +159,7 @@ class PipelineConfig:
 
     def _check_vae_crops(self, side: int) -> None:
         frames, crop = self.vae.clip_frames, self.vae.crop
-        if frames != frames_of(latents_of(frames)) or frames > self.data.frames:
+        if frames != frames_of(latents_of(frames)) or not 1 <= frames <= self.data.frames:
             raise ConfigError(
                 f"vae.clip_frames={frames} must be 4n-3 frames, at most "
                 f"data.frames={self.data.frames}"

@@ -8,7 +8,7 @@ from pipelines.config.merge import ConfigError
 def at_least(section: object, **minima: int) -> None:
     for name, minimum in minima.items():
         value = getattr(section, name)
-        if value is not None and value < minimum:
+        if value is not None and not value >= minimum:  # nor NaN
             raise ConfigError(f"{_key(section, name)}={value} is too small; use {minimum} or more")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 from data.shards import write_dataset
 from data.synthetic import make_pair
@@ -72,6 +73,16 @@ def mlflow_uri(_migrated: Path, tmp_path: Path) -> str:
     """An empty tracking database of this test's own."""
     shutil.copy(_migrated, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone, for training without Ray."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
 
 
 @pytest.fixture

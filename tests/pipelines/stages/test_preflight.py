@@ -70,6 +70,16 @@ def test_datasets_that_cannot_be_trained_on(
         check(configured(mlflow_uri, "data.heldout=nowhere"))
 
 
+def test_the_tracking_store_is_reached_last(mlflow_uri: str, tmp_path: Path) -> None:
+    """It may make a database, which nothing may that is refused."""
+    new = f"sqlite:///{tmp_path}/new/mlflow.db"
+    for refused in ("data.heldout=nowhere", "data.train=nowhere", "model.start=nowhere"):
+        with pytest.raises(ValueError, match=refused.split("=")[1]):
+            check(configured(new, refused))
+    assert not (tmp_path / "new").exists()
+    check(configured("http://127.0.0.1:1"))  # a server that is away holds nothing up
+
+
 def test_a_ray_cluster_that_is_not_there(mlflow_uri: str) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

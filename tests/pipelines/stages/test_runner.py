@@ -11,8 +11,8 @@ from pipelines.config.merge import ConfigError
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, locked
 from pipelines.tracking.outbox import Outbox, Run
-from pipelines.tracking.records import StageRecord
-from pipelines.tracking.tracker import client_for
+from pipelines.tracking.records import StageRecord, fingerprint_of
+from pipelines.tracking.tracker import Tracker, client_for
 
 
 @pytest.fixture
@@ -83,6 +83,88 @@ def test_what_a_stage_left_elsewhere_can_be_missed(
     run(make_runner(), work)
     make_runner().run("one", 1, {}, work.output, work, still_there=lambda record: False)
     assert work.calls == 2
+
+
+def test_a_stage_is_known_by_its_name_its_code_and_all_of_its_inputs(
+    make_runner: Callable[[], StageRunner], tmp_path: Path
+) -> None:
+    def key(stage: str, version: int, **inputs: object) -> str:
+        work = Work(tmp_path / "out" / "file")
+        return make_runner().run(stage, version, inputs, work.output, work).key
+
+    keys = [
+        key("one", 1),
+        key("two", 1),
+        key("one", 2),
+        key("one", 1, seed=0),
+        key("one", 1, seed=1),
+        key("one", 1, steps=0),
+        key("one", 1, config={"steps": 1}),
+        key("one", 1, config={"steps": 2}),
+        key("one", 1, aliases=["a", "b"]),
+        key("one", 1, aliases=["b", "a"]),
+        key("one", 1, dataset=None),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key("one", 1, a=1, b=2) == key("one", 1, b=2, a=1)
+
+
+def test_work_is_told_the_key_of_its_record_and_its_run(
+    make_runner: Callable[[], StageRunner], mlflow_uri: str, tmp_path: Path
+) -> None:
+    told = []
+    work = Work(tmp_path / "out" / "file")
+
+    def listen(tracker: Tracker, key: str) -> dict[str, float]:
+        told.append((tracker.run_id, key))
+        tracker.log_metrics({"loss": 2.0}, step=7)
+        return work(tracker, key) | {"gain": 3.0}
+
+    runner = make_runner()
+    record = runner.run("one", 1, {"steps": 3, "config": {"rate": 0.5}}, work.output, listen)
+    assert told == [(record.run_id, record.key)]
+    assert record.output == str(work.output)
+    assert record.fingerprint == fingerprint_of(work.output)
+    assert record.metrics == {"loss": 0.25, "gain": 3.0}
+    assert runner.records.read("one") == record
+    run = client_for(mlflow_uri).get_run(record.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"steps": "3", "config.rate": "0.5"}
+    assert run.data.tags["mlflow.parentRunId"] == runner.parent.run_id
+    assert run.data.metrics["loss"] == 2.0  # what the stage logged itself, step by step, stands
+    assert run.data.metrics["gain"] == 3.0
+
+
+def test_every_reused_stage_is_linked(
+    make_runner: Callable[[], StageRunner], mlflow_uri: str, tmp_path: Path
+) -> None:
+    def both(runner: StageRunner) -> list[StageRecord]:
+        works = {name: Work(tmp_path / "out" / name) for name in ("one", "two")}
+        return [runner.run(name, 1, {}, w.output, w) for name, w in works.items()]
+
+    first = both(make_runner())
+    again = make_runner()
+    assert both(again) == first
+    tags = client_for(mlflow_uri).get_run(again.parent.run_id).data.tags
+    for record in first:
+        assert tags[f"liveedit.reused.{record.stage}"] == record.run_id
+        assert f"{record.stage}: " in tags["mlflow.note.content"]
+        assert f"/runs/{record.run_id})" in tags["mlflow.note.content"]
+
+
+def test_the_record_before_is_what_still_there_looks_at(
+    make_runner: Callable[[], StageRunner], tmp_path: Path
+) -> None:
+    work = Work(tmp_path / "out" / "file")
+    first = run(make_runner(), work)
+    seen: list[StageRecord] = []
+
+    def look(record: StageRecord) -> bool:
+        seen.append(record)
+        return True
+
+    make_runner().run("one", 1, {}, work.output, work, still_there=look)
+    assert (seen, work.calls) == ([first], 1)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,39 @@ def test_same_model_is_not_registered_twice(mlflow_uri: str, tiny_model: Path) -
     assert not registry.holds(mlflow_uri, "liveedit", "2", tiny_model)
 
 
+@pytest.mark.parametrize("other", ["place", "content"])
+def test_an_entry_is_the_same_only_with_its_place_and_its_content(
+    mlflow_uri: str, tiny_model: Path, tmp_path: Path, other: str
+) -> None:
+    second = tmp_path / "second"
+    shutil.copytree(tiny_model, second)
+    assert register(mlflow_uri, tiny_model, "a", "candidate") == "1"
+    if other == "place":
+        assert register(mlflow_uri, second, "a", "candidate") == "2"
+        assert registry.resolve("models:/liveedit@candidate", mlflow_uri) == second
+        assert not registry.holds(mlflow_uri, "liveedit", "2", tiny_model)
+    else:
+        assert register(mlflow_uri, tiny_model, "b", "candidate") == "2"
+    assert registry.resolve("models:/liveedit/1", mlflow_uri) == tiny_model
+    assert not registry.holds(mlflow_uri, "liveedit", "1", second)
+    assert not registry.holds(mlflow_uri, "another", "1", tiny_model)
+
+
+def test_names_do_not_share_their_versions(mlflow_uri: str, tiny_model: Path) -> None:
+    run = Tracker.start_pipeline(mlflow_uri, "liveedit", "demo", {})
+    for name, fingerprint in (("one", "a"), ("two", "b"), ("two", "c")):
+        registry.register(
+            mlflow_uri, name, tiny_model, run_id=run.run_id, fingerprint=fingerprint,
+            metrics={}, aliases=(),
+        )  # fmt: skip
+    client = client_for(mlflow_uri)
+    for name, version, fingerprint in (("one", "1", "a"), ("two", "1", "b"), ("two", "2", "c")):
+        tags = client.get_model_version(name, version).tags
+        assert tags[registry.FINGERPRINT] == fingerprint
+        assert tags[registry.LOCATION] == str(tiny_model)
+    assert not client.get_registered_model("two").aliases
+
+
 def test_version_points_back_at_its_run_and_uploads_nothing(
     mlflow_uri: str, tiny_model: Path
 ) -> None:
@@ -84,6 +117,9 @@ def test_version_points_back_at_its_run_and_uploads_nothing(
         ("models:/other@production", r"not in the registry .*, which holds liveedit"),
         ("models:/liveedit/7", r"not in the registry"),
         ("models:/liveedit", r"no model reference; write models:/liveedit@production"),
+        ("models:/liveedit/1@candidate", r"no model reference|not in the registry"),
+        ("models:/@candidate", r"no model reference"),
+        ("models:/", r"no model reference"),
     ],
 )
 def test_unknown_references(
@@ -114,6 +150,11 @@ def test_without_a_name_the_demo_s_model_is_meant(
     assert registry.locate(None) == tmp_path / "shipped"
     Records(Path("runs/demo")).write(StageRecord("register", "k", "f", str(tiny_model), "run"))
     assert registry.locate(None) == tiny_model
+    shutil.rmtree(tmp_path / "runs")
+    gone = StageRecord("register", "k", "f", str(tmp_path / "gone"), "run")
+    Records(Path("runs/demo")).write(gone)  # its model was deleted
+    assert registry.locate(None) == tmp_path / "shipped"
+    assert registry.locate(str(tiny_model)) == tiny_model
     with pytest.raises(RegistryError, match=r"elsewhere is no model directory"):
         registry.locate("elsewhere")
 
