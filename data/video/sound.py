@@ -17,8 +17,6 @@ from data.video.decode import Damage
 from data.video.survey import SOUND_BEFORE_S, Survey
 from data.video.tracks import Plan, Track, add_sound, describe
 
-STILL_S = 0.1  # a gap between two frames of sound that is filled with silence
-
 
 class Carrier:
     """The tracks of `plan`, handed to an open output a little at a time.
@@ -116,12 +114,10 @@ class _Copied:
 
 
 class _Converted(_Copied):
-    """One track of sound, decoded and encoded anew; gaps become silence."""
+    """One track of sound, decoded and encoded anew."""
 
     def add(self, track: Track) -> Any:
-        added = add_sound(self.output, track.codec or "", self.stream)
-        self._graph: av.filter.Graph | None = None
-        return added
+        return add_sound(self.output, track.codec or "", self.stream)
 
     def take(self, packet: Any) -> None:
         try:
@@ -130,49 +126,12 @@ class _Converted(_Copied):
             self.carrier.damage.sound += 1
             return
         for frame in frames:
-            if frame.pts is None:
-                continue
-            frame.pts -= round(self.carrier.found.origin / Fraction(frame.time_base))
-            if self._graph is None:
-                self._graph = self._make_graph(frame)
-            self._graph.push(frame)
-            self._encode()
-
-    def _make_graph(self, frame: av.AudioFrame) -> av.filter.Graph:
-        graph = av.filter.Graph()
-        context = self.added.codec_context
-        nodes = (
-            graph.add_abuffer(
-                sample_rate=frame.sample_rate,
-                format=frame.format.name,
-                layout=frame.layout.name,
-                time_base=Fraction(frame.time_base or Fraction(1, frame.sample_rate)),
-            ),
-            graph.add("aresample", f"async=1:min_hard_comp={STILL_S}"),
-            graph.add(
-                "aformat",
-                f"sample_fmts={context.format.name}:sample_rates={context.sample_rate}"
-                f":channel_layouts={context.layout.name}",
-            ),
-            graph.add("abuffersink"),
-        )
-        graph.link_nodes(*nodes).configure()
-        return graph
-
-    def _encode(self) -> None:
-        assert self._graph is not None
-        while True:
-            try:
-                frame = self._graph.pull()
-            except (av.error.BlockingIOError, EOFError):
-                return
-            self.output.mux(self.added.encode(frame))
+            if frame.pts is not None:
+                frame.pts -= round(self.carrier.found.origin / frame.time_base)
+                self.output.mux(self.added.encode(frame))
 
     def finish(self) -> None:
-        if self._graph is not None:
-            self._graph.push(None)
-            self._encode()
-            self.output.mux(self.added.encode(None))
+        self.output.mux(self.added.encode(None))
 
 
 class _Text(_Copied):

@@ -80,12 +80,14 @@ def test_a_tag_counts_more_than_the_size(tmp_path: Path, matrix: int) -> None:
 @pytest.mark.parametrize(("first", "second"), [(BT709, UNTAGGED), (UNTAGGED, BT709)])
 def test_a_pair_is_read_by_one_rule(tmp_path: Path, first: int, second: int) -> None:
     """The same picture, once with its tag and once without: only the edit differs."""
-    picture = patches(96, 192, (RED, SKIN, (20, 90, 200)))
+    picture = patches(96, 192, (RED, SKIN, (30, 230, 40)))
     for name, frame, tag in (("a", picture, first), ("b", edited_middle(picture), second)):
         write_tagged(tmp_path / f"{name}.mp4", frame, matrix=BT709, tag=tag, frames=9)
     entry = {"instruction": "x", "source_path": "a.mp4", "edited_path": "b.mp4"}
     (tmp_path / "pairs.json").write_text(json.dumps([entry]))
     (pair,) = PairList(tmp_path / "pairs.json", fps=16, frames=9, height=96, width=192)
+    same = pair.source[0].astype(int)[:24] - pair.target[0][:24]  # above the edit
+    assert np.abs(same).max() <= 2
     share = (edited_middle(picture) != picture).any(axis=-1).mean()
     assert pair.mask.mean() == pytest.approx(share, abs=0.02)
 

@@ -17,11 +17,16 @@ from tests.data.video.test_clock import edited, shown
     ("name", "content"),
     [
         ("self.mp4", "ffconcat version 1.0\nfile self.mp4\n"),
-        ("a.mkv", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/hostname\n"),
+        ("list.mp4", "ffconcat version 1.0\nfile in.mp4\n"),
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nin.ts\n#EXT-X-ENDLIST\n"),
         ("a.mp4", "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
     ],
 )
-def test_lists_of_other_files_are_not_opened(tmp_path: Path, name: str, content: str) -> None:
+def test_lists_of_other_files_are_not_opened(
+    make_video: MakeVideo, tmp_path: Path, name: str, content: str
+) -> None:
+    make_video("in.mp4")
+    make_video("in.ts")
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(VideoError, match=rf"{name}: not a readable video"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data.video import VideoWriter, differences, probe, read_frames, read_timed
-from tests.data.conftest import MakeVideo, number_of, write_raw
+from tests.data.conftest import MakeVideo, number_of, numbered, write_raw
 
 ONE, UNIT = 1 << 16, 1 << 30
 
@@ -146,6 +146,28 @@ def test_a_variable_rate_keeps_its_times(tmp_path: Path, name: str) -> None:
     assert probe(tmp_path / name).duration == pytest.approx(13, abs=0.05)
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv"])
+def test_the_last_frame_is_shown_as_long_as_it_was(tmp_path: Path, name: str) -> None:
+    """Of a slide show the last picture too: nothing comes after it to tell its length."""
+    path = tmp_path / "in.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for n, picture in enumerate(numbered(3)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p")
+            frame.pts, frame.time_base = n, Fraction(1)
+            for packet in stream.encode(frame):
+                packet.duration = round(3 / packet.time_base) if n == 2 else packet.duration
+                output.mux(packet)
+    info = probe(path)
+    assert info.duration == pytest.approx(5)
+    with VideoWriter(tmp_path / name, 64, 48, 1, audio_from=path, tick=info.tick) as writer:
+        for time, frame in read_timed(path):
+            writer.write(frame[None], [time])
+    assert probe(tmp_path / name).duration == pytest.approx(5, abs=0.01)
+    assert len(list(read_frames(tmp_path / name, fps=2))) == 10
+
+
 def test_a_rate_that_was_asked_for_is_said(make_video: MakeVideo) -> None:
     path = make_video()
     assert differences(path, fps=16) == []
@@ -153,3 +175,5 @@ def test_a_rate_that_was_asked_for_is_said(make_video: MakeVideo) -> None:
     shown = list(read_timed(path, fps=8))
     assert [number_of(frame) for _, frame in shown] == list(range(0, 16, 2))
     assert [float(time) for time, _ in shown] == [n / 8 for n in range(8)]
+    twice = [(float(time), number_of(frame)) for time, frame in read_timed(path, fps=32)]
+    assert twice == [(n / 32, n // 2) for n in range(32)]
