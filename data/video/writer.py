@@ -233,10 +233,10 @@ class VideoWriter:
         step = max(1, round(1 / self.fps / self._tick))
         if self._found is None:
             return last + step, False
-        end = round((self._found.end - self._found.origin) / self._tick)
-        if last + 2 * step < end and not self.damage.missing:
-            return last + step, True
-        return last + max(1, round(self._found.length / self._tick)), False
+        found = self._found
+        if last + step < (found.end - found.length - found.origin) / self._tick:
+            return last + step, not self.damage.missing
+        return last + max(1, round(found.length / self._tick)), False
 
     def _discard(self) -> None:
         if self._carrier:
