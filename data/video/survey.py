@@ -86,11 +86,16 @@ def _survey(path: Source) -> Survey:
         if rate is None:
             raise VideoError(f"{file_name(path)}: states no frame rate; {REMEDY}")
         first = Fraction(0) if scan.first is None else scan.first
-        length = _fraction(scan.length) or 1 / rate.fps
+        length, cut_off = _fraction(scan.length) or 1 / rate.fps, None
         if scan.first is None:
             end = first + scan.count / rate.fps
         else:
-            end = max(_fraction(scan.times[-1]), first) + length
+            last = max(_fraction(scan.times[-1]), first)
+            cut_off = _cut_off(container, stream, scan, float(last + length - first))
+            if cut_off is None and not scan.clock.repairs:
+                length = max(length, _stated_end(container, stream) - last)
+            length = min(length, Fraction(scan.clock.hole))
+            end = last + length
         return Survey(
             clock=scan.clock,
             rate=rate,
@@ -105,7 +110,7 @@ def _survey(path: Source) -> Survey:
             disordered=scan.disordered,
             stamped=scan.first is not None,
             undecodable=scan.undecodable,
-            cut_off=_cut_off(container, stream, scan, float(end - first)),
+            cut_off=cut_off,
             look=look(scan.frame, pixel_aspect(stream)),
             has_audio=bool(sounds),
             codec=stream.codec_context.name,
@@ -117,6 +122,16 @@ def _lead(sound: Fraction | None, first: Fraction, rate: Rate) -> Fraction:
     if sound is None or first - sound <= SOUND_BEFORE_S:
         return Fraction(0)
     return math.ceil((first - sound) * rate.fps) / rate.fps
+
+
+def _stated_end(container: Any, stream: Any) -> Fraction:
+    """When an MP4 or MOV says that its picture ends.
+
+    A packet's length is there that of its place in the order of decoding, not of its frame.
+    """
+    if container.format.name.startswith("mov") and stream.duration:
+        return ((stream.start_time or 0) + stream.duration) * stream.time_base
+    return Fraction(0)
 
 
 def _cut_off(container: Any, stream: Any, scan: Scan, shown_s: float) -> str | None:

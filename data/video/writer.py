@@ -203,10 +203,13 @@ class VideoWriter:
         if self._carrier:
             self._carrier.copy_until(until * self._tick)
 
-    def _mux(self, packets: list[Any]) -> None:
+    def _mux(self, packets: list[Any], last_length: int = 0) -> None:
         for packet in packets:
             # The encoder knows the mean rate only; of the last frame nothing else tells the length.
             packet.duration = self._lengths.pop(packet.pts)
+        if last_length and packets and self._output.format.name != "matroska":
+            # MP4 counts lengths in the order of decoding: a track lasts as long as its last there.
+            packets[-1].duration = max(packets[-1].duration, last_length)
         self._output.mux(packets)
 
     def close(self) -> None:
@@ -218,7 +221,7 @@ class VideoWriter:
             with writing(self.name):
                 end, cut = self._end(self._held[1])
                 self._encode(end)
-                self._mux(self._stream.encode(None))
+                self._mux(self._stream.encode(None), end - self._held[1])
                 if self._carrier:
                     self._carrier.finish(end * self._tick if cut else None)
                 self._output.close()

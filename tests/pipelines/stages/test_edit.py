@@ -8,7 +8,15 @@ import av
 import numpy as np
 import pytest
 
-from data.video import VideoError, VideoInfo, VideoWriter, probe, read_frames
+from data.video import (
+    Damage,
+    VideoError,
+    VideoInfo,
+    VideoWriter,
+    probe,
+    read_frames,
+    read_timed,
+)
 from modeling.editor import StreamingEditor
 from pipelines.stages.edit import edit_file, edit_video, expected_frames, model_size, resize
 from tests.known_editors import block_clip, expected_edit, known_editor
@@ -202,7 +210,7 @@ def test_an_editor_may_hold_frames_back(tmp_path: Path) -> None:
     assert_same(found[:, :, 50:], 255 - video)
 
 
-def test_a_variable_rate_becomes_its_mean_and_keeps_its_time(tmp_path: Path) -> None:
+def test_a_variable_rate_keeps_every_frame_at_its_time(tmp_path: Path) -> None:
     # 16 frames in the first half of two seconds and 8 in the second.
     times = [Fraction(n, 16) for n in range(16)] + [1 + Fraction(n, 8) for n in range(8)]
     video = block_clip(24, 32, 48)
@@ -217,11 +225,32 @@ def test_a_variable_rate_becomes_its_mean_and_keeps_its_time(tmp_path: Path) -> 
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     edit_file(lambda frames: frames, source, tmp_path / "out.mp4", (32, 48))
-    found, info = read(tmp_path / "out.mp4"), probe(tmp_path / "out.mp4")
-    assert abs(len(found) - 2 * info.fps) <= 1  # the last frame's length is the encoder's to say
-    for n, picture in enumerate(found):
-        shown = max(i for i, time in enumerate(times) if time <= n / info.fps + Fraction(1, 1000))
-        assert_same(picture[None], video[shown][None])
+    found = list(read_timed(tmp_path / "out.mp4"))
+    assert [float(t) for t, _ in found] == pytest.approx([float(t) for t in times], abs=1e-3)
+    assert_same(np.stack([picture for _, picture in found]), video)
+
+
+def test_a_rate_that_is_asked_for_is_constant(tmp_path: Path) -> None:
+    video = block_clip(20, 32, 48)
+    source = write(tmp_path / "in.mp4", video, Fraction(20))
+    done = edit_file(lambda frames: frames, source, tmp_path / "out.mp4", (32, 48), fps=10)
+    assert done == 10
+    assert probe(tmp_path / "out.mp4").fps == 10
+    assert_same(read(tmp_path / "out.mp4"), video[::2])
+
+
+def test_strict_refuses_a_damaged_source_and_leaves_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.mp4", block_clip(40, 32, 48), Fraction(20))
+    whole = source.read_bytes()
+    middle = whole.index(b"mdat") + 1200
+    source.write_bytes(whole[:middle] + bytes(400) + whole[middle + 400 :])
+    out, damage = tmp_path / "out.mp4", Damage()
+    edit_file(lambda frames: frames, source, out, (32, 48), damage=damage)
+    assert damage
+    out.unlink()
+    with pytest.raises(VideoError, match=r"in\.mp4: .*damaged"):
+        edit_file(lambda frames: frames, source, out, (32, 48), strict=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
 
 
 def test_expected_frames_is_what_will_come() -> None:
