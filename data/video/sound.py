@@ -5,6 +5,7 @@ All of it is put on the clock of the source's picture (data/video/clock.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -117,6 +118,7 @@ class _Converted(_Copied):
     """One track of sound, decoded and encoded anew."""
 
     def add(self, track: Track) -> Any:
+        self._end = -math.inf  # of what was encoded, in seconds
         return add_sound(self.output, track.codec or "", self.stream)
 
     def take(self, packet: Any) -> None:
@@ -126,8 +128,14 @@ class _Converted(_Copied):
             self.carrier.damage.sound += 1
             return
         for frame in frames:
-            if frame.pts is not None:
-                frame.pts -= round(self.carrier.found.origin / frame.time_base)
+            if frame.pts is None:
+                continue
+            frame.pts -= round(self.carrier.found.origin / frame.time_base)
+            start, length = float(frame.pts * frame.time_base), frame.samples / frame.sample_rate
+            # Where two parts of a file overlap the first stays: an encoder would put the second
+            # after it, and all that follows would be late.
+            if start + length / 2 >= self._end:
+                self._end = start + length
                 self.output.mux(self.added.encode(frame))
 
     def finish(self) -> None:
