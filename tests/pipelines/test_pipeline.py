@@ -18,7 +18,7 @@ from rich.console import Console
 from data.video import probe
 from modeling.editor import StreamingEditor
 from modeling.model_dir import read_card
-from pipelines.commands.demo import run_train
+from pipelines.commands.run import run_train
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline

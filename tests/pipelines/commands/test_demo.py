@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data.synthetic import is_heldout
 from data.video import probe
-from pipelines.commands.demo import (
+from pipelines.commands.run import (
     VIDEO_FRAMES,
     edit_heldout,
     heldout_video,
@@ -48,7 +48,7 @@ def test_the_video_is_one_that_no_training_shows_at_the_model_s_size(tmp_path: P
 def test_the_model_edits_the_video_once(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.commands.demo.VIDEO_FRAMES", 21)
+    monkeypatch.setattr("pipelines.commands.run.VIDEO_FRAMES", 21)
     model = write_known_model(tmp_path / "model", height=32, width=48)
     result = result_of(tmp_path / "out", model, "candidate")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from data.video import probe, read_frames
 from modeling.fingerprint import model_fingerprint
-from pipelines.commands.demo import VIDEO_FRAMES, edit_heldout, served_reference, stream_live
+from pipelines.commands.run import VIDEO_FRAMES, edit_heldout, served_reference, stream_live
 from pipelines.config.load import load_config
 from pipelines.pipeline import PipelineResult
 from pipelines.stages.progress import StageView

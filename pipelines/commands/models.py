@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+from pipelines.commands.show import console
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -22,7 +23,6 @@ Uri = Annotated[
 ]
 Alias = Annotated[str, typer.Option(help="The alias that moves.")]
 Name = Annotated[str, typer.Argument(help="Name of a registered model.")]
-console = Console(highlight=False)
 
 
 @models_app.command("list", epilog="Example: liveedit models list")

@@ -1,0 +1,110 @@
+"""`liveedit edit`: a video file edited here, or on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands.show import bar, console
+
+if TYPE_CHECKING:
+    from pipelines.stages.edit import EditReport
+
+
+def edit(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The video to edit; any codec.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The edited video; .mp4, .mov or .mkv.")
+    ],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to change.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model directory or models:/NAME@ALIAS (default: the demo's)."),
+    ] = None,
+    size: Annotated[
+        str,
+        typer.Option(
+            help="Size the model works at: native (the area it was trained at), source, or HxW. "
+            "The result has the source's size in any case."
+        ),
+    ] = "native",
+    seed: Annotated[int, typer.Option(help="Another seed gives another result.")] = 0,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="A constant rate instead of each frame at its own time.", min=0.1, max=1000
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a damaged source instead of going past it.")
+    ] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Put source and edit next to each other.")
+    ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="ws://HOST:PORT", help="Edit on this server, with its model."),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="The server's bearer token.", envvar="LIVEEDIT_TOKEN"),
+    ] = None,
+) -> None:
+    """Edit a video file as a prompt says.
+
+    Memory does not grow with the video's length. Every frame keeps its time; size, sound, subtitles
+    and chapters are kept too. What will differ is said in a line each before the work begins.
+    """
+    from data.video import check_whole, differences, probe
+    from pipelines.stages.edit import check_edit, edit_video, expected_frames
+
+    if url is not None and model is not None:
+        raise ValueError(f"--model {model} does nothing beside --url: a server has its own model")
+    check_edit(source, output, prompt)
+    info = probe(source)
+    if strict:
+        check_whole(source)
+    for line in differences(source, output, fps=fps):
+        console.print(f"{source}: {line}", style="yellow", markup=False, soft_wrap=True)
+    run: Callable[..., EditReport]
+    if url is not None:
+        from pipelines.stages.live import edit_remote
+
+        run, place = partial(edit_remote, url, token=token), url
+    else:
+        from pipelines.evaluation.evaluate import load_editor
+        from pipelines.tracking.registry import locate
+
+        place = str(locate(model))
+        run = partial(edit_video, load_editor(place))
+    with bar("frames", expected_frames(info, fps)) as (progress, task):
+
+        def show(done: int) -> None:
+            speed = progress.tasks[task].speed or 0.0
+            progress.update(task, completed=done, note=f"{speed:.1f} fps")
+
+        report = run(
+            source,
+            output,
+            prompt,
+            size=size,
+            seed=seed,
+            fps=fps,
+            strict=strict,
+            side_by_side=side_by_side,
+            progress=show,
+        )
+    if report.damage:
+        console.print(
+            f"{source}: damaged: {report.damage}", style="yellow", markup=False, soft_wrap=True
+        )
+    console.print(
+        f"{output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "
+        f"edited at {report.height}x{report.width}, {report.recomputed:.0%} of tokens computed, "
+        f"model {place}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from modeling.geometry import frames_of, latents_of
+
+MAX_FPS = 1000
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the configuration's."),
+]
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """ "128x192" -> (128, 192); a size that is no multiple of 16 is a ValueError."""
+    height, _, width = size.partition("x")
+    if not (height.isdigit() and width.isdigit()) or int(height) % 16 or int(width) % 16:
+        raise ValueError(f"--size {size} must be height x width in multiples of 16, e.g. 128x192")
+    return int(height), int(width)
+
+
+def check_clip(frames: int, fps: float) -> None:
+    """Raises ValueError for clips that no model can be trained on."""
+    if frames != frames_of(latents_of(frames)):
+        near = frames_of(latents_of(frames)), frames_of(latents_of(frames) + 1)
+        raise ValueError(
+            f"--frames {frames} is no whole number of latents, which is 4n-3 frames: "
+            f"{near[0]} or {near[1]}"
+        )
+    if not 0 < fps <= MAX_FPS:
+        raise ValueError(f"--fps {fps:g} must lie above 0 and be at most {MAX_FPS}")
