@@ -122,7 +122,9 @@ class Connection:
                 "bad_request", f"offer the WebSocket subprotocol {SUBPROTOCOL} and open again"
             )
         message = await self._first_message()
-        self.services.limits.check_open(message)
+        limits = self.services.limits
+        limits.check_open(message)
+        await self.socket.expect(limits.max_message(message.width, message.height))
         record = None
         if message.resume is not None:
             record = await self.services.store.claim(message.resume, message.received or 0)

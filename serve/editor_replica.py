@@ -43,7 +43,7 @@ class EditorReplica:
         self.metrics = EditorMetrics()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
-        self.hub = HubStore(context.app_name, settings.limits.resume_s)
+        self.hub = HubStore(context.app_name, settings)
         self._reporting: asyncio.Task[None] | None = None
 
     async def edit(self, opening: Opening, address: Address) -> AsyncGenerator[Ready | Refused]:

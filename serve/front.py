@@ -62,12 +62,13 @@ class Front:
         self.connections: set[Connection] = set()
         self._models, self._snapshots = models, snapshots
         self._leaving = False
+        self.edits = Edits(self.services, self._full)
         self._beating: asyncio.Task[None] | None = None
         self.app = Starlette(
             routes=[
                 WebSocketRoute(PATH, _Asgi(self.stream)),
                 Route("/v1/models", self.models),
-                Route("/v1/edits", Edits(self.services).post, methods=["POST"]),
+                Route("/v1/edits", self.edits.post, methods=["POST"]),
                 Route("/healthz", self.health),
                 Route("/readyz", self.ready),
                 Route("/metrics", self.metrics),
@@ -100,9 +101,13 @@ class Front:
             return WireError(
                 "unauthorized", "send `Authorization: Bearer TOKEN`, or ?token= in the address"
             )
+        return self._full()
+
+    def _full(self) -> WireError | None:
+        """What speaks against any new session here."""
         if self._leaving:
             return WireError("draining", "this server is going away; open again")
-        if len(self.connections) >= self.services.limits.max_sessions:
+        if len(self.connections) + self.edits.running >= self.services.limits.max_sessions:
             return WireError(
                 "at_capacity", "this front has no room; try again later", RETRY_AFTER_S
             )

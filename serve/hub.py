@@ -22,6 +22,7 @@ from ray.util import get_node_ip_address
 from serve.commits import CommitAddress, CommitClient, CommitServer
 from serve.metrics import Snapshot
 from serve.session import Entry
+from serve.settings import ServeSettings
 from serve.store import Header, Progress, Record, SessionStore
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,10 @@ class Report:
 class Hub:
     """See the module; an async actor, so that its methods run on one event loop."""
 
-    def __init__(self, app: str, resume_s: float) -> None:
+    def __init__(self, app: str, settings: ServeSettings) -> None:
         self.app = app
-        self.store = SessionStore(resume_s)
-        self._commits = CommitServer(self.store, get_node_ip_address())
+        self.store = SessionStore(settings.limits.resume_s)
+        self._commits = CommitServer(self.store, link_host(settings))
         self._reports: dict[str, tuple[float, Report]] = {}
         self._stopping: set[str] = set()
         self._heard = time.monotonic()
@@ -140,7 +141,12 @@ def replicas(app: str) -> list[Replica]:
     ]
 
 
-def hub_actor(app: str, resume_s: float) -> Any:
+def link_host(settings: ServeSettings) -> str:
+    """Where a process of the application listens for the others."""
+    return settings.link_host or get_node_ip_address()
+
+
+def hub_actor(app: str, settings: ServeSettings) -> Any:
     """The application's hub, started if it is not there."""
     return (
         ray.remote(Hub)
@@ -153,16 +159,16 @@ def hub_actor(app: str, resume_s: float) -> Any:
             max_restarts=-1,
             max_concurrency=1000,
         )
-        .remote(app, resume_s)
+        .remote(app, settings)
     )
 
 
 class HubStore:
     """`store.Store` on the hub. While the hub is down sessions go on, but cannot be resumed."""
 
-    def __init__(self, app: str, resume_s: float) -> None:
-        self.app, self.resume_s = app, resume_s
-        self.hub = hub_actor(app, resume_s)
+    def __init__(self, app: str, settings: ServeSettings) -> None:
+        self.app, self.settings = app, settings
+        self.hub = hub_actor(app, settings)
         self._commits = CommitClient(lambda: self.call("commits"))
 
     async def call(self, method: str, *args: Any) -> Any:
@@ -170,7 +176,7 @@ class HubStore:
         try:
             return await getattr(self.hub, method).remote(*args)
         except RayActorError:
-            self.hub = hub_actor(self.app, self.resume_s)
+            self.hub = hub_actor(self.app, self.settings)
             return await getattr(self.hub, method).remote(*args)
 
     async def create(self, header: Header) -> str:

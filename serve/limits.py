@@ -21,6 +21,9 @@ class Limits:
     resume_s: float = 60.0  # a lost connection's session is kept this long
     max_sessions: int = 256  # of one front
     max_upload: int = 512 * 2**20  # bytes of a video for /v1/edits
+    max_uploads: int = 16  # that come in at once at one front
+    upload_idle_s: float = 10.0  # without a byte of an upload
+    upload_s: float = 300.0  # for a whole upload
 
     def check_open(self, message: Open) -> None:
         """Raises WireError `unsupported_size` or `bad_request`, naming the value and the limit."""

@@ -116,6 +116,8 @@ def start(
         )
     if not address:
         _check_port(host, port)
+        # All processes are on this machine: nobody outside it may reach their links.
+        settings = replace(settings, link_host="127.0.0.1")
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
         if settings.fp8 and not (settings.editor_gpus or settings.device.startswith("cuda")):

@@ -31,6 +31,7 @@ class ServeSettings:
     fronts: int = 1
     front_cpus: float = 0.5
     drain_s: float = 120.0  # that a replica in the way has for giving its sessions back
+    link_host: str | None = None  # replicas listen for each other there; none: their node's address
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ from serve.session import Entry
 from serve.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
-MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size
+MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size, while there is room
+MAX_BYTES = 2**30  # of all records
 HOLDER_BEAT_S = 10.0  # a front says this often which sessions it holds
 
 
@@ -57,6 +58,16 @@ class Record:
     tail_bytes: int = 0
 
     @property
+    def size(self) -> int:
+        return self.tail_bytes + len(self.progress.state or b"")
+
+    def drop_oldest(self) -> int:
+        """Forgets the tail's first entry; returns its bytes."""
+        size = len(self.tail.popleft().data)
+        self.tail_bytes -= size
+        return size
+
+    @property
     def tail_start(self) -> int:
         """Edited frames before this one are no longer kept."""
         return self.tail[0].position if self.tail else self.progress.edited
@@ -66,9 +77,14 @@ class SessionStore:
     """Records by resume token. `resume_s` is how long one outlives its connection."""
 
     def __init__(
-        self, resume_s: float = 60.0, *, clock: Callable[[], float] = time.monotonic
+        self,
+        resume_s: float = 60.0,
+        *,
+        max_bytes: int = MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.resume_s = resume_s
+        self.resume_s, self.max_bytes = resume_s, max_bytes
+        self.bytes = 0  # of states and tails
         self._clock = clock
         self._records: dict[str, Record] = {}
 
@@ -120,12 +136,15 @@ class SessionStore:
             record = self._records[token] = self._record(header, epoch)
         if record.epoch != epoch:
             return False
+        before = record.size
         record.progress, record.seen = progress, self._clock()
         record.tail.extend(entries)
         record.tail_bytes += sum(len(entry.data) for entry in entries)
         oldest_needed = progress.edited - MIN_TAIL_FRAMES
         while record.tail_bytes > MAX_TAIL and record.tail[0].position < oldest_needed:
-            record.tail_bytes -= len(record.tail.popleft().data)
+            record.drop_oldest()
+        self.bytes += record.size - before
+        self._make_room()
         return True
 
     def beat(self, held: list[tuple[str, int]]) -> list[str]:
@@ -146,7 +165,7 @@ class SessionStore:
         if record is None or record.epoch != epoch:
             return
         if forget:
-            del self._records[token]
+            self._forget(token)
         else:
             record.held, record.seen = False, self._clock()
 
@@ -160,7 +179,21 @@ class SessionStore:
             # A holder that died was seen up to one beat before: its client gets its time too.
             patience = self.resume_s + (2 * HOLDER_BEAT_S if record.held else 0)
             if now - record.seen > patience:
-                del self._records[token]
+                self._forget(token)
+
+    def _forget(self, token: str) -> None:
+        self.bytes -= self._records.pop(token).size
+
+    def _make_room(self) -> None:
+        """Below `max_bytes`: first the longest tails are cut, so that who is far behind may not
+        resume, then the sessions go that were left longest ago, then those that are held."""
+        while self.bytes > self.max_bytes:
+            longest = max(self._records.values(), key=lambda record: record.tail_bytes)
+            if longest.tail_bytes:
+                self.bytes -= longest.drop_oldest()
+            else:
+                records = self._records
+                self._forget(min(records, key=lambda t: (records[t].held, records[t].seen)))
 
 
 class Store(Protocol):

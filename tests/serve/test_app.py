@@ -27,6 +27,7 @@ from data.video import read_frames
 from serve.app import app, build
 from serve.client import connect
 from serve.hub import NAMESPACE, Replica, replicas
+from serve.limits import Limits
 from serve.protocol import WireError
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
@@ -145,6 +146,29 @@ async def test_a_whole_video_goes_through_the_ingress(running: Running) -> None:
         )
     assert edited.status_code == 200
     assert len(list(read_frames(io.BytesIO(edited.content)))) == 30
+
+
+async def test_held_uploads_leave_room_for_everything_else(running: Running) -> None:
+    """More than both fronts have slots for: those above `max_uploads` are refused at once."""
+    begin = (
+        b"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    )
+    slots = 2 * (Limits().max_sessions + 64)
+    held = []
+    try:
+        for _ in range(slots + 40):
+            _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(begin)
+            held.append(writer)
+        await asyncio.sleep(1)
+        async with httpx.AsyncClient(timeout=5) as client:
+            for path in ("healthz", "metrics", "readyz"):
+                assert (await client.get(f"{running.url}/{path}")).status_code == 200
+        await stream(running, 24)
+    finally:
+        for writer in held:
+            writer.close()
 
 
 async def test_logs_name_the_session(running: Running) -> None:
