@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import urlsplit, urlunsplit
@@ -38,6 +38,7 @@ from serve.protocol import (
     Error,
     Format,
     Frame,
+    InQueue,
     Open,
     Opened,
     Prompt,
@@ -86,14 +87,21 @@ Event = EditedFrame | ServerMessage
 class Stream:
     """Made by `client.connect`. `send` and reading belong into two tasks: either can wait."""
 
-    def __init__(self, url: str, message: Open, *, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        message: Open,
+        *,
+        token: str | None = None,
+        on_queue: Callable[[InQueue], None] | None = None,
+    ) -> None:
         self.url = stream_url(url)
         self.prompt = message.prompt
         self.received = 0  # edited frames
         self.reconnects = 0
         self.opened: Opened | None = None
         self.closed: Closed | None = None
-        self._message, self._token = message, token
+        self._message, self._token, self._on_queue = message, token, on_queue
         self._resume: str | None = None
         self._kept: deque[Frame] = deque()  # source frames whose edit has not come
         self._next = 0  # index of the next source frame
@@ -211,6 +219,10 @@ class Stream:
         ) as socket:
             await socket.send(to_json(self._open_message()))
             first = self._message_of(await socket.recv())
+            while isinstance(first, InQueue):
+                if self._on_queue is not None:
+                    self._on_queue(first)
+                first = self._message_of(await socket.recv())
             if not isinstance(first, Opened):
                 raise WireError("bad_request", f"the server answered open with {first}")
             self.reconnects += self.opened is not None

@@ -18,10 +18,10 @@ from serve.protocol import (
     parse_client,
     to_json,
 )
-from serve.running import TICK_S, RunningSession, Services, SupersededError, opened_message
+from serve.running import TICK_S, RunningSession, Services, opened_message
 from serve.session import Session
-from serve.store import Record
-from serve.work import Opening
+from serve.store import Record, Shape
+from serve.work import Opening, SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,9 @@ class Connection:
         await self.socket.expect(limits.max_message(message.width, message.height))
         record = None
         if message.resume is not None:
-            record = await self.services.store.claim(message.resume, message.received or 0)
+            shape = Shape(message.width, message.height, message.mode, message.format)
+            received = message.received or 0
+            record = await self.services.store.claim(message.resume, received, shape)
         session, opening = _new(message) if record is None else _resumed(message, record)
         self.running = running = RunningSession(
             self.socket, self.services, session, opening, message.format, record,
@@ -136,7 +138,6 @@ class Connection:
         if record is None:
             await running.run(self._ending)
             return
-        _check_same(message, record)
         if record.progress.finished is None:
             await running.run(self._ending)
         else:
@@ -177,13 +178,17 @@ def _new(message: Open) -> tuple[Session, Opening]:
         mode=message.mode,
         seed=message.seed or 0,
         mask=bool(message.mask),
+        waits=bool(message.queue),
     )
     return _session(opening), opening
 
 
 def _resumed(message: Open, record: Record) -> tuple[Session, Opening]:
     progress = record.progress
-    opening = replace(record.header.opening, state=progress.state)
+    opening = replace(
+        record.header.opening, state=progress.state, epoch=record.epoch, again=True,
+        waits=bool(message.queue),
+    )  # fmt: skip
     session = _session(opening)
     session.next_frame, session.edited = progress.next_frame, progress.edited
     session.applied_prompt = progress.applied_prompt
@@ -202,17 +207,3 @@ def _session(opening: Opening) -> Session:
         height=opening.height,
         mask=opening.mask,
     )
-
-
-def _check_same(message: Open, record: Record) -> None:
-    first, format = record.header.opening, record.header.format
-    for name, now, before in (
-        ("width", message.width, first.width),
-        ("height", message.height, first.height),
-        ("mode", message.mode, first.mode),
-        ("format", message.format, format),
-    ):
-        if now != before:
-            raise WireError(
-                "bad_request", f"the session to resume has {name} {before!r}, open says {now!r}"
-            )

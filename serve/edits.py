@@ -116,7 +116,7 @@ class Edits:
                 "bad_request", f"the field seed has {len(seed)} digits; at most 2^63 - 1"
             )
         info = await asyncio.to_thread(probe, path)
-        fps = float(min(info.fps, Fraction(limits.max_fps)))
+        fps = max(limits.min_fps, float(min(info.fps, Fraction(limits.max_fps))))
         message = Open(
             prompt, info.width, info.height, fps, "lossless", "rgb24", seed=int(str(seed or 0))
         )
@@ -138,7 +138,8 @@ class Edits:
         sink = _Sink()
         try:
             async with aclosing(drive(services.backend, session, opening, metrics)) as events:
-                await anext(events)
+                ready = await anext(events)
+                assert isinstance(ready, Ready)
                 metrics.admitted.inc()
                 log.info("session %s: a video of %dx%d", session.name, info.width, info.height)
                 feeding = asyncio.create_task(_feed(session, path, fps))
@@ -179,7 +180,7 @@ async def _next(events: AsyncIterator[Any], feeding: asyncio.Task[None]) -> Deli
             if feeding.done():
                 feeding.result()
         event = following.result()
-        assert not isinstance(event, Ready)
+        assert event is None or isinstance(event, Delivery)
         return event
     finally:
         following.cancel()

@@ -104,6 +104,7 @@ class Socket:
         self._unwritten = 0
         self._writable = asyncio.Event()
         self._writable.set()
+        self._left = asyncio.Event()
 
     async def accept(self, subprotocol: str | None) -> None:
         message = await self._receive()
@@ -121,9 +122,21 @@ class Socket:
         if self._pump:
             await self._grant(self._ahead - before)
 
+    async def gone(self) -> None:
+        """Raises Disconnected when the client goes, while nobody calls `receive`."""
+        while not self._pump and self._inbox.qsize() < READ_AHEAD:
+            message = await self._receive()
+            self._inbox.put_nowait(message)
+            if message["type"] == "websocket.disconnect":
+                self._gone()
+                break
+        await self._left.wait()
+        raise Disconnected(1006)
+
     async def receive(self) -> str | bytes:
         """The next message. Raises Disconnected."""
-        message = await (self._inbox.get() if self._pump else self._receive())
+        ahead = self._pump or not self._inbox.empty()
+        message = await (self._inbox.get() if ahead else self._receive())
         if message["type"] == "websocket.disconnect":
             self._gone()
             raise Disconnected(message.get("code") or 1005)
@@ -187,3 +200,4 @@ class Socket:
     def _gone(self) -> None:
         self.closed = True
         self._writable.set()
+        self._left.set()

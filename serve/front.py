@@ -119,8 +119,8 @@ class Front:
             await asyncio.sleep(HOLDER_BEAT_S)
             held = {c.held: c for c in self.connections if c.held}
             lost = set(await self.services.store.beat(list(held)))
-            for (token, _), connection in held.items():
-                if token in lost:
+            for (token, epoch), connection in held.items():
+                if (token, epoch) in lost:
                     connection.supersede()
 
     async def models(self, request: Request) -> Response:

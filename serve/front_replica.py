@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from serve.front import Front
-from serve.hub import REPORT_S, HubStore, Report, link_host
+from serve.hub import REPORT_S, HubStore, Orders, Report, link_host
 from serve.link import Inbox
 from serve.logs import join_serve_log
 from serve.metrics import Metrics, Snapshot
@@ -34,7 +34,7 @@ class FrontReplica:
         self.hub = HubStore(context.app_name, settings)
         self.metrics = Metrics()
         self.front = Front(
-            backend=RayBackend(editors, Inbox(link_host(settings))),
+            backend=RayBackend(editors, Inbox(link_host(settings)), self.hub),
             store=self.hub,
             limits=settings.limits,
             metrics=self.metrics,
@@ -77,7 +77,9 @@ class FrontReplica:
     async def _report(self) -> None:
         while True:
             try:
-                if await self.hub.call("report", Report(self.process, self.metrics.snapshot())):
+                report = Report(self.process, self.metrics.snapshot())
+                orders: Orders = await self.hub.call("report", report)
+                if orders.leave:
                     self.front.leave()
             except RayActorError as error:
                 log.warning("the hub does not answer: %s", error)

@@ -20,10 +20,12 @@ from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
 from serve.commits import CommitAddress, CommitClient, CommitServer
+from serve.decisions import Editor, Request
 from serve.metrics import Snapshot
+from serve.placement import Answer, Placed, Placement
 from serve.session import Entry
 from serve.settings import ServeSettings
-from serve.store import Header, Progress, Record, SessionStore
+from serve.store import Header, Progress, Record, SessionStore, Shape
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +33,31 @@ NAMESPACE = "liveedit"
 REPORT_S = 1.0  # how often a process reports
 WATCH_S = 2.0  # how often Serve is asked which replicas have to stop
 GONE_S = 10.0  # a process that has not reported for so long is gone
+ASK_S = 3.0  # for the hub to say where a stream goes
 ALONE_S = 300.0  # without any report the hub ends itself
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a replica says of itself every `REPORT_S`; `model` is None for a front."""
+    """What a replica says of itself every `REPORT_S`; a front has no model and no editor."""
 
     process: str  # the replica's id
     metrics: Snapshot
     model: dict[str, Any] | None = None
+    editor: Editor | None = None
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the hub answers.
+
+    `leave`: Serve wants this replica to stop, so it gives its sessions back. `go`: there is one
+    editor too many and this one is empty. `wanted`: so many editors there should be.
+    """
+
+    leave: bool
+    go: bool = False
+    wanted: int = 0
 
 
 class Hub:
@@ -50,6 +67,7 @@ class Hub:
         self.app = app
         self.store = SessionStore(settings.limits.resume_s)
         self._commits = CommitServer(self.store, link_host(settings))
+        self._placement = Placement(settings.scale)
         self._reports: dict[str, tuple[float, Report]] = {}
         self._stopping: set[str] = set()
         self._heard = time.monotonic()
@@ -60,13 +78,13 @@ class Hub:
     async def create(self, header: Header) -> str:
         return self.store.create(header)
 
-    async def claim(self, token: str, received: int) -> Record:
-        return self.store.claim(token, received)
+    async def claim(self, token: str, received: int, shape: Shape) -> Record:
+        return self.store.claim(token, received, shape)
 
     async def commits(self) -> CommitAddress:
         return await self._commits.address()
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return self.store.beat(held)
 
     async def release(self, token: str, epoch: int, forget: bool) -> None:
@@ -74,11 +92,23 @@ class Hub:
 
     # --- processes
 
-    async def report(self, report: Report) -> bool:
-        """Returns whether Serve wants this replica to stop, so that it gives its sessions back."""
+    async def report(self, report: Report) -> Orders:
         self._heard = time.monotonic()
         self._reports[report.process] = (self._heard, report)
-        return report.process in self._stopping
+        leave = report.process in self._stopping
+        if report.editor is None:
+            return Orders(leave)
+        self._placement.report(report.editor)
+        go = not leave and self._placement.may_go(report.process)
+        return Orders(leave, go, self._placement.wanted())
+
+    # --- streams, see Placement
+
+    async def ask(self, request: Request) -> Answer:
+        return self._placement.ask(request)
+
+    async def released(self, stream: str) -> None:
+        self._placement.released(stream)
 
     async def models(self) -> list[dict[str, Any]]:
         """The models that warmed-up editors hold, each once, with the number of its editors."""
@@ -104,6 +134,7 @@ class Hub:
             try:
                 found = await asyncio.to_thread(replicas, self.app)
                 self._stopping = {replica.name for replica in found if replica.stopping}
+                self._placement.gone(frozenset(self._stopping))
             except ray.exceptions.RayError as error:  # the controller may be starting or gone
                 log.warning("no word from Serve: %s", error)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
@@ -164,7 +195,10 @@ def hub_actor(app: str, settings: ServeSettings) -> Any:
 
 
 class HubStore:
-    """`store.Store` on the hub. While the hub is down sessions go on, but cannot be resumed."""
+    """`store.Store` and `placement.Places` on the hub.
+
+    While the hub is down sessions go on, but cannot be resumed.
+    """
 
     def __init__(self, app: str, settings: ServeSettings) -> None:
         self.app, self.settings = app, settings
@@ -183,9 +217,9 @@ class HubStore:
         token: str = await self.call("create", header)
         return token
 
-    async def claim(self, token: str, received: int) -> Record:
+    async def claim(self, token: str, received: int, shape: Shape) -> Record:
         try:
-            record: Record = await self.call("claim", token, received)
+            record: Record = await self.call("claim", token, received, shape)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         return record
@@ -199,12 +233,26 @@ class HubStore:
             log.warning("a session's progress could not be kept: %s", error)
             return True
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         with contextlib.suppress(RayActorError, ActorUnavailableError):
-            lost: list[str] = await self.call("beat", held)
+            lost: list[tuple[str, int]] = await self.call("beat", held)
             return lost
         return []
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
         with contextlib.suppress(RayActorError, ActorUnavailableError):
             await self.call("release", token, epoch, forget)
+
+    async def ask(self, request: Request) -> Answer:
+        """While the hub is down any editor will do: it decides itself whether it has room."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                answer: Answer = await self.call("ask", request)
+                return answer
+        except (RayActorError, ActorUnavailableError, TimeoutError) as error:
+            log.warning("a stream is placed without the hub: %s", error)
+            return Placed("")
+
+    async def released(self, stream: str) -> None:
+        with contextlib.suppress(RayActorError, ActorUnavailableError):
+            await self.call("released", stream)

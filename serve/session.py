@@ -155,6 +155,11 @@ class Session:
         return not editing and not self._closing and self.unsent == 0
 
     @property
+    def working(self) -> bool:
+        """An editor has work of it that it has not answered."""
+        return bool(self._started)
+
+    @property
     def settled(self) -> int:
         """Source frames before this one are edited and delivered, or dropped."""
         for chunk in self._started:

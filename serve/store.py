@@ -10,10 +10,10 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
-from serve.protocol import Format, WireError
+from serve.protocol import Format, Mode, WireError
 from serve.session import Entry
 from serve.work import Opening, Ready
 
@@ -39,12 +39,34 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What an open that resumes a session must say as the first one did."""
+
+    width: int
+    height: int
+    mode: Mode
+    format: Format
+
+
+@dataclass(frozen=True)
 class Header:
     """What stays the same for a whole session."""
 
     opening: Opening  # as first asked for, without state
     format: Format
     ready: Ready
+
+    def check_shape(self, now: Shape) -> None:
+        """Raises WireError `bad_request`, naming what is another."""
+        first = self.opening
+        before = Shape(first.width, first.height, first.mode, self.format)
+        for name, value in asdict(now).items():
+            if value != getattr(before, name):
+                raise WireError(
+                    "bad_request",
+                    f"the session to resume has {name} {getattr(before, name)!r}, open says "
+                    f"{value!r}",
+                )
 
 
 @dataclass
@@ -99,11 +121,11 @@ class SessionStore:
         self._records[token] = self._record(header, 0)
         return token
 
-    def claim(self, token: str, received: int) -> Record:
+    def claim(self, token: str, received: int, shape: Shape | None = None) -> Record:
         """The record, now held by the caller, with the tail cut to what the client lacks.
 
-        Raises WireError `bad_request` for a token that is unknown or expired, and for frames that
-        are no longer kept.
+        Raises WireError `bad_request` for a token that is unknown or expired, for another `shape`
+        than the session's, and for frames that are no longer kept. Who holds it goes on then.
         """
         self._sweep()
         record = self._records.get(token)
@@ -113,6 +135,8 @@ class SessionStore:
                 f"this resume token is unknown or older than {self.resume_s:g} s; open a new "
                 "session without it",
             )
+        if shape is not None:
+            record.header.check_shape(shape)
         if not record.tail_start <= received <= record.progress.edited:
             raise WireError(
                 "bad_request",
@@ -147,13 +171,16 @@ class SessionStore:
         self._make_room()
         return True
 
-    def beat(self, held: list[tuple[str, int]]) -> list[str]:
-        """A front's sign of life for the sessions it holds; returns those it lost."""
+    def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """A front's sign of life for the tokens and epochs it holds; returns those it lost.
+
+        It may hold the same session twice for a while: on a client's old socket and on its new one.
+        """
         lost = []
         for token, epoch in held:
             record = self._records.get(token)
             if record is not None and record.epoch != epoch:
-                lost.append(token)
+                lost.append((token, epoch))
             elif record is not None:
                 record.seen = self._clock()
         self._sweep()
@@ -201,13 +228,13 @@ class Store(Protocol):
 
     async def create(self, header: Header) -> str: ...
 
-    async def claim(self, token: str, received: int) -> Record: ...
+    async def claim(self, token: str, received: int, shape: Shape) -> Record: ...
 
     async def commit(
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool: ...
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]: ...
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]: ...
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None: ...
 
@@ -221,15 +248,15 @@ class LocalStore:
     async def create(self, header: Header) -> str:
         return self.store.create(header)
 
-    async def claim(self, token: str, received: int) -> Record:
-        return self.store.claim(token, received)
+    async def claim(self, token: str, received: int, shape: Shape) -> Record:
+        return self.store.claim(token, received, shape)
 
     async def commit(
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool:
         return self.store.commit(token, epoch, header, progress, entries)
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return self.store.beat(held)
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:

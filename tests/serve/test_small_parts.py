@@ -76,7 +76,7 @@ def test_sessions_are_admitted_by_what_a_chunk_costs() -> None:
     for _ in range(50):
         capacity.observe((128, 192), 0.21)
     # A chunk lasts 0.75 s at 16 frames a second: a session is 28 % of the accelerator.
-    capacity.admit(opening("a"))
+    first = capacity.admit(opening("a"))
     capacity.admit(opening("b"))
     assert capacity.load == pytest.approx(0.56)
     with pytest.raises(WireError, match="28%") as raised:
@@ -84,7 +84,7 @@ def test_sessions_are_admitted_by_what_a_chunk_costs() -> None:
     assert raised.value.code == "at_capacity"
     assert raised.value.retry_after_s
     capacity.admit(opening("half the rate", fps=8.0))
-    capacity.release("a")
+    capacity.release(first)
     capacity.admit(opening("a quarter of the size", (64, 96)))
 
 

@@ -49,7 +49,7 @@ def test_who_claims_last_holds_the_session(store: SessionStore) -> None:
     second = store.claim(token, 0)
     assert second.epoch == 1
     assert not store.commit(token, 0, HEADER, progress(9), frames(0, 9))
-    assert store.beat([(token, 0)]) == [token]
+    assert store.beat([(token, 0), (token, 1)]) == [(token, 0)]
     store.release(token, 0, forget=True)
     assert store.commit(token, 1, HEADER, progress(9), frames(0, 9))
     assert store.beat([(token, 1)]) == []
