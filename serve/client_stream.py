@@ -32,6 +32,7 @@ from websockets.typing import Subprotocol
 from serve import codec
 from serve.protocol import (
     PATH,
+    STOPPED,
     SUBPROTOCOL,
     Close,
     Closed,
@@ -200,6 +201,10 @@ class Stream:
                 log.info("connection lost (%s); trying again", failure)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+            if self.closed is not None and self.closed.reason == STOPPED:
+                raise ConnectError(
+                    f"the server was stopped; {self.received} of {self._next} frames are edited"
+                )
         except (WireError, ConnectError, InvalidURI) as error:
             self._failure = error
             if not opened.done():

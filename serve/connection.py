@@ -48,6 +48,13 @@ class Connection:
         """This front is going away: the client is told to come back with its token."""
         self._end(WireError("draining", "this server is going away; go on with your resume token"))
 
+    def stop(self) -> None:
+        """The application ends: the session is finished as if its client had closed it."""
+        if self.running is not None and self.running.admitted:
+            self.running.stop()
+        else:
+            self.leave()
+
     def supersede(self) -> None:
         """Another socket holds the session now."""
         self._end(SupersededError())

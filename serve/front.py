@@ -83,6 +83,16 @@ class Front:
         for connection in self.connections:
             connection.leave()
 
+    def stop(self) -> None:
+        """The application ends: what has come in is edited, and every client hears of it."""
+        self._leaving = True
+        for connection in self.connections:
+            connection.stop()
+
+    @property
+    def open_connections(self) -> int:
+        return len(self.connections) + self.edits.running
+
     async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The WebSocket route."""
         if self._beating is None:
@@ -107,7 +117,7 @@ class Front:
         """What speaks against any new session here."""
         if self._leaving:
             return WireError("draining", "this server is going away; open again")
-        if len(self.connections) + self.edits.running >= self.services.limits.max_sessions:
+        if self.open_connections >= self.services.limits.max_sessions:
             return WireError(
                 "at_capacity", "this front has no room; try again later", RETRY_AFTER_S
             )

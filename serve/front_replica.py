@@ -77,9 +77,13 @@ class FrontReplica:
     async def _report(self) -> None:
         while True:
             try:
-                report = Report(self.process, self.metrics.snapshot())
+                report = Report(
+                    self.process, self.metrics.snapshot(), connections=self.front.open_connections
+                )
                 orders: Orders = await self.hub.call("report", report)
-                if orders.leave:
+                if orders.stop:
+                    self.front.stop()
+                elif orders.leave:
                     self.front.leave()
             except RayActorError as error:
                 log.warning("the hub does not answer: %s", error)

@@ -45,6 +45,7 @@ class Report:
     metrics: Snapshot
     model: dict[str, Any] | None = None
     editor: Editor | None = None
+    connections: int = 0  # that a front has
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Orders:
     """What the hub answers.
 
     `leave`: Serve wants this replica to stop, so it gives its sessions back. `go`: there is one
-    editor too many and this one is empty. `wanted`: so many editors there should be.
+    editor too many and this one is empty. `wanted`: so many editors there should be. `stop`: the
+    application ends, so a front finishes its sessions.
     """
 
     leave: bool
     go: bool = False
     wanted: int = 0
+    stop: bool = False
 
 
 class Hub:
@@ -68,6 +71,8 @@ class Hub:
         self.store = SessionStore(settings.limits.resume_s)
         self._commits = CommitServer(self.store, link_host(settings))
         self._placement = Placement(settings.scale)
+        self._ending = False
+        self._left: dict[str, int] = {}  # connections of each front that knows of the stop
         self._reports: dict[str, tuple[float, Report]] = {}
         self._stopping: set[str] = set()
         self._heard = time.monotonic()
@@ -97,7 +102,9 @@ class Hub:
         self._reports[report.process] = (self._heard, report)
         leave = report.process in self._stopping
         if report.editor is None:
-            return Orders(leave)
+            if self._ending:
+                self._left[report.process] = report.connections
+            return Orders(leave, stop=self._ending)
         self._placement.report(report.editor)
         go = not leave and self._placement.may_go(report.process)
         return Orders(leave, go, self._placement.wanted())
@@ -109,6 +116,12 @@ class Hub:
 
     async def released(self, stream: str) -> None:
         self._placement.released(stream)
+
+    async def stop(self) -> bool:
+        """The application ends: fronts finish their sessions. Returns whether all of them have."""
+        self._ending = True
+        fronts = {report.process for report in self._alive() if report.editor is None}
+        return all(self._left.get(front) == 0 for front in fronts)
 
     async def models(self) -> list[dict[str, Any]]:
         """The models that warmed-up editors hold, each once, with the number of its editors."""

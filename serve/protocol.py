@@ -44,6 +44,7 @@ CLOSE_CODES: dict[Code, int] = {
     "internal": 1011,
 }
 NORMAL_CLOSE = 1000
+STOPPED = "stopped"  # reason of `closed` when the server ends
 
 HEADER = struct.Struct("<IIQ")
 MAX_INDEX = 2**32 - 1

@@ -25,6 +25,7 @@ from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.outbox import Outbox
 from serve.protocol import (
+    STOPPED,
     Close,
     Closed,
     Format,
@@ -116,6 +117,12 @@ class RunningSession:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
+    def stop(self) -> None:
+        """What has come in is edited; frames that still come are not."""
+        if self.session.accepts_frames:
+            self.reason = STOPPED
+            self.session.finish()
+
     async def _until_ready(
         self, events: AsyncGenerator[Queued | Ready | Delivery], ending: asyncio.Future[None]
     ) -> Ready:
@@ -173,12 +180,16 @@ class RunningSession:
         while True:
             await session.room()
             data = await self.socket.receive()
+            if self.reason == STOPPED:
+                continue
             if isinstance(data, bytes):
                 if len(data) > largest:
                     raise WireError("bad_frame", f"{len(data)} bytes; at most {largest}")
                 frame = parse_frame(data)
                 decode = partial(codec.decode, frame.image, self.format, width=width, height=height)
                 pixels = await loop.run_in_executor(self.services.codecs, decode)
+                if self.reason == STOPPED:  # meanwhile
+                    continue
                 drops = session.feed(frame.index, frame.time_us, pixels)
                 self._frame_at = time.monotonic()
                 if drops:

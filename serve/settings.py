@@ -31,6 +31,7 @@ class ServeSettings:
     editor_cpus: float = 1.0
     fronts: int = 1
     front_cpus: float = 0.5
+    stop_s: float = 30.0  # that sessions have to finish when the application is stopped
     drain_s: float = 120.0  # that a replica in the way has for giving its sessions back
     link_host: str | None = None  # replicas listen for each other there; none: their node's address
     limits: Limits = field(default_factory=Limits)
