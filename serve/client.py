@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from serve.client_stream import UNREAD, ConnectError, EditedFrame, Event, Stream, stream_url
-from serve.protocol import Format, InQueue, Mode, Open, ServerMessage, WireError
+from serve.protocol import PATH, Format, InQueue, Mode, Open, ServerMessage, WireError
 
 __all__ = [
     "ConnectError",
@@ -84,7 +84,8 @@ def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
     """
     parts = urlsplit(stream_url(url))
     scheme = {"ws": "http", "wss": "https"}[parts.scheme]
-    address = urlunsplit((scheme, parts.netloc, "/v1/models", "", ""))
+    path = parts.path.removesuffix(PATH) + "/v1/models"
+    address = urlunsplit((scheme, parts.netloc, path, "", ""))
     request = urllib.request.Request(address)
     if token:
         request.add_header("Authorization", f"Bearer {token}")

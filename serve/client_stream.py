@@ -337,5 +337,5 @@ def stream_url(url: str) -> str:
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     if scheme not in ("ws", "wss") or not parts.netloc:
         raise ConnectError(f"{url!r} is no server address; write ws://HOST:PORT")
-    path = parts.path if parts.path.rstrip("/") else PATH
-    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+    prefix = parts.path.rstrip("/").removesuffix(PATH)  # of a proxy in front of the server
+    return urlunsplit((scheme, parts.netloc, prefix + PATH, parts.query, ""))
