@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from serve.scheduler import LOSSLESS_PATIENCE, Ran, Scheduler
-from serve.work import Opening
+from serve.editor.scheduler import LOSSLESS_PATIENCE, Ran, Scheduler
+from serve.wire.work import Opening
 
 STUCK_S = 120.0  # that a job may run
 STUCK_TIMES = 10.0  # and so many times what its chunk is thought to cost: long is not stuck

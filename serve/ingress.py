@@ -12,7 +12,7 @@ import uvicorn
 from starlette.middleware import Middleware
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from serve.flow import FIRST_SIZE, RESIZE, FlowControl
+from serve.front.socket import FIRST_SIZE, RESIZE, FlowControl
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress.middlewares"}
 

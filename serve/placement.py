@@ -14,7 +14,7 @@ from typing import Protocol
 
 from serve import decisions
 from serve.decisions import Editor, Need, Request
-from serve.protocol import RETRY_AFTER_S
+from serve.wire.protocol import RETRY_AFTER_S
 
 RESERVED_S = 10.0  # for a placed stream to show in its editor's reports
 ASKS_S = 0.5  # how often one that waits asks again

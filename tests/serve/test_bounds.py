@@ -22,23 +22,23 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from data.video import VideoError
-from serve import codec
-from serve.commits import CommitServer
-from serve.flow import FIRST_SIZE, READ_AHEAD, FlowControl, Socket
+from serve.front.limits import Limits
+from serve.front.session import Entry
+from serve.front.socket import FIRST_SIZE, READ_AHEAD, FlowControl, Socket
+from serve.hub.commits import CommitServer
+from serve.hub.records import SessionStore
 from serve.ingress import UVICORN
-from serve.limits import Limits
-from serve.link import SECRET_BYTES, Inbox
 from serve.local import local_front
-from serve.protocol import WireError
 from serve.run import free_port
-from serve.session import Entry
 from serve.settings import ServeSettings
-from serve.store import SessionStore
+from serve.wire import codec
+from serve.wire.link import SECRET_BYTES, Inbox
+from serve.wire.protocol import WireError
 from tests.serve.conftest import Server, clip, serving
-from tests.serve.test_flow import Wire, settle
-from tests.serve.test_http import video
+from tests.serve.front.test_http import video
+from tests.serve.front.test_socket import Wire, settle
+from tests.serve.hub.test_records import HEADER, progress
 from tests.serve.test_robustness import OPEN
-from tests.serve.test_store import HEADER, progress
 
 # --- images
 
@@ -190,7 +190,7 @@ def test_an_upload_whose_reading_fails_is_one_clear_error(
         yield from clip(24)
         raise VideoError("the video is damaged after frame 24")
 
-    monkeypatch.setattr("serve.edits.read_frames", reading)
+    monkeypatch.setattr("serve.front.edits.read_frames", reading)
     with pytest.raises(httpx.RemoteProtocolError):  # the answer ends before its end
         httpx.post(
             f"{server.http}/v1/edits", files={"video": ("v.mp4", video(clip(60)))},

@@ -9,7 +9,7 @@ import pytest
 from serve import decisions
 from serve.decisions import Editor, Need, Request, Stream
 from serve.placement import ASKS_S, LEFT_S, RESERVED_S, Full, Placed, Placement, Scale, Waiting
-from serve.protocol import RETRY_AFTER_S
+from serve.wire.protocol import RETRY_AFTER_S
 
 SIZE = (128, 192)
 

@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator
 import numpy as np
 import pytest
 
-from serve.client_stream import stream_url
-from serve.driver import MAX_DEATHS, drive
+from serve.client.stream import stream_url
+from serve.front.driver import MAX_DEATHS, drive
+from serve.front.session import Session
 from serve.metrics import Metrics
-from serve.protocol import WireError
-from serve.session import Session
-from serve.work import EditorLostError, Event, Opening, Ready, Take
+from serve.wire.protocol import WireError
+from serve.wire.work import EditorLostError, Event, Opening, Ready, Take
 
 
 class Mortal:
@@ -32,7 +32,7 @@ class Mortal:
 async def test_a_chunk_that_kills_editors_is_not_tried_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serve.driver.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("serve.front.driver.FIRST_PAUSE_S", 0.001)
     backend, session = Mortal(), Session("s", prompt="red", mode="live", width=48, height=32)
     for n in range(9):
         session.feed(n, 0, np.zeros((32, 48, 3), np.uint8))

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from serve.front import Front
-from serve.store import LocalStore, SessionStore
+from serve.front.front import Front
+from serve.hub.records import LocalStore, SessionStore
 from tests.serve.conftest import Server, serving
+from tests.serve.hub.test_records import HEADER
 from tests.serve.test_robustness import IMAGE, OPEN
-from tests.serve.test_store import HEADER
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_session_takes_the_place_of_its_own_ghost(full: Server) -> None:
 @pytest.mark.anyio
 async def test_a_beat_lets_go_of_the_old_socket_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A front that holds the same token twice, once with an epoch that is over."""
-    monkeypatch.setattr("serve.front.HOLDER_BEAT_S", 0.01)
+    monkeypatch.setattr("serve.front.front.HOLDER_BEAT_S", 0.01)
     store = SessionStore()
     token = store.create(HEADER)
     assert store.claim(token, 0).epoch == 1

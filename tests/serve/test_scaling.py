@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from serve.client import Stream, connect
-from serve.hub import replicas
-from serve.protocol import InQueue, WireError
+from serve.hub.hub import replicas
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
+from serve.wire.protocol import InQueue, WireError
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 

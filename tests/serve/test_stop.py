@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve.client import ConnectError, EditedFrame, Event, Stream, connect
-from serve.protocol import Closed
+from serve.wire.protocol import Closed
 from tests.serve.conftest import clip, serving
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,298 @@
+"""The editor's side of every session: streams, their order on the accelerator, capacity.
+
+Runs in the editor replica, or in the process of the front when there is no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from modeling.editor import StreamingEditor
+from modeling.streaming.state import StreamState
+from modeling.streaming.stream import EditedChunk, EditStream
+from serve.decisions import Editor, Stream
+from serve.editor.capacity import Capacity
+from serve.editor.scheduler import Ran, Scheduler
+from serve.editor_stream import EditorStream
+from serve.metrics import EditorMetrics
+from serve.wire.protocol import WireError
+from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
+
+MAX_CHUNK_S = 30.0  # a size whose chunk would cost more is refused
+SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Implements `work.Backend` on one loaded model.
+
+    Args:
+        max_sessions: Upper bound; below it `Capacity` decides, unless `measured` is False.
+    """
+
+    def __init__(
+        self, editor: StreamingEditor, *, max_sessions: int = 8, measured: bool = True
+    ) -> None:
+        self.editor = editor
+        self.scheduler = Scheduler()
+        self.capacity = Capacity(
+            chunk_frames=editor.settings.chunk_frames,
+            max_sessions=max_sessions,
+            measured=measured,
+        )
+        self.broken = ""
+        self._leaving = asyncio.Event()
+        self._releases: set[asyncio.Future[None]] = set()
+        self._streams: dict[str, EditorStream] = {}  # by session
+
+    def warm_up(self) -> float:
+        """Seconds that a chunk of the model's own size costs here; before any session."""
+        return self.capacity.warm_up(self.editor)
+
+    def check(self) -> None:
+        """Raises RuntimeError when the accelerator's thread is stuck or the device is broken."""
+        if limit_s := self.scheduler.stuck_s:
+            message = f"one chunk has been running for more than {limit_s:g} s"
+            for stream in self._streams.values():
+                if stream.running:  # its session must not do the same to the next editor
+                    stream.end(WireError("internal", message))
+            raise RuntimeError(message)
+        if self.broken:
+            raise RuntimeError(f"the accelerator is broken: {self.broken}")
+
+    def describe(self) -> dict[str, Any]:
+        """What `/v1/models` says."""
+        settings, editor = self.editor.settings, self.editor
+        return {
+            "name": editor.name,
+            "width": settings.width,
+            "height": settings.height,
+            "fps": settings.fps,
+            "chunk_frames": settings.chunk_frames,
+            "first_chunk_frames": settings.first_chunk_frames,
+            "steps": len(settings.timesteps),
+            "device": str(editor.device),
+            "chunk_seconds": round(self.capacity.cost((settings.height, settings.width)), 4),
+            "card": editor.card,
+        }
+
+    def known(self, name: str) -> Editor:
+        """What placement knows of this editor, called `name` there."""
+        capacity = self.capacity
+        streams = {
+            stream: Stream(load.opening.session, capacity.share(stream))
+            for stream, load in capacity.loads.items()
+        }
+        return Editor(
+            name,
+            capacity.chunk_frames,
+            capacity.max_sessions,
+            streams,
+            dict(capacity.costs),
+            capacity.measured,
+        )
+
+    def gauge(self, metrics: EditorMetrics) -> None:
+        """Sets the editor's gauges to what is true now."""
+        settings = self.editor.settings
+        metrics.load.set(self.capacity.load)
+        metrics.sessions.set(len(self.capacity.loads))
+        metrics.chunk.set(self.capacity.cost((settings.height, settings.width)))
+        metrics.queue.set(self.scheduler.waiting)
+        metrics.busy.set(self.scheduler.busy_s)
+
+    def leave(self) -> None:
+        """From now on every session is given back as `Moved` at its next chunk."""
+        self._leaving.set()
+
+    def stay(self) -> None:
+        """The opposite of `leave`."""
+        self._leaving.clear()
+
+    def stop(self) -> None:
+        self.scheduler.stop()
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        """See `work.Backend.edit`. Raises WireError `unsupported_size`, too."""
+        self._check_cost(opening)
+        await self._end_older(opening)
+        name = self.capacity.admit(opening)
+        stream = EditorStream(opening, self.editor.settings.chunk_frames)
+        self._streams[opening.session] = stream
+        try:
+            async with aclosing(self._edit_all(name, stream, take)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if self._streams.get(opening.session) is stream:
+                del self._streams[opening.session]
+            stream.close()
+            if not stream.running:
+                self.capacity.release(name)
+            else:  # its client is gone, its chunk still takes the accelerator
+                release = asyncio.ensure_future(self._release(name, stream))
+                self._releases.add(release)
+                release.add_done_callback(self._releases.discard)
+
+    async def _edit_all(
+        self, name: str, at: EditorStream, take: Take
+    ) -> AsyncGenerator[Ready | Edited | Moved]:
+        opening, settings = at.opening, self.editor.settings
+        opened = await self._run(at, partial(_open, self.editor, opening), due=0.0)
+        stream = opened.value
+        yield Ready(
+            model=self.editor.name,
+            chunk_frames=settings.chunk_frames,
+            first_chunk_frames=settings.first_chunk_frames,
+            chunks=stream.chunks,
+        )
+        ahead_s = 0.0
+        while True:
+            work = await at.until(self._next(take))
+            if work is None:
+                snapshot = await self._run(at, stream.snapshot, due=0.0)
+                state = await asyncio.to_thread(snapshot.value.to_bytes)
+                yield Moved(state, ahead=stream.pending_frames)
+                return
+            if work.more:
+                begin = partial(_begin, stream, work.frames)
+                due = at.due(len(work.frames), 2.0)
+                ahead_s += (await self._run(at, begin, due=due)).run_s
+                continue
+            yield await self._edit(name, at, stream, work, ahead_s)
+            ahead_s = 0.0
+            if work.last:
+                return
+
+    def _check_cost(self, opening: Opening) -> None:
+        """A size whose chunks are far beyond this editor is refused before they are tried."""
+        cost = self.capacity.cost((opening.height, opening.width))
+        if cost > MAX_CHUNK_S:
+            raise WireError(
+                "unsupported_size",
+                f"a chunk of {opening.width}x{opening.height} would take about {cost:.0f} s here; "
+                f"at most {MAX_CHUNK_S:g} s: send smaller frames",
+            )
+
+    async def _end_older(self, opening: Opening) -> None:
+        """A session has one stream: the newer holder's. Raises SupersededError for an older one."""
+        older = self._streams.get(opening.session)
+        if older is None:
+            return
+        if older.opening.epoch > opening.epoch:
+            raise SupersededError
+        older.end(SupersededError())
+        while self._streams.get(opening.session) is older:
+            await asyncio.sleep(0.001)
+
+    async def _release(self, name: str, stream: EditorStream) -> None:
+        await stream.idle()
+        self.capacity.release(name)
+
+    async def _next(self, take: Take) -> Work | None:
+        """The next work, or None when this editor is leaving."""
+        if self._leaving.is_set():
+            return None
+        taking = asyncio.ensure_future(take())
+        leaving = asyncio.ensure_future(self._leaving.wait())
+        try:
+            await asyncio.wait({taking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return taking.result() if taking.done() else None
+        finally:
+            taking.cancel()
+            leaving.cancel()
+
+    async def _run(self, at: EditorStream, function: Callable[[], T], *, due: float) -> Ran[T]:
+        """On the accelerator."""
+        cost = self.capacity.cost((at.opening.height, at.opening.width))
+        try:
+            return await at.run(self.scheduler, function, due=due, cost_s=cost)
+        except torch.AcceleratorError as error:  # a CUDA context does not come back from these
+            self.broken = str(error)
+            raise
+
+    async def _edit(
+        self, name: str, at: EditorStream, stream: EditStream, work: Work, ahead_s: float
+    ) -> Edited:
+        opening = at.opening
+        due = at.due(len(work.frames), 1.0)
+        ran = await self._run(at, partial(_step, stream, work), due=due)
+        chunk, state = ran.value
+        if chunk is None:
+            return _nothing(work, opening, stream, ran.wait_s)
+        # A GPU answers before it has refreshed its caches; the chunk costs that, too.
+        cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
+        self.capacity.observe((opening.height, opening.width), cost, name)
+        return Edited(
+            number=work.number,
+            index=chunk.index,
+            frames=chunk.frames,
+            recomputed=chunk.recomputed,
+            steps=chunk.steps,
+            compute_ms=ran.run_s * 1000,
+            ahead_ms=ahead_s * 1000,
+            wait_ms=ran.wait_s * 1000,
+            mask=chunk.mask if opening.mask else None,
+            state=None if state is None else await _serialised(state),
+        )
+
+
+def _open(editor: StreamingEditor, opening: Opening) -> EditStream:
+    if opening.state is not None:
+        return editor.restore(StreamState.from_bytes(opening.state))
+    return editor.open(
+        opening.prompt, height=opening.height, width=opening.width, seed=opening.seed
+    )
+
+
+def _begin(stream: EditStream, frames: np.ndarray) -> None:
+    """The first frames of a chunk, on the accelerator's thread."""
+    edited = list(stream.push(frames))
+    assert not edited, f"{len(frames)} frames ahead completed a chunk"
+
+
+def _step(stream: EditStream, work: Work) -> tuple[EditedChunk | None, StreamState | None]:
+    """One chunk, on the accelerator's thread."""
+    if work.prompt != stream.prompt:
+        stream.set_prompt(work.prompt)
+    chunks = list(stream.push(work.frames)) if len(work.frames) else []
+    if work.last:
+        rest = stream.flush()
+        chunks += [rest] if rest else []
+    assert len(chunks) <= 1, f"{len(work.frames)} frames made {len(chunks)} chunks"
+    chunk = chunks[0] if chunks else None
+    return chunk, None if work.last else stream.snapshot(compact=True)
+
+
+async def _serialised(state: StreamState) -> bytes:
+    if state.history.nbytes < SMALL_STATE:
+        return state.to_bytes()
+    return await asyncio.to_thread(state.to_bytes)
+
+
+def _nothing(work: Work, opening: Opening, stream: EditStream, wait_s: float) -> Edited:
+    """The answer to a last work without frames."""
+    assert work.last
+    return Edited(
+        number=work.number,
+        index=stream.chunks,
+        frames=np.empty((0, opening.height, opening.width, 3), np.uint8),
+        recomputed=0.0,
+        steps=0,
+        compute_ms=0.0,
+        ahead_ms=0.0,
+        wait_ms=wait_s * 1000,
+        mask=None,
+        state=None,
+    )

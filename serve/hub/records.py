@@ -1,0 +1,263 @@
+"""What a session needs to go on after its connection or its front is gone.
+
+A plain object; on Ray it lives in an actor of its own, outside every front. One front at a time
+holds a session: whoever claims it last. What an earlier holder still writes is refused.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Protocol
+
+from serve.front.session import Entry
+from serve.wire.protocol import Format, Mode, WireError
+from serve.wire.work import Opening, Ready
+
+MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
+MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size, while there is room
+MAX_BYTES = 2**30  # of all records
+HOLDER_BEAT_S = 10.0  # a front says this often which sessions it holds
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a session stands after a chunk.
+
+    `next_frame` is the source frame to send next, `edited` the number of edited frames.
+    """
+
+    next_frame: int
+    edited: int
+    prompt: str  # the newest
+    applied_prompt: str  # of the last delivered chunk
+    state: bytes | None
+    finished: str | None = None  # the reason of `closed`, once it is over
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an open that resumes a session must say as the first one did."""
+
+    width: int
+    height: int
+    mode: Mode
+    format: Format
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stays the same for a whole session."""
+
+    opening: Opening  # as first asked for, without state
+    format: Format
+    ready: Ready
+
+    def check_shape(self, now: Shape) -> None:
+        """Raises WireError `bad_request`, naming what is another."""
+        first = self.opening
+        before = Shape(first.width, first.height, first.mode, self.format)
+        for name, value in asdict(now).items():
+            if value != getattr(before, name):
+                raise WireError(
+                    "bad_request",
+                    f"the session to resume has {name} {getattr(before, name)!r}, open says "
+                    f"{value!r}",
+                )
+
+
+@dataclass
+class Record:
+    header: Header
+    progress: Progress
+    epoch: int = 0
+    held: bool = True
+    seen: float = 0.0
+    tail: deque[Entry] = field(default_factory=deque)
+    tail_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.tail_bytes + len(self.progress.state or b"")
+
+    def drop_oldest(self) -> int:
+        """Forgets the tail's first entry; returns its bytes."""
+        size = len(self.tail.popleft().data)
+        self.tail_bytes -= size
+        return size
+
+    @property
+    def tail_start(self) -> int:
+        """Edited frames before this one are no longer kept."""
+        return self.tail[0].position if self.tail else self.progress.edited
+
+
+class SessionStore:
+    """Records by resume token. `resume_s` is how long one outlives its connection."""
+
+    def __init__(
+        self,
+        resume_s: float = 60.0,
+        *,
+        max_bytes: int = MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.resume_s, self.max_bytes = resume_s, max_bytes
+        self.bytes = 0  # of states and tails
+        self._clock = clock
+        self._records: dict[str, Record] = {}
+
+    def __len__(self) -> int:
+        self._sweep()
+        return len(self._records)
+
+    def create(self, header: Header) -> str:
+        """A new record, held by the caller with epoch 0; returns its token."""
+        self._sweep()
+        token = secrets.token_urlsafe(24)
+        self._records[token] = self._record(header, 0)
+        return token
+
+    def claim(self, token: str, received: int, shape: Shape | None = None) -> Record:
+        """The record, now held by the caller, with the tail cut to what the client lacks.
+
+        Raises WireError `bad_request` for a token that is unknown or expired, for another `shape`
+        than the session's, and for frames that are no longer kept. Who holds it goes on then.
+        """
+        self._sweep()
+        record = self._records.get(token)
+        if record is None:
+            raise WireError(
+                "bad_request",
+                f"this resume token is unknown or older than {self.resume_s:g} s; open a new "
+                "session without it",
+            )
+        if shape is not None:
+            record.header.check_shape(shape)
+        if not record.tail_start <= received <= record.progress.edited:
+            raise WireError(
+                "bad_request",
+                f"open.received is {received}, and this session can go on from {record.tail_start} "
+                f"to {record.progress.edited} edited frames; open a new session",
+            )
+        record.epoch += 1
+        record.held, record.seen = True, self._clock()
+        missing = deque(entry for entry in record.tail if entry.position >= received)
+        return replace(record, tail=missing)
+
+    def commit(
+        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
+    ) -> bool:
+        """After a chunk, before its `entries` go out. False: another front holds the session.
+
+        A record that is not there (the store was started anew) is made again.
+        """
+        record = self._records.get(token)
+        if record is None:
+            record = self._records[token] = self._record(header, epoch)
+        if record.epoch != epoch:
+            return False
+        before = record.size
+        record.progress, record.seen = progress, self._clock()
+        record.tail.extend(entries)
+        record.tail_bytes += sum(len(entry.data) for entry in entries)
+        oldest_needed = progress.edited - MIN_TAIL_FRAMES
+        while record.tail_bytes > MAX_TAIL and record.tail[0].position < oldest_needed:
+            record.drop_oldest()
+        self.bytes += record.size - before
+        self._make_room()
+        return True
+
+    def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """A front's sign of life for the tokens and epochs it holds; returns those it lost.
+
+        It may hold the same session twice for a while: on a client's old socket and on its new one.
+        """
+        lost = []
+        for token, epoch in held:
+            record = self._records.get(token)
+            if record is not None and record.epoch != epoch:
+                lost.append((token, epoch))
+            elif record is not None:
+                record.seen = self._clock()
+        self._sweep()
+        return lost
+
+    def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
+        """The connection is gone: the time to resume runs from now, or is over."""
+        record = self._records.get(token)
+        if record is None or record.epoch != epoch:
+            return
+        if forget:
+            self._forget(token)
+        else:
+            record.held, record.seen = False, self._clock()
+
+    def _record(self, header: Header, epoch: int) -> Record:
+        prompt = header.opening.prompt
+        return Record(header, Progress(0, 0, prompt, prompt, None), epoch, seen=self._clock())
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        for token, record in list(self._records.items()):
+            # A holder that died was seen up to one beat before: its client gets its time too.
+            patience = self.resume_s + (2 * HOLDER_BEAT_S if record.held else 0)
+            if now - record.seen > patience:
+                self._forget(token)
+
+    def _forget(self, token: str) -> None:
+        self.bytes -= self._records.pop(token).size
+
+    def _make_room(self) -> None:
+        """Below `max_bytes`: first the longest tails are cut, so that who is far behind may not
+        resume, then the sessions go that were left longest ago, then those that are held."""
+        while self.bytes > self.max_bytes:
+            longest = max(self._records.values(), key=lambda record: record.tail_bytes)
+            if longest.tail_bytes:
+                self.bytes -= longest.drop_oldest()
+            else:
+                records = self._records
+                self._forget(min(records, key=lambda t: (records[t].held, records[t].seen)))
+
+
+class Store(Protocol):
+    """How a front reaches the session store, wherever it is. Raises what `SessionStore` raises."""
+
+    async def create(self, header: Header) -> str: ...
+
+    async def claim(self, token: str, received: int, shape: Shape) -> Record: ...
+
+    async def commit(
+        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
+    ) -> bool: ...
+
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]: ...
+
+    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None: ...
+
+
+class LocalStore:
+    """A store in this process: sessions outlive their connections, not the process."""
+
+    def __init__(self, store: SessionStore) -> None:
+        self.store = store
+
+    async def create(self, header: Header) -> str:
+        return self.store.create(header)
+
+    async def claim(self, token: str, received: int, shape: Shape) -> Record:
+        return self.store.claim(token, received, shape)
+
+    async def commit(
+        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
+    ) -> bool:
+        return self.store.commit(token, epoch, header, progress, entries)
+
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        return self.store.beat(held)
+
+    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
+        self.store.release(token, epoch, forget=forget)
