@@ -8,6 +8,8 @@ from typing import Any
 from serve.front.auth import read_tokens
 from serve.front.limits import Limits
 from serve.placement import Scale
+from serve.auth import read_tokens
+from serve.limits import Limits
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from typing import Any
 from serve.front.session import Entry
 from serve.hub.records import Header, Progress, SessionStore
 from serve.wire.link import BUFFER, HELLO_S, Link, new_secret, read_secret
+from serve.hub.records import Entry, Header, Progress, SessionStore
+from serve.wire.link import BUFFER, HELLO_S, Link
 from serve.wire.work import Opening, Ready
 
 log = logging.getLogger(__name__)
