@@ -23,10 +23,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from serve.client.stream import UNREAD, ConnectError, EditedFrame, Event, Stream, stream_url
-from serve.wire.protocol import PATH, Format, InQueue, Mode, Open, ServerMessage, WireError
 from serve.client.stream import UNREAD, ConnectError, EditedFrame, Stream, stream_url
-from serve.wire.protocol import Format, Mode, Open, ServerMessage, WireError
+from serve.wire.protocol import PATH, Format, InQueue, Mode, Open, ServerMessage, WireError
 
 ANSWER_S = 20.0  # for a plain HTTP request
 

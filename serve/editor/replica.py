@@ -15,9 +15,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from modeling.editor import StreamingEditor
 from serve.editor.engine import Engine
-from serve.hub.hub import GONE_S, REPORT_S, HubStore, Orders, Report
 from serve.editor.model_source import ModelSource
-from serve.hub.hub import REPORT_S, HubStore, Report
+from serve.hub.hub import GONE_S, REPORT_S, HubStore, Orders, Report
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
 from serve.settings import ServeSettings

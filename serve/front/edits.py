@@ -24,9 +24,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from data.video import VideoError, VideoInfo, VideoWriter, probe, read_frames
 from serve.front.driver import drive
-from serve.front.limits import Limits
 from serve.front.running import Services
 from serve.front.session import Delivery, Session, State
+from serve.limits import Limits
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
 from serve.wire.work import Opening, Ready
 

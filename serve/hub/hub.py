@@ -20,11 +20,8 @@ from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
 from serve.decisions import Editor, Request
-from serve.front.session import Entry
 from serve.hub.commits import CommitAddress, CommitClient, CommitServer
-from serve.hub.records import Header, Progress, Record, SessionStore, Shape
-from serve.hub.commits import CommitAddress, CommitClient, CommitServer
-from serve.hub.records import Entry, Header, Progress, Record, SessionStore
+from serve.hub.records import Entry, Header, Progress, Record, SessionStore, Shape
 from serve.metrics import Snapshot
 from serve.placement import Answer, Placed, Placement
 from serve.settings import ServeSettings

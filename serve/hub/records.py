@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
-from serve.front.session import Entry
+from serve.hub.records import Entry
 from serve.wire.protocol import Format, Mode, WireError
-from serve.wire.protocol import Format, WireError
 from serve.wire.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them

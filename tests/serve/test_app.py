@@ -26,8 +26,8 @@ from websockets.typing import Subprotocol
 from data.video import read_frames
 from serve.app import app, build
 from serve.client import connect
-from serve.front.limits import Limits
 from serve.hub.hub import NAMESPACE, Replica, replicas
+from serve.limits import Limits
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError

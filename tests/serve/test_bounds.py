@@ -22,12 +22,11 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from data.video import VideoError
-from serve.front.limits import Limits
-from serve.front.session import Entry
 from serve.front.socket import FIRST_SIZE, READ_AHEAD, FlowControl, Socket
 from serve.hub.commits import CommitServer
-from serve.hub.records import SessionStore
+from serve.hub.records import Entry, SessionStore
 from serve.ingress import UVICORN
+from serve.limits import Limits
 from serve.local import local_front
 from serve.run import free_port
 from serve.settings import ServeSettings

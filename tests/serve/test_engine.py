@@ -16,7 +16,7 @@ from modeling.editor import StreamingEditor
 from serve import editor_stream
 from serve.editor.engine import Engine
 from serve.editor_stream import EditorStream
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.wire.protocol import Open, WireError
 from serve.wire.work import Edited, Event, Opening, Ready, SupersededError, Work
 from tests.serve.conftest import clip
