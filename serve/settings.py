@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.auth import read_tokens
 from serve.limits import Limits
-from serve.placement import Scale
+from serve.scaling.placement import Scale
 
 
 @dataclass(frozen=True)

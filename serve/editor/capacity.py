@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from modeling.editor import StreamingEditor
-from serve import decisions
-from serve.decisions import Size
+from serve.scaling import decisions
+from serve.scaling.decisions import Size
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import Opening
 

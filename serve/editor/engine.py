@@ -18,11 +18,11 @@ import torch
 from modeling.editor import StreamingEditor
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
-from serve.decisions import Editor, Stream
 from serve.editor.capacity import Capacity
 from serve.editor.scheduler import Ran, Scheduler
-from serve.editor_stream import EditorStream
+from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
+from serve.scaling.decisions import Editor, Stream
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
 

@@ -121,7 +121,7 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": settings.drain_s,
         "health_check_period_s": 2.0,
         "request_router_config": RequestRouterConfig(
-            request_router_class="serve.editor_router.PlacedRouter"  # type: ignore[arg-type]
+            request_router_class="serve.scaling.router.PlacedRouter"  # type: ignore[arg-type]
         ),
         "ray_actor_options": {
             "num_cpus": settings.editor_cpus,
@@ -132,7 +132,7 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
         options["autoscaling_config"] = AutoscalingConfig(
             min_replicas=settings.min_editors,
             max_replicas=settings.max_editors,
-            policy=AutoscalingPolicy(policy_function="serve.decisions:follow"),
+            policy=AutoscalingPolicy(policy_function="serve.scaling.decisions:follow"),
             metrics_interval_s=1.0,
             # The hub has waited already (`decisions.wanted`).
             upscale_delay_s=0.0,

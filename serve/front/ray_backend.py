@@ -18,8 +18,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.decisions import Request
-from serve.placement import ASKS_S, Full, Placed, Places
+from serve.scaling.decisions import Request
+from serve.scaling.placement import ASKS_S, Full, Placed, Places
 from serve.wire.link import Inbox, Slot
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import (

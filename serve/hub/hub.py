@@ -19,11 +19,11 @@ from ray.serve._private.common import ReplicaState
 from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
-from serve.decisions import Editor, Request
 from serve.hub.commits import CommitAddress, CommitClient, CommitServer
 from serve.hub.records import Entry, Header, Progress, Record, SessionStore, Shape
 from serve.metrics import Snapshot
-from serve.placement import Answer, Placed, Placement
+from serve.scaling.decisions import Editor, Request
+from serve.scaling.placement import Answer, Placed, Placement
 from serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
-from serve.hub.records import Entry
 from serve.wire.protocol import Format, Mode, WireError
 from serve.wire.work import Opening, Ready
 

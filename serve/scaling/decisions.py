@@ -1,10 +1,8 @@
 """Admission, placement and scaling: pure functions of what is known.
 
-Nothing here waits, asks or reads a clock, so the same code runs in the server (`serve.placement`,
-`serve.editor.capacity`), in Serve's controller (`follow`) and on a simulated clock. Only the standard
-library is used: Serve pickles the policy into its controller.
-
-A session's share is its seconds of compute a second of video, of one editor's accelerator.
+Nothing here waits, asks or reads a clock, so the same code runs in the server (`placement`,
+`serve.editor.capacity`), in Serve's controller (`follow`) and on a simulated clock. Only the
+standard library is used: Serve pickles the policy into its controller.
 """
 
 from __future__ import annotations

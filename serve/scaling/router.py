@@ -1,4 +1,4 @@
-"""Ray Serve's routing of a stream: to the editor that `serve.placement` chose."""
+"""Ray Serve's routing of a stream: to the editor that `serve.scaling.placement` chose."""
 
 from __future__ import annotations
 

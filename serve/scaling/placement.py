@@ -1,6 +1,6 @@
 """Which editor a stream goes to, who waits for one, and how many editors are wanted.
 
-`Placement` keeps what `serve.decisions` decides on: what editors reported, what was placed since,
+`Placement` keeps what `decisions` decides on: what editors reported, what was placed since,
 who waits and who was refused. It lives in the hub, and asks no clock but the one it is given.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from serve import decisions
-from serve.decisions import Editor, Need, Request
+from serve.scaling import decisions
+from serve.scaling.decisions import Editor, Need, Request
 from serve.wire.protocol import RETRY_AFTER_S
 
 RESERVED_S = 10.0  # for a placed stream to show in its editor's reports

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from modeling.editor import StreamingEditor
-from serve import editor_stream
+from serve.editor import stream as editor_stream
 from serve.editor.engine import Engine
-from serve.editor_stream import EditorStream
+from serve.editor.stream import EditorStream
 from serve.limits import Limits
 from serve.wire.protocol import Open, WireError
 from serve.wire.work import Edited, Event, Opening, Ready, SupersededError, Work

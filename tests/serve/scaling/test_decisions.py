@@ -6,9 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve import decisions
-from serve.decisions import Editor, Need, Request, Stream
-from serve.placement import ASKS_S, LEFT_S, RESERVED_S, Full, Placed, Placement, Scale, Waiting
+from serve.scaling import decisions
+from serve.scaling.decisions import Editor, Need, Request, Stream
+from serve.scaling.placement import (
+    ASKS_S,
+    LEFT_S,
+    RESERVED_S,
+    Full,
+    Placed,
+    Placement,
+    Scale,
+    Waiting,
+)
 from serve.wire.protocol import RETRY_AFTER_S
 
 SIZE = (128, 192)
