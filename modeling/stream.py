@@ -287,10 +287,14 @@ class EditStream:
         return x0
 
     def _remember(self, edited: Tensor, source: Tensor) -> None:
-        """Keep the latents of the chunks that the KV cache keeps, for the compact state."""
+        """Keep the latents of the chunks that the KV cache keeps, for the compact state.
+
+        And always this chunk's, which the VAE's caches are made of even where no window sees it.
+        """
         self._history.append(to_host(torch.cat([edited, source]).half()))
-        if len(self._history) > self._kv.slots - 1:
-            self._history.pop(min(self._kv.sink_slots, len(self._history) - 1))
+        sinks = self._kv.sink_slots
+        if len(self._history) > max(self._kv.slots - 1, sinks + 1):
+            self._history.pop(sinks)
 
     def _noise(self, like: Tensor) -> Tensor:
         return to_device(torch.randn(like.shape, generator=self._generator), like.device)
