@@ -98,6 +98,7 @@ class Delivery(RuleBasedStateMachine):
             self.taken_from_wire = len(self.wire.heard)
 
     def seen_frames(self) -> list[Frame]:
+        self.take_in()
         return [item for item in self.seen if isinstance(item, Frame)]
 
     def talks(self) -> bool:
