@@ -27,15 +27,16 @@ def capacity(cost: float, *, max_sessions: int = 8, measured: bool = True) -> Ca
 
 
 def takes(made: Capacity, *openings: Opening) -> list[bool]:
-    taken = []
+    taken, told = [], set()
     for asked in openings:
         try:
             made.admit(asked)
-            taken.append(True)
         except WireError as error:
-            assert error.code == "at_capacity"
-            assert error.retry_after_s == 5.0
+            told.add((error.code, error.retry_after_s))
             taken.append(False)
+        else:
+            taken.append(True)
+    assert told <= {("at_capacity", 5.0)}
     return taken
 
 
@@ -46,7 +47,7 @@ def test_the_share_is_compute_per_second_of_video() -> None:
     assert made.load == pytest.approx(0.28)
     made.admit(opening("b", fps=4.0))
     assert made.load == pytest.approx(0.28 + 0.07)
-    with pytest.raises(WireError, match="2 sessions use 35% of this editor.* need 56%"):
+    with pytest.raises(WireError, match=r"2 sessions use 35% of this editor.* need 56%"):
         made.admit(opening("c", fps=32.0))
     assert len(made.loads) == 2
     made.release("a")
