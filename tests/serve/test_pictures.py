@@ -85,11 +85,10 @@ async def stream(
                 continue
             edited.append(event.pixels)
             how = cuts.get(len(edited))
-            connections = server.front.connections
             if how == "cut":
-                server.call(lambda: [c.supersede() for c in connections])
+                server.call(lambda: [c.supersede() for c in server.front.connections])
             elif how == "leave":
-                server.call(lambda: [c.leave() for c in connections])
+                server.call(lambda: [c.leave() for c in server.front.connections])
             elif how == "move":
                 engine: Any = server.front.services.backend
                 server.call(engine.leave)
