@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -239,6 +241,29 @@ async def test_a_broken_device_makes_the_engine_unhealthy(engine: Engine) -> Non
         await events(engine, OPENING, *WORKS)
     with pytest.raises(RuntimeError, match="broken: illegal memory access"):
         engine.check()
+
+
+async def test_a_job_that_never_ends_makes_the_engine_unhealthy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    running = asyncio.create_task(engine.scheduler.run(partial(gate.wait, 20), due=0.0))
+    while engine.scheduler.running_since is None:
+        await asyncio.sleep(0.001)
+    waiting = asyncio.create_task(engine.scheduler.run(int, due=0.0))
+    await asyncio.sleep(0)
+    engine.check()  # it may take a while
+    metrics = EditorMetrics()
+    engine.gauge(metrics)
+    assert metrics.registry.get_sample_value("liveedit_editor_queue") == 1
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now + 3600)
+    with pytest.raises(RuntimeError, match="running for more than"):
+        engine.check()
+    monkeypatch.undo()
+    gate.set()
+    await asyncio.gather(running, waiting)
+    engine.check()
 
 
 async def test_the_gauges_say_what_is(engine: Engine) -> None:
