@@ -383,6 +383,32 @@ def test_when_the_last_editor_is_lost_the_session_waits_a_minute() -> None:
         assert world.sample("sessions_ended_total", reason="internal") == 1
 
 
+def test_an_editor_that_fails_to_take_a_session_over_ends_it_at_once() -> None:
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, 12))
+        world.editors.broken = True
+        world.editors.die()
+        world.advance(1.0)
+        ends_with(wire, "internal", 1011)
+        assert "its log says why" in wire.messages[-1]["message"]
+
+
+def test_every_loss_has_a_minute_of_its_own() -> None:
+    with World() as world:
+        wire = world.connect(OPEN)
+        for chunk in range(3):
+            for data in frames(max(0, 12 * chunk - 3), 12 if chunk else 9):
+                wire.say(data)
+            world.editors.full = True
+            world.editors.die()
+            world.advance(40.0)
+            world.editors.full = False
+            world.advance(3.0)
+        assert [frame.index for frame in wire.frames] == list(range(33))
+        assert wire.code is None
+        assert world.sample("sessions_moved_total", why="death") == 3
+
+
 def test_a_lost_editor_is_looked_for_with_growing_pauses() -> None:
     with World() as world:
         world.connect(OPEN, *frames(0, 12))

@@ -103,7 +103,7 @@ class Editors:
     """`work.Backend`: they die, leave, are full or slow when they are told to."""
 
     def __init__(self) -> None:
-        self.full = self.stillborn = False
+        self.full = self.stillborn = self.broken = False
         self.chunk_s = 0.0  # that a chunk takes
         self.openings: list[Opening] = []
         self.open = 0  # streams now
@@ -127,6 +127,8 @@ class Editors:
         self.openings.append(opening)
         if self.full:
             raise WireError("at_capacity", "no room", RETRY_AFTER_S)
+        if self.broken:
+            raise WireError("internal", "the editor failed; its log says why")
         if self.stillborn:
             raise EditorLostError("died before it took the stream")
         if self._end is None:
