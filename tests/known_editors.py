@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modeling.diffusion.flow import FlowSchedule
+from modeling.diffusion.transformer import Block, Transformer
 from modeling.editor import StreamingEditor
-from modeling.flow import FlowSchedule
 from modeling.model_dir import Model, save_model
 from modeling.presets import (
     MaskCacheConfig,
@@ -40,9 +41,8 @@ from modeling.presets import (
     TransformerConfig,
     VaeConfig,
 )
-from modeling.tiny_vae import MemoryBlock, TimeGrow, TimePool, TinyVae, UpsampleConv
-from modeling.transformer import Block, Transformer
-from modeling.words_encoder import word_vector
+from modeling.text.words import word_vector
+from modeling.vae.tiny import MemoryBlock, TimeGrow, TimePool, TinyVae, UpsampleConv
 
 UNCHANGED = "leave it as it is"
 PAINTS = {"red": (60, 0, 0), "green": (0, 60, 0), "blue": (0, 0, 60)}  # levels added

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modeling.model_dir import Model
 from modeling.presets import MaskCacheConfig
-from modeling.text import build_text_encoder
+from modeling.text.build import build_text_encoder
 from tests.modeling.plain_transformer import Pruned, Seen, forward
 
 

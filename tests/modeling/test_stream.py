@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model
 from modeling.presets import (
@@ -24,10 +25,9 @@ from modeling.presets import (
     TransformerConfig,
     VaeConfig,
 )
-from modeling.stream import EditedChunk
-from modeling.stream_state import StreamState
-from modeling.transformer import Transformer
-from modeling.vae import build_vae
+from modeling.streaming.state import StreamState
+from modeling.streaming.stream import EditedChunk
+from modeling.vae.build import build_vae
 from tests.modeling.plain_stream import PlainStream
 
 

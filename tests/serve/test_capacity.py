@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.capacity import Capacity
-from serve.protocol import WireError
-from serve.work import Opening
+from serve.editor.capacity import Capacity
+from serve.wire.protocol import WireError
+from serve.wire.work import Opening
 from tests.known_editors import known_editor
 
 SIZE = (128, 192)

@@ -15,10 +15,10 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from serve import client_stream
 from serve.client import ConnectError, WireError, connect
-from serve.client_stream import Stream, stream_url
-from serve.protocol import Closed
+from serve.client import stream as client_stream
+from serve.client.stream import Stream, stream_url
+from serve.wire.protocol import Closed
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.codec import decode, encode
-from serve.protocol import Format, WireError
+from serve.wire.codec import decode, encode
+from serve.wire.protocol import Format, WireError
 
 # Measured: JPEG at quality 90 with full chroma has 46.0 dB here (41.3 at 80, 30.5 with 4:2:0).
 # WebP always halves its chroma (30.4 dB), so its quality shows in grey (38.4 at 85, 37.0 at 80).

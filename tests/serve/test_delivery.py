@@ -21,8 +21,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from serve.protocol import Frame
-from serve.store import HOLDER_BEAT_S
+from serve.hub.records import HOLDER_BEAT_S
+from serve.wire.protocol import Frame
 from tests.serve.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
 
 RESUME_S = 60.0

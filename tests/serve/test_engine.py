@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from modeling.stream_state import StreamState
-from serve.engine import Engine
+from modeling.streaming.state import StreamState
+from serve.editor.engine import Engine
 from serve.metrics import EditorMetrics
-from serve.protocol import WireError
-from serve.work import Edited, Moved, Opening, Ready, Work
+from serve.wire.protocol import WireError
+from serve.wire.work import Edited, Moved, Opening, Ready, Work
 from tests.known_editors import assert_edited, block_clip, expected_edit, known_editor
 
 pytestmark = pytest.mark.anyio

@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serve.front import Front
-from serve.protocol import WireError
-from serve.store import LocalStore
+from serve.front.front import Front
+from serve.hub.records import LocalStore
+from serve.wire.protocol import WireError
 from tests.serve.world import OPEN, StoreLink, World, frames
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from serve import hub
-from serve.hub import GONE_S, Hub, HubStore, Report
+from serve.front.session import Entry
+from serve.hub import hub
+from serve.hub.hub import GONE_S, Hub, HubStore, Report
+from serve.hub.records import Header, Progress
 from serve.metrics import Metrics
-from serve.protocol import WireError
-from serve.session import Entry
-from serve.store import Header, Progress
-from serve.work import Opening, Ready
+from serve.wire.protocol import WireError
+from serve.wire.work import Opening, Ready
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ async def test_models_are_counted_by_the_editors_that_hold_them(actor: Hub) -> N
 
 async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr("serve.hub.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("serve.hub.hub.time", SimpleNamespace(monotonic=lambda: now))
     await actor.report(report("a", MODEL))
     now += GONE_S - 1
     await actor.report(report("b", MODEL))

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve import commits, link
-from serve.commits import CommitClient, CommitServer
-from serve.link import MAX_HEADER, EditorLink, Inbox, Link, Slot
-from serve.session import Entry
-from serve.store import Header, Progress, SessionStore
-from serve.work import Edited, EditorLostError, Moved, Opening, Ready, Work
+from serve.front.session import Entry
+from serve.hub import commits
+from serve.hub.commits import CommitClient, CommitServer
+from serve.hub.records import Header, Progress, SessionStore
+from serve.wire import link
+from serve.wire.link import MAX_HEADER, EditorLink, Inbox, Link, Slot
+from serve.wire.work import Edited, EditorLostError, Moved, Opening, Ready, Work
 
 pytestmark = pytest.mark.anyio
 

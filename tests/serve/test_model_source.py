@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serve.app import build
-from serve.model_source import LOCATION, ModelSource, find_model
+from serve.editor.model_source import LOCATION, ModelSource, find_model
 from serve.settings import ServeSettings
 from tests.known_editors import write_known_model
 

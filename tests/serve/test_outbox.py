@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.outbox import Outbox
-from serve.session import Entry
+from serve.front.outbox import Outbox
+from serve.front.session import Entry
 from tests.serve.clock import Clock
 
 

@@ -16,9 +16,9 @@ import pytest
 
 from data.video import probe, read_frames
 from serve.client import EditedFrame, connect, edit_frames
-from serve.limits import Limits
-from serve.protocol import Dropped, Format, PromptApplied
-from serve.work import Opening
+from serve.front.limits import Limits
+from serve.wire.protocol import Dropped, Format, PromptApplied
+from serve.wire.work import Opening
 from tests.data.conftest import write_raw
 from tests.known_editors import (
     BLOCK,
@@ -28,8 +28,8 @@ from tests.known_editors import (
     expected_edit,
     write_known_model,
 )
+from tests.serve.client.test_stream import edited_without_server, send_all
 from tests.serve.conftest import Server, clip, serving
-from tests.serve.test_stream import edited_without_server, send_all
 
 pytestmark = pytest.mark.anyio
 

@@ -15,11 +15,11 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from serve import ray_backend
-from serve.link import Address, EditorLink, Inbox
-from serve.protocol import WireError
-from serve.ray_backend import RayBackend
-from serve.work import Edited, EditorLostError, Moved, Opening, Ready, Refused, Work
+from serve.front import ray_backend
+from serve.front.ray_backend import RayBackend
+from serve.wire.link import Address, EditorLink, Inbox
+from serve.wire.protocol import WireError
+from serve.wire.work import Edited, EditorLostError, Moved, Opening, Ready, Refused, Work
 
 pytestmark = pytest.mark.anyio
 

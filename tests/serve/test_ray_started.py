@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from serve.cluster import ClusterError, check_address, environment, unless_set
+from infra.runtime.ray import ClusterError, check_address, environment, unless_set
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.protocol import parse_frame
+from serve.wire.protocol import parse_frame
 from tests.serve.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
 
 

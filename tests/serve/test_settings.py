@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from serve import editor_replica, front_replica
-from serve.limits import Limits
+from serve.editor import replica as editor_replica
+from serve.front import replica as front_replica
+from serve.front.limits import Limits
 from serve.settings import ServeSettings
 
 DEFAULTS = ServeSettings("demo")

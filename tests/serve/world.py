@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from serve.front import Front
-from serve.limits import Limits
+from serve.front.front import Front
+from serve.front.limits import Limits
+from serve.front.session import Entry
+from serve.hub.records import Header, LocalStore, Progress, SessionStore
 from serve.metrics import Metrics
-from serve.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
-from serve.session import Entry
-from serve.store import Header, LocalStore, Progress, SessionStore
-from serve.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
+from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
+from serve.wire.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
 from tests.serve.clock import Clock
 
 SIDE = 16  # pixels
