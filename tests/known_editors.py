@@ -29,11 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modeling.diffusion.flow import FlowSchedule
-from modeling.diffusion.transformer import Block, Transformer
-from modeling.editor import StreamingEditor
-from modeling.model_dir import Model, save_model
-from modeling.presets import (
+from modeling.config import (
     MaskCacheConfig,
     ModelConfig,
     StreamConfig,
@@ -41,6 +37,10 @@ from modeling.presets import (
     TransformerConfig,
     VaeConfig,
 )
+from modeling.diffusion.flow import FlowSchedule
+from modeling.diffusion.transformer import Block, Transformer
+from modeling.editor import StreamingEditor
+from modeling.model_dir import Model, save_model
 from modeling.text.words import word_vector
 from modeling.vae.tiny import MemoryBlock, TimeGrow, TimePool, TinyVae, UpsampleConv
 

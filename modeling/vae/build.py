@@ -1,15 +1,16 @@
-"""The video VAEs behind one interface: `build_vae` makes the one that a config names."""
+"""The video VAEs by name; a new one is a `StreamingVae` and a line in `VAES`."""
 
 from __future__ import annotations
 
-from modeling.presets import VaeConfig
-from modeling.vae.streaming import StreamingVae, VaeState
+from modeling.config import VaeConfig
+from modeling.tables import Table
+from modeling.vae.streaming import StreamingVae
 from modeling.vae.tiny import TinyVae
 from modeling.vae.wan import WanVae
 
-__all__ = ["StreamingVae", "TinyVae", "VaeState", "WanVae", "build_vae"]
+VAES: Table[type[StreamingVae]] = Table("VAE", {"wan": WanVae, "tiny": TinyVae})
 
 
 def build_vae(config: VaeConfig) -> StreamingVae:
     """A VAE with random weights, of `config`'s kind and sizes."""
-    return WanVae(config) if config.kind == "wan" else TinyVae(config)
+    return VAES[config.kind](config)

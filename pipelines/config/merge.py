@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 T = TypeVar("T")
 
@@ -34,18 +34,36 @@ def merge(base: T, layers: list[tuple[str, Any]], prefix: str = "") -> T:
     for origin, layer in layers:
         try:
             config = OmegaConf.merge(config, layer)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{origin}: {_explain(error, base, prefix)}") from error
+        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list for a section
+            key = getattr(error, "full_key", None) or _misfit(config, layer)
+            raise ConfigError(f"{origin}: {_explain(error, base, prefix, key)}") from error
     try:
         return cast(T, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, base, prefix)) from error
+        raise ConfigError(_explain(error, base, prefix, error.full_key)) from error
     except ValueError as error:  # a dataclass's own __post_init__
         raise ConfigError(f"{prefix}{error}") from error
 
 
-def _explain(error: OmegaConfBaseException, base: object, prefix: str) -> str:
-    key = f"{prefix}{error.full_key or ''}"
+def _misfit(config: Any, layer: Any, above: tuple[Any, ...] = ()) -> str:
+    """The key of the first value in `layer` that does not fit: where a section or list gets a
+    value of another kind, OmegaConf names none."""
+    values = OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer
+    for name, value in values.items() if isinstance(values, dict) else ():
+        path = (*above, name)
+        if found := _misfit(config, value, path):
+            return found
+        for part in reversed(path):
+            value = {part: value}
+        try:
+            OmegaConf.merge(config, value)
+        except (OmegaConfBaseException, TypeError):
+            return ".".join(map(str, path))
+    return ""
+
+
+def _explain(error: Exception, base: object, prefix: str, key: str | None) -> str:
+    key = f"{prefix}{key or ''}"
     first_line = str(error).splitlines()[0]
     if isinstance(error, ConfigKeyError):
         known = [prefix + name for name in _dotted(base)]
@@ -57,9 +75,7 @@ def _explain(error: OmegaConfBaseException, base: object, prefix: str) -> str:
         level = sorted({name.split(".")[0] for name in known} if not prefix else known)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(level)}"
         return f"unknown key {key!r}; {hint}"
-    if isinstance(error, ValidationError):
-        return f"{key or 'section'}: {first_line}"
-    return first_line
+    return f"{key}: {first_line}" if key else first_line
 
 
 def _dotted(owner: object, prefix: str = "") -> list[str]:

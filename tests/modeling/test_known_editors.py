@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
-from modeling.presets import MaskCacheConfig
 from tests.known_editors import (
     PAINTS,
     UNCHANGED,

@@ -73,6 +73,14 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["train", "demo", "foundation.stesp=5"], "did you mean foundation.steps"),
+        (["train", "foundation.steps=x"], "foundation.steps: Value 'x'"),
+        (["demo", "foundation.steps=x"], "foundation.steps: Value 'x'"),
+        (["train", "nothing.yaml"], "there is no config file nothing.yaml"),
+        (["train", "demmo"], "there is no config 'demmo'; give a .yaml file or one of demo, "),
+        (
+            ["train", "demo", "extra"],
+            "'extra' is not key=value; write for example foundation.steps",
+        ),
         (["train", "demo", "tracking.uri=http://127.0.0.1:1"], "tracking.uri=http://127.0.0.1:1"),
         (["train", "demo", "model.start=nowhere"], "model.start=nowhere is no model directory"),
         (["train", "demo", "data.train=nowhere"], "nowhere: no dataset here"),
@@ -81,6 +89,10 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
         (["evaluate", "nowhere", "nowhere", "clip=1"], "did you mean clips"),
         (["data", "check", "nowhere"], "nowhere: no dataset here"),
         (["data", "make", "x", "--size", "100x100"], "--size 100x100"),
+        (["data", "make", "x", "--size", "128"], "--size 128 must be height x width in multiples"),
+        (["data", "make", "x", "--size", "128x-16"], "--size 128x-16 must be"),
+        (["data", "make", "x", "--size", "120x128"], "--size 120x128 must be"),
+        (["data", "make", "x", "--size", "128x120"], "--size 128x120 must be"),
         (["data", "ingest", "nothing.json", "x"], "nothing.json"),
     ],
 )

@@ -9,10 +9,12 @@ import pytest
 
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model, read_config
-from modeling.presets import ModelConfig
-from pipelines.config.pipeline import ConfigError, PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.preflight import check
 from pipelines.stages.start import start_model, start_source
@@ -66,6 +68,16 @@ def test_datasets_that_cannot_be_trained_on(
         )
     with pytest.raises(ValueError, match="nowhere: no dataset here"):
         check(configured(mlflow_uri, "data.heldout=nowhere"))
+
+
+def test_the_tracking_store_is_reached_last(mlflow_uri: str, tmp_path: Path) -> None:
+    """It may make a database, which nothing may that is refused."""
+    new = f"sqlite:///{tmp_path}/new/mlflow.db"
+    for refused in ("data.heldout=nowhere", "data.train=nowhere", "model.start=nowhere"):
+        with pytest.raises(ValueError, match=refused.split("=")[1]):
+            check(configured(new, refused))
+    assert not (tmp_path / "new").exists()
+    check(configured("http://127.0.0.1:1"))  # a server that is away holds nothing up
 
 
 def test_a_ray_cluster_that_is_not_there(mlflow_uri: str) -> None:

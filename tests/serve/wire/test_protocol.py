@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.wire.protocol import (
     CLIENT_TYPES,
     CLOSE_CODES,

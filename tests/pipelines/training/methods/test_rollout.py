@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import StreamConfig, TransformerConfig
 from pipelines.training.methods.rollout import exit_step, rollout
 
 CONFIG = TransformerConfig(
@@ -106,7 +106,9 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 def test_exit_steps_depend_on_seed_and_step_alone_and_cover_all() -> None:
     drawn = [exit_step(7, step, 4) for step in range(400)]
     assert drawn == [exit_step(7, step, 4) for step in range(400)]
-    assert drawn != [exit_step(8, step, 4) for step in range(400)]
+    other = [exit_step(8, step, 4) for step in range(400)]
+    assert sum(a == b for a, b in zip(drawn, other, strict=True)) < 150  # 100 by chance
+    assert sum(a == b for a, b in zip(drawn[1:], other, strict=False)) < 150  # nor moved by a step
     counts = torch.bincount(torch.tensor(drawn), minlength=4)
     assert counts.shape == (4,)
     assert counts.min() > 60  # 100 expected

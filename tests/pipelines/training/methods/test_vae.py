@@ -1,13 +1,204 @@
+"""The vae stage with a VAE whose latents and pixels are known, and its losses by hand.
+
+B batch, f pixel frames, F latents, C channels, H x W pixels.
+"""
+
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
 
+from data.sample import Pair
+from data.shards import write_dataset
+from modeling.config import VaeConfig
+from modeling.model_dir import Model, ModelError
 from modeling.presets import PRESETS
+from modeling.vae.streaming import StreamingVae
 from modeling.vae.tiny import TinyVae
-from pipelines.training.methods.vae import Autoencoder
+from pipelines.training.methods import vae as module
+from pipelines.training.methods.base import Setting
+from pipelines.training.methods.vae import Autoencoder, VaeTraining
+from tests.pipelines.training.plain import PlainEngine, setting, use_plain_engines
+
+CLIPS, LENGTH, HEIGHT, WIDTH = 3, 13, 24, 40
+MEAN = tuple(n / 10 for n in range(16))
+STD = tuple(1 + n / 8 for n in range(16))
+CONFIG = VaeConfig(kind="tiny", mean=MEAN, std=STD)
+
+
+class BlockVae(StreamingVae):
+    """Latents are block means of a latent's last frame, times a gain a channel; decoding repeats
+    the first three channels."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__(config)
+        self.encoder = nn.Parameter(torch.linspace(0.5, 2, 16).view(16, 1, 1))
+        self.decoder = nn.Parameter(torch.tensor([15.0, 2.5, -9.0]).view(3, 1, 1))
+
+    def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        means = avg_pool2d(pixels[:, -1], 8).repeat(1, 6, 1, 1)[:, :16]  # colours in turn
+        return (means * self.encoder)[:, None], [pixels[:0]]
+
+    def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        frames = (raw[:, :, :3] * self.decoder).repeat_interleave(4 if caches else 1, dim=1)
+        return interpolate(frames, scale_factor=(1, 8, 8)), [raw[:0]]
+
+
+def model(vae: StreamingVae | None) -> Model:
+    config = replace(PRESETS["demo"], vae=CONFIG)
+    return Model(config, None, vae, {}, None)
+
+
+class Noting:
+    """The engine, with a note of what it was given."""
+
+    def __init__(self, engine: PlainEngine) -> None:
+        self.engine, self.given = engine, []
+
+    def __call__(self, *args: Tensor) -> Any:
+        self.given.append(args)
+        return self.engine(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+@pytest.fixture(autouse=True)
+def _engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_plain_engines(monkeypatch)
+
+
+def make(here: Setting) -> VaeTraining:
+    training = VaeTraining(here, model(BlockVae(CONFIG)))
+    training.engine = Noting(training.engine)
+    return training
+
+
+def clips(length: int = LENGTH) -> dict[str, Tensor]:
+    """Clips whose pixels say where they are: clip, frame and video in red, row, column."""
+    count, frame = torch.arange(CLIPS)[:, None, None, None], torch.arange(length)[:, None, None]
+    row, column = torch.arange(HEIGHT)[:, None] * 10, torch.arange(WIDTH) * 6
+    place = torch.broadcast_tensors(count * 80 + frame * 4, row, column)
+    source = torch.stack(place, dim=-1).to(torch.uint8)
+    return {"source": source, "target": source + torch.tensor([2, 0, 0], dtype=torch.uint8)}
+
+
+def bytes_of(pixels: Tensor) -> Tensor:
+    """[B, f, 3, H, W] in [-1, 1] -> uint8 [B, f, H, W, 3]."""
+    return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 1, 3, 4, 2)
+
+
+def test_the_loss_by_hand() -> None:
+    here = setting("vae", edge_weight=0.7, scale_weight=0.2, clip_frames=5, crop=16)
+    training = make(here)
+    asked = deepcopy(training.engine.module.vae)  # before the optimizer moves it
+    metrics = training.step(clips(), here.draw(150, 0))  # the noise has come to its level
+    ((pixels, noise),) = training.engine.given
+    assert pixels.shape == (CLIPS, 5, 3, 16, 16)
+    assert noise.shape == (CLIPS, 2, 16, 2, 2)
+    mean, std = (torch.tensor(x).view(16, 1, 1) for x in (MEAN, STD))
+    with torch.no_grad():
+        colours = torch.stack([avg_pool2d(pixels[:, n], 8) for n in (0, 4)], dim=1)
+        latents = (colours.repeat(1, 1, 6, 1, 1)[:, :, :16] * asked.encoder - mean) / std
+        raw = (latents + noise) * std + mean
+        frames = [raw[:, 0]] + [raw[:, 1]] * 4
+        small = torch.stack(frames, dim=1)[:, :, :3] * asked.decoder
+        decoded = interpolate(small, scale_factor=(1, 8, 8))
+        error = (decoded - pixels).double()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        scale = 0.5 * latents.double().square().mean()
+        loss = error.abs().mean() + 0.7 * edges + 0.2 * scale
+        square = (decoded.clamp(-1, 1) - pixels).double().square().mean()
+    assert decoded.abs().max() > 1  # the clamp counts
+    assert metrics["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert training.engine.losses == [metrics["loss"].item()]
+    assert metrics["psnr"].item() == pytest.approx(10 * np.log10(4 / square.item()), rel=1e-5)
+    assert set(metrics) == {"loss", "psnr", "grad_norm"}
+
+
+def test_crops_are_any_place_of_either_video() -> None:
+    here = setting("vae", clip_frames=9, crop=16)
+    training = make(here)
+    given = clips()
+    found: list[tuple[int, ...]] = []
+    for step in range(120):
+        training.step(given, here.draw(step, 0))
+        for clip, crop in enumerate(bytes_of(training.engine.given[-1][0])):
+            red, green, blue = crop[0, 0, 0].tolist()
+            which, first, top, left = red % 4 // 2, red % 80 // 4, green // 10, blue // 6
+            video = given["target" if which else "source"][clip]
+            assert torch.equal(crop, video[first : first + 9, top : top + 16, left : left + 16])
+            found.append((which, first, top, left))
+    columns = np.array(found).T
+    assert [set(column) for column in columns[:3]] == [{0, 1}, set(range(5)), set(range(9))]
+    assert {0, 24} <= set(columns[3])  # first and last place of 25
+    assert columns[0].mean() == pytest.approx(0.5, abs=0.08)
+    assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.25  # and independent
+
+
+@pytest.mark.parametrize("crop", [None, 32])  # a square that is higher than the clip
+def test_without_a_crop_all_of_the_picture_is_taken(crop: int | None) -> None:
+    training = make(here := setting("vae", clip_frames=LENGTH, crop=crop))
+    given = clips()
+    training.step(given, here.draw(0, 0))
+    pixels = training.engine.given[0][0]
+    assert pixels.shape == (CLIPS, LENGTH, 3, HEIGHT, WIDTH if crop is None else 32)
+    if crop is None:  # rows and columns are all there, in their order
+        assert torch.equal(bytes_of(pixels)[..., 1:], given["source"][..., 1:])
+
+
+def test_a_clip_that_is_too_short_is_named() -> None:
+    training = make(here := setting("vae", clip_frames=9, crop=16))
+    training.step(clips(length=9), here.draw(0, 0))
+    with pytest.raises(ValueError, match=r"vae.clip_frames=9, .* have 8 frames; set .* to 8 or"):
+        training.step(clips(length=8), here.draw(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "expected"),
+    [(0.5, [0.0, 0.02, 0.1, 0.2, 0.2]), (0.0, [0.2] * 5), (1.0, [0.0, 0.01, 0.05, 0.1, 0.1975])],
+)
+def test_the_noise_grows_to_its_level(warmup: float, expected: list[float]) -> None:
+    here = setting("vae", steps=80, latent_noise=0.2, noise_warmup=warmup, crop=None)
+    training = make(here)
+    for step, level in zip((0, 4, 20, 40, 79), expected, strict=True):
+        assert training.noise_level(step) == pytest.approx(level)
+        training.step(clips(), here.draw(step, 0))
+        noise = training.engine.given[-1][1]
+        assert noise.std().item() == pytest.approx(level, rel=0.08)
+    assert training.noise_level(10**6) == pytest.approx(0.2)
+
+
+def test_noise_and_crops_differ_between_ranks_and_steps() -> None:
+    noises, crops = [], []
+    for rank in (0, 1):
+        training = make(here := setting("vae", rank, 2, noise_warmup=0.0, crop=16))
+        for step in (0, 1):
+            training.step(clips(), here.draw(step, 0))
+            pixels, noise = training.engine.given[-1]
+            noises.append(noise.flatten())
+            crops.append(pixels.flatten())
+    related = torch.corrcoef(torch.stack(noises)) - torch.eye(4)
+    assert related.abs().max() < 0.2
+    assert torch.stack(crops).unique(dim=0).shape[0] == 4
+
+
+def test_torchs_own_random_numbers_are_without_effect() -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        training = make(here := setting("vae", noise_warmup=0.0, crop=16))
+        found.append(training.step(clips(), here.draw(0, 0)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("train_encoder", [True, False])
@@ -19,3 +210,68 @@ def test_the_encoder_learns_only_if_it_is_told_to(train_encoder: bool) -> None:
     decoded.square().mean().backward()
     assert all(parameter.grad is not None for parameter in vae.decoder.parameters())
     assert all((p.grad is not None) == train_encoder for p in vae.encoder.parameters())
+
+
+def dataset(uri: Path, count: int) -> tuple[str, list[Pair]]:
+    """Pairs of flat frames, of levels that no coding changes much; each frame of its own."""
+    pairs = []
+    for n in range(count):
+        levels = np.arange(5)[:, None, None, None] * 9 + 20 * n
+        source = np.broadcast_to(levels + np.array([5, 60, 90]), (5, 16, 16, 3)).astype(np.uint8)
+        mask = np.zeros((5, 16, 16), bool)
+        pairs.append(Pair(source, source + np.uint8(40), mask, "x", 16.0))
+    write_dataset(uri, [partial(lambda p: p, pair) for pair in pairs], made_by={})
+    return str(uri), pairs
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("rank", "world", "limit"), [(0, 1, 3), (0, 1, 99), (1, 2, 2)])
+def test_mean_and_std_are_measured_over_sources_and_targets(
+    tmp_path: Path, rank: int, world: int, limit: int
+) -> None:
+    uri, pairs = dataset(tmp_path / "set", 6)
+    here = replace(setting("vae", rank, world, statistics_clips=limit), dataset=uri)
+    training = VaeTraining(here, model(BlockVae(CONFIG)))
+    trained = training.engine.module.vae
+    with torch.no_grad():
+        trained.encoder.mul_(3)  # what was learned is measured, not what training started from
+    module_build = module.build_vae
+    try:
+        module.build_vae = BlockVae  # type: ignore[assignment]
+        made = training.export()
+    finally:
+        module.build_vae = module_build
+    assert made.transformer is None
+    assert made.vae is not None
+    assert set(made.vae) == {"encoder", "decoder"}
+    assert torch.equal(made.vae["encoder"], trained.encoder)
+
+    share = pairs[len(pairs) // world * rank :][: min(limit, len(pairs) // world)]
+    values = []
+    for pair in share:
+        for video in (pair.source, pair.target):
+            pixels = torch.from_numpy(video[[0, 4]].astype(np.float64)).mean(dim=(1, 2)) / 127.5 - 1
+            values.append(pixels.repeat(1, 6)[:, :16])
+    latents = torch.cat(values) * torch.linspace(0.5, 2, 16).double() * 3  # [2 * pairs, 16]
+    assert made.vae_config is not None
+    found = torch.tensor(made.vae_config.mean), torch.tensor(made.vae_config.std)
+    # Coding moves a level by up to one of 255.
+    torch.testing.assert_close(found[0].double(), latents.mean(dim=0), atol=0.04, rtol=0)
+    deviation = latents.std(dim=0, correction=0)
+    torch.testing.assert_close(found[1].double(), deviation, atol=0.04, rtol=0)
+    assert replace(made.vae_config, mean=MEAN, std=STD) == CONFIG
+
+
+def test_a_decoder_alone_keeps_the_latents_as_they_are() -> None:
+    training = VaeTraining(setting("vae", train_encoder=False), model(BlockVae(CONFIG)))
+    assert training.export().vae_config == CONFIG
+
+
+def test_engine_and_refusal() -> None:
+    training = make(setting("vae", learning_rate=3e-4, train_encoder=False))
+    assert list(training.engines) == ["vae"]
+    assert training.engine.rate == training.learning_rates["vae"] == 3e-4
+    assert training.ema is None
+    assert training.engine.module.train_encoder is False
+    with pytest.raises(ModelError, match="nowhere holds no VAE to train"):
+        VaeTraining(setting("vae"), model(None))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modeling.presets import TransformerConfig
+from modeling.config import TransformerConfig
 
 
 class Seen(NamedTuple):
@@ -59,8 +59,8 @@ def forward(
         return x.unflatten(-1, (config.num_heads, -1))
 
     def norm(x: Tensor) -> Tensor:
-        mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
-        return (x - mean) / (variance + config.eps).sqrt()
+        centred = x - x.mean(dim=-1, keepdim=True)
+        return centred / (centred.square().mean(dim=-1, keepdim=True) + config.eps).sqrt()
 
     frames, _, height, width = latents.shape
     grid = frames, height // 2, width // 2

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling.config import MaskCacheConfig
 from modeling.model_dir import Model
-from modeling.presets import MaskCacheConfig
 from modeling.text.build import build_text_encoder
-from tests.modeling.plain_transformer import Pruned, Seen, forward
+from tests.modeling.diffusion.plain_transformer import Pruned, Seen, forward
 
 
 @dataclass

@@ -1,0 +1,351 @@
+"""Every limit of the configuration, from tables: what lies on it passes, what lies beyond is
+refused in a message that names key, value and remedy.
+
+A number that no table knows fails `test_the_tables_know_every_number`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.manifest import DatasetInfo
+from pipelines.config.load import load_config
+from pipelines.config.merge import ConfigError, _dotted
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages.preflight import _check_clips
+
+# Nothing of the demo's own is in the way: pairs that are somewhere, a start, all stages run.
+BASE = ("data.train=somewhere", "tracking.uri=sqlite:////tmp/never-made.db")
+STAGES = ("vae", "foundation", "causal", "distill")
+
+MINIMA = {
+    "data.pairs": 1,
+    "data.heldout_pairs": 1,
+    "data.samples_per_shard": 1,
+    "data.workers": 0,
+    "data.encode_batch": 1,
+    "evaluate.clips": 1,
+    "evaluate.dilate": 0,
+    "compute.workers": 1,
+    "compute.threads_per_worker": 1,
+    "compute.loader_workers": 0,
+    "compute.max_failures": 0,
+    "compute.keep_checkpoints": 1,
+    "vae.edge_weight": 0,
+    "vae.scale_weight": 0,
+    "vae.latent_noise": 0,
+    "vae.statistics_clips": 1,
+    "distill.generator_every": 1,
+    "distill.dmd_weight": 0,
+    "distill.regression_weight": 0,
+    **{f"{stage}.{key}": 0 for stage in STAGES for key in ("steps", "warmup_steps")},
+    **{f"{stage}.{key}": 0 for stage in STAGES for key in ("weight_decay", "grad_clip")},
+    **{f"{stage}.{key}": 1 for stage in STAGES for key in ("batch_size", "grad_accumulation")},
+    **{f"{stage}.{key}": 1 for stage in STAGES for key in ("log_every", "checkpoint_every")},
+}
+ABOVE_0 = (
+    "compute.cpus_per_worker",
+    "foundation.shift",
+    "causal.shift",
+    "distill.critic_learning_rate",
+    *(f"{stage}.learning_rate" for stage in STAGES),
+)
+SHARES = (
+    "vae.noise_warmup",
+    "foundation.text_dropout",
+    "foundation.source_dropout",
+    "causal.text_dropout",
+    "causal.source_dropout",
+    "distill.ema_decay",
+    *(f"{stage}.final_learning_rate" for stage in STAGES),
+)
+
+
+def value_of(config: object, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+NAN = float("nan")
+
+
+def limits() -> Iterator[tuple[str, Any, bool]]:
+    """(key, value, whether it passes) on both sides of every limit."""
+    for key, least in MINIMA.items():
+        kind = type(value_of(PipelineConfig(), key))
+        yield from ((key, value, value >= least) for value in (least, least + 1, least - 1))
+        if kind is float:
+            yield from ((key, value, False) for value in (-0.001, NAN))
+    for key in ABOVE_0:
+        yield from ((key, value, value == 0.001) for value in (0.001, 0.0, -1.0, NAN))
+    for key in SHARES:
+        good, bad = (0.0, 0.5, 1.0), (-0.001, 1.001, NAN)
+        yield from ((key, value, value in good) for value in good + bad)
+    for stage in STAGES:
+        for betas in ((0.0, 0.0), (0.999, 0.5), (0.5, 0.999)):
+            yield f"{stage}.betas", betas, True
+        for betas in ((1.0, 0.5), (0.5, 1.0), (-0.1, 0.5), (0.5, -0.1), (NAN, 0.5)):
+            yield f"{stage}.betas", betas, False
+    passing = {
+        "compute.zero_stage": ((0, 1, 2, 3), (-1, 4)),
+        "vae.clip_frames": ((1, 5, 9, 33), (-3, 0, 8, 10, 37)),  # data.frames is 33
+        "vae.crop": ((None, 8, 64, 128), (-8, 0, 4, 60, 136)),  # the model's height is 128
+        "distill.min_timestep": ((0.0, 979.5), (-1.0, 980.0, 981.0, NAN)),
+        "distill.max_timestep": ((1000.0, 20.5), (1000.5, 20.0, NAN)),
+    }
+    for key, (good, bad) in passing.items():
+        yield from ((key, value, True) for value in good)
+        yield from ((key, value, False) for value in bad)
+
+
+REMEDY = re.compile(r"use \d|; use a number above 0|must |set |is a share; use 0 to 1")
+
+
+@pytest.fixture(scope="module")
+def demo() -> PipelineConfig:
+    return load_config("demo", BASE)
+
+
+def accept(config: PipelineConfig, **values: Any) -> PipelineConfig:
+    """A copy with `section__key=value`, if it may be."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        section, _, key = name.partition("__")
+        sections.setdefault(section, {})[key] = value
+    return replace(config, **{s: replace(getattr(config, s), **v) for s, v in sections.items()})
+
+
+@pytest.mark.parametrize(("key", "value", "passes"), list(limits()))
+def test_limits(demo: PipelineConfig, key: str, value: Any, passes: bool) -> None:
+    given = {key.replace(".", "__"): value}
+    if passes:
+        accept(demo, **given)
+        return
+    with pytest.raises(ConfigError) as refused:
+        accept(demo, **given)
+    shown = f"{value:g}" if isinstance(value, float) and "timestep" in key else str(value)
+    shown = shown.replace("(", "[").replace(")", "]")
+    message = str(refused.value)
+    assert f"{key}={shown} " in message
+    assert REMEDY.search(message), message
+
+
+def test_the_tables_know_every_number() -> None:
+    """A new key belongs into a table, or into this list of those that may be anything."""
+    free = {
+        *("seed", "data.seed", "evaluate.seed", "evaluate.success_db"),
+        *("evaluate.min_gain_db", "evaluate.min_background_db"),
+        *(f"{stage}.edit_weight" for stage in ("foundation", "causal", "distill")),
+        "distill.guidance",
+    }
+    others = {"data.frames"}  # has a test of its own
+    config = PipelineConfig()
+    numbers = {name for name in _dotted(config) if type(value_of(config, name)) in (int, float)}
+    assert numbers - {key for key, _, _ in limits()} == free | others
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("key", "value"), [("steps", -1), ("batch_size", 0), ("grad_clip", -1.0)])
+def test_a_stage_without_steps_is_checked_too(
+    demo: PipelineConfig, stage: str, key: str, value: float
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{stage}.{key}={value}"):
+        accept(demo, **{f"{stage}__steps": 0, f"{stage}__{key}": value})
+
+
+@pytest.mark.parametrize("chunk", [2, 3])
+def test_frames_are_whole_chunks_and_the_nearest_are_named(
+    demo: PipelineConfig, chunk: int
+) -> None:
+    stream = {"chunk_latents": chunk, "window_latents": 12, "sink_latents": chunk}
+    whole = [4 * chunk * n - 3 for n in range(1, 5)]
+    for frames in (-3, 0, 1, 2, *range(3, whole[2] + 2)):
+        given = {"model__stream": stream, "vae__clip_frames": 1, "data__frames": frames}
+        if frames in whole:
+            accept(demo, **given)
+            continue
+        first = max([n for n, size in enumerate(whole) if size < frames], default=0)
+        near = f"use {whole[first]} or {whole[first + 1]}"
+        expected = f"data.frames={frames} is not 4n-3 frames of whole chunks of {chunk} latents"
+        with pytest.raises(ConfigError, match=re.escape(f"{expected}; {near}")):
+            accept(demo, **given)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", [1, 2, 3, None])
+def test_a_batch_is_no_larger_than_the_dataset(
+    demo: PipelineConfig, stage: str, workers: int | None
+) -> None:
+    count = workers or 2
+    config = accept(demo, compute__workers=workers, **{f"{stage}__batch_size": 4})
+    config.check_batch(stage, 4 * count)
+    with pytest.raises(ConfigError) as refused:
+        config.check_batch(stage, 4 * count - 1)
+    message = str(refused.value)
+    assert message.startswith(f"{stage}.batch_size=4 on compute.workers={count} asks for ")
+    assert f"{4 * count} samples at once, and the dataset has {4 * count - 1}; " in message
+    assert f"lower {stage}.batch_size to {(4 * count - 1) // count} or give more data" in message
+    with pytest.raises(ConfigError, match="batch_size to 1 or give"):
+        config.check_batch(stage, 0)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_synthetic_pairs_are_counted_for_the_stages_that_run(
+    demo: PipelineConfig, stage: str
+) -> None:
+    batches = {f"{name}__batch_size": 5 for name in STAGES}
+    config = accept(demo, data__train=None, data__pairs=10, **batches)
+    more = {f"{stage}__batch_size": 6}
+    with pytest.raises(ConfigError, match=rf"{stage}.batch_size=6 .* dataset has 10"):
+        accept(config, **more)
+    accept(config, **more, **{f"{stage}__steps": 0})
+    accept(config, **more, data__train="elsewhere")  # counted where it can be read
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_bf16_needs_sharding(demo: PipelineConfig, zero_stage: int) -> None:
+    given = {"compute__zero_stage": zero_stage, "compute__precision": "bf16"}
+    if zero_stage:
+        accept(demo, **given)
+        return
+    message = r"compute.zero_stage=0 .*compute.precision=bf16; set compute.zero_stage to 1, 2 or 3"
+    with pytest.raises(ConfigError, match=message):
+        accept(demo, **given)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 192), (192, 64)])
+def test_crops_fit_the_shorter_side_and_only_where_the_vae_trains(
+    demo: PipelineConfig, height: int, width: int
+) -> None:
+    config = accept(demo, model__stream={"height": height, "width": width}, vae__crop=64)
+    with pytest.raises(ConfigError, match=r"vae.crop=72 must be .* at most 64; null takes all"):
+        accept(config, vae__crop=72)
+    accept(config, vae__crop=72, vae__clip_frames=2, vae__steps=0)
+
+
+WEIGHTS = [
+    # preset wan's VAE is not trained, and its weights have to come from somewhere
+    ("wan-1.3b", ["vae.steps=1"], r"vae.steps=1, but preset wan-1.3b uses .*; set vae.steps=0"),
+    ("wan-1.3b", ["model.start=null"], r"model.start=null, but preset wan-1.3b .* set model.start"),
+    ("wan-1.3b", [], None),
+    ("demo", ["model.text.kind=umt5"], None),  # the start has its own
+    ("demo", ["model.text.kind=umt5", "model.start=null"], r"model.text.path=null, but a umt5"),
+    ("demo", ["model.text={kind: umt5, path: here}", "model.start=null"], None),
+    ("demo", ["model.start=null"], None),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "message"), WEIGHTS)
+def test_weights_that_nobody_gives(name: str, given: list[str], message: str | None) -> None:
+    if message is None:
+        load_config(name, [*BASE, *given])
+        return
+    with pytest.raises(ConfigError, match=message):
+        load_config(name, [*BASE, *given])
+
+
+WORDS = [
+    ("foundation.stesp=1", "unknown key 'foundation.stesp'; did you mean foundation.steps"),
+    ("foundatoin.steps=1", "unknown key 'foundatoin'; did you mean foundation or "),
+    ("learning_rate=1", "unknown key 'learning_rate'; did you mean vae.learning_rate"),
+    (
+        "zzz=1",
+        "unknown key 'zzz'; there are causal, compute, data, distill, evaluate, ",
+    ),
+    ("model.stream.zzz=1", "unknown key 'model.stream.zzz'; "),
+    ("model.zzz=1", "unknown key 'model.zzz'; "),
+    ("foundation.steps=many", "foundation.steps: Value 'many'"),
+    ("foundation.steps=1.5", "foundation.steps: Value '1.5'"),
+    ("foundation.steps=null", "foundation.steps"),
+    ("compute.deterministic=perhaps", "compute.deterministic: Value 'perhaps'"),
+    ("compute.precision=fp17", "compute.precision: "),
+    ("foundation.weighting=none", "foundation.weighting: "),
+    ("vae=null", "command line: vae: "),
+    ("vae=3", "command line: vae: "),
+    ("vae.betas=[0.5]", "command line: vae.betas: "),
+    ("vae={betas: [0.5]}", "command line: vae.betas: "),
+    ("model.transformer=[1]", "command line: model.transformer: "),
+    ("foundation.steps", "'foundation.steps' is not key=value; write for example "),
+    ("=3", "'=3' is not key=value"),
+    (" =3", "' =3' is not key=value"),
+    ("model.preset=wan-2b", "model.preset: unknown preset 'wan-2b'; there are demo, wan-1.3b"),
+    ("model.transformer.dim=wide", "model.transformer.dim: Value 'wide'"),
+    ("model.transformer.dim=190", "model.dim 190 over num_heads 6 gives no even head size; choose"),
+    ("model.vae.mean=[0.0]", "model.vae.mean has 1 values for 16 latent channels; give one"),
+    ("model.text.dim=32", "model.text.dim 32 does not fit transformer.text_dim 64; set both"),
+    ("model.stream.height=100", "stream size 100x192 is not a multiple of 16 pixels; set stream."),
+    ("model.stream.shift=0", "model.stream.sink_latents 3 must be 0 or more, stream.shift 0.0"),
+    ("model.stream.sink_latents=-3", "model.stream.sink_latents -3 must be 0 or more"),
+    ("model.stream.window_latents=13", "window_latents 13 and stream.sink_latents 3 must be"),
+    ("model.stream.timesteps=[250,750]", "timesteps (250, 750) must fall from at most 1000 to"),
+    ("model.stream.mask_cache={keep_ratio: 0}", "mask_cache.keep_ratio 0.0 is outside (0, 1]"),
+    ("model.stream.mask_cache={pruned_steps: [4]}", "pruned_steps (4,) names a step beyond the 4"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WORDS)
+def test_words_and_sizes(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config("demo", [*BASE, override])
+    assert message in str(refused.value)
+
+
+FILES = [
+    ("vae: {steps: 1, crop: x}", "mine.yaml: vae.crop: Value 'x'"),
+    ("vae: 3", "mine.yaml: vae: "),
+    ("data: {train: s3://x, frames: 33}\nvae: {steps: 1, betas: [1]}", "mine.yaml: vae.betas: "),
+    ("model: {vae: [1]}", "mine.yaml: model.vae: "),
+    ("- data\n- vae", "mine.yaml is a list; give keys with values, as in foundation: {steps"),
+    ("just words", "mine.yaml: unknown key 'just words'; there are causal, "),
+    ("3", "mine.yaml cannot be read as YAML"),
+    ("a: b: c", "mine.yaml cannot be read as YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FILES)
+def test_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(tmp_path / "mine.yaml")
+    assert message in str(refused.value)
+
+
+def info(kind: str = "pairs", frames: int = 21, height: int = 32, width: int = 48) -> DatasetInfo:
+    return DatasetInfo(1, kind, 4, 16.0, frames, height, width, (), {})
+
+
+@pytest.mark.parametrize(
+    ("found", "chunk", "passes"),
+    [
+        (info(), 3, True),
+        (info(frames=9), 3, True),
+        (info(frames=13), 3, False),
+        (info(frames=13), 2, True),
+        (info(frames=20), 3, False),
+        (info(frames=22), 3, False),
+        (info(height=40), 3, False),
+        (info(width=40), 3, False),
+        (info(height=16, width=16), 3, True),
+        (info(kind="encoded"), 3, False),
+    ],
+)
+def test_clips_of_a_dataset_fit_the_model(found: DatasetInfo, chunk: int, passes: bool) -> None:
+    if passes:
+        _check_clips("data.train=x", found, chunk)
+        return
+    with pytest.raises(ConfigError) as refused:
+        _check_clips("data.train=x", found, chunk)
+    message = str(refused.value)
+    assert message.startswith("data.train=x holds ")
+    if found.kind != "pairs":
+        assert message.endswith("holds encoded samples; give a dataset of pairs")
+    else:
+        assert f"{found.frames} frames at {found.height}x{found.width}; training needs" in message
+        assert f"multiple of {chunk}, and sizes that are multiples of 16: ingest it" in message

@@ -1,0 +1,313 @@
+"""Distribution matching by hand: who is asked what, which way the generator is pulled, and when.
+
+All networks are sums of their inputs with factors of their own, so every clean estimate and the
+gradient that the generator gets can be worked out here from what they were asked.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modeling.diffusion.attention import Spans
+from modeling.diffusion.flow import FlowSchedule
+from modeling.model_dir import ModelError
+from pipelines.training.methods import distill as module
+from pipelines.training.methods.base import Setting
+from pipelines.training.methods.distill import DistillTraining
+from pipelines.training.methods.rollout import exit_step
+from tests.pipelines.training.plain import (
+    CLIPS,
+    CONFIG,
+    FRAMES,
+    Call,
+    PlainNetwork,
+    batch,
+    model,
+    over,
+    setting,
+    use_plain_engines,
+)
+
+TEACHER = (0.4, -0.2, 0.5, 0.8)
+CRITIC = (0.1, 0.3, -0.6, -0.5)
+GENERATOR = (0.6, -0.5, 0.2, 0.1)
+GRID = FlowSchedule(CONFIG.stream.shift).timesteps.double()
+
+
+@pytest.fixture(autouse=True)
+def _networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_plain_engines(monkeypatch)
+    monkeypatch.setattr(
+        module, "load_model", lambda *_, **__: SimpleNamespace(transformer=PlainNetwork(*TEACHER))
+    )
+
+
+def make(here: Setting) -> DistillTraining:
+    """With a critic that has learned something of its own."""
+    training = DistillTraining(here, model(PlainNetwork(*GENERATOR)))
+    with torch.no_grad():
+        training.critic.module.factors.copy_(torch.tensor(CRITIC))
+    return training
+
+
+def sigma_of(timestep: Tensor) -> Tensor:
+    """The level on the stream's grid that is nearest to a timestep [B]."""
+    return GRID[(timestep.double()[:, None] - GRID).abs().argmin(dim=1)] / 1000
+
+
+def noise_in(call: Call, made: Tensor) -> Tensor:
+    sigma = over(sigma_of(call.timestep), made)
+    return (call.noisy.double() - (1 - sigma) * made.double()) / sigma
+
+
+def clean(factors: tuple[float, ...], call: Call, text: Tensor) -> Tensor:
+    """x0 = noisy - sigma * velocity, in float64."""
+    a, b, c, d = factors
+    noisy, source = call.noisy.double(), call.source.double()
+    said = over(text.double().mean(dim=(1, 2)), noisy)
+    velocity = a * noisy + b * source + c * said + d * over(call.timestep.double() / 1000, noisy)
+    return noisy - over(sigma_of(call.timestep), noisy) * velocity
+
+
+@pytest.mark.parametrize(
+    ("guidance", "dmd_weight", "regression_weight", "edit_weight"),
+    [(3.0, 1.0, 0.25, 0.0), (0.0, 0.7, 0.0, 0.0), (1.5, 0.3, 2.0, 5.0)],
+)
+def test_the_generators_gradient_by_hand(
+    guidance: float, dmd_weight: float, regression_weight: float, edit_weight: float
+) -> None:
+    weights = {"dmd_weight": dmd_weight, "regression_weight": regression_weight}
+    here = setting("distill", guidance=guidance, edit_weight=edit_weight, **weights)
+    training = make(here)
+    given = batch()
+    source, target, text = given["source"], given["target"], given["text"]
+    made = batch(seed=1)["target"].requires_grad_()
+    metrics = training.train_generator(made, source, target, text, here.draw(0, 0))
+
+    (fake_call,), (real_call, blind_call) = training.critic.module.calls, training.real.calls
+    for call in (fake_call, real_call, blind_call):
+        assert not call.grad
+        assert torch.equal(call.noisy, fake_call.noisy)  # they judge the same thing
+        assert torch.equal(call.timestep, fake_call.timestep)
+        assert call.timestep.shape == (CLIPS,)
+        assert torch.equal(call.source, source)
+        assert isinstance(call.visible, Spans)
+        assert [(s.queries, s.keys) for s in call.visible.spans] == [((0, FRAMES), ((0, FRAMES),))]
+    assert torch.equal(fake_call.text, text)
+    assert torch.equal(real_call.text, text)
+    assert torch.equal(blind_call.text, torch.zeros_like(text))
+    noise = noise_in(fake_call, made.detach())
+    assert noise.std().item() == pytest.approx(1, abs=0.03)
+
+    fake = clean(CRITIC, fake_call, text)
+    seeing, blind = clean(TEACHER, real_call, text), clean(TEACHER, real_call, text * 0)
+    real = seeing + guidance * (seeing - blind)
+    x = made.detach().double()
+    distance = (x - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+    gradient = (fake - real) / distance  # descending it leads from fake to real
+    change = (target - source).double().square().mean(dim=2, keepdim=True).clamp(max=1)
+    weight = 1 + edit_weight * change
+    error = x - target.double()
+    wanted = (dmd_weight * gradient + regression_weight * weight * error) / x.numel()
+    assert made.grad is not None
+    torch.testing.assert_close(made.grad.double(), wanted, atol=1e-8, rtol=1e-3)
+
+    dmd = 0.5 * gradient.square().mean().item()
+    regression = 0.5 * (weight * error.square()).mean().item()
+    found = {name: value.item() for name, value in metrics.items()}
+    assert found["dmd_loss"] == pytest.approx(dmd, rel=1e-4)
+    assert found["regression_loss"] == pytest.approx(regression, rel=1e-4)
+    total = dmd_weight * dmd + regression_weight * regression
+    assert found["loss"] == pytest.approx(total, rel=1e-4)
+    assert training.generator.losses == [pytest.approx(found["loss"])]
+    assert training.critic.losses == []
+    assert set(found) == {"loss", "dmd_loss", "regression_loss", "grad_norm"}
+
+
+def test_the_critics_loss_by_hand() -> None:
+    here = setting("distill")
+    training = make(here)
+    given = batch()
+    made = batch(seed=1)["target"]
+    metrics = training.train_critic(made, given["source"], given["text"], here.draw(0, 0))
+    (call,) = training.critic.module.calls
+    assert call.grad
+    assert training.critic.forwards == 1
+    assert torch.equal(call.source, given["source"])
+    assert torch.equal(call.text, given["text"])
+    assert [(s.queries, s.keys) for s in call.visible.spans] == [((0, FRAMES), ((0, FRAMES),))]
+    noise = noise_in(call, made)
+    assert noise.std().item() == pytest.approx(1, abs=0.03)
+    sigma = over(sigma_of(call.timestep), made)
+    predicted = (call.noisy - clean(CRITIC, call, given["text"])) / sigma
+    loss = (predicted - (noise - made)).square().mean().item()  # learns what is made
+    assert metrics["critic_loss"].item() == pytest.approx(loss, rel=1e-4)
+    assert training.critic.losses == [metrics["critic_loss"].item()]
+    assert set(metrics) == {"critic_loss", "critic_grad_norm"}
+    assert training.real.calls == []
+
+
+def test_scores_are_compared_between_the_two_timesteps() -> None:
+    here = setting("distill", min_timestep=300.0, max_timestep=900.0)
+    training = make(here)
+    made = batch()["target"]
+    drawn = torch.cat([training.draw_timestep(made, here.draw(s, 0)) for s in range(200)])
+    assert drawn.shape == (200 * CLIPS,)
+    assert drawn.min() == 300
+    assert drawn.max() == 900
+    u = drawn / 1000 / (5 - 4 * drawn / 1000)  # uniform under the stream's shift, between the ends
+    within = (u > 0.2) & (u < 0.6)
+    assert within.float().mean().item() == pytest.approx(0.4, abs=0.03)
+
+
+def test_the_generator_learns_in_every_nth_step_and_the_critic_in_all() -> None:
+    here = setting("distill", generator_every=3, critic_learning_rate=1e-2, learning_rate=1e-2)
+    training = make(here)
+    teacher, moved = training.real.factors.detach().clone(), []
+    for step in range(7):
+        before = deepcopy([e.module.factors for e in (training.generator, training.critic)])
+        metrics = training.step(batch(step), here.draw(step, 0))
+        after = [training.generator.module.factors, training.critic.module.factors]
+        moved.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
+        names = {"loss", "dmd_loss", "regression_loss", "grad_norm"} if step % 3 == 0 else set()
+        assert set(metrics) == {"critic_loss", "critic_grad_norm"} | names
+    assert moved == [[step % 3 == 0, True] for step in range(7)]
+    assert torch.equal(training.real.factors, teacher)
+    assert training.average.updates == 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_rollout_and_who_judges_it(rank: int) -> None:
+    """The generator's own clip of source and text goes to the scores and, without gradient, to the
+    critic; it ends at the step that all ranks agree on."""
+    here = setting("distill", rank, 2, generator_every=2, seed=5)
+    here.config.compute.precision = "bf16" if rank else "fp32"
+    training = make(here)
+    judged: list[tuple[Tensor, ...]] = []
+    training.train_generator = lambda *args: judged.append(args[:4]) or {}  # type: ignore
+    training.train_critic = lambda *args: judged.append(args[:3]) or {}  # type: ignore
+    for step in range(6):
+        calls = training.generator.module.calls
+        calls.clear()
+        judged.clear()
+        given = batch(step)
+        training.step(given, here.draw(step, 0))
+        last = exit_step(5, step, 4)
+        assert len(calls) == 2 * (last + 1) + 1  # two chunks and one refresh
+        assert all(torch.equal(call.text, given["text"]) for call in calls)
+        assert {call.visible.cache.k.dtype for call in calls} == {here.dtype}
+        assert torch.equal(calls[0].source, given["source"][:, :3])
+        assert torch.equal(calls[-1].source, given["source"][:, 3:])
+        learns = step % 2 == 0
+        assert [call.grad for call in calls].count(True) == 2 * learns
+        assert training.generator.forwards == 2 * (step // 2 + 1)
+
+        *generators, (made, source, text) = judged
+        assert not made.requires_grad
+        assert torch.equal(source, given["source"])
+        assert torch.equal(text, given["text"])
+        assert len(generators) == learns
+        for mine, *others in generators:
+            assert mine.requires_grad
+            assert torch.equal(mine, made)
+            for found, name in zip(others, ("source", "target", "text"), strict=True):
+                assert torch.equal(found, given[name])
+
+
+def test_all_that_is_drawn_for_a_step_differs() -> None:
+    """First noise of the rollout, of the scores and of the critic, on two ranks and in two steps:
+    none equals another."""
+    drawn = []
+    for rank in (0, 1):
+        here = setting("distill", rank, 2, generator_every=1)
+        training = make(here)
+        for step in range(2):
+            made = training.edit(batch()["source"], batch()["text"], here.draw(step, 0), False)
+            training.generator.module.calls.clear()
+            training.critic.module.calls.clear()
+            training.step(batch(), here.draw(step, 0))
+            judged, learned = training.critic.module.calls
+            drawn.append(training.generator.module.calls[0].noisy[:, :3].flatten())
+            for call in (judged, learned):
+                drawn.append(noise_in(call, made)[:, :3].float().flatten())
+            assert not torch.equal(judged.timestep, learned.timestep)
+    related = torch.corrcoef(torch.stack(drawn)) - torch.eye(len(drawn))
+    assert related.abs().max() < 0.2
+
+
+def test_torchs_own_random_numbers_are_without_effect() -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        here = setting("distill")
+        found.append(make(here).step(batch(), here.draw(0, 0)))
+    assert found[0] == found[1]
+
+
+def test_the_average_is_what_is_exported() -> None:
+    here = setting("distill", generator_every=1, learning_rate=0.05, ema_decay=0.25, warmup_steps=0)
+    training = make(here)
+    average = torch.tensor(GENERATOR, dtype=torch.float64)
+    for step in range(4):
+        training.step(batch(step), here.draw(step, 0))
+        decay = min(0.25, (2 + step) / (11 + step))  # 2/11, 3/12, then as configured
+        average = decay * average + (1 - decay) * training.generator.module.factors.double()
+    made = training.export()
+    assert made.transformer is not None
+    torch.testing.assert_close(made.transformer["factors"].double(), average, atol=1e-6, rtol=0)
+    assert (made.transformer["factors"] - training.generator.module.factors).abs().max() > 1e-3
+    assert made.card == {"weights": "average of the generator, decay 0.25"}
+    assert training.ema is training.average
+
+
+def test_the_average_moves_with_updates_not_with_batches() -> None:
+    here = setting("distill", generator_every=1, grad_accumulation=2)
+    training = make(here)
+    metrics = [training.step(batch(micro), here.draw(0, micro)) for micro in range(2)]
+    assert training.average.updates == 1
+    norms = {"grad_norm", "critic_grad_norm"}
+    assert [norms & set(found) for found in metrics] == [set(), norms]
+
+
+def test_a_rank_that_writes_nothing_holds_nothing() -> None:
+    assert make(setting("distill", 1, 2)).export().transformer == {}
+
+
+def test_networks_and_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(path: Any, **options: Any) -> Any:
+        asked.append((path, options["device"], options["dtype"]))
+        return SimpleNamespace(transformer=PlainNetwork(*TEACHER))
+
+    monkeypatch.setattr(module, "load_model", load)
+    here = setting("distill", learning_rate=1e-3, critic_learning_rate=2e-4)
+    here.config.compute.activation_checkpointing = True
+    here.config.compute.precision = "bf16"
+    generator = PlainNetwork(*GENERATOR)
+    training = DistillTraining(here, model(generator))
+    assert training.generator.module is generator
+    assert training.engines == {"generator": training.generator, "critic": training.critic}
+    assert (training.generator.rate, training.critic.rate) == (1e-3, 2e-4)
+    assert training.learning_rates == {"generator": 1e-3, "critic": 2e-4}
+    assert training.critic.module is not training.real  # it learns, the teacher does not
+    assert torch.equal(training.critic.module.factors, training.real.factors)
+    assert generator.gradient_checkpointing
+    assert training.critic.module.gradient_checkpointing
+    assert asked == [(here.models["teacher"], here.device, torch.bfloat16)] * 2
+
+
+def test_a_teacher_is_needed_and_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = setting("distill")
+    here.models.pop("teacher")  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match=r"needs the foundation model .* extra=\{'teacher'"):
+        make(here)
+    monkeypatch.setattr(module, "load_model", lambda *_, **__: SimpleNamespace(transformer=None))
+    with pytest.raises(ModelError, match=r"teacher nowhere holds no transformer; give a"):
+        make(setting("distill"))

@@ -1,0 +1,120 @@
+"""The random numbers of a batch: from (seed, step, accumulation, rank) and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from modeling.diffusion.flow import FlowSchedule
+from pipelines.training.methods.base import Draw, draw_timesteps
+from tests.pipelines.training.plain import setting
+
+
+def draw(seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 4) -> Draw:
+    return setting("foundation", rank=rank, world_size=world, seed=seed).draw(step, micro)
+
+
+PLACES = {
+    "a start": draw,
+    "another seed": lambda: draw(seed=1),
+    "another step": lambda: draw(step=1),
+    "another accumulation": lambda: draw(micro=1),
+    "another rank": lambda: draw(rank=1),
+    "seed and step changed over": lambda: draw(seed=1, step=0, micro=1),
+    "a far step": lambda: draw(step=10**6),
+}
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        lambda d: d.normal_like(torch.empty(2, 30)),
+        lambda d: d.keep(60, 0.5).flatten(),
+        lambda d: torch.rand(4, generator=d.own),
+    ],
+    ids=["normal_like", "keep", "own"],
+)
+def test_every_place_has_its_own_numbers(numbers: Callable[[Draw], Tensor]) -> None:
+    drawn = {name: numbers(make()) for name, make in PLACES.items()}
+    for a, b in combinations(drawn, 2):
+        assert not torch.equal(drawn[a], drawn[b]), f"{a} and {b} draw the same"
+    torch.manual_seed(99)  # torch's own state is without effect
+    for name, make in PLACES.items():
+        assert torch.equal(numbers(make()), drawn[name]), f"{name} does not draw the same again"
+
+
+def test_what_ranks_share_is_nobodys_own() -> None:
+    drawn = [draw(rank=rank) for rank in range(4)]
+    shared = torch.stack([torch.rand(9, generator=here.shared) for here in drawn])
+    own = torch.stack([torch.rand(9, generator=here.own) for here in drawn])
+    assert torch.equal(shared, shared[:1].expand(4, 9))
+    assert torch.cat([shared[:1], own]).unique(dim=0).shape[0] == 5
+
+
+def test_one_draw_goes_on() -> None:
+    here = draw()
+    like = torch.empty(50)
+    assert not torch.equal(here.normal_like(like), here.normal_like(like))
+    assert not torch.equal(here.spread(2), here.spread(2))
+
+
+def test_the_noise_is_standard_normal() -> None:
+    noise = draw().normal_like(torch.empty(100, 1000))
+    assert noise.mean().item() == pytest.approx(0, abs=0.015)
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_spread_numbers_lie_evenly_over_the_clips_of_all_ranks() -> None:
+    ranks = [draw(step=3, rank=rank).spread(5, 2) for rank in range(4)]
+    drawn = torch.cat(ranks)  # [20, 2]
+    assert drawn.shape == (20, 2)
+    gaps = drawn.sort(dim=0).values.diff(dim=0)
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 20), atol=1e-6, rtol=0)
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    assert not torch.allclose(drawn[:, 0], drawn[:, 1], atol=1e-3)  # columns are independent
+    steps = {round(draw(step=step).spread(1).item(), 4) for step in range(50)}
+    assert len(steps) > 45  # the start moves with the step
+    assert min(steps) < 0.1
+    assert max(steps) > 0.9
+
+
+def test_a_seed_of_the_stage_goes_before_that_of_the_pipeline() -> None:
+    both = setting("foundation", seed=0)
+    both.config.seed = 7
+    assert both.seed == 0
+    assert setting("foundation").seed == 0
+    other = setting("foundation", seed=None)
+    other.config.seed = 7
+    assert other.seed == 7
+
+
+def test_the_networks_type_is_the_precision() -> None:
+    here = setting("foundation")
+    assert here.dtype == torch.float32
+    here.config.compute.precision = "bf16"
+    assert here.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_keep_drops_the_share_it_is_told(share: float) -> None:
+    kept = draw().keep(2000, share)
+    assert kept.shape == (2000, 1, 1, 1, 1)
+    assert set(kept.unique().tolist()) <= {0.0, 1.0}
+    assert 1 - kept.mean().item() == pytest.approx(share, abs=0 if share in (0, 1) else 0.04)
+
+
+def test_timesteps_are_the_grid_of_the_shift_each_place_alike() -> None:
+    schedule = FlowSchedule(8.0)
+    drawn = draw_timesteps(draw(world=1), schedule, 1000, 3)
+    assert drawn.shape == (1000, 3)
+    for column in drawn.T:  # a thousand evenly spread numbers take every place once
+        u = torch.arange(1000, 0, -1) / 1000
+        expected = 1000 * 8 * u / (1 + 7 * u)
+        found = column.sort(descending=True).values
+        assert (found - expected).abs().max() < 13  # one place beside, by rounding
+        assert column.unique().numel() > 950
