@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.auth import allowed, read_tokens
 from serve.front import auth
-from serve.front.auth import allowed, read_tokens
 
 TOKENS = ("zero", "secret-one", "geheim-ü")
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError
 
-from serve.front.session import Entry
 from serve.hub import hub
 from serve.hub.hub import GONE_S, Hub, HubStore, Report
-from serve.hub.records import Header, Progress
+from serve.hub.records import Entry, Header, Progress
 from serve.metrics import Metrics
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.front.session import Entry
 from serve.hub import commits
 from serve.hub.commits import CommitClient, CommitServer
-from serve.hub.records import Header, Progress, SessionStore
+from serve.hub.records import Entry, Header, Progress, SessionStore
 from serve.wire import link
 from serve.wire.link import MAX_HEADER, EditorLink, Inbox, Link, Slot
 from serve.wire.work import Edited, EditorLostError, Moved, Opening, Ready, Work

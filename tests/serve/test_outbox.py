@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.front.outbox import Outbox
-from serve.front.session import Entry
+from serve.hub.records import Entry
 from tests.serve.clock import Clock
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from data.video import probe, read_frames
 from serve.client import EditedFrame, connect, edit_frames
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.wire.protocol import Dropped, Format, PromptApplied
 from serve.wire.work import Opening
 from tests.data.conftest import write_raw

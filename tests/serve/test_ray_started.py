@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from infra.runtime.ray import ClusterError, check_address, environment, unless_set
+from infra.runtime.environment import environment, unless_set
+from infra.runtime.ray import ClusterError, check_address
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
 

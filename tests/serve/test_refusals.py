@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.wire import codec
 from serve.wire.protocol import CLOSE_CODES, MAX_TEXT, Code
 from tests.serve.world import OPEN, SIDE, Wire, World, frames, source

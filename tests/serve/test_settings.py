@@ -9,7 +9,7 @@ import pytest
 
 from serve.editor import replica as editor_replica
 from serve.front import replica as front_replica
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.settings import ServeSettings
 
 DEFAULTS = ServeSettings("demo")

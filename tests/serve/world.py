@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from serve.front.front import Front
-from serve.front.limits import Limits
-from serve.front.session import Entry
-from serve.hub.records import Header, LocalStore, Progress, SessionStore
+from serve.hub.records import Entry, Header, LocalStore, Progress, SessionStore
+from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
 from serve.wire.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
