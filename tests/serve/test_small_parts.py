@@ -22,7 +22,7 @@ from serve.run import free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
-from tests.serve.clock import JumpingLoop
+from tests.serve.front.clock import JumpingLoop
 
 
 def test_tokens_are_read_from_a_file(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from serve.hub.records import HOLDER_BEAT_S
 from serve.wire.protocol import Frame
-from tests.serve.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
+from tests.serve.front.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
 
 RESUME_S = 60.0
 LONGEST_RECOVERY_S = 60.0

@@ -10,7 +10,7 @@ import pytest
 from serve.front.front import Front
 from serve.hub.records import LocalStore
 from serve.wire.protocol import WireError
-from tests.serve.world import OPEN, StoreLink, World, frames
+from tests.serve.front.world import OPEN, StoreLink, World, frames
 
 
 def get(world: World, front: Front, path: str, **headers: str) -> httpx.Response:

@@ -24,7 +24,7 @@ from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
 from serve.wire.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
-from tests.serve.clock import Clock
+from tests.serve.front.clock import Clock
 
 SIDE = 16  # pixels
 FIRST, CHUNK = 9, 12

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve.front.outbox import Outbox
 from serve.hub.records import Entry
-from tests.serve.clock import Clock
+from tests.serve.front.clock import Clock
 
 
 class Run:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve.wire.protocol import parse_frame
-from tests.serve.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
+from tests.serve.front.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
 
 
 def resumed(world: World, wire: Wire, received: int, **change: Any) -> Wire:

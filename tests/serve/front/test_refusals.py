@@ -20,7 +20,7 @@ from PIL import Image
 from serve.limits import Limits
 from serve.wire import codec
 from serve.wire.protocol import CLOSE_CODES, MAX_TEXT, Code
-from tests.serve.world import OPEN, SIDE, Wire, World, frames, source
+from tests.serve.front.world import OPEN, SIDE, Wire, World, frames, source
 
 LIMITS = Limits()
 PROMPT = {"type": "prompt", "prompt": "prompt 1"}
