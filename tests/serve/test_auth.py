@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve import auth
 from serve.auth import allowed, read_tokens
-from serve.front import auth
 
 TOKENS = ("zero", "secret-one", "geheim-ü")
 
