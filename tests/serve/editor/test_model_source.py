@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from modeling.fingerprint import model_fingerprint
 from serve.app import build
-from serve.editor.model_source import LOCATION, ModelSource, find_model
+from serve.editor.model_source import FINGERPRINT, LOCATION, ModelSource, find_model
 from serve.settings import ServeSettings
 from tests.known_editors import write_known_model
 
@@ -65,6 +66,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         if not client.search_registered_models(f"name='{model}'"):
             client.create_registered_model(model)
         tags = {} if location is None else {LOCATION: str(location)}
+        if location is not None and location.exists():
+            tags[FINGERPRINT] = model_fingerprint(location)
         version = client.create_model_version(model, "file:///absent", tags=tags)
         client.set_registered_model_alias(model, alias, version.version)
 
@@ -78,15 +81,15 @@ def test_a_reference_is_the_version_that_it_names(
     other = write_known_model(tmp_path / "other")
     registry.register("editor", "production", known)
     registry.register("editor", "candidate", other)
-    assert find_model("models:/editor@production") == ModelSource(str(known), "editor version 1")
-    assert find_model("models:/editor@candidate") == ModelSource(str(other), "editor version 2")
-    assert find_model("models:/editor/1") == ModelSource(str(known), "editor version 1")
-    assert find_model("models:/editor/2") == ModelSource(str(other), "editor version 2")
+    first = ModelSource(str(known), "editor version 1", model_fingerprint(known))
+    second = ModelSource(str(other), "editor version 2", model_fingerprint(other))
+    assert find_model("models:/editor@production") == find_model("models:/editor/1") == first
+    assert find_model("models:/editor@candidate") == find_model("models:/editor/2") == second
     # The application has it once, so that all its replicas have the same version.
     front = build(ServeSettings("models:/editor@candidate"))._bound_deployment
     settings, editor = front.init_args
     assert settings.model == str(other)
-    assert editor._bound_deployment.init_args == (settings, "editor version 2")
+    assert editor._bound_deployment.init_args == (settings, second)
     for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):
         with pytest.raises(ValueError, match="is not in the registry at sqlite"):
             find_model(wrong)
