@@ -32,7 +32,7 @@ async def drive(
     Raises WireError: what an editor refuses at once, no editor after `OPENING_S` or `RECOVERY_S`,
     a chunk that has cost `MAX_DEATHS` editors their lives. Raises SupersededError.
     """
-    state, exact, ahead = opening.state, False, 0
+    state, ahead = opening.state, 0
     lost_at: float | None = None
     pause, deaths = FIRST_PAUSE_S, 0
     while True:
@@ -59,7 +59,7 @@ async def drive(
                             seconds = time.monotonic() - lost_at
                             log.info("session %s: goes on after %.1f s", session.name, seconds)
                     elif isinstance(event, Edited):
-                        state, exact, ahead = event.state, False, 0
+                        state, ahead = event.state, 0
                         lost_at, pause, deaths = None, FIRST_PAUSE_S, 0
                         delivery = session.deliver(event)
                         yield delivery
@@ -67,7 +67,7 @@ async def drive(
                             return
                     else:
                         assert isinstance(event, Moved)
-                        state, exact, ahead, why = event.state, True, event.ahead, "drain"
+                        state, ahead, why = event.state, event.ahead, "drain"
         except EditorLostError as error:
             why = "death"
             deaths += session.working
@@ -92,6 +92,6 @@ async def drive(
             raise WireError("at_capacity", message, RETRY_AFTER_S)
         if waited > RECOVERY_S:
             raise WireError("internal", f"no editor could take the session for {RECOVERY_S:g} s")
-        if not exact:
+        if why != "drain":  # a stream that was given back goes on at once, where there is room
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)

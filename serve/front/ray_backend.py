@@ -102,8 +102,13 @@ class RayBackend:
         def start(call: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
             task = asyncio.ensure_future(call)
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(ended)
             return task
+
+        def ended(task: asyncio.Future[Any]) -> None:
+            tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # of those that nobody asks any more: the stream is over
 
         try:
             items = self.editors.options(session_id=editor).edit.remote(opening, slot.address)
