@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 from serve.front.running import TICK_S, RunningSession, Services, opened_message
 from serve.front.session import Session
@@ -148,7 +150,16 @@ class Connection:
         if record.progress.finished is None:
             await running.run(self._ending)
         else:
-            await self._send_rest(record, message.resume or "")
+            await self._unless_ended(self._send_rest(record, message.resume or ""))
+
+    async def _unless_ended(self, sending: Coroutine[Any, Any, None]) -> None:
+        """A client that does not read holds its connection no longer than it is the session's."""
+        task = asyncio.ensure_future(sending)
+        try:
+            await asyncio.wait({task, self._ending}, return_when=asyncio.FIRST_COMPLETED)
+            (self._ending if self._ending.done() else task).result()
+        finally:
+            task.cancel()
 
     async def _send_rest(self, record: Record, token: str) -> None:
         """The session was over, only the client had not heard all of it."""
