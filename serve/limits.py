@@ -13,6 +13,7 @@ class Limits:
     min_side: int = 16  # pixels
     max_side: int = 1920
     max_pixels: int = 1280 * 720  # of one frame
+    min_fps: float = 1.0  # of a source: what it is charged by
     max_fps: float = 60.0
     max_prompt: int = 2000  # characters
     open_timeout_s: float = 10.0  # for the first message
@@ -23,6 +24,9 @@ class Limits:
     max_upload: int = 512 * 2**20  # bytes of a video for /v1/edits
     max_video_frames: int = 216_000  # of it: an hour at 60 a second
     max_video_s: float = 4 * 3600.0
+    max_uploads: int = 16  # that come in at once at one front
+    upload_idle_s: float = 10.0  # without a byte of an upload
+    upload_s: float = 300.0  # for a whole upload
 
     def check_open(self, message: Open) -> None:
         """Raises WireError `unsupported_size` or `bad_request`, naming the value and the limit."""
@@ -36,9 +40,10 @@ class Limits:
                 f"frames of {width}x{height} cannot be edited here; sides from {self.min_side} to "
                 f"{self.max_side} pixels and at most {self.max_pixels} pixels in all",
             )
-        if not (math.isfinite(message.fps) and 0 < message.fps <= self.max_fps):
+        if not (math.isfinite(message.fps) and self.min_fps <= message.fps <= self.max_fps):
             raise WireError(
-                "bad_request", f"open.fps must lie in (0, {self.max_fps:g}], got {message.fps}"
+                "bad_request",
+                f"open.fps must lie in [{self.min_fps:g}, {self.max_fps:g}], got {message.fps}",
             )
         if message.seed is not None and not 0 <= message.seed < 2**63:
             raise WireError("bad_request", f"open.seed must lie in [0, 2^63), got {message.seed}")

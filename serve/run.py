@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
 import ray
 import torch
 from ray import serve as ray_serve
@@ -35,6 +38,9 @@ from serve.settings import ServeSettings
 APP = "liveedit"
 SYSTEM_CPUS = 1.0  # beside the replicas, for Serve's own actors
 READY_S = 180.0
+DELETE_S = 30.0  # for a cluster to stop the replicas
+CALL_S = 5.0  # for the hub to answer
+TICK_S = 0.3
 
 
 class StartError(ValueError):
@@ -49,6 +55,7 @@ class Running:
     port: int
     folder: Path | None = None  # Ray's files and logs, when this process started Ray
     resources: ExitStack = field(default_factory=ExitStack)  # what `stop` ends
+    hurry: threading.Event = field(default_factory=threading.Event)  # set: `stop` waits no longer
 
     @property
     def url(self) -> str:
@@ -90,8 +97,21 @@ class Running:
         return None
 
     def stop(self) -> None:
-        """Ends the application, and Serve and Ray if `start` started them."""
+        """Ends the application, and Serve and Ray if `start` started them.
+
+        Sessions have `ServeSettings.stop_s` to finish, or until `hurry` is set; their clients hear
+        that the server is stopped.
+        """
         self.resources.close()
+
+    def abandon(self) -> None:
+        """Ends this process and all that it started, at once: for a `stop` that hangs."""
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(1)
 
 
 def start(
@@ -117,6 +137,8 @@ def start(
         )
     if not address:
         _check_port(host, port)
+        # All processes are on this machine: nobody outside it may reach their links.
+        settings = replace(settings, link_host="127.0.0.1")
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
         if settings.fp8 and not (settings.editor_gpus or settings.device.startswith("cuda")):
@@ -151,13 +173,13 @@ def start(
         resources.callback(_set_global_client, None)  # Serve's, which outlives its Ray
         if address:
             _check_serve(host, port)
-        resources.enter_context(_started(application, running))
+        resources.enter_context(_started(application, running, settings.stop_s))
         running.resources = resources.pop_all()
     return running
 
 
 @contextmanager
-def _started(application: Application, running: Running) -> Iterator[None]:
+def _started(application: Application, running: Running, stop_s: float) -> Iterator[None]:
     """The application, ready, in this process's Ray; ended with a Serve that was started here."""
     started_serve = not _serve_runs()
     try:
@@ -173,15 +195,37 @@ def _started(application: Application, running: Running) -> Iterator[None]:
             reason = _deploy_failure() or error
             raise StartError(f"the application did not start: {reason}") from error
         yield
+        _finish_sessions(running, stop_s)
     finally:
-        if _serve_runs():
-            ray_serve.delete(APP)
-            # Serve's own actors end with a Ray that is ours.
-            if running.folder is None and started_serve and not ray_serve.status().applications:
+        # Replicas and Serve's own actors end with a Ray that is ours.
+        if _serve_runs() and running.folder is None:
+            _delete(running)
+            if started_serve and not ray_serve.status().applications:
                 ray_serve.shutdown()
         if ray.is_initialized():
             with contextlib.suppress(ValueError):  # it may have ended itself
                 ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
+
+
+def _finish_sessions(running: Running, stop_s: float) -> None:
+    """Returns when no client is connected any more, or time is up."""
+    deadline = time.monotonic() + stop_s
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):  # there is no hub (any more)
+        hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+        while time.monotonic() < deadline and not running.hurry.is_set():
+            if ray.get(hub.stop.remote(), timeout=CALL_S):
+                return
+            running.hurry.wait(TICK_S)
+
+
+def _delete(running: Running) -> None:
+    """The application, from a cluster that goes on; what it does not get rid of in time it will."""
+    ray_serve.delete(APP, _blocking=False)
+    deadline = time.monotonic() + DELETE_S
+    while time.monotonic() < deadline and not running.hurry.is_set():
+        if APP not in ray_serve.status().applications:
+            return
+        running.hurry.wait(TICK_S)
 
 
 def _serve_runs() -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from serve.auth import read_tokens
 from serve.limits import Limits
+from serve.scaling.placement import Scale
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class ServeSettings:
     measured_capacity: bool = True  # fewer than max_sessions when a chunk costs too much
     min_editors: int = 1
     max_editors: int = 1
-    target_sessions: float = 4.0  # a replica that autoscaling aims at
+    spare_editors: int = 0  # that stand ready beyond those that are needed
     downscale_delay_s: float = 600.0  # that an editor must be too many before it goes
     editor_gpus: float = 0.0  # of one editor replica
     editor_cpus: float = 1.0
     fronts: int = 1
     front_cpus: float = 0.5
+    stop_s: float = 30.0  # that sessions have to finish when the application is stopped
     drain_s: float = 120.0  # that a replica in the way has for giving its sessions back
+    link_host: str | None = None  # replicas listen for each other there; none: their node's address
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -59,6 +62,10 @@ class ServeSettings:
                 "serve needs `model`: a model directory, a preset or models:/NAME@ALIAS"
             )
         return cls(**values, limits=Limits(**limits))
+
+    @property
+    def scale(self) -> Scale:
+        return Scale(self.min_editors, self.max_editors, self.spare_editors, self.downscale_delay_s)
 
     def tokens(self) -> tuple[str, ...]:
         return read_tokens(self.token_file) if self.token_file else ()

@@ -62,6 +62,9 @@ def bench_serve(
     format: Annotated[
         Literal["jpeg", "png", "webp", "rgb24"], typer.Option(help="How frames are encoded.")
     ] = "jpeg",
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Cameras wait for an editor where there is no room.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures there.")
     ] = None,
@@ -98,7 +101,7 @@ def bench_serve(
             raise ValueError(f"--url measures what runs there; leave {arguments[0]} out")
         model = served_model(url, token=token)
         height, width = parse_size(size) if size else (model["height"], model["width"])
-        load = Load(width, height, fps or model["fps"], mode, format, seconds, token)
+        load = Load(width, height, fps or model["fps"], mode, format, seconds, token, queue)
         for count in counts:
             status.update(f"{count} sessions, {seconds:g} s")
             runs.append(measure(url, load, count).to_dict())
@@ -161,6 +164,8 @@ def table(runs: list[dict[str, Any]]) -> Table:
 
 _ROWS: dict[str, tuple[str, ...]] = {
     "sessions held": ("sessions_held",),
+    "editors at first / most / last": ("editors_first", "editors_most", "editors_last"),
+    "waited to be opened P50 / max": ("waited_ms_p50", "waited_ms_max"),
     "first chunk P50 / max": ("first_chunk_ms_p50", "first_chunk_ms_max"),
     "chunk latency P50 / P95 / P99": tuple(f"chunk_latency_ms_p{p}" for p in (50, 95, 99)),
     "of it compute P50": ("compute_ms_p50",),

@@ -1,4 +1,4 @@
-"""What `liveedit demo` and `liveedit train` run: the pipeline with its lines, and where everything is."""
+"""What `liveedit demo` and `train` run: the pipeline with its lines, and where everything is."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from pipelines.commands.show import command_name
 if TYPE_CHECKING:
     from serve.run import Running
     from serve.settings import ServeSettings
+
+
+END_S = 12.0  # for a stop that has been asked to hurry
 
 
 def serve(
@@ -50,11 +54,26 @@ def serve(
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     signal.pause()
-            for stop in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(stop, signal.SIG_IGN)  # a second one would leave things behind
-            console.print("stopping")
+            console.print(
+                f"stopping; sessions have {settings.stop_s:g} s to finish, Ctrl-C ends them at once"
+            )
+            _hurry_when_asked(running)
     finally:
         status.stop()
+
+
+def _hurry_when_asked(running: Running) -> None:
+    """A second Ctrl-C cuts the sessions, and ends this process within `END_S` in any case."""
+
+    def hurry(*_: object) -> None:
+        if not running.hurry.is_set():
+            running.hurry.set()
+            timer = threading.Timer(END_S, running.abandon)
+            timer.daemon = True
+            timer.start()
+
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, hurry)
 
 
 def serve_settings(

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from serve.client.stream import UNREAD, ConnectError, EditedFrame, Stream, stream_url
-from serve.wire.protocol import Format, Mode, Open, ServerMessage, WireError
+from serve.wire.protocol import PATH, Format, InQueue, Mode, Open, ServerMessage, WireError
 
 ANSWER_S = 20.0  # for a plain HTTP request
 
@@ -42,15 +42,20 @@ async def connect(
     seed: int | None = None,
     token: str | None = None,
     mask: bool = False,
+    on_queue: Callable[[InQueue], None] | None = None,
 ) -> AsyncIterator[Stream]:
     """Open a stream at `url` (ws://, wss://, http:// or https://, with or without the path).
 
     Raises WireError for what the server refuses (`at_capacity` has `retry_after_s`) and
     ConnectError when there is no server; one that cuts the connection before it answers (its front
-    died or is starting) is asked again for `client_stream.FIRST_S`.
+    died or is starting) is asked again for `client_stream.FIRST_S`. With `on_queue` an open that
+    finds no room waits for it, and `on_queue` is told its place.
     """
-    message = Open(prompt, width, height, fps, mode, format, seed=seed, mask=True if mask else None)
-    stream = Stream(url, message, token=token)
+    message = Open(
+        prompt, width, height, fps, mode, format, seed=seed, mask=True if mask else None,
+        queue=True if on_queue else None,
+    )  # fmt: skip
+    stream = Stream(url, message, token=token, on_queue=on_queue)
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(stream.run(opened))
     try:
@@ -68,7 +73,8 @@ def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
     """
     parts = urlsplit(stream_url(url))
     scheme = {"ws": "http", "wss": "https"}[parts.scheme]
-    address = urlunsplit((scheme, parts.netloc, "/v1/models", "", ""))
+    path = parts.path.removesuffix(PATH) + "/v1/models"
+    address = urlunsplit((scheme, parts.netloc, path, "", ""))
     request = urllib.request.Request(address)
     if token:
         request.add_header("Authorization", f"Bearer {token}")

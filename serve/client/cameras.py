@@ -9,6 +9,7 @@ alone is transport, codecs and bookkeeping; with several it holds the wait for t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import statistics
@@ -18,13 +19,14 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from serve.client import ConnectError, EditedFrame, Stream, connect
+from serve.client import ConnectError, EditedFrame, Stream, connect, served_model
 from serve.wire import codec
-from serve.wire.protocol import Chunk, Dropped, Format, Mode, WireError
+from serve.wire.protocol import Chunk, Dropped, Format, InQueue, Mode, WireError
 
 PROMPTS = ("make the square red", "make the square blue", "turn the scene into night")
 PICTURES = 24  # encoded once and sent in turn, so that a camera costs the client little
 STALL_CHUNKS = 1.5
+COUNT_S = 1.0
 SETTLE_CHUNKS = 2  # first chunks of a session that count for the first-chunk time only
 
 
@@ -39,13 +41,15 @@ class Load:
     format: Format = "jpeg"
     seconds: float = 20.0
     token: str | None = None
+    queue: bool = False  # wait where there is no room
 
 
 @dataclass
 class CameraReport:
     """One session; times in milliseconds."""
 
-    first_chunk_ms: float | None = None
+    first_chunk_ms: float | None = None  # since it was opened
+    waited_ms: float | None = None  # to be opened
     latency_ms: list[float] = field(default_factory=list)
     overhead_ms: list[float] = field(default_factory=list)
     compute_ms: list[float] = field(default_factory=list)
@@ -67,6 +71,7 @@ class BenchReport:
     cameras: list[CameraReport]
     kills: int
     seconds: float
+    editors: list[int]  # that were ready, every second
 
     def summary(self) -> dict[str, float | int | str | None]:
         """The numbers to report; percentiles over all chunks of all sessions."""
@@ -83,6 +88,13 @@ class BenchReport:
             "sessions": len(cameras),
             "sessions_held": len(good),
             "kills": self.kills,
+            "editors_first": self.editors[0] if self.editors else None,
+            "editors_most": max(self.editors, default=None),
+            "editors_last": self.editors[-1] if self.editors else None,
+            "waited_ms_p50": percentile([c.waited_ms for c in good if c.waited_ms is not None], 50),
+            "waited_ms_max": max(
+                (c.waited_ms for c in good if c.waited_ms is not None), default=None
+            ),
             "chunks": chunks,
             "frames_sent": sum(c.sent for c in cameras),
             "frames_edited": sum(c.edited for c in cameras),
@@ -141,11 +153,22 @@ async def _measure(
             await asyncio.sleep(kill_every_s)
             kills += await kill()
 
-    killer = asyncio.create_task(killing())
+    editors: list[int] = []
+    beside = [asyncio.create_task(killing()), asyncio.create_task(_count(url, load.token, editors))]
     cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
-    killer.cancel()
-    await asyncio.gather(killer, return_exceptions=True)
-    return BenchReport(load, list(cameras), kills, time.monotonic() - started)
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
+    return BenchReport(load, list(cameras), kills, time.monotonic() - started, editors)
+
+
+async def _count(url: str, token: str | None, editors: list[int]) -> None:
+    """Adds, every second, how many editors are ready."""
+    while True:
+        with contextlib.suppress(WireError, ConnectError):  # none is: that is a number, too
+            model = await asyncio.to_thread(served_model, url, token=token)
+            editors.append(model.get("editors", 1))
+        await asyncio.sleep(COUNT_S)
 
 
 def pictures(load: Load, seed: int) -> list[bytes]:
@@ -185,6 +208,7 @@ async def camera(
     What the server refuses is an error in the report.
     """
     report = CameraReport()
+    asked = time.monotonic()
     try:
         async with connect(
             url,
@@ -196,7 +220,9 @@ async def camera(
             format=load.format,
             seed=seed,
             token=load.token,
+            on_queue=_unheard if load.queue else None,
         ) as stream:
+            report.waited_ms = (time.monotonic() - asked) * 1000
             sent: dict[int, float] = {}
             filming = asyncio.create_task(_film(stream, load, images, sent, report))
             try:
@@ -209,6 +235,10 @@ async def camera(
         report.error = getattr(error, "code", None) or str(error)
     report.lost = report.sent - report.edited - report.dropped if report.error is None else 0
     return report
+
+
+def _unheard(place: InQueue) -> None:
+    """A camera waits as long as it takes."""
 
 
 async def _film(

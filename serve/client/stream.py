@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import urlsplit, urlunsplit
@@ -32,12 +32,14 @@ from websockets.typing import Subprotocol
 from serve.wire import codec
 from serve.wire.protocol import (
     PATH,
+    STOPPED,
     SUBPROTOCOL,
     Close,
     Closed,
     Error,
     Format,
     Frame,
+    InQueue,
     Open,
     Opened,
     Prompt,
@@ -86,14 +88,21 @@ Event = EditedFrame | ServerMessage
 class Stream:
     """Made by `client.connect`. `send` and reading belong into two tasks: either can wait."""
 
-    def __init__(self, url: str, message: Open, *, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        message: Open,
+        *,
+        token: str | None = None,
+        on_queue: Callable[[InQueue], None] | None = None,
+    ) -> None:
         self.url = stream_url(url)
         self.prompt = message.prompt
         self.received = 0  # edited frames
         self.reconnects = 0
         self.opened: Opened | None = None
         self.closed: Closed | None = None
-        self._message, self._token = message, token
+        self._message, self._token, self._on_queue = message, token, on_queue
         self._resume: str | None = None
         self._kept: deque[Frame] = deque()  # source frames whose edit has not come
         self._next = 0  # index of the next source frame
@@ -192,6 +201,10 @@ class Stream:
                 log.info("connection lost (%s); trying again", failure)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+            if self.closed is not None and self.closed.reason == STOPPED:
+                raise ConnectError(
+                    f"the server was stopped; {self.received} of {self._next} frames are edited"
+                )
         except (WireError, ConnectError, InvalidURI) as error:
             self._failure = error
             if not opened.done():
@@ -211,6 +224,10 @@ class Stream:
         ) as socket:
             await socket.send(to_json(self._open_message()))
             first = self._message_of(await socket.recv())
+            while isinstance(first, InQueue):
+                if self._on_queue is not None:
+                    self._on_queue(first)
+                first = self._message_of(await socket.recv())
             if not isinstance(first, Opened):
                 raise WireError("bad_request", f"the server answered open with {first}")
             self.reconnects += self.opened is not None
@@ -320,5 +337,5 @@ def stream_url(url: str) -> str:
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     if scheme not in ("ws", "wss") or not parts.netloc:
         raise ConnectError(f"{url!r} is no server address; write ws://HOST:PORT")
-    path = parts.path if parts.path.rstrip("/") else PATH
-    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+    prefix = parts.path.rstrip("/").removesuffix(PATH)  # of a proxy in front of the server
+    return urlunsplit((scheme, parts.netloc, prefix + PATH, parts.query, ""))

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from modeling.editor import StreamingEditor
+from serve.scaling import decisions
+from serve.scaling.decisions import Size
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import Opening
 
-# Share of the accelerator's time that may be promised. Sessions complete their chunks when they
-# like: four that needed 90 % of a GPU between them were late with a quarter of their chunks.
-HEADROOM = 0.8
+NEWEST = 0.1  # weight of the newest chunk in what is known of the cost
 
 
-@dataclass(frozen=True)
+@dataclass
 class Load:
-    """A session's share of the accelerator: seconds of compute a second of video."""
+    """A stream's part in the accelerator. `cost` is what its own chunks took, in seconds."""
 
-    share: float
-    size: tuple[int, int]
+    opening: Opening
+    cost: float
 
 
 class Capacity:
-    """Sums the sessions' loads. The first session is always taken: alone it may be late, and a
-    live one then drops frames, but nothing is gained by an accelerator that stands idle."""
+    """Sums the streams' shares, which follow what their chunks cost while they run."""
 
     def __init__(self, *, chunk_frames: int, max_sessions: int, measured: bool = True) -> None:
         self.chunk_frames, self.max_sessions, self.measured = chunk_frames, max_sessions, measured
-        self.loads: dict[str, Load] = {}
-        self._costs: dict[tuple[int, int], float] = {}  # seconds a chunk, by (height, width)
+        self.loads: dict[str, Load] = {}  # by a name of the stream's own, not its session's
+        self.costs: dict[Size, float] = {}  # seconds a chunk, by (height, width)
+        self._names = itertools.count()
 
     def warm_up(self, editor: StreamingEditor) -> float:
         """Edits chunks of the model's own size; returns the seconds that one costs.
@@ -46,41 +47,51 @@ class Capacity:
             frames = np.zeros((stream.wanted_frames, settings.height, settings.width, 3), np.uint8)
             for chunk in stream.push(frames):
                 cost = chunk.compute_ms / 1000
-        self._costs[settings.height, settings.width] = cost
+        self.costs[settings.height, settings.width] = cost
         return cost
 
-    def observe(self, size: tuple[int, int], seconds: float) -> None:
-        """A chunk of this size took so long."""
-        before = self._costs.get(size, seconds)
-        self._costs[size] = 0.9 * before + 0.1 * seconds
+    def observe(self, size: Size, seconds: float, name: str | None = None) -> None:
+        """A chunk of this size, of stream `name`, took so long."""
+        self.costs[size] = _moved(self.costs.get(size, seconds), seconds)
+        if name in self.loads:
+            self.loads[name].cost = _moved(self.loads[name].cost, seconds)
 
-    def cost(self, size: tuple[int, int]) -> float:
-        """Seconds a chunk of (height, width); by area from the nearest known size when new."""
-        if size in self._costs:
-            return self._costs[size]
-        if not self._costs:
-            return 0.0
-        area = size[0] * size[1]
-        known = min(self._costs, key=lambda s: abs(s[0] * s[1] - area))
-        return self._costs[known] * area / (known[0] * known[1])
+    def cost(self, size: Size) -> float:
+        """Seconds a chunk of (height, width)."""
+        return decisions.cost_of(self.costs, size)
+
+    def share(self, name: str) -> float:
+        load = self.loads[name]
+        return decisions.share_of(load.cost, load.opening.fps, self.chunk_frames)
 
     @property
     def load(self) -> float:
-        return sum(load.share for load in self.loads.values())
+        return sum(self.share(name) for name in self.loads)
 
-    def admit(self, opening: Opening) -> None:
-        """Counts the session in. Raises WireError `at_capacity` when it does not fit."""
-        size = (opening.height, opening.width)
-        share = self.cost(size) * opening.fps / self.chunk_frames
-        full = len(self.loads) >= self.max_sessions
-        if full or (self.measured and self.loads and self.load + share > HEADROOM):
+    def admit(self, opening: Opening) -> str:
+        """Counts the stream in; returns the name to release it by.
+
+        Raises WireError `at_capacity` when it does not fit.
+        """
+        cost = self.cost((opening.height, opening.width))
+        share = decisions.share_of(cost, opening.fps, self.chunk_frames)
+        shares = [self.share(name) for name in self.loads]
+        if not decisions.admits(
+            shares, share, max_sessions=self.max_sessions, measured=self.measured
+        ):
             raise WireError(
                 "at_capacity",
                 f"{len(self.loads)} sessions use {self.load:.0%} of this editor and this one would "
                 f"need {share:.0%}; try again later",
                 RETRY_AFTER_S,
             )
-        self.loads[opening.session] = Load(share, size)
+        name = opening.stream or f"{opening.session}-{next(self._names)}"
+        self.loads[name] = Load(opening, cost)
+        return name
 
-    def release(self, session: str) -> None:
-        self.loads.pop(session, None)
+    def release(self, name: str) -> None:
+        self.loads.pop(name, None)
+
+
+def _moved(before: float, seconds: float) -> float:
+    return (1 - NEWEST) * before + NEWEST * seconds

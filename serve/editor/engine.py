@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,11 +19,14 @@ from modeling.editor import StreamingEditor
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
 from serve.editor.capacity import Capacity
-from serve.editor.scheduler import LOSSLESS_PATIENCE, Ran, Scheduler
+from serve.editor.scheduler import Ran, Scheduler
+from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
-from serve.wire.work import Edited, Event, Moved, Opening, Ready, Take, Work
+from serve.scaling.decisions import Editor, Stream
+from serve.wire.protocol import WireError
+from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
 
-STUCK_S = 120.0
+MAX_CHUNK_S = 30.0  # a size whose chunk would cost more is refused
 SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
 
 T = TypeVar("T")
@@ -50,6 +53,8 @@ class Engine:
         )
         self.broken = ""
         self._leaving = asyncio.Event()
+        self._releases: set[asyncio.Future[None]] = set()
+        self._streams: dict[str, EditorStream] = {}  # by session
 
     def warm_up(self) -> float:
         """Seconds that a chunk of the model's own size costs here; before any session."""
@@ -57,9 +62,12 @@ class Engine:
 
     def check(self) -> None:
         """Raises RuntimeError when the accelerator's thread is stuck or the device is broken."""
-        since = self.scheduler.running_since
-        if since is not None and time.monotonic() - since > STUCK_S:
-            raise RuntimeError(f"one chunk has been running for more than {STUCK_S:g} s")
+        if limit_s := self.scheduler.stuck_s:
+            message = f"one chunk has been running for more than {limit_s:g} s"
+            for stream in self._streams.values():
+                if stream.running:  # its session must not do the same to the next editor
+                    stream.end(WireError("internal", message))
+            raise RuntimeError(message)
         if self.broken:
             raise RuntimeError(f"the accelerator is broken: {self.broken}")
 
@@ -78,6 +86,22 @@ class Engine:
             "chunk_seconds": round(self.capacity.cost((settings.height, settings.width)), 4),
             "card": editor.card,
         }
+
+    def known(self, name: str) -> Editor:
+        """What placement knows of this editor, called `name` there."""
+        capacity = self.capacity
+        streams = {
+            stream: Stream(load.opening.session, capacity.share(stream))
+            for stream, load in capacity.loads.items()
+        }
+        return Editor(
+            name,
+            capacity.chunk_frames,
+            capacity.max_sessions,
+            streams,
+            dict(capacity.costs),
+            capacity.measured,
+        )
 
     def gauge(self, metrics: EditorMetrics) -> None:
         """Sets the editor's gauges to what is true now."""
@@ -100,36 +124,81 @@ class Engine:
         self.scheduler.stop()
 
     async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
-        """See `work.Backend.edit`."""
-        self.capacity.admit(opening)
+        """See `work.Backend.edit`. Raises WireError `unsupported_size`, too."""
+        self._check_cost(opening)
+        await self._end_older(opening)
+        name = self.capacity.admit(opening)
+        stream = EditorStream(opening, self.editor.settings.chunk_frames)
+        self._streams[opening.session] = stream
         try:
-            ran = await self.scheduler.run(partial(_open, self.editor, opening), due=0.0)
-            stream = ran.value
-            settings = self.editor.settings
-            yield Ready(
-                model=self.editor.name,
-                chunk_frames=settings.chunk_frames,
-                first_chunk_frames=settings.first_chunk_frames,
-                chunks=stream.chunks,
-            )
-            ahead_s = 0.0
-            while True:
-                work = await self._next(take)
-                if work is None:
-                    snapshot = await self.scheduler.run(stream.snapshot, due=0.0)
-                    state = await asyncio.to_thread(snapshot.value.to_bytes)
-                    yield Moved(state, ahead=stream.pending_frames)
-                    return
-                if work.more:
-                    began = await self._run(opening, partial(_begin, stream, work.frames), 2.0)
-                    ahead_s += began.run_s
-                    continue
-                yield await self._edit(opening, stream, work, ahead_s)
-                ahead_s = 0.0
-                if work.last:
-                    return
+            async with aclosing(self._edit_all(name, stream, take)) as events:
+                async for event in events:
+                    yield event
         finally:
-            self.capacity.release(opening.session)
+            if self._streams.get(opening.session) is stream:
+                del self._streams[opening.session]
+            stream.close()
+            if not stream.running:
+                self.capacity.release(name)
+            else:  # its client is gone, its chunk still takes the accelerator
+                release = asyncio.ensure_future(self._release(name, stream))
+                self._releases.add(release)
+                release.add_done_callback(self._releases.discard)
+
+    async def _edit_all(
+        self, name: str, at: EditorStream, take: Take
+    ) -> AsyncGenerator[Ready | Edited | Moved]:
+        opening, settings = at.opening, self.editor.settings
+        opened = await self._run(at, partial(_open, self.editor, opening), due=0.0)
+        stream = opened.value
+        yield Ready(
+            model=self.editor.name,
+            chunk_frames=settings.chunk_frames,
+            first_chunk_frames=settings.first_chunk_frames,
+            chunks=stream.chunks,
+        )
+        ahead_s = 0.0
+        while True:
+            work = await at.until(self._next(take))
+            if work is None:
+                snapshot = await self._run(at, stream.snapshot, due=0.0)
+                state = await asyncio.to_thread(snapshot.value.to_bytes)
+                yield Moved(state, ahead=stream.pending_frames)
+                return
+            if work.more:
+                begin = partial(_begin, stream, work.frames)
+                due = at.due(len(work.frames), 2.0)
+                ahead_s += (await self._run(at, begin, due=due)).run_s
+                continue
+            yield await self._edit(name, at, stream, work, ahead_s)
+            ahead_s = 0.0
+            if work.last:
+                return
+
+    def _check_cost(self, opening: Opening) -> None:
+        """A size whose chunks are far beyond this editor is refused before they are tried."""
+        cost = self.capacity.cost((opening.height, opening.width))
+        if cost > MAX_CHUNK_S:
+            raise WireError(
+                "unsupported_size",
+                f"a chunk of {opening.width}x{opening.height} would take about {cost:.0f} s here; "
+                f"at most {MAX_CHUNK_S:g} s: send smaller frames",
+            )
+
+    async def _end_older(self, opening: Opening) -> None:
+        """A session has one stream: the newer holder's. Raises SupersededError for an older one."""
+        older = self._streams.get(opening.session)
+        if older is None:
+            return
+        if older.opening.epoch > opening.epoch:
+            raise SupersededError
+        older.end(SupersededError())
+        while self._streams.get(opening.session) is older:
+            await asyncio.sleep(0.001)
+
+    async def _release(self, name: str, stream: EditorStream) -> None:
+        await stream.idle()
+        self.capacity.release(name)
 
     async def _next(self, take: Take) -> Work | None:
         """The next work, or None when this editor is leaving."""
@@ -144,26 +213,27 @@ class Engine:
             taking.cancel()
             leaving.cancel()
 
-    async def _run(self, opening: Opening, function: Callable[[], T], chunks: float) -> Ran[T]:
-        """On the accelerator, due in so many chunks' time if the session is live."""
-        live = chunks * self.editor.settings.chunk_frames / opening.fps
-        patience = live if opening.mode == "live" else LOSSLESS_PATIENCE
+    async def _run(self, at: EditorStream, function: Callable[[], T], *, due: float) -> Ran[T]:
+        """On the accelerator."""
+        cost = self.capacity.cost((at.opening.height, at.opening.width))
         try:
-            return await self.scheduler.run(function, due=time.monotonic() + patience)
+            return await at.run(self.scheduler, function, due=due, cost_s=cost)
         except torch.AcceleratorError as error:  # a CUDA context does not come back from these
             self.broken = str(error)
             raise
 
     async def _edit(
-        self, opening: Opening, stream: EditStream, work: Work, ahead_s: float
+        self, name: str, at: EditorStream, stream: EditStream, work: Work, ahead_s: float
     ) -> Edited:
-        ran = await self._run(opening, partial(_step, stream, work), 1.0)
+        opening = at.opening
+        due = at.due(len(work.frames), 1.0)
+        ran = await self._run(at, partial(_step, stream, work), due=due)
         chunk, state = ran.value
         if chunk is None:
             return _nothing(work, opening, stream, ran.wait_s)
         # A GPU answers before it has refreshed its caches; the chunk costs that, too.
         cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
-        self.capacity.observe((opening.height, opening.width), cost)
+        self.capacity.observe((opening.height, opening.width), cost, name)
         return Edited(
             number=work.number,
             index=chunk.index,

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import torch
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from modeling.editor import StreamingEditor
 from serve.editor.engine import Engine
 from serve.editor.model_source import ModelSource
-from serve.hub.hub import REPORT_S, HubStore, Report
+from serve.hub.hub import GONE_S, REPORT_S, HubStore, Orders, Report
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
 from serve.settings import ServeSettings
 from serve.wire.link import Address, EditorLink
 from serve.wire.protocol import WireError
-from serve.wire.work import Opening, Ready, Refused
+from serve.wire.work import Opening, Queued, Ready, Refused, Superseded, SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +47,14 @@ class EditorReplica:
         self.metrics = EditorMetrics()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
-        self.hub = HubStore(context.app_name, settings.limits.resume_s)
+        self.hub = HubStore(context.app_name, settings)
         self._reporting: asyncio.Task[None] | None = None
+        self._wanted, self._told_at = 0, 0.0
+        self._going = False
 
-    async def edit(self, opening: Opening, address: Address) -> AsyncGenerator[Ready | Refused]:
+    async def edit(
+        self, opening: Opening, address: Address
+    ) -> AsyncGenerator[Ready | Refused | Superseded]:
         """One stream: Ready, then nothing until it is over.
 
         Its work is fetched from the front's inbox at `address`, and its events go there.
@@ -61,7 +67,10 @@ class EditorReplica:
                 if isinstance(event, Ready):
                     yield event
                 else:
+                    assert not isinstance(event, Queued), "the hub keeps the queue"
                     await link.send(event)
+        except SupersededError:
+            yield Superseded()
         except WireError as error:
             yield Refused(error.code, error.message, error.retry_after_s)
         except OSError as error:
@@ -76,13 +85,28 @@ class EditorReplica:
         if self._reporting is None or self._reporting.done():
             self._reporting = asyncio.ensure_future(self._report())
         self.engine.check()
+        if self._going and not self.engine.capacity.loads:
+            raise RuntimeError("this editor is one too many and has no sessions: it goes")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve every second, for `decisions.follow`."""
+        fresh = time.monotonic() - self._told_at < GONE_S
+        return {"wanted": float(self._wanted) if fresh else 0.0}
 
     async def _report(self) -> None:
         while True:
             self.engine.gauge(self.metrics)
-            report = Report(self.process, self.metrics.snapshot(), self.engine.describe())
+            report = Report(
+                self.process,
+                self.metrics.snapshot(),
+                self.engine.describe(),
+                self.engine.known(self.process),
+            )
             try:
-                if await self.hub.call("report", report):
+                orders: Orders = await self.hub.call("report", report)
+                self._wanted, self._told_at = orders.wanted, time.monotonic()
+                self._going = self._going or orders.go
+                if orders.leave or orders.go:
                     self.engine.leave()
             except RayActorError as error:
                 log.warning("the hub does not answer: %s", error)
@@ -96,19 +120,24 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
         "max_ongoing_requests": settings.max_sessions,
         "graceful_shutdown_timeout_s": settings.drain_s,
         "health_check_period_s": 2.0,
+        "request_router_config": RequestRouterConfig(
+            request_router_class="serve.scaling.router.PlacedRouter"  # type: ignore[arg-type]
+        ),
         "ray_actor_options": {
             "num_cpus": settings.editor_cpus,
             "num_gpus": settings.editor_gpus,
         },
     }
     if settings.max_editors > settings.min_editors:
-        options["autoscaling_config"] = {
-            "min_replicas": settings.min_editors,
-            "max_replicas": settings.max_editors,
-            "target_ongoing_requests": settings.target_sessions,
-            "upscale_delay_s": 3.0,  # somebody waits in front of a camera
-            "downscale_delay_s": settings.downscale_delay_s,
-        }
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=settings.min_editors,
+            max_replicas=settings.max_editors,
+            policy=AutoscalingPolicy(policy_function="serve.scaling.decisions:follow"),
+            metrics_interval_s=1.0,
+            # The hub has waited already (`decisions.wanted`).
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+        )
     else:
         options["num_replicas"] = settings.min_editors
     return options

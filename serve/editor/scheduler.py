@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +31,7 @@ class _Job:
     function: Callable[[], Any] = field(compare=False)
     answer: asyncio.Future[Any] = field(compare=False)
     asked: float = field(compare=False)
+    limit_s: float = field(compare=False)
 
 
 class Scheduler:
@@ -45,22 +47,36 @@ class Scheduler:
         self._wake = threading.Condition()
         self._stopped = False
         self.busy_s = 0.0
-        self.running_since: float | None = None
+        self._running: tuple[float, float] | None = None  # since when, and its limit
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, function: Callable[[], T], *, due: float) -> Ran[T]:
-        """Raises what `function` raises."""
+    async def run(
+        self, function: Callable[[], T], *, due: float, limit_s: float = math.inf
+    ) -> Ran[T]:
+        """Raises what `function` raises; it is stuck when it runs for longer than `limit_s`."""
         if self._stopped:
             raise RuntimeError("the scheduler was stopped")
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        job = _Job(due, next(self._numbers), function, loop.create_future(), now)
+        job = _Job(due, next(self._numbers), function, loop.create_future(), now, limit_s)
         with self._wake:
             heapq.heappush(self._jobs, job)
             self._wake.notify()
         ran: Ran[T] = await job.answer
         return ran
+
+    @property
+    def stuck_s(self) -> float | None:
+        """The limit that the job which runs now has exceeded, None while it has not."""
+        running = self._running
+        if running is None or time.monotonic() - running[0] <= running[1]:
+            return None
+        return running[1]
+
+    @property
+    def running_since(self) -> float | None:
+        return self._running[0] if self._running else None
 
     @property
     def waiting(self) -> int:
@@ -85,14 +101,15 @@ class Scheduler:
                 job = heapq.heappop(self._jobs)
             if job.answer.cancelled():
                 continue
-            started = self.running_since = time.monotonic()
+            started = time.monotonic()
+            self._running = (started, job.limit_s)
             value: Any = None
             error: BaseException | None = None
             try:
                 value = job.function()
             except BaseException as raised:  # handed to whoever asked
                 error = raised
-            self.running_since = None
+            self._running = None
             spent = time.monotonic() - started
             self.busy_s += spent
             ran = Ran(value, started - job.asked, spent)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
-from serve.front.running import TICK_S, RunningSession, Services, SupersededError, opened_message
+from serve.front.running import TICK_S, RunningSession, Services, opened_message
 from serve.front.session import Session
 from serve.front.socket import Disconnected, Socket
-from serve.hub.records import Record
+from serve.hub.records import Record, Shape
 from serve.wire.protocol import (
     CLOSE_CODES,
     NORMAL_CLOSE,
@@ -21,7 +23,7 @@ from serve.wire.protocol import (
     parse_client,
     to_json,
 )
-from serve.wire.work import Opening
+from serve.wire.work import Opening, SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,13 @@ class Connection:
     def leave(self) -> None:
         """This front is going away: the client is told to come back with its token."""
         self._end(WireError("draining", "this server is going away; go on with your resume token"))
+
+    def stop(self) -> None:
+        """The application ends: the session is finished as if its client had closed it."""
+        if self.running is not None and self.running.admitted:
+            self.running.stop()
+        else:
+            self.leave()
 
     def supersede(self) -> None:
         """Another socket holds the session now."""
@@ -122,10 +131,14 @@ class Connection:
                 "bad_request", f"offer the WebSocket subprotocol {SUBPROTOCOL} and open again"
             )
         message = await self._first_message()
-        self.services.limits.check_open(message)
+        limits = self.services.limits
+        limits.check_open(message)
+        await self.socket.expect(limits.max_message(message.width, message.height))
         record = None
         if message.resume is not None:
-            record = await self.services.store.claim(message.resume, message.received or 0)
+            shape = Shape(message.width, message.height, message.mode, message.format)
+            received = message.received or 0
+            record = await self.services.store.claim(message.resume, received, shape)
         session, opening = _new(message) if record is None else _resumed(message, record)
         self.running = running = RunningSession(
             self.socket, self.services, session, opening, message.format, record,
@@ -134,11 +147,19 @@ class Connection:
         if record is None:
             await running.run(self._ending)
             return
-        _check_same(message, record)
         if record.progress.finished is None:
             await running.run(self._ending)
         else:
-            await self._send_rest(record, message.resume or "")
+            await self._unless_ended(self._send_rest(record, message.resume or ""))
+
+    async def _unless_ended(self, sending: Coroutine[Any, Any, None]) -> None:
+        """A client that does not read holds its connection no longer than it is the session's."""
+        task = asyncio.ensure_future(sending)
+        try:
+            await asyncio.wait({task, self._ending}, return_when=asyncio.FIRST_COMPLETED)
+            (self._ending if self._ending.done() else task).result()
+        finally:
+            task.cancel()
 
     async def _send_rest(self, record: Record, token: str) -> None:
         """The session was over, only the client had not heard all of it."""
@@ -175,13 +196,17 @@ def _new(message: Open) -> tuple[Session, Opening]:
         mode=message.mode,
         seed=message.seed or 0,
         mask=bool(message.mask),
+        waits=bool(message.queue),
     )
     return _session(opening), opening
 
 
 def _resumed(message: Open, record: Record) -> tuple[Session, Opening]:
     progress = record.progress
-    opening = replace(record.header.opening, state=progress.state)
+    opening = replace(
+        record.header.opening, state=progress.state, epoch=record.epoch, again=True,
+        waits=bool(message.queue),
+    )  # fmt: skip
     session = _session(opening)
     session.next_frame, session.edited = progress.next_frame, progress.edited
     session.applied_prompt = progress.applied_prompt
@@ -200,17 +225,3 @@ def _session(opening: Opening) -> Session:
         height=opening.height,
         mask=opening.mask,
     )
-
-
-def _check_same(message: Open, record: Record) -> None:
-    first, format = record.header.opening, record.header.format
-    for name, now, before in (
-        ("width", message.width, first.width),
-        ("height", message.height, first.height),
-        ("mode", message.mode, first.mode),
-        ("format", message.format, format),
-    ):
-        if now != before:
-            raise WireError(
-                "bad_request", f"the session to resume has {name} {before!r}, open says {now!r}"
-            )

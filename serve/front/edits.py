@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import ExitStack, aclosing
 from fractions import Fraction
 from functools import partial
@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, cast
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from data.video import (
     Damage,
@@ -34,24 +34,43 @@ from data.video import (
 from serve.front.driver import drive
 from serve.front.running import Services
 from serve.front.session import Delivery, Session, State
-from serve.wire.protocol import Open, WireError
+from serve.limits import Limits
+from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
 from serve.wire.work import Opening, Ready
 
 log = logging.getLogger(__name__)
 
-STATUS = {"at_capacity": 503, "unsupported_size": 422, "internal": 500}
+STATUS = {
+    "at_capacity": 503, "draining": 503, "too_slow": 408, "unsupported_size": 422, "internal": 500,
+}  # fmt: skip
 FIELDS = {"video", "prompt", "seed"}
+MAX_SEED_DIGITS = 19  # of 2^63
 
 
 class Edits:
-    """The route. A request is a lossless session without a socket."""
+    """The route. A request is a lossless session without a socket.
 
-    def __init__(self, services: Services) -> None:
+    `refusal` says what speaks against taking another session at this front.
+    """
+
+    def __init__(self, services: Services, refusal: Callable[[], WireError | None]) -> None:
         self.services = services
+        self._refusal = refusal
+        self.running = 0  # requests, from their upload to the last byte of their answer
+        self._uploads = 0
 
     async def post(self, request: Request) -> Response:
         """multipart/form-data with `video`, `prompt` and optionally `seed`; answers video/mp4."""
+        refused = self._refusal()
+        if refused is None and self._uploads >= self.services.limits.max_uploads:
+            message = f"{self._uploads} uploads are coming in already; try again later"
+            refused = WireError("at_capacity", message, RETRY_AFTER_S)
+        if refused is not None:
+            self.services.metrics.refused.labels(refused.code).inc()
+            return _refused(refused)
         files = ExitStack()
+        self.running += 1
+        files.callback(self._ended)
         try:
             folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="liveedit-")))
             opening, info = await self._read(request, folder / "video")
@@ -65,7 +84,12 @@ class Edits:
             return _refused(error)
         except VideoError as error:
             files.close()
-            return _refused(WireError("bad_request", str(error)))
+            # The path is this machine's, and nobody else's business.
+            message = str(error).replace(str(folder / "video"), "the video")
+            return _refused(WireError("bad_request", message))
+        except ClientDisconnect:
+            files.close()
+            return Response(status_code=400)  # nobody reads it
         except BaseException:
             files.close()
             raise
@@ -74,13 +98,17 @@ class Edits:
             log.info("session %s: %s", opening.session, "; ".join(differs))
             # Names in a file may hold any letter, a header only these.
             headers["X-LiveEdit-Differs"] = "; ".join(differs).encode("ascii", "replace").decode()
-        return StreamingResponse(_all(first, body, files), media_type="video/mp4", headers=headers)
+        return _EditedVideo(_all(first, body), files, headers)
+
+    def _ended(self) -> None:
+        self.running -= 1
 
     async def _read(self, request: Request, path: Path) -> tuple[Opening, VideoInfo]:
         """Stores the video at `path`. Raises WireError and VideoError."""
         limits = self.services.limits
+        self._uploads += 1
         try:
-            async with _limited(request, limits.max_upload).form(max_files=1) as form:
+            async with _limited(request, limits).form(max_files=1, max_fields=8) as form:
                 video, prompt, seed = form.get("video"), form.get("prompt"), form.get("seed")
                 unknown = sorted(set(form) - FIELDS)
                 if unknown:
@@ -92,11 +120,17 @@ class Edits:
                 await asyncio.to_thread(_copy, video.file, path)
         except HTTPException as error:  # starlette, for a body that is no form
             raise WireError("bad_request", str(error.detail)) from error
+        finally:
+            self._uploads -= 1
         if seed is not None and not (isinstance(seed, str) and seed.isascii() and seed.isdigit()):
             raise WireError("bad_request", f"the field seed must be a whole number, got {seed!r}")
+        if isinstance(seed, str) and len(seed) > MAX_SEED_DIGITS:
+            raise WireError(
+                "bad_request", f"the field seed has {len(seed)} digits; at most 2^63 - 1"
+            )
         info = await asyncio.to_thread(probe, path)
         limits.check_video(info.frames or 0, info.duration)
-        fps = float(min(info.fps, Fraction(limits.max_fps)))
+        fps = max(limits.min_fps, float(min(info.fps, Fraction(limits.max_fps))))
         message = Open(
             prompt, info.width, info.height, fps, "lossless", "rgb24", seed=int(str(seed or 0))
         )
@@ -121,7 +155,8 @@ class Edits:
         sink = _Sink()
         try:
             async with aclosing(drive(services.backend, session, opening, metrics)) as events:
-                await anext(events)
+                ready = await anext(events)
+                assert isinstance(ready, Ready)
                 metrics.admitted.inc()
                 log.info("session %s: a video of %dx%d", session.name, info.width, info.height)
                 feeding = asyncio.create_task(self._feed(session, path, fps, times, damage))
@@ -185,18 +220,34 @@ async def _next(events: AsyncIterator[Any], feeding: asyncio.Task[None]) -> Deli
             if feeding.done():
                 feeding.result()
         event = following.result()
-        assert not isinstance(event, Ready)
+        assert event is None or isinstance(event, Delivery)
         return event
     finally:
         following.cancel()
+        # Until it has ended the generator counts as running, and could not be closed.
+        await asyncio.gather(following, return_exceptions=True)
 
 
-async def _all(first: bytes, rest: AsyncGenerator[bytes], files: ExitStack) -> AsyncIterator[bytes]:
-    with files:
-        async with aclosing(rest) as pieces:
-            yield first
-            async for piece in pieces:
-                yield piece
+async def _all(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(rest) as pieces:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+
+class _EditedVideo(StreamingResponse):
+    """Closes `files` when it ends, also when the client left before its first piece."""
+
+    def __init__(
+        self, body: AsyncGenerator[bytes], files: ExitStack, headers: dict[str, str]
+    ) -> None:
+        super().__init__(body, media_type="video/mp4", headers=headers)
+        self._body, self._files = body, files
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._files:
+            async with aclosing(self._body):
+                await super().__call__(scope, receive, send)
 
 
 def _opening(message: Open) -> Opening:
@@ -216,16 +267,26 @@ def _copy(source: BinaryIO, path: Path) -> None:
         shutil.copyfileobj(source, target)
 
 
-def _limited(request: Request, limit: int) -> Request:
-    """The request, read no further than `limit` bytes. Raises WireError on the way."""
+def _limited(request: Request, limits: Limits) -> Request:
+    """The request, read no further and no longer than `limits` say. Raises WireError on the way."""
     received = 0
+    deadline = time.monotonic() + limits.upload_s
 
     async def receive() -> Message:
         nonlocal received
-        message = await request.receive()
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(min(limits.upload_idle_s, left)):
+                message = await request.receive()
+        except TimeoutError:
+            raise WireError(
+                "too_slow",
+                f"the upload brought {received} bytes and then none for {limits.upload_idle_s:g} s "
+                f"or took longer than {limits.upload_s:g} s; send it faster",
+            ) from None
         received += len(message.get("body", b""))
-        if received > limit:
-            raise WireError("bad_request", f"the upload is larger than {limit} bytes")
+        if received > limits.max_upload:
+            raise WireError("bad_request", f"the upload is larger than {limits.max_upload} bytes")
         return message
 
     return Request(request.scope, receive)

@@ -62,12 +62,13 @@ class Front:
         self.connections: set[Connection] = set()
         self._models, self._snapshots = models, snapshots
         self._leaving = False
+        self.edits = Edits(self.services, self._full)
         self._beating: asyncio.Task[None] | None = None
         self.app = Starlette(
             routes=[
                 WebSocketRoute(PATH, _Asgi(self.stream)),
                 Route("/v1/models", self.models),
-                Route("/v1/edits", Edits(self.services).post, methods=["POST"]),
+                Route("/v1/edits", self.edits.post, methods=["POST"]),
                 Route("/healthz", self.health),
                 Route("/readyz", self.ready),
                 Route("/metrics", self.metrics),
@@ -81,6 +82,16 @@ class Front:
         self._leaving = True
         for connection in self.connections:
             connection.leave()
+
+    def stop(self) -> None:
+        """The application ends: what has come in is edited, and every client hears of it."""
+        self._leaving = True
+        for connection in self.connections:
+            connection.stop()
+
+    @property
+    def open_connections(self) -> int:
+        return len(self.connections) + self.edits.running
 
     async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The WebSocket route."""
@@ -100,9 +111,13 @@ class Front:
             return WireError(
                 "unauthorized", "send `Authorization: Bearer TOKEN`, or ?token= in the address"
             )
+        return self._full()
+
+    def _full(self) -> WireError | None:
+        """What speaks against any new session here."""
         if self._leaving:
             return WireError("draining", "this server is going away; open again")
-        if len(self.connections) >= self.services.limits.max_sessions:
+        if self.open_connections >= self.services.limits.max_sessions:
             return WireError(
                 "at_capacity", "this front has no room; try again later", RETRY_AFTER_S
             )
@@ -114,8 +129,8 @@ class Front:
             await asyncio.sleep(HOLDER_BEAT_S)
             held = {c.held: c for c in self.connections if c.held}
             lost = set(await self.services.store.beat(list(held)))
-            for (token, _), connection in held.items():
-                if token in lost:
+            for (token, epoch), connection in held.items():
+                if (token, epoch) in lost:
                     connection.supersede()
 
     async def models(self, request: Request) -> Response:

@@ -1,7 +1,7 @@
 """`work.Backend` on Ray Serve: one long streaming call to an editor replica is the session's pin.
 
-The call is the replica's one ongoing request for the session, so Serve's own counting is session
-counting. Chunks are fetched by the editor from the front's inbox, and come back the same way.
+The hub says to which replica. Chunks are fetched by the editor from the front's inbox, and come
+back the same way.
 """
 
 from __future__ import annotations
@@ -10,15 +10,31 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve.scaling.decisions import Request
+from serve.scaling.placement import ASKS_S, Full, Placed, Places
 from serve.wire.link import Inbox, Slot
 from serve.wire.protocol import RETRY_AFTER_S, WireError
-from serve.wire.work import EditorLostError, Event, Moved, Opening, Ready, Refused, Take, Work
+from serve.wire.work import (
+    EditorLostError,
+    Event,
+    Moved,
+    Opening,
+    Queued,
+    Ready,
+    Refused,
+    Superseded,
+    SupersededError,
+    Take,
+    Work,
+)
 
 T = TypeVar("T")
 Start = Callable[[Coroutine[Any, Any, T]], "asyncio.Future[T]"]
@@ -27,45 +43,75 @@ log = logging.getLogger(__name__)
 
 OPEN_S = 5.0  # for a replica to answer, most of it waiting for a free one
 LAST_WORDS_S = 1.0  # between the two ways in which the end of an editor is heard
-TRIES = 4  # replicas that are asked before the answer is at_capacity
+TRIES = 4  # editors that are asked which have room by the hub's measure and none by their own
 
 
 class RayBackend:
-    def __init__(self, editors: DeploymentHandle, inbox: Inbox) -> None:
+    def __init__(self, editors: DeploymentHandle, inbox: Inbox, places: Places) -> None:
         self.editors = editors.options(stream=True)
-        self.inbox = inbox
+        self.inbox, self.places = inbox, places
         self._numbers = itertools.count()
 
     async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
         """See `work.Backend.edit`."""
-        refused: WireError | None = None
-        for _ in range(TRIES):
+        tries = 0
+        while True:
+            stream = f"{opening.session}-{opening.epoch}-{next(self._numbers)}"
+            opening = replace(opening, stream=stream)
             try:
-                async for event in self._edit(opening, take):
-                    yield event
-                return
-            except TimeoutError:  # every editor has as many sessions as Serve lets it have
+                async with aclosing(self._placed(opening)) as places:
+                    async for place in places:
+                        if isinstance(place, Queued):
+                            yield place
+                            continue
+                        async for event in self._edit(place, opening, take):
+                            yield event
+                        return
+            except TimeoutError:  # as many sessions as Serve lets it have
                 message = "every editor is busy; try again later"
                 raise WireError("at_capacity", message, RETRY_AFTER_S) from None
-            except WireError as error:  # this one has no room by its own measure
-                if error.code != "at_capacity":
+            except WireError as error:  # it has no room by its own, newer measure
+                tries += 1
+                if error.code != "at_capacity" or tries == TRIES:
                     raise
-                refused = error
-        assert refused is not None
-        raise refused
+                await asyncio.sleep(ASKS_S)
+            finally:
+                await asyncio.shield(self.places.released(stream))
 
-    async def _edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
-        slot = await self.inbox.open(f"{opening.session}-{next(self._numbers)}")
+    async def _placed(self, opening: Opening) -> AsyncGenerator[Queued | str]:
+        """Queued while nobody has room, then the editor. Raises WireError `at_capacity`."""
+        request = Request(
+            opening.stream, opening.session, (opening.height, opening.width), opening.fps,
+            opening.epoch, opening.waits, opening.again,
+        )  # fmt: skip
+        while True:
+            answer = await self.places.ask(request)
+            if isinstance(answer, Placed):
+                yield answer.editor
+                return
+            if isinstance(answer, Full):
+                message = "no editor has room; try again later"
+                raise WireError("at_capacity", message, RETRY_AFTER_S)
+            yield Queued(answer.place, answer.expected_s)
+            await asyncio.sleep(ASKS_S)
+
+    async def _edit(self, editor: str, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        slot = await self.inbox.open(opening.stream)
         tasks: set[asyncio.Future[Any]] = set()
 
         def start(call: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
             task = asyncio.ensure_future(call)
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(ended)
             return task
 
+        def ended(task: asyncio.Future[Any]) -> None:
+            tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # of those that nobody asks any more: the stream is over
+
         try:
-            items = self.editors.edit.remote(opening, slot.address)
+            items = self.editors.options(session_id=editor).edit.remote(opening, slot.address)
         except (RayServeException, RayError) as error:
             raise EditorLostError(str(error)) from error
         try:
@@ -138,6 +184,8 @@ async def _item(items: Any) -> Ready:
         raise EditorLostError("the editor ended the stream") from None
     except (RayError, RayServeException) as error:
         raise EditorLostError(str(error).splitlines()[0]) from error
+    if isinstance(item, Superseded):
+        raise SupersededError
     if isinstance(item, Refused):
         raise WireError(item.code, item.message, item.retry_after_s)
     assert isinstance(item, Ready), item

@@ -9,12 +9,11 @@ from typing import Any
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
-from ray.util import get_node_ip_address
 from starlette.applications import Starlette
 
 from serve.front.front import Front
 from serve.front.ray_backend import RayBackend
-from serve.hub.hub import REPORT_S, HubStore, Report
+from serve.hub.hub import REPORT_S, HubStore, Orders, Report, link_host
 from serve.logs import join_serve_log
 from serve.metrics import Metrics, Snapshot
 from serve.settings import ServeSettings
@@ -23,6 +22,8 @@ from serve.wire.protocol import RETRY_AFTER_S, WireError
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 3.0  # for the hub, which a scrape or a page waits for
+
 
 @ray_serve.ingress()
 class FrontReplica:
@@ -30,10 +31,10 @@ class FrontReplica:
         join_serve_log()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
-        self.hub = HubStore(context.app_name, settings.limits.resume_s)
+        self.hub = HubStore(context.app_name, settings)
         self.metrics = Metrics()
         self.front = Front(
-            backend=RayBackend(editors, Inbox(get_node_ip_address())),
+            backend=RayBackend(editors, Inbox(link_host(settings)), self.hub),
             store=self.hub,
             limits=settings.limits,
             metrics=self.metrics,
@@ -53,13 +54,19 @@ class FrontReplica:
         return models
 
     async def snapshots(self) -> dict[str, Snapshot]:
-        snapshots: dict[str, Snapshot] = await self._ask("snapshots")
-        return {**snapshots, self.process: self.metrics.snapshot()}
+        """This process's are there whatever becomes of the others."""
+        others: dict[str, Snapshot] = {}
+        try:
+            others = await self._ask("snapshots")
+        except WireError as error:
+            log.warning("metrics of this process only: %s", error.message)
+        return {**others, self.process: self.metrics.snapshot()}
 
     async def _ask(self, method: str) -> Any:
         try:
-            return await self.hub.call(method)
-        except RayActorError as error:
+            async with asyncio.timeout(ANSWER_S):
+                return await self.hub.call(method)
+        except (RayActorError, TimeoutError) as error:
             raise WireError("internal", f"the hub does not answer: {error}") from error
 
     async def check_health(self) -> None:
@@ -70,7 +77,13 @@ class FrontReplica:
     async def _report(self) -> None:
         while True:
             try:
-                if await self.hub.call("report", Report(self.process, self.metrics.snapshot())):
+                report = Report(
+                    self.process, self.metrics.snapshot(), connections=self.front.open_connections
+                )
+                orders: Orders = await self.hub.call("report", report)
+                if orders.stop:
+                    self.front.stop()
+                elif orders.leave:
                     self.front.leave()
             except RayActorError as error:
                 log.warning("the hub does not answer: %s", error)

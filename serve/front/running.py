@@ -9,11 +9,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,11 @@ from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire import codec
 from serve.wire.protocol import (
+    STOPPED,
     Close,
     Closed,
     Format,
+    InQueue,
     Opened,
     Prompt,
     WireError,
@@ -36,18 +39,15 @@ from serve.wire.protocol import (
     parse_frame,
     to_json,
 )
-from serve.wire.work import Backend, Opening, Ready
+from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5  # how often the time limits are looked at
 CORES = os.cpu_count() or 1
 PIECE = 2**19  # pixels to encode below which a second thread costs more than it saves
+QUEUED_EVERY_S = 5.0  # who waits hears that often, and when its place changes
 STALL_CHUNKS = 1.5  # chunk durations without an edited frame that count as a stall
-
-
-class SupersededError(Exception):
-    """The client came back on another socket, which holds the session now."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ class RunningSession:
             self.services.backend, self.session, self.opening, self.services.metrics
         )
         async with aclosing(drive_events) as events:
-            ready = await anext(events)
-            assert isinstance(ready, Ready)
+            ready = await self._until_ready(events, ending)
             header = await self._admit(ready)
             outbox = Outbox(mode=self.opening.mode, fps=self.opening.fps)
             if self.record is not None:
@@ -117,6 +116,43 @@ class RunningSession:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+    def stop(self) -> None:
+        """What has come in is edited; frames that still come are not."""
+        if self.session.accepts_frames:
+            self.reason = STOPPED
+            self.session.finish()
+
+    async def _until_ready(
+        self, events: AsyncGenerator[Queued | Ready | Delivery], ending: asyncio.Future[None]
+    ) -> Ready:
+        """Tells the client its place meanwhile; who has gone waits no longer."""
+        gone = asyncio.create_task(self.socket.gone())
+        told: tuple[int, float] = (0, 0.0)
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(events))
+                try:
+                    waiting: set[asyncio.Future[Any]] = {coming, gone, ending}
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    for early in (ending, gone):
+                        if early.done():
+                            early.result()
+                    event = coming.result()
+                finally:
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
+                if isinstance(event, Ready):
+                    return event
+                assert isinstance(event, Queued)
+                now = time.monotonic()
+                if event.place != told[0] or now - told[1] > QUEUED_EVERY_S:
+                    told = (event.place, now)
+                    message = InQueue(event.place, round(event.expected_s, 1))
+                    await self.socket.send(to_json(message))
+        finally:
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
 
     async def _admit(self, ready: Ready) -> Header:
         """An editor has the stream: now there is a session, and the client hears of it."""
@@ -144,12 +180,16 @@ class RunningSession:
         while True:
             await session.room()
             data = await self.socket.receive()
+            if self.reason == STOPPED:
+                continue
             if isinstance(data, bytes):
                 if len(data) > largest:
                     raise WireError("bad_frame", f"{len(data)} bytes; at most {largest}")
                 frame = parse_frame(data)
                 decode = partial(codec.decode, frame.image, self.format, width=width, height=height)
                 pixels = await loop.run_in_executor(self.services.codecs, decode)
+                if self.reason == STOPPED:  # meanwhile
+                    continue
                 drops = session.feed(frame.index, frame.time_us, pixels)
                 self._frame_at = time.monotonic()
                 if drops:
@@ -288,7 +328,7 @@ def _encode_all(frames: np.ndarray, format: Format) -> list[bytes]:
 
 
 async def _collect(
-    events: AsyncIterator[Ready | Delivery], deliveries: asyncio.Queue[Delivery]
+    events: AsyncIterator[Queued | Ready | Delivery], deliveries: asyncio.Queue[Delivery]
 ) -> None:
     async for event in events:
         assert isinstance(event, Delivery)

@@ -145,6 +145,11 @@ class Session:
         return not editing and not self._closing and self.unsent == 0
 
     @property
+    def working(self) -> bool:
+        """An editor has work of it that it has not answered."""
+        return bool(self._started)
+
+    @property
     def settled(self) -> int:
         """Source frames before this one are edited and delivered, or dropped."""
         for chunk in self._started:
@@ -239,15 +244,17 @@ class Session:
         frames = [self._waiting.popleft() for _ in range(size)]
         self._last_taken = last = self._closing and not self._waiting
         pixels = [frame.pixels for frame in frames]
+        begun = self._begun
+        chunk = [*begun.frames, *frames] if begun else frames
         work = Work(
             number=self._taken,
             # By arrival, so that a lossless session is the same however fast it is edited.
-            prompt=frames[-1].prompt if frames else self.prompt,
+            prompt=chunk[-1].prompt if chunk else self.prompt,
             frames=np.stack(pixels) if pixels else np.empty((0, *self._shape), np.uint8),
             last=last,
             more=not whole,
         )
-        if begun := self._begun:
+        if begun:
             begun.works.append(work)
             begun.frames.extend(frames)
         else:

@@ -2,8 +2,9 @@
 
 Ray's proxy (and its direct ingress) reads a socket as fast as the client sends and buffers what the
 application answers without bound. `FlowControl` runs in the process that owns the socket, as a
-Serve HTTP middleware: it reads the socket only as far as the application has granted, and says what
-has been written to it. Without it (plain uvicorn) the ASGI calls themselves are the back-pressure.
+Serve HTTP middleware: it reads the socket only as far as the application has granted, no message
+larger than the application wants, and says what has been written to it. Without it (plain uvicorn)
+the ASGI calls themselves are the back-pressure.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 EXTENSION = "liveedit.flow"
-GRANT = "liveedit.grant"  # application -> middleware: so many more messages may be read
+GRANT = "liveedit.grant"  # application -> middleware: so many more messages, so large, may be read
 WRITTEN = "liveedit.written"  # middleware -> application: so many bytes went to the socket
+RESIZE = "liveedit.resize"  # scope extension of `SizedSocket`: its method that sets the limit
+FIRST_SIZE = 4 * 2**20  # bytes of a message before the application says what it wants
 READ_AHEAD = 16  # messages that may be read before the application asks for them
-GRANT_EVERY = 8
+READ_AHEAD_BYTES = 4 * 2**20  # and at most so much of them, but one of any size
 GOODBYE_S = 1.0
 MAX_UNWRITTEN = 512 * 1024  # bytes the application may be ahead of the socket
 
@@ -36,8 +39,10 @@ class FlowControl:
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
             return
-        scope = {**scope, "extensions": {**(scope.get("extensions") or {}), EXTENSION: {}}}
-        grants = asyncio.Semaphore(READ_AHEAD)
+        extensions = dict(scope.get("extensions") or {})
+        resize = extensions.pop(RESIZE, lambda size: None)  # a function cannot go to a replica
+        scope = {**scope, "extensions": {**extensions, EXTENSION: {}}}
+        grants = asyncio.Semaphore(2)  # for the connect message and the first one
         written: asyncio.Queue[Message] = asyncio.Queue()
         reading: asyncio.Task[Message] | None = None
 
@@ -60,6 +65,7 @@ class FlowControl:
 
         async def controlled_send(message: Message) -> None:
             if message["type"] == GRANT:
+                resize(message["size"])
                 for _ in range(message["messages"]):
                     grants.release()
                 return
@@ -94,9 +100,11 @@ class Socket:
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._pump: asyncio.Task[None] | None = None
         self._taken = 0
+        self._size, self._ahead = FIRST_SIZE, 1
         self._unwritten = 0
         self._writable = asyncio.Event()
         self._writable.set()
+        self._left = asyncio.Event()
 
     async def accept(self, subprotocol: str | None) -> None:
         message = await self._receive()
@@ -105,14 +113,38 @@ class Socket:
         if self._controlled:
             self._pump = asyncio.create_task(self._read_ahead())
 
+    async def expect(self, size: int) -> None:
+        """From now on a message has at most `size` bytes; a larger one ends the connection, and a
+        few are read ahead."""
+        before = self._ahead
+        self._size = size
+        self._ahead = max(1, min(READ_AHEAD, READ_AHEAD_BYTES // size))
+        if self._pump:
+            await self._grant(self._ahead - before)
+
+    async def gone(self) -> None:
+        """Raises Disconnected when the client goes, while nobody calls `receive`."""
+        while not self._pump and self._inbox.qsize() < READ_AHEAD:
+            message = await self._receive()
+            self._inbox.put_nowait(message)
+            if message["type"] == "websocket.disconnect":
+                self._gone()
+                break
+        await self._left.wait()
+        raise Disconnected(1006)
+
     async def receive(self) -> str | bytes:
         """The next message. Raises Disconnected."""
-        message = await (self._inbox.get() if self._pump else self._receive())
+        ahead = self._pump or not self._inbox.empty()
+        message = await (self._inbox.get() if ahead else self._receive())
         if message["type"] == "websocket.disconnect":
             self._gone()
             raise Disconnected(message.get("code") or 1005)
         if self._pump:
-            await self._grant()
+            self._taken += 1
+            if self._taken >= (self._ahead + 1) // 2:
+                taken, self._taken = self._taken, 0
+                await self._grant(taken)
         text: str | None = message.get("text")
         return text if text is not None else message["bytes"]
 
@@ -159,15 +191,13 @@ class Socket:
                 self._gone()
                 return
 
-    async def _grant(self) -> None:
-        self._taken += 1
-        if self._taken >= GRANT_EVERY:
-            taken, self._taken = self._taken, 0
-            try:
-                await self._send({"type": GRANT, "messages": taken})
-            except (OSError, RuntimeError):
-                self._gone()
+    async def _grant(self, messages: int) -> None:
+        try:
+            await self._send({"type": GRANT, "messages": messages, "size": self._size})
+        except (OSError, RuntimeError):
+            self._gone()
 
     def _gone(self) -> None:
         self.closed = True
         self._writable.set()
+        self._left.set()

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from serve.hub.records import Entry, Header, Progress, SessionStore
-from serve.wire.link import BUFFER, HELLO_S, Link
+from serve.wire.link import BUFFER, HELLO_S, Link, new_secret, read_secret
 from serve.wire.work import Opening, Ready
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 class CommitAddress:
     host: str
     port: int
-    secret: str
+    secret: bytes
 
 
 class CommitServer:
@@ -32,7 +31,7 @@ class CommitServer:
 
     def __init__(self, store: SessionStore, host: str) -> None:
         self.store, self.host = store, host
-        self.secret = secrets.token_hex(16)
+        self.secret = new_secret()
         self._server: asyncio.Server | None = None
 
     async def address(self) -> CommitAddress:
@@ -44,9 +43,7 @@ class CommitServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = Link(reader, writer)
         try:
-            async with asyncio.timeout(HELLO_S):
-                hello, _ = await link.read()
-            if not hmac.compare_digest(str(hello.get("secret")), self.secret):
+            if not hmac.compare_digest(await read_secret(reader), self.secret):
                 raise ConnectionError("a wrong secret")
             while True:
                 message, parts = await link.read()
@@ -112,10 +109,7 @@ class CommitClient:
             async with asyncio.timeout(HELLO_S):
                 if self._link is None:
                     address = await self._find()
-                    self._link = Link(
-                        *await asyncio.open_connection(address.host, address.port, limit=BUFFER)
-                    )
-                    await self._link.write({"secret": address.secret})
+                    self._link = await Link.connect(address.host, address.port, address.secret)
                 await self._link.write(message, *parts)
                 answer, _ = await self._link.read()
             done = True

@@ -20,8 +20,11 @@ from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
 from serve.hub.commits import CommitAddress, CommitClient, CommitServer
-from serve.hub.records import Entry, Header, Progress, Record, SessionStore
+from serve.hub.records import Entry, Header, Progress, Record, SessionStore, Shape
 from serve.metrics import Snapshot
+from serve.scaling.decisions import Editor, Request
+from serve.scaling.placement import Answer, Placed, Placement
+from serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +32,46 @@ NAMESPACE = "liveedit"
 REPORT_S = 1.0  # how often a process reports
 WATCH_S = 2.0  # how often Serve is asked which replicas have to stop
 GONE_S = 10.0  # a process that has not reported for so long is gone
+ASK_S = 3.0  # for the hub to say where a stream goes
 ALONE_S = 300.0  # without any report the hub ends itself
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a replica says of itself every `REPORT_S`; `model` is None for a front."""
+    """What a replica says of itself every `REPORT_S`; a front has no model and no editor."""
 
     process: str  # the replica's id
     metrics: Snapshot
     model: dict[str, Any] | None = None
+    editor: Editor | None = None
+    connections: int = 0  # that a front has
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the hub answers.
+
+    `leave`: Serve wants this replica to stop, so it gives its sessions back. `go`: there is one
+    editor too many and this one is empty. `wanted`: so many editors there should be. `stop`: the
+    application ends, so a front finishes its sessions.
+    """
+
+    leave: bool
+    go: bool = False
+    wanted: int = 0
+    stop: bool = False
 
 
 class Hub:
     """See the module; an async actor, so that its methods run on one event loop."""
 
-    def __init__(self, app: str, resume_s: float) -> None:
+    def __init__(self, app: str, settings: ServeSettings) -> None:
         self.app = app
-        self.store = SessionStore(resume_s)
-        self._commits = CommitServer(self.store, get_node_ip_address())
+        self.store = SessionStore(settings.limits.resume_s)
+        self._commits = CommitServer(self.store, link_host(settings))
+        self._placement = Placement(settings.scale)
+        self._ending = False
+        self._left: dict[str, int] = {}  # connections of each front that knows of the stop
         self._reports: dict[str, tuple[float, Report]] = {}
         self._stopping: set[str] = set()
         self._heard = time.monotonic()
@@ -58,13 +82,13 @@ class Hub:
     async def create(self, header: Header) -> str:
         return self.store.create(header)
 
-    async def claim(self, token: str, received: int) -> Record:
-        return self.store.claim(token, received)
+    async def claim(self, token: str, received: int, shape: Shape) -> Record:
+        return self.store.claim(token, received, shape)
 
     async def commits(self) -> CommitAddress:
         return await self._commits.address()
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return self.store.beat(held)
 
     async def release(self, token: str, epoch: int, forget: bool) -> None:
@@ -72,11 +96,31 @@ class Hub:
 
     # --- processes
 
-    async def report(self, report: Report) -> bool:
-        """Returns whether Serve wants this replica to stop, so that it gives its sessions back."""
+    async def report(self, report: Report) -> Orders:
         self._heard = time.monotonic()
         self._reports[report.process] = (self._heard, report)
-        return report.process in self._stopping
+        leave = report.process in self._stopping
+        if report.editor is None:
+            if self._ending:
+                self._left[report.process] = report.connections
+            return Orders(leave, stop=self._ending)
+        self._placement.report(report.editor)
+        go = not leave and self._placement.may_go(report.process)
+        return Orders(leave, go, self._placement.wanted())
+
+    # --- streams, see Placement
+
+    async def ask(self, request: Request) -> Answer:
+        return self._placement.ask(request)
+
+    async def released(self, stream: str) -> None:
+        self._placement.released(stream)
+
+    async def stop(self) -> bool:
+        """The application ends: fronts finish their sessions. Returns whether all of them have."""
+        self._ending = True
+        fronts = {report.process for report in self._alive() if report.editor is None}
+        return all(self._left.get(front) == 0 for front in fronts)
 
     async def models(self) -> list[dict[str, Any]]:
         """The models that warmed-up editors hold, each once, with the number of its editors."""
@@ -102,6 +146,7 @@ class Hub:
             try:
                 found = await asyncio.to_thread(replicas, self.app)
                 self._stopping = {replica.name for replica in found if replica.stopping}
+                self._placement.gone(frozenset(self._stopping))
             except ray.exceptions.RayError as error:  # the controller may be starting or gone
                 log.warning("no word from Serve: %s", error)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
@@ -139,7 +184,12 @@ def replicas(app: str) -> list[Replica]:
     ]
 
 
-def hub_actor(app: str, resume_s: float) -> Any:
+def link_host(settings: ServeSettings) -> str:
+    """Where a process of the application listens for the others."""
+    return settings.link_host or get_node_ip_address()
+
+
+def hub_actor(app: str, settings: ServeSettings) -> Any:
     """The application's hub, started if it is not there."""
     return (
         ray.remote(Hub)
@@ -152,16 +202,19 @@ def hub_actor(app: str, resume_s: float) -> Any:
             max_restarts=-1,
             max_concurrency=1000,
         )
-        .remote(app, resume_s)
+        .remote(app, settings)
     )
 
 
 class HubStore:
-    """`store.Store` on the hub. While the hub is down sessions go on, but cannot be resumed."""
+    """`store.Store` and `placement.Places` on the hub.
 
-    def __init__(self, app: str, resume_s: float) -> None:
-        self.app, self.resume_s = app, resume_s
-        self.hub = hub_actor(app, resume_s)
+    While the hub is down sessions go on, but cannot be resumed.
+    """
+
+    def __init__(self, app: str, settings: ServeSettings) -> None:
+        self.app, self.settings = app, settings
+        self.hub = hub_actor(app, settings)
         self._commits = CommitClient(lambda: self.call("commits"))
 
     async def call(self, method: str, *args: Any) -> Any:
@@ -169,16 +222,16 @@ class HubStore:
         try:
             return await getattr(self.hub, method).remote(*args)
         except RayActorError:
-            self.hub = hub_actor(self.app, self.resume_s)
+            self.hub = hub_actor(self.app, self.settings)
             return await getattr(self.hub, method).remote(*args)
 
     async def create(self, header: Header) -> str:
         token: str = await self.call("create", header)
         return token
 
-    async def claim(self, token: str, received: int) -> Record:
+    async def claim(self, token: str, received: int, shape: Shape) -> Record:
         try:
-            record: Record = await self.call("claim", token, received)
+            record: Record = await self.call("claim", token, received, shape)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
         return record
@@ -192,12 +245,26 @@ class HubStore:
             log.warning("a session's progress could not be kept: %s", error)
             return True
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         with contextlib.suppress(RayActorError, ActorUnavailableError):
-            lost: list[str] = await self.call("beat", held)
+            lost: list[tuple[str, int]] = await self.call("beat", held)
             return lost
         return []
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
         with contextlib.suppress(RayActorError, ActorUnavailableError):
             await self.call("release", token, epoch, forget)
+
+    async def ask(self, request: Request) -> Answer:
+        """While the hub is down any editor will do: it decides itself whether it has room."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                answer: Answer = await self.call("ask", request)
+                return answer
+        except (RayActorError, ActorUnavailableError, TimeoutError) as error:
+            log.warning("a stream is placed without the hub: %s", error)
+            return Placed("")
+
+    async def released(self, stream: str) -> None:
+        with contextlib.suppress(RayActorError, ActorUnavailableError):
+            await self.call("released", stream)

@@ -10,14 +10,15 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
-from serve.wire.protocol import Format, WireError
+from serve.wire.protocol import Format, Mode, WireError
 from serve.wire.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
-MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size
+MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size, while there is room
+MAX_BYTES = 2**30  # of all records
 HOLDER_BEAT_S = 10.0  # a front says this often which sessions it holds
 
 
@@ -48,12 +49,34 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What an open that resumes a session must say as the first one did."""
+
+    width: int
+    height: int
+    mode: Mode
+    format: Format
+
+
+@dataclass(frozen=True)
 class Header:
     """What stays the same for a whole session."""
 
     opening: Opening  # as first asked for, without state
     format: Format
     ready: Ready
+
+    def check_shape(self, now: Shape) -> None:
+        """Raises WireError `bad_request`, naming what is another."""
+        first = self.opening
+        before = Shape(first.width, first.height, first.mode, self.format)
+        for name, value in asdict(now).items():
+            if value != getattr(before, name):
+                raise WireError(
+                    "bad_request",
+                    f"the session to resume has {name} {getattr(before, name)!r}, open says "
+                    f"{value!r}",
+                )
 
 
 @dataclass
@@ -67,6 +90,16 @@ class Record:
     tail_bytes: int = 0
 
     @property
+    def size(self) -> int:
+        return self.tail_bytes + len(self.progress.state or b"")
+
+    def drop_oldest(self) -> int:
+        """Forgets the tail's first entry; returns its bytes."""
+        size = len(self.tail.popleft().data)
+        self.tail_bytes -= size
+        return size
+
+    @property
     def tail_start(self) -> int:
         """Edited frames before this one are no longer kept."""
         return self.tail[0].position if self.tail else self.progress.edited
@@ -76,9 +109,14 @@ class SessionStore:
     """Records by resume token. `resume_s` is how long one outlives its connection."""
 
     def __init__(
-        self, resume_s: float = 60.0, *, clock: Callable[[], float] = time.monotonic
+        self,
+        resume_s: float = 60.0,
+        *,
+        max_bytes: int = MAX_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.resume_s = resume_s
+        self.resume_s, self.max_bytes = resume_s, max_bytes
+        self.bytes = 0  # of states and tails
         self._clock = clock
         self._records: dict[str, Record] = {}
 
@@ -93,11 +131,11 @@ class SessionStore:
         self._records[token] = self._record(header, 0)
         return token
 
-    def claim(self, token: str, received: int) -> Record:
+    def claim(self, token: str, received: int, shape: Shape | None = None) -> Record:
         """The record, now held by the caller, with the tail cut to what the client lacks.
 
-        Raises WireError `bad_request` for a token that is unknown or expired, and for frames that
-        are no longer kept.
+        Raises WireError `bad_request` for a token that is unknown or expired, for another `shape`
+        than the session's, and for frames that are no longer kept. Who holds it goes on then.
         """
         self._sweep()
         record = self._records.get(token)
@@ -107,6 +145,8 @@ class SessionStore:
                 f"this resume token is unknown or older than {self.resume_s:g} s; open a new "
                 "session without it",
             )
+        if shape is not None:
+            record.header.check_shape(shape)
         if not record.tail_start <= received <= record.progress.edited:
             raise WireError(
                 "bad_request",
@@ -130,21 +170,27 @@ class SessionStore:
             record = self._records[token] = self._record(header, epoch)
         if record.epoch != epoch:
             return False
+        before = record.size
         record.progress, record.seen = progress, self._clock()
         record.tail.extend(entries)
         record.tail_bytes += sum(len(entry.data) for entry in entries)
         oldest_needed = progress.edited - MIN_TAIL_FRAMES
         while record.tail_bytes > MAX_TAIL and record.tail[0].position < oldest_needed:
-            record.tail_bytes -= len(record.tail.popleft().data)
+            record.drop_oldest()
+        self.bytes += record.size - before
+        self._make_room()
         return True
 
-    def beat(self, held: list[tuple[str, int]]) -> list[str]:
-        """A front's sign of life for the sessions it holds; returns those it lost."""
+    def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """A front's sign of life for the tokens and epochs it holds; returns those it lost.
+
+        It may hold the same session twice for a while: on a client's old socket and on its new one.
+        """
         lost = []
         for token, epoch in held:
             record = self._records.get(token)
             if record is not None and record.epoch != epoch:
-                lost.append(token)
+                lost.append((token, epoch))
             elif record is not None:
                 record.seen = self._clock()
         self._sweep()
@@ -156,7 +202,7 @@ class SessionStore:
         if record is None or record.epoch != epoch:
             return
         if forget:
-            del self._records[token]
+            self._forget(token)
         else:
             record.held, record.seen = False, self._clock()
 
@@ -170,7 +216,21 @@ class SessionStore:
             # A holder that died was seen up to one beat before: its client gets its time too.
             patience = self.resume_s + (2 * HOLDER_BEAT_S if record.held else 0)
             if now - record.seen > patience:
-                del self._records[token]
+                self._forget(token)
+
+    def _forget(self, token: str) -> None:
+        self.bytes -= self._records.pop(token).size
+
+    def _make_room(self) -> None:
+        """Below `max_bytes`: first the longest tails are cut, so that who is far behind may not
+        resume, then the sessions go that were left longest ago, then those that are held."""
+        while self.bytes > self.max_bytes:
+            longest = max(self._records.values(), key=lambda record: record.tail_bytes)
+            if longest.tail_bytes:
+                self.bytes -= longest.drop_oldest()
+            else:
+                records = self._records
+                self._forget(min(records, key=lambda t: (records[t].held, records[t].seen)))
 
 
 class Store(Protocol):
@@ -178,13 +238,13 @@ class Store(Protocol):
 
     async def create(self, header: Header) -> str: ...
 
-    async def claim(self, token: str, received: int) -> Record: ...
+    async def claim(self, token: str, received: int, shape: Shape) -> Record: ...
 
     async def commit(
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool: ...
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]: ...
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]: ...
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None: ...
 
@@ -198,15 +258,15 @@ class LocalStore:
     async def create(self, header: Header) -> str:
         return self.store.create(header)
 
-    async def claim(self, token: str, received: int) -> Record:
-        return self.store.claim(token, received)
+    async def claim(self, token: str, received: int, shape: Shape) -> Record:
+        return self.store.claim(token, received, shape)
 
     async def commit(
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool:
         return self.store.commit(token, epoch, header, progress, entries)
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return self.store.beat(held)
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:

@@ -45,6 +45,10 @@ function state(text, kind = "") {
   get("state").dataset.state = kind;
 }
 
+function waiting({ place, expected_s }) {
+  state(`waiting, place ${place}, about ${Math.ceil(expected_s)} s`, "busy");
+}
+
 function complain(error) {
   get("error").textContent = error ? explain(error) : "";
   get("error").classList.toggle("hidden", !error);
@@ -84,7 +88,7 @@ async function start() {
   state("connecting", "busy");
   const open = {
     type: "open", prompt: get("prompt").value, width, height, fps, mode: "live", format: "jpeg",
-    seed: Number(get("seed").value) || 0, mask: true,
+    seed: Number(get("seed").value) || 0, mask: true, queue: true,
   };
   run.session = new Session(streamUrl(get("token").value), open, handlers(run));
   get("start").disabled = false;
@@ -108,6 +112,7 @@ function handlers(run) {
     message(message) {
       if (message.type === "mask") showing = showing.then(() => overlay.take(message));
       else if (message.type === "chunk") numbers.chunk(message);
+      else if (message.type === "queued") waiting(message);
       else if (message.type === "dropped") numbers.drop(message.frames);
       else if (message.type === "prompt_applied") state("live", "live");
     },

@@ -6,6 +6,7 @@ const TEXTS = {
   unsupported_size: "The server cannot edit frames of this size. Choose another one under More.",
   too_slow: "This connection is too slow for the edited video. Choose a smaller size under More.",
   draining: "The server is being restarted. Please start again.",
+  stopped: "The server was stopped. Start again when it runs.",
   unreachable: "The server cannot be reached. Is it running, and are you online?",
   internal: "The server had a problem. Please start again; if it stays, tell whoever runs it.",
 };

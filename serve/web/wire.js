@@ -61,6 +61,7 @@ export class Session {
       this.error = message;
     } else if (message.type === "closed") {
       this.over = true;
+      if (message.reason === "stopped") this.error = { code: "stopped" };
     }
     this.handlers.message(message);
   }
@@ -75,8 +76,8 @@ export class Session {
 
   closed() {
     this.ready = false;
-    if (this.over) return this.handlers.ended(null);
     const error = this.error;
+    if (this.over) return this.handlers.ended(error);
     const now = performance.now();
     this.lostAt = this.lostAt || now;
     const again = this.token

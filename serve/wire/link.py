@@ -4,7 +4,7 @@ A hop through Ray costs milliseconds on a small machine and a chunk would make t
 what opens and pins a session, and this what flows in it. The editor connects to the front's
 `Inbox` with a secret that came through Ray, asks for work when it has room and sends back events;
 when either end dies, the other sees the connection close. Nothing is unpickled: a message is a JSON
-header and raw bytes.
+header and raw bytes. Of a stranger nothing is read but as many bytes as a secret has.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import secrets
 import struct
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ import numpy as np
 
 from serve.wire.work import Edited, EditorLostError, Moved, Work
 
+log = logging.getLogger(__name__)
+
 LENGTH = struct.Struct("<I")
 BUFFER = 8 * 2**20  # bytes that are read ahead
 MAX_HEADER = 64 * 1024
 HELLO_S = 5.0  # for the editor to connect, and for a stranger to say who it is
+SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,20 @@ class Address:
     host: str
     port: int
     stream: str
-    secret: str
+    secret: bytes
+
+
+def new_secret() -> bytes:
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+async def read_secret(reader: asyncio.StreamReader) -> bytes:
+    """What a connection begins with. Nothing else that a stranger says is read, no size above all.
+
+    Raises OSError (a TimeoutError, too) and IncompleteReadError.
+    """
+    async with asyncio.timeout(HELLO_S):
+        return await reader.readexactly(SECRET_BYTES)
 
 
 class Link:
@@ -57,6 +74,14 @@ class Link:
         header = json.loads(await self._reader.readexactly(length))
         return header, [await self._reader.readexactly(size) for size in header.pop("sizes")]
 
+    @classmethod
+    async def connect(cls, host: str, port: int, secret: bytes) -> Link:
+        """Raises OSError when nobody answers there in time."""
+        async with asyncio.timeout(HELLO_S):
+            reader, writer = await asyncio.open_connection(host, port, limit=BUFFER)
+        writer.write(secret)
+        return cls(reader, writer)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -78,11 +103,7 @@ class EditorLink:
     @classmethod
     async def connect(cls, address: Address) -> EditorLink:
         """Raises OSError when the front cannot be reached."""
-        async with asyncio.timeout(HELLO_S):
-            streams = await asyncio.open_connection(address.host, address.port, limit=BUFFER)
-        link = Link(*streams)
-        await link.write({"stream": address.stream, "secret": address.secret})
-        return cls(link)
+        return cls(await Link.connect(address.host, address.port, address.secret))
 
     async def take(self) -> Work:
         """Raises ConnectionError when the front let go of the stream."""
@@ -174,7 +195,7 @@ class Inbox:
         if self._server is None:
             self._server = await asyncio.start_server(self._welcome, self.host, 0, limit=BUFFER)
         port = self._server.sockets[0].getsockname()[1]
-        slot = Slot(Address(self.host, port, stream, secrets.token_hex(16)))
+        slot = Slot(Address(self.host, port, stream, new_secret()))
         self._slots[stream] = slot
         return slot
 
@@ -188,18 +209,14 @@ class Inbox:
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = Link(reader, writer)
         try:
-            async with asyncio.timeout(HELLO_S):
-                hello, _ = await link.read()
-            slot = self._slots[hello["stream"]]
-            if not hmac.compare_digest(str(hello["secret"]), slot.address.secret):
-                raise ConnectionError("a wrong secret")
-            slot.link.set_result(link)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            asyncio.IncompleteReadError,
-            asyncio.InvalidStateError,
-        ):
-            link.close()  # a stranger, or a stream that is over
+            given = await read_secret(reader)
+            self._slot_of(given).link.set_result(link)
+        except (OSError, asyncio.IncompleteReadError, asyncio.InvalidStateError) as error:
+            log.debug("a stranger, or a stream that is over: %s", error)
+            link.close()
+
+    def _slot_of(self, secret: bytes) -> Slot:
+        slots = [s for s in self._slots.values() if hmac.compare_digest(s.address.secret, secret)]
+        if not slots:
+            raise ConnectionError("a wrong secret")
+        return slots[0]

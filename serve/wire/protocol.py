@@ -3,8 +3,9 @@
 Control messages are JSON text. A frame, either way, is binary: 16 bytes little-endian (uint32 frame
 index from 0, uint32 flags = 0, uint64 capture time in microseconds) and the encoded image.
 
-One addition to the published messages, sent to nobody who did not ask for it: `"mask": true` in
-`open` makes the server send a `mask` message before the frames of each chunk.
+Two additions to the published messages, sent to nobody who did not ask for them: `"mask": true` in
+`open` makes the server send a `mask` message before the frames of each chunk, and with
+`"queue": true` an open that finds no room waits and hears `queued` until `opened` comes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ CLOSE_CODES: dict[Code, int] = {
     "internal": 1011,
 }
 NORMAL_CLOSE = 1000
+STOPPED = "stopped"  # reason of `closed` when the server ends
 
 HEADER = struct.Struct("<IIQ")
 MAX_INDEX = 2**32 - 1
@@ -72,6 +74,7 @@ class Open:
     resume: str | None = None
     received: int | None = None
     mask: bool | None = None
+    queue: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ class Prompt:
 @dataclass(frozen=True)
 class Close:
     pass
+
+
+@dataclass(frozen=True)
+class InQueue:
+    """No editor has room yet: `place` counts from 1, `expected_s` is a guess."""
+
+    place: int
+    expected_s: float
 
 
 @dataclass(frozen=True)
@@ -159,13 +170,14 @@ class Frame:
 
 
 ClientMessage = Open | Prompt | Close
-ServerMessage = Opened | Chunk | Mask | PromptApplied | Dropped | Closed | Error
+ServerMessage = InQueue | Opened | Chunk | Mask | PromptApplied | Dropped | Closed | Error
 Message = ClientMessage | ServerMessage
 
 NAMES: dict[type, str] = {
     Open: "open",
     Prompt: "prompt",
     Close: "close",
+    InQueue: "queued",
     Opened: "opened",
     Chunk: "chunk",
     Mask: "mask",

@@ -24,6 +24,10 @@ class Opening:
     seed: int = 0
     mask: bool = False
     state: bytes | None = None
+    stream: str = ""  # a name of this stream among all of the application
+    epoch: int = 0  # of the session's holder: a newer one's stream ends an older one's
+    waits: bool = False  # the client wants to hear of its place when there is no room
+    again: bool = False  # the session had an editor before
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ class Work:
     frames: np.ndarray
     last: bool
     more: bool = False
+
+
+@dataclass(frozen=True)
+class Queued:
+    """No editor has room yet; `place` counts from 1."""
+
+    place: int
+    expected_s: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,12 @@ class Refused:
     retry_after_s: float | None
 
 
-Event = Ready | Edited | Moved
+@dataclass(frozen=True)
+class Superseded:
+    """How it crosses that a newer stream of the session is open."""
+
+
+Event = Queued | Ready | Edited | Moved
 Take = Callable[[], Awaitable[Work]]
 
 
@@ -103,13 +120,18 @@ class EditorLostError(Exception):
     """The editor died, or cannot be reached; the stream can go on at another."""
 
 
+class SupersededError(Exception):
+    """The client came back on another socket, which holds the session now."""
+
+
 class Backend(Protocol):
     """Where streams are edited: in this process, or on Ray."""
 
     def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
-        """One stream: Ready, then an Edited for every chunk, until the last one or a Moved.
+        """One stream: Queued while there is no room, Ready, then an Edited for every chunk, until
+        the last one or a Moved.
 
         The editor asks for work with `take` when it has room. Raises WireError (`at_capacity`,
-        `internal`) and EditorLostError.
+        `internal`), EditorLostError and SupersededError.
         """
         ...

@@ -27,6 +27,7 @@ from data.video import read_frames
 from serve.app import app, build
 from serve.client import connect
 from serve.hub.hub import NAMESPACE, Replica, replicas
+from serve.limits import Limits
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
@@ -36,12 +37,15 @@ from tests.serve.front.test_http import video
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 
+UPLOAD_S = 120.0  # for which an upload may stand still
+
 
 @pytest.fixture(scope="module")
 def settings(small_model: Path) -> ServeSettings:
     return ServeSettings(
         model=str(small_model), measured_capacity=False, max_sessions=2, fronts=2,
         min_editors=2, max_editors=2, editor_cpus=0.5, front_cpus=0.25, drain_s=60.0,
+        limits=Limits(upload_idle_s=UPLOAD_S),
     )  # fmt: skip
 
 
@@ -147,6 +151,28 @@ async def test_a_whole_video_goes_through_the_ingress(running: Running) -> None:
     assert len(list(read_frames(io.BytesIO(edited.content)))) == 30
 
 
+async def test_held_uploads_leave_room_for_everything_else(running: Running) -> None:
+    """More than both fronts have slots for: those above `max_uploads` are refused at once."""
+    begin = (
+        b"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    )
+    slots = 2 * (Limits().max_sessions + 64)
+    held = []
+    try:
+        for _ in range(slots + 40):
+            _, writer = await asyncio.open_connection("127.0.0.1", running.port)
+            writer.write(begin)
+            held.append(writer)
+        async with httpx.AsyncClient(timeout=UPLOAD_S / 2) as client:
+            for path in ("healthz", "metrics", "readyz"):
+                assert (await client.get(f"{running.url}/{path}")).status_code == 200
+        await stream(running, 24)
+    finally:
+        for writer in held:
+            writer.close()
+
+
 async def test_logs_name_the_session(running: Running) -> None:
     assert running.folder is not None
     logs = (running.folder / "session_latest" / "logs" / "serve").glob("*.log")
@@ -154,7 +180,7 @@ async def test_logs_name_the_session(running: Running) -> None:
     opened = re.findall(r"session (\w{12}): opened", text)
     assert opened
     for name in opened:
-        assert re.search(rf"session {name}: stream {name}-\d+ opens", text)
+        assert re.search(rf"session {name}: stream {name}-\d+-\d+ opens", text)
         assert re.search(rf"session {name}: close after .* frames edited", text)
 
 
@@ -253,7 +279,7 @@ async def test_a_new_version_is_rolled_out_under_running_sessions(
     before = {replica.name for replica in replicas(APP)}
 
     async def deploy() -> None:
-        changed = build(replace(settings, target_sessions=3.0))
+        changed = build(replace(settings, downscale_delay_s=300.0))
         options = {"name": APP, "route_prefix": "/", "blocking": False}
         await asyncio.to_thread(ray_serve.run, changed, **options)
 

@@ -8,7 +8,6 @@ import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from serve.run import free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
+from tests.serve.front.clock import JumpingLoop
 
 
 def test_tokens_are_read_from_a_file(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_sessions_are_admitted_by_what_a_chunk_costs() -> None:
     for _ in range(50):
         capacity.observe((128, 192), 0.21)
     # A chunk lasts 0.75 s at 16 frames a second: a session is 28 % of the accelerator.
-    capacity.admit(opening("a"))
+    first = capacity.admit(opening("a"))
     capacity.admit(opening("b"))
     assert capacity.load == pytest.approx(0.56)
     with pytest.raises(WireError, match="28%") as raised:
@@ -84,7 +84,7 @@ def test_sessions_are_admitted_by_what_a_chunk_costs() -> None:
     assert raised.value.code == "at_capacity"
     assert raised.value.retry_after_s
     capacity.admit(opening("half the rate", fps=8.0))
-    capacity.release("a")
+    capacity.release(first)
     capacity.admit(opening("a quarter of the size", (64, 96)))
 
 
@@ -118,24 +118,6 @@ async def test_live_frames_leave_no_faster_than_the_source() -> None:
     assert len(sent) == 10
     assert times[9] - times[0] >= 9 * 0.01 * 0.95
     assert outbox.stuck_s == 0
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """Its clock does not run: it jumps to what is due next."""
-
-    def __init__(self) -> None:
-        self.clock = 100.0
-        super().__init__()
-        select = self._selector.select
-
-        def jump(timeout: float | None) -> Any:
-            self.clock += timeout or 0.0
-            return select(0)
-
-        self._selector.select = jump
-
-    def time(self) -> float:
-        return self.clock
 
 
 def played(monkeypatch: pytest.MonkeyPatch, *chunks: tuple[float, float]) -> np.ndarray:

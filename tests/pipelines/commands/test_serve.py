@@ -8,16 +8,20 @@ import re
 import shlex
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import psutil
 import pytest
+from websockets.sync.client import ClientConnection, connect
 
 from data.video import probe, read_frames
 from modeling.fingerprint import model_fingerprint
@@ -25,6 +29,7 @@ from pipelines.tracking.registry import register
 from serve.run import free_port
 from tests.pipelines.stages.test_edit import frames, write
 from tests.serve.models import save_small_model
+from tests.serve.test_robustness import IMAGE, OPEN
 
 pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -127,7 +132,67 @@ def test_a_registered_model_is_served_streamed_and_stopped(served: Command, tmp_
     assert alive == []
     assert not folder.exists()
     assert "Traceback" not in served.log.read_text()
-    assert served.log.read_text().endswith("stopping\n")
+    assert "stopping; sessions have 30 s to finish" in served.log.read_text()
+
+
+@contextmanager
+def open_tab(page: str) -> Iterator[ClientConnection]:
+    """A page with a live stream: it sends and answers, and never closes."""
+    url = page.replace("http", "ws") + "/v1/stream"
+    with connect(url, subprotocols=["liveedit.v1"], compression=None) as tab:  # type: ignore[list-item]
+        tab.send(json.dumps(OPEN | {"mode": "live"}))
+        assert json.loads(tab.recv(timeout=60))["type"] == "opened"
+        for n in range(9):
+            tab.send(struct.pack("<IIQ", n, 0, 0) + IMAGE)
+        yield tab
+
+
+def test_an_open_tab_hears_of_the_stop(tmp_path: Path) -> None:
+    model = save_small_model(tmp_path / "small")
+    command = Command(tmp_path, "serve", str(model), "--port", str(free_port()), "editor_cpus=0.5")
+    try:
+        page = command.said(r"page +(\S+)")[1]
+        folder = Path(command.said(r"logs +(\S+)/session_latest")[1])
+        command.said(r"stop +Ctrl-C")
+        with open_tab(page) as tab:
+            os.killpg(command.process.pid, signal.SIGINT)
+            heard = [message for message in tab if isinstance(message, str)]
+        assert json.loads(heard[-1]) == {"type": "closed", "frames": 9, "reason": "stopped"}
+        assert command.process.wait(60) == 0, command.log.read_text()
+    finally:
+        command.end()
+    assert not folder.exists()
+    assert "Traceback" not in command.log.read_text()
+
+
+def test_a_second_ctrl_c_waits_for_nobody(tmp_path: Path) -> None:
+    """An upload that stands still is a session, too, and it has ten minutes."""
+    model = save_small_model(tmp_path / "small")
+    command = Command(
+        tmp_path, "serve", str(model), "--port", str(free_port()), "editor_cpus=0.5",
+        "stop_s=600.0", "limits.upload_idle_s=600.0",
+    )  # fmt: skip
+    try:
+        page = command.said(r"page +(\S+)")[1]
+        folder = Path(command.said(r"logs +(\S+)/session_latest")[1])
+        command.said(r"stop +Ctrl-C")
+        body = socket.create_connection(("127.0.0.1", int(page.rpartition(":")[2])))
+        with body:
+            body.sendall(
+                b"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+                b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+            )
+            time.sleep(1)
+            os.killpg(command.process.pid, signal.SIGINT)
+            command.said("stopping; sessions have 600 s")
+            time.sleep(2)
+            assert command.process.poll() is None
+            os.killpg(command.process.pid, signal.SIGINT)
+            command.process.wait(15)
+    finally:
+        command.end()
+    assert not folder.exists()
+    assert "Traceback" not in command.log.read_text()
 
 
 def test_weights_that_no_editor_can_load_are_named(tmp_path: Path) -> None:
@@ -171,8 +236,6 @@ def test_sigterm_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
-    import socket
-
     model = save_small_model(tmp_path / "small")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ import pytest
 
 from serve.front.session import IllegalTransitionError, Session, State
 from serve.hub.records import Entry
-from serve.wire.protocol import Mode, WireError, parse_frame
+from serve.wire.protocol import MAX_INDEX, Mode, WireError, parse_frame
 from serve.wire.work import Edited, Ready, Work
 
 pytestmark = pytest.mark.anyio
@@ -313,3 +313,87 @@ def test_illegal_transitions_are_defects(path: list[State], illegal: State) -> N
         session.to(state)
     with pytest.raises(IllegalTransitionError, match=illegal.value):
         session.to(illegal)
+
+
+@pytest.mark.parametrize(("mode", "most"), [("lossless", 24), ("live", 18)])
+async def test_what_may_wait_is_counted_to_the_frame(mode: Mode, most: int) -> None:
+    session = make(mode)
+    feed(session, 9)
+    await session.take()
+    assert feed(session, most - 1) == []
+    async with asyncio.timeout(1):
+        await session.room()
+    feed(session, 1)
+    room = asyncio.ensure_future(session.room())
+    await asyncio.sleep(0)
+    assert room.done() is (mode == "live")
+    assert session.dropped == 0
+    feed(session, 1)
+    assert session.dropped == (mode == "live")
+    room.cancel()
+
+
+async def test_a_closed_sessions_live_frames_are_all_edited() -> None:
+    """Those that wait when it closes, however many: nobody is waiting for newer ones."""
+    session = make("live")
+    feed(session, 9)
+    work = await session.take()
+    feed(session, 18)
+    session.finish()
+    sizes = [len(work.frames)]
+    while not work.last:
+        answer(session, work)
+        session.sent(len(work.frames))
+        work = await session.take()
+        sizes.append(len(work.frames))
+    assert (sizes, session.dropped) == ([9, 12, 6], 0)
+
+
+def test_frame_indices_end_before_the_header_does() -> None:
+    session = make(opened=False)
+    session.next_frame = MAX_INDEX - 1
+    session.feed(MAX_INDEX - 1, 0, PIXELS)
+    with pytest.raises(WireError, match="used up") as raised:
+        session.feed(MAX_INDEX, 0, PIXELS)
+    assert raised.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("unsent", [23, 24])
+async def test_another_chunk_is_begun_while_fewer_than_two_wait_for_the_client(
+    unsent: int,
+) -> None:
+    session = make()
+    session.unsent = unsent
+    feed(session, 9)
+    taking = asyncio.ensure_future(session.take())
+    await asyncio.sleep(0)
+    assert taking.done() is (unsent == 23)
+    taking.cancel()
+
+
+async def test_a_session_is_idle_when_only_its_client_can_make_it_go_on() -> None:
+    session = make()
+    assert session.idle
+    feed(session, 9)
+    work = await session.take()
+    assert not session.idle  # it is being edited
+    answer(session, work)
+    assert not session.idle  # the client has to take it
+    session.sent(8)
+    assert not session.idle
+    session.sent(1)
+    assert session.idle
+    session.finish()
+    assert not session.idle
+
+
+async def test_the_latency_counts_from_the_last_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    session = make()
+    for _ in range(9):
+        now += 1.0
+        feed(session, 1)
+    now += 0.25
+    chunk = messages(answer(session, await session.take()))[-1]
+    assert (chunk["latency_ms"], chunk["compute_ms"], chunk["recomputed"]) == (250.0, 40.0, 0.5)

@@ -146,3 +146,45 @@ async def test_plain_servers_are_left_alone() -> None:
     with pytest.raises(Disconnected):
         await socket.send("y")
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.send"]
+
+
+async def test_nothing_more_is_handed_over_while_the_socket_takes_nothing() -> None:
+    """Half a mebibyte may be on its way, and no more however long it takes."""
+    handed = 0
+
+    async def application(socket: Socket) -> None:
+        nonlocal handed
+        await socket.accept(None)
+        for _ in range(100):
+            await socket.send(bytes(128 * 1024))
+            handed += 1
+
+    wire = Wire(application)
+    wire.incoming.put_nowait({"type": "websocket.connect"})
+    wire.writable.clear()
+    running = asyncio.create_task(wire.run())
+    for _ in range(5):
+        await settle()
+        assert handed <= 5
+    wire.writable.set()
+    await running
+    assert handed == 100
+
+
+@pytest.mark.parametrize(("sent", "code"), [(1001, 1001), (None, 1005)])
+async def test_the_clients_close_code_is_known(sent: int | None, code: int) -> None:
+    incoming = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": sent}]
+
+    async def receive() -> Any:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        assert message["type"] == "websocket.accept"
+
+    socket = Socket({"type": "websocket"}, receive, send)
+    await socket.accept(None)
+    with pytest.raises(Disconnected) as raised:
+        await socket.receive()
+    assert raised.value.code == code
+    assert socket.closed
+    await socket.close(1000)  # says nothing to nobody

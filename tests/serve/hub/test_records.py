@@ -48,7 +48,7 @@ def test_who_claims_last_holds_the_session(store: SessionStore) -> None:
     second = store.claim(token, 0)
     assert second.epoch == 1
     assert not store.commit(token, 0, HEADER, progress(9), frames(0, 9))
-    assert store.beat([(token, 0)]) == [token]
+    assert store.beat([(token, 0), (token, 1)]) == [(token, 0)]
     store.release(token, 0, forget=True)
     assert store.commit(token, 1, HEADER, progress(9), frames(0, 9))
     assert store.beat([(token, 1)]) == []
@@ -103,3 +103,89 @@ def test_the_tail_is_bounded(store: SessionStore) -> None:
 def test_a_store_that_was_started_anew_takes_running_sessions(store: SessionStore) -> None:
     assert store.commit("token", 3, HEADER, progress(45), frames(33, 12))
     assert store.claim("token", 40).epoch == 4
+
+
+@pytest.mark.parametrize(("after", "taken"), [(60.0, True), (60.001, False)])
+def test_the_time_to_resume_is_counted_from_the_release(
+    store: SessionStore, clock: Clock, after: float, taken: bool
+) -> None:
+    token = store.create(HEADER)
+    clock.now = 500.0
+    store.beat([(token, 0)])
+    clock.now = 507.0
+    store.release(token, 0)
+    clock.now = 507.0 + after
+    assert (len(store) == 1) is taken
+
+
+@pytest.mark.parametrize(("after", "taken"), [(80.0, True), (80.001, False)])
+@pytest.mark.parametrize("sign", ["create", "claim", "commit", "beat"])
+def test_a_holders_every_sign_of_life_counts(
+    store: SessionStore, clock: Clock, sign: str, after: float, taken: bool
+) -> None:
+    """Of a front that died: two beats and the client's minute after the last."""
+    token = store.create(HEADER)
+    if sign != "create":
+        clock.now = 70.0
+    if sign == "claim":
+        store.claim(token, 0)
+    elif sign == "commit":
+        store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+    elif sign == "beat":
+        store.beat([(token, 0)])
+    clock.now += after
+    assert (len(store) == 1) is taken
+
+
+def test_a_lost_holders_beat_keeps_nothing(store: SessionStore, clock: Clock) -> None:
+    token = store.create(HEADER)
+    store.claim(token, 0)
+    clock.now = 70.0
+    assert store.beat([(token, 0), ("unknown", 0)]) == [token]
+    clock.now = 81.0
+    assert len(store) == 0
+
+
+def test_the_tail_is_kept_to_the_byte_and_the_frame(store: SessionStore) -> None:
+    token = store.create(HEADER)
+    size = MAX_TAIL // 64  # 64 frames fill it
+    store.commit(token, 0, HEADER, progress(64), frames(0, 64, size))
+    assert len(store.claim(token, 0).tail) == 64
+    store.commit(token, 1, HEADER, progress(65), frames(64, 1, size))
+    assert store.claim(token, 1).tail[0].position == 1
+    with pytest.raises(WireError, match="from 1 to 65"):
+        store.claim(token, 0)
+    # Of large frames 48 are kept, whatever they hold.
+    store.commit(token, 2, HEADER, progress(66), frames(65, 1, 2 * MAX_TAIL))
+    assert store.claim(token, 18).tail[0].position == 18
+    with pytest.raises(WireError, match="from 18 to 66"):
+        store.claim(token, 17)
+    # And when smaller ones come again the large one goes, and is counted out.
+    store.commit(token, 3, HEADER, progress(126), frames(66, 60, 10))
+    assert store.claim(token, 66).tail[0].position == 66
+    store.commit(token, 4, HEADER, progress(186), frames(126, 60, 10))
+    assert store.claim(token, 66).tail[0].position == 66
+
+
+def test_received_is_tried_at_its_borders(store: SessionStore) -> None:
+    token = store.create(HEADER)
+    store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+    assert len(store.claim(token, 9).tail) == 0
+    assert len(store.claim(token, 8).tail) == 1
+    for wrong in (10, -1):
+        with pytest.raises(WireError) as raised:
+            store.claim(token, wrong)
+        assert raised.value.code == "bad_request"
+    assert store.claim(token, 0).epoch == 3  # what was refused claimed nothing
+
+
+def test_tokens_cannot_be_guessed(store: SessionStore) -> None:
+    tokens = {store.create(HEADER) for _ in range(200)}
+    assert len(tokens) == 200
+    assert min(map(len, tokens)) >= 32
+
+
+def test_a_record_made_again_has_its_holders_epoch(store: SessionStore) -> None:
+    assert store.commit("token", 3, HEADER, progress(45), frames(33, 12))
+    assert store.commit("token", 3, HEADER, progress(57), frames(45, 12))
+    assert not store.commit("token", 2, HEADER, progress(57), frames(45, 12))

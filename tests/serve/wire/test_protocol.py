@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +11,10 @@ from hypothesis import strategies as st
 
 from serve.limits import Limits
 from serve.wire.protocol import (
+    CLIENT_TYPES,
     CLOSE_CODES,
+    NAMES,
+    SERVER_TYPES,
     Chunk,
     Close,
     Closed,
@@ -164,6 +170,71 @@ def test_a_wrong_frame_is_refused(data: bytes) -> None:
 def test_every_error_has_a_close_code() -> None:
     assert CLOSE_CODES["at_capacity"] == 1013
     assert all(1000 <= code < 1016 for code in CLOSE_CODES.values())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(*(st.from_type(kind) for kind in (*CLIENT_TYPES.values(), *SERVER_TYPES.values())))
+)
+def test_every_message_survives_the_wire(message: Any) -> None:
+    """Both ways, with every field at any value of its type; None is not sent."""
+    text = to_json(message)
+    sent = json.loads(text)
+    assert sent.pop("type") == NAMES[type(message)]
+    assert sent == {name: v for name, v in vars(message).items() if v is not None}
+    assert (parse_client if type(message) in CLIENT_TYPES.values() else parse_server)(
+        text
+    ) == message
+
+
+def test_the_types_are_those_of_the_design_page() -> None:
+    assert set(CLIENT_TYPES) == {"open", "prompt", "close"}
+    assert set(SERVER_TYPES) == {
+        "opened", "chunk", "mask", "prompt_applied", "dropped", "closed", "error",
+    }  # fmt: skip
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.binary(min_size=1, max_size=40))
+def test_every_frame_survives_the_wire(index: int, time_us: int, image: bytes) -> None:
+    frame = Frame(index, time_us, image)
+    assert parse_frame(frame.to_bytes()) == frame
+
+
+def test_what_is_optional_may_be_left_out_and_nothing_else() -> None:
+    """Of every message, either way; a server's may have more than we know."""
+    for name, kind in (CLIENT_TYPES | SERVER_TYPES).items():
+        parse = parse_client if name in CLIENT_TYPES else parse_server
+        example = next(m for m in EXAMPLES if type(m) is kind)
+        whole = json.loads(to_json(example))
+        for field in dataclasses.fields(kind):
+            part = {key: value for key, value in whole.items() if key != field.name}
+            if "None" in str(field.type):
+                assert getattr(parse(json.dumps(part)), field.name) is None
+                continue
+            for wrong in (part, part | {field.name: None}, part | {field.name: [1]}):
+                with pytest.raises(WireError, match=f"{name}.{field.name}") as raised:
+                    parse(json.dumps(wrong))
+                assert raised.value.code == "bad_request"
+
+
+EXAMPLES: list[Any] = [
+    Open("p", 64, 48, 16.5, "live", "png", seed=1, resume="t", received=4, mask=True),
+    Prompt("p"),
+    Close(),
+    Opened("s", "t", "m", 12, 9, 64, 48, 0),
+    Chunk(1, 9, 12, 50.0, 40.0, 0.5, 4),
+    Mask(1, 3, 2, 3, "AA=="),
+    PromptApplied("p", 21),
+    Dropped(3, 2),
+    Closed(30, "close"),
+    Error("at_capacity", "m", 5.0),
+]
+
+
+def test_a_wire_error_crosses_processes_whole() -> None:
+    error = pickle.loads(pickle.dumps(WireError("at_capacity", "full", 5.0)))
+    assert (error.code, error.message, error.retry_after_s) == ("at_capacity", "full", 5.0)
+    assert str(error) == "full"
 
 
 json_values = st.recursive(

@@ -1,0 +1,1 @@
+"""Which editor a stream goes to, who waits, and how many editors there shall be."""

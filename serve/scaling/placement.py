@@ -1,0 +1,203 @@
+"""Which editor a stream goes to, who waits for one, and how many editors are wanted.
+
+`Placement` keeps what `decisions` decides on: what editors reported, what was placed since,
+who waits and who was refused. It lives in the hub, and asks no clock but the one it is given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from serve.scaling import decisions
+from serve.scaling.decisions import Editor, Need, Request
+from serve.wire.protocol import RETRY_AFTER_S
+
+RESERVED_S = 10.0  # for a placed stream to show in its editor's reports
+ASKS_S = 0.5  # how often one that waits asks again
+LEFT_S = 5.0  # who has not asked for so long is no longer in the queue
+START_S = 30.0  # of an editor, until one has been seen to start
+SESSION_S = 120.0  # of a session, until some have ended
+KNOWN_ENDS = 50  # sessions whose length counts for what is expected
+EDITOR_GONE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Placed:
+    editor: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """`place` counts from 1."""
+
+    place: int
+    expected_s: float
+
+
+@dataclass(frozen=True)
+class Full:
+    """No room, and the client does not wait."""
+
+
+Answer = Placed | Waiting | Full
+
+
+class Places(Protocol):
+    """How a front asks, wherever the answer is made."""
+
+    async def ask(self, request: Request) -> Answer: ...
+
+    async def released(self, stream: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Bounds of the number of editors; equal ones switch scaling off."""
+
+    min_editors: int = 1
+    max_editors: int = 1
+    spare_editors: int = 0
+    delay_s: float = 600.0
+
+
+@dataclass
+class _Asked:
+    request: Request
+    first: float
+    last: float
+
+
+class Placement:
+    def __init__(self, scale: Scale, clock: Callable[[], float] = time.monotonic) -> None:
+        self.scale = scale
+        self._clock = clock
+        self._editors: dict[str, tuple[float, Editor]] = {}
+        self._leaving: frozenset[str] = frozenset()
+        self._going: set[str] = set()
+        self._reserved: dict[str, tuple[float, str, Request]] = {}  # by stream
+        self._queue: dict[str, _Asked] = {}
+        self._refused: dict[str, tuple[float, Request]] = {}
+        self._opened: dict[str, float] = {}
+        self._lengths: deque[float] = deque(maxlen=KNOWN_ENDS)
+        self._history: list[Need] = []
+        self._wanted_since: tuple[int, float] = (0, 0.0)
+        self._start_s = START_S
+
+    # --- what is told
+
+    def report(self, editor: Editor) -> None:
+        """An editor's own word; it holds for what was placed before, too."""
+        now = self._clock()
+        if editor.name not in self._editors and self._starting_since is not None:
+            self._start_s = now - self._starting_since
+        self._editors[editor.name] = (now, editor)
+        for stream in editor.streams:
+            self._reserved.pop(stream, None)
+
+    def gone(self, editors: frozenset[str]) -> None:
+        """Serve stops these: they take nothing more."""
+        self._leaving = editors
+
+    def released(self, stream: str) -> None:
+        """A stream is over; its editor's next report says so, too."""
+        self._reserved.pop(stream, None)
+        self._queue.pop(stream, None)
+        if (opened := self._opened.pop(stream, None)) is not None:
+            self._lengths.append(self._clock() - opened)
+        for name, (at, editor) in self._editors.items():
+            if stream in editor.streams:
+                left = {n: s for n, s in editor.streams.items() if n != stream}
+                self._editors[name] = (at, replace(editor, streams=left))
+
+    # --- what is asked
+
+    def ask(self, request: Request) -> Answer:
+        """Where the stream goes; one that waits asks again every `ASKS_S`, by the same name."""
+        now = self._clock()
+        asked = self._queue.setdefault(request.stream, _Asked(request, now, now))
+        asked.request, asked.last = request, now
+        self._sweep(now)
+        order = decisions.line(a.request for a in self._queue.values())
+        place = order.index(request)
+        state, avoid = self.editors, self._closing(now)
+        for before in order[:place]:  # they have their turn first, when they ask
+            found = decisions.place(state, before, avoid)
+            if found is not None:
+                state[state.index(found)] = decisions.with_stream(found, before)
+        found = decisions.place(state, request, avoid)
+        if found is not None:
+            del self._queue[request.stream]
+            self._reserved[request.stream] = (now, found.name, request)
+            self._opened[request.stream] = now
+            return Placed(found.name)
+        if request.waits or request.again:
+            streams = sum(len(editor.streams) for editor in state)
+            length = sum(self._lengths) / len(self._lengths) if self._lengths else SESSION_S
+            starting = None
+            if self._starting_since is not None:
+                starting = max(1.0, self._starting_since + self._start_s - now)
+            return Waiting(place + 1, decisions.expected_s(place + 1, streams, length, starting))
+        del self._queue[request.stream]
+        self._refused[request.stream] = (now, request)
+        return Full()
+
+    @property
+    def editors(self) -> list[Editor]:
+        """As they will be when all that was placed is there."""
+        away = self._leaving | self._going
+        state = {name: e for name, (_, e) in self._editors.items() if name not in away}
+        for _, name, request in self._reserved.values():
+            if name in state:
+                state[name] = decisions.with_stream(state[name], request)
+        return list(state.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    def wanted(self) -> int:
+        """Editors that there should be now."""
+        now, scale = self._clock(), self.scale
+        self._sweep(now)
+        demand = [asked.request for asked in self._queue.values()]
+        demand += [request for _, request in self._refused.values()]
+        need = decisions.needed(self.editors, demand, scale.spare_editors)
+        need = max(scale.min_editors, min(scale.max_editors, need))
+        self._history, number = decisions.wanted(self._history, Need(now, need), scale.delay_s)
+        if number != self._wanted_since[0]:
+            self._wanted_since = (number, now)
+        return number
+
+    def may_go(self, editor: str) -> bool:
+        """Whether this editor is too many and empty: then it is to leave."""
+        now = self._clock()
+        if editor in self._closing(now) and not self._known(editor).streams:
+            self._going.add(editor)
+        return editor in self._going
+
+    def _known(self, name: str) -> Editor:
+        return next(editor for editor in self.editors if editor.name == name)
+
+    def _closing(self, now: float) -> frozenset[str]:
+        if self.scale.min_editors == self.scale.max_editors:
+            return frozenset()
+        state = self.editors
+        return decisions.closing(state, len(state) - self.wanted())
+
+    @property
+    def _starting_since(self) -> float | None:
+        """When an editor that is not there yet was first wanted."""
+        number, since = self._wanted_since
+        return since if number > len(self.editors) else None
+
+    def _sweep(self, now: float) -> None:
+        self._editors = {n: t for n, t in self._editors.items() if now - t[0] < EDITOR_GONE_S}
+        self._going &= set(self._editors)
+        self._reserved = {n: r for n, r in self._reserved.items() if now - r[0] < RESERVED_S}
+        self._queue = {n: a for n, a in self._queue.items() if now - a.last < LEFT_S}
+        # Who was refused comes again after as long as the refusal advised.
+        self._refused = {n: r for n, r in self._refused.items() if now - r[0] < RETRY_AFTER_S}

@@ -1,0 +1,169 @@
+"""How many sessions an editor takes: figures by hand, at the border and one beyond."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.editor.capacity import Capacity
+from serve.wire.protocol import WireError
+from serve.wire.work import Opening
+from tests.known_editors import known_editor
+
+SIZE = (128, 192)
+
+
+def opening(name: str, size: tuple[int, int] = SIZE, fps: float = 16.0) -> Opening:
+    return Opening(name, "p", size[1], size[0], fps, "live")
+
+
+def capacity(cost: float, *, max_sessions: int = 8, measured: bool = True) -> Capacity:
+    made = Capacity(chunk_frames=12, max_sessions=max_sessions, measured=measured)
+    made.observe(SIZE, cost)
+    return made
+
+
+def takes(made: Capacity, *openings: Opening) -> list[bool]:
+    taken, told = [], set()
+    for asked in openings:
+        try:
+            made.admit(asked)
+        except WireError as error:
+            told.add((error.code, error.retry_after_s))
+            taken.append(False)
+        else:
+            taken.append(True)
+    assert told <= {("at_capacity", 5.0)}
+    return taken
+
+
+def test_the_share_is_compute_per_second_of_video() -> None:
+    made = capacity(0.21)
+    made.admit(opening("a"))
+    # A chunk of 12 frames lasts 0.75 s at 16 frames a second.
+    assert made.load == pytest.approx(0.28)
+    made.admit(opening("b", fps=4.0))
+    assert made.load == pytest.approx(0.28 + 0.07)
+    with pytest.raises(WireError, match=r"2 sessions use 35% of this editor.* need 56%"):
+        made.admit(opening("c", fps=32.0))
+    assert len(made.loads) == 2
+    made.release("a")
+    made.release("a")  # twice, once counted
+    assert made.load == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize(
+    ("cost", "taken"),
+    [(0.2999, [True, True, False]), (0.3001, [True, False, False]), (0.15, [True] * 3)],
+)
+def test_four_fifths_of_the_accelerator_may_be_promised(cost: float, taken: list[bool]) -> None:
+    # At a chunk a second two of 0.3 s and a bit less fit in 0.6 s, not in less: 0.75 * 0.8.
+    made = capacity(cost)
+    assert takes(made, *(opening(name) for name in "abc")) == taken
+
+
+def test_the_border_itself_is_taken() -> None:
+    made = Capacity(chunk_frames=10, max_sessions=8)
+    made.observe(SIZE, 0.4)
+    assert takes(made, opening("a", fps=10.0), opening("b", fps=10.0)) == [True, True]
+    assert made.load == 0.8
+    assert takes(made, opening("c", fps=0.01)) == [False]
+
+
+def test_the_first_session_is_taken_however_slow_the_machine_is() -> None:
+    made = capacity(100.0)
+    assert takes(made, opening("a"), opening("b")) == [True, False]
+    made.release("a")
+    assert takes(made, opening("b")) == [True]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_no_more_than_max_sessions(measured: bool, most: int) -> None:
+    made = capacity(0.001, max_sessions=most, measured=measured)
+    openings = [opening(str(n)) for n in range(most + 2)]
+    assert takes(made, *openings) == [True] * most + [False] * 2
+    assert made.load == pytest.approx(most * 0.001 * 16 / 12)
+
+
+def test_unmeasured_capacity_only_counts() -> None:
+    made = capacity(100.0, max_sessions=3, measured=False)
+    assert takes(made, *(opening(name) for name in "abcd")) == [True, True, True, False]
+
+
+def test_what_was_refused_is_not_counted() -> None:
+    made = capacity(0.3001)
+    takes(made, opening("a"), *(opening(str(n)) for n in range(20)))
+    made.release("a")
+    assert made.load == 0
+
+
+def test_one_slow_chunk_decides_nothing_and_many_do() -> None:
+    made = capacity(0.1)
+    made.observe(SIZE, 1.1)
+    assert made.cost(SIZE) == pytest.approx(0.9 * 0.1 + 0.1 * 1.1)
+    made.observe(SIZE, 0.1)
+    assert made.cost(SIZE) == pytest.approx(0.9 * 0.2 + 0.1 * 0.1)
+    for _ in range(100):
+        made.observe(SIZE, 0.5)
+    assert made.cost(SIZE) == pytest.approx(0.5, rel=0.01)
+
+
+def test_an_unknown_size_costs_by_area_from_the_nearest() -> None:
+    made = Capacity(chunk_frames=12, max_sessions=8)
+    assert made.cost(SIZE) == 0.0  # nothing is known yet
+    made.observe((100, 100), 0.1)
+    made.observe((200, 200), 1.0)
+    assert made.cost((100, 110)) == pytest.approx(0.11)
+    assert made.cost((50, 50)) == pytest.approx(0.025)
+    assert made.cost((200, 220)) == pytest.approx(1.1)
+    assert made.cost((400, 200)) == pytest.approx(2.0)
+    assert made.cost((220, 100)) == pytest.approx(0.22)  # 12,000 pixels off here, 18,000 there
+    assert made.cost((100, 100)) == 0.1  # to ask changes nothing
+    made.observe((100, 110), 0.3)
+    assert made.cost((100, 110)) == pytest.approx(0.3)  # the first measurement counts whole
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=30))
+def test_the_load_is_that_of_the_sessions_that_are_there(steps: list[tuple[str, bool]]) -> None:
+    made, there = capacity(0.1, max_sessions=4), set[str]()
+    for name, comes in steps:
+        if not comes:
+            made.release(name)
+            there.discard(name)
+        elif name not in there and takes(made, opening(name)) == [True]:
+            there.add(name)
+        assert len(made.loads) == len(there)
+        assert made.load == pytest.approx(len(there) * 0.1 * 16 / 12)
+        assert len(there) <= 4
+
+
+def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The third that sees a full window, whatever those before took."""
+    editor = known_editor()
+    costs = iter([9.0, 9.0, 9.0, 9.0, 8.0, 0.25, 7.0, 7.0])
+    opened = editor.open
+
+    def timed(*args: object, **named: object) -> object:
+        stream = opened(*args, **named)
+        push = stream.push
+
+        def measured(frames: object) -> object:
+            for chunk in push(frames):
+                yield replace(chunk, compute_ms=1000 * next(costs))
+
+        stream.push = measured
+        return stream
+
+    monkeypatch.setattr(editor, "open", timed)
+    settings = editor.settings
+    chunks = settings.window_latents // settings.chunk_latents + 2
+    assert chunks == 6
+    made = Capacity(chunk_frames=12, max_sessions=8)
+    assert made.warm_up(editor) == 0.25
+    assert made.cost((settings.height, settings.width)) == 0.25

@@ -1,0 +1,291 @@
+"""The editor's side of a session, with a real editor whose answer is known."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from modeling.streaming.state import StreamState
+from serve.editor.engine import Engine
+from serve.metrics import EditorMetrics
+from serve.wire.protocol import WireError
+from serve.wire.work import Edited, Moved, Opening, Ready, Work
+from tests.known_editors import assert_edited, block_clip, expected_edit, known_editor
+
+pytestmark = pytest.mark.anyio
+
+RED, BLUE = "paint it red", "paint it blue"
+SOURCE = block_clip(33, 32, 48)
+OPENING = Opening("s", RED, 48, 32, 12.0, "lossless", seed=5)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    torch.set_num_threads(1)
+    made = Engine(known_editor(), max_sessions=2)
+    yield made
+    made.stop()
+
+
+class Source:
+    """Gives out works, then waits for ever."""
+
+    def __init__(self, *works: Work) -> None:
+        self.works = deque(works)
+
+    async def take(self) -> Work:
+        if not self.works:
+            await asyncio.Event().wait()
+        return self.works.popleft()
+
+
+def work(number: int, first: int, count: int, prompt: str = RED, **flags: bool) -> Work:
+    flags = {"last": False, **flags}
+    return Work(number, prompt, SOURCE[first : first + count], **flags)
+
+
+WORKS = (
+    work(0, 0, 9),
+    work(1, 9, 4, more=True),
+    work(1, 13, 8, BLUE),
+    work(2, 21, 4, BLUE, more=True),
+    work(2, 25, 4, BLUE, more=True),
+    work(2, 29, 4, BLUE, last=True),
+)
+
+
+async def events(engine: Engine, opening: Opening, *works: Work) -> list[Any]:
+    return [event async for event in engine.edit(opening, Source(*works).take)]
+
+
+def replaced(**change: Any) -> Opening:
+    return Opening(**{**vars(OPENING), **change})
+
+
+async def test_chunks_come_back_as_they_were_asked_for(engine: Engine) -> None:
+    ready, *edited = await events(engine, OPENING, *WORKS)
+    assert ready == Ready("known", 12, 9, chunks=0)
+    assert [(e.number, e.index, len(e.frames)) for e in edited] == [
+        (0, 0, 9),
+        (1, 1, 12),
+        (2, 2, 12),
+    ]
+    pictures = np.concatenate([e.frames for e in edited])
+    # A chunk is edited by the prompt of the work that completes it.
+    assert_edited(pictures[:9], SOURCE[:9], RED)
+    wanted = np.concatenate([expected_edit(SOURCE, RED)[:9], expected_edit(SOURCE, BLUE)[9:]])
+    assert np.abs(pictures.astype(int) - wanted).max() <= 1
+    assert [e.steps for e in edited] == [4, 4, 4]
+    assert edited[0].recomputed == 1.0
+    assert all(0 < e.recomputed <= 1 for e in edited)
+    assert [e.ahead_ms > 0 for e in edited] == [False, True, True]
+    assert all(e.compute_ms > 0 and e.wait_ms >= 0 for e in edited)
+    assert [e.mask for e in edited] == [None] * 3
+    assert [e.state is None for e in edited] == [False, False, True]
+    assert engine.capacity.loads == {}
+
+
+async def test_masks_are_for_those_who_ask(engine: Engine) -> None:
+    _, edited, _ = await events(engine, replaced(mask=True), WORKS[0], work(1, 9, 0, last=True))
+    assert (edited.mask.shape, edited.mask.dtype) == ((3, 2, 3), bool)
+
+
+async def test_a_last_work_without_frames_has_an_answer(engine: Engine) -> None:
+    _, _, last = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
+    assert (last.number, last.index, last.frames.shape) == (1, 1, (0, 32, 48, 3))
+    assert (last.recomputed, last.steps, last.device_s, last.state) == (0.0, 0, 0.0, None)
+
+
+async def test_a_stream_goes_on_from_the_state_that_was_given_back(engine: Engine) -> None:
+    _, first, _ = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
+    assert len(first.state) < len(first.frames.tobytes()) * 20
+    ready, *edited = await events(engine, replaced(state=first.state), *WORKS[1:])
+    assert ready.chunks == 1
+    assert [e.index for e in edited] == [1, 2]
+    pictures = np.concatenate([e.frames for e in edited])
+    wanted = np.concatenate([expected_edit(SOURCE, BLUE)[9:]])
+    assert np.abs(pictures.astype(int) - wanted).max() <= 1
+
+
+async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
+    engine: Engine,
+) -> None:
+    source = Source(*WORKS[:2])
+    async with aclosing(engine.edit(OPENING, source.take)) as stream:
+        assert isinstance(await anext(stream), Ready)
+        assert isinstance(await anext(stream), Edited)
+        moving = asyncio.ensure_future(anext(stream))
+        while source.works or engine.scheduler.running_since is not None:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        engine.leave()
+        moved = await moving
+    assert isinstance(moved, Moved)
+    assert moved.ahead == 4
+    StreamState.from_bytes(moved.state)
+    assert engine.capacity.loads == {}
+    (_, given_back) = await events(engine, OPENING, *WORKS)
+    assert isinstance(given_back, Moved)  # at once, before any work
+    engine.stay()
+    _, *edited = await events(engine, replaced(state=moved.state), *WORKS[2:])
+    assert len(edited[0].frames) == 12
+    wanted = expected_edit(SOURCE, BLUE)[9:21]
+    assert np.abs(edited[0].frames.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "fps", "patience"),
+    [("live", 12.0, 1.0), ("live", 24.0, 0.5), ("live", 6.0, 2.0), ("lossless", 12.0, 5.0)],
+)
+async def test_a_live_chunk_is_due_when_the_next_is_there(
+    engine: Engine, mode: Any, fps: float, patience: float
+) -> None:
+    """Within a chunk's time, and frames ahead of theirs within two. What opens comes first."""
+    asked: list[float] = []
+    run = engine.scheduler.run
+
+    def record(function: Any, *, due: float, **named: Any) -> Any:
+        asked.append(due and due - time.monotonic())
+        return run(function, due=due, **named)
+
+    engine.scheduler.run = record  # type: ignore[method-assign]
+    await events(engine, replaced(mode=mode, fps=fps), *WORKS[:3], work(2, 21, 0, last=True))
+    ahead = 2 * patience if mode == "live" else patience
+    assert asked == pytest.approx([0.0, patience, ahead, patience, patience], abs=0.1)
+
+
+async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:
+    took = iter([0.0, 0.25, 0.1, 0.2, 0.1, 0.1, 0.1])
+    seen: list[tuple[tuple[int, int], float]] = []
+    run, observe = engine.scheduler.run, engine.capacity.observe
+
+    async def timed(*args: Any, **named: Any) -> Any:
+        return replace(await run(*args, **named), run_s=next(took))
+
+    def noted(size: tuple[int, int], seconds: float, *more: Any) -> None:
+        seen.append((size, seconds))
+        observe(size, seconds, *more)
+
+    engine.scheduler.run = timed  # type: ignore[method-assign]
+    engine.capacity.observe = noted  # type: ignore[method-assign]
+    editor_open = engine.editor.open
+
+    def cheap(*args: Any, **named: Any) -> Any:
+        stream = editor_open(*args, **named)
+        push = stream.push
+
+        def pushed(frames: np.ndarray) -> Any:
+            for chunk in push(frames):
+                yield replace(chunk, compute_ms=280.0 if chunk.index == 0 else 1.0)
+
+        stream.push = pushed  # type: ignore[method-assign]
+        return stream
+
+    engine.editor.open = cheap  # type: ignore[method-assign]
+    _, first, second, *_ = await events(engine, OPENING, *WORKS)
+    # The first: what the device says it took, its refresh with it. The second: both its works.
+    assert seen[0] == ((32, 48), pytest.approx(0.28))
+    assert seen[1] == ((32, 48), pytest.approx(0.3))
+    assert (first.compute_ms, first.ahead_ms) == pytest.approx((250.0, 0.0))
+    assert (second.compute_ms, second.ahead_ms) == pytest.approx((200.0, 100.0))
+    assert second.device_s == pytest.approx(0.3)
+
+
+async def test_an_engine_is_full_at_its_border_and_has_room_when_a_stream_ends(
+    engine: Engine,
+) -> None:
+    async with (
+        aclosing(engine.edit(replaced(session="a"), Source().take)) as a,
+        aclosing(engine.edit(replaced(session="b"), Source().take)) as b,
+    ):
+        await anext(a)
+        await anext(b)
+        with pytest.raises(WireError) as raised:
+            await events(engine, replaced(session="c"))
+        assert raised.value.code == "at_capacity"
+        assert len(engine.capacity.loads) == 2
+        await a.aclose()
+        ready, *_ = await events(engine, replaced(session="c"), work(0, 0, 0, last=True))
+        assert isinstance(ready, Ready)
+
+
+async def test_a_stream_that_fails_frees_its_place(engine: Engine) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken weights")
+
+    engine.editor.vae.decode = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(RuntimeError, match="broken weights"):
+        await events(engine, OPENING, *WORKS)
+    assert engine.capacity.loads == {}
+    engine.check()  # a stream's failure is not the device's
+
+
+async def test_a_broken_device_makes_the_engine_unhealthy(engine: Engine) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.AcceleratorError("illegal memory access")
+
+    engine.check()
+    engine.editor.vae.decode = fail  # type: ignore[method-assign, assignment]
+    with pytest.raises(torch.AcceleratorError):
+        await events(engine, OPENING, *WORKS)
+    with pytest.raises(RuntimeError, match="broken: illegal memory access"):
+        engine.check()
+
+
+async def test_a_job_that_never_ends_makes_the_engine_unhealthy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    running = asyncio.create_task(engine.scheduler.run(partial(gate.wait, 20), due=0.0))
+    while engine.scheduler.running_since is None:
+        await asyncio.sleep(0.001)
+    waiting = asyncio.create_task(engine.scheduler.run(int, due=0.0))
+    await asyncio.sleep(0)
+    engine.check()  # it may take a while
+    metrics = EditorMetrics()
+    engine.gauge(metrics)
+    assert metrics.registry.get_sample_value("liveedit_editor_queue") == 1
+    now = time.monotonic()
+    monkeypatch.setattr("time.monotonic", lambda: now + 3600)
+    with pytest.raises(RuntimeError, match="running for more than"):
+        engine.check()
+    monkeypatch.undo()
+    gate.set()
+    await asyncio.gather(running, waiting)
+    engine.check()
+
+
+async def test_the_gauges_say_what_is(engine: Engine) -> None:
+    metrics = EditorMetrics()
+    cost = engine.warm_up()
+    assert cost > 0
+    async with aclosing(engine.edit(replaced(session="a", fps=1.0), Source().take)) as stream:
+        await anext(stream)
+        engine.gauge(metrics)
+        value = metrics.registry.get_sample_value
+        assert value("liveedit_editor_sessions") == 1
+        assert value("liveedit_editor_load") == pytest.approx(engine.capacity.load) != 0
+        assert value("liveedit_editor_chunk_seconds") == pytest.approx(cost)
+        assert value("liveedit_editor_queue") == 0
+        assert value("liveedit_editor_busy_seconds") == engine.scheduler.busy_s > 0
+
+
+async def test_a_model_is_described(engine: Engine) -> None:
+    engine.capacity.observe((64, 96), 0.123456)
+    told = engine.describe()
+    assert told == {
+        "name": "known", "width": 96, "height": 64, "fps": engine.editor.settings.fps,
+        "chunk_frames": 12, "first_chunk_frames": 9, "steps": 4, "device": "cpu",
+        "chunk_seconds": 0.1235, "card": {"name": "known"},
+    }  # fmt: skip

@@ -1,0 +1,107 @@
+"""Which directory a server loads: what is wrong is said before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from modeling.fingerprint import model_fingerprint
+from serve.app import build
+from serve.editor.model_source import FINGERPRINT, LOCATION, ModelSource, find_model
+from serve.settings import ServeSettings
+from tests.known_editors import write_known_model
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    return write_known_model(tmp_path / "known")
+
+
+def test_a_preset_and_a_directory_are_themselves(known: Path) -> None:
+    assert find_model("demo") == ModelSource("demo")
+    assert find_model(str(known)) == ModelSource(str(known), None)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+@pytest.mark.parametrize("how", ["absent", "cut", "empty"])
+def test_weights_that_an_editor_could_not_load_are_named(known: Path, part: str, how: str) -> None:
+    file = known / f"{part}.safetensors"
+    if how == "absent":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: 1000 if how == "cut" else 0])
+    with pytest.raises(ValueError, match=f"{part}.safetensors cannot be read"):
+        find_model(str(known))
+
+
+def test_a_directory_without_a_config_is_none(known: Path, tmp_path: Path) -> None:
+    (known / "config.json").unlink()
+    for directory in (known, tmp_path / "absent"):
+        with pytest.raises(ValueError, match=f"{directory} is no model directory here"):
+            find_model(str(directory))
+
+
+def test_a_config_that_is_wrong_is_named(known: Path) -> None:
+    config = json.loads((known / "config.json").read_text())
+    (known / "config.json").write_text(json.dumps(config | {"colour": 1}))
+    with pytest.raises(ValueError, match="colour"):
+        find_model(str(known))
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An MLflow registry of its own, in a file: `register` returns a model of one version."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
+    client = mlflow.MlflowClient()
+
+    def register(model: str, alias: str, location: Path | None) -> None:
+        if not client.search_registered_models(f"name='{model}'"):
+            client.create_registered_model(model)
+        tags = {} if location is None else {LOCATION: str(location)}
+        if location is not None and location.exists():
+            tags[FINGERPRINT] = model_fingerprint(location)
+        version = client.create_model_version(model, "file:///absent", tags=tags)
+        client.set_registered_model_alias(model, alias, version.version)
+
+    yield SimpleNamespace(register=register)
+    mlflow.set_tracking_uri(before)
+
+
+def test_a_reference_is_the_version_that_it_names(
+    registry: Any, known: Path, tmp_path: Path
+) -> None:
+    other = write_known_model(tmp_path / "other")
+    registry.register("editor", "production", known)
+    registry.register("editor", "candidate", other)
+    first = ModelSource(str(known), "editor version 1", model_fingerprint(known))
+    second = ModelSource(str(other), "editor version 2", model_fingerprint(other))
+    assert find_model("models:/editor@production") == find_model("models:/editor/1") == first
+    assert find_model("models:/editor@candidate") == find_model("models:/editor/2") == second
+    # The application has it once, so that all its replicas have the same version.
+    front = build(ServeSettings("models:/editor@candidate"))._bound_deployment
+    settings, editor = front.init_args
+    assert settings.model == str(other)
+    assert editor._bound_deployment.init_args == (settings, second)
+    for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):
+        with pytest.raises(ValueError, match="is not in the registry at sqlite"):
+            find_model(wrong)
+
+
+@pytest.mark.parametrize("located", [True, False])
+def test_a_version_that_lies_nowhere_here_is_named(
+    registry: Any, tmp_path: Path, located: bool
+) -> None:
+    place = tmp_path / "elsewhere" if located else None
+    model = f"editor-{located}"
+    registry.register(model, "production", place)
+    named = str(place) if located else "no place"
+    with pytest.raises(ValueError, match=f"version 1 at {named}, which this machine cannot read"):
+        find_model(f"models:/{model}@production")

@@ -1,0 +1,58 @@
+"""A session across editors, and the addresses that a client takes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import numpy as np
+import pytest
+
+from serve.client.stream import stream_url
+from serve.front.driver import MAX_DEATHS, drive
+from serve.front.session import Session
+from serve.metrics import Metrics
+from serve.wire.protocol import WireError
+from serve.wire.work import EditorLostError, Event, Opening, Ready, Take
+
+
+class Mortal:
+    """A backend whose editors die over whatever chunk they are given."""
+
+    def __init__(self) -> None:
+        self.deaths = 0
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        yield Ready("m", 12, 9, 0)
+        await take()
+        self.deaths += 1
+        raise EditorLostError("it is dead")
+
+
+@pytest.mark.anyio
+async def test_a_chunk_that_kills_editors_is_not_tried_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.front.driver.FIRST_PAUSE_S", 0.001)
+    backend, session = Mortal(), Session("s", prompt="red", mode="live", width=48, height=32)
+    for n in range(9):
+        session.feed(n, 0, np.zeros((32, 48, 3), np.uint8))
+    events = drive(backend, session, Opening("s", "red", 48, 32, 16.0, "live"), Metrics())
+    assert isinstance(await anext(events), Ready)
+    with pytest.raises(WireError, match="2 editors were lost over one chunk") as raised:
+        await anext(events)
+    assert raised.value.code == "internal"
+    assert backend.deaths == MAX_DEATHS == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("ws://host:8000", "ws://host:8000/v1/stream"),
+        ("http://host/", "ws://host/v1/stream"),
+        ("https://host/v1/stream", "wss://host/v1/stream"),
+        ("wss://host/prefix", "wss://host/prefix/v1/stream"),
+        ("wss://host/a/b/v1/stream/?token=x", "wss://host/a/b/v1/stream?token=x"),
+    ],
+)
+def test_a_server_may_lie_behind_a_prefix(url: str, address: str) -> None:
+    assert stream_url(url) == address

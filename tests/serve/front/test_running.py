@@ -1,0 +1,288 @@
+"""A session between its socket, its editor and the store: single steps of what may go wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.wire.protocol import parse_frame
+from tests.serve.front.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
+
+
+def resumed(world: World, wire: Wire, received: int, **change: Any) -> Wire:
+    token = wire.messages[0]["resume"]
+    return world.connect(OPEN | {"resume": token, "received": received} | change)
+
+
+def say(world: World, wire: Wire, messages: list[Any]) -> None:
+    for message in messages:
+        wire.say(message)
+    world.settle()
+
+
+def shown(wire: Wire) -> list[np.ndarray]:
+    return [np.frombuffer(frame.image, np.uint8).reshape(SIDE, SIDE, 3) for frame in wire.frames]
+
+
+def indices(wire: Wire) -> list[int]:
+    return [frame.index for frame in wire.frames]
+
+
+def test_frames_leave_only_when_they_are_safe() -> None:
+    with World() as world:
+        world.commits_go_on.clear()
+        wire = world.connect(OPEN, *frames(0, 21))
+        world.advance(5.0)
+        assert wire.frames == []
+        world.commits_go_on.set()
+        world.settle()
+        assert indices(wire) == list(range(21))
+
+
+def test_the_record_holds_what_the_next_front_needs() -> None:
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST + 5))
+        say(world, wire, [{"type": "prompt", "prompt": "prompt 1"}])
+        say(world, wire, frames(FIRST + 5, CHUNK - 5))
+        say(world, wire, frames(FIRST + CHUNK, 5))
+        record = world.store.claim(wire.messages[0]["resume"], 0)
+        progress = record.progress
+        assert progress.next_frame == progress.edited == FIRST + CHUNK
+        assert (progress.prompt, progress.applied_prompt) == ("prompt 1", "prompt 1")
+        assert progress.finished is None
+        assert world.editors.openings[0].state is None
+        assert [entry.position for entry in record.tail if isinstance(entry.data, bytes)] == list(
+            range(21)
+        )
+        assert record.header.opening.prompt == "prompt 0"
+        assert record.header.ready.model == "known"
+
+
+def test_a_session_goes_on_from_its_state_its_prompt_and_its_place() -> None:
+    with World() as world:
+        wire = world.connect(OPEN | {"seed": 7}, *frames(0, FIRST))
+        say(world, wire, [{"type": "prompt", "prompt": "prompt 1"}])
+        say(world, wire, frames(FIRST, CHUNK + 3))  # three of them are started and not answered
+        wire.disconnect()
+        world.settle()
+        # As a client opens that lost its connection: with the prompt it first opened with.
+        back = resumed(world, wire, FIRST + 2)
+        opened = back.messages[0]
+        assert opened["next_frame"] == FIRST + CHUNK
+        opening = world.editors.openings[1]
+        assert (opening.width, opening.height, opening.seed, opening.fps) == (SIDE, SIDE, 7, 16.0)
+        assert opening.state is not None
+        say(world, back, frames(FIRST + CHUNK, CHUNK))
+        assert indices(back) == list(range(FIRST + 2, FIRST + 2 * CHUNK))
+        assert {picture[0, 0, 1] for picture in shown(back)} == {1}
+        # It was announced with the frames that the client had not got.
+        assert [m["type"] for m in back.messages] == ["opened", "chunk", "chunk"]
+        assert world.sample("sessions_resumed_total") == 1
+        assert world.sample("sessions_admitted_total") == 1
+
+
+def test_another_prompt_on_resume_is_a_change() -> None:
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST))
+        wire.disconnect()
+        world.settle()
+        back = resumed(world, wire, FIRST, prompt="prompt 5")
+        say(world, back, frames(FIRST, CHUNK))
+        assert {picture[0, 0, 1] for picture in shown(back)} == {5}
+        applied = {"type": "prompt_applied", "prompt": "prompt 5", "first_frame": FIRST}
+        assert applied in back.messages
+
+
+def test_what_was_not_sent_before_counts_as_not_sent_after() -> None:
+    with World() as world:
+        wire = world.connect(OPEN)
+        wire.reading.clear()
+        say(world, wire, frames(0, 60))
+        before = world.committed
+        # 21 wait, so another chunk is begun; with 33 none is.
+        assert before == FIRST + 2 * CHUNK
+        wire.disconnect()
+        world.settle()
+        back = Wire(world, subprotocols=["liveedit.v1"])
+        back.reading.clear()
+        token = wire.messages[0]["resume"]
+        say(world, back, [OPEN | {"resume": token, "received": 0}, *frames(before, 40)])
+        assert world.committed == before
+        back.reading.set()
+        world.settle()
+        assert indices(back) == list(range(before + 36))
+
+
+def test_the_holder_that_was_superseded_ends_with_its_next_chunk() -> None:
+    with World() as world:
+        old = world.connect(OPEN, *frames(0, FIRST))
+        new = resumed(world, old, FIRST)
+        say(world, old, frames(FIRST, CHUNK))
+        assert (old.code, indices(old)) == (1001, list(range(FIRST)))
+        assert world.sample("sessions_ended_total", reason="superseded") == 1
+        say(world, new, frames(FIRST, CHUNK))
+        assert indices(new) == list(range(FIRST, FIRST + CHUNK))
+        assert world.sample("sessions") == 1
+
+
+def test_the_holder_that_was_superseded_ends_with_the_next_beat() -> None:
+    with World() as world:
+        old = world.connect(OPEN, *frames(0, FIRST))
+        new = resumed(world, old, FIRST)
+        world.advance(11.0)
+        assert old.code == 1001
+        assert new.code is None
+
+
+@pytest.mark.parametrize("last_words", [b"noise", None])
+def test_what_an_old_holder_does_is_nothing_to_the_session(last_words: bytes | None) -> None:
+    with World() as world:
+        old = world.connect(OPEN, *frames(0, FIRST))
+        new = resumed(world, old, 2)
+        if last_words is None:
+            old.disconnect()
+        else:
+            old.say(last_words)
+        world.settle()
+        world.advance(300.0)  # the new holder's beats keep it
+        assert len(world.store) == 1
+        assert indices(resumed(world, new, 4)) == list(range(4, FIRST))
+
+
+def test_a_session_that_was_over_is_told_again_to_the_end() -> None:
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, 12), {"type": "close"})
+        assert wire.messages[-1] == {"type": "closed", "frames": 12, "reason": "close"}
+        again = resumed(world, wire, 10)
+        assert indices(again) == [10, 11]
+        assert again.messages[0]["next_frame"] == 12
+        assert again.messages[-1] == {"type": "closed", "frames": 12, "reason": "close"}
+        assert again.code == 1000
+        assert len(world.editors.openings) == 1  # no editor was asked
+
+
+def test_every_frame_is_its_own() -> None:
+    """In place, colour and size: the whole of every picture, over a lost editor and a move."""
+    with World() as world:
+        wire = world.connect(OPEN | {"mask": True}, *frames(0, FIRST + 6))
+        world.editors.die()
+        world.advance(1.0)
+        say(world, wire, frames(FIRST + 6, 10))
+        world.editors.leave()
+        say(world, wire, [*frames(FIRST + 16, 11), {"type": "close"}])
+        pictures = shown(wire)
+        sums = sorted({int(picture[0, 0, 2]) for picture in pictures})
+        assert len(pictures) == 36
+        assert len(sums) == 4  # one for every chunk
+        for n, picture in enumerate(pictures):
+            np.testing.assert_array_equal(picture[..., 0], n)
+            np.testing.assert_array_equal(picture[..., 1], 0)
+        np.testing.assert_array_equal(pictures[0], edit(source(0), "prompt 0", 0))
+        assert [m["type"] for m in wire.messages[1:]] == ["mask", "chunk"] * 4 + ["closed"]
+        order = [type(item).__name__ if not isinstance(item, dict) else item["type"]
+                 for item in wire.heard[1:12]]  # fmt: skip
+        assert order == ["mask", *["Frame"] * 9, "chunk"]
+        assert wire.messages[1] == {
+            "type": "mask", "index": 0, "latents": 3, "rows": 1, "columns": 1, "data": "4A==",
+        }  # fmt: skip
+
+
+def test_the_metrics_of_a_scripted_session() -> None:
+    with World() as world:
+        world.editors.chunk_s = 0.2
+        wire = world.connect(OPEN | {"mode": "live", "fps": 12})
+        assert world.sample("sessions") == 1
+        world.advance(1.0)
+        say(world, wire, frames(0, FIRST))
+        world.advance(0.9)
+        world.editors.chunk_s = 1.5  # longer than the second that a chunk lasts
+        say(world, wire, frames(FIRST, CHUNK))
+        world.advance(3.0)
+        # Six more than may wait: the oldest are dropped.
+        say(world, wire, frames(FIRST + CHUNK, 8))
+        say(world, wire, frames(FIRST + CHUNK + 8, 22))
+        world.advance(6.0)
+        say(world, wire, [{"type": "close"}])
+        world.advance(30.0)
+        dropped = sum(m["frames"] for m in wire.messages if m["type"] == "dropped")
+        edited = len(wire.frames)
+        assert wire.messages[-1] == {"type": "closed", "frames": edited, "reason": "close"}
+        assert edited + dropped == FIRST + CHUNK + 30
+        assert dropped > 0
+        chunks = [m for m in wire.messages if m["type"] == "chunk"]
+        value = world.sample
+        assert value("sessions") == 0
+        assert value("sessions_admitted_total") == 1
+        assert value("sessions_resumed_total") == 0
+        assert value("sessions_ended_total", reason="close") == 1
+        assert value("frames_edited_total") == edited
+        assert value("frames_dropped_total") == dropped
+        assert value("gpu_seconds_total") == pytest.approx(0.05 * len(chunks))
+        assert value("session_gpu_seconds_sum") == pytest.approx(0.05 * len(chunks))
+        assert value("session_gpu_seconds_count") == 1
+        assert value("recomputed_share_sum") == pytest.approx(0.5 * len(chunks))
+        assert value("chunk_latency_seconds_count") == len(chunks)
+        latencies = [m["latency_ms"] / 1000 for m in chunks]
+        assert latencies[:2] == pytest.approx([0.2, 1.5], abs=0.01)
+        assert value("chunk_latency_seconds_sum") == pytest.approx(sum(latencies), abs=0.01)
+        met = sum(latency <= 1.0 for latency in latencies)
+        assert value("chunk_deadlines_total", met="yes") == met >= 1
+        assert value("chunk_deadlines_total", met="no") == len(chunks) - met >= 1
+        assert value("first_chunk_seconds_count") == 1
+        assert value("first_chunk_seconds_sum") == pytest.approx(1.2, abs=0.01)
+        assert value("session_seconds_count") == 1
+        assert value("session_seconds_sum") == pytest.approx(world_seconds(world, wire), abs=0.1)
+
+
+def world_seconds(world: World, wire: Wire) -> float:
+    assert wire.ended_at is not None
+    return wire.ended_at - 100.0  # where the clock starts
+
+
+@pytest.mark.parametrize(
+    ("hang", "pausing", "stalls"), [(1.0, False, 0), (2.5, False, 1), (2.5, True, 0)]
+)
+def test_a_stall_is_a_pause_in_what_comes_back_while_frames_go_in(
+    hang: float, pausing: bool, stalls: int
+) -> None:
+    """Of more than a chunk and a half; a source that pauses, too, is none."""
+    with World() as world:
+        wire = world.connect(OPEN | {"mode": "live", "fps": 12})
+        sent = 0
+
+        def go_on(seconds: float, sending: bool) -> None:
+            nonlocal sent
+            for _ in range(round(seconds * 12)):
+                if sending:
+                    say(world, wire, frames(sent, 1))
+                    sent += 1
+                world.advance(1 / 12)
+
+        go_on(4.0, True)
+        assert world.sample("stalls_total") == 0
+        world.editors.chunk_s = hang
+        go_on(1.0, True)
+        world.editors.chunk_s = 0.0
+        go_on(hang, not pausing)
+        go_on(4.0, True)
+        assert world.sample("stalls_total") == stalls
+
+
+def test_a_lossless_session_has_no_deadlines_and_no_stalls() -> None:
+    with World() as world:
+        world.editors.chunk_s = 20.0
+        wire = world.connect(OPEN, *frames(0, FIRST + CHUNK), {"type": "close"})
+        world.advance(100.0)
+        assert wire.code == 1000
+        for met in ("yes", "no"):
+            assert world.sample("chunk_deadlines_total", met=met) == 0
+        assert world.sample("stalls_total") == 0
+
+
+def test_the_time_of_capture_comes_back() -> None:
+    with World() as world:
+        sent = frames(0, FIRST)
+        wire = world.connect(OPEN, *sent)
+        assert [frame.time_us for frame in wire.frames] == [parse_frame(s).time_us for s in sent]

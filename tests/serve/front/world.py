@@ -1,0 +1,337 @@
+"""Fronts, a store and editors whose answers are known, in one thread and under one clock.
+
+The front, its sessions and the store are the real ones. Sockets are ASGI's two calls. The editor is
+arithmetic: an edited frame shows its source frame's number, its prompt's number and a checksum of
+all frames that were edited before its chunk, so that every lost, repeated or misplaced frame, and
+every state that is not the right one, shows in the pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from serve.front.front import Front
+from serve.hub.records import Entry, Header, LocalStore, Progress, SessionStore
+from serve.limits import Limits
+from serve.metrics import Metrics
+from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
+from serve.wire.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
+from tests.serve.front.clock import Clock
+
+SIDE = 16  # pixels
+FIRST, CHUNK = 9, 12
+OPEN: dict[str, Any] = {
+    "type": "open", "prompt": "prompt 0", "width": SIDE, "height": SIDE, "fps": 16,
+    "mode": "lossless", "format": "rgb24",
+}  # fmt: skip
+
+
+def picture(*channels: int) -> np.ndarray:
+    return np.full((SIDE, SIDE, 3), channels, np.uint8)
+
+
+def source(index: int) -> np.ndarray:
+    return picture(index % 256, index // 256, 77)
+
+
+def edit(frame: np.ndarray, prompt: str, checksum: int) -> np.ndarray:
+    return picture(frame[0, 0, 0], int(prompt.split()[-1]) % 256, checksum % 256)
+
+
+@dataclass
+class Known:
+    """A stream; all of it is its state."""
+
+    chunks: int
+    checksum: int
+    pending: list[np.ndarray]
+
+    @classmethod
+    def restore(cls, state: bytes | None) -> Known:
+        if state is None:
+            return cls(0, 0, [])
+        values = json.loads(state)
+        pending = [source(0) + np.uint8(0) for _ in values["pending"]]
+        for frame, (red, green) in zip(pending, values["pending"], strict=True):
+            frame[..., 0], frame[..., 1] = red, green
+        return cls(values["chunks"], values["checksum"], pending)
+
+    def snapshot(self) -> bytes:
+        pending = [[int(v) for v in frame[0, 0, :2]] for frame in self.pending]
+        values = {"chunks": self.chunks, "checksum": self.checksum, "pending": pending}
+        return json.dumps(values).encode()
+
+    def push(self, work: Work) -> Edited | None:
+        self.pending += list(work.frames)
+        if work.more:
+            assert len(self.pending) < self.wanted
+            return None
+        assert len(self.pending) == self.wanted or work.last, "not a whole chunk"
+        frames, self.pending = self.pending, []
+        edited = [edit(frame, work.prompt, self.checksum) for frame in frames]
+        for frame in frames:
+            self.checksum = zlib.crc32(frame.tobytes(), self.checksum)
+        index, self.chunks = self.chunks, self.chunks + bool(frames)
+        return Edited(
+            number=work.number,
+            index=index,
+            frames=np.stack(edited) if edited else np.empty((0, SIDE, SIDE, 3), np.uint8),
+            recomputed=0.5,
+            steps=4,
+            compute_ms=40.0,
+            ahead_ms=10.0,
+            wait_ms=1.0,
+            mask=np.ones((3, 1, 1), bool) if work.frames.size else None,
+            state=None if work.last else self.snapshot(),
+        )
+
+    @property
+    def wanted(self) -> int:
+        return FIRST if self.chunks == 0 else CHUNK
+
+
+class Editors:
+    """`work.Backend`: they die, leave, are full or slow when they are told to."""
+
+    def __init__(self) -> None:
+        self.full = self.stillborn = self.broken = False
+        self.chunk_s = 0.0  # that a chunk takes
+        self.openings: list[Opening] = []
+        self.open = 0  # streams now
+        self._end: asyncio.Future[str] | None = None
+
+    def die(self) -> None:
+        self._all("die")
+
+    def leave(self) -> None:
+        self._all("leave")
+
+    def fail(self) -> None:
+        self._all("fail")
+
+    def _all(self, what: str) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            end.set_result(what)
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        self.openings.append(opening)
+        if self.full:
+            raise WireError("at_capacity", "no room", RETRY_AFTER_S)
+        if self.broken:
+            raise WireError("internal", "the editor failed; its log says why")
+        if self.stillborn:
+            raise EditorLostError("died before it took the stream")
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_future()
+        end = self._end
+        stream = Known.restore(opening.state)
+        self.open += 1
+        try:
+            yield Ready("known", CHUNK, FIRST, stream.chunks)
+            while True:
+                taking = asyncio.ensure_future(take())
+                try:
+                    await asyncio.wait({taking, end}, return_when=asyncio.FIRST_COMPLETED)
+                    if end.done() and end.result() == "leave" and not taking.done():
+                        yield Moved(stream.snapshot(), len(stream.pending))
+                        return
+                    if taking.done() and self.chunk_s and not taking.result().more:
+                        await asyncio.wait({end}, timeout=self.chunk_s)
+                    if end.done() and end.result() == "fail":
+                        raise WireError("internal", "the editor failed; its log says why")
+                    if end.done() and end.result() == "die":
+                        raise EditorLostError("died")
+                    work = taking.result()
+                finally:
+                    taking.cancel()
+                assert work.frames.shape[1:] == (opening.height, opening.width, 3)
+                if (edited := stream.push(work)) is not None:
+                    yield edited
+                if work.last:
+                    return
+        finally:
+            self.open -= 1
+
+
+class StoreLink(LocalStore):
+    """A front's way to the shared store; a dead front says nothing any more."""
+
+    def __init__(self, store: SessionStore, world: World) -> None:
+        super().__init__(store)
+        self.world, self.dead = world, False
+
+    async def commit(
+        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
+    ) -> bool:
+        await self.world.commits_go_on.wait()
+        held = await super().commit(token, epoch, header, progress, entries)
+        if held:
+            self.world.committed = progress.edited
+        return held
+
+    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+        return [] if self.dead else await super().beat(held)
+
+    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
+        if not self.dead:
+            await super().release(token, epoch, forget=forget)
+
+
+class Inline(Executor):
+    """Image codecs, in the only thread there is."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Wire:
+    """A client's socket, by default to a front of its own."""
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        subprotocols: list[str],
+        query: str = "",
+        front: Front | None = None,
+    ) -> None:
+        self.world = world
+        self.heard: list[dict[str, Any] | Frame] = []
+        self.code: int | None = None  # the server's close code
+        self.reading = asyncio.Event()
+        self.reading.set()
+        self.cut = False
+        self.link = StoreLink(world.store, world)
+        self.front = front or world.front(self.link)
+        self.ended_at: float | None = None
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._incoming.put_nowait({"type": "websocket.connect"})
+        scope = {
+            "type": "websocket", "subprotocols": subprotocols, "headers": [],
+            "query_string": query.encode(),
+        }  # fmt: skip
+        self.task = world.clock.task(self.front.stream(scope, self._receive, self._send))
+        self.task.add_done_callback(self._ended)
+
+    def say(self, message: dict[str, Any] | bytes | str) -> None:
+        data = json.dumps(message) if isinstance(message, dict) else message
+        kind = "bytes" if isinstance(data, bytes) else "text"
+        self._incoming.put_nowait({"type": "websocket.receive", kind: data})
+
+    def disconnect(self) -> None:
+        self.cut = True
+        self.reading.set()
+        self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
+
+    def kill_front(self) -> None:
+        """As a machine that loses its power: nothing more is heard of it."""
+        self.link.dead = self.cut = True
+        self.reading.set()
+        self.task.cancel()
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [item for item in self.heard if isinstance(item, dict)]
+
+    @property
+    def frames(self) -> list[Frame]:
+        return [item for item in self.heard if isinstance(item, Frame)]
+
+    async def _receive(self) -> dict[str, Any]:
+        return await self._incoming.get()
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "websocket.send" and self.heard:  # the first message is always taken
+            await self.reading.wait()
+        if self.cut:
+            raise OSError("the client is gone")
+        if kind == "websocket.close":
+            self.code = message["code"]
+        elif kind == "websocket.send":
+            data = message.get("bytes")
+            frame = None if data is None else parse_frame(data)
+            self.heard.append(json.loads(message["text"]) if frame is None else frame)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.ended_at = self.world.clock.now
+        if not task.cancelled():
+            task.result()
+
+
+class World:
+    def __init__(self, limits: Limits | None = None, tokens: tuple[str, ...] = ()) -> None:
+        self.limits = limits or Limits(idle_timeout_s=1e6, stalled_reader_s=1e6)
+        self.tokens = tokens
+        self.clock = Clock()
+        self.clock.start()
+        self.store = SessionStore(self.limits.resume_s, clock=lambda: self.clock.now)
+        self.editors = Editors()
+        self.metrics = Metrics()
+        self.committed = 0  # edited frames that are safe, of the latest commit
+        self.commits_go_on = asyncio.Event()
+        self.commits_go_on.set()
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.stop()
+
+    def front(self, link: StoreLink) -> Front:
+        async def models() -> list[dict[str, Any]]:
+            return [{"name": "known"}]
+
+        async def snapshots() -> dict[str, Any]:
+            return {"front": self.metrics.snapshot()}
+
+        front = Front(
+            backend=self.editors,
+            store=link,
+            limits=self.limits,
+            metrics=self.metrics,
+            tokens=self.tokens,
+            models=models,
+            snapshots=snapshots,
+        )
+        front.services = replace(front.services, codecs=Inline())
+        return front
+
+    def connect(
+        self, *said: Any, subprotocols: tuple[str, ...] = ("liveedit.v1",), query: str = ""
+    ) -> Wire:
+        """A socket to a new front, on which `said` has been said."""
+        wire = Wire(self, subprotocols=list(subprotocols), query=query)
+        for message in said:
+            wire.say(message)
+        self.clock.settle()
+        return wire
+
+    def settle(self) -> None:
+        self.clock.settle()
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 before it was ever touched."""
+        return self.metrics.registry.get_sample_value(f"liveedit_{name}", labels) or 0.0
+
+
+def frames(first: int, count: int) -> list[bytes]:
+    """Source frames as they are sent."""
+    return [Frame(n, 1000 + n, source(n).tobytes()).to_bytes() for n in range(first, first + count)]

@@ -1,0 +1,67 @@
+"""The parts of starting and finding Ray that need no Ray."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from infra.runtime.environment import environment, unless_set
+from infra.runtime.ray import ClusterError, check_address
+from serve.run import Running, StartError, _cpus, free_port
+from serve.settings import ServeSettings
+
+
+def test_variables_are_set_for_a_while_and_then_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LIVEEDIT_THERE", "before")
+    monkeypatch.setenv("LIVEEDIT_TAKEN", "before")
+    monkeypatch.delenv("LIVEEDIT_NEW", raising=False)
+    names = ("LIVEEDIT_THERE", "LIVEEDIT_TAKEN", "LIVEEDIT_NEW")
+    before = [os.environ.get(name) for name in names]
+    values = {"LIVEEDIT_THERE": "now", "LIVEEDIT_TAKEN": None, "LIVEEDIT_NEW": "now"}
+
+    def fail() -> None:
+        with environment(values):
+            assert [os.environ.get(name) for name in names] == ["now", None, "now"]
+            raise RuntimeError("within")
+
+    with pytest.raises(RuntimeError, match="within"):
+        fail()
+    assert [os.environ.get(name) for name in names] == before
+
+
+def test_a_default_gives_way_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEEDIT_THERE", "before")
+    monkeypatch.delenv("LIVEEDIT_NEW", raising=False)
+    assert unless_set({"LIVEEDIT_THERE": "x", "LIVEEDIT_NEW": "y"}) == {
+        "LIVEEDIT_THERE": "before", "LIVEEDIT_NEW": "y",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["{}", "ray://{}", "http://{}/path"])
+def test_an_address_where_nobody_listens_is_said_at_once(form: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = form.format(f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(ClusterError, match=r"SETTING=.*no Ray cluster answers there"):
+            check_address(address, "SETTING")
+        listener.listen()
+        check_address(address, "SETTING")
+    check_address("auto", "SETTING")
+    check_address("local", "SETTING")
+
+
+def test_a_server_is_waited_for_and_named_when_it_does_not_come() -> None:
+    running = Running("127.0.0.1", free_port())
+    with pytest.raises(StartError, match=f"{running.port} is not ready after 0.3 s"):
+        running.wait_ready(0.3)
+    assert running.stream_url == f"ws://127.0.0.1:{running.port}"
+    assert Running("0.0.0.0", 80).url == "http://localhost:80"
+
+
+def test_what_the_replicas_ask_of_ray() -> None:
+    chosen = ServeSettings("demo", max_editors=3, editor_cpus=2.0, fronts=2, front_cpus=0.5)
+    assert _cpus(chosen) == 3 * 2.0 + 2 * 0.5 + 1.0

@@ -1,0 +1,103 @@
+"""What an operator can set: every name, type and border, and what becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from serve.editor import replica as editor_replica
+from serve.front import replica as front_replica
+from serve.limits import Limits
+from serve.settings import ServeSettings
+
+DEFAULTS = ServeSettings("demo")
+WRONG: dict[str, list[Any]] = {
+    "str": [1, True, None, ["x"]],
+    "int": ["1", 1.5, True, None],
+    "float": ["1", True, None, [1.0]],
+    "bool": [1, "true", None],
+    "str | None": [1, True],
+}
+RIGHT: dict[str, list[Any]] = {
+    "str": ["x"], "int": [7], "float": [7, 7.5], "bool": [True, False], "str | None": [None, "x"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [ServeSettings, Limits])
+def test_every_setting_has_its_type(kind: type) -> None:
+    for field in fields(kind):
+        if field.name == "limits":
+            continue
+
+        def args(value: Any, name: str = field.name) -> dict[str, Any]:
+            here = {"model": "demo", "max_editors": 9}
+            return (
+                {**here, name: value}
+                if kind is ServeSettings
+                else {**here, "limits": {name: value}}
+            )
+
+        for value in WRONG[str(field.type)]:
+            with pytest.raises(ValueError, match=f"{field.name} must be"):
+                ServeSettings.from_args(args(value))
+        for value in RIGHT[str(field.type)]:
+            made = ServeSettings.from_args(args(value))
+            assert getattr(made if kind is ServeSettings else made.limits, field.name) == value
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ({}, "serve needs `model`"),
+        ({"model": "demo", "port": 1}, "no setting port"),
+        ({"model": "demo", "limits": {"max_size": 1}}, "no setting limits.max_size"),
+        ({"model": "demo", "limits": 3}, "limits has fields"),
+        ({"model": "demo", "max_editors": 1, "min_editors": 2}, "max_editors=1 is less"),
+        *[
+            ({"model": "demo", "max_editors": 9, name: 0}, f"{name} must be 1 or more, got 0")
+            for name in ("max_sessions", "min_editors", "fronts")
+        ],
+    ],
+)
+def test_what_cannot_be_is_named(args: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ServeSettings.from_args(args)
+
+
+def test_the_borders_are_fine() -> None:
+    args = {"model": "demo", "max_sessions": 1, "min_editors": 2, "max_editors": 2, "fronts": 1}
+    assert ServeSettings.from_args(args).min_editors == 2
+    assert ServeSettings.from_args({"model": "demo", "limits": None}).limits == Limits()
+
+
+def test_the_defaults_are_those_that_were_written_down() -> None:
+    limits = DEFAULTS.limits
+    assert (limits.min_side, limits.max_side, limits.max_pixels) == (16, 1920, 1280 * 720)
+    assert (limits.max_fps, limits.max_prompt) == (60.0, 2000)
+    assert (limits.open_timeout_s, limits.idle_timeout_s, limits.stalled_reader_s) == (10, 60, 60)
+    assert (limits.resume_s, limits.max_sessions, limits.max_upload) == (60, 256, 512 * 2**20)
+    assert (DEFAULTS.max_sessions, DEFAULTS.min_editors, DEFAULTS.max_editors) == (8, 1, 1)
+
+
+def test_what_ray_is_asked_for() -> None:
+    chosen = replace(
+        DEFAULTS, max_sessions=3, editor_gpus=0.5, editor_cpus=2.0, front_cpus=0.25, fronts=4,
+        drain_s=77.0, limits=Limits(max_sessions=10),
+    )  # fmt: skip
+    editor = editor_replica.describe_deployment(chosen)
+    assert editor["max_ongoing_requests"] >= 3
+    assert editor["ray_actor_options"] == {"num_cpus": 2.0, "num_gpus": 0.5}
+    assert editor["graceful_shutdown_timeout_s"] == 77.0
+    assert editor["num_replicas"] == 1
+    front = front_replica.describe_deployment(chosen)
+    assert front["num_replicas"] == 4
+    assert front["max_ongoing_requests"] > 10
+    assert front["ray_actor_options"] == {"num_cpus": 0.25}
+    assert front["graceful_shutdown_timeout_s"] == 77.0
+    many = editor_replica.describe_deployment(replace(chosen, min_editors=2, max_editors=5))
+    assert "num_replicas" not in many
+    scaling = many["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (2, 5)
+    assert scaling["downscale_delay_s"] == chosen.downscale_delay_s
