@@ -56,7 +56,7 @@ def scan_packets(container: Any, stream: Any, sounds: list[Any], step: float, pa
         run = picture.feed(packet)
         if start.frame is None:
             start.decode(packet, run)
-        if packet.size == 0:
+        if packet.size == 0 or _is_hidden(packet, stream):
             continue
         if packet.is_discard:
             trimmed += 1
@@ -104,6 +104,11 @@ def scan_packets(container: Any, stream: Any, sounds: list[Any], step: float, pa
         first=start.time(stream, clock),
         undecodable=start.lost,
     )
+
+
+def _is_hidden(packet: Any, stream: Any) -> bool:
+    """Whether the packet is a picture that others refer to and nobody sees (RFC 6386, 9.1)."""
+    return stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
 
 
 class _Start:

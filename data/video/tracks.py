@@ -21,9 +21,9 @@ PLAYED_IN_MOV = {"aac", "mp3", "ac3", "eac3", "alac"}  # and every kind of PCM
 MAX_RATE = 96_000  # of AAC, samples a second
 BIT_RATE = 96_000  # of AAC, a channel
 CUSTOM = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-# Text is text: MP4 and Matroska only frame it differently.
 # Said of a file itself, not of what it shows.
 OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode"}
+# Text is text: MP4 and Matroska only frame it differently.
 TEXT = {"mov_text", "subrip", "srt", "text"}
 
 
@@ -122,7 +122,7 @@ def _tag(stream: Any) -> str:
 
 
 def _sound_codec(stream: Any, output_format: str) -> str | None:
-    """ "" to copy, a codec to convert to, None when it can be neither."""
+    """What the sound is converted to; empty: copied; None: it can be neither."""
     if stream.codec_context is None:
         return None
     codec = stream.codec_context.codec.canonical_name

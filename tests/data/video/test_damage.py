@@ -10,7 +10,7 @@ import pytest
 
 from data.video import VideoError, VideoWriter, check_whole, differences, probe, read_timed
 from data.video.decode import Damage
-from tests.data.conftest import MakeVideo, number_of, write_raw
+from tests.data.conftest import MakeVideo, number_of, numbered, write_raw
 from tests.data.video.test_clock import beeping, beeps, edited
 
 
@@ -125,6 +125,32 @@ def test_a_long_way_to_the_first_key_frame_is_no_damage(tmp_path: Path) -> None:
         keys = [p.is_keyframe for p in container.demux(video=0) if p.size]
     assert keys.index(True) > 100
     assert len(list(read_timed(path))) == len(keys) - keys.index(True)
+
+
+def test_pictures_that_nobody_sees_are_not_missed(tmp_path: Path) -> None:
+    """VP8 stores references that are never shown, a packet each, as web videos have them."""
+    path = write_raw(
+        tmp_path / "a.ivf", numbered(16), codec="libvpx", pixel_format="yuv420p", gop=8
+    )
+    # An IVF is a header of 32 bytes, then size (4), stamp (8) and data of each frame.
+    data = path.read_bytes()
+    out, place, hidden = bytearray(data[:32]), 32, 0
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "little")
+        frame = bytearray(data[place:end])
+        if not frame[12] & 1:  # a key frame; the same again before it, not to be shown
+            hidden += 1
+            frame[12] &= ~0x10
+            out += frame
+        out += data[place:end]
+        place = end
+    path.write_bytes(out)
+    assert hidden >= 2
+    damage = Damage()
+    shown = [number_of(frame) for _, frame in read_timed(path, damage=damage, strict=True)]
+    assert shown == list(range(16))
+    assert not damage
+    assert probe(path).frames == 16
 
 
 def test_nothing_that_can_be_decoded_is_named(make_video: MakeVideo) -> None:
