@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from pipelines.bench.serve import bench_serve
+from pipelines.commands.bench_serve import bench_serve
+from pipelines.commands.options import parse_pixels
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -113,7 +114,7 @@ def bench_stream(
         device="cuda" if cuda else "cpu",
         chunks=chunks if chunks is not None else 40 if cuda else 8,
         sessions=sessions,
-        size=parse_size(size) if size else None,
+        size=parse_pixels(size) if size else None,
         vae=vae,
         no_cache=no_cache,
         policy=policy,
@@ -150,14 +151,6 @@ bench_app.command(
         "liveedit bench serve --mode lossless --sessions 2 --kills 20"
     ),
 )(bench_serve)
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Width x height, as in "832x480", to (height, width)."""
-    width, _, height = size.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f"--size {size} must be width x height in pixels, e.g. 832x480")
-    return int(height), int(width)
 
 
 def parse_steps(steps: str) -> tuple[int, ...]:

@@ -34,3 +34,11 @@ def check_clip(frames: int, fps: float) -> None:
         )
     if not 0 < fps <= MAX_FPS:
         raise ValueError(f"--fps {fps:g} must lie above 0 and be at most {MAX_FPS}")
+
+
+def parse_pixels(size: str) -> tuple[int, int]:
+    """Width x height, as in "832x480", to (height, width)."""
+    width, _, height = size.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ValueError(f"--size {size} must be width x height in pixels, e.g. 832x480")
+    return int(height), int(width)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import httpx
@@ -185,11 +186,11 @@ def test_an_upload_whose_reading_fails_is_one_clear_error(
 ) -> None:
     """After the answer has begun; the frames that were read are being edited meanwhile."""
 
-    def reading(*args: object, **options: object) -> Iterator[np.ndarray]:
-        yield from clip(24)
+    def reading(*args: object, **options: object) -> Iterator[tuple[Fraction, np.ndarray]]:
+        yield from ((Fraction(n, 16), frame) for n, frame in enumerate(clip(24)))
         raise VideoError("the video is damaged after frame 24")
 
-    monkeypatch.setattr("serve.front.edits.read_frames", reading)
+    monkeypatch.setattr("serve.front.edits.read_timed", reading)
     with pytest.raises(httpx.RemoteProtocolError):  # the answer ends before its end
         httpx.post(
             f"{server.http}/v1/edits", files={"video": ("v.mp4", video(clip(60)))},

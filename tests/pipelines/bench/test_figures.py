@@ -26,7 +26,8 @@ from pipelines.bench.plot import PARTS, plot
 from pipelines.bench.serve import killer, parse_counts
 from pipelines.bench.stream import percentiles, summary
 from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
-from pipelines.commands.bench import parse_size, parse_steps
+from pipelines.commands.bench import parse_steps
+from pipelines.commands.options import parse_pixels
 from serve.client.cameras import Load
 
 
@@ -166,11 +167,11 @@ def test_a_summary_by_hand() -> None:
 
 
 def test_words_of_the_command_line() -> None:
-    assert parse_size("832x480") == (480, 832)
+    assert parse_pixels("832x480") == (480, 832)
     assert parse_steps("1, 2,3") == (1, 2, 3)
     assert parse_counts("1, 2,4") == [1, 2, 4]
     for parse, wrongs in (
-        (parse_size, ("832", "x480", "832x", "axb", "-8x8", "8x8x8")),
+        (parse_pixels, ("832", "x480", "832x", "axb", "-8x8", "8x8x8")),
         (parse_steps, ("", "1,", "a", "-1", "1;2")),
         (parse_counts, ("", "1,", "a", "0", "1,0", "-1")),
     ):

@@ -82,7 +82,6 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
             ["train", "demo", "extra"],
             "'extra' is not key=value; write for example foundation.steps",
         ),
-        (["train", "demo", "tracking.uri=http://127.0.0.1:1"], "tracking.uri=http://127.0.0.1:1"),
         (["train", "demo", "model.start=nowhere"], "model.start=nowhere is no model directory"),
         (["train", "demo", "data.train=nowhere"], "nowhere: no dataset here"),
         (["edit", "nothing.mp4", "out.mp4", "-p", "x"], "nothing.mp4: no such file"),

@@ -22,7 +22,8 @@ from pipelines.config.load import load_config
 from pipelines.pipeline import PipelineResult
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner
-from pipelines.tracking.tracker import Tracker, client_for
+from pipelines.tracking.outbox import Outbox
+from pipelines.tracking.tracker import client_for
 from tests.known_editors import expected_edit, write_known_model
 from tests.pipelines.stages.test_edit import read
 
@@ -53,8 +54,11 @@ def test_the_model_edits_the_video_once(
     result = result_of(tmp_path / "out", model, "candidate")
 
     def edited() -> list[str]:
-        parent = Tracker.start_pipeline(mlflow_uri, "test", "test", {})
-        with StageView(Console(file=StringIO()), ("edit",)) as view:
+        with (
+            Outbox(result.output, mlflow_uri, "test", pytest.fail) as outbox,
+            StageView(Console(file=StringIO()), ("edit",)) as view,
+        ):
+            parent = outbox.start_pipeline("test", {})
             edit_heldout(StageRunner(result.output, parent, view), result)
         return view.reused
 

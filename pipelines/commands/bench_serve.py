@@ -1,0 +1,119 @@
+"""`liveedit bench serve`: simulated cameras over real sockets against the whole application."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from pipelines.commands.options import parse_pixels
+from pipelines.commands.show import console
+
+if TYPE_CHECKING:
+    from serve.run import Running
+
+
+def bench_serve(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [KEY=VALUE]...",
+            help="As for liveedit serve: what is started and measured.",
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="ws://HOST:PORT", help="Measure this running server instead."),
+    ] = None,
+    token: Annotated[str | None, typer.Option(help="The server's bearer token.")] = None,
+    sessions: Annotated[
+        str, typer.Option(metavar="N,N", help="Cameras at once, one run after another.")
+    ] = "1,2,4",
+    seconds: Annotated[float, typer.Option(help="Of video in each run.", min=1)] = 20.0,
+    kills: Annotated[
+        int,
+        typer.Option(help="One more run of most sessions: so many replicas are killed.", min=0),
+    ] = 0,
+    kill_every: Annotated[
+        float, typer.Option(help="Seconds between kills; a front and an editor in turn.", min=1)
+    ] = 10.0,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Pixels.", show_default="the model's"),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second.", show_default="the model's")
+    ] = None,
+    mode: Annotated[
+        Literal["live", "lossless"],
+        typer.Option(help="What a server that is behind does: drop frames, or make cameras wait."),
+    ] = "live",
+    format: Annotated[
+        Literal["jpeg", "png", "webp", "rgb24"], typer.Option(help="How frames are encoded.")
+    ] = "jpeg",
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Cameras wait for an editor where there is no room.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures there.")
+    ] = None,
+) -> None:
+    """Measure live sessions: latency, jitter, deadlines, and what is not the model.
+
+    Starts the application as liveedit serve does (with --kills two editors and two fronts), or
+    measures a running one. A chunk's latency runs from when its last source frame was sent until
+    its first edited frame came; overhead is what of it is not the model's compute.
+    """
+    import torch
+
+    from pipelines.bench.machine import hardware
+    from pipelines.bench.serve import TAIL_S, facts, killer, parse_counts, table
+    from pipelines.commands.serve import application, serve_settings
+    from serve.client import served_model
+    from serve.client.cameras import Load, measure
+
+    counts = parse_counts(sessions)
+    if url is not None and kills:
+        raise ValueError("--kills kills replicas of an application started here; leave --url out")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ValueError(f"folder {json_file.parent} does not exist; make it first")
+    runs: list[dict[str, object]] = []
+    with ExitStack() as stack, Console(stderr=True).status("starting") as status:
+        running: Running | None = None
+        if url is None:
+            several = {"min_editors": 2, "max_editors": 2, "fronts": 2} if kills else {}
+            settings = serve_settings(arguments or [], several)
+            running = stack.enter_context(application(settings))
+            url, token = running.stream_url, next(iter(settings.tokens()), None)
+        elif arguments:
+            raise ValueError(f"--url measures what runs there; leave {arguments[0]} out")
+        model = served_model(url, token=token)
+        height, width = parse_pixels(size) if size else (model["height"], model["width"])
+        load = Load(width, height, fps or model["fps"], mode, format, seconds, token, queue)
+        for count in counts:
+            status.update(f"{count} sessions, {seconds:g} s")
+            runs.append(measure(url, load, count).to_dict())
+        if running is not None and kills:
+            load = replace(load, seconds=max(seconds, kills * kill_every + TAIL_S))
+            status.update(f"{max(counts)} sessions, {kills} kills, {load.seconds:g} s")
+            kill = killer(running, kills)
+            runs.append(
+                measure(url, load, max(counts), kill=kill, kill_every_s=kill_every).to_dict()
+            )
+    report = {
+        "command": shlex.join(["liveedit", *sys.argv[1:]]),
+        "hardware": hardware(torch.device(str(model["device"]))),
+        "model": {name: model[name] for name in model if name != "card"},
+        "runs": runs,
+    }
+    console.print(facts(report, load))
+    console.print(table(runs))
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=2) + "\n")
