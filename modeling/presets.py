@@ -51,14 +51,23 @@ class TransformerConfig:
 class VaeConfig:
     """Sizes of a causal video VAE with stride 4 in time and 8 in space."""
 
-    kind: Literal["wan", "tiny"]
+    kind: Literal["wan", "tiny", "folded"]
     base_dim: int = 96  # "wan": width at full resolution
-    widths: tuple[int, ...] = (256, 128, 64, 64)  # "tiny": decoder widths, latent side first
+    # "tiny": decoder widths, latent side first; "folded": at a quarter and an eighth of the size
+    widths: tuple[int, ...] = (256, 128, 64, 64)
+    depths: tuple[int, ...] = (2, 4, 5, 4)  # "folded": blocks, see `modeling.folded_vae`
     latent_channels: int = 16
     mean: tuple[float, ...] = WAN_LATENT_MEAN
     std: tuple[float, ...] = WAN_LATENT_STD
 
     def __post_init__(self) -> None:
+        if self.kind == "folded" and (
+            len(self.widths) != 2 or len(self.depths) != 4 or min(*self.widths, *self.depths) < 1
+        ):
+            raise ValueError(
+                f"vae.widths {self.widths} and vae.depths {self.depths} of a folded VAE must be "
+                "two widths and four depths, such as 128, 160 and 2, 4, 5, 4"
+            )
         if self.kind == "tiny" and (len(self.widths) != 4 or min(self.widths) < 1):
             raise ValueError(
                 f"vae.widths {self.widths} must be four decoder widths, latent side first, such as "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from modeling.folded_vae import FoldedVae
 from modeling.presets import VaeConfig
 from modeling.streaming_vae import StreamingVae, VaeState
 from modeling.tiny_vae import TinyVae
 from modeling.wan_vae import WanVae
 
-__all__ = ["StreamingVae", "TinyVae", "VaeState", "WanVae", "build_vae"]
+__all__ = ["FoldedVae", "StreamingVae", "TinyVae", "VaeState", "WanVae", "build_vae"]
+
+KINDS: dict[str, type[StreamingVae]] = {"wan": WanVae, "tiny": TinyVae, "folded": FoldedVae}
 
 
 def build_vae(config: VaeConfig) -> StreamingVae:
     """A VAE with random weights, of `config`'s kind and sizes."""
-    return WanVae(config) if config.kind == "wan" else TinyVae(config)
+    return KINDS[config.kind](config)
