@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 import torch
 
-from .accelerate import ForwardOn, PlainForward, accelerate
-from .flow import FlowSchedule
-from .model_dir import Model, ModelError, load_model
-from .presets import MaskCacheConfig, ModelConfig, StreamConfig
-from .stream import EditStream
-from .stream_state import StreamState
-from .text import TextEncoder, build_text_encoder
-from .transformer import TextKV, Transformer
-from .vae import StreamingVae
+from modeling.diffusion.flow import FlowSchedule
+from modeling.diffusion.transformer import TextKV, Transformer
+from modeling.gpu.accelerate import ForwardOn, PlainForward, accelerate
+from modeling.model_dir import Model, ModelError, load_model
+from modeling.presets import MaskCacheConfig, ModelConfig, StreamConfig
+from modeling.streaming.state import StreamState
+from modeling.streaming.stream import EditStream
+from modeling.text.build import TextEncoder, build_text_encoder
+from modeling.vae.build import StreamingVae
 
 
 class StreamingEditor:

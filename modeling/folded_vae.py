@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.presets import VaeConfig
-from modeling.streaming_vae import StreamingVae, StreamTape
+from modeling.vae.streaming import StreamingVae, StreamTape
 
 FOLD = 4  # pixels of a cell's side, and frames of a latent
 CELL = 3 * FOLD * FOLD * FOLD  # values of a cell: colours, frames, rows, columns

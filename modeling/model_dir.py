@@ -23,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .presets import PRESETS, ModelConfig
-from .transformer import Transformer
-from .vae import StreamingVae, build_vae
+from modeling.diffusion.transformer import Transformer
+from modeling.presets import PRESETS, ModelConfig
+from modeling.vae.build import StreamingVae, build_vae
 
 FORMAT_VERSION = 1
 

@@ -93,7 +93,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class MaskCacheConfig:
-    """Which tokens of a chunk are recomputed in which steps (see `modeling.mask_cache`)."""
+    """Which tokens of a chunk are recomputed in which steps (see `modeling.streaming.mask_cache`)."""
 
     policy: Literal["published", "budget"] = "budget"
     keep_ratio: float = 0.3  # share recomputed in a pruned step

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipelines.bench.command import bench_app
-from pipelines.import_command import import_model
-from pipelines.serve_command import serve
+from pipelines.commands.bench import bench_app
+from pipelines.commands.import_model import import_model
+from pipelines.commands.serve import serve
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -53,7 +53,7 @@ def demo(overrides: Overrides = None) -> None:
         "[bold]LiveEdit demo[/]: about 5 minutes on two cores; a second run reuses what is "
         "finished.\n"
     )
-    from pipelines.demo import run_demo
+    from pipelines.commands.demo import run_demo
 
     run_demo(overrides or [], console)
 
@@ -81,7 +81,7 @@ def train(
 
     Stages whose settings and inputs have not changed since they finished are not run again.
     """
-    from pipelines.config import load_config, to_yaml
+    from pipelines.config.pipeline import load_config, to_yaml
 
     given = list(arguments or [])
     source = given.pop(0) if given and "=" not in given[0] else "demo"
@@ -89,7 +89,7 @@ def train(
     if dry_run:
         console.print(to_yaml(config), end="", markup=False, soft_wrap=True)
         return
-    from pipelines.demo import run_train
+    from pipelines.commands.demo import run_train
 
     run_train(config, console)
 
@@ -113,7 +113,7 @@ def evaluate(
     Prints a table and writes all numbers as JSON. Settings: clips, seed, mask_cache, dilate,
     success_db.
     """
-    from pipelines import commands
+    from pipelines.commands import show as commands
 
     commands.evaluate(console, model, dataset, overrides or [], out)
 
@@ -159,7 +159,7 @@ def edit(
 
     Memory does not grow with the video's length. Frame rate, length, size and audio are kept.
     """
-    from pipelines import commands
+    from pipelines.commands import show as commands
 
     commands.edit(
         console,
@@ -202,7 +202,7 @@ def data_make(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset.")] = False,
 ) -> None:
     """Make synthetic editing pairs with exact ground truth."""
-    from pipelines import commands
+    from pipelines.commands import show as commands
 
     height, width = parse_size(size)
     commands.make(
@@ -244,7 +244,7 @@ def data_ingest(
     Any codec, frame rate and shape; clips are resampled and cropped, never stretched. A file that
     cannot be used is named and left out.
     """
-    from pipelines import commands
+    from pipelines.commands import show as commands
 
     height, width = parse_size(size)
     commands.ingest(
@@ -265,7 +265,7 @@ def data_check(
     dataset: Annotated[str, typer.Argument(help="A dataset: a folder or s3://bucket/prefix.")],
 ) -> None:
     """Read every shard and compare it with its checksum."""
-    from pipelines import commands
+    from pipelines.commands import show as commands
 
     commands.check(console, dataset)
 

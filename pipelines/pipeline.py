@@ -17,18 +17,25 @@ import torch
 from data import synthetic
 from data.manifest import read_dataset_info
 from modeling.model_dir import read_config
-from pipelines import preflight, registry
-from pipelines.config import PipelineConfig, section_plain, to_plain, to_yaml
-from pipelines.encode import encode_dataset
-from pipelines.evaluate import EditedClip, evaluate, load_editor, markdown_table, shortfalls
-from pipelines.make_data import make_synthetic
-from pipelines.picture import side_by_side
-from pipelines.progress import StageView
-from pipelines.records import StageRecord, fingerprint_of, write_json
-from pipelines.session import ray_session
-from pipelines.stage_runner import StageRunner, Work, locked
-from pipelines.start_model import start_model
-from pipelines.tracking import Tracker
+from pipelines.config.pipeline import PipelineConfig, section_plain, to_plain, to_yaml
+from pipelines.evaluation.evaluate import (
+    EditedClip,
+    evaluate,
+    load_editor,
+    markdown_table,
+    shortfalls,
+)
+from pipelines.evaluation.picture import side_by_side
+from pipelines.stages import preflight
+from pipelines.stages.data import make_synthetic
+from pipelines.stages.encode import encode_dataset
+from pipelines.stages.progress import StageView
+from pipelines.stages.runner import StageRunner, Work, locked
+from pipelines.stages.start import start_model
+from pipelines.tracking import registry
+from pipelines.tracking.records import StageRecord, fingerprint_of, write_json
+from pipelines.tracking.tracker import Tracker
+from pipelines.training.session import ray_session
 
 STAGES = (
     "data",
@@ -190,7 +197,7 @@ class _Pipeline:
         target = self.output / "models" / stage
 
         def make(tracker: Tracker, key: str) -> dict[str, float]:
-            from pipelines.trainer import train_stage  # Ray Train takes seconds to import
+            from pipelines.training.trainer import train_stage  # Ray Train takes seconds to import
 
             self.start_ray()
             extra = {"key": key} | {name: str(path) for name, path in models.items()}

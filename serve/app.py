@@ -11,8 +11,9 @@ from typing import Any
 from ray import serve as ray_serve
 from ray.serve import Application
 
-from serve import editor_replica, front_replica
-from serve.model_source import find_model
+from serve.editor import replica as editor_replica
+from serve.editor.model_source import find_model
+from serve.front import replica as front_replica
 from serve.settings import ServeSettings
 
 

@@ -10,7 +10,7 @@ import functools
 import uvicorn
 from starlette.middleware import Middleware
 
-from serve.flow import FlowControl
+from serve.front.socket import FlowControl
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress.middlewares"}
 

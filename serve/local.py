@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from modeling.editor import StreamingEditor
-from serve.engine import Engine
-from serve.front import Front
+from serve.editor.engine import Engine
+from serve.front.front import Front
+from serve.hub.records import LocalStore, SessionStore
 from serve.metrics import EditorMetrics, Metrics, Snapshot
 from serve.settings import ServeSettings
-from serve.store import LocalStore, SessionStore
 
 
 async def local_front(settings: ServeSettings) -> Front:

@@ -25,10 +25,10 @@ from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import ApplicationStatus
 
+from infra.runtime.ray import environment, joined_ray, private_ray, unless_set
 from serve import ingress
 from serve.app import build
-from serve.cluster import environment, joined_ray, private_ray, unless_set
-from serve.hub import NAMESPACE, replicas
+from serve.hub.hub import NAMESPACE, replicas
 from serve.settings import ServeSettings
 
 APP = "liveedit"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from modeling.device import DeviceClock
 from modeling.editor import StreamingEditor
-from modeling.stream import EditStream
+from modeling.streaming.device import DeviceClock
+from modeling.streaming.stream import EditStream
 
 
 @dataclass(frozen=True)

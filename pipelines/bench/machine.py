@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling.device import DeviceClock
+from modeling.streaming.device import DeviceClock
 
 GIB = 2**30
 ROOT = Path(__file__).parents[2]

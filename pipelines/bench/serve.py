@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from serve.bench import Load
+    from serve.client.cameras import Load
     from serve.run import Running
 
 TAIL_S = 5.0  # that cameras go on after the last kill
@@ -74,11 +74,11 @@ def bench_serve(
     """
     import torch
 
-    from pipelines.bench.command import parse_size
     from pipelines.bench.machine import hardware
-    from pipelines.serve_command import application, serve_settings
-    from serve.bench import Load, measure
+    from pipelines.commands.bench import parse_size
+    from pipelines.commands.serve import application, serve_settings
     from serve.client import served_model
+    from serve.client.cameras import Load, measure
 
     counts = parse_counts(sessions)
     if url is not None and kills:

@@ -17,7 +17,7 @@ import torch
 
 from modeling.editor import StreamingEditor
 from modeling.presets import MaskCacheConfig
-from modeling.stream import EditStream
+from modeling.streaming.stream import EditStream
 from pipelines.bench import SCHEMA
 from pipelines.bench.check import ratios, require_same_work
 from pipelines.bench.clock import ChunkTimer, ChunkTimes

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from modeling.accelerate import PlainForward
+from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
+from modeling.gpu.accelerate import PlainForward
 from modeling.model_dir import Model, load_model
 from modeling.presets import PRESETS, MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
-from modeling.transformer import Transformer
-from modeling.vae import build_vae
+from modeling.vae.build import build_vae
 
 
 @dataclass(frozen=True)

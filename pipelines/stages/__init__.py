@@ -1,1 +1,1 @@
-"""What the training loop trains: one small class a stage, all with the shape of `base.Stage`."""
+"""What the pipeline chains: one file a stage, and what runs them."""

@@ -22,9 +22,9 @@ from websockets.sync.client import connect as connect_socket
 from serve import ingress
 from serve.client import connect
 from serve.run import free_port
+from tests.serve.client.test_stream import send_all
 from tests.serve.conftest import clip
 from tests.serve.models import save_small_model
-from tests.serve.test_stream import send_all
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "a-token-for-this-test"

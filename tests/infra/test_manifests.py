@@ -18,7 +18,8 @@ from ray.serve.schema import ServeDeploySchema
 from typer.testing import CliRunner
 
 from data.store import open_store
-from pipelines import cli, config
+from pipelines import cli
+from pipelines.config import pipeline as config
 from serve import ingress
 from serve.run import APP
 from serve.settings import ServeSettings

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from serve.metrics import EditorMetrics, Metrics
-from serve.protocol import Code
+from serve.wire.protocol import Code
 
 INFRA = Path(__file__).parent.parent.parent / "infra"
 SUFFIXES = {

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from modeling.import_text import _FROM_WAN, keep_encoder
-from modeling.import_vae import convert_diffusers_vae
+from modeling.diffusion.transformer import Transformer
+from modeling.importing.text import _FROM_WAN, keep_encoder
+from modeling.importing.vae import convert_diffusers_vae
 from modeling.presets import TransformerConfig, VaeConfig
-from modeling.transformer import Transformer
-from tests.modeling.test_text import write_tokenizer
+from tests.modeling.text.test_text import write_tokenizer
 
 State = dict[str, Tensor]
 SIZES = TransformerConfig(

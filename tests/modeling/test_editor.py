@@ -12,9 +12,9 @@ import torch
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model
 from modeling.presets import MaskCacheConfig, VaeConfig
-from modeling.stream import EditedChunk, EditStream
-from modeling.stream_state import StreamState
-from modeling.vae import build_vae
+from modeling.streaming.state import StreamState
+from modeling.streaming.stream import EditedChunk, EditStream
+from modeling.vae.build import build_vae
 
 HEIGHT, WIDTH = 32, 48
 

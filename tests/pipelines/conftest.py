@@ -10,12 +10,12 @@ import torch
 
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import save_model
 from modeling.presets import PRESETS, ModelConfig
-from modeling.pyramid_start import start_as_pyramid
-from modeling.tiny_vae import TinyVae
-from modeling.transformer import Transformer
-from pipelines import tracking
+from modeling.vae.pyramid_start import start_as_pyramid
+from modeling.vae.tiny import TinyVae
+from pipelines.tracking import tracker as tracking
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 21
 torch.set_num_threads(1)  # tiny networks: more threads would wait for each other

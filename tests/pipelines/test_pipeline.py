@@ -18,12 +18,12 @@ from rich.console import Console
 from data.video import probe
 from modeling.editor import StreamingEditor
 from modeling.model_dir import read_card
-from pipelines.config import PipelineConfig, load_config
-from pipelines.demo import run_train
+from pipelines.commands.demo import run_train
+from pipelines.config.pipeline import PipelineConfig, load_config
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
-from pipelines.progress import StageView
-from pipelines.registry import resolve
-from pipelines.tracking import client_for
+from pipelines.stages.progress import StageView
+from pipelines.tracking.registry import resolve
+from pipelines.tracking.tracker import client_for
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """

@@ -16,8 +16,8 @@ import pytest
 import torch
 import uvicorn
 
-from serve.front import Front
-from serve.limits import Limits
+from serve.front.front import Front
+from serve.front.limits import Limits
 from serve.local import local_front
 from serve.settings import ServeSettings
 from tests.serve.models import save_small_model

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import save_model
 from modeling.presets import PRESETS
-from modeling.transformer import Transformer
-from modeling.vae import build_vae
+from modeling.vae.build import build_vae
 
 
 def save_small_model(path: Path, **stream: int) -> Path:

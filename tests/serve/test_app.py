@@ -26,13 +26,13 @@ from websockets.typing import Subprotocol
 from data.video import read_frames
 from serve.app import app, build
 from serve.client import connect
-from serve.hub import NAMESPACE, Replica, replicas
-from serve.protocol import WireError
+from serve.hub.hub import NAMESPACE, Replica, replicas
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
+from serve.wire.protocol import WireError
+from tests.serve.client.test_stream import send_all
 from tests.serve.conftest import clip
-from tests.serve.test_http import video
-from tests.serve.test_stream import send_all
+from tests.serve.front.test_http import video
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
 

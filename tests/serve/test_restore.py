@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from modeling.editor import StreamingEditor
-from modeling.stream import EditStream
-from modeling.stream_state import StreamState
+from modeling.streaming.state import StreamState
+from modeling.streaming.stream import EditStream
 from tests.serve.conftest import clip
 
 CHUNK = 12

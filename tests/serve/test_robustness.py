@@ -23,9 +23,9 @@ from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from serve import codec
 from serve.client import Stream, WireError, connect, edit_frames
-from serve.limits import Limits
+from serve.front.limits import Limits
+from serve.wire import codec
 from tests.serve.conftest import Server, clip, serving
 
 pytestmark = pytest.mark.anyio

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import ray
 
-from serve.auth import allowed, read_tokens
-from serve.capacity import Capacity
-from serve.cluster import ClusterError
-from serve.outbox import Outbox
-from serve.protocol import WireError
+from infra.runtime.ray import ClusterError
+from serve.editor.capacity import Capacity
+from serve.front.auth import allowed, read_tokens
+from serve.front.outbox import Outbox
+from serve.front.session import Entry
 from serve.run import free_port, start
-from serve.session import Entry
 from serve.settings import ServeSettings
-from serve.work import Opening
+from serve.wire.protocol import WireError
+from serve.wire.work import Opening
 
 
 def test_tokens_are_read_from_a_file(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def played(monkeypatch: pytest.MonkeyPatch, *chunks: tuple[float, float]) -> np.
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        monkeypatch.setattr("serve.outbox.time", SimpleNamespace(monotonic=loop.time))
+        monkeypatch.setattr("serve.front.outbox.time", SimpleNamespace(monotonic=loop.time))
         outbox = Outbox(mode="live", fps=10.0)
 
         async def send(data: str | bytes) -> None:

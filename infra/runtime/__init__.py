@@ -1,0 +1,1 @@
+"""The ground that serving and pipelines both stand on."""

@@ -1,0 +1,175 @@
+"""The Ray that this process works on: a private one, or a cluster that runs already.
+
+A private Ray has a folder and a token of its own and never looks at other Rays of this host; ending
+it ends exactly the processes that it started. Ray is imported when it is needed, which takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent.parent
+LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
+CONNECT_S = 10.0  # for a cluster to answer
+END_S = 2.0  # for Ray's processes to end by themselves
+
+
+class ClusterError(ValueError):
+    """Ray cannot be started or reached; the message says what to do."""
+
+
+@contextmanager
+def private_ray(cpus: int, **options: Any) -> Iterator[Path]:
+    """A Ray that may plan with `cpus`, ended at the end; `options` are further ones of `ray.init`.
+
+    Yields its folder, which goes with it. On an error the folder, with every worker's log, is kept
+    and named in a note on the exception. Raises ClusterError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="liveedit-ray-", dir=_short_tmp()))
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    variables = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN": None,
+        **unless_set({"RAY_USAGE_STATS_ENABLED": "0"}),
+    }
+    place = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder)}
+    keep = False
+    with environment(variables):
+        _reread_settings()
+        try:
+            try:
+                _init(num_cpus=cpus, **place, **options)
+            except Exception as error:
+                raise ClusterError(f"Ray did not start on this machine: {error}") from error
+            yield folder
+        except Exception as error:
+            keep = True
+            error.add_note(f"The workers' logs are in {folder}/session_latest/logs")
+            raise
+        finally:
+            _shutdown(folder)
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shutdown(folder: Path) -> None:
+    """Ray's end, and that of all that writes into `folder`: its agents outlive it by seconds."""
+    import ray
+
+    processes = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if str(folder) in " ".join(child.cmdline()):
+                processes += [child, *child.children(recursive=True)]
+    ray.shutdown()
+    _, late = psutil.wait_procs(processes, timeout=END_S)
+    for process in late:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(late)
+
+
+@contextmanager
+def joined_ray(
+    address: str, setting: str, *, env_vars: Mapping[str, str] | None = None, **options: Any
+) -> Iterator[None]:
+    """The cluster at `address`, which `setting` names; its workers get this tree and `env_vars`.
+
+    It goes on at the end. Raises ClusterError.
+    """
+    check_address(address, setting)
+    import ray
+
+    workers = {"working_dir": str(ROOT), "excludes": LEFT_BEHIND, "env_vars": dict(env_vars or {})}
+    try:
+        _init(address=address, runtime_env=workers, **options)
+    except ConnectionError as error:
+        raise _unreachable(address, setting, error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_address(address: str, setting: str) -> None:
+    """Raise a ClusterError if nothing listens at HOST:PORT, which Ray would try for minutes."""
+    host, _, port = address.rpartition("//")[2].partition("/")[0].rpartition(":")
+    if not port.isdigit():
+        return  # "auto", or a scheme of Ray's own
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise _unreachable(address, setting, error) from error
+
+
+@contextmanager
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """These variables set, or unset where None; at the end they are as they were."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def unless_set(values: Mapping[str, str]) -> dict[str, str]:
+    """`values` as defaults: what the environment says of a variable goes before."""
+    return {name: os.environ.get(name, value) for name, value in values.items()}
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _unreachable(address: str, setting: str, error: Exception) -> ClusterError:
+    return ClusterError(
+        f"{setting}={address}: no Ray cluster answers there ({error}); start it, or leave "
+        f"{setting} out for a private Ray on this machine"
+    )
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, quiet, and a program's own handler of SIGTERM stays in force."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+    ours = handler is not signal.SIG_DFL
+    if ours and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _reread_settings() -> None:
+    """Make Ray read its variables again: it does so once a process, when it is imported, which may
+    have been long ago, and keeps the token of an earlier Ray."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _short_tmp() -> str | None:
+    """Ray's socket names must stay below 108 bytes: /tmp where TMPDIR is a long path."""
+    return "/tmp" if len(tempfile.gettempdir()) > 30 and os.access("/tmp", os.W_OK) else None

@@ -1,0 +1,114 @@
+"""What a token may see: a value handed to the transformer, not a kind of transformer.
+
+`bidirectional`, `chunk_causal` and `teacher_forcing` describe a whole clip as spans: queries of
+some frames see keys of some frames. A span is one attention call without a mask, so every backend's
+fastest kernel serves and nothing is computed only to be masked away. `Cached` (in `kv_cache`)
+is the fourth mode: one chunk that sees its own keys and those a cache remembers.
+
+B batch, F frames, T tokens of all frames, N heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from modeling.diffusion.rope import Rope, fixed_rope_table
+from modeling.streaming.mask_cache import Reuse
+
+
+class Visibility(Protocol):
+    """How self-attention runs in one forward."""
+
+    reuse: Reuse | None  # which tokens are recomputed and what stands in for the others
+
+    def begin(
+        self, frames: int, height: int, width: int, head_dim: int, device: torch.device
+    ) -> Rope:
+        """Called once a forward, with the token grid; returns the rotations of its tokens."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Rotated q and k, and v, all [B, T, N, D], to the attended values [B, T, N, D]."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames `queries` see the keys of frames `keys`; both are (start, end) pairs."""
+
+    queries: tuple[int, int]
+    keys: tuple[tuple[int, int], ...]
+
+
+class Spans:
+    """Visibility of a whole clip. `positions` holds the RoPE time of every frame."""
+
+    reuse = None
+
+    def __init__(self, spans: tuple[Span, ...], positions: tuple[int, ...]) -> None:
+        self.spans = spans
+        self.positions = positions
+        self._frame_tokens = 0
+
+    def begin(
+        self, frames: int, height: int, width: int, head_dim: int, device: torch.device
+    ) -> Rope:
+        if frames != len(self.positions):
+            raise ValueError(
+                f"this visibility covers {len(self.positions)} frames, the input has {frames}"
+            )
+        self._frame_tokens = height * width
+        return fixed_rope_table(self.positions, height, width, head_dim, device)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                attention(self._cut(q, (s.queries,)), self._cut(k, s.keys), self._cut(v, s.keys))
+                for s in self.spans
+            ],
+            dim=1,
+        )
+
+    def _cut(self, x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+        size = self._frame_tokens
+        parts = [x[:, a * size : b * size] for a, b in ranges if b > a]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention; q [B, Tq, N, D], k and v [B, Tk, N, D] -> [B, Tq, N, D]."""
+    out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+def bidirectional(frames: int) -> Spans:
+    """Every frame sees every frame."""
+    return Spans((Span((0, frames), ((0, frames),)),), tuple(range(frames)))
+
+
+def chunk_causal(frames: int, chunk: int) -> Spans:
+    """A frame sees its own chunk and all earlier ones."""
+    chunks = _chunks(frames, chunk)
+    return Spans(tuple(Span((a, b), ((0, b),)) for a, b in chunks), tuple(range(frames)))
+
+
+def teacher_forcing(frames: int, chunk: int) -> Spans:
+    """For a clip of `frames` stacked twice on the frame axis, clean half first (2 * frames).
+
+    A clean chunk sees the clean chunks up to itself; a noisy chunk sees itself and the clean
+    chunks before it, which is what a cache of refreshed chunks shows at inference. Both halves
+    have the same positions.
+    """
+    chunks = _chunks(frames, chunk)
+    clean = [Span((a, b), ((0, b),)) for a, b in chunks]
+    noisy = [Span((frames + a, frames + b), ((0, a), (frames + a, frames + b))) for a, b in chunks]
+    return Spans((*clean, *noisy), tuple(range(frames)) * 2)
+
+
+def _chunks(frames: int, chunk: int) -> list[tuple[int, int]]:
+    if chunk < 1 or frames % chunk:
+        raise ValueError(f"{frames} latent frames cannot be cut into chunks of {chunk}")
+    return [(start, start + chunk) for start in range(0, frames, chunk)]

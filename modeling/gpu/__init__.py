@@ -1,0 +1,1 @@
+"""Everything that only a GPU runs; `accelerate` is its one door."""

@@ -1,0 +1,1 @@
+"""One video being edited: the stream, its caches and its state."""

@@ -1,0 +1,317 @@
+"""One video being edited: frames in, edited chunks out, all state in plain sight.
+
+F latents of a chunk, C channels, H x W latent size; pixels are uint8 [n, height, width, 3] outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modeling.streaming.device import DeviceClock, to_device, to_host
+from modeling.streaming.kv_cache import KVCache
+from modeling.streaming.mask_cache import MaskCache
+from modeling.streaming.state import StreamState
+from modeling.vae.build import VaeState
+
+if TYPE_CHECKING:
+    from modeling.editor import StreamingEditor
+
+ALIGNMENT = 16  # pixels of a token: VAE stride 8, patches of 2
+# Latents that prime the VAE's caches: more than a causal convolution stack sees clearly.
+PRIMING_LATENTS = 6
+
+
+@dataclass(frozen=True)
+class EditedChunk:
+    """One edited chunk; `frames` is uint8 [n, height, width, 3]."""
+
+    index: int
+    first_frame: int
+    frames: np.ndarray
+    recomputed: float  # share of tokens recomputed over all forwards of the chunk
+    steps: int
+    compute_ms: float  # of the device; see `EditStream._edit`
+    mask: np.ndarray  # bool [F, H/2, W/2]: tokens recomputed in the pruned steps
+
+
+class EditStream:
+    """Made by `StreamingEditor.open` or `restore`."""
+
+    def __init__(
+        self, editor: StreamingEditor, prompt: str, *, height: int, width: int, seed: int
+    ) -> None:
+        if min(height, width) < ALIGNMENT:
+            raise ValueError(
+                f"frames of {height}x{width} are too small; both sides need at least "
+                f"{ALIGNMENT} pixels"
+            )
+        self.editor = editor
+        self.height, self.width, self.seed = height, width, seed
+        settings, transformer = editor.settings, editor.transformer
+        self._latent_height = -(-height // ALIGNMENT) * 2
+        self._latent_width = -(-width // ALIGNMENT) * 2
+        self._kv = KVCache(
+            transformer.config,
+            batch=1,
+            latent_height=self._latent_height,
+            latent_width=self._latent_width,
+            chunk_latents=settings.chunk_latents,
+            window_latents=settings.window_latents,
+            sink_latents=settings.sink_latents,
+            window_positions=settings.window_positions,
+            device=editor.device,
+            dtype=transformer.dtype,
+        )
+        self._mask = editor.mask_cache and MaskCache(
+            editor.mask_cache,
+            transformer.config,
+            chunk_latents=settings.chunk_latents,
+            latent_height=self._latent_height,
+            latent_width=self._latent_width,
+            device=editor.device,
+            dtype=transformer.dtype,
+        )
+        self._forward = editor.forward_on(self._kv)
+        self._clock = DeviceClock(editor.device)
+        self._vae_stride = editor.vae.temporal_stride
+        # Marks around work that the next chunk's `compute_ms` counts.
+        self._work: list[tuple[Any, Any]] = []
+        # Noise is drawn on the CPU, so that a seed means the same video on every device.
+        self._generator = torch.Generator().manual_seed(seed)
+        self._encoder: VaeState | None = None
+        self._decoder: VaeState | None = None
+        # [2, F, C, H, W] edited and source in float16 on the host, sinks first
+        self._history: list[Tensor] = []
+        self._next_tokens: Tensor | None = None  # on the host: the next chunk's `MaskCache.tokens`
+        # Frames that do not fill a chunk yet, and the source latents of those that are encoded.
+        self._pending = torch.empty(0, height, width, 3, dtype=torch.uint8)
+        self._source: list[Tensor] = []  # each [1, f, C, H, W]
+        self._finished = False
+        self.chunks = 0
+        self.frames = 0
+        self.prompt = prompt
+        self._text = editor.encode_prompt(prompt)
+
+    def set_prompt(self, prompt: str) -> None:
+        """Edit by `prompt` from the next chunk on."""
+        text = self.editor.encode_prompt(prompt)
+        self._text.k.copy_(text.k)  # in place, because captured CUDA graphs read it there
+        self._text.v.copy_(text.v)
+        self.prompt = prompt
+
+    @property
+    def pending_frames(self) -> int:
+        """Frames that wait for their chunk to be complete."""
+        return len(self._pending)
+
+    @property
+    def wanted_frames(self) -> int:
+        """Frames that are missing for the next chunk to be complete."""
+        return self._chunk_frames - len(self._pending)
+
+    @property
+    def _chunk_frames(self) -> int:
+        settings = self.editor.settings
+        return settings.chunk_frames if self.chunks else settings.first_chunk_frames
+
+    def push(self, frames: np.ndarray | Tensor) -> Iterator[EditedChunk]:
+        """Take frames, uint8 [n, height, width, 3]; each `next()` edits one complete chunk."""
+        frames = torch.as_tensor(frames)
+        if frames.dtype != torch.uint8 or frames.shape[1:] != self._pending.shape[1:]:
+            raise ValueError(
+                f"frames of type {frames.dtype} and shape {tuple(frames.shape)} do not fit this "
+                f"stream of uint8 [n, {self.height}, {self.width}, 3]"
+            )
+        if self._finished:
+            raise ValueError("the stream was flushed and takes no more frames; open a new one")
+        self._pending = torch.cat([self._pending, frames])
+        return self._complete_chunks()
+
+    def flush(self) -> EditedChunk | None:
+        """End the stream: the rest is padded to a chunk, edited, and cut to what came in."""
+        rest = len(self._pending)
+        if rest >= self._chunk_frames:
+            raise ValueError("complete chunks are waiting; exhaust push() before flush()")
+        self._finished = True
+        if rest == 0:
+            return None
+        padding = self._pending[-1:].expand(self._chunk_frames - rest, -1, -1, -1)
+        with torch.no_grad():
+            self._encode(torch.cat([self._pending, padding]))
+            self._pending = self._pending[:0]
+            return self._edit(keep=rest)
+
+    def snapshot(self, *, compact: bool = False) -> StreamState:
+        """This stream's state between two chunks; see `StreamState` for the two forms.
+
+        The compact form leaves out the frames that wait for a chunk to be complete: after a
+        restore, push again from frame `stream.frames` on.
+        """
+        history = torch.cat(self._history, dim=1) if self._history else torch.empty(0)
+        state = StreamState(
+            prompt=self.prompt,
+            height=self.height,
+            width=self.width,
+            seed=self.seed,
+            chunks=self.chunks,
+            frames=self.frames,
+            generator=self._generator.get_state(),
+            pending=self._pending[: 0 if compact else None].clone(),
+            history=history,
+            mask_tokens=None if self._next_tokens is None else self._next_tokens.clone(),
+        )
+        if not compact:
+            state.source = torch.cat(self._source, dim=1) if self._source else None
+            state.kv = self._kv.state_dict()
+            state.encoder = self._encoder and self._encoder.clone()
+            state.decoder = self._decoder and self._decoder.clone()
+        return state
+
+    @torch.no_grad()
+    def load(self, state: StreamState) -> None:
+        """Become the stream that `state` was taken of."""
+        editor = self.editor
+        self._generator.set_state(state.generator)
+        self._pending = state.pending.clone()
+        self.chunks, self.frames = state.chunks, state.frames
+        self._next_tokens = tokens = state.mask_tokens
+        if self._mask:
+            self._mask.tokens = None if tokens is None else tokens.to(editor.device, copy=True)
+        chunk = editor.settings.chunk_latents
+        self._history = list(state.history.split(chunk, dim=1)) if state.chunks else []
+        if state.kv is not None:
+            self._source = [] if state.source is None else [state.source.to(editor.device)]
+            self._kv.load_state_dict(state.kv)
+            self._encoder = state.encoder and state.encoder.to(editor.device)
+            self._decoder = state.decoder and state.decoder.to(editor.device)
+        elif state.chunks:
+            self._prime()
+
+    def _prime(self) -> None:
+        """Make the caches again from the history: refresh forwards, and a little VAE run-in."""
+        history = [chunk.to(self.editor.device, torch.float32)[:, None] for chunk in self._history]
+        for edited, source in history:  # each [1, F, C, H, W]
+            self._forward.refresh(edited, source, self._text)
+        edited, source = torch.cat(history, dim=2)[:, :, -PRIMING_LATENTS:]
+        _, self._decoder = self.editor.vae.decode(edited)
+        pixels, _ = self.editor.vae.decode(source)
+        _, self._encoder = self.editor.vae.encode(pixels)
+
+    @torch.no_grad()
+    def _complete_chunks(self) -> Iterator[EditedChunk]:
+        self._encode(self._pending)
+        while len(self._pending) >= self._chunk_frames:
+            size = self._chunk_frames
+            self._pending = self._pending[size:].clone()
+            yield self._edit(keep=size)
+            self._encode(self._pending)
+
+    def _encode(self, frames: Tensor) -> None:
+        """Encode what of the chunk's `frames` makes up latents and was not encoded before.
+
+        So that little is left to do when the chunk's last frame comes.
+        """
+        head = 0 if self.chunks else self._vae_stride - 1  # a stream's first latent is one frame
+        done = sum(latents.shape[1] for latents in self._source)
+        total = (min(len(frames), self._chunk_frames) + head) // self._vae_stride
+        if total == done:
+            return
+        began = self._clock.mark()
+        start = max(done * self._vae_stride - head, 0)
+        new = self._to_pixels(frames[start : total * self._vae_stride - head])
+        latents, self._encoder = self.editor.vae.encode(new, self._encoder)
+        self._source.append(latents.float())
+        self._work.append((began, self._clock.mark()))
+
+    def _edit(self, keep: int) -> EditedChunk:
+        """The chunk whose frames are encoded. A GPU gets all its work without being waited for;
+        what is waited for are the edited frames, while the refresh goes on.
+
+        So `compute_ms` counts the refresh of the chunk before on a GPU, this chunk's own elsewhere.
+        """
+        clock = self._clock
+        began = clock.mark()
+        source = torch.cat(self._source, dim=1)
+        self._source = []
+        steps = len(self.editor.timesteps)
+        mask = to_host(self._mask.token_mask()) if self._mask else _all_tokens(source)
+        recomputed = self._mask.recomputed(steps) if self._mask else 1.0
+        edited = self._denoise(source)
+        pixels, self._decoder = self.editor.vae.decode(edited, self._decoder)
+        out = to_host(self._to_frames(pixels)[:keep])
+        self._remember(edited, source)
+        if self._mask:
+            self._mask.observe(edited, source)
+            assert self._mask.tokens is not None
+            self._next_tokens = to_host(self._mask.tokens)
+        done = clock.mark()
+        self._forward.refresh(edited, source, self._text)
+        work, self._work = [*self._work, (began, done)], [(done, clock.mark())]
+        clock.wait(done)
+        if self.editor.device.type != "cuda":
+            work, self._work = work + self._work, []
+        chunk = EditedChunk(
+            index=self.chunks,
+            first_frame=self.frames,
+            frames=out.numpy(),
+            recomputed=recomputed,
+            steps=steps,
+            compute_ms=sum(clock.between(*span) for span in work),
+            mask=mask.numpy(),
+        )
+        self.chunks += 1
+        self.frames += keep
+        return chunk
+
+    def _denoise(self, source: Tensor) -> Tensor:
+        """Source latents [1, F, C, H, W] to edited ones, in the model's few steps."""
+        editor = self.editor
+        x, x0 = self._noise(source), source
+        for step, t in enumerate(editor.timesteps):
+            reuse = self._mask.reuse(step) if self._mask else None
+            t = t[None]
+            velocity = self._forward(x, source, t, self._text, reuse)
+            estimate = editor.flow.to_x0(x, velocity, t)
+            if self._mask and reuse and reuse.scope == "block":
+                estimate = torch.where(self._mask.cell_mask(), estimate, x0)
+            x0 = estimate
+            if step + 1 < len(editor.timesteps):
+                x = editor.flow.add_noise(x0, self._noise(x0), editor.timesteps[step + 1][None])
+        return x0
+
+    def _remember(self, edited: Tensor, source: Tensor) -> None:
+        """Keep the latents of the chunks that the KV cache keeps, for the compact state."""
+        self._history.append(to_host(torch.cat([edited, source]).half()))
+        if len(self._history) > self._kv.slots - 1:
+            self._history.pop(min(self._kv.sink_slots, len(self._history) - 1))
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return to_device(torch.randn(like.shape, generator=self._generator), like.device)
+
+    def _to_pixels(self, frames: Tensor) -> Tensor:
+        """uint8 [n, h, w, 3] -> [1, n, 3, padded h, padded w] in [-1, 1]."""
+        editor = self.editor
+        pixels = to_device(frames, editor.device).permute(0, 3, 1, 2)
+        pixels = (pixels.float() / 127.5 - 1).to(editor.transformer.dtype)
+        padding = (
+            0, self._latent_width * 8 - self.width, 0, self._latent_height * 8 - self.height
+        )  # fmt: skip
+        return F.pad(pixels, padding, mode="replicate")[None]
+
+    def _to_frames(self, pixels: Tensor) -> Tensor:
+        """[1, n, 3, padded h, padded w] in [-1, 1] -> uint8 [n, h, w, 3]."""
+        pixels = pixels[0, :, :, : self.height, : self.width].float()
+        frames = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return frames.permute(0, 2, 3, 1).contiguous()
+
+
+def _all_tokens(source: Tensor) -> Tensor:
+    """The mask that recomputes every token of latents [1, F, C, H, W]."""
+    return torch.ones(source.shape[1], source.shape[3] // 2, source.shape[4] // 2).bool()

@@ -1,0 +1,124 @@
+"""`liveedit serve`: the Ray Serve application on this machine, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipelines.commands.show import command_name
+
+if TYPE_CHECKING:
+    from serve.run import Running
+    from serve.settings import ServeSettings
+
+
+def serve(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] [KEY=VALUE]...",
+            help="A model directory or models:/NAME@ALIAS (default: the demo's); then settings.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine's.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+) -> None:
+    """Serve a model: live streams over WebSocket, whole videos over HTTP, and a page.
+
+    Runs until Ctrl-C, on a Ray of its own or, when RAY_ADDRESS is set, on that cluster. Settings
+    (docs/serving.md has all): token_file, max_sessions, min_editors, max_editors, editor_cpus,
+    editor_gpus, fronts, limits.max_pixels.
+    """
+    console = Console(highlight=False)
+    settings = serve_settings(arguments or [])
+    status = console.status("starting, about 20 seconds")
+    status.start()
+    try:
+        with application(settings, host=host, port=port) as running:
+            status.stop()
+            print_running(console, running, settings)
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    signal.pause()
+            for stop in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(stop, signal.SIG_IGN)  # a second one would leave things behind
+            console.print("stopping")
+    finally:
+        status.stop()
+
+
+def serve_settings(
+    arguments: Iterable[str], defaults: dict[str, Any] | None = None
+) -> ServeSettings:
+    """`[MODEL] [KEY=VALUE]...` as settings, over `defaults`. Raises ValueError that names a key."""
+    from omegaconf import OmegaConf
+
+    from pipelines.config.merge import parse_overrides
+    from pipelines.tracking.registry import locate
+    from serve.settings import ServeSettings
+
+    given = list(arguments)
+    model = given.pop(0) if given and "=" not in given[0] else None
+    values: Any = {**(defaults or {}), **OmegaConf.to_container(parse_overrides(given))}  # type: ignore[dict-item]
+    model = values.pop("model", model)
+    # The registry is asked where the application is built: it knows the version's name.
+    place = model if model and model.startswith("models:/") else str(locate(model).absolute())
+    if values.get("token_file"):  # replicas have another working directory
+        values["token_file"] = str(Path(values["token_file"]).absolute())
+    return ServeSettings.from_args({"model": place, **values})
+
+
+@contextmanager
+def application(
+    settings: ServeSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    registry: str | None = None,
+) -> Iterator[Running]:
+    """The application, started, and stopped at the end; `port` null takes a free one.
+
+    `registry` is the MLflow of models:/ references, by default the one that training uses.
+    """
+    from pipelines.tracking.tracker import client_for, resolve_uri
+    from serve.run import free_port, start
+
+    registry = resolve_uri(registry)
+    if settings.model.startswith("models:/"):
+        client_for(registry)  # quiet about migrations of its database
+    running = start(settings, host=host, port=port or free_port(), registry=registry)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def print_running(console: Console, running: Running, settings: ServeSettings) -> None:
+    """Where the page is, how to stream, how to stop."""
+    from serve.client import served_model
+
+    model = served_model(running.url, token=next(iter(settings.tokens()), None))
+    token = " --token TOKEN" if settings.tokens() else ""
+    command = f"{command_name('liveedit')} edit IN.mp4 OUT.mp4 --prompt 'make the cat blue'"
+    lines = {
+        "page": running.url,
+        "client": f"{command} --url {shlex.quote(running.stream_url)}{token}",
+        "model": f"{model['name']} ({settings.model}), {model['width']}x{model['height']} at "
+        f"{model['fps']:g} fps on {model['device']}, "
+        f"{model['chunk_seconds']:.2f} s a chunk of {model['chunk_frames']} frames",
+        "stop": "Ctrl-C",
+    }
+    if running.folder is not None:
+        lines["logs"] = f"{running.folder}/session_latest/logs/serve"
+    for name, value in lines.items():
+        console.print(f"  [bold]{name:<9}[/]{value}", soft_wrap=True)

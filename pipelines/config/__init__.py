@@ -1,0 +1,1 @@
+"""What a pipeline does, as dataclasses, and how settings are merged over them."""

@@ -1,0 +1,105 @@
+"""What each trained stage can be told, and what it runs on; `pipelines.config.pipeline` composes these.
+
+A step is one optimizer update: `batch_size` clips on every worker, `grad_accumulation` times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TRAINED_STAGES = ("vae", "foundation", "causal", "distill")
+
+
+@dataclass
+class ComputeConfig:
+    """What a stage runs on."""
+
+    address: str | None = None  # Ray cluster (ray://HOST:10001, auto); null: a private Ray here
+    workers: int | None = None  # null: one a GPU of the Ray cluster, or 2 without GPUs
+    gpus: bool | None = None  # null: if the Ray cluster has any
+    cpus_per_worker: float = 1.0  # what Ray reserves
+    threads_per_worker: int = 1  # OMP and torch threads of a worker without a GPU
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 keeps fp32 master weights; slow on a CPU
+    zero_stage: int = 2  # DeepSpeed ZeRO: 0 nothing, 1 optimizer, 2 gradients, 3 weights sharded
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
+    loader_workers: int = 0  # processes a worker that read and decode data
+    shard_cache: str | None = None  # local folder that keeps shards read from S3; null: re-read
+    max_failures: int = 2  # restarts of a stage after a worker died, before it gives up
+    keep_checkpoints: int = 1  # newest checkpoints of a running stage that are kept
+    deterministic: bool = True  # same losses in every run, on a GPU too; attention loses some speed
+
+
+@dataclass
+class TrainedStage:
+    """What all trained stages share."""
+
+    steps: int = 100
+    batch_size: int = 1  # clips a worker takes at once
+    grad_accumulation: int = 1
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 1.0  # share of learning_rate left at the last step (cosine decay)
+    warmup_steps: int = 10  # linear, from 0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = 1.0  # global gradient norm; 0 does not clip
+    log_every: int = 10  # steps
+    checkpoint_every: int = 100  # steps
+    seed: int | None = None  # null: the pipeline's
+
+
+@dataclass
+class VaeStage(TrainedStage):
+    """Trains a small VAE on source and target frames; a null start is from scratch."""
+
+    steps: int = 200
+    batch_size: int = 2
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 0.1
+    weight_decay: float = 0.0
+    train_encoder: bool = True  # false: latents, and what was trained on them, stay as they are
+    clip_frames: int = 9  # random crops of this many frames, 4n - 3
+    crop: int | None = None  # random squares of this side in pixels, a multiple of 8; null: all
+    edge_weight: float = 1.0  # of the L1 between spatial differences of neighbouring pixels
+    scale_weight: float = 1e-3  # of half the mean square of the standardised latents
+    latent_noise: float = 0.1  # std of noise on the standardised latents: a VAE of fixed variance
+    noise_warmup: float = 0.5  # share of the steps over which the noise grows to that, from 0
+    statistics_clips: int = 16  # pairs a worker takes for the latents' final mean and std
+
+
+@dataclass
+class FoundationStage(TrainedStage):
+    """Velocity matching, every latent sees every other."""
+
+    steps: int = 200
+    shift: float = 8.0  # of the noise levels that are drawn
+    weighting: Literal["uniform", "published"] = "uniform"  # see stages/foundation.py
+    edit_weight: float = (
+        0.0  # further loss of cells that the edit changes; see modeling/diffusion/losses.py
+    )
+    text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
+    source_dropout: float = 0.0  # share of clips without source
+
+
+@dataclass
+class CausalStage(FoundationStage):
+    """Velocity matching, a chunk sees itself and the clean chunks before it."""
+
+
+@dataclass
+class DistillStage(TrainedStage):
+    """Distribution matching distillation on self-forced rollouts; a step is a critic update."""
+
+    steps: int = 100
+    learning_rate: float = 2e-6  # generator
+    critic_learning_rate: float = 4e-7
+    betas: tuple[float, float] = (0.0, 0.999)
+    grad_clip: float = 10.0
+    generator_every: int = 5  # steps a generator update
+    guidance: float = 3.0  # real = c + guidance * (c - u): 3 is classifier-free guidance scale 4
+    dmd_weight: float = 1.0
+    regression_weight: float = 0.25  # of half the mean square error to the ground truth
+    edit_weight: float = 0.0  # as in foundation, of the regression
+    min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
+    max_timestep: float = 980.0
+    ema_decay: float = 0.99  # a generator update

@@ -1,0 +1,1 @@
+"""How well a model edits: metrics, tables, pictures."""

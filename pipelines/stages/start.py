@@ -1,0 +1,81 @@
+"""The model directory that training starts from: new weights, or a given model."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from modeling.diffusion.identity_start import start_as_identity
+from modeling.diffusion.transformer import Transformer
+from modeling.model_dir import load_model, read_config, save_model
+from modeling.presets import ModelConfig
+from modeling.vae.build import build_vae
+from modeling.vae.pyramid_start import start_as_pyramid
+from modeling.vae.tiny import TinyVae
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import ROOT, PipelineConfig
+from pipelines.tracking.registry import resolve
+
+
+def start_source(config: PipelineConfig) -> Path | None:
+    """The model directory behind `model.start`, checked against the preset; None for a new model.
+
+    A relative path counts from the working directory, or else from the root of this tree.
+    """
+    start = config.model.start
+    if start is None:
+        return None
+    if start.startswith("models:/"):
+        assert config.tracking.uri is not None
+        path = resolve(start, config.tracking.uri)
+    else:
+        path = Path(start).absolute()
+        if not path.exists():
+            path = ROOT / start
+    if not (path / "config.json").is_file():
+        raise ConfigError(
+            f"model.start={start} is no model directory; give one that training or "
+            "`liveedit import` wrote (see liveedit import --help), or null to start from scratch"
+        )
+    _check_same_networks(start, read_config(path), config.model.resolve())
+    return path
+
+
+def start_model(config: ModelConfig, source: Path | None, target: Path, *, seed: int) -> Path:
+    """Write the start model to `target`: random networks, or those of `source` with our stream."""
+    if source is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformer, vae = Transformer(config.transformer), build_vae(config.vae)
+            identity = start_as_identity(transformer)
+            if isinstance(vae, TinyVae):
+                start_as_pyramid(vae)
+        weights = f"random, seed {seed}" + (", as an editor that changes nothing" * identity)
+        card = {"name": "start", "weights": weights}
+        return save_model(target, config, transformer=transformer, vae=vae, card=card)
+    model = load_model(source)
+    text = Path(model.config.text.path) if model.config.text.path else None
+    config = replace(config, text=model.config.text)
+    card = model.card | {"parent": str(source)}
+    return save_model(
+        target, config, transformer=model.transformer, vae=model.vae, text=text, card=card
+    )
+
+
+def _check_same_networks(start: str, found: ModelConfig, wanted: ModelConfig) -> None:
+    for section in ("transformer", "vae", "text"):
+        a, b = getattr(found, section), getattr(wanted, section)
+        different = [
+            f"model.{section}.{entry.name} is {getattr(a, entry.name)} there, "
+            f"{getattr(b, entry.name)} here"
+            for entry in fields(a)
+            if getattr(a, entry.name) != getattr(b, entry.name)
+            and entry.name not in ("path", "mean", "std")  # a place; what VAE training measured
+        ]
+        if different:
+            raise ConfigError(
+                f"model.start={start} does not have the sizes this configuration asks for: "
+                f"{'; '.join(different)}; change them, or set model.start=null"
+            )

@@ -1,0 +1,1 @@
+"""What was done, with what, and where it is: records, fingerprints, MLflow."""

@@ -1,0 +1,252 @@
+"""The training loop that all stages share; it runs in every Ray Train worker."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor, distributed
+
+from data.loader import loader
+from modeling.model_dir import Model, load_model, save_model
+from pipelines.config.pipeline import from_plain
+from pipelines.training import checkpoint
+from pipelines.training.engines import learning_rate_at, set_learning_rate
+from pipelines.training.methods.base import Setting, Stage
+from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+
+
+def train_loop(job: dict[str, Any]) -> dict[str, Any]:
+    """What every Ray Train worker runs; `job` is made by `trainer.train_stage`.
+
+    Returns {"metrics", "steps"}, or {"refused": message} where an earlier try found that going on
+    is of no use: Ray restarts workers after any error, this is how a restart learns that it must
+    not repeat one.
+    """
+    folder = RunFolder(Path(job["folder"]))
+    if (message := folder.refusal()) is not None:
+        return {"refused": message}
+    context = ray.train.get_context()
+    setting = make_setting(
+        job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
+    )
+
+    folder.clear_part(context.get_world_rank())
+
+    def keep(part: Path, step: int) -> None:
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(part))
+        # The report is only queued. Until Ray's controller has taken it, the end of this training
+        # would lose a checkpoint that lies whole on the disk.
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+
+    try:
+        saved = ray.train.get_checkpoint()
+        with saved.as_directory() if saved else nullcontext() as checkpoint_folder:
+            training = Training(setting, folder, checkpoint_folder)
+        return training.run(job, keep)
+    except torch.OutOfMemoryError as error:
+        message = (
+            f"stage {setting.stage} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
+            f"{setting.stage}.batch_size, set compute.activation_checkpointing=true, or raise "
+            "compute.zero_stage"
+        )
+        folder.refuse(message)
+        raise TrainingError(message) from error
+    except ValueError as error:
+        folder.refuse(str(error))
+        raise
+
+
+class Training:
+    """One worker's part of a stage's training, from `saved` (a checkpoint's folder) if given."""
+
+    def __init__(self, setting: Setting, folder: RunFolder, saved: str | Path | None) -> None:
+        _prepare(setting)
+        self.setting, self.folder = setting, folder
+        self.model = load_model(setting.start, device=setting.device, dtype=torch.float32)
+        self.stage = build_stage(setting, self.model)
+        self.batches = loader(
+            setting.dataset,
+            batch_size=setting.section.batch_size,
+            rank=setting.rank,
+            world_size=setting.world_size,
+            seed=setting.seed,
+            workers=setting.config.compute.loader_workers,
+            cache=setting.config.compute.shard_cache,
+        )
+        self.done = 0  # steps
+        if saved is not None:
+            self.done, state = checkpoint.load(Path(saved), setting, self.stage)
+            self.batches.load_state_dict(state)
+
+    def run(self, job: dict[str, Any], keep: Callable[[Path, int], None]) -> dict[str, Any]:
+        """Train to the end and export; `keep` takes a folder with this rank's checkpoint."""
+        section, stage = self.setting.section, self.stage
+        meter = Meter(self.setting, self.folder, resumed=self.done > 0)
+        stream = iter(self.batches)
+        for step in range(self.done, section.steps):
+            for name, engine in stage.engines.items():
+                rate = learning_rate_at(step, section, stage.learning_rates[name])
+                set_learning_rate(engine, rate)
+            for micro in range(section.grad_accumulation):
+                meter.add(stage.step(next(stream), self.setting.draw(step, micro)), step)
+            self.done = step + 1
+            last = self.done == section.steps
+            saves = self.done % section.checkpoint_every == 0 and not last
+            if self.done % section.log_every == 0 or last or saves:
+                meter.report(self.done, learning_rate_at(step, section, section.learning_rate))
+            if saves:
+                self._save(keep)
+        _export(self.setting, stage, self.model, job, meter.last)
+        return {"metrics": meter.last, "steps": section.steps}
+
+    def _save(self, keep: Callable[[Path, int], None]) -> None:
+        setting = self.setting
+        with self.folder.part(setting.rank) as part:
+            checkpoint.save(part, setting, self.stage, self.done, self.batches.state_dict())
+            try:
+                keep(part, self.done)
+            except OSError as error:
+                raise checkpoint.writing_failed(error, part, setting.stage, self.done) from error
+
+
+def build_stage(setting: Setting, model: Model) -> Stage:
+    """The stage called `setting.stage`, with `model` as what it starts from."""
+    if setting.stage == "vae":
+        from pipelines.training.methods.vae import VaeTraining
+
+        return VaeTraining(setting, model)
+    if model.transformer is None:
+        raise TrainingError(
+            f"stage {setting.stage} starts from {setting.start}, which holds no transformer; "
+            "give a model directory with transformer.safetensors"
+        )
+    if setting.stage == "foundation":
+        from pipelines.training.methods.foundation import FoundationTraining
+
+        return FoundationTraining(setting, model)
+    if setting.stage == "causal":
+        from pipelines.training.methods.causal import CausalTraining
+
+        return CausalTraining(setting, model)
+    if setting.stage == "distill":
+        from pipelines.training.methods.distill import DistillTraining
+
+        return DistillTraining(setting, model)
+    raise TrainingError(f"there is no stage {setting.stage!r}: vae, foundation, causal, distill")
+
+
+class Meter:
+    """Means of metrics over steps and workers, and the guard against losses that are not finite.
+
+    Everything stays on the device until a report, so a step never waits for the host.
+    """
+
+    def __init__(self, setting: Setting, folder: RunFolder, resumed: bool) -> None:
+        self.setting = setting
+        self.folder = folder
+        self.last: dict[str, float] = {}
+        self._resumed = resumed
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=setting.device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+        self._since = time.monotonic()
+        self._steps: set[int] = set()
+
+    def add(self, metrics: dict[str, Tensor], step: int) -> None:
+        self._steps.add(step)
+        for name, value in metrics.items():
+            self._values[name].append(value.detach().float())
+            bad = ~torch.isfinite(value).all() & (self._first_bad < 0)
+            self._first_bad = torch.where(bad, step, self._first_bad)
+
+    def report(self, done: int, learning_rate: float) -> None:
+        """Average, check and write down; a collective.
+
+        Raises TrainingError if any loss or gradient norm since the last report was not finite, so
+        that no such state is ever saved.
+        """
+        worst = self._first_bad.clone()
+        distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
+        if worst >= 0:
+            stage = self.setting.stage
+            raise TrainingError(
+                f"stage {stage}: the loss or gradient norm is not finite at step {int(worst) + 1} "
+                f"on at least one worker; lower {stage}.learning_rate or "
+                f"{stage}.grad_clip, or look for broken pairs in the dataset"
+            )
+        means = torch.stack([torch.stack(values).mean() for values in self._values.values()])
+        distributed.all_reduce(means)
+        means = means / self.setting.world_size
+        self.last |= dict(zip(self._values, means.tolist(), strict=True))
+        seconds = (time.monotonic() - self._since) / max(1, len(self._steps))
+        if self.setting.rank == 0:
+            metrics = {**self.last, "learning_rate": learning_rate, "seconds_per_step": seconds}
+            steps = self.setting.section.steps
+            self.folder.report(
+                Progress(done, steps, metrics, seconds, pid=os.getpid(), resumed=self._resumed)
+            )
+        self._resumed = False
+        self._clear()
+
+
+def make_setting(job: dict[str, Any], rank: int, world_size: int, device: torch.device) -> Setting:
+    return Setting(
+        config=from_plain(job["config"]),
+        stage=job["stage"],
+        start=Path(job["start"]),
+        dataset=job["dataset"],
+        models={name: Path(path) for name, path in job["models"].items()},
+        rank=rank,
+        world_size=world_size,
+        device=device,
+    )
+
+
+def _prepare(setting: Setting) -> None:
+    compute = setting.config.compute
+    if setting.device.type == "cpu":
+        torch.set_num_threads(compute.threads_per_worker)
+    elif compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Or every torch.empty is filled, DeepSpeed's buckets of gigabytes at every step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.manual_seed(setting.seed)
+
+
+def _export(
+    setting: Setting, stage: Stage, model: Model, job: dict[str, Any], metrics: dict[str, float]
+) -> None:
+    """Rank 0 writes the model directory; parts that the stage did not train are the start's."""
+    made = stage.export()
+    if setting.rank != 0:
+        return
+    config = model.config
+    if made.vae_config is not None:
+        config = replace(config, vae=made.vae_config)
+    transformer = made.transformer
+    if transformer is None and model.transformer is not None:
+        transformer = model.transformer.state_dict()
+    if transformer is not None:  # the VAE stays float32: it is small, and latents depend on it
+        transformer = {name: value.to(setting.dtype) for name, value in transformer.items()}
+    text = Path(setting.start) / "text"
+    save_model(
+        job["output"],
+        config,
+        transformer=transformer,
+        vae=made.vae or model.vae,
+        text=text if text.is_dir() else None,
+        card={**job["card"], **made.card, "steps": setting.section.steps, "metrics": metrics},
+    )

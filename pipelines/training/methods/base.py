@@ -1,0 +1,123 @@
+"""What a stage is to the training loop, and what it is told about where it runs.
+
+B batch, F latents, C channels, h x w latent size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling.diffusion.flow import GRID, FlowSchedule
+from modeling.presets import VaeConfig
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.training.average import Ema
+from pipelines.training.engines import Engine
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One worker's place in a stage's training."""
+
+    config: PipelineConfig
+    stage: str
+    start: Path  # model directory
+    dataset: str
+    models: Mapping[str, Path]  # further model directories by name, e.g. the teacher
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def section(self) -> Any:
+        """The stage's own configuration."""
+        return getattr(self.config, self.stage)
+
+    @property
+    def seed(self) -> int:
+        seed = self.section.seed
+        return int(self.config.seed if seed is None else seed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in."""
+        return torch.bfloat16 if self.config.compute.precision == "bf16" else torch.float32
+
+    def draw(self, step: int, micro: int) -> Draw:
+        return Draw(self, step, micro)
+
+
+class Draw:
+    """The random numbers of one batch: they depend on seed, step, accumulation and rank alone, so
+    a resumed training draws what an unbroken one would, with no random state to keep."""
+
+    def __init__(self, setting: Setting, step: int, micro: int) -> None:
+        self.step = step
+        self.rank, self.world_size = setting.rank, setting.world_size
+        self.device = setting.device
+        place = [setting.seed, step, micro]
+        self.own = _generator(self.device, [*place, 1 + setting.rank])
+        self.shared = _generator(self.device, [*place, 0])  # the same on all ranks
+
+    def normal_like(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, device=self.device, generator=self.own)
+
+    def spread(self, batch: int, columns: int = 1) -> Tensor:
+        """Uniform numbers [batch, columns] in [0, 1), evenly spread over the clips of all ranks.
+
+        Each number by itself is uniform, columns are independent, and the rows of all ranks are
+        1 / (batch * world_size) apart: losses of different noise levels differ by an order of
+        magnitude, and spreading them halves the noise of a small batch's gradient.
+        """
+        offset = torch.rand(1, columns, device=self.device, generator=self.shared)
+        row = torch.arange(batch, device=self.device)[:, None] + self.rank * batch
+        return (offset + row / (batch * self.world_size)) % 1.0
+
+    def keep(self, batch: int, dropout: float) -> Tensor:
+        """[batch, 1, 1, 1, 1]: 0 with probability `dropout`, else 1."""
+        drawn = torch.rand(batch, 1, 1, 1, 1, device=self.device, generator=self.own)
+        return (drawn >= dropout).float()
+
+
+def draw_timesteps(draw: Draw, schedule: FlowSchedule, batch: int, columns: int = 1) -> Tensor:
+    """Grid entries of `schedule`, [batch, columns], uniform over the grid's places."""
+    places = (draw.spread(batch, columns) * GRID).long().clamp_max(GRID - 1)
+    return schedule.timesteps[places]
+
+
+@dataclass
+class Exported:
+    """What a stage made; a part that is None goes on as the start model has it."""
+
+    transformer: dict[str, Tensor] | None = None
+    vae: dict[str, Tensor] | None = None
+    vae_config: VaeConfig | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """A stage's networks, engines and losses. The loop does everything else."""
+
+    engines: dict[str, Engine]  # every network that is trained; a checkpoint holds them all
+    learning_rates: dict[str, float]  # peak of each engine
+    ema: Ema | None
+
+    def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        """Forward, backward and `engines.update` on one batch; scalars to log, still on the device.
+
+        Every rank must run equally many forwards of every network.
+        """
+
+    def export(self) -> Exported:
+        """The finished model; a collective, whose weights only rank 0 needs to hold."""
+
+
+def _generator(device: torch.device, words: list[int]) -> torch.Generator:
+    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)

@@ -1,0 +1,38 @@
+"""Causal: the same editor chunk by chunk, taught with true history (teacher forcing).
+
+The clip is stacked twice on the frame axis: a clean half, which is what a stream's cache holds
+after its refresh (timestep 0, source channels beside it as there), and a noisy half whose chunks
+see themselves and the clean chunks before them. Each chunk draws its own noise level; only the
+noisy half is judged. The published code has this layout in its model but trains on noisy history.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from modeling.diffusion.attention import teacher_forcing
+from pipelines.training.methods.base import Draw, draw_timesteps
+from pipelines.training.methods.foundation import FoundationTraining
+
+
+class CausalTraining(FoundationTraining):
+    """See `base.Stage`."""
+
+    def loss(
+        self, source: Tensor, target: Tensor, text: Tensor, draw: Draw
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        clips, frames = source.shape[:2]
+        chunk = self.stream.chunk_latents
+        timestep = draw_timesteps(draw, self.schedule, clips, frames // chunk)
+        timestep = timestep.repeat_interleave(chunk, dim=1)  # [B, F]
+        noise = draw.normal_like(target)
+        noisy = self.schedule.add_noise(target, noise, timestep)
+        predicted = self.engine(
+            torch.cat([target, noisy], dim=1),
+            torch.cat([source, source], dim=1),
+            torch.cat([torch.zeros_like(timestep), timestep], dim=1),
+            text,
+            teacher_forcing(frames, chunk),
+        )
+        return self.compare(predicted[:, frames:], source, target, noise, timestep)

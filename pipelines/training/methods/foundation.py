@@ -1,0 +1,72 @@
+"""Foundation: the bidirectional editor, trained by velocity matching on [noisy target | source].
+
+One noise level a clip, drawn on a grid of `shift` (8 as published: half the draws have sigma over
+0.9). The published weight of the loss is zero at t = 1000, the level at which every edit starts;
+`weighting="uniform"` is the default because a model that is never trained there starts its edits
+blind: on a toy of 256 synthetic pairs (4 layers of 96, 700 steps) the mean square error on new
+pairs was 0.170 against 0.197 in one step from noise, 0.163 against 0.170 in four.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from modeling.diffusion.attention import bidirectional
+from modeling.diffusion.flow import FlowSchedule, velocity
+from modeling.diffusion.losses import edit_weight, velocity_loss
+from modeling.model_dir import Model
+from pipelines.training.average import Ema
+from pipelines.training.engines import full_weights, make_engine, update
+from pipelines.training.methods.base import Draw, Exported, Setting, draw_timesteps
+
+
+class FoundationTraining:
+    """See `base.Stage`."""
+
+    def __init__(self, setting: Setting, model: Model) -> None:
+        assert model.transformer is not None
+        section, compute = setting.section, setting.config.compute
+        model.transformer.gradient_checkpointing = compute.activation_checkpointing
+        self.rank, self.device = setting.rank, setting.device
+        self.section = section
+        self.stream = model.config.stream
+        self.schedule = FlowSchedule(section.shift, setting.device)
+        self.engine = make_engine(model.transformer, compute, section, section.learning_rate)
+        self.engines = {"transformer": self.engine}
+        self.ema: Ema | None = None
+        self.learning_rates = {"transformer": section.learning_rate}
+
+    def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        source = batch["source"].to(self.device)  # [B, F, C, h, w]
+        target = batch["target"].to(self.device)
+        text = batch["text"].to(self.device)  # [B, L, D]
+        clips = source.shape[0]
+        text = text * draw.keep(clips, self.section.text_dropout)[:, :, :, 0, 0]
+        source = source * draw.keep(clips, self.section.source_dropout)
+        loss, metrics = self.loss(source, target, text, draw)
+        norm = update(self.engine, loss)
+        return metrics if norm is None else {**metrics, "grad_norm": norm}
+
+    def loss(
+        self, source: Tensor, target: Tensor, text: Tensor, draw: Draw
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        timestep = draw_timesteps(draw, self.schedule, source.shape[0])[:, 0]  # [B]
+        noise = draw.normal_like(target)
+        noisy = self.schedule.add_noise(target, noise, timestep)
+        predicted = self.engine(noisy, source, timestep, text, bidirectional(source.shape[1]))
+        return self.compare(predicted, source, target, noise, timestep)
+
+    def compare(
+        self, predicted: Tensor, source: Tensor, target: Tensor, noise: Tensor, timestep: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = edit_weight(source, target, self.section.edit_weight)  # [B, F, 1, h, w]
+        if self.section.weighting == "published":
+            level = self.schedule.loss_weight(timestep)  # [B] or [B, F]
+            weight = weight * level.reshape(*level.shape, *(1,) * (5 - level.dim()))
+        loss = velocity_loss(predicted, velocity(target, noise), weight)
+        return loss, {"loss": loss.detach()}
+
+    def export(self) -> Exported:
+        return Exported(transformer=full_weights(self.engine, keep=self.rank == 0))

@@ -1,0 +1,159 @@
+"""VAE: trains the small video VAE on the frames of sources and targets.
+
+A VAE of fixed variance: noise of `latent_noise` on the standardised latents, a small penalty on
+their scale. The noise makes neighbouring latents decode alike, which is what a diffusion model
+that never hits a latent exactly needs. Afterwards mean and standard deviation of every channel are
+measured over the training data and become part of the model. `train_encoder=false` trains the
+decoder alone, under a transformer that knows the latents as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from data.loader import loader
+from modeling.diffusion.losses import reconstruction_loss, scale_penalty
+from modeling.model_dir import Model, ModelError
+from modeling.presets import VaeConfig
+from modeling.vae.build import StreamingVae, build_vae
+from pipelines.training.average import Ema
+from pipelines.training.engines import full_weights, make_engine, update
+from pipelines.training.methods.base import Draw, Exported, Setting
+
+
+class Autoencoder(nn.Module):
+    """A VAE's encoder and decoder as one forward, which an engine can be made of."""
+
+    def __init__(self, vae: StreamingVae, *, train_encoder: bool) -> None:
+        super().__init__()
+        self.vae, self.train_encoder = vae, train_encoder
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [B, f, 3, H, W] -> decoded pixels and standardised latents [B, F, C, h, w]."""
+        vae = self.vae
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            raw, _ = vae.encode_raw(pixels)
+        latents = (raw - vae.mean) / vae.std
+        decoded, _ = vae.decode_raw((latents + noise.to(latents)) * vae.std + vae.mean)
+        return decoded, latents
+
+
+class VaeTraining:
+    """See `base.Stage`."""
+
+    def __init__(self, setting: Setting, model: Model) -> None:
+        if not isinstance(model.vae, StreamingVae):
+            raise ModelError(f"{setting.start} holds no VAE to train")
+        section = setting.section
+        self.setting, self.section = setting, section
+        self.config = model.config.vae
+        network = Autoencoder(model.vae, train_encoder=section.train_encoder)
+        self.engine = make_engine(network, setting.config.compute, section, section.learning_rate)
+        self.engines = {"vae": self.engine}
+        self.ema: Ema | None = None
+        self.learning_rates = {"vae": section.learning_rate}
+
+    def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        crops = _crop(batch, self.section.clip_frames, self.section.crop, draw)
+        pixels = _pixels(crops, self.setting.device)
+        clips, frames, _, height, width = pixels.shape
+        channels = self.config.latent_channels
+        noise = torch.randn(
+            (clips, (frames + 3) // 4, channels, height // 8, width // 8),
+            device=self.setting.device,
+            generator=draw.own,
+        )
+        decoded, latents = self.engine(pixels, self.noise_level(draw.step) * noise)
+        reconstruction = reconstruction_loss(decoded, pixels, self.section.edge_weight)
+        loss = reconstruction + self.section.scale_weight * scale_penalty(latents)
+        norm = update(self.engine, loss)
+        with torch.no_grad():
+            error = (decoded.float().clamp(-1, 1) - pixels).square().mean()
+        metrics = {
+            "loss": loss.detach(),
+            "psnr": 10 * torch.log10(4 / error.clamp_min(1e-10)),  # pixels span 2
+        }
+        return metrics if norm is None else metrics | {"grad_norm": norm}
+
+    def noise_level(self, step: int) -> float:
+        """Std of the latents' noise: noise from the first step on drowns what the encoder has only
+        begun to say (colour, here), and the decoder then never learns to listen for it."""
+        warmup = self.section.noise_warmup * self.section.steps
+        return self.section.latent_noise * min(1.0, step / warmup if warmup else 1.0)
+
+    def export(self) -> Exported:
+        weights = {
+            name.removeprefix("vae."): value for name, value in full_weights(self.engine).items()
+        }
+        config = self._measure(weights) if self.section.train_encoder else self.config
+        return Exported(vae=weights, vae_config=config)
+
+    @torch.no_grad()
+    def _measure(self, weights: dict[str, Tensor]) -> VaeConfig:
+        """The VAE's config with the latents' mean and std of every channel; a collective."""
+        device = self.setting.device
+        vae = build_vae(self.config)
+        vae.load_state_dict(weights)
+        vae.to(device).eval()
+        channels = self.config.latent_channels
+        sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=device)
+        for clips in self._statistics_clips():
+            raw, _ = vae.encode_raw(_pixels(clips, device))  # [B, F, C, h, w]
+            values = raw.double().transpose(0, 2).flatten(1)  # [C, B * F * h * w]
+            sums[:channels] += values.sum(dim=1)
+            sums[channels:-1] += values.square().sum(dim=1)
+            sums[-1] += values.shape[1]
+        distributed.all_reduce(sums)
+        mean = sums[:channels] / sums[-1]
+        variance = sums[channels:-1] / sums[-1] - mean.square()
+        std = variance.clamp_min(1e-8).sqrt()
+        return replace(
+            self.config,
+            mean=tuple(round(v, 6) for v in mean.tolist()),
+            std=tuple(round(v, 6) for v in std.tolist()),
+        )
+
+    def _statistics_clips(self) -> Iterator[Tensor]:
+        """uint8 [1, f, H, W, 3], source and target of each of this worker's first pairs."""
+        batches = loader(
+            self.setting.dataset,
+            batch_size=1,
+            rank=self.setting.rank,
+            world_size=self.setting.world_size,
+            shuffle=False,
+            epochs=1,
+        )
+        for batch in islice(batches, self.section.statistics_clips):
+            yield from (torch.as_tensor(batch[name]) for name in ("source", "target"))
+
+
+def _crop(batch: dict[str, Any], frames: int, side: int | None, draw: Draw) -> Tensor:
+    """uint8 [B, frames, h, w, 3]: any stretch and place of each pair's source or target."""
+    source, target = torch.as_tensor(batch["source"]), torch.as_tensor(batch["target"])
+    clips, length, height, width = source.shape[:4]
+    if length < frames:
+        raise ValueError(
+            f"vae.clip_frames={frames}, but the clips of the dataset have {length} frames; "
+            f"set vae.clip_frames to {length} or less"
+        )
+    high, wide = min(side or height, height), min(side or width, width)
+    crops: list[Tensor] = []
+    for which, *places in torch.rand(clips, 4, device=draw.device, generator=draw.own).tolist():
+        video = (source if which < 0.5 else target)[len(crops)]
+        room = (length - frames, height - high, width - wide)
+        first, top, left = (
+            int(place * (free + 1)) for place, free in zip(places, room, strict=True)
+        )
+        crops.append(video[first : first + frames, top : top + high, left : left + wide])
+    return torch.stack(crops)
+
+
+def _pixels(clips: Tensor, device: torch.device) -> Tensor:
+    """uint8 [B, f, H, W, 3] -> float [B, f, 3, H, W] in [-1, 1]."""
+    return clips.to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1

@@ -1,0 +1,224 @@
+"""Runs a stage as a Ray Train job: start, follow, restart, stop, hand over the model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from data.manifest import dataset_hash, read_dataset_info
+from infra.runtime.ray import environment, unless_set
+from pipelines.config.pipeline import PipelineConfig, section_plain, to_plain
+from pipelines.config.stages import ComputeConfig
+from pipelines.tracking.records import key_of, model_fingerprint
+from pipelines.tracking.tracker import code_commit
+from pipelines.training.follower import Follower
+from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+
+POLL_SECONDS = 0.5
+_RAY_TRAIN_ENV = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the controller sees that workers ended
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy machine, or an image to pull
+}
+# A Ray on this machine alone is never preempted; the watcher is one more process to start.
+_PRIVATE_RAY_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """A finished stage."""
+
+    model_dir: Path
+    metrics: dict[str, float]
+    steps: int
+    seconds: float
+
+
+def train_stage(
+    stage: str,
+    config: PipelineConfig,
+    *,
+    start: Path,
+    dataset: str,
+    output: Path,
+    run_id: str | None,
+    extra: Mapping[str, Any],
+    on_progress: Callable[[Progress], None] | None = None,
+) -> StageOutcome:
+    """Train `stage` from the model directory `start` and write the model directory `output`.
+
+    A stage that was interrupted goes on from its last checkpoint when called with the same
+    configuration, start and dataset.
+
+    Args:
+        dataset: URI of pairs (vae) or encoded pairs (all others).
+        run_id: MLflow run that metrics go to, at config.tracking.uri; None logs nothing.
+        extra: "teacher", the model directory of the scores (distill); "key", the hash of
+            everything that decides the result, if the caller has one.
+        on_progress: called every `log_every` steps; None prints a line to stderr.
+
+    Raises:
+        ValueError: what the user can mend: a loss that is not finite, a full disk, a broken
+            dataset, too few GPUs.
+    """
+    began = time.monotonic()
+    job = make_job(stage, config, start, dataset, output, extra)
+    folder = RunFolder(Path(job["folder"]))
+    with _ray(config.compute):
+        folder.open()
+        follow = Follower(stage, folder, config, run_id, on_progress)
+        made = _fit(job, folder, config.compute, follow)
+    if "refused" in made:
+        raise TrainingError(made["refused"])
+    folder.remove()
+    return StageOutcome(Path(output), made["metrics"], made["steps"], time.monotonic() - began)
+
+
+def make_job(
+    stage: str,
+    config: PipelineConfig,
+    start: Path,
+    dataset: str,
+    output: Path,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the workers are told: plain values, absolute paths (each works in a folder of its own).
+
+    `folder` is named by everything that decides the result, so that only the very same training
+    goes on from its checkpoints.
+    """
+    card = {
+        "stage": stage,
+        "key": extra.get("key"),
+        "parent": {"path": str(start), "fingerprint": model_fingerprint(start)},
+        "dataset": {"uri": dataset, "hash": dataset_hash(read_dataset_info(dataset))},
+        "teacher": str(extra["teacher"]) if "teacher" in extra else None,
+        "config": section_plain(getattr(config, stage)),
+        "compute": section_plain(config.compute),
+        "seed": config.seed,
+    }
+    key = str(card["key"] or key_of(card))[:12]
+    return {
+        "stage": stage,
+        "config": to_plain(config),
+        "start": str(Path(start).absolute()),
+        "dataset": dataset if "://" in dataset else str(Path(dataset).absolute()),
+        "output": str(Path(output).absolute()),
+        "models": {"teacher": str(Path(extra["teacher"]).absolute())} if "teacher" in extra else {},
+        "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{key}"),
+        "card": {**card, "commit": code_commit()},
+    }
+
+
+def _fit(
+    job: dict[str, Any], folder: RunFolder, compute: ComputeConfig, follow: Follower
+) -> dict[str, Any]:
+    """What the first worker's `train_loop` returned."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.training.loop import train_loop
+
+    workers, use_gpu = _workers(compute)
+    resources = {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
+    trainer = TorchTrainer(
+        cast(Any, train_loop),  # Ray's annotation leaves out that a value may be returned
+        train_loop_config=job,
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=folder.path.name,
+            storage_path=str(folder.path.parent),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=compute.keep_checkpoints),
+        ),
+    )
+    defaults = _RAY_TRAIN_ENV | ({} if compute.address else _PRIVATE_RAY_ENV)
+    with environment(unless_set(defaults)):
+        return _in_thread(trainer.fit, follow)
+
+
+def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
+    """Run `fit` beside us. On the main thread Ray Train would replace the handler of Ctrl-C for
+    good; here Ctrl-C is an ordinary KeyboardInterrupt, which ends Ray (or leaves the cluster) and
+    with it the job: Ray Train has no other way to stop one from outside."""
+    import ray
+
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            results.append(fit())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            follow()
+    except KeyboardInterrupt as interrupt:
+        follow.let_checkpoint_finish()
+        ray.shutdown()
+        interrupt.add_note(follow.where_it_goes_on())
+        raise
+    follow.finish()
+    if errors:
+        raise _plain_error(errors[0]) from errors[0]
+    made: dict[str, Any] = results[0].return_value
+    return made
+
+
+def _workers(compute: ComputeConfig) -> tuple[int, bool]:
+    """How many workers, and whether each has a GPU. Raises if the cluster has less."""
+    import ray
+
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    use_gpu = gpus > 0 if compute.gpus is None else compute.gpus
+    workers = compute.workers or (gpus if use_gpu else 2)
+    if use_gpu and workers > gpus:
+        raise TrainingError(
+            f"compute.workers={workers} with a GPU each, but the Ray cluster has {gpus} GPUs; "
+            f"set compute.workers={gpus}, or compute.gpus=false"
+        )
+    cpus = resources.get("CPU", 0)
+    if workers * compute.cpus_per_worker > cpus:
+        raise TrainingError(
+            f"compute.workers={workers} with {compute.cpus_per_worker:g} CPUs each, but the Ray "
+            f"cluster has {cpus:g}; lower compute.workers or compute.cpus_per_worker"
+        )
+    return workers, use_gpu
+
+
+@contextmanager
+def _ray(compute: ComputeConfig) -> Iterator[None]:
+    """The caller's Ray, or one of our own for this stage."""
+    import ray
+
+    from pipelines.training.session import ray_session
+
+    if ray.is_initialized():
+        yield
+    else:
+        with ray_session(compute):
+            yield
+
+
+def _plain_error(error: BaseException) -> BaseException:
+    """The worker's own error if it is one that a user can mend, else Ray's."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in failures.values():
+        for cause in (failure, getattr(failure, "cause", None), failure.__cause__):
+            if isinstance(cause, ValueError):
+                return TrainingError(str(cause))
+    return error

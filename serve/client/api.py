@@ -1,0 +1,189 @@
+"""A client of the wire protocol: async (`connect`) and sync (`edit_frames`).
+
+    async with connect("ws://host:8000", "make the cat blue", width=832, height=480, fps=16) as s:
+        await s.send(frame)             # uint8 [height, width, 3]; from a task of its own
+        async for edited in s:          # until `finish` was called and everything has come
+            show(edited.pixels)
+
+A lost connection is opened again with the resume token; nothing is lost or repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+
+from serve.client.stream import UNREAD, ConnectError, EditedFrame, Event, Stream, stream_url
+from serve.wire.protocol import Format, Mode, Open, ServerMessage, WireError
+
+__all__ = [
+    "ConnectError",
+    "EditedFrame",
+    "Event",
+    "Stream",
+    "WireError",
+    "connect",
+    "edit_frames",
+    "served_model",
+]
+
+ANSWER_S = 20.0  # for a plain HTTP request
+
+
+@asynccontextmanager
+async def connect(
+    url: str,
+    prompt: str,
+    *,
+    width: int,
+    height: int,
+    fps: float,
+    mode: Mode = "lossless",
+    format: Format = "jpeg",
+    seed: int | None = None,
+    token: str | None = None,
+    mask: bool = False,
+) -> AsyncIterator[Stream]:
+    """Open a stream at `url` (ws://, wss://, http:// or https://, with or without the path).
+
+    Raises WireError for what the server refuses (`at_capacity` has `retry_after_s`) and
+    ConnectError when there is no server; one that cuts the connection before it answers (its front
+    died or is starting) is asked again for `client_stream.FIRST_S`.
+    """
+    message = Open(prompt, width, height, fps, mode, format, seed=seed, mask=True if mask else None)
+    stream = Stream(url, message, token=token)
+    opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    running = asyncio.create_task(stream.run(opened))
+    try:
+        await opened
+        yield stream
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
+    """What the server at `url` says of its model: name, width, height, fps, chunk_frames, ...
+
+    Raises WireError for what the server refuses and ConnectError when there is no server.
+    """
+    parts = urlsplit(stream_url(url))
+    scheme = {"ws": "http", "wss": "https"}[parts.scheme]
+    address = urlunsplit((scheme, parts.netloc, "/v1/models", "", ""))
+    request = urllib.request.Request(address)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            model: dict[str, Any] = json.load(answer)["models"][0]
+            return model
+    except urllib.error.HTTPError as error:
+        try:
+            told = json.load(error)["error"]
+            refusal = WireError(told["code"], told["message"])
+        except (ValueError, LookupError, TypeError):
+            raise ConnectError(f"{address} answers {error}; is it a LiveEdit server?") from error
+        raise refusal from error
+    except (OSError, ValueError, LookupError) as error:
+        raise ConnectError(f"{address} cannot be reached: {error}") from error
+
+
+def edit_frames(
+    url: str,
+    frames: Iterable[np.ndarray],
+    prompt: str,
+    *,
+    fps: float,
+    format: Format = "jpeg",
+    seed: int | None = None,
+    token: str | None = None,
+    on_event: Callable[[ServerMessage], None] | None = None,
+) -> Iterator[np.ndarray]:
+    """Lossless, without asyncio: uint8 [height, width, 3] in, the same number of edited ones out.
+
+    `frames` are taken in another thread; `on_event` is called there with the server's messages.
+    """
+    source = iter(frames)
+    first = next(source, None)
+    if first is None:
+        return
+    out: queue.Queue[np.ndarray | BaseException | None] = queue.Queue(UNREAD)
+    stopped = threading.Event()
+
+    async def feed(stream: Stream) -> None:
+        frame: np.ndarray | None = first
+        while frame is not None:
+            await stream.send(frame)
+            frame = await asyncio.to_thread(next, source, None)
+        stream.finish()
+
+    async def read(stream: Stream) -> None:
+        async for event in stream.events():
+            if isinstance(event, EditedFrame):
+                await _put(out, event.pixels, stopped)
+            elif on_event is not None:
+                on_event(event)
+
+    async def run() -> None:
+        height, width = first.shape[:2]
+        async with (
+            connect(
+                url, prompt, width=width, height=height, fps=fps, format=format, seed=seed,
+                token=token,
+            ) as stream,
+            asyncio.TaskGroup() as tasks,
+        ):  # fmt: skip
+            tasks.create_task(feed(stream))
+            tasks.create_task(read(stream))
+
+    def main() -> None:
+        try:
+            asyncio.run(run())
+            out.put(None)
+        except BaseExceptionGroup as group:
+            _tell(group.exceptions[0])
+        except BaseException as error:
+            _tell(error)
+
+    def _tell(error: BaseException) -> None:
+        """Raised again where the frames are read."""
+        if not stopped.is_set():
+            out.put(error)
+
+    thread = threading.Thread(target=main, name="liveedit-client", daemon=True)
+    thread.start()
+    try:
+        while (item := out.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join(timeout=10)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+async def _put(
+    out: queue.Queue[np.ndarray | BaseException | None], item: np.ndarray, stopped: threading.Event
+) -> None:
+    while True:
+        if stopped.is_set():
+            raise _StoppedError
+        try:
+            out.put_nowait(item)
+            return
+        except queue.Full:
+            await asyncio.sleep(0.005)

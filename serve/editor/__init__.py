@@ -1,0 +1,1 @@
+"""The editor deployment: streams on one accelerator, their order, its capacity."""

@@ -1,0 +1,112 @@
+"""The editor deployment: one model on one accelerator, and the streams that it works on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import torch
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError
+
+from modeling.editor import StreamingEditor
+from serve.editor.engine import Engine
+from serve.hub.hub import REPORT_S, HubStore, Report
+from serve.logs import join_serve_log
+from serve.metrics import EditorMetrics
+from serve.settings import ServeSettings
+from serve.wire.link import Address, EditorLink
+from serve.wire.protocol import WireError
+from serve.wire.work import Opening, Ready, Refused
+
+log = logging.getLogger(__name__)
+
+
+class EditorReplica:
+    """Serve counts a session as one ongoing request: the call of `edit` that lasts as long."""
+
+    def __init__(self, settings: ServeSettings, name: str | None) -> None:
+        join_serve_log()
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        editor = StreamingEditor.load(settings.model, device=device, fp8=settings.fp8)
+        editor.name = name or editor.name
+        self.engine = Engine(
+            editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity
+        )
+        # Before the replica counts as started: a session must not meet a cold model.
+        seconds = self.engine.warm_up()
+        log.info("%s on %s: a chunk costs %.0f ms", editor.name, device, seconds * 1000)
+        self.metrics = EditorMetrics()
+        context = ray_serve.get_replica_context()
+        self.process = context.replica_id.unique_id
+        self.hub = HubStore(context.app_name, settings.limits.resume_s)
+        self._reporting: asyncio.Task[None] | None = None
+
+    async def edit(self, opening: Opening, address: Address) -> AsyncGenerator[Ready | Refused]:
+        """One stream: Ready, then nothing until it is over.
+
+        Its work is fetched from the front's inbox at `address`, and its events go there.
+        """
+        log.info("session %s: stream %s opens", opening.session, address.stream)
+        link: EditorLink | None = None
+        try:
+            link = await EditorLink.connect(address)
+            async for event in self.engine.edit(opening, link.take):
+                if isinstance(event, Ready):
+                    yield event
+                else:
+                    await link.send(event)
+        except WireError as error:
+            yield Refused(error.code, error.message, error.retry_after_s)
+        except OSError as error:
+            log.info("session %s: stream %s: %s", opening.session, address.stream, error)
+        finally:
+            if link is not None:
+                link.close()
+            log.info("session %s: stream %s ends", opening.session, address.stream)
+
+    async def check_health(self) -> None:
+        """Called by Serve every few seconds; raises when this replica must be replaced."""
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.ensure_future(self._report())
+        self.engine.check()
+
+    async def _report(self) -> None:
+        while True:
+            self.engine.gauge(self.metrics)
+            report = Report(self.process, self.metrics.snapshot(), self.engine.describe())
+            try:
+                if await self.hub.call("report", report):
+                    self.engine.leave()
+            except RayActorError as error:
+                log.warning("the hub does not answer: %s", error)
+            await asyncio.sleep(REPORT_S)
+
+
+def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
+    """Options of the editor deployment, for `ray.serve.deployment`."""
+    options: dict[str, Any] = {
+        "name": "editor",
+        "max_ongoing_requests": settings.max_sessions,
+        "graceful_shutdown_timeout_s": settings.drain_s,
+        "health_check_period_s": 2.0,
+        "ray_actor_options": {
+            "num_cpus": settings.editor_cpus,
+            "num_gpus": settings.editor_gpus,
+        },
+    }
+    if settings.max_editors > settings.min_editors:
+        options["autoscaling_config"] = {
+            "min_replicas": settings.min_editors,
+            "max_replicas": settings.max_editors,
+            "target_ongoing_requests": settings.target_sessions,
+            "upscale_delay_s": 3.0,  # somebody waits in front of a camera
+            "downscale_delay_s": settings.downscale_delay_s,
+        }
+    else:
+        options["num_replicas"] = settings.min_editors
+    return options

@@ -1,0 +1,1 @@
+"""The front deployment: sockets, sessions, pacing, HTTP."""

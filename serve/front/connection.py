@@ -1,0 +1,216 @@
+"""One WebSocket at the front, from its handshake to its close code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import replace
+
+from serve.front.running import TICK_S, RunningSession, Services, SupersededError, opened_message
+from serve.front.session import Session
+from serve.front.socket import Disconnected, Socket
+from serve.hub.records import Record
+from serve.wire.protocol import (
+    CLOSE_CODES,
+    NORMAL_CLOSE,
+    SUBPROTOCOL,
+    Error,
+    Open,
+    WireError,
+    parse_client,
+    to_json,
+)
+from serve.wire.work import Opening
+
+log = logging.getLogger(__name__)
+
+GONE = 1001  # close code for a socket whose session another one has taken over
+# After these errors of a running session it can be resumed; after others it is over.
+RESUMABLE = ("at_capacity", "draining", "internal", "too_slow")
+
+
+class Connection:
+    """`run` serves the socket to its end; `leave` and `supersede` end it early."""
+
+    def __init__(self, socket: Socket, services: Services) -> None:
+        self.socket, self.services = socket, services
+        self.running: RunningSession | None = None
+        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def held(self) -> tuple[str, int] | None:
+        """Token and epoch of the session this connection holds."""
+        running = self.running
+        return (running.token, running.epoch) if running and running.token else None
+
+    def leave(self) -> None:
+        """This front is going away: the client is told to come back with its token."""
+        self._end(WireError("draining", "this server is going away; go on with your resume token"))
+
+    def supersede(self) -> None:
+        """Another socket holds the session now."""
+        self._end(SupersededError())
+
+    def _end(self, error: Exception) -> None:
+        if not self._ending.done():
+            self._ending.set_exception(error)
+
+    async def run(self, *, refusal: WireError | None) -> None:
+        """Raises nothing but CancelledError: the client is told what went wrong.
+
+        `refusal` is what already speaks against this client, before it has said a word.
+        """
+        outcome = "disconnected"
+        try:
+            await self.socket.accept(SUBPROTOCOL if self._offered() else None)
+            await self._serve(refusal)
+            assert self.running is not None
+            outcome = self.running.reason
+            await self.socket.close(NORMAL_CLOSE)
+        except Disconnected as error:
+            log.info("session %s: connection lost (%d)", self._name, error.code)
+        except SupersededError:
+            outcome = "superseded"
+            await self.socket.close(GONE)
+        except WireError as error:
+            outcome = error.code
+            await self._refuse(error)
+        except Exception:
+            outcome = "internal"
+            log.exception("session %s: failed", self._name)
+            await self._refuse(WireError("internal", "the server failed; its log says why"))
+        finally:
+            if not self._ending.done():
+                self._ending.cancel()
+            if self.running is not None:
+                self.running.account(outcome)
+                await self._let_go(outcome)
+
+    @property
+    def _name(self) -> str:
+        return self.running.session.name if self.running else "-"
+
+    def _offered(self) -> bool:
+        return SUBPROTOCOL in self.socket.scope.get("subprotocols", [])
+
+    async def _refuse(self, error: WireError) -> None:
+        log.info("session %s: %s: %s", self._name, error.code, error.message)
+        if self.running is None or not self.running.admitted:
+            self.services.metrics.refused.labels(error.code).inc()
+        try:
+            async with asyncio.timeout(TICK_S):
+                message = Error(error.code, error.message, error.retry_after_s)
+                await self.socket.send(to_json(message))
+        except (Disconnected, TimeoutError):
+            pass  # nobody reads it
+        await self.socket.close(CLOSE_CODES[error.code])
+
+    async def _let_go(self, outcome: str) -> None:
+        assert self.running is not None
+        if held := self.held:
+            over = outcome in CLOSE_CODES and outcome not in RESUMABLE
+            forget = over and self.running.admitted
+            # Shielded: this may run because the connection's task was cancelled.
+            await asyncio.shield(self.services.store.release(*held, forget=forget))
+
+    async def _serve(self, refusal: WireError | None) -> None:
+        if refusal is not None:
+            raise refusal
+        if not self._offered():
+            raise WireError(
+                "bad_request", f"offer the WebSocket subprotocol {SUBPROTOCOL} and open again"
+            )
+        message = await self._first_message()
+        self.services.limits.check_open(message)
+        record = None
+        if message.resume is not None:
+            record = await self.services.store.claim(message.resume, message.received or 0)
+        session, opening = _new(message) if record is None else _resumed(message, record)
+        self.running = running = RunningSession(
+            self.socket, self.services, session, opening, message.format, record,
+            message.resume or "",
+        )  # fmt: skip
+        if record is None:
+            await running.run(self._ending)
+            return
+        _check_same(message, record)
+        if record.progress.finished is None:
+            await running.run(self._ending)
+        else:
+            await self._send_rest(record, message.resume or "")
+
+    async def _send_rest(self, record: Record, token: str) -> None:
+        """The session was over, only the client had not heard all of it."""
+        assert self.running is not None
+        self.running.reason = str(record.progress.finished)
+        opened = opened_message(record.header, token, record.progress.next_frame)
+        await self.socket.send(opened)
+        for entry in record.tail:
+            await self.socket.send(entry.data)
+
+    async def _first_message(self) -> Open:
+        timeout = self.services.limits.open_timeout_s
+        try:
+            async with asyncio.timeout(timeout):
+                first = await self.socket.receive()
+        except TimeoutError:
+            raise WireError("bad_request", f"no open message within {timeout:g} s") from None
+        if not isinstance(first, str):
+            raise WireError("bad_request", "the first message must be open, got a binary one")
+        message = parse_client(first)
+        if not isinstance(message, Open):
+            raise WireError("bad_request", "the first message must be open")
+        return message
+
+
+def _new(message: Open) -> tuple[Session, Opening]:
+    name = secrets.token_hex(6)
+    opening = Opening(
+        session=name,
+        prompt=message.prompt,
+        width=message.width,
+        height=message.height,
+        fps=float(message.fps),
+        mode=message.mode,
+        seed=message.seed or 0,
+        mask=bool(message.mask),
+    )
+    return _session(opening), opening
+
+
+def _resumed(message: Open, record: Record) -> tuple[Session, Opening]:
+    progress = record.progress
+    opening = replace(record.header.opening, state=progress.state)
+    session = _session(opening)
+    session.next_frame, session.edited = progress.next_frame, progress.edited
+    session.applied_prompt = progress.applied_prompt
+    # A client that opens with its first prompt means the session as it is; any other is a change.
+    changed = message.prompt != record.header.opening.prompt
+    session.prompt = message.prompt if changed else progress.prompt
+    return session, opening
+
+
+def _session(opening: Opening) -> Session:
+    return Session(
+        opening.session,
+        prompt=opening.prompt,
+        mode=opening.mode,
+        width=opening.width,
+        height=opening.height,
+        mask=opening.mask,
+    )
+
+
+def _check_same(message: Open, record: Record) -> None:
+    first, format = record.header.opening, record.header.format
+    for name, now, before in (
+        ("width", message.width, first.width),
+        ("height", message.height, first.height),
+        ("mode", message.mode, first.mode),
+        ("format", message.format, format),
+    ):
+        if now != before:
+            raise WireError(
+                "bad_request", f"the session to resume has {name} {before!r}, open says {now!r}"
+            )

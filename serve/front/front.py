@@ -1,0 +1,178 @@
+"""The front: sockets and HTTP routes of one process, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, QueryParams
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from serve.front.auth import allowed
+from serve.front.connection import Connection
+from serve.front.edits import Edits
+from serve.front.limits import Limits
+from serve.front.running import Services
+from serve.front.socket import Receive, Scope, Send, Socket
+from serve.hub.records import HOLDER_BEAT_S, Store
+from serve.metrics import Metrics, Snapshot, render
+from serve.wire.protocol import PATH, RETRY_AFTER_S, WireError
+from serve.wire.work import Backend
+
+log = logging.getLogger(__name__)
+
+WEB = Path(__file__).parent.parent / "web"
+
+
+class Front:
+    """Owns the connections of one process. `app` is what a server runs.
+
+    Args:
+        tokens: Bearer tokens that are let in; none lets everybody in.
+        models: What `/v1/models` lists. Raises WireError while no editor is warmed up.
+        snapshots: The metrics of every process, for `/metrics`.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        store: Store,
+        limits: Limits,
+        metrics: Metrics,
+        tokens: tuple[str, ...] = (),
+        models: Callable[[], Awaitable[list[dict[str, Any]]]],
+        snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
+    ) -> None:
+        codecs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
+        self.services = Services(backend, store, limits, metrics, codecs)
+        self.tokens = tokens
+        self.connections: set[Connection] = set()
+        self._models, self._snapshots = models, snapshots
+        self._leaving = False
+        self._beating: asyncio.Task[None] | None = None
+        self.app = Starlette(
+            routes=[
+                WebSocketRoute(PATH, _Asgi(self.stream)),
+                Route("/v1/models", self.models),
+                Route("/v1/edits", Edits(self.services).post, methods=["POST"]),
+                Route("/healthz", self.health),
+                Route("/readyz", self.ready),
+                Route("/metrics", self.metrics),
+                Mount("/", StaticFiles(directory=WEB, html=True)),
+            ],
+            middleware=[Middleware(RequireToken, tokens=tokens)],
+        )
+
+    def leave(self) -> None:
+        """This process is going away: every client is told to come back with its token."""
+        self._leaving = True
+        for connection in self.connections:
+            connection.leave()
+
+    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The WebSocket route."""
+        if self._beating is None:
+            self._beating = asyncio.create_task(self._beat())
+        connection = Connection(Socket(scope, receive, send), self.services)
+        refusal = self._refusal(scope)
+        self.connections.add(connection)
+        try:
+            await connection.run(refusal=refusal)
+        finally:
+            self.connections.discard(connection)
+
+    def _refusal(self, scope: Scope) -> WireError | None:
+        headers, query = Headers(scope=scope), QueryParams(scope.get("query_string", b""))
+        if not allowed(self.tokens, headers, query):
+            return WireError(
+                "unauthorized", "send `Authorization: Bearer TOKEN`, or ?token= in the address"
+            )
+        if self._leaving:
+            return WireError("draining", "this server is going away; open again")
+        if len(self.connections) >= self.services.limits.max_sessions:
+            return WireError(
+                "at_capacity", "this front has no room; try again later", RETRY_AFTER_S
+            )
+        return None
+
+    async def _beat(self) -> None:
+        """Keeps this front's sessions alive in the store, and lets go of those it lost."""
+        while True:
+            await asyncio.sleep(HOLDER_BEAT_S)
+            held = {c.held: c for c in self.connections if c.held}
+            lost = set(await self.services.store.beat(list(held)))
+            for (token, _), connection in held.items():
+                if token in lost:
+                    connection.supersede()
+
+    async def models(self, request: Request) -> Response:
+        try:
+            return JSONResponse({"models": await self._models()})
+        except WireError as error:
+            return unavailable(error)
+
+    async def health(self, request: Request) -> Response:
+        """The process answers."""
+        return JSONResponse({"status": "ok", "sessions": len(self.connections)})
+
+    async def ready(self, request: Request) -> Response:
+        """An editor is warmed up, and new sessions are taken."""
+        try:
+            if self._leaving:
+                raise WireError("draining", "this front is going away")
+            await self._models()
+        except WireError as error:
+            return unavailable(error)
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(render(await self._snapshots()), media_type=CONTENT_TYPE_LATEST)
+
+
+def unavailable(error: WireError) -> Response:
+    headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if error.retry_after_s else {}
+    return JSONResponse(
+        {"error": {"code": error.code, "message": error.message}}, 503, headers=headers
+    )
+
+
+class RequireToken:
+    """Guards the API's HTTP routes; the page, health and metrics are for everybody who can reach
+    the port, and the WebSocket answers for itself."""
+
+    def __init__(self, app: ASGIApp, tokens: tuple[str, ...]) -> None:
+        self.app, self.tokens = app, tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            query = QueryParams(scope.get("query_string", b""))
+            if not allowed(self.tokens, Headers(scope=scope), query):
+                message = "send `Authorization: Bearer TOKEN`, or ?token= in the address"
+                error = {"error": {"code": "unauthorized", "message": message}}
+                response = JSONResponse(error, 401, headers={"WWW-Authenticate": "Bearer"})
+                await response(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class _Asgi:
+    """A method as an ASGI application (a plain function would be taken for an endpoint)."""
+
+    def __init__(self, call: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.call(scope, receive, send)

@@ -1,0 +1,305 @@
+"""A session while a client is connected: the tasks between its socket, its editor and the store.
+
+socket -> read -> Session -> editor -> edit -> finish (encode, commit) -> Outbox -> write -> socket
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from serve.front.driver import drive
+from serve.front.limits import Limits
+from serve.front.outbox import Outbox
+from serve.front.session import Delivery, Entry, Session, State
+from serve.front.socket import Socket
+from serve.hub.records import Header, Progress, Record, Store
+from serve.metrics import Metrics
+from serve.wire import codec
+from serve.wire.protocol import (
+    Close,
+    Closed,
+    Format,
+    Opened,
+    Prompt,
+    WireError,
+    parse_client,
+    parse_frame,
+    to_json,
+)
+from serve.wire.work import Backend, Opening, Ready
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5  # how often the time limits are looked at
+CORES = os.cpu_count() or 1
+PIECE = 2**19  # pixels to encode below which a second thread costs more than it saves
+STALL_CHUNKS = 1.5  # chunk durations without an edited frame that count as a stall
+
+
+class SupersededError(Exception):
+    """The client came back on another socket, which holds the session now."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What every connection of a front shares."""
+
+    backend: Backend
+    store: Store
+    limits: Limits
+    metrics: Metrics
+    codecs: Executor
+
+
+class RunningSession:
+    """`run` returns when the client has everything and was told `closed`.
+
+    Raises Disconnected, SupersededError and WireError. `token` is empty until an editor has taken
+    the session.
+    """
+
+    def __init__(
+        self,
+        socket: Socket,
+        services: Services,
+        session: Session,
+        opening: Opening,
+        format: Format,
+        record: Record | None,
+        token: str,
+    ) -> None:
+        self.socket, self.services, self.session = socket, services, session
+        self.opening, self.format, self.record = opening, format, record
+        self.token, self.epoch = token, record.epoch if record else 0
+        self.admitted = False
+        self.reason = "close"
+        self.gpu_s = 0.0
+        self._started = self._frame_at = time.monotonic()
+        self._frames_sent_at: float | None = None
+        self._dropped_counted = 0
+
+    async def run(self, ending: asyncio.Future[None]) -> None:
+        """`ending` ends it early with the exception that is set on it."""
+        drive_events = drive(
+            self.services.backend, self.session, self.opening, self.services.metrics
+        )
+        async with aclosing(drive_events) as events:
+            ready = await anext(events)
+            assert isinstance(ready, Ready)
+            header = await self._admit(ready)
+            outbox = Outbox(mode=self.opening.mode, fps=self.opening.fps)
+            if self.record is not None:
+                missing = list(self.record.tail)
+                self.session.unsent += sum(isinstance(entry.data, bytes) for entry in missing)
+                outbox.put(missing)
+            deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+            writing = asyncio.create_task(outbox.run(self.socket.send, self._sent))
+            tasks = [
+                writing,
+                asyncio.create_task(_collect(events, deliveries)),
+                asyncio.create_task(self._finish(header, deliveries, outbox)),
+                asyncio.create_task(self._read(outbox)),
+                asyncio.create_task(self._watch(outbox)),
+            ]
+            try:
+                await _first_failure_or(writing, [*tasks, ending])
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _admit(self, ready: Ready) -> Header:
+        """An editor has the stream: now there is a session, and the client hears of it."""
+        metrics, resumed = self.services.metrics, self.record is not None
+        header = Header(self.opening, self.format, ready)
+        if self.record is not None:
+            header = self.record.header
+            metrics.resumed.inc()
+        else:
+            self.token = await self.services.store.create(header)
+            metrics.admitted.inc()
+        metrics.sessions.inc()
+        self.admitted = True
+        log.info("session %s: %s", self.session.name, "resumed" if resumed else "opened")
+        await self.socket.send(opened_message(header, self.token, self.session.next_frame))
+        return header
+
+    # --- the tasks
+
+    async def _read(self, outbox: Outbox) -> None:
+        session, limits = self.session, self.services.limits
+        width, height = self.opening.width, self.opening.height
+        largest = limits.max_message(width, height)
+        loop = asyncio.get_running_loop()
+        while True:
+            await session.room()
+            data = await self.socket.receive()
+            if isinstance(data, bytes):
+                if len(data) > largest:
+                    raise WireError("bad_frame", f"{len(data)} bytes; at most {largest}")
+                frame = parse_frame(data)
+                decode = partial(codec.decode, frame.image, self.format, width=width, height=height)
+                pixels = await loop.run_in_executor(self.services.codecs, decode)
+                drops = session.feed(frame.index, frame.time_us, pixels)
+                self._frame_at = time.monotonic()
+                if drops:
+                    outbox.put([drops])
+                continue
+            message = parse_client(data)
+            if isinstance(message, Prompt):
+                limits.check_prompt(message.prompt)
+                session.set_prompt(message.prompt)
+            elif isinstance(message, Close):
+                session.finish()
+            else:
+                raise WireError("bad_request", "the session is open already")
+
+    async def _finish(
+        self, header: Header, deliveries: asyncio.Queue[Delivery], outbox: Outbox
+    ) -> None:
+        """Encodes each delivery and makes it safe in the store before the client gets it."""
+        session, store = self.session, self.services.store
+        while True:
+            delivery = await deliveries.get()
+            images = await self._encode(delivery)
+            entries = session.entries(delivery, images)
+            if delivery.last:
+                closed = Closed(session.edited, self.reason)
+                entries.append(Entry(session.edited, to_json(closed)))
+            progress = Progress(
+                next_frame=delivery.settled,
+                edited=session.edited,
+                prompt=session.prompt,
+                applied_prompt=session.applied_prompt,
+                state=delivery.edited.state,
+                finished=self.reason if delivery.last else None,
+            )
+            if not await store.commit(self.token, self.epoch, header, progress, entries):
+                raise SupersededError
+            whole = len(delivery.frames) == session.chunk_frames
+            outbox.put(entries, delivery.frames[-1].arrived if whole else None)
+            self._count(delivery)
+            if delivery.last:
+                outbox.end()
+                return
+
+    async def _encode(self, delivery: Delivery) -> list[bytes]:
+        """In pieces that are worth a thread, at most as many as there are cores."""
+        loop, frames = asyncio.get_running_loop(), delivery.edited.frames
+        pieces = min(CORES, len(frames), frames[..., 0].size // PIECE)
+        encoding = [
+            loop.run_in_executor(self.services.codecs, _encode_all, piece, self.format)
+            for piece in np.array_split(frames, max(1, pieces))
+        ]
+        return [image for piece in await asyncio.gather(*encoding) for image in piece]
+
+    async def _watch(self, outbox: Outbox) -> None:
+        """The time limits: a client that sends nothing, or takes nothing."""
+        limits = self.services.limits
+        while True:
+            await asyncio.sleep(TICK_S)
+            if outbox.stuck_s > limits.stalled_reader_s:
+                raise WireError(
+                    "too_slow",
+                    f"no edited frame was taken for {limits.stalled_reader_s:g} s; read faster, "
+                    "or send smaller frames",
+                )
+            quiet = time.monotonic() - self._frame_at
+            if self.session.idle and quiet > limits.idle_timeout_s:
+                self.reason = "idle"
+                self.session.finish()
+
+    # --- numbers
+
+    def _sent(self) -> None:
+        self.session.sent()
+        now = time.monotonic()
+        period = STALL_CHUNKS * self.session.chunk_frames / self.opening.fps
+        if self._frames_sent_at is not None and self.opening.mode == "live":
+            # A source that pauses is no stall: frames have to have come all the while.
+            quiet_source = now - self._frame_at > period
+            if now - self._frames_sent_at > period and not quiet_source:
+                self.services.metrics.stalls.inc()
+        self._frames_sent_at = now
+
+    def _count(self, delivery: Delivery) -> None:
+        metrics, edited = self.services.metrics, delivery.edited
+        metrics.dropped.inc(self.session.dropped - self._dropped_counted)
+        self._dropped_counted = self.session.dropped
+        if not delivery.frames:
+            return
+        self.gpu_s += edited.device_s
+        metrics.gpu_seconds.inc(edited.device_s)
+        metrics.frames.inc(len(delivery.frames))
+        metrics.recomputed.observe(edited.recomputed)
+        metrics.chunk_latency.observe(delivery.latency_s)
+        if edited.index == 0:
+            metrics.first_chunk.observe(time.monotonic() - self._started)
+        if self.opening.mode == "live":
+            met = delivery.latency_s <= self.session.chunk_frames / self.opening.fps
+            metrics.deadlines.labels("yes" if met else "no").inc()
+
+    def account(self, outcome: str) -> None:
+        """The session's end, in the metrics and the log."""
+        session, metrics = self.session, self.services.metrics
+        if session.state is not State.CLOSED:
+            session.to(State.CLOSED)
+        if not self.admitted:
+            return
+        seconds = time.monotonic() - self._started
+        metrics.sessions.dec()
+        metrics.ended.labels(outcome).inc()
+        metrics.session_seconds.observe(seconds)
+        metrics.session_gpu.observe(self.gpu_s)
+        log.info(
+            "session %s: %s after %.1f s, %d frames edited, %d dropped, %.2f s of compute",
+            session.name, outcome, seconds, session.edited, session.dropped, self.gpu_s,
+        )  # fmt: skip
+
+
+def opened_message(header: Header, token: str, next_frame: int) -> str:
+    opening, ready = header.opening, header.ready
+    return to_json(
+        Opened(
+            session=opening.session,
+            resume=token,
+            model=ready.model,
+            chunk_frames=ready.chunk_frames,
+            first_chunk_frames=ready.first_chunk_frames,
+            width=opening.width,
+            height=opening.height,
+            next_frame=next_frame,
+        )
+    )
+
+
+def _encode_all(frames: np.ndarray, format: Format) -> list[bytes]:
+    return [codec.encode(frame, format) for frame in frames]
+
+
+async def _collect(
+    events: AsyncIterator[Ready | Delivery], deliveries: asyncio.Queue[Delivery]
+) -> None:
+    async for event in events:
+        assert isinstance(event, Delivery)
+        deliveries.put_nowait(event)
+
+
+async def _first_failure_or(goal: asyncio.Task[None], futures: list[asyncio.Future[None]]) -> None:
+    """Returns when `goal` is done; raises what any of `futures` raises before."""
+    waiting = set(futures)
+    while not goal.done():
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for future in done:
+            future.result()
+    goal.result()

@@ -1,0 +1,1 @@
+"""The shared records of an application: sessions, commits, what every process reports."""

@@ -1,0 +1,1 @@
+"""What travels: the public protocol, images, and the links between our processes."""

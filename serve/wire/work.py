@@ -1,0 +1,115 @@
+"""What passes between a session at the front and the editor that works for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from serve.wire.protocol import Code, Mode
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Starts a stream at an editor, or goes on with one (`state`, of either form)."""
+
+    session: str
+    prompt: str
+    width: int
+    height: int
+    fps: float
+    mode: Mode
+    seed: int = 0
+    mask: bool = False
+    state: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk's `frames`, uint8 [n, height, width, 3], fewer (or none) when `last`.
+
+    With `more` they are only its first ones: another work of the same number brings more, so that
+    the VAE need not wait for the chunk to be complete.
+    """
+
+    number: int
+    prompt: str
+    frames: np.ndarray
+    last: bool
+    more: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The stream is open at an editor."""
+
+    model: str
+    chunk_frames: int
+    first_chunk_frames: int
+    chunks: int  # edited before, according to the state it was opened with
+
+
+@dataclass(frozen=True)
+class Edited:
+    """The answer to one chunk's `Work`; `state` is the compact form after it, None after the last.
+
+    `compute_ms` is from when all its frames were there, `ahead_ms` what was computed before.
+    """
+
+    number: int
+    index: int  # of the chunk
+    frames: np.ndarray  # uint8 [n, height, width, 3]
+    recomputed: float
+    steps: int
+    compute_ms: float
+    ahead_ms: float
+    wait_ms: float  # for the accelerator
+    mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
+    state: bytes | None
+
+    @property
+    def device_s(self) -> float:
+        """Seconds of the accelerator that the chunk took."""
+        return (self.compute_ms + self.ahead_ms) / 1000
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The editor is going away and gives the stream back.
+
+    `state` is the exact form and holds the first `ahead` frames of a chunk that is not complete.
+    """
+
+    state: bytes
+    ahead: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """How a refusal crosses from one process to another."""
+
+    code: Code
+    message: str
+    retry_after_s: float | None
+
+
+Event = Ready | Edited | Moved
+Take = Callable[[], Awaitable[Work]]
+
+
+class EditorLostError(Exception):
+    """The editor died, or cannot be reached; the stream can go on at another."""
+
+
+class Backend(Protocol):
+    """Where streams are edited: in this process, or on Ray."""
+
+    def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        """One stream: Ready, then an Edited for every chunk, until the last one or a Moved.
+
+        The editor asks for work with `take` when it has room. Raises WireError (`at_capacity`,
+        `internal`) and EditorLostError.
+        """
+        ...

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modeling.diffusion.transformer import Transformer
+from modeling.presets import MaskCacheConfig
+from modeling.streaming.kv_cache import Cached
+from modeling.streaming.mask_cache import MaskCache, budget_tokens, published_tokens
+from tests.modeling.streaming.test_kv_cache import (
+    CHUNK,
+    CONFIG,
+    HEIGHT,
+    WIDTH,
+    cache,
+    latents,
+    transformer,
+)
+
+__all__ = ["transformer"]
+
+
+def mask_cache(**options: object) -> MaskCache:
+    return MaskCache(
+        MaskCacheConfig(**options),  # type: ignore[arg-type]
+        CONFIG,
+        chunk_latents=CHUNK,
+        latent_height=HEIGHT,
+        latent_width=WIDTH,
+    )
+
+
+def smooth(frames: int, height: int, width: int, length: float) -> torch.Tensor:
+    """Random importance with a correlation length in latent cells."""
+    noise = torch.randn(frames, 1, height, width, generator=torch.manual_seed(0))
+    x = torch.arange(-24, 25.0)
+    kernel = (-(x**2) / (2 * length**2)).exp()
+    for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
+        noise = torch.nn.functional.conv2d(noise, kernel.view(shape), padding="same")
+    return noise[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("length", "share"), [(None, 0.083), (1.0, 0.21), (2.0, 0.25), (4.0, 0.28), (8.0, 0.29)]
+)
+def test_published_policy_keeps_what_was_measured(length: float | None, share: float) -> None:
+    generator = torch.manual_seed(0)
+    importance = (
+        torch.rand(3, 60, 104, generator=generator)
+        if length is None
+        else smooth(3, 60, 104, length)
+    )
+    tokens = published_tokens(importance, 0.3)
+    assert len(tokens) / 4680 == pytest.approx(share, abs=0.02)
+    assert len(set(tokens.div(1560, rounding_mode="floor").bincount().tolist())) == 1
+
+
+def test_published_policy_by_hand() -> None:
+    """One token of each latent wholly important, one by half: only the whole one survives."""
+    importance = torch.zeros(2, 4, 4)
+    importance[:, :2, :2] = 1.0
+    importance[:, 2, 2:] = 0.5
+    assert published_tokens(importance, 6 / 16).tolist() == [0, 4]
+
+
+def test_budget_policy_keeps_exactly_its_share() -> None:
+    importance = torch.rand(3, 60, 104, generator=torch.manual_seed(0))
+    tokens = budget_tokens(importance, 0.3)
+    assert len(tokens) == 1404
+    assert torch.equal(tokens, tokens.sort().values)
+    one = torch.zeros(3, 60, 104)
+    one[1, 30, 50] = 1.0
+    assert 1560 + 15 * 52 + 25 in budget_tokens(one, 4 / 4680).tolist()
+
+
+@pytest.mark.parametrize("policy", ["published", "budget"])
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_keeping_all_equals_dense(transformer: Transformer, policy: str, scope: str) -> None:
+    mask = mask_cache(policy=policy, scope=scope, keep_ratio=1.0)
+    mask.observe(*latents(CHUNK, seed=7))
+    assert mask.tokens is not None
+    assert len(mask.tokens) == mask.token_count
+    kv, text = cache(6), torch.ones(1, 4, 8)
+    for step, (noisy, source) in enumerate((latents(CHUNK), latents(CHUNK, 2), latents(CHUNK, 3))):
+        t = torch.tensor([900.0 - step])
+        pruned = transformer(noisy, source, t, text, Cached(kv, mask.reuse(step)))
+        dense = transformer(noisy, source, t, text, Cached(kv))
+        torch.testing.assert_close(pruned, dense, atol=1e-5, rtol=1e-5)
+
+
+def test_pruned_tokens_keep_the_last_full_output(transformer: Transformer) -> None:
+    """In a pruned step a token that is not kept gets the self-attention output of step 0."""
+    mask = mask_cache(keep_ratio=0.5)
+    mask.observe(*latents(CHUNK, seed=7))
+    assert mask.tokens is not None
+    full, pruned = mask.reuse(0), mask.reuse(1)
+    assert full is not None
+    assert pruned is not None
+    assert mask.reuse(3) is None
+    stored = torch.randn(1, mask.token_count, CONFIG.dim)
+    assert full.exchange(1, stored) is stored
+    kept = torch.zeros(1, len(mask.tokens), CONFIG.dim)
+    filled = pruned.exchange(1, kept)
+    chosen = torch.zeros(mask.token_count, dtype=torch.bool).index_fill(0, mask.tokens, True)
+    assert filled[:, chosen].eq(0).all()
+    assert torch.equal(filled[:, ~chosen], stored[:, ~chosen])
+    assert torch.equal(full._outputs[1], stored)
+
+
+@pytest.mark.parametrize("scope", ["attention", "block"])
+def test_pruned_steps_leave_no_trace_in_a_rolling_window(
+    transformer: Transformer, scope: str
+) -> None:
+    """What later chunks see is the clean refresh, whole, however the chunk was denoised."""
+    text = torch.ones(1, 4, 8)
+    mask = mask_cache(scope=scope, keep_ratio=0.3)
+    pruned, refreshed = cache(9, 3), cache(9, 3)
+    for index in range(7):
+        noisy, source = latents(CHUNK, seed=index)
+        for step in range(4):
+            t = torch.tensor([900.0 - 200 * step])
+            transformer(noisy, source, t, text, Cached(pruned, mask.reuse(step)))
+        for kv in (pruned, refreshed):
+            transformer(0.5 * noisy, source, torch.tensor([0.0]), text, Cached(kv))
+            kv.commit()
+        mask.observe(0.5 * noisy, source)
+        states = pruned.state_dict(), refreshed.state_dict()
+        for name in ("k", "v", "sink_k"):
+            assert torch.equal(states[0][name], states[1][name]), (index, name)  # type: ignore[arg-type]
+
+
+def test_first_chunk_recomputes_everything() -> None:
+    mask = mask_cache()
+    assert mask.reuse(1) is None
+    assert mask.recomputed(4) == 1.0
+    assert mask.token_mask().all()
+    mask.observe(*latents(CHUNK))
+    assert mask.recomputed(4) == pytest.approx(1 - 2 / 5 * (1 - 5 / 18))  # 5 of 18 tokens
+
+
+def test_impossible_settings() -> None:
+    with pytest.raises(ValueError, match="keep_ratio 0"):
+        MaskCacheConfig(keep_ratio=0.0)
+    with pytest.raises(ValueError, match="step 0"):
+        MaskCacheConfig(pruned_steps=(0, 1))

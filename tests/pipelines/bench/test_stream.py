@@ -1,0 +1,157 @@
+"""The benchmark at its smallest: the demo preset on a CPU.
+
+No test depends on how long anything takes.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from modeling.presets import PRESETS
+from pipelines.bench.check import compare, ratios, read_report
+from pipelines.bench.clock import ChunkTimer, ChunkTimes
+from pipelines.bench.stream import StreamBench, in_real_time
+from pipelines.bench.subject import BenchOptions, build_editor, noise_frames, variant
+from pipelines.commands.bench import bench_app
+
+SMALL = ["stream", "demo", "--device", "cpu", "--size", "48x32", "--chunks", "2"]
+OPTIONS = BenchOptions(model="demo", device="cpu", chunks=2, sessions=0)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    folder = tmp_path_factory.mktemp("bench")
+    json_file, plot_file = folder / "bench.json", folder / "bench.png"
+    arguments = [*SMALL, "--sessions", "1", "--json", str(json_file), "--plot", str(plot_file)]
+    result = CliRunner().invoke(bench_app, arguments)
+    assert result.exit_code == 0, result.output
+    return json_file, plot_file, result.output
+
+
+@pytest.fixture(scope="module")
+def report(files: tuple[Path, Path, str]) -> dict[str, Any]:
+    return read_report(files[0])
+
+
+def test_report_splits_every_chunk(report: dict[str, Any]) -> None:
+    for entry in report["variants"].values():
+        assert len(entry["chunks"]) == 2
+        for chunk in entry["chunks"]:
+            assert min(chunk["encode"], chunk["D"], chunk["decode"]) > 0
+            assert chunk["encode"] + chunk["D"] + chunk["decode"] <= chunk["V"]
+        assert entry["V"]["fps"] == pytest.approx(12000 / entry["V"]["p50_ms"])
+    assert report["variants"]["dense"]["recomputed"] == 1.0
+    assert 0.5 < report["variants"]["mask cache"]["recomputed"] < 1.0
+    assert report["hardware"]["device"] == "cpu"
+    assert report["memory"]["weights_gib"] > 0
+    assert [entry["sessions"] for entry in report["sessions"]["tried"]] == [1]
+
+
+def test_table_and_picture_show_it(files: tuple[Path, Path, str]) -> None:
+    for words in ("V video to video", "mask cache", "live sessions", "48x32"):
+        assert words in files[2]
+    with Image.open(files[1]) as image:
+        assert len(image.getcolors(1 << 20) or []) > 8
+
+
+def test_check_names_what_got_worse(report: dict[str, Any]) -> None:
+    assert not any(comparison.regressed for comparison in compare(report, report))
+    better = deepcopy(report)
+    better["ratios"]["D mask cache / D dense"]["value"] /= 1.2
+    worse = [c for c in compare(report, better) if c.regressed]
+    assert [c.name for c in worse] == ["D mask cache / D dense"]
+    assert "+20%, allowed +15%" in str(worse[0])
+
+
+def test_check_fails_the_command(report: dict[str, Any], tmp_path: Path) -> None:
+    stored = deepcopy(report)
+    for entry in stored["ratios"].values():
+        entry["tolerance"] = 1e6
+    stored["ratios"]["V dense / D dense"] |= {"value": 1e-3, "tolerance": 0.1}
+    (tmp_path / "stored.json").write_text(json.dumps(stored))
+    arguments = [*SMALL, "--sessions", "0", "--check", str(tmp_path / "stored.json")]
+    result = CliRunner().invoke(bench_app, arguments)
+    assert result.exit_code == 1
+    assert result.output.strip().endswith("V dense / D dense")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--check", "FILE", "--keep", "0.5"], "mask_cache.keep_ratio 0.3 there, 0.5 here"),
+        (["--check", "absent.json"], "does not exist"),
+        (["--json", "absent/x.json"], "folder absent"),
+        (["--no-cache", "--keep", "0.5"], "excludes"),
+        (["--fp8"], "fp8 needs a GPU"),
+        (["--pruned-steps", "3,4"], "beyond the 4"),
+        (["--chunks", "1"], "spread"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_timed(
+    arguments: list[str], message: str, files: tuple[Path, Path, str]
+) -> None:
+    given = [str(files[0]) if a == "FILE" else a for a in arguments]
+    result = CliRunner().invoke(bench_app, [*SMALL, *given])
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_watching_a_stream_changes_nothing() -> None:
+    editor = build_editor(OPTIONS)
+    source = noise_frames(12, 32, 48)
+    timer = ChunkTimer(editor, source)
+    plain, watched = (editor.open("a", height=32, width=48) for _ in range(2))
+    expected = [next(plain.push(source[: plain.wanted_frames])) for _ in range(3)]
+    with timer.watch():
+        times = [timer.push(watched) for _ in range(2)]
+    assert "encode" not in vars(editor.vae)
+    last = next(watched.push(source))
+    assert np.array_equal(last.frames, expected[2].frames)
+    assert [t.index for t in times] == [0, 1]
+
+
+def test_variants_share_an_editor() -> None:
+    editor = build_editor(OPTIONS)
+    with variant(editor, None):
+        dense = editor.open("a", height=32, width=48)
+    source = noise_frames(9 + 12, 32, 48)
+    assert [chunk.recomputed for chunk in dense.push(source)] == [1.0, 1.0]
+    cached = editor.open("a", height=32, width=48)
+    assert [chunk.recomputed < 1 for chunk in cached.push(source)] == [False, True]
+
+
+def test_plain_path_has_networks_of_its_own(report: dict[str, Any]) -> None:
+    editor = build_editor(OPTIONS)
+    bench = StreamBench(editor, replace(OPTIONS, size=(32, 48)), note=lambda text: None)
+    assert bench.time_plain() is None
+    editor.accelerated = True  # as on a GPU; the plain path must then differ from the editor's
+    plain = bench.time_plain()
+    assert plain is not None
+    assert plain["recomputed"] == 1.0
+    assert {"D dense / D plain", "VAE / VAE plain"} <= set(ratios(report | {"plain": plain}))
+
+
+def test_benchmarks_never_load_a_text_encoder() -> None:
+    editor = build_editor(OPTIONS)
+    assert editor.config.text.kind == "words"
+    assert editor.config.transformer == PRESETS["demo"].transformer
+
+
+def test_late_sessions_fall_behind() -> None:
+    def latencies(cost: float, sessions: int, rounds: int, rest: float = 0) -> list[float]:
+        times = ChunkTimes(0, 0, 0, answer=cost - rest, whole=cost, recomputed=1, index=0)
+        return in_real_time(lambda _: times, sessions=sessions, rounds=rounds, period=750)
+
+    assert latencies(100, sessions=1, rounds=3) == [100, 100, 100]
+    assert latencies(300, sessions=2, rounds=2) == [300, 600, 300, 600]
+    assert latencies(300, sessions=3, rounds=2) == [300, 600, 900, 450, 750, 1050]
+    assert latencies(300, sessions=3, rounds=1, rest=50) == [250, 550, 850]

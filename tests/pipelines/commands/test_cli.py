@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data.manifest import read_dataset_info
+from data.video import probe
+from pipelines.cli import main
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Liveedit = Callable[..., Result]
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+@pytest.fixture
+def liveedit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Liveedit:
+    """The command's entry point, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("LIVEEDIT_DEBUG", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["liveedit", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return Result(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "train", "evaluate", "edit", "import", "data make", "data ingest", "data check"],
+)
+def test_help_says_what_it_does_and_gives_an_example(liveedit: Liveedit, command: str) -> None:
+    result = liveedit(*command.split(), "--help")
+    assert result.returncode == 0, result.stderr
+    assert "Usage: " in result.stdout
+    assert f"liveedit {command}" in " ".join(result.stdout.split())  # in the example
+
+
+def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> None:
+    result = liveedit("train", "demo", "foundation.steps=5", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "again.yaml").write_text(result.stdout)
+    again = liveedit("train", "again.yaml", "--dry-run")
+    assert again.stdout == result.stdout
+    assert "\nfoundation:\n  steps: 5\n" in result.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "demo", "foundation.stesp=5"], "did you mean foundation.steps"),
+        (["train", "demo", "tracking.uri=http://127.0.0.1:1"], "tracking.uri=http://127.0.0.1:1"),
+        (["train", "demo", "model.start=nowhere"], "model.start=nowhere is no model directory"),
+        (["train", "demo", "data.train=nowhere"], "nowhere: no dataset here"),
+        (["edit", "nothing.mp4", "out.mp4", "-p", "x"], "nothing.mp4: no such file"),
+        (["evaluate", "nowhere", "nowhere"], "nowhere: no dataset here"),
+        (["evaluate", "nowhere", "nowhere", "clip=1"], "did you mean clips"),
+        (["data", "check", "nowhere"], "nowhere: no dataset here"),
+        (["data", "make", "x", "--size", "100x100"], "--size 100x100"),
+        (["data", "ingest", "nothing.json", "x"], "nothing.json"),
+    ],
+)
+def test_user_errors_are_one_line_and_leave_nothing(
+    liveedit: Liveedit, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = liveedit(*arguments)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_traceback_is_for_those_who_ask(tmp_path: Path, debug: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "data", "check", "nowhere"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "LIVEEDIT_DEBUG": debug},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert ("Traceback" in result.stderr) == (debug == "1")
+    assert "nowhere: no dataset here" in result.stderr
+
+
+def test_data_make_check_and_damage(liveedit: Liveedit, tmp_path: Path) -> None:
+    made = liveedit(
+        *("data", "make", "pairs", "--pairs", "3", "--size", "32x48", "--frames", "9"),
+        *("--samples-per-shard", "2", "--workers", "0"),
+    )
+    assert made.returncode == 0, made.stderr
+    assert "3 pairs of 9 frames, 32x48, 16 fps, 2 shards" in made.stdout
+    assert read_dataset_info(str(tmp_path / "pairs")).samples == 3
+    assert "every shard is as it was written" in liveedit("data", "check", "pairs").stdout
+    again = liveedit("data", "make", "pairs", "--pairs", "3")
+    assert again.returncode == 1
+    assert "finished dataset" in again.stderr
+    shard = sorted((tmp_path / "pairs").glob("*.tar"))[1]
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    damaged = liveedit("data", "check", "pairs")
+    assert damaged.returncode == 1
+    assert shard.name in damaged.stderr
+
+
+def test_ingest_names_what_it_leaves_out(liveedit: Liveedit, tmp_path: Path) -> None:
+    liveedit("data", "make", "pairs", "--pairs", "1", "--frames", "9", "--workers", "0")
+    shard = next((tmp_path / "pairs").glob("*.tar"))
+    subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)
+    source, edited = (sorted(tmp_path.glob(f"*.{kind}.mp4"))[0] for kind in ("source", "target"))
+    entry = {"instruction": "x", "source_path": source.name, "edited_path": edited.name}
+    pairs = [entry, {**entry, "edited_path": "lost.mp4"}]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    result = liveedit(
+        "data", "ingest", "pairs.json", "real", "--frames", "9", "--size", "64x96", "--fps", "16"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "lost.mp4" in result.stdout
+    assert "1 pairs of 9 frames, 64x96" in result.stdout
+    assert "1 left out" in result.stdout
+
+
+def test_evaluate_and_edit(
+    liveedit: Liveedit, tmp_path: Path, tiny_model: Path, heldout: str
+) -> None:
+    result = liveedit("evaluate", str(tiny_model), heldout, "clips=1", "--out", "report.json")
+    assert result.returncode == 0, result.stderr
+    assert "background_psnr" in result.stdout
+    assert len(json.loads((tmp_path / "report.json").read_text())["clips"]) == 1
+    liveedit("data", "make", "pairs", "--pairs", "1", "--frames", "9", "--workers", "0")
+    subprocess.run(["tar", "-xf", next((tmp_path / "pairs").glob("*.tar")), "-C", tmp_path])
+    source = next(tmp_path.glob("*.source.mp4"))
+    edited = liveedit("edit", source.name, "out.mp4", "-p", "x", "--model", str(tiny_model))
+    assert edited.returncode == 0, edited.stderr
+    assert "out.mp4: 9 frames" in edited.stdout
+    info = probe(tmp_path / "out.mp4")
+    assert (info.height, info.width) == (128, 192)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "data", "make", "pairs", "--pairs", "5000"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            while not list(tmp_path.glob("pairs/*.tar")):
+                assert process.poll() is None
+                time.sleep(0.1)
+            process.send_signal(stop)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
+    with pytest.raises(ValueError, match=r"cut off while being written|no dataset"):
+        read_dataset_info(str(tmp_path / "pairs"))

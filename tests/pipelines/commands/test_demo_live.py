@@ -1,0 +1,54 @@
+"""The demo's last stages, with the real Ray Serve and sockets."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data.video import probe, read_frames
+from pipelines.commands.demo import VIDEO_FRAMES, edit_heldout, served_reference, stream_live
+from pipelines.config.pipeline import load_config
+from pipelines.pipeline import PipelineResult
+from pipelines.stages.progress import StageView
+from pipelines.stages.runner import StageRunner
+from pipelines.tracking.registry import register
+from pipelines.tracking.tracker import Tracker
+from tests.serve.models import save_small_model
+
+
+@pytest.mark.timeout(300)
+def test_the_candidate_is_served_and_streamed_once(tmp_path: Path, mlflow_uri: str) -> None:
+    model = save_small_model(tmp_path / "small")
+    config = load_config("demo", [f"output={tmp_path}", f"tracking.uri={mlflow_uri}"])
+    parent = Tracker.start_pipeline(mlflow_uri, "test", "test", {})
+    version = register(
+        mlflow_uri, config.tracking.model_name, model,
+        run_id=parent.run_id, fingerprint="x", metrics={}, aliases=("candidate",),
+    )  # fmt: skip
+    result = PipelineResult(
+        output=tmp_path, model=model, version=version, aliases=["candidate"],
+        shortfalls=["gain"], metrics={}, report=tmp_path, table=tmp_path, picture=tmp_path,
+        run_id=parent.run_id,
+    )  # fmt: skip
+    assert served_reference(config, result) == "models:/liveedit@candidate"
+
+    view = StageView(Console(file=StringIO()), ("edit", "live"))
+    with view:
+        runner = StageRunner(tmp_path, parent, view)
+        edit_heldout(runner, result)
+        record = stream_live(runner, result, config)
+        assert view.reused == []
+        again = stream_live(runner, result, config)
+    assert view.reused == ["live"]
+    assert again.metrics == record.metrics
+
+    video = tmp_path / "live.mp4"
+    assert len(list(read_frames(video))) == VIDEO_FRAMES
+    assert probe(video).fps == probe(tmp_path / "source.mp4").fps
+    numbers = record.metrics
+    assert numbers["edited"] + numbers["dropped"] == VIDEO_FRAMES
+    assert numbers["first_chunk_s"] > 0
+    assert numbers["fps"] > 0

@@ -1,0 +1,181 @@
+"""`liveedit serve` as a person runs it: started, used by the command it prints, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data.video import probe, read_frames
+from pipelines.tracking.registry import register
+from serve.run import free_port
+from tests.pipelines.stages.test_edit import frames, write
+from tests.serve.models import save_small_model
+
+pytestmark = pytest.mark.timeout(300)
+ROOT = Path(__file__).parent.parent.parent.parent
+START_S = 150.0  # a busy machine takes its time
+
+
+class Command:
+    """A `liveedit` process in a process group of its own, as a terminal starts one."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self.log = folder / "output.txt"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", *arguments],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def said(self, pattern: str) -> re.Match[str]:
+        """Waits for it."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if found := re.search(pattern, self.log.read_text(), re.MULTILINE):
+                return found
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.2)
+        raise AssertionError(f"{pattern!r} never came:\n{self.log.read_text()}")
+
+    def stop(self) -> int:
+        """Ctrl-C in its terminal: to the whole group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.process.wait(60)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def registered(tmp_path: Path, mlflow_uri: str) -> str:
+    """A registry whose production model is the small one; returns its address."""
+    model = save_small_model(tmp_path / "small")
+    from pipelines.tracking.tracker import Tracker
+
+    parent = Tracker.start_pipeline(mlflow_uri, "test", "test", {})
+    register(
+        mlflow_uri, "liveedit", model,
+        run_id=parent.run_id, fingerprint="x", metrics={}, aliases=("production",),
+    )  # fmt: skip
+    parent.finish()
+    return mlflow_uri
+
+
+@pytest.fixture
+def served(tmp_path: Path, registered: str) -> Iterator[Command]:
+    (tmp_path / "tokens").write_text("secret\n")
+    command = Command(
+        tmp_path,
+        *("serve", "models:/liveedit@production", "--port", str(free_port())),
+        *("token_file=tokens", "editor_cpus=0.5", "limits.max_fps=30"),
+        MLFLOW_TRACKING_URI=registered,
+    )
+    try:
+        yield command
+    finally:
+        command.end()
+
+
+def test_a_registered_model_is_served_streamed_and_stopped(served: Command, tmp_path: Path) -> None:
+    page = served.said(r"page +(\S+)")[1]
+    client = shlex.split(served.said(r"client +(.+)")[1])
+    folder = Path(served.said(r"logs +(\S+)/session_latest")[1])
+    served.said(r"stop +Ctrl-C")
+    assert "<title>" in urllib.request.urlopen(page).read().decode()
+    (model,) = json.load(urllib.request.urlopen(f"{page}/v1/models?token=secret"))["models"]
+    assert model["name"] == "liveedit version 1"
+
+    write(tmp_path / "IN.mp4", frames(30, 32, 48), Fraction(24))
+    arguments = [{"TOKEN": "secret"}.get(word, word) for word in client[1:]]
+    edited = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert edited.returncode == 0, edited.stderr
+    assert "OUT.mp4: 30 frames" in edited.stdout
+    assert probe(tmp_path / "OUT.mp4").fps == 24
+    assert len(list(read_frames(tmp_path / "OUT.mp4"))) == 30
+
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    assert len(children) > 5
+    assert served.stop() == 0, served.log.read_text()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert not folder.exists()
+    assert "Traceback" not in served.log.read_text()
+    assert served.log.read_text().endswith("stopping\n")
+
+
+def test_weights_that_no_editor_can_load_are_named(tmp_path: Path) -> None:
+    model = save_small_model(tmp_path / "small")
+    config = json.loads((model / "config.json").read_text())
+    config["transformer"]["num_layers"] += 1
+    (model / "config.json").write_text(json.dumps(config))
+    command = Command(tmp_path, "serve", str(model), "--port", str(free_port()))
+    try:
+        assert command.process.wait(START_S) == 1
+    finally:
+        command.end()
+    said = command.log.read_text()
+    assert "does not fit its config.json: missing blocks.2" in said
+    assert said.count("\n") == 1
+    kept = re.search(r"logs are in (\S+)/session_latest", said)
+    assert kept
+    shutil.rmtree(kept[1])
+
+
+def test_sigterm_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = Command(
+        tmp_path, "serve", str(save_small_model(tmp_path / "small")), "--port", str(free_port())
+    )
+    try:
+        process, folder = psutil.Process(command.process.pid), None
+        while folder is None:
+            assert command.process.poll() is None, command.log.read_text()
+            time.sleep(0.1)
+            children = process.children(recursive=True)
+            lines = "\n".join(" ".join(child.cmdline()) for child in children)
+            folder = re.search(r"--temp_dir=(\S+)", lines)  # the raylet runs, and nothing else yet
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(60) != 0
+    finally:
+        command.end()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert not Path(folder[1]).exists()
+    assert "Traceback" not in command.log.read_text()
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    import socket
+
+    model = save_small_model(tmp_path / "small")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command = Command(tmp_path, "serve", str(model), "--port", str(port))
+        assert command.process.wait(60) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in command.log.read_text()

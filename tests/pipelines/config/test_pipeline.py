@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.pipeline import (
+    ConfigError,
+    EvaluateConfig,
+    PipelineConfig,
+    from_plain,
+    load_config,
+    load_section,
+    to_plain,
+    to_yaml,
+)
+
+DB = "tracking.uri=sqlite:////tmp/liveedit-test.db"
+
+
+@pytest.mark.parametrize("name", ["demo", "wan-1.3b", "wan-14b"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    config = load_config(name)
+    assert config.name == name
+    assert config.output == f"runs/{name}"
+    assert config.model.resolve().stream.chunk_latents == 3
+
+
+def test_yaml_over_defaults_and_command_line_over_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("foundation: {steps: 7, batch_size: 3}\ndata: {pairs: 40}\n")
+    config = load_config(file, ["foundation.steps=9", DB])
+    assert (config.foundation.steps, config.foundation.batch_size) == (9, 3)
+    assert config.causal.steps == PipelineConfig().causal.steps
+
+
+def test_changes_to_the_preset_reach_the_model() -> None:
+    config = load_config("demo", ["model.transformer.num_layers=2", "model.stream.height=64"])
+    model = config.model.resolve()
+    assert model.transformer.num_layers == 2
+    assert (model.stream.height, model.stream.width) == (64, 192)
+
+
+def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
+    config = load_config("demo", ["vae.betas=[0.5,0.6]", "data.train=s3://bucket/pairs", DB])
+    assert from_plain(to_plain(config)) == config
+    file = tmp_path / "resolved.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("foundation.stesp=1", r"unknown key 'foundation.stesp'; did you mean foundation.steps"),
+        ("foundatoin.steps=1", r"unknown key 'foundatoin'; did you mean foundation"),
+        ("learning_rate=1", r"did you mean vae.learning_rate"),
+        ("model.transformer.dmi=3", r"'model.transformer.dmi'; did you mean model.transformer.dim"),
+        ("foundation.steps=many", r"foundation.steps: Value 'many'"),
+        ("model.transformer.dim=wide", r"model.transformer.dim: Value 'wide'"),
+        ("compute.precision=fp17", r"compute.precision: .*fp17"),
+        ("vae=null", r"vae"),
+        ("foundation.steps", r"'foundation.steps' is not key=value"),
+        ("model.preset=wan-2b", r"unknown preset 'wan-2b'; there are demo, wan-1.3b, wan-14b"),
+        ("data.frames=32", r"data.frames=32 is not 4n-3 .* use 21 or 33"),
+        ("data.frames=25", r"data.frames=25 .* use 21 or 33"),
+        ("data.pairs=0", r"data.pairs=0 is too small; use 1 or more"),
+        ("compute.zero_stage=4", r"compute.zero_stage=4 does not exist; use 0 to 3"),
+        ("compute.workers=0", r"compute.workers=0 is too small"),
+        ("model.stream.window_latents=3", r"window_latents 3 does not hold 3 sink .* to 6"),
+        ("model.stream.height=100", r"100x192 is not a multiple of 16 .* stream.height=96 and"),
+        ("foundation.batch_size=90", r"asks for 180 samples at once, and the dataset has \d+"),
+        ("vae.clip_frames=11", r"vae.clip_frames=11 must be 4n-3 frames, at most data.frames=33"),
+        ("vae.clip_frames=37", r"vae.clip_frames=37 must be"),
+        ("vae.crop=60", r"vae.crop=60 must be a multiple of 8 pixels, at most 128"),
+        ("vae.crop=136", r"vae.crop=136 must be"),
+        ("compute.cpus_per_worker=0", r"compute.cpus_per_worker=0.0 is too small"),
+        ("foundation.learning_rate=-1", r"foundation.learning_rate=-1.0 is too small; .* above 0"),
+        ("foundation.learning_rate=nan", r"foundation.learning_rate=nan is too small"),
+        ("causal.text_dropout=3", r"causal.text_dropout=3.0 is a share; use 0 to 1"),
+        ("vae.betas=[0.9,1]", r"vae.betas=\[0.9, 1.0\] must both be from 0 to below 1"),
+        ("distill.generator_every=0", r"distill.generator_every=0 is too small"),
+        ("distill.min_timestep=990", r"distill.min_timestep=990 and .*max_timestep=980 must rise"),
+        ("distill.ema_decay=2", r"distill.ema_decay=2.0 is a share"),
+        ("model.transformer.num_heads=0", r"model.transformer.num_heads 0 is too small"),
+        ("model.transformer.num_layers=0", r"model.transformer.num_layers 0 is too small"),
+        ("model.vae.widths=[8,8]", r"model.vae.widths \(8, 8\) must be four decoder widths"),
+        ("model.stream.chunk_latents=0", r"model.stream.chunk_latents 0 is too small"),
+        ("model.stream.timesteps=[2000,1]", r"model.stream.timesteps .* from at most 1000"),
+        ("foundation.grad_accumulation=0", r"foundation.grad_accumulation=0 is too small"),
+    ],
+)
+def test_mistakes_name_key_value_and_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", ["vae.steps=9", override, DB])
+
+
+def test_bf16_needs_sharding() -> None:
+    given = ["compute.precision=bf16", "compute.zero_stage=0", DB]
+    with pytest.raises(ConfigError, match=r"compute.zero_stage=0 .* set compute.zero_stage to 1"):
+        load_config("demo", given)
+
+
+def test_wan_needs_its_weights_and_keeps_its_vae() -> None:
+    with pytest.raises(ConfigError, match=r"model.start=null, but .*`liveedit import --help`"):
+        load_config("wan-1.3b", ["model.start=null"])
+    with pytest.raises(ConfigError, match=r"vae.steps=5, .* set vae.steps=0"):
+        load_config("wan-1.3b", ["vae.steps=5"])
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config 'demmo'; .* one of demo, .*wan-14b"):
+        load_config("demmo")
+    with pytest.raises(ConfigError, match=r"no config file .*nothing.yaml"):
+        load_config(tmp_path / "nothing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("data: [1, 2")
+    with pytest.raises(ConfigError, match=r"broken.yaml cannot be read as YAML"):
+        load_config(broken)
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("data: {piars: 3}\n")
+    with pytest.raises(ConfigError, match=r"wrong.yaml: unknown key 'data.piars'; .*data.pairs"):
+        load_config(wrong)
+
+
+def test_one_section_by_itself() -> None:
+    assert load_section(EvaluateConfig, ["clips=3", "mask_cache=true"]).clips == 3
+    with pytest.raises(ConfigError, match=r"unknown key 'clip'; did you mean clips"):
+        load_section(EvaluateConfig, ["clip=3"])

@@ -1,0 +1,175 @@
+"""Videos through a real server: `liveedit edit --url`, the demo's camera, `bench serve --url`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.video import probe, read_frames
+from modeling.editor import StreamingEditor
+from pipelines.cli import main
+from pipelines.stages.edit import edit_video
+from pipelines.stages.live import edit_remote, film_file, live_numbers
+from serve.client import WireError, edit_frames, served_model
+from serve.front.limits import Limits
+from tests.pipelines.stages.test_edit import frames, with_sound, write
+from tests.serve.conftest import Server, serving
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path) -> Iterator[Server]:
+    with serving(tiny_model) as running:
+        yield running
+
+
+def liveedit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["liveedit", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def test_length_rate_size_and_sound_are_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = with_sound(tmp_path / "in.mkv", 2.0), tmp_path / "out.mp4"
+    arguments = ["edit", str(source), str(out), "--prompt", "x", "--url", server.url]
+    assert liveedit(monkeypatch, *arguments) == 0
+    before, after = probe(source), probe(out)
+    assert (after.width, after.height, after.fps) == (before.width, before.height, before.fps)
+    assert after.has_audio
+    assert len(list(read_frames(out))) == 60
+
+
+def test_the_edit_is_the_one_that_the_model_makes_here(
+    server: Server, tiny_model: Path, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in.mp4", frames(23, 32, 48), Fraction(16))
+    there = edit_remote(server.url, source, tmp_path / "there.mp4", "x", seed=3, side_by_side=True)
+    here = edit_video(
+        StreamingEditor.load(tiny_model),
+        source, tmp_path / "here.mp4", "x", seed=3, side_by_side=True,
+    )  # fmt: skip
+    assert (there.frames, there.height, there.width) == (here.frames, here.height, here.width)
+    assert there.recomputed == pytest.approx(here.recomputed)
+    remote, local = (
+        np.stack(list(read_frames(tmp_path / name))).astype(int)
+        for name in ("there.mp4", "here.mp4")
+    )
+    assert remote.shape == (23, 32, 96, 3)
+    assert np.abs(remote - local).mean() < 6  # JPEG on the way, twice
+
+
+def test_a_long_file_is_read_no_further_than_its_edit_comes_back(server: Server) -> None:
+    read = 0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal read
+        for frame in frames(400, 32, 48):
+            read += 1
+            yield frame
+
+    ahead = [
+        read - done
+        for done, _ in enumerate(edit_frames(server.url, counted(), "x", fps=16), start=1)
+    ]
+    assert len(ahead) == 400
+    assert max(ahead) < 150  # 36 frames on their way, 64 messages unread, one chunk
+
+
+def test_a_camera_films_a_file_at_its_rate(server: Server, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "in.mp4", frames(81, 32, 48), Fraction(16)), tmp_path / "o.mp4"
+    report = film_file(server.url, source, out, "x")
+    assert report.sent == 81
+    assert report.edited + report.dropped == 81
+    assert len(list(read_frames(out))) == 81
+    assert probe(out).fps == 16
+    numbers = live_numbers(report)
+    assert numbers["edited"] == report.edited
+    assert numbers["first_chunk_s"] > 0.5  # nine frames have to be filmed first
+    assert numbers["latency_s"] > 0
+
+
+def test_a_running_server_is_measured(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["bench", "serve", "--url", server.url, "--sessions", "1,2", "--seconds", "4"]
+    report = tmp_path / "now.json"
+    assert liveedit(monkeypatch, *arguments, "--mode", "lossless", "--json", str(report)) == 0
+    assert "overhead P50 / P95 / P99" in capsys.readouterr().out
+    runs = json.loads(report.read_text())["runs"]
+    assert [run["sessions_held"] for run in runs] == [1, 2]
+    assert [run["frames_edited"] for run in runs] == [64, 128]
+    assert all(run["frames_lost"] == run["frames_repeated"] == 0 for run in runs)
+    assert all(run["overhead_ms_p50"] < run["chunk_latency_ms_p50"] for run in runs)
+
+
+def test_a_token_and_limits_of_the_server(tiny_model: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.mp4", frames(9, 32, 48), Fraction(16))
+    (tmp_path / "tokens").write_text("secret\n")
+    limits = Limits(max_pixels=4000)
+    with serving(tiny_model, limits, token_file=str(tmp_path / "tokens")) as guarded:
+        with pytest.raises(WireError, match="Authorization"):
+            edit_remote(guarded.url, source, tmp_path / "out.mp4", "x")
+        with pytest.raises(WireError, match="cannot be edited here"):
+            edit_remote(
+                guarded.url, source, tmp_path / "out.mp4", "x", size="64x96", token="secret"
+            )
+        assert served_model(guarded.http, token="secret")["name"] == "tiny"
+        edit_remote(guarded.url, source, tmp_path / "out.mp4", "x", token="secret")
+    assert len(list(read_frames(tmp_path / "out.mp4"))) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["edit", "in.mp4", "out.mp4", "-p", "x", "--url", "ws://127.0.0.1:9"],
+            "cannot be reached",
+        ),
+        (["edit", "in.mp4", "out.mp4", "-p", "x", "--url", "127.0.0.1:9"], "write ws://HOST:PORT"),
+        (
+            ["edit", "in.mp4", "out.mp4", "-p", "x", "--url", "ws://h", "--model", "m"],
+            "a server has its own model",
+        ),
+        (["bench", "serve", "--url", "ws://127.0.0.1:9", "--kills", "2"], "leave --url out"),
+        (["bench", "serve", "--sessions", "1,x"], "--sessions 1,x"),
+        (["serve", "nowhere"], "nowhere is no model directory"),
+        (["serve", "MODEL", "max_sesions=2"], "no setting max_sesions"),
+        (["serve", "MODEL", "max_sessions=0"], "max_sessions must be 1 or more"),
+        (["serve", "MODEL", "max_sessions=many"], "max_sessions must be int"),
+        (["serve", "MODEL", "limits.max_fsp=30"], "no setting limits.max_fsp"),
+        (["serve", "MODEL", "token_file=nowhere"], "nowhere cannot be read"),
+        (["serve", "BROKEN"], "transformer.safetensors cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = broken / "transformer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    write(tmp_path / "in.mp4", frames(9, 32, 48), Fraction(16))
+    places = {"MODEL": str(tiny_model), "BROKEN": str(broken)}
+    assert liveedit(monkeypatch, *(places.get(word, word) for word in arguments)) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert message in said
+    assert not (tmp_path / "out.mp4").exists()

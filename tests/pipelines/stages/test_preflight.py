@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import shutil
+import socket
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from data.shards import write_dataset
+from data.synthetic import make_pair
+from modeling.editor import StreamingEditor
+from modeling.model_dir import load_model, read_config
+from modeling.presets import ModelConfig
+from pipelines.config.pipeline import ConfigError, PipelineConfig, load_config
+from pipelines.stages.encode import encode_dataset
+from pipelines.stages.preflight import check
+from pipelines.stages.start import start_model, start_source
+from tests.pipelines.conftest import HEIGHT, WIDTH
+
+TINY = [
+    "model.transformer={dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2}",
+    "model.vae={widths: [16, 12, 8, 8]}",
+    f"model.stream={{height: {HEIGHT}, width: {WIDTH}, window_latents: 6, mask_cache: null}}",
+    "vae.crop=null",
+]
+
+
+def configured(uri: str, *overrides: str) -> PipelineConfig:
+    return load_config("demo", [f"tracking.uri={uri}", "model.start=null", *TINY, *overrides])
+
+
+def dataset(uri: Path, frames: int, height: int = HEIGHT, pairs: int = 2) -> str:
+    samples = [
+        partial(make_pair, seed, height=height, width=WIDTH, frames=frames) for seed in range(pairs)
+    ]
+    write_dataset(uri, samples, made_by={})
+    return str(uri)
+
+
+def test_what_fits_passes(mlflow_uri: str, heldout: str, tiny_model: Path) -> None:
+    steps = ["vae.batch_size=1", "foundation.batch_size=1", "causal.batch_size=1"]
+    given = [f"data.train={heldout}", f"data.heldout={heldout}", "distill.batch_size=1"]
+    assert check(configured(mlflow_uri, *steps, *given)) is None
+    assert check(configured(mlflow_uri, f"model.start={tiny_model}")) == tiny_model
+
+
+def test_datasets_that_cannot_be_trained_on(
+    mlflow_uri: str, heldout: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    short = dataset(tmp_path / "short", frames=20)
+    with pytest.raises(ConfigError, match=r"data.train=.*short holds clips of 20 frames"):
+        check(configured(mlflow_uri, f"data.train={short}"))
+    odd = dataset(tmp_path / "odd", frames=21, height=40)
+    with pytest.raises(ConfigError, match=r"data.heldout=.*odd holds clips .* at 40x48"):
+        check(configured(mlflow_uri, f"data.heldout={odd}"))
+    encoded = str(tmp_path / "encoded")
+    encode_dataset(heldout, encoded, tiny_model, batch_size=1, samples_per_shard=2)
+    with pytest.raises(ConfigError, match=r"holds encoded samples; give a dataset of pairs"):
+        check(configured(mlflow_uri, f"data.train={encoded}"))
+    with pytest.raises(ConfigError, match=r"foundation.batch_size=3 .*and the dataset has 2"):
+        check(
+            configured(
+                mlflow_uri, f"data.train={heldout}", "vae.steps=0", "foundation.batch_size=3"
+            )
+        )
+    with pytest.raises(ValueError, match="nowhere: no dataset here"):
+        check(configured(mlflow_uri, "data.heldout=nowhere"))
+
+
+def test_a_ray_cluster_that_is_not_there(mlflow_uri: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        check(configured(mlflow_uri, f"compute.address=ray://127.0.0.1:{port}"))
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(ValueError, match=rf"compute.address={address}: no Ray cluster answers"):
+            check(configured(mlflow_uri, f"compute.address={address}"))
+
+
+def test_gpus_that_are_not_there(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"compute.gpus=true, but torch sees no GPU"):
+        check(configured(mlflow_uri, "compute.gpus=true"))
+
+
+def test_bf16_where_the_gpu_cannot(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda emulated: emulated)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla V100")
+    with pytest.raises(ConfigError, match=r"bf16, which Tesla V100 does not support; .*fp32"):
+        check(configured(mlflow_uri, "compute.precision=bf16"))
+    check(configured(mlflow_uri, "compute.precision=bf16", "compute.gpus=false"))
+
+
+def test_start_of_other_sizes_is_refused(mlflow_uri: str, tiny_model: Path) -> None:
+    config = configured(mlflow_uri, f"model.start={tiny_model}", "model.transformer.num_layers=3")
+    with pytest.raises(ConfigError, match=r"model.transformer.num_layers is 2 there, 3 here"):
+        start_source(config)
+
+
+def test_start_is_found_from_the_root_and_in_the_registry(
+    mlflow_uri: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.stages.start.ROOT", tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "start")
+    assert start_source(configured(mlflow_uri, "model.start=start")) == tmp_path / "start"
+    with pytest.raises(ValueError, match="is not in the registry"):
+        start_source(configured(mlflow_uri, "model.start=models:/liveedit@production"))
+
+
+def test_new_start_model_depends_on_the_seed_alone(
+    tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    folders = [
+        start_model(tiny_config, None, tmp_path / name, seed=seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    a, b, c = (load_model(folder).transformer.state_dict() for folder in folders)  # type: ignore[union-attr]
+    name = "blocks.0.ffn.0.weight"
+    assert bool((a[name] == b[name]).all())
+    assert not bool((a[name] == c[name]).all())
+
+
+def test_given_start_gets_the_stream_of_the_configuration(
+    mlflow_uri: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = configured(mlflow_uri, "model.stream.window_latents=9")
+    start_model(config.model.resolve(), tiny_model, tmp_path / "start", seed=0)
+    assert read_config(tmp_path / "start").stream.window_latents == 9
+    assert StreamingEditor.load(tmp_path / "start").card["parent"] == str(tiny_model)

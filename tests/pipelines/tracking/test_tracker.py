@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.tracking import registry
+from pipelines.tracking import tracker as tracking
+from pipelines.tracking.tracker import Tracker, TrackingError
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def server(mlflow_uri: str, tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server of this test's own."""
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", mlflow_uri),
+        *("--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+    ]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen(
+        command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(f"{address}/health"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"no MLflow server: {(tmp_path / 'server.log').read_text()}")
+            time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait()
+        log.close()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_parent_and_stage_runs(mlflow_uri: str, tmp_path: Path) -> None:
+    parent = Tracker.start_pipeline(mlflow_uri, "liveedit", "demo", {"data": {"pairs": 4}})
+    child = parent.start_stage("vae", {"steps": 10})
+    child.log_metrics({"loss": 2.0, "psnr": 20.0}, step=1)
+    Tracker(mlflow_uri, child.run_id).log_metrics({"loss": 1.0}, step=2)  # as a worker does
+    file = tmp_path / "card.json"
+    file.write_text("{}")
+    child.log_artifact(file)
+    child.finish()
+    parent.finish("KILLED")
+
+    client = tracking.client_for(mlflow_uri)
+    run = client.get_run(child.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == parent.run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["liveedit.commit"]
+    assert run.data.params == {"steps": "10"}
+    assert [(m.step, m.value) for m in client.get_metric_history(child.run_id, "loss")] == [
+        (1, 2.0),
+        (2, 1.0),
+    ]
+    assert [artifact.path for artifact in client.list_artifacts(child.run_id)] == ["card.json"]
+    top = client.get_run(parent.run_id)
+    assert top.info.status == "KILLED"
+    assert top.data.params == {"data.pairs": "4"}
+
+
+def test_any_number_of_parameters(mlflow_uri: str) -> None:
+    params = {f"key{n}": n for n in range(250)}
+    tracker = Tracker.start_pipeline(mlflow_uri, "liveedit", "many", params)
+    assert len(tracking.client_for(mlflow_uri).get_run(tracker.run_id).data.params) == 250
+
+
+def test_default_is_a_database_below_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.resolve_uri(None) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking.resolve_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking.resolve_uri(None) == "http://mlflow:5000"
+    assert tracking.resolve_uri("https://other") == "https://other"
+
+
+@pytest.mark.parametrize(
+    "uri", [f"http://127.0.0.1:{free_port()}", "sqlite:////proc/nothing/mlflow.db", "ftp://x"]
+)
+def test_unreachable_store_is_one_clear_error(uri: str) -> None:
+    with pytest.raises(TrackingError, match=r"tracking\.uri="):
+        tracking.check_reachable(uri)
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_silent_server_is_an_error_and_no_long_wait() -> None:
+    with socket.socket() as silent:  # accepts, and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(TrackingError, match="does not answer"):
+            tracking.check_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_code_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    tracking.code_commit.cache_clear()
+    try:
+        assert tracking.code_commit() == "unknown"
+    finally:
+        tracking.code_commit.cache_clear()
+
+
+def test_runs_and_registry_over_http(server: str, tiny_model: Path) -> None:
+    tracking.check_reachable(server)
+    parent = Tracker.start_pipeline(server, "liveedit", "demo", {})
+    parent.log_metrics({"gain": 5.0})
+    parent.log_artifact(tiny_model / "card.json")
+    version = registry.register(
+        server,
+        "liveedit",
+        tiny_model,
+        run_id=parent.run_id,
+        fingerprint="f",
+        metrics={"gain": 5.0},
+        aliases=("candidate",),
+    )
+    assert version == "1"
+    assert registry.resolve("models:/liveedit@candidate", server) == tiny_model
+
+
+def test_store_that_breaks_on_the_way_is_named_and_hides_no_error(mlflow_uri: str) -> None:
+    tracker = Tracker.start_pipeline(mlflow_uri, "liveedit", "demo", {})
+    Path(mlflow_uri.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+    with pytest.raises(TrackingError, match=r"stopped working .* finished stages are kept"):
+        tracker.log_metrics({"loss": 1.0}, step=1)
+    error = KeyboardInterrupt()
+    tracker.stop(error)
+    assert "stopped working" in error.__notes__[0]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modeling.diffusion.flow import FlowSchedule
+from modeling.diffusion.transformer import Transformer
+from modeling.presets import StreamConfig, TransformerConfig
+from pipelines.training.methods.rollout import exit_step, rollout
+
+CONFIG = TransformerConfig(
+    dim=32, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,
+    latent_channels=4, source_channels=4,
+)  # fmt: skip
+STREAM = StreamConfig(height=32, width=32, chunk_latents=1, window_latents=3, sink_latents=1)
+
+
+class Recorder:
+    """A network that notes whether each call had gradient, and at which timestep."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.network = Transformer(CONFIG)
+        for parameter in self.network.parameters():  # the head starts at zero
+            torch.nn.init.normal_(parameter, std=0.2)
+        self.calls: list[tuple[bool, float]] = []
+
+    def __call__(self, noisy: Tensor, source: Tensor, timestep: Tensor, *rest: Any) -> Tensor:
+        self.calls.append((torch.is_grad_enabled(), timestep[0].item()))
+        out: Tensor = self.network(noisy, source, timestep, *rest)
+        return out
+
+
+def run(network: Recorder, source: Tensor, last_step: int, **kwargs: Any) -> Tensor:
+    return rollout(
+        kwargs.pop("trained", network),
+        network,
+        CONFIG,
+        kwargs.pop("stream", STREAM),
+        FlowSchedule(5.0),
+        source=source,
+        text=torch.ones(source.shape[0], 4, 8),
+        last_step=last_step,
+        generator=torch.Generator().manual_seed(1),
+    )
+
+
+def source_of(frames: int) -> Tensor:
+    return torch.randn(1, frames, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+
+
+def test_only_the_last_step_of_each_chunk_has_gradient() -> None:
+    network = Recorder()
+    made = run(network, source_of(3), last_step=2)
+    chunk = [(False, 1000.0), (False, 937.5), (True, pytest.approx(833.333, abs=1e-2))]
+    refresh = [(False, 0.0)]
+    assert network.calls == chunk + refresh + chunk + refresh + chunk  # no refresh after the last
+    assert made.shape == (1, 3, 4, 4, 4)
+    assert made.requires_grad
+
+
+def test_without_a_trained_network_nothing_has_gradient() -> None:
+    network = Recorder()
+    made = run(network, source_of(2), last_step=1, trained=None)
+    assert not made.requires_grad
+    assert not any(grad for grad, _ in network.calls)
+
+
+@pytest.mark.parametrize("frames", [3, 5])  # inside the window, and rolling beyond it
+def test_history_is_seen_but_carries_no_gradient(frames: int) -> None:
+    network = Recorder()
+    source = source_of(frames).requires_grad_()
+    made = run(network, source, last_step=1)
+    (gradient,) = torch.autograd.grad(made[:, -1].square().sum(), source)
+    assert gradient[:, -1].abs().max() > 0
+    assert torch.equal(gradient[:, :-1], torch.zeros_like(gradient[:, :-1]))
+
+    changed = source.detach().clone()
+    changed[:, 0] += 1.0  # the first chunk is in the history, as a sink of the long clip too
+    again = run(network, changed, last_step=1)
+    assert (again[:, -1] - made[:, -1]).abs().max() > 1e-4
+
+
+def test_a_rollout_with_and_without_gradient_makes_the_same_clip() -> None:
+    network, source = Recorder(), source_of(5)
+    with_gradient = run(network, source, last_step=3)
+    without = run(network, source, last_step=3, trained=None)
+    torch.testing.assert_close(with_gradient.detach(), without, atol=1e-5, rtol=1e-5)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        network = Recorder()
+        network.network.gradient_checkpointing = checkpointing
+        run(network, source_of(5), last_step=1).square().mean().backward()
+        gradients.append([p.grad for p in network.network.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_exit_steps_depend_on_seed_and_step_alone_and_cover_all() -> None:
+    drawn = [exit_step(7, step, 4) for step in range(400)]
+    assert drawn == [exit_step(7, step, 4) for step in range(400)]
+    assert drawn != [exit_step(8, step, 4) for step in range(400)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=4)
+    assert counts.shape == (4,)
+    assert counts.min() > 60  # 100 expected

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from serve.editor.scheduler import Scheduler
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler]:
+    running = Scheduler()
+    yield running
+    running.stop()
+
+
+async def test_the_job_due_first_runs_next_and_never_on_the_event_loop(
+    scheduler: Scheduler,
+) -> None:
+    order: list[str] = []
+    gate = threading.Event()
+    blocker = asyncio.create_task(scheduler.run(partial(gate.wait, 10), due=0.0))
+    while scheduler.running_since is None:
+        await asyncio.sleep(0.001)
+
+    def job(name: str) -> str:
+        assert threading.current_thread() is not threading.main_thread()
+        order.append(name)
+        return name
+
+    jobs = [
+        asyncio.create_task(scheduler.run(partial(job, name), due=due))
+        for name, due in (("late", 30.0), ("soon", 10.0), ("middle", 20.0), ("soon too", 10.0))
+    ]
+    await asyncio.sleep(0)
+    gate.set()
+    done = await asyncio.gather(blocker, *jobs)
+    assert order == ["soon", "soon too", "middle", "late"]
+    assert [ran.value for ran in done[1:]] == ["late", "soon", "middle", "soon too"]
+    assert all(ran.wait_s >= 0 and ran.run_s >= 0 for ran in done)
+
+
+async def test_a_job_nobody_waits_for_is_not_run(scheduler: Scheduler) -> None:
+    gate, ran = threading.Event(), threading.Event()
+    blocker = asyncio.create_task(scheduler.run(partial(gate.wait, 10), due=0.0))
+    given_up = asyncio.create_task(scheduler.run(ran.set, due=1.0))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    gate.set()
+    await blocker
+    await scheduler.run(int, due=2.0)
+    assert not ran.is_set()
+
+
+async def test_an_error_reaches_its_asker_and_the_thread_goes_on(scheduler: Scheduler) -> None:
+    def broken() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await scheduler.run(broken, due=0.0)
+    assert (await scheduler.run(lambda: 7, due=0.0)).value == 7
+
+
+async def test_stopping_cancels_what_waits(scheduler: Scheduler) -> None:
+    gate = threading.Event()
+    blocker = asyncio.create_task(scheduler.run(partial(gate.wait, 10), due=0.0))
+    waiting = asyncio.create_task(scheduler.run(int, due=1.0))
+    while scheduler.running_since is None:
+        await asyncio.sleep(0.001)
+    scheduler.stop()
+    gate.set()
+    await blocker
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(RuntimeError, match="stopped"):
+        await scheduler.run(int, due=0.0)

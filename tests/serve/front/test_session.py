@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve.front.session import Entry, IllegalTransitionError, Session, State
+from serve.wire.protocol import Mode, WireError, parse_frame
+from serve.wire.work import Edited, Ready, Work
+
+pytestmark = pytest.mark.anyio
+
+READY = Ready(model="m", chunk_frames=12, first_chunk_frames=9, chunks=0)
+PIXELS = np.zeros((32, 48, 3), np.uint8)
+
+
+def make(mode: Mode = "lossless", *, opened: bool = True) -> Session:
+    session = Session("s", prompt="red", mode=mode, width=48, height=32, mask=True)
+    if opened:
+        session.opened(READY)
+    return session
+
+
+def feed(session: Session, count: int) -> list[Entry]:
+    entries = []
+    for _ in range(count):
+        index = session.next_frame
+        entry = session.feed(index, 1000 + index, PIXELS)
+        entries += [entry] if entry else []
+    return entries
+
+
+def edited(work: Work) -> Edited:
+    mask = np.zeros((3, 2, 3), bool)
+    mask[0, 0, 1] = True
+    return Edited(work.number, work.number, work.frames, 0.5, 4, 40.0, 5.0, 1.0, mask, b"state")
+
+
+def answer(session: Session, work: Work) -> list[Entry]:
+    delivery = session.deliver(edited(work))
+    return session.entries(delivery, [b"image"] * len(work.frames))
+
+
+def indices(entries: list[Entry]) -> list[int]:
+    return [parse_frame(e.data).index for e in entries if isinstance(e.data, bytes)]
+
+
+def messages(entries: list[Entry]) -> list[dict[str, object]]:
+    return [json.loads(e.data) for e in entries if isinstance(e.data, str)]
+
+
+async def test_chunks_are_9_frames_then_12() -> None:
+    session = make()
+    feed(session, 21)
+    first, second = await session.take(), await session.take()
+    assert (len(first.frames), len(second.frames)) == (9, 12)
+    entries = answer(session, first)
+    assert indices(entries) == list(range(9))
+    assert [e.position for e in entries] == [0, *range(9), 9]
+    assert messages(entries)[1] == {
+        "type": "chunk", "index": 0, "first_frame": 0, "frames": 9, "compute_ms": 40.0,
+        "recomputed": 0.5, "steps": 4, "latency_ms": messages(entries)[1]["latency_ms"],
+    }  # fmt: skip
+    assert messages(entries)[0] == {
+        "type": "mask", "index": 0, "latents": 3, "rows": 2, "columns": 3, "data": "QAAA",
+    }  # fmt: skip
+    assert indices(answer(session, second)) == list(range(9, 21))
+
+
+async def test_four_frames_go_ahead_of_their_chunk() -> None:
+    """A latent's worth each; what completes the chunk comes as one, and has the chunk's prompt."""
+    session = make()
+    feed(session, 3)
+    taking = asyncio.ensure_future(session.take())
+    await asyncio.sleep(0)
+    assert not taking.done()
+    feed(session, 2)
+    first = await taking
+    session.set_prompt("blue")
+    feed(session, 4)
+    rest = await session.take()
+    assert [(w.number, len(w.frames), w.more) for w in (first, rest)] == [
+        (0, 4, True),
+        (0, 5, False),
+    ]
+    assert rest.prompt == "blue"
+    whole = replace(rest, frames=np.concatenate([first.frames, rest.frames]))
+    assert indices(answer(session, whole)) == list(range(9))
+    assert session.settled == 9
+
+
+async def test_what_went_ahead_is_given_out_again_unless_the_state_holds_it() -> None:
+    session = make()
+    feed(session, 8)
+    ahead = [await session.take(), await session.take()]
+    session.lost()
+    session.opened(replace(READY, chunks=0))
+    assert [await session.take() for _ in ahead] == ahead  # the editor died
+    session.lost(4)
+    session.opened(replace(READY, chunks=0))
+    assert await session.take() is ahead[1]  # it left after the first
+    feed(session, 1)
+    assert not (await session.take()).more
+
+
+async def test_a_close_after_frames_that_went_ahead() -> None:
+    session = make()
+    feed(session, 4)
+    assert (await session.take()).more
+    assert session.idle  # nothing is edited until the client goes on
+    session.finish()
+    last = await session.take()
+    assert (last.number, len(last.frames), last.last, last.more) == (0, 0, True, False)
+
+
+async def test_live_drops_no_frame_that_went_ahead() -> None:
+    session = make("live")
+    feed(session, 4)
+    begun = await session.take()
+    feed(session, 20)
+    rest = await session.take()
+    assert (len(begun.frames), len(rest.frames)) == (4, 5)
+    whole = replace(rest, frames=np.concatenate([begun.frames, rest.frames]))
+    assert indices(answer(session, whole)) == [0, 1, 2, 3, *range(19, 24)]
+    assert session.dropped == 15
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, [0]), (5, [5]), (9, [9]), (12, [9, 3])])
+async def test_close_gives_out_what_is_there(count: int, sizes: list[int]) -> None:
+    session = make()
+    feed(session, count)
+    session.finish()
+    assert session.state is State.FINISHING
+    works = [await session.take() for _ in sizes]
+    assert [len(work.frames) for work in works] == sizes
+    assert [work.last for work in works] == [False] * (len(sizes) - 1) + [True]
+
+
+async def test_close_after_the_last_full_chunk_was_taken() -> None:
+    session = make()
+    feed(session, 9)
+    assert not (await session.take()).last
+    session.finish()
+    last = await session.take()
+    assert (len(last.frames), last.last) == (0, True)
+
+
+async def test_lossless_reads_no_further_when_behind() -> None:
+    session = make()
+    feed(session, 24)
+    room = asyncio.ensure_future(session.room())
+    await asyncio.sleep(0)
+    assert not room.done()
+    await session.take()
+    await room
+
+
+async def test_live_drops_the_oldest_frames_not_started() -> None:
+    session = make("live")
+    feed(session, 9)
+    started = await session.take()
+    told = feed(session, 18)
+    assert told == []
+    assert session.dropped == 0
+    told = feed(session, 12)
+    assert messages(told) == [{"type": "dropped", "first_frame": 9, "frames": 12}]
+    feed(session, 3)
+    entries = answer(session, started)
+    assert indices(entries) == list(range(9))
+    assert messages(entries)[0] == {"type": "dropped", "first_frame": 21, "frames": 3}
+    entries = answer(session, await session.take())
+    assert messages(entries)[0] == {"type": "dropped", "first_frame": 24, "frames": 6}
+    assert indices(entries) == list(range(30, 42))
+    assert session.settled == 42
+    assert (session.edited, session.dropped) == (21, 21)
+
+
+async def test_live_drops_nothing_for_a_little_jitter() -> None:
+    session = make("live")
+    feed(session, 9)
+    answer(session, await session.take())
+    for _ in range(5):
+        feed(session, 12)
+        work = await session.take()
+        feed(session, 5)
+        session.sent(12)
+        answer(session, work)
+        feed(session, 7)
+        answer(session, await session.take())
+        session.sent(12)
+    assert session.dropped == 0
+
+
+async def test_live_edits_all_that_is_there_at_the_end() -> None:
+    session = make("live")
+    feed(session, 9)
+    first = await session.take()
+    feed(session, 18)
+    session.finish()
+    answer(session, first)
+    assert indices(answer(session, await session.take())) == list(range(9, 21))
+    assert indices(answer(session, await session.take())) == list(range(21, 27))
+
+
+async def test_a_slow_client_gets_no_more_work_done() -> None:
+    session = make("live")
+    feed(session, 9)
+    answer(session, await session.take())
+    feed(session, 12)
+    answer(session, await session.take())
+    feed(session, 12)
+    answer(session, await session.take())
+    feed(session, 12)
+    taking = asyncio.ensure_future(session.take())
+    await asyncio.sleep(0)
+    assert not taking.done()
+    session.sent(12)
+    assert len((await taking).frames) == 12
+
+
+async def test_prompts_apply_from_the_next_chunk_and_are_announced() -> None:
+    session = make()
+    feed(session, 9)
+    first = await session.take()
+    session.set_prompt("blue")
+    feed(session, 12)
+    second = await session.take()
+    assert (first.prompt, second.prompt) == ("red", "blue")
+    assert [m["type"] for m in messages(answer(session, first))] == ["mask", "chunk"]
+    announced = messages(answer(session, second))[1]
+    assert announced == {"type": "prompt_applied", "prompt": "blue", "first_frame": 9}
+
+
+async def test_started_work_is_given_out_again_when_the_editor_is_lost() -> None:
+    session = make()
+    feed(session, 21)
+    first, second = await session.take(), await session.take()
+    answer(session, first)
+    session.lost()
+    assert session.state is State.RECOVERING
+    session.set_prompt("blue")
+    session.opened(Ready("m", 12, 9, chunks=1))
+    again = await session.take()
+    assert again is second
+    assert again.prompt == "red"
+    assert indices(answer(session, again)) == list(range(9, 21))
+    feed(session, 12)
+    assert len((await session.take()).frames) == 12
+
+
+async def test_losing_the_editor_while_finishing() -> None:
+    session = make()
+    feed(session, 12)
+    session.finish()
+    answer(session, await session.take())
+    last = await session.take()
+    session.lost()
+    session.opened(Ready("m", 12, 9, chunks=1))
+    assert session.state is State.FINISHING
+    assert await session.take() is last
+
+
+async def test_a_resumed_session_starts_where_it_stood() -> None:
+    session = make(opened=False)
+    session.next_frame, session.edited = 45, 40
+    session.opened(Ready("m", 12, 9, chunks=4))
+    assert session.settled == 45
+    feed(session, 12)
+    entries = answer(session, await session.take())
+    assert indices(entries) == list(range(45, 57))
+    assert entries[0].position == 40
+
+
+def test_frames_must_come_in_order() -> None:
+    session = make()
+    feed(session, 3)
+    for wrong in (2, 4):
+        with pytest.raises(WireError, match="frame 3 must come next") as raised:
+            session.feed(wrong, 0, PIXELS)
+        assert raised.value.code == "bad_frame"
+
+
+def test_nothing_may_come_after_close() -> None:
+    session = make()
+    session.finish()
+    for late in (
+        lambda: session.feed(0, 0, PIXELS),
+        lambda: session.set_prompt("x"),
+        session.finish,
+    ):
+        with pytest.raises(WireError) as raised:
+            late()
+        assert raised.value.code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    ("path", "illegal"),
+    [
+        ([], State.RECOVERING),
+        ([], State.FINISHING),
+        ([State.STREAMING], State.NEW),
+        ([State.STREAMING, State.FINISHING], State.STREAMING),
+        ([State.CLOSED], State.STREAMING),
+    ],
+)
+def test_illegal_transitions_are_defects(path: list[State], illegal: State) -> None:
+    session = make(opened=False)
+    for state in path:
+        session.to(state)
+    with pytest.raises(IllegalTransitionError, match=illegal.value):
+        session.to(illegal)

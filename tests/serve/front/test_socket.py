@@ -1,0 +1,148 @@
+"""Back-pressure through an ingress that buffers without bound, as Ray's does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from serve.front.socket import (
+    EXTENSION,
+    MAX_UNWRITTEN,
+    READ_AHEAD,
+    Disconnected,
+    FlowControl,
+    Socket,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+class Wire:
+    """The socket's side of an ASGI server, and a buffering ingress between it and the app."""
+
+    def __init__(self, application: Any) -> None:
+        self.read = 0  # messages taken from the client
+        self.sent: list[Any] = []  # messages given to the client
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.application = application
+
+    async def run(self) -> None:
+        scope = {"type": "websocket", "extensions": None, "subprotocols": []}
+        await FlowControl(self.ingress)(scope, self.receive, self.send)
+
+    async def receive(self) -> Any:
+        message = await self.incoming.get()
+        self.read += message["type"] == "websocket.receive"
+        return message
+
+    async def send(self, message: Any) -> None:
+        await self.writable.wait()
+        self.sent.append(message)
+
+    async def ingress(self, scope: Any, receive: Any, send: Any) -> None:
+        """Reads and answers as fast as it can, with two unbounded queues."""
+        inward: asyncio.Queue[Any] = asyncio.Queue()
+        outward: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def pump_in() -> None:
+            while True:
+                inward.put_nowait(await receive())
+
+        async def pump_out() -> None:
+            while True:
+                await send(await outward.get())
+
+        pumps = [asyncio.create_task(pump_in()), asyncio.create_task(pump_out())]
+        try:
+            await self.application(Socket(scope, inward.get, outward.put))
+            while not outward.empty():
+                await asyncio.sleep(0)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+
+
+async def settle() -> None:
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+async def test_the_socket_is_read_no_further_than_the_application_wants() -> None:
+    gate = asyncio.Event()
+    got: list[Any] = []
+
+    async def application(socket: Socket) -> None:
+        await socket.accept("liveedit.v1")
+        await gate.wait()
+        while True:
+            try:
+                got.append(await socket.receive())
+            except Disconnected:
+                return
+
+    wire = Wire(application)
+    wire.incoming.put_nowait({"type": "websocket.connect"})
+    for n in range(200):
+        wire.incoming.put_nowait({"type": "websocket.receive", "bytes": bytes([n])})
+    wire.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+    running = asyncio.create_task(wire.run())
+    await settle()
+    assert wire.read <= READ_AHEAD
+    gate.set()
+    await running
+    assert got == [bytes([n]) for n in range(200)]
+
+
+async def test_the_application_waits_for_a_slow_socket() -> None:
+    handed = 0
+
+    async def application(socket: Socket) -> None:
+        nonlocal handed
+        await socket.accept(None)
+        for _ in range(100):
+            await socket.send(bytes(MAX_UNWRITTEN // 4))
+            handed += 1
+
+    wire = Wire(application)
+    wire.incoming.put_nowait({"type": "websocket.connect"})
+    running = asyncio.create_task(wire.run())
+    await settle()
+    wire.writable.clear()
+    before = handed
+    await settle()
+    assert handed - before <= 6
+    wire.writable.set()
+    await running
+    frames = [message for message in wire.sent if message["type"] == "websocket.send"]
+    assert len(frames) == handed == 100
+
+
+async def test_plain_servers_are_left_alone() -> None:
+    scope = {"type": "websocket", "subprotocols": []}
+    incoming = [
+        {"type": "websocket.connect"},
+        {"type": "websocket.receive", "text": "hello", "bytes": None},
+        {"type": "websocket.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    socket = Socket(scope, receive, send)
+    assert EXTENSION not in scope
+    await socket.accept("liveedit.v1")
+    assert await socket.receive() == "hello"
+    await socket.send("x")
+    with pytest.raises(Disconnected):
+        await socket.receive()
+    with pytest.raises(Disconnected):
+        await socket.send("y")
+    assert [message["type"] for message in sent] == ["websocket.accept", "websocket.send"]

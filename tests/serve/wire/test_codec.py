@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.wire.codec import decode, encode
+from serve.wire.protocol import Format, WireError
+from tests.serve.conftest import clip
+
+FORMATS: tuple[Format, ...] = ("jpeg", "png", "webp", "rgb24")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_round_trip(format: Format) -> None:
+    frame = clip(1, width=50, height=34)[0]
+    back = decode(encode(frame, format), format, width=50, height=34)
+    assert back.dtype == np.uint8
+    assert back.shape == frame.shape
+    if format in ("png", "rgb24"):
+        np.testing.assert_array_equal(back, frame)
+    else:
+        assert np.abs(back.astype(int) - frame).mean() < 4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_another_size_is_refused_with_both_numbers(format: Format) -> None:
+    image = encode(clip(1)[0], format)
+    with pytest.raises(WireError, match=r"64x32") as raised:
+        decode(image, format, width=64, height=32)
+    assert raised.value.code == "bad_frame"
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp"])
+def test_damage_is_a_bad_frame(format: Format) -> None:
+    image = encode(clip(1)[0], format)
+    random = np.random.default_rng(0)
+    hostile = [image[: len(image) // 2], b"", b"\x00" * 100, b"GIF89a" + bytes(50)]
+    for _ in range(200):
+        broken = bytearray(image)
+        for place in random.integers(0, len(broken), 4):
+            broken[place] = random.integers(0, 256)
+        hostile.append(bytes(broken))
+    refused = 0
+    for data in hostile:
+        try:
+            assert decode(data, format, width=48, height=32).shape == (32, 48, 3)
+        except WireError as error:
+            refused += error.code == "bad_frame"
+    assert refused >= 4
+
+
+def test_another_format_than_the_sessions_is_refused() -> None:
+    with pytest.raises(WireError):
+        decode(encode(clip(1)[0], "png"), "jpeg", width=48, height=32)
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_decoded() -> None:
+    def piece(name: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + piece(b"IHDR", header)
+    bomb += piece(b"IDAT", zlib.compress(bytes(1000))) + piece(b"IEND", b"")
+    with pytest.raises(WireError) as raised:
+        decode(bomb, "png", width=48, height=32)
+    assert raised.value.code == "bad_frame"
+
+
+def test_grey_and_transparent_images_become_rgb() -> None:
+    for mode in ("L", "RGBA", "P"):
+        buffer = io.BytesIO()
+        Image.fromarray(clip(1)[0]).convert(mode).save(buffer, "PNG")
+        assert decode(buffer.getvalue(), "png", width=48, height=32).shape == (32, 48, 3)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.front.limits import Limits
+from serve.wire.protocol import (
+    CLOSE_CODES,
+    Chunk,
+    Close,
+    Closed,
+    Dropped,
+    Error,
+    Frame,
+    Mask,
+    Open,
+    Opened,
+    Prompt,
+    PromptApplied,
+    WireError,
+    parse_client,
+    parse_frame,
+    parse_server,
+    to_json,
+)
+
+OPEN = {
+    "type": "open",
+    "prompt": "make it red",
+    "width": 64,
+    "height": 48,
+    "fps": 16,
+    "mode": "live",
+    "format": "jpeg",
+}
+
+
+def test_open_as_the_design_page_writes_it() -> None:
+    assert parse_client(json.dumps(OPEN)) == Open("make it red", 64, 48, 16, "live", "jpeg")
+    full = OPEN | {"seed": 3, "resume": "abc", "received": 12, "mode": "lossless"}
+    assert parse_client(json.dumps(full)) == Open(
+        "make it red", 64, 48, 16, "lossless", "jpeg", seed=3, resume="abc", received=12
+    )
+    null = OPEN | {"seed": None, "resume": None}
+    assert parse_client(json.dumps(null)) == parse_client(json.dumps(OPEN))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Open("p", 64, 48, 16.5, "live", "png", seed=1, resume="t", received=4, mask=True),
+        Prompt("p"),
+        Close(),
+    ],
+)
+def test_client_messages_survive_the_wire(message: Open | Prompt | Close) -> None:
+    assert parse_client(to_json(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Opened("s", "t", "m", 12, 9, 64, 48, 0),
+        Chunk(1, 9, 12, 50.0, 40.0, 0.5, 4),
+        Mask(1, 3, 2, 3, "AA=="),
+        PromptApplied("p", 21),
+        Dropped(3, 2),
+        Closed(30, "close"),
+        Error("at_capacity", "m", 5.0),
+        Error("internal", "m"),
+    ],
+)
+def test_server_messages_survive_the_wire(message: Opened) -> None:
+    assert parse_server(to_json(message)) == message
+
+
+def test_absent_optional_fields_are_not_sent() -> None:
+    assert json.loads(to_json(Error("internal", "m"))) == {
+        "type": "error",
+        "code": "internal",
+        "message": "m",
+    }
+
+
+def test_messages_of_a_later_version_are_passed_over_by_clients() -> None:
+    assert parse_server('{"type":"weather","rain":1}') is None
+    assert parse_server('{"type":"dropped","first_frame":3,"frames":2,"why":"x"}') == Dropped(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "JSON"),
+        ("[1]", "object"),
+        ('"open"', "object"),
+        ("{}", "type"),
+        ('{"type":"opened"}', "type"),
+        ('{"type":["open"]}', "type"),
+        (json.dumps(OPEN | {"size": 3}), "size"),
+        (json.dumps({k: v for k, v in OPEN.items() if k != "fps"}), "open.fps"),
+        (json.dumps(OPEN | {"width": "64"}), "open.width"),
+        (json.dumps(OPEN | {"width": 64.5}), "open.width"),
+        (json.dumps(OPEN | {"width": True}), "open.width"),
+        (json.dumps(OPEN | {"fps": "16"}), "open.fps"),
+        (json.dumps(OPEN | {"mode": "fast"}), "open.mode"),
+        (json.dumps(OPEN | {"format": "gif"}), "open.format"),
+        (json.dumps(OPEN | {"prompt": None}), "open.prompt"),
+        ('{"type":"prompt","prompt":7}', "prompt.prompt"),
+        ('{"type":"close","now":true}', "now"),
+        ("[" * 5000, "JSON"),
+        ('{"type":"prompt","prompt":"' + "x" * 70_000 + '"}', "70029 characters"),
+    ],
+)
+def test_a_wrong_message_is_named(text: str, named: str) -> None:
+    with pytest.raises(WireError) as raised:
+        parse_client(text)
+    assert raised.value.code == "bad_request"
+    assert named in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"width": 8}, "unsupported_size"),
+        ({"width": -64}, "unsupported_size"),
+        ({"width": 4000}, "unsupported_size"),
+        ({"width": 1900, "height": 1000}, "unsupported_size"),
+        ({"fps": 0}, "bad_request"),
+        ({"fps": 61}, "bad_request"),
+        ({"fps": float("nan")}, "bad_request"),
+        ({"seed": -1}, "bad_request"),
+        ({"seed": 2**63}, "bad_request"),
+        ({"received": 3}, "bad_request"),
+        ({"resume": "t", "received": -1}, "bad_request"),
+        ({"prompt": "  "}, "bad_request"),
+        ({"prompt": "x" * 2001}, "bad_request"),
+        ({"prompt": "\ud800"}, "bad_request"),
+    ],
+)
+def test_limits(change: dict[str, object], code: str) -> None:
+    message = parse_client(json.dumps(OPEN | change))
+    assert isinstance(message, Open)
+    with pytest.raises(WireError) as raised:
+        Limits().check_open(message)
+    assert raised.value.code == code
+
+
+def test_frame_header_is_16_bytes_little_endian() -> None:
+    data = Frame(258, 2**33, b"image").to_bytes()
+    assert data == bytes([2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]) + b"image"
+    assert parse_frame(data) == Frame(258, 2**33, b"image")
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 16, bytes(4) + b"\x01" + bytes(11) + b"image"])
+def test_a_wrong_frame_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError) as raised:
+        parse_frame(data)
+    assert raised.value.code == "bad_frame"
+
+
+def test_every_error_has_a_close_code() -> None:
+    assert CLOSE_CODES["at_capacity"] == 1013
+    assert all(1000 <= code < 1016 for code in CLOSE_CODES.values())
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=200),
+        st.builds(
+            lambda extra, kind: json.dumps({**OPEN, **extra, "type": kind}),
+            st.dictionaries(st.sampled_from([*OPEN, "seed", "resume", "received"]), json_values),
+            st.sampled_from(["open", "prompt", "close", "x"]),
+        ),
+    )
+)
+def test_any_text_is_a_message_or_a_wire_error(text: str) -> None:
+    try:
+        message = parse_client(text)
+        if isinstance(message, Open):
+            Limits().check_open(message)
+    except WireError as error:
+        to_json(Error(error.code, error.message)).encode()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64))
+def test_any_bytes_are_a_frame_or_a_wire_error(data: bytes) -> None:
+    try:
+        frame = parse_frame(data)
+    except WireError:
+        assert len(data) <= 16 or any(data[4:8])
+    else:
+        assert frame.to_bytes() == data

@@ -1,0 +1,266 @@
+"""A client written from the design page alone: plain WebSocket, JSON and struct."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from serve.front.limits import Limits
+from tests.serve.conftest import Server, clip, serving
+
+OPEN: dict[str, Any] = {
+    "type": "open", "prompt": "make it red", "width": 48, "height": 32, "fps": 16,
+    "mode": "lossless", "format": "jpeg", "seed": 1,
+}  # fmt: skip
+
+
+@contextmanager
+def socket(server: Server, *, query: str = "", **options: Any) -> Iterator[ClientConnection]:
+    with connect(
+        f"{server.url}/v1/stream{query}",
+        subprotocols=options.pop("subprotocols", ["liveedit.v1"]),
+        compression=None,
+        open_timeout=60,
+        **options,
+    ) as connection:
+        yield connection
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def binary(index: int, image: bytes, time_us: int = 0) -> bytes:
+    return struct.pack("<IIQ", index, 0, time_us) + image
+
+
+def say(connection: ClientConnection, **message: Any) -> None:
+    connection.send(json.dumps(message))
+
+
+def hear(connection: ClientConnection) -> dict[str, Any]:
+    data = connection.recv(timeout=60)
+    assert isinstance(data, str), "a frame came where a message was expected"
+    return json.loads(data)
+
+
+def hear_all(connection: ClientConnection) -> list[Any]:
+    """Everything up to the close: dicts, and (index, time_us, picture) for frames."""
+    out: list[Any] = []
+    while True:
+        try:
+            data = connection.recv(timeout=60)
+        except ConnectionClosed as closed:
+            return [*out, closed.rcvd.code if closed.rcvd else None]
+        if isinstance(data, str):
+            out.append(json.loads(data))
+        else:
+            index, flags, time_us = struct.unpack_from("<IIQ", data)
+            assert flags == 0
+            out.append((index, time_us, Image.open(io.BytesIO(data[16:]))))
+
+
+def test_a_session_to_the_letter(server: Server) -> None:
+    with socket(server) as connection:
+        assert connection.subprotocol == "liveedit.v1"
+        assert connection.protocol.extensions == []
+        connection.send(json.dumps(OPEN))
+        opened = hear(connection)
+        assert set(opened) == {
+            "type", "session", "resume", "model", "chunk_frames", "first_chunk_frames",
+            "width", "height", "next_frame",
+        }  # fmt: skip
+        assert opened["type"] == "opened"
+        assert opened["model"] == "small"
+        numbers = ("chunk_frames", "first_chunk_frames", "width", "height", "next_frame")
+        assert [opened[name] for name in numbers] == [12, 9, 48, 32, 0]
+        frames = clip(25)
+        for n in range(9):
+            connection.send(binary(n, jpeg(frames[n]), 1_000_000 + n))
+        say(connection, type="prompt", prompt="make it blue")
+        for n in range(9, 25):
+            connection.send(binary(n, jpeg(frames[n]), 1_000_000 + n))
+        say(connection, type="close")
+        heard = hear_all(connection)
+    pictures = [item for item in heard if isinstance(item, tuple)]
+    assert [(index, time_us) for index, time_us, _ in pictures] == [
+        (n, 1_000_000 + n) for n in range(25)
+    ]
+    assert {(p.format, p.size) for _, _, p in pictures} == {("JPEG", (48, 32))}
+    messages = [item for item in heard if isinstance(item, dict)]
+    kinds = [message["type"] for message in messages]
+    assert kinds == ["chunk", "prompt_applied", "chunk", "chunk", "closed"]
+    chunks = [message for message in messages if message["type"] == "chunk"]
+    assert [(c["index"], c["first_frame"], c["frames"]) for c in chunks] == [
+        (0, 0, 9), (1, 9, 12), (2, 21, 4),
+    ]  # fmt: skip
+    for chunk in chunks:
+        assert set(chunk) == {
+            "type", "index", "first_frame", "frames", "latency_ms", "compute_ms", "recomputed",
+            "steps",
+        }  # fmt: skip
+        assert 0 < chunk["recomputed"] <= 1
+        assert chunk["steps"] == 4
+    assert messages[1] == {"type": "prompt_applied", "prompt": "make it blue", "first_frame": 9}
+    assert messages[-1] == {"type": "closed", "frames": 25, "reason": "close"}
+    assert heard[-2:] == [messages[-1], 1000]
+    # A chunk's message comes after its last frame.
+    assert heard.index(chunks[0]) == 9
+
+
+def test_closing_at_once(server: Server) -> None:
+    with socket(server) as connection:
+        connection.send(json.dumps(OPEN))
+        hear(connection)
+        say(connection, type="close")
+        assert hear_all(connection) == [{"type": "closed", "frames": 0, "reason": "close"}, 1000]
+
+
+def test_compression_is_not_negotiated_even_if_offered(server: Server) -> None:
+    url = f"{server.url}/v1/stream"
+    with connect(url, subprotocols=["liveedit.v1"], compression="deflate") as connection:
+        assert connection.protocol.extensions == []
+
+
+def test_resuming_by_hand(server: Server) -> None:
+    frames = clip(33)
+    got: list[int] = []
+    with socket(server) as connection:
+        connection.send(json.dumps(OPEN))
+        token = hear(connection)["resume"]
+        for n in range(21):
+            connection.send(binary(n, jpeg(frames[n])))
+        while len(got) < 13:
+            data = connection.recv(timeout=60)
+            if isinstance(data, bytes):
+                got.append(struct.unpack_from("<I", data)[0])
+        connection.socket.close()
+    with socket(server) as connection:
+        connection.send(json.dumps(OPEN | {"resume": token, "received": len(got)}))
+        opened = hear(connection)
+        assert opened["resume"] == token
+        assert opened["next_frame"] in (9, 21)
+        for n in range(opened["next_frame"], 33):
+            connection.send(binary(n, jpeg(frames[n])))
+        say(connection, type="close")
+        heard = hear_all(connection)
+    got += [item[0] for item in heard if isinstance(item, tuple)]
+    assert got == list(range(33))
+    assert heard[-2]["frames"] == 33
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "close"),
+    [
+        ("hello", "bad_request", 1008),
+        (b"\x00" * 40, "bad_request", 1008),
+        ('{"type":"close"}', "bad_request", 1008),
+        (json.dumps(OPEN | {"width": 100_000}), "unsupported_size", 1008),
+        (json.dumps(OPEN | {"fps": -1}), "bad_request", 1008),
+        (json.dumps(OPEN | {"resume": "unknown", "received": 0}), "bad_request", 1008),
+    ],
+)
+def test_a_wrong_first_message(server: Server, first: str, code: str, close: int) -> None:
+    with socket(server) as connection:
+        connection.send(first)
+        error, closed = hear_all(connection)
+    assert (error["type"], error["code"], closed) == ("error", code, close)
+    assert error["message"]
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "close"),
+    [
+        (binary(1, b"image"), "bad_frame", 1007),
+        (binary(0, b"image"), "bad_frame", 1007),
+        (b"short", "bad_frame", 1007),
+        (binary(0, bytes(100_000)), "bad_frame", 1007),
+        (json.dumps(OPEN), "bad_request", 1008),
+        ('{"type":"prompt","prompt":""}', "bad_request", 1008),
+    ],
+)
+def test_a_wrong_message_ends_the_session(
+    server: Server, message: str, code: str, close: int
+) -> None:
+    with socket(server) as connection:
+        connection.send(json.dumps(OPEN))
+        hear(connection)
+        connection.send(message)
+        error, closed = hear_all(connection)
+    assert (error["code"], closed) == (code, close)
+
+
+def test_the_subprotocol_must_be_offered(server: Server) -> None:
+    with socket(server, subprotocols=None) as connection:
+        error, closed = hear_all(connection)
+    assert (error["code"], closed) == ("bad_request", 1008)
+    assert "liveedit.v1" in error["message"]
+
+
+def test_silence_is_no_open(small_model: Path) -> None:
+    limits = Limits(open_timeout_s=0.5)
+    with serving(small_model, limits) as server, socket(server) as connection:
+        error, _ = hear_all(connection)
+    assert "no open message within 0.5 s" in error["message"]
+
+
+def test_full_is_an_accepted_socket_an_error_and_1013(small_model: Any) -> None:
+    with serving(small_model, max_sessions=1) as full, socket(full) as first:
+        first.send(json.dumps(OPEN))
+        hear(first)
+        with socket(full) as second:
+            second.send(json.dumps(OPEN))
+            error, closed = hear_all(second)
+        assert (error["code"], closed) == ("at_capacity", 1013)
+        assert error["retry_after_s"] > 0
+        say(first, type="close")
+        assert hear_all(first)[-1] == 1000
+        with socket(full) as third:
+            third.send(json.dumps(OPEN))
+            assert hear(third)["type"] == "opened"
+
+
+def test_masks_come_to_those_who_ask(server: Server) -> None:
+    with socket(server) as connection:
+        connection.send(json.dumps(OPEN | {"mask": True}))
+        hear(connection)
+        for n in range(9):
+            connection.send(binary(n, jpeg(clip(9)[n])))
+        say(connection, type="close")
+        messages = [item for item in hear_all(connection) if isinstance(item, dict)]
+    assert [message["type"] for message in messages] == ["mask", "chunk", "closed"]
+    assert [messages[0][name] for name in ("index", "latents", "rows", "columns")] == [0, 3, 2, 3]
+
+
+def test_tokens(small_model: Any, tmp_path: Any) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("# people\nsecret-one\nsecret-two\n")
+    with serving(small_model, token_file=str(tokens)) as guarded:
+        for options in (
+            {},
+            {"query": "?token=wrong"},
+            {"additional_headers": {"Authorization": "Bearer x"}},
+        ):
+            with socket(guarded, **options) as connection:
+                error, closed = hear_all(connection)
+            assert (error["code"], closed) == ("unauthorized", 1008)
+        for options in (
+            {"query": "?token=secret-two"},
+            {"additional_headers": {"Authorization": "Bearer secret-one"}},
+        ):
+            with socket(guarded, **options) as connection:
+                connection.send(json.dumps(OPEN))
+                assert hear(connection)["type"] == "opened"
