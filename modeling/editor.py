@@ -16,15 +16,18 @@ from typing import Any, Literal
 
 import torch
 
+from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import TextKV, Transformer
-from modeling.gpu.accelerate import ForwardOn, PlainForward, accelerate
+from modeling.gpu.accelerate import accelerate
 from modeling.model_dir import Model, ModelError, load_model
-from modeling.presets import MaskCacheConfig, ModelConfig, StreamConfig
+from modeling.streaming.forward import ForwardOn, PlainForward
+from modeling.streaming.policies import POLICIES
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditStream
-from modeling.text.build import TextEncoder, build_text_encoder
-from modeling.vae.build import StreamingVae
+from modeling.text.build import build_text_encoder
+from modeling.text.encoder import TextEncoder
+from modeling.vae.streaming import StreamingVae
 
 
 class StreamingEditor:
@@ -46,6 +49,8 @@ class StreamingEditor:
         self.card: dict[str, Any] = model.card
         self.transformer: Transformer = model.transformer
         self.vae: StreamingVae = model.vae
+        if mask_cache is not None:
+            POLICIES[mask_cache.policy]  # a wrong name is refused here, not by the first stream
         self.mask_cache = mask_cache
         self.name = str(model.card.get("name") or (model.path or Path("random")).name)
         self.device = self.transformer.patch_embedding.weight.device

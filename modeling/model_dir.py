@@ -23,9 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from modeling.config import ModelConfig
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import PRESETS, ModelConfig
-from modeling.vae.build import StreamingVae, build_vae
+from modeling.presets import PRESETS
+from modeling.streaming.policies import POLICIES
+from modeling.text.build import TEXT_ENCODERS
+from modeling.vae.build import VAES, build_vae
+from modeling.vae.streaming import StreamingVae
 
 FORMAT_VERSION = 1
 
@@ -113,10 +117,21 @@ def read_config(path: str | Path) -> ModelConfig:
         )
     config = _build(ModelConfig, values, f"{path}/config.json")
     assert isinstance(config, ModelConfig)
+    try:
+        check_choices(config)
+    except ValueError as error:
+        raise ModelError(f"{path}/config.json: {error}") from error
     if config.text.path is not None and not Path(config.text.path).is_absolute():
         text = str((Path(path) / config.text.path).resolve())
         config = replace(config, text=replace(config.text, path=text))
     return config
+
+
+def check_choices(config: ModelConfig) -> None:
+    """ValueError if `config` names a VAE, a text encoder or a policy that does not exist."""
+    VAES[config.vae.kind], TEXT_ENCODERS[config.text.kind]
+    if config.stream.mask_cache is not None:
+        POLICIES[config.stream.mask_cache.policy]
 
 
 def read_card(path: str | Path) -> dict[str, Any]:

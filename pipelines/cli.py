@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import warnings
@@ -12,9 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from infra.runtime.environment import variable
 from pipelines.commands.bench import bench_app
 from pipelines.commands.import_model import import_model
 from pipelines.commands.serve import serve
+from pipelines.models_command import models_app
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -35,6 +36,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datasets of pairs.")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+app.add_typer(models_app, name="models")
 
 Overrides = Annotated[
     list[str] | None,
@@ -81,7 +83,7 @@ def train(
 
     Stages whose settings and inputs have not changed since they finished are not run again.
     """
-    from pipelines.config.pipeline import load_config, to_yaml
+    from pipelines.config.load import load_config, to_yaml
 
     given = list(arguments or [])
     source = given.pop(0) if given and "=" not in given[0] else "demo"
@@ -173,6 +175,22 @@ def edit(
         url=url,
         token=token,
     )
+
+
+@app.command(epilog="Example: liveedit send runs/demo")
+def send(
+    output: Annotated[Path, typer.Argument(help="The output folder of a pipeline.")],
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow's address (default: the pipeline's tracking.uri).")
+    ] = None,
+) -> None:
+    """Send what a pipeline could not tell MLflow: metrics, files, registered models.
+
+    A run whose process was killed is ended, as KILLED. Everything is kept until MLflow has it.
+    """
+    from pipelines.commands import show as commands
+
+    commands.send(console, output, uri)
 
 
 app.command(
@@ -285,7 +303,7 @@ def main() -> None:
     of an error.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if os.environ.get("LIVEEDIT_DEBUG") == "1":
+    if variable("LIVEEDIT_DEBUG") == "1":
         app()
         return
     warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")

@@ -17,7 +17,8 @@ import torch
 from data import synthetic
 from data.manifest import read_dataset_info
 from modeling.model_dir import read_config
-from pipelines.config.pipeline import PipelineConfig, section_plain, to_plain, to_yaml
+from pipelines.config.load import section_plain, to_plain, to_yaml
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import (
     EditedClip,
     evaluate,
@@ -33,8 +34,10 @@ from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, Work, locked
 from pipelines.stages.start import start_model
 from pipelines.tracking import registry
+from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of, write_json
-from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.versions import publish
+from pipelines.training.run_folder import Progress
 from pipelines.training.session import ray_session
 
 STAGES = (
@@ -50,7 +53,7 @@ STAGES = (
     "register",
 )
 # Raise a stage's number when its code gives another result for the same inputs.
-VERSIONS = dict.fromkeys(STAGES, 1)
+VERSIONS = dict.fromkeys(STAGES, 1) | {"register": 2}
 NEUTRAL = ("log_every", "checkpoint_every")  # settings of a stage that do not change its result
 SHOWN_CLIPS = 3  # held-out clips in the side-by-side picture
 
@@ -60,8 +63,8 @@ class PipelineResult:
     """Where everything is."""
 
     output: Path
-    model: Path
-    version: str  # in the registry
+    model: Path  # the registered version's folder
+    version: str | None  # in the registry; None as long as MLflow does not take it
     aliases: list[str]
     shortfalls: list[str]  # why it was not promoted
     metrics: dict[str, float]  # means over the held-out clips
@@ -84,11 +87,12 @@ def run_pipeline(
     source = preflight.check(config)
     output = Path(config.output).absolute()
     assert config.tracking.uri is not None
-    with locked(output), ExitStack() as resources:
+    with locked(output), ExitStack() as tracked, ExitStack() as resources:
         (output / "config.yaml").write_text(to_yaml(config))
-        parent = Tracker.start_pipeline(
-            config.tracking.uri, config.tracking.experiment, config.name, to_plain(config)
-        )
+        tracking = config.tracking
+        outbox = Outbox(output, config.tracking.uri, tracking.experiment, view.warn)
+        tracked.enter_context(outbox)
+        parent = outbox.start_pipeline(config.name, to_plain(config))
         parent.log_artifact(output / "config.yaml")
         runner = StageRunner(output, parent, view)
         try:
@@ -118,6 +122,7 @@ class _Pipeline:
         self.uri = config.tracking.uri
         self.model = config.model.resolve()
         self.runner, self.view = runner, runner.view
+        self.outbox = runner.parent.outbox
         self._resources = resources
         self._ray = False
 
@@ -143,7 +148,7 @@ class _Pipeline:
         data, stream = self.config.data, self.model.stream
         target = str(self.output / "data" / split)
 
-        def make(tracker: Tracker, key: str) -> dict[str, float]:
+        def make(run: Run, key: str) -> dict[str, float]:
             make_synthetic(
                 target,
                 pairs=count,
@@ -177,7 +182,7 @@ class _Pipeline:
             return self.source
         target = self.output / "models" / "start"
 
-        def make(tracker: Tracker, key: str) -> dict[str, float]:
+        def make(run: Run, key: str) -> dict[str, float]:
             start_model(self.model, self.source, target, seed=self.config.seed)
             return {}
 
@@ -196,10 +201,15 @@ class _Pipeline:
             return start
         target = self.output / "models" / stage
 
-        def make(tracker: Tracker, key: str) -> dict[str, float]:
+        def make(run: Run, key: str) -> dict[str, float]:
             from pipelines.training.trainer import train_stage  # Ray Train takes seconds to import
 
             self.start_ray()
+
+            def on_progress(report: Progress) -> None:
+                run.log_metrics(report.metrics, report.step)
+                self.view.update(stage, report.step, report.steps, report.line())
+
             extra = {"key": key} | {name: str(path) for name, path in models.items()}
             outcome = train_stage(
                 stage,
@@ -207,13 +217,10 @@ class _Pipeline:
                 start=start,
                 dataset=dataset,
                 output=target,
-                run_id=tracker.run_id,
                 extra=extra,
-                on_progress=lambda report: self.view.update(
-                    stage, report.step, report.steps, report.line()
-                ),
+                on_progress=on_progress,
             )
-            tracker.log_artifact(target / "card.json")
+            run.log_artifact(target / "card.json")
             # What interrupted trainings with other settings left is of no use any more.
             for folder in (self.output / "checkpoints").glob(f"{stage}-*"):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -242,7 +249,7 @@ class _Pipeline:
         data = self.config.data
         target = str(self.output / "data" / "encoded")
 
-        def make(tracker: Tracker, key: str) -> dict[str, float]:
+        def make(run: Run, key: str) -> dict[str, float]:
             info = encode_dataset(
                 pairs,
                 target,
@@ -268,7 +275,7 @@ class _Pipeline:
         settings = self.config.evaluate
         target = self.output / "evaluation.json"
 
-        def make(tracker: Tracker, key: str) -> dict[str, float]:
+        def make(run: Run, key: str) -> dict[str, float]:
             editor = load_editor(model, settings.mask_cache)
             samples = read_dataset_info(heldout).samples
             total = min(settings.clips or samples, samples)
@@ -288,7 +295,7 @@ class _Pipeline:
             self.table.write_text(markdown_table(mean))
             write_json(target, report)
             for path in (target, self.table, self.picture):
-                tracker.log_artifact(path)
+                run.log_artifact(path)
             return mean
 
         inputs = {
@@ -306,39 +313,40 @@ class _Pipeline:
         if tracking.promote and not missing:
             aliases.append("production")
 
-        def make(tracker: Tracker, key: str) -> dict[str, float]:
-            version = registry.register(
-                self.uri,
+        fingerprint = str(fingerprint_of(model))
+        place = self.output / "versions" / fingerprint[:16]
+
+        def make(run: Run, key: str) -> dict[str, float]:
+            publish(model, place)
+            self.runner.parent.register(
                 tracking.model_name,
-                model,
-                run_id=self.runner.parent.run_id,
-                fingerprint=str(fingerprint_of(model)),
+                place,
+                fingerprint=fingerprint,
                 metrics=evaluation.metrics,
-                aliases=tuple(aliases),
+                aliases=aliases,
             )
-            return {"version": float(version)}
+            return {}
+
+        def still_there(record: StageRecord) -> bool:
+            number = self.outbox.version(tracking.model_name, fingerprint)
+            # MLflow will be told of a version that it does not know yet.
+            return not number or registry.holds(self.uri, tracking.model_name, number, place)
 
         inputs = {
-            "model": fingerprint_of(model),
-            "location": str(model),
+            "model": fingerprint,
+            "location": str(place),
             "registry": self.uri,
             "name": tracking.model_name,
             "aliases": aliases,
         }
-        record = self.runner.run(
-            "register",
-            VERSIONS["register"],
-            inputs,
-            model,
-            make,
-            still_there=lambda record: registry.holds(
-                self.uri, tracking.model_name, str(int(record.metrics["version"])), model
-            ),
+        self.runner.run(
+            "register", VERSIONS["register"], inputs, place, make, still_there=still_there
         )
+        self.outbox.flush()
         return PipelineResult(
             output=self.output,
-            model=model,
-            version=str(int(record.metrics["version"])),
+            model=place,
+            version=self.outbox.version(tracking.model_name, fingerprint),
             aliases=aliases,
             shortfalls=missing,
             metrics=evaluation.metrics,

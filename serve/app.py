@@ -37,4 +37,4 @@ def build(settings: ServeSettings) -> Application:
     front = ray_serve.deployment(**front_replica.describe_deployment(settings))(
         front_replica.FrontReplica
     )
-    return front.bind(settings, editor.bind(settings, model.name))
+    return front.bind(settings, editor.bind(settings, model))

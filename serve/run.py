@@ -25,7 +25,8 @@ from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import ApplicationStatus
 
-from infra.runtime.ray import environment, joined_ray, private_ray, unless_set
+from infra.runtime.environment import environment, unless_set, variable
+from infra.runtime.ray import joined_ray, private_ray
 from serve import ingress
 from serve.app import build
 from serve.hub.hub import NAMESPACE, replicas
@@ -108,7 +109,7 @@ def start(
     On a machine with a GPU whose settings say nothing of GPUs an editor gets one.
     Raises ValueError for settings that cannot work and StartError.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = variable("RAY_ADDRESS")
     if address and address.startswith("ray://"):
         raise ValueError(
             f"RAY_ADDRESS={address} is a Ray client's address; serve from a node of the cluster "

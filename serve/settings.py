@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from serve.front.auth import read_tokens
-from serve.front.limits import Limits
+from serve.auth import read_tokens
+from serve.limits import Limits
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,20 @@
-"""Ctrl-C must reach what the tests start, even where it is ignored for themselves.
+"""What must be so before anything is imported.
 
-A shell starts `make test &` with SIGINT ignored, and children inherit that for ever.
+Ctrl-C must reach what the tests start, even where it is ignored for themselves: a shell starts
+`make test &` with SIGINT ignored, and children inherit that for ever.
+
+Without a GPU, Triton's interpreter runs our kernels; Triton looks whether it shall when it is
+imported, by whatever test comes first.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -22,7 +22,9 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parent.parent.parent
+from infra.runtime.environment import environment, unless_set
+from infra.runtime.paths import ROOT
+
 LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
 CONNECT_S = 10.0  # for a cluster to answer
 END_S = 2.0  # for Ray's processes to end by themselves
@@ -117,30 +119,6 @@ def check_address(address: str, setting: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:
         raise _unreachable(address, setting, error) from error
-
-
-@contextmanager
-def environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """These variables set, or unset where None; at the end they are as they were."""
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def unless_set(values: Mapping[str, str]) -> dict[str, str]:
-    """`values` as defaults: what the environment says of a variable goes before."""
-    return {name: os.environ.get(name, value) for name, value in values.items()}
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
 
 
 def _unreachable(address: str, setting: str, error: Exception) -> ClusterError:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import Rope, fixed_rope_table
-from modeling.streaming.mask_cache import Reuse
 
 
 class Visibility(Protocol):

@@ -1,8 +1,8 @@
 """The Wan2.1 video transformer, with source channels beside the noisy ones.
 
 Parameter names are those of the public Wan checkpoints. What a token may see is a value handed in
-(`modeling.diffusion.attention`, `modeling.streaming.kv_cache.Cached`), so all three training stages and streaming
-share this one class.
+(`modeling.diffusion.attention`, `modeling.streaming.kv_cache.Cached`), so all three training
+stages and streaming share this one class.
 
 B batch, F latents, C channels, H x W latent size, S = H/2 * W/2 tokens of a latent, T = F * S,
 L text tokens, N heads, D head size.
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Visibility, attention
 from modeling.diffusion.rope import Rope, rotate
-from modeling.presets import TransformerConfig
 
 
 class TextKV(NamedTuple):

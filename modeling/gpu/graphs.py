@@ -7,11 +7,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.transformer import TextKV
 from modeling.gpu.kernels import turn
 from modeling.gpu.transformer import FusedTransformer
 from modeling.streaming.kv_cache import KVCache
-from modeling.streaming.mask_cache import Reuse
 
 Inputs = tuple[Tensor, Tensor, Tensor]  # noisy (or edited), source, timestep
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modeling.diffusion.attention import attention
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.transformer import Block, CrossAttention, SelfAttention, TextKV, Transformer
 from modeling.gpu.kernels import FP8, Fp8, add_norm, gelu_fp8, merge_attention, norm_rotate
 from modeling.streaming.kv_cache import KVCache
-from modeling.streaming.mask_cache import Reuse
 
 # cuDNN's kernel is 1.8 times as fast as PyTorch's flash kernel on Hopper at a window's size.
 _BACKENDS = [

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from modeling.config import VaeConfig
 from modeling.importing.checkpoint_files import CheckpointError, WeightFiles, find_weights
 from modeling.importing.text import (
     check_umt5,
@@ -33,7 +34,6 @@ from modeling.importing.transformer import (
 )
 from modeling.importing.vae import convert_diffusers_vae, convert_taehv, convert_wan_vae
 from modeling.model_dir import is_model_dir
-from modeling.presets import VaeConfig
 
 Kind = Literal["transformer", "vae", "text"]
 NAMES: dict[Kind, str] = {

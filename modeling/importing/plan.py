@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
+from modeling.config import ModelConfig, TextConfig
 from modeling.importing.checkpoint_files import CheckpointError, sha256
 from modeling.importing.parts import NAMES, Kind, Part, find_networks, read_part
 from modeling.importing.text import write_text_folder
 from modeling.model_dir import is_model_dir, save_model
-from modeling.presets import PRESETS, ModelConfig, TextConfig
+from modeling.presets import PRESETS
 
 _UMT5_TOKENS = 512  # what Wan pads and cuts a prompt to
 _ROOM = 64 << 20  # bytes beside the weights: tokenizer, headers, JSON

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.importing.checkpoint_files import CheckpointError, check_tensors
-from modeling.presets import TransformerConfig
 
 WAN_HEAD_DIM = 128  # every published Wan model
 

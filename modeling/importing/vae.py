@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modeling.presets import VaeConfig
+from modeling.config import VaeConfig
 from modeling.vae.build import build_vae
 
 _RESIDUAL = {"0": "norm1", "2": "conv1", "3": "norm2", "6": "conv2"}

@@ -18,10 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import attention
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import Rope, rope_table, time_shift, turn
-from modeling.presets import TransformerConfig
-from modeling.streaming.mask_cache import Reuse
 
 
 class KVCache:
@@ -123,12 +123,12 @@ class KVCache:
         assert isinstance(v, Tensor)
         assert isinstance(sink_k, Tensor)
         layers, batch, used = k.shape[:3]
-        if (layers, batch, *k.shape[3:]) != (*self.k.shape[:2], *self.k.shape[3:]) or (
-            used > self.k.shape[2]
-        ):
+        same = (layers, batch, *k.shape[3:]) == (*self.k.shape[:2], *self.k.shape[3:])
+        if not same or used > self.k.shape[2] or sink_k.shape != self.sink_k.shape:
             raise ValueError(
-                f"a KV state of shape {tuple(k.shape)} does not fit a cache of "
-                f"{tuple(self.k.shape)}; restore it with the model and size it was made with"
+                f"a KV state of shape {tuple(k.shape)} with sinks of {tuple(sink_k.shape)} does "
+                f"not fit a cache of {tuple(self.k.shape)} with {tuple(self.sink_k.shape)}; "
+                "restore it with the model and size it was made with"
             )
         self.k[:, :, :used] = k.to(self.k)
         self.v[:, :, :used] = v.to(self.v)

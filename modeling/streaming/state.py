@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.vae.build import VaeState
+from modeling.vae.streaming import VaeState
 
 FORMAT_VERSION = 2
 

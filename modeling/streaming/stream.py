@@ -7,23 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from modeling.config import MaskCacheConfig, StreamConfig
+from modeling.diffusion.flow import FlowSchedule
+from modeling.diffusion.transformer import TextKV, Transformer
+from modeling.geometry import (
+    HEAD_FRAMES,
+    PATCH,
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    TOKEN_PIXELS,
+    padded_latent_size,
+)
+from modeling.pixels import from_uint8, to_uint8
 from modeling.streaming.device import DeviceClock, to_device, to_host
+from modeling.streaming.forward import ForwardOn
 from modeling.streaming.kv_cache import KVCache
 from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.state import StreamState
-from modeling.vae.build import VaeState
+from modeling.vae.streaming import StreamingVae, VaeState
 
-if TYPE_CHECKING:
-    from modeling.editor import StreamingEditor
-
-ALIGNMENT = 16  # pixels of a token: VAE stride 8, patches of 2
 # Latents that prime the VAE's caches: more than a causal convolution stack sees clearly.
 PRIMING_LATENTS = 6
 
@@ -41,22 +50,36 @@ class EditedChunk:
     mask: np.ndarray  # bool [F, H/2, W/2]: tokens recomputed in the pruned steps
 
 
+class Editor(Protocol):
+    """What all streams of a model share; `modeling.editor.StreamingEditor` is it."""
+
+    transformer: Transformer
+    vae: StreamingVae
+    mask_cache: MaskCacheConfig | None
+    device: torch.device
+    flow: FlowSchedule
+    timesteps: Tensor  # [steps]
+    forward_on: ForwardOn
+
+    @property
+    def settings(self) -> StreamConfig: ...
+
+    def encode_prompt(self, prompt: str) -> TextKV: ...
+
+
 class EditStream:
     """Made by `StreamingEditor.open` or `restore`."""
 
-    def __init__(
-        self, editor: StreamingEditor, prompt: str, *, height: int, width: int, seed: int
-    ) -> None:
-        if min(height, width) < ALIGNMENT:
+    def __init__(self, editor: Editor, prompt: str, *, height: int, width: int, seed: int) -> None:
+        if min(height, width) < TOKEN_PIXELS:
             raise ValueError(
                 f"frames of {height}x{width} are too small; both sides need at least "
-                f"{ALIGNMENT} pixels"
+                f"{TOKEN_PIXELS} pixels"
             )
         self.editor = editor
         self.height, self.width, self.seed = height, width, seed
         settings, transformer = editor.settings, editor.transformer
-        self._latent_height = -(-height // ALIGNMENT) * 2
-        self._latent_width = -(-width // ALIGNMENT) * 2
+        self._latent_height, self._latent_width = padded_latent_size(height, width)
         self._kv = KVCache(
             transformer.config,
             batch=1,
@@ -80,7 +103,6 @@ class EditStream:
         )
         self._forward = editor.forward_on(self._kv)
         self._clock = DeviceClock(editor.device)
-        self._vae_stride = editor.vae.temporal_stride
         # Marks around work that the next chunk's `compute_ms` counts.
         self._work: list[tuple[Any, Any]] = []
         # Noise is drawn on the CPU, so that a seed means the same video on every device.
@@ -218,14 +240,14 @@ class EditStream:
 
         So that little is left to do when the chunk's last frame comes.
         """
-        head = 0 if self.chunks else self._vae_stride - 1  # a stream's first latent is one frame
+        head = 0 if self.chunks else HEAD_FRAMES
         done = sum(latents.shape[1] for latents in self._source)
-        total = (min(len(frames), self._chunk_frames) + head) // self._vae_stride
+        total = (min(len(frames), self._chunk_frames) + head) // TEMPORAL_STRIDE
         if total == done:
             return
         began = self._clock.mark()
-        start = max(done * self._vae_stride - head, 0)
-        new = self._to_pixels(frames[start : total * self._vae_stride - head])
+        start = max(done * TEMPORAL_STRIDE - head, 0)
+        new = self._to_pixels(frames[start : total * TEMPORAL_STRIDE - head])
         latents, self._encoder = self.editor.vae.encode(new, self._encoder)
         self._source.append(latents.float())
         self._work.append((began, self._clock.mark()))
@@ -287,10 +309,14 @@ class EditStream:
         return x0
 
     def _remember(self, edited: Tensor, source: Tensor) -> None:
-        """Keep the latents of the chunks that the KV cache keeps, for the compact state."""
+        """Keep the latents of the chunks that the KV cache keeps, for the compact state.
+
+        And always this chunk's, which the VAE's caches are made of even where no window sees it.
+        """
         self._history.append(to_host(torch.cat([edited, source]).half()))
-        if len(self._history) > self._kv.slots - 1:
-            self._history.pop(min(self._kv.sink_slots, len(self._history) - 1))
+        sinks = self._kv.sink_slots
+        if len(self._history) > max(self._kv.slots - 1, sinks + 1):
+            self._history.pop(sinks)
 
     def _noise(self, like: Tensor) -> Tensor:
         return to_device(torch.randn(like.shape, generator=self._generator), like.device)
@@ -299,19 +325,19 @@ class EditStream:
         """uint8 [n, h, w, 3] -> [1, n, 3, padded h, padded w] in [-1, 1]."""
         editor = self.editor
         pixels = to_device(frames, editor.device).permute(0, 3, 1, 2)
-        pixels = (pixels.float() / 127.5 - 1).to(editor.transformer.dtype)
-        padding = (
-            0, self._latent_width * 8 - self.width, 0, self._latent_height * 8 - self.height
-        )  # fmt: skip
+        pixels = from_uint8(pixels).to(editor.transformer.dtype)
+        right = self._latent_width * SPATIAL_STRIDE - self.width
+        below = self._latent_height * SPATIAL_STRIDE - self.height
+        padding = (0, right, 0, below)
         return F.pad(pixels, padding, mode="replicate")[None]
 
     def _to_frames(self, pixels: Tensor) -> Tensor:
         """[1, n, 3, padded h, padded w] in [-1, 1] -> uint8 [n, h, w, 3]."""
-        pixels = pixels[0, :, :, : self.height, : self.width].float()
-        frames = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        frames = to_uint8(pixels[0, :, :, : self.height, : self.width])
         return frames.permute(0, 2, 3, 1).contiguous()
 
 
 def _all_tokens(source: Tensor) -> Tensor:
     """The mask that recomputes every token of latents [1, F, C, H, W]."""
-    return torch.ones(source.shape[1], source.shape[3] // 2, source.shape[4] // 2).bool()
+    frames, _, height, width = source.shape[1:]
+    return torch.ones(frames, height // PATCH, width // PATCH, dtype=torch.bool)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from modeling.presets import TextConfig
+from modeling.config import TextConfig
 
 log = logging.getLogger(__name__)
 

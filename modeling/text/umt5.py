@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from modeling.presets import TextConfig
+from modeling.config import TextConfig
 from modeling.text.encoder import TextEncoder
 
 _TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modeling.presets import VaeConfig
+from modeling.config import VaeConfig
+from modeling.geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
 # Latents of one pass through the decoder; longer ones run in several passes, so that working memory
 # does not grow with the clip. A stream decodes chunks, which a GPU does faster at once.
@@ -54,8 +55,6 @@ class StreamingVae(nn.Module):
     for encoding only, a decoder's for decoding.
     """
 
-    spatial_stride = 8
-    temporal_stride = 4
     passes_at_once = False  # whether a pass takes any number of latents, as training likes it
     mean: Tensor
     std: Tensor
@@ -94,10 +93,10 @@ class StreamingVae(nn.Module):
         """`encode` without standardisation: the mean of the posterior, as training needs it."""
         _expect_frames("pixels", pixels, 3)
         batch, _, _, height, width = pixels.shape
-        if height % self.spatial_stride or width % self.spatial_stride:
+        if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
             raise ValueError(
                 f"pixels of {height}x{width} cannot be encoded: height and width must be "
-                f"multiples of {self.spatial_stride}; pad or crop the frames"
+                f"multiples of {SPATIAL_STRIDE}; pad or crop the frames"
             )
         pixels = pixels.to(self.dtype)
         state = state or VaeState([])
@@ -109,17 +108,17 @@ class StreamingVae(nn.Module):
         means: list[Tensor] = []
         while True:
             # The stream's first latent is its first frame alone.
-            stop = done + (self.temporal_stride if caches else 1)
+            stop = done + (TEMPORAL_STRIDE if caches else 1)
             if stop > frames:
                 break
             if self.training and self.passes_at_once:  # faster on a GPU; equal but for rounding
-                stop += (frames - stop) // self.temporal_stride * self.temporal_stride
+                stop += (frames - stop) // TEMPORAL_STRIDE * TEMPORAL_STRIDE
             mean, caches = self._encode_pass(pixels[:, done:stop], caches)
             means.append(mean)
             done = stop
         if not means:
-            stride, channels = self.spatial_stride, self.config.latent_channels
-            means.append(pixels.new_zeros(batch, 0, channels, height // stride, width // stride))
+            size = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
+            means.append(pixels.new_zeros(batch, 0, self.config.latent_channels, *size))
         # A copy, because a view would keep the caller's whole clip alive.
         pending = pixels[:, done:].clone() if done < frames else None
         return torch.cat(means, dim=1), VaeState(caches, pending)
@@ -140,8 +139,8 @@ class StreamingVae(nn.Module):
             done = stop
         if not pieces:
             batch, _, _, height, width = raw.shape
-            stride = self.spatial_stride
-            pieces.append(raw.new_zeros(batch, 0, 3, height * stride, width * stride))
+            size = (height * SPATIAL_STRIDE, width * SPATIAL_STRIDE)
+            pieces.append(raw.new_zeros(batch, 0, 3, *size))
         return torch.cat(pieces, dim=1), VaeState(caches)
 
     def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modeling.presets import VaeConfig
+from modeling.config import VaeConfig
 from modeling.vae.streaming import StreamingVae, StreamTape
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modeling.presets import VaeConfig
+from modeling.config import VaeConfig
 from modeling.vae.streaming import StreamingVae, StreamTape
 
 _MULTIPLIERS = (1, 2, 4, 4)

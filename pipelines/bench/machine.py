@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from infra.runtime.paths import ROOT
 from modeling.streaming.device import DeviceClock
 
 GIB = 2**30
-ROOT = Path(__file__).parents[2]
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

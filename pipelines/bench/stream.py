@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
-from modeling.presets import MaskCacheConfig
 from modeling.streaming.stream import EditStream
 from pipelines.bench import SCHEMA
 from pipelines.bench.check import ratios, require_same_work

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from modeling.config import MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
-from modeling.gpu.accelerate import PlainForward
 from modeling.model_dir import Model, load_model
-from modeling.presets import PRESETS, MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
+from modeling.presets import PRESETS
+from modeling.streaming.forward import PlainForward
 from modeling.vae.build import build_vae
 
 

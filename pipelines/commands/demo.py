@@ -14,14 +14,15 @@ from data.synthetic import make_pair
 from data.video import VideoWriter
 from modeling.model_dir import read_config
 from pipelines.commands.show import command_name, metrics_table, short
-from pipelines.config.pipeline import PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import load_editor, table_rows
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.edit import edit_video
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner
+from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
-from pipelines.tracking.tracker import Tracker
 
 VIDEO_FRAMES = 81  # 5 s: longer than the clips of training and than the model's window
 VIDEO_SEED = 108
@@ -76,14 +77,15 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
     console.print(metrics_table(table_rows(result.metrics)))
     console.print()
     name = config.tracking.model_name
-    references = ", ".join(f"models:/{name}@{alias}" for alias in result.aliases)
+    known = f"version {result.version}: " if result.version else "not in the registry yet: "
+    references = known + ", ".join(f"models:/{name}@{alias}" for alias in result.aliases)
     ui = f"{command_name('mlflow')} ui --backend-store-uri {config.tracking.uri}"
     if str(config.tracking.uri).startswith("http"):
         ui = str(config.tracking.uri)
     _print_lines(
         console,
         {
-            "model": f"{short(result.model)}  (version {result.version}: {references})",
+            "model": f"{short(result.model)}  ({references})",
             "runs": ui,
             "metrics": f"{short(result.table)}, {short(result.report)}",
             "picture": short(result.picture),
@@ -131,7 +133,7 @@ def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
     frames, height, width = pair.video_shape
 
-    def make(tracker: Tracker, key: str) -> dict[str, float]:
+    def make(run: Run, key: str) -> dict[str, float]:
         with VideoWriter(source, width, height, pair.fps) as writer:
             writer.write(pair.source)
         report = edit_video(
@@ -141,7 +143,7 @@ def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
             pair.instruction,
             progress=lambda n: runner.view.update("edit", n, frames, f"{n}/{frames} frames"),
         )
-        tracker.log_artifact(video)
+        run.log_artifact(video)
         return {"frames": float(report.frames), "fps": report.fps}
 
     inputs = {
@@ -153,7 +155,10 @@ def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
 
 
 def served_reference(config: PipelineConfig, result: PipelineResult) -> str:
-    """The registered model that the demo serves: production, or the candidate if not promoted."""
+    """The registered model that the demo serves: production, or the candidate if not promoted; its
+    folder as long as MLflow has not taken it."""
+    if result.version is None:
+        return str(result.model)
     return f"models:/{config.tracking.model_name}@{result.aliases[-1]}"
 
 
@@ -164,7 +169,7 @@ def stream_live(runner: StageRunner, result: PipelineResult, config: PipelineCon
     frames = pair.video_shape[0]
     reference = served_reference(config, result)
 
-    def make(tracker: Tracker, key: str) -> dict[str, float]:
+    def make(run: Run, key: str) -> dict[str, float]:
         # Ray Serve takes seconds to import.
         from pipelines.commands.serve import application, serve_settings
         from pipelines.stages.live import film_file, live_numbers
@@ -178,7 +183,7 @@ def stream_live(runner: StageRunner, result: PipelineResult, config: PipelineCon
                 pair.instruction,
                 progress=lambda n: runner.view.update("live", n, frames, f"{n}/{frames} frames"),
             )
-        tracker.log_artifact(video)
+        run.log_artifact(video)
         return live_numbers(report)
 
     inputs = {

@@ -22,7 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from pipelines.config.pipeline import EvaluateConfig, load_section
+from pipelines.config.load import load_section
+from pipelines.config.pipeline import EvaluateConfig
 from pipelines.tracking.records import write_json
 
 if TYPE_CHECKING:
@@ -136,17 +137,19 @@ def ingest(
     from data.shards import write_dataset
 
     pairs = PairList(pairs_file, fps=fps, frames=frames, height=height, width=width)
+    made_by: dict[str, Any] = {"ingest": pairs_file.name}
     with _bar(console, "pairs", len(pairs)) as (progress, task):
 
         def counted() -> Iterator[Pair]:
             for pair in pairs:
                 yield pair
                 progress.advance(task)
+            made_by["left_out"] = len(pairs.left_out)  # known with the last; written after it
 
         info = write_dataset(
             target,
             counted(),
-            made_by={"ingest": pairs_file.name, "left_out": 0},
+            made_by=made_by,
             samples_per_shard=samples_per_shard,
             overwrite=overwrite,
         )
@@ -161,6 +164,27 @@ def check(console: Console, dataset: str) -> None:
 
     info = check_dataset(dataset)
     console.print(_described(dataset, info) + "; every shard is as it was written", soft_wrap=True)
+
+
+def send(console: Console, output: Path, uri: str | None) -> None:
+    """Send what waits in the outbox of `output`. Raises ValueError if not all of it is taken."""
+    from pipelines.config.load import load_config
+    from pipelines.stages.runner import locked
+    from pipelines.tracking.outbox import Outbox
+    from pipelines.tracking.tracker import TrackingError, check_reachable
+
+    if not (output / "tracking").is_dir():
+        raise ValueError(f"{output} is no output folder of a pipeline: it has no folder tracking")
+    config = load_config(output / "config.yaml", [f"tracking.uri={uri}"] if uri else [])
+    place = config.tracking.uri
+    assert place is not None
+    check_reachable(place)
+    said: list[str] = []
+    with locked(output), Outbox(output, place, config.tracking.experiment, said.append) as outbox:
+        outbox.put_refused_back()
+    if said:
+        raise TrackingError(said[-1])
+    console.print(f"{place} has all of {output}", soft_wrap=True)
 
 
 def command_name(name: str) -> str:

@@ -1,40 +1,33 @@
-"""What a pipeline does, as dataclasses: defaults, a YAML file over them, `key=value` over that.
+"""What a pipeline does, as dataclasses with defaults and units; each checks itself when it is made.
 
-OmegaConf is seen here and in `pipelines.config.merge` alone; everything else gets plain dataclasses. An
-unknown key, a wrong type or an impossible combination is a ConfigError that names the key, the
-value and the remedy, before anything starts.
+An impossible value or combination is a ConfigError that names the key, the value and the remedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
-from modeling.presets import ModelConfig, preset
-from pipelines.config.check import check_config
-from pipelines.config.merge import ConfigError, merge, parse_overrides
+from modeling.config import ModelConfig
+from modeling.geometry import SPATIAL_STRIDE, frames_of, latents_of
+from modeling.presets import PRESETS
+from pipelines.config.merge import ConfigError, merge
+from pipelines.config.rules import at_least
 from pipelines.config.stages import (
+    TRAINED_STAGES,
     CausalStage,
     ComputeConfig,
     DistillStage,
     FoundationStage,
     VaeStage,
 )
-from pipelines.tracking.tracker import resolve_uri
-
-CONFIGS = Path(__file__).parent.parent / "recipes"
-ROOT = Path(__file__).parent.parent.parent
-T = TypeVar("T")
 
 
 @dataclass
 class DataConfig:
     """The pairs to learn from and to be judged on; a null dataset is made synthetically."""
+
+    SECTION: ClassVar[str] = "data"
 
     train: str | None = None  # dataset of pairs, a folder or s3://bucket/prefix
     heldout: str | None = None  # likewise, for evaluation; never trained on
@@ -45,6 +38,9 @@ class DataConfig:
     workers: int = 2  # processes that make synthetic pairs; 0 makes them here
     seed: int = 0
     encode_batch: int = 1  # clips encoded at once
+
+    def __post_init__(self) -> None:
+        at_least(self, pairs=1, heldout_pairs=1, samples_per_shard=1, workers=0, encode_batch=1)
 
 
 @dataclass
@@ -62,7 +58,7 @@ class ModelSection:
         """The preset with the changes applied."""
         changes = {name: getattr(self, name) for name in ("transformer", "vae", "text", "stream")}
         try:
-            base = preset(self.preset)
+            base = PRESETS[self.preset]
         except ValueError as error:
             raise ConfigError(f"model.preset: {error}") from error
         return merge(base, [("model", {k: v for k, v in changes.items() if v})], prefix="model.")
@@ -83,6 +79,8 @@ class TrackingConfig:
 class EvaluateConfig:
     """How a model is judged on held-out pairs."""
 
+    SECTION: ClassVar[str] = "evaluate"
+
     clips: int | None = 8  # pairs to edit; null takes all
     seed: int = 0
     mask_cache: bool | None = None  # null: as the model directory says; true, false: on, off
@@ -91,10 +89,13 @@ class EvaluateConfig:
     min_gain_db: float = 4.0  # mean gain that promotion asks for
     min_background_db: float = 28.0  # mean background PSNR that promotion asks for
 
+    def __post_init__(self) -> None:
+        at_least(self, clips=1, dilate=0)
+
 
 @dataclass
 class PipelineConfig:
-    """Everything one pipeline run needs; see configs/*.yaml."""
+    """Everything one pipeline run needs; see recipes/*.yaml."""
 
     name: str = "demo"
     seed: int = 0
@@ -109,59 +110,62 @@ class PipelineConfig:
     distill: DistillStage = field(default_factory=DistillStage)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
+    def __post_init__(self) -> None:
+        """What sections cannot ask for together, as far as they alone show it."""
+        model = self.model.resolve()
+        self._check_frames(model.stream.chunk_latents)
+        for name in TRAINED_STAGES:
+            if self.data.train is None and getattr(self, name).steps:
+                self.check_batch(name, self.data.pairs)
+        if self.vae.steps:
+            self._check_vae_crops(min(model.stream.height, model.stream.width))
+        if model.vae.kind == "wan" and self.vae.steps:
+            raise ConfigError(
+                f"vae.steps={self.vae.steps}, but preset {self.model.preset} uses Wan's own VAE, "
+                "which is not trained; set vae.steps=0"
+            )
+        if model.vae.kind == "wan" and self.model.start is None:
+            raise ConfigError(
+                f"model.start=null, but preset {self.model.preset} needs Wan's weights; run "
+                "`liveedit import --help`, then set model.start to the model directory it writes"
+            )
+        if model.text.kind == "umt5" and model.text.path is None and self.model.start is None:
+            raise ConfigError(
+                "model.text.path=null, but a umt5 text encoder needs a folder of weights and "
+                "tokenizer"
+            )
 
-def load_config(source: str | Path = "demo", overrides: Iterable[str] = ()) -> PipelineConfig:
-    """The validated configuration of `source` (a file, or a name in pipelines/recipes).
+    def check_batch(self, stage: str, samples: int) -> None:
+        """Raise when the workers together ask for more samples at once than the dataset has."""
+        workers = self.compute.workers or 2  # null: two, or more on more GPUs
+        batch = getattr(self, stage).batch_size
+        if workers * batch > samples:
+            raise ConfigError(
+                f"{stage}.batch_size={batch} on compute.workers={workers} asks for "
+                f"{workers * batch} samples at once, and the dataset has {samples}; lower "
+                f"{stage}.batch_size to {max(1, samples // workers)} or give more data "
+                "(data.pairs, data.train)"
+            )
 
-    Raises ConfigError.
-    """
-    path = _find(source)
-    try:
-        layer = OmegaConf.load(path)
-    except (OSError, YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
-    config = merge(
-        PipelineConfig(), [(str(path), layer), ("command line", parse_overrides(overrides))]
-    )
-    config.tracking.uri = resolve_uri(config.tracking.uri)
-    check_config(config)
-    return config
+    def _check_frames(self, chunk: int) -> None:
+        frames, latents = self.data.frames, latents_of(self.data.frames)
+        if frames < 1 or frames != frames_of(latents) or latents % chunk:
+            below = max(1, latents // chunk)
+            choices = [frames_of(chunk * n) for n in (below, below + 1)]
+            raise ConfigError(
+                f"data.frames={frames} is not 4n-3 frames of whole chunks of {chunk} latents; "
+                f"use {choices[0]} or {choices[1]}"
+            )
 
-
-def load_section(kind: type[T], overrides: Iterable[str]) -> T:
-    """One section's dataclass with `key=value` over its defaults."""
-    return merge(kind(), [("command line", parse_overrides(overrides))])
-
-
-def to_plain(config: PipelineConfig) -> dict[str, Any]:
-    """Plain JSON values, fit for Ray's train_loop_config and for MLflow."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
-
-
-def from_plain(plain: dict[str, Any]) -> PipelineConfig:
-    """The inverse of `to_plain`; no second validation."""
-    return merge(PipelineConfig(), [("train_loop_config", plain)])
-
-
-def to_yaml(config: PipelineConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def _find(source: str | Path) -> Path:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"there is no config file {path}")
-        return path
-    named = CONFIGS / f"{source}.yaml"
-    if not named.is_file():
-        names = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
-        raise ConfigError(
-            f"there is no config {str(source)!r}; give a .yaml file or one of {', '.join(names)}"
-        )
-    return named
-
-
-def section_plain(section: object) -> dict[str, Any]:
-    """One section as plain values, for hashing."""
-    return asdict(cast(Any, section))
+    def _check_vae_crops(self, side: int) -> None:
+        frames, crop = self.vae.clip_frames, self.vae.crop
+        if frames != frames_of(latents_of(frames)) or frames > self.data.frames:
+            raise ConfigError(
+                f"vae.clip_frames={frames} must be 4n-3 frames, at most "
+                f"data.frames={self.data.frames}"
+            )
+        if crop is not None and (crop % SPATIAL_STRIDE or not SPATIAL_STRIDE <= crop <= side):
+            raise ConfigError(
+                f"vae.crop={crop} must be a multiple of {SPATIAL_STRIDE} pixels, at most {side}; "
+                "null takes all"
+            )

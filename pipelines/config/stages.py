@@ -1,4 +1,4 @@
-"""What each trained stage can be told, and what it runs on; `pipelines.config.pipeline` composes these.
+"""What each trained stage can be told, and what it runs on.
 
 A step is one optimizer update: `batch_size` clips on every worker, `grad_accumulation` times.
 """
@@ -6,7 +6,10 @@ A step is one optimizer update: `batch_size` clips on every worker, `grad_accumu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from pipelines.config.merge import ConfigError
+from pipelines.config.rules import above_0, at_least, shares
 
 TRAINED_STAGES = ("vae", "foundation", "causal", "distill")
 
@@ -14,6 +17,8 @@ TRAINED_STAGES = ("vae", "foundation", "causal", "distill")
 @dataclass
 class ComputeConfig:
     """What a stage runs on."""
+
+    SECTION: ClassVar[str] = "compute"
 
     address: str | None = None  # Ray cluster (ray://HOST:10001, auto); null: a private Ray here
     workers: int | None = None  # null: one a GPU of the Ray cluster, or 2 without GPUs
@@ -29,10 +34,24 @@ class ComputeConfig:
     keep_checkpoints: int = 1  # newest checkpoints of a running stage that are kept
     deterministic: bool = True  # same losses in every run, on a GPU too; attention loses some speed
 
+    def __post_init__(self) -> None:
+        at_least(self, workers=1, threads_per_worker=1, loader_workers=0)
+        at_least(self, max_failures=0, keep_checkpoints=1)
+        above_0(self, "cpus_per_worker")
+        if self.zero_stage not in range(4):
+            raise ConfigError(f"compute.zero_stage={self.zero_stage} does not exist; use 0 to 3")
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ConfigError(
+                "compute.zero_stage=0 keeps no float32 master weights for compute.precision=bf16; "
+                "set compute.zero_stage to 1, 2 or 3, or compute.precision=fp32"
+            )
+
 
 @dataclass
 class TrainedStage:
     """What all trained stages share."""
+
+    SECTION: ClassVar[str]
 
     steps: int = 100
     batch_size: int = 1  # clips a worker takes at once
@@ -47,10 +66,22 @@ class TrainedStage:
     checkpoint_every: int = 100  # steps
     seed: int | None = None  # null: the pipeline's
 
+    def __post_init__(self) -> None:
+        at_least(self, steps=0, batch_size=1, grad_accumulation=1, warmup_steps=0)
+        at_least(self, log_every=1, checkpoint_every=1, weight_decay=0, grad_clip=0)
+        above_0(self, "learning_rate")
+        shares(self, "final_learning_rate")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"{self.SECTION}.betas={list(self.betas)} must both be from 0 to below 1"
+            )
+
 
 @dataclass
 class VaeStage(TrainedStage):
     """Trains a small VAE on source and target frames; a null start is from scratch."""
+
+    SECTION: ClassVar[str] = "vae"
 
     steps: int = 200
     batch_size: int = 2
@@ -66,29 +97,43 @@ class VaeStage(TrainedStage):
     noise_warmup: float = 0.5  # share of the steps over which the noise grows to that, from 0
     statistics_clips: int = 16  # pairs a worker takes for the latents' final mean and std
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, edge_weight=0, scale_weight=0, latent_noise=0, statistics_clips=1)
+        shares(self, "noise_warmup")
+
 
 @dataclass
 class FoundationStage(TrainedStage):
     """Velocity matching, every latent sees every other."""
 
+    SECTION: ClassVar[str] = "foundation"
+
     steps: int = 200
     shift: float = 8.0  # of the noise levels that are drawn
-    weighting: Literal["uniform", "published"] = "uniform"  # see stages/foundation.py
-    edit_weight: float = (
-        0.0  # further loss of cells that the edit changes; see modeling/diffusion/losses.py
-    )
+    weighting: Literal["uniform", "published"] = "uniform"  # see methods/foundation.py
+    edit_weight: float = 0.0  # further loss of cells that the edit changes; see diffusion/losses.py
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
     source_dropout: float = 0.0  # share of clips without source
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above_0(self, "shift")
+        shares(self, "text_dropout", "source_dropout")
 
 
 @dataclass
 class CausalStage(FoundationStage):
     """Velocity matching, a chunk sees itself and the clean chunks before it."""
 
+    SECTION: ClassVar[str] = "causal"
+
 
 @dataclass
 class DistillStage(TrainedStage):
     """Distribution matching distillation on self-forced rollouts; a step is a critic update."""
+
+    SECTION: ClassVar[str] = "distill"
 
     steps: int = 100
     learning_rate: float = 2e-6  # generator
@@ -103,3 +148,14 @@ class DistillStage(TrainedStage):
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
     max_timestep: float = 980.0
     ema_decay: float = 0.99  # a generator update
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, generator_every=1, dmd_weight=0, regression_weight=0)
+        above_0(self, "critic_learning_rate")
+        shares(self, "ema_decay")
+        if not 0 <= self.min_timestep < self.max_timestep <= 1000:
+            raise ConfigError(
+                f"distill.min_timestep={self.min_timestep:g} and "
+                f"distill.max_timestep={self.max_timestep:g} must rise between 0 and 1000"
+            )

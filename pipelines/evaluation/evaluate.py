@@ -12,7 +12,7 @@ import numpy as np
 
 from data.loader import loader
 from data.manifest import dataset_hash, read_dataset_info
-from modeling.presets import MaskCacheConfig
+from modeling.config import MaskCacheConfig
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
 

@@ -25,9 +25,10 @@ from data.sample import EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.shards import write_dataset
 from data.store import open_store
+from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import load_model, read_config
+from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
-from pipelines.tracking.records import model_fingerprint
 
 _AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
 
@@ -162,7 +163,7 @@ def _encode_on_ray(job: EncodeJob, info: DatasetInfo, tasks: int) -> Iterator[En
 
 def to_pixels(clips: Tensor, device: torch.device | str) -> Tensor:
     """uint8 [B, f, H, W, 3] -> float [B, f, 3, H, W] in [-1, 1]"""
-    return clips.to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    return from_uint8(clips.to(device).permute(0, 1, 4, 2, 3))
 
 
 def cell_share(mask: Tensor) -> Tensor:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from data.manifest import DatasetInfo, read_dataset_info
 from infra.runtime.ray import check_address
-from pipelines.config.check import check_batch, check_machine
+from modeling.geometry import TOKEN_PIXELS, frames_of, latents_of
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.stages.start import start_source
-from pipelines.tracking.tracker import check_reachable
+from pipelines.tracking.tracker import check_store
 
 
 def check(config: PipelineConfig) -> Path | None:
     """Raise a ValueError for what cannot work; returns the model directory to start from."""
     assert config.tracking.uri is not None
-    check_machine(config)
+    _check_machine(config)
     if config.compute.address is not None:
         check_address(config.compute.address, "compute.address")
     start = start_source(config)
@@ -31,18 +33,32 @@ def check(config: PipelineConfig) -> Path | None:
         if key == "train":
             for stage in TRAINED_STAGES:
                 if getattr(config, stage).steps:
-                    check_batch(config, stage, info.samples)
-    check_reachable(config.tracking.uri)  # last: it may make a database
+                    config.check_batch(stage, info.samples)
+    check_store(config.tracking.uri)  # last: it may make a database
     return start
 
 
 def _check_clips(where: str, info: DatasetInfo, chunk: int) -> None:
     if info.kind != "pairs":
         raise ConfigError(f"{where} holds {info.kind} samples; give a dataset of pairs")
-    latents, rest = divmod(info.frames + 3, 4)
-    if rest or latents % chunk or info.height % 16 or info.width % 16:
+    latents = latents_of(info.frames)
+    whole = info.frames == frames_of(latents) and latents % chunk == 0
+    if not whole or info.height % TOKEN_PIXELS or info.width % TOKEN_PIXELS:
         raise ConfigError(
             f"{where} holds clips of {info.frames} frames at {info.height}x{info.width}; training "
-            f"needs 4n-3 frames with n a multiple of {chunk}, and sizes that are multiples of 16: "
-            "ingest it again with such a size"
+            f"needs 4n-3 frames with n a multiple of {chunk}, and sizes that are multiples of "
+            f"{TOKEN_PIXELS}: ingest it again with such a size"
+        )
+
+
+def _check_machine(config: PipelineConfig) -> None:
+    """Raise when this machine lacks what `compute` asks for."""
+    available = torch.cuda.is_available()
+    if config.compute.gpus and not available:
+        raise ConfigError("compute.gpus=true, but torch sees no GPU here; set compute.gpus=null")
+    on_gpu = available and config.compute.gpus is not False
+    if config.compute.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError(
+            f"compute.precision=bf16, which {torch.cuda.get_device_name()} does not support; "
+            "set compute.precision=fp32"
         )

@@ -51,6 +51,10 @@ class StageView:
         self._printed = time.monotonic()
         self.console.print(line.rstrip(), soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """One line that is no stage's."""
+        self.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
     def finish(self, stage: str, note: str = "", mark: str = "done") -> None:
         """`mark` is done, reused or passed (a stage without steps)."""
         self.finished.append(stage)

@@ -12,21 +12,20 @@ from typing import Any
 
 from pipelines.config.merge import ConfigError
 from pipelines.stages.progress import StageView
+from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import Records, StageRecord, fingerprint_of, key_of
-from pipelines.tracking.tracker import Tracker
 
-Work = Callable[[Tracker, str], dict[str, float]]  # (its MLflow run, its key) -> metrics
+Work = Callable[[Run, str], dict[str, float]]  # (its MLflow run, its key) -> metrics
 _SUMMARY = ("pairs", "loss", "gain", "background_psnr", "version")
 
 
 class StageRunner:
     """The stages of one pipeline run: their records, their MLflow runs and their lines."""
 
-    def __init__(self, output: Path, parent: Tracker, view: StageView) -> None:
+    def __init__(self, output: Path, parent: Run, view: StageView) -> None:
         self.records = Records(output)
         self.parent = parent
         self.view = view
-        self._links: list[str] = []
 
     def run(
         self,
@@ -54,28 +53,29 @@ class StageRunner:
             self._reuse(record)
             return record
         self.view.start(stage)
-        tracker = self.parent.start_stage(stage, inputs)
+        run = self.parent.start_stage(stage, inputs, key)
         started = time.monotonic()
         try:
-            metrics = work(tracker, key)
+            metrics = work(run, key)
         except BaseException as error:
-            tracker.stop(error)
+            run.stop(error)
             raise
         seconds = time.monotonic() - started
-        logged = tracker.latest_metrics()  # training has logged its own, step by step
-        rest = {name: value for name, value in metrics.items() if name not in logged}
-        tracker.log_metrics({**rest, "seconds": seconds})
-        tracker.finish()
         record = StageRecord(
             stage=stage,
             key=key,
             fingerprint=fingerprint_of(output),
             output=str(output),
-            run_id=tracker.run_id,
+            run_id=run.mark,
             metrics=metrics,
             seconds=seconds,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        self.records.write(record)
+        rest = {name: value for name, value in metrics.items() if name not in run.logged}
+        run.log_metrics({**rest, "seconds": seconds})
+        run.finish()
+        record.run_id = run.run_id  # which may have to be waited for
         self.records.write(record)
         self.view.finish(stage, _summary(metrics))
         return record
@@ -86,9 +86,7 @@ class StageRunner:
 
     def _reuse(self, record: StageRecord) -> None:
         """Show the stage as reused; the parent run links to the run that made its output."""
-        self._links.append(f"{record.stage}: {self.parent.link(record.run_id)}")
-        self.parent.set_tags({f"liveedit.reused.{record.stage}": record.run_id})
-        self.parent.describe("Stages reused from earlier runs\n\n* " + "\n* ".join(self._links))
+        self.parent.reused(record.stage, record.run_id)
         self.view.finish(record.stage, _summary(record.metrics), "reused")
 
 

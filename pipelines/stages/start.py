@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
+from infra.runtime.paths import ROOT
+from modeling.config import ModelConfig
 from modeling.diffusion.identity_start import start_as_identity
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import load_model, read_config, save_model
-from modeling.presets import ModelConfig
 from modeling.vae.build import build_vae
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
 from pipelines.config.merge import ConfigError
-from pipelines.config.pipeline import ROOT, PipelineConfig
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.tracking.registry import resolve
 
 

@@ -17,9 +17,7 @@ from typing import Any
 
 from data.manifest import dataset_hash, read_dataset_info
 from data.store import DatasetError
-
-_BLOCK = 1 << 20
-_MAX_BLOCKS = 256  # files up to 256 MiB are hashed whole, larger ones at evenly spread blocks
+from modeling.fingerprint import model_fingerprint
 
 
 @dataclass
@@ -81,34 +79,9 @@ def fingerprint_of(output: str | Path) -> str | None:
     return dataset_hash(info)
 
 
-def model_fingerprint(folder: str | Path) -> str:
-    """The hash of a model directory: its networks and sizes, not its card.
-
-    Files above 256 MiB are hashed at 256 evenly spread blocks, so that a model of 28 GB costs a
-    second, and two trainings of it still differ.
-    """
-    folder = Path(folder)
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "card.json":
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-            _hash_blocks(path, digest)
-    return digest.hexdigest()
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(temporary, path)
-
-
-def _hash_blocks(path: Path, digest: Any) -> None:
-    size = path.stat().st_size
-    blocks = -(-size // _BLOCK)
-    step = max(1, -(-blocks // _MAX_BLOCKS))
-    with path.open("rb") as file:
-        for block in range(0, blocks, step):
-            file.seek(block * _BLOCK)
-            digest.update(file.read(_BLOCK))

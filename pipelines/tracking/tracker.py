@@ -1,15 +1,13 @@
 """What a pipeline run leaves in MLflow: one parent run, one child run a stage.
 
-Own wrapper around `MlflowClient` (no global active run, no threads): a run is named by
-(uri, run_id), which travels to Ray workers as two strings, so a restarted worker group goes on in
-the same run.
+Own wrapper around `MlflowClient` (no global active run). It asks at once and waits for the answer:
+a pipeline writes into an outbox (`pipelines.tracking.outbox`), which uses this beside it.
 MLflow is imported when the first tracker is made; it takes seconds.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +16,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.runtime.ray import environment
+from infra.runtime.environment import environment, set_default, variable
+from infra.runtime.paths import ROOT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_FOLDER = Path("runs")
-ROOT = Path(__file__).parent.parent.parent
-_CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
+CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
@@ -37,7 +35,7 @@ class TrackingError(ValueError):
 
 def resolve_uri(uri: str | None) -> str:
     """The tracking URI in use: the given one, MLFLOW_TRACKING_URI, or runs/mlflow.db here."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or variable("MLFLOW_TRACKING_URI")
     if not uri:
         return f"sqlite:///{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -47,7 +45,7 @@ def resolve_uri(uri: str | None) -> str:
 
 def client_for(uri: str) -> MlflowClient:
     """An MLflow client for `uri`, without telemetry and without a log of database migrations."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    set_default("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     for name in ("mlflow.store.db.utils", "alembic"):
@@ -55,24 +53,39 @@ def client_for(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
+def check_store(uri: str) -> None:
+    """What is wrong with `uri` whoever answers: a training needs no more of it than this.
+
+    A database on this disk is made here, with its tables. Raises TrackingError.
+    """
+    if uri.startswith("sqlite:"):
+        check_reachable(uri)
+    else:
+        _check_scheme(uri)
+
+
 def check_reachable(uri: str) -> None:
     """Prove within seconds that `uri` answers; a TrackingError says what is wrong with it."""
+    _check_scheme(uri)
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = client_for(uri)
+        with environment(CHECK_ENV):
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own errors through
+        raise TrackingError(
+            f"tracking.uri={uri} does not answer ({root_cause(error)}); start the "
+            "server, correct the address, or leave tracking.uri out to log into runs/mlflow.db"
+        ) from error
+
+
+def _check_scheme(uri: str) -> None:
     if not uri.startswith(("sqlite:", "http:", "https:", "postgresql", "mysql", "databricks")):
         raise TrackingError(
             f"tracking.uri={uri} is no tracking store that MLflow takes; give an http:// or "
             "https:// server, or a database such as sqlite:///runs/mlflow.db"
         )
-    try:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        client = client_for(uri)
-        with environment(_CHECK_ENV):
-            client.search_experiments(max_results=1)
-    except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own errors through
-        raise TrackingError(
-            f"tracking.uri={uri} does not answer ({_root_cause(error)}); start the "
-            "server, correct the address, or leave tracking.uri out to log into runs/mlflow.db"
-        ) from error
 
 
 class Tracker:
@@ -85,25 +98,32 @@ class Tracker:
 
     @classmethod
     def start_pipeline(
-        cls, uri: str, experiment: str, name: str, params: Mapping[str, Any]
+        cls,
+        uri: str,
+        experiment: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
     ) -> Tracker:
         """A new parent run in `experiment`, which is made if it is not there."""
-        client = client_for(uri)
-        tags = {"liveedit.kind": "pipeline", **code_tags()}
+        tags = {"liveedit.kind": "pipeline", **code_tags(), **(tags or {})}
         with naming(uri):
-            experiment_id = _experiment_id(client, uri, experiment)
-            run = client.create_run(experiment_id, run_name=name, tags=tags)
+            place = experiment_id(uri, experiment)
+            run = client_for(uri).create_run(place, run_name=name, tags=tags)
         tracker = cls(uri, run.info.run_id)
         tracker.log_params(params)
         return tracker
 
-    def start_stage(self, stage: str, params: Mapping[str, Any]) -> Tracker:
+    def start_stage(
+        self, stage: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+    ) -> Tracker:
         """A new child run of this one, named as the stage."""
         tags = {
             "mlflow.parentRunId": self.run_id,
             "liveedit.kind": "stage",
             "liveedit.stage": stage,
             **code_tags(),
+            **(tags or {}),
         }
         with naming(self.uri):
             run = self._client.create_run(self.experiment_id, run_name=stage, tags=tags)
@@ -115,12 +135,19 @@ class Tracker:
     def experiment_id(self) -> str:
         return str(self._call(self._client.get_run).info.experiment_id)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """All of `metrics` at `step`, in one request."""
+    def resume(self, tags: Mapping[str, str]) -> None:
+        """Go on in a run that was ended."""
+        self.set_tags(tags)
+        self._call(self._client.update_run, status="RUNNING")
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int = 0, at: int | None = None
+    ) -> None:
+        """All of `metrics` at `step`, in one request; `at` in ms since 1970, null is now."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        entries = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+        at = int(time.time() * 1000) if at is None else at
+        entries = [Metric(key, float(value), at, step) for key, value in metrics.items()]
         self._call(self._client.log_batch, metrics=entries)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -141,27 +168,23 @@ class Tracker:
         """Copy a small file (a card, a picture, a table) into the run."""
         self._call(self._client.log_artifact, str(path), folder)
 
-    def latest_metrics(self) -> dict[str, float]:
-        return dict(self._call(self._client.get_run).data.metrics)
-
-    def link(self, run_id: str) -> str:
-        """Markdown that leads to another run of the same experiment in MLflow's pages."""
-        return f"[{run_id[:8]}](#/experiments/{self.experiment_id}/runs/{run_id})"
-
-    def describe(self, text: str) -> None:
-        """The run's description, shown on its page as Markdown."""
+    def link_reused(self, stage: str, run_id: str) -> None:
+        """Tag and describe this run with the run that made the output of `stage`."""
+        tag = "liveedit.reused."
+        tags = {tag + stage: run_id}
+        self.set_tags(tags)
+        known = {**self._call(self._client.get_run).data.tags, **tags}
+        links = [
+            f"* {name.removeprefix(tag)}: [{of[:8]}](#/experiments/{self.experiment_id}/runs/{of})"
+            for name, of in known.items()
+            if name.startswith(tag)
+        ]
+        text = "Stages reused from earlier runs\n\n" + "\n".join(links)
         self.set_tags({"mlflow.note.content": text})
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        self._call(self._client.set_terminated, status)
-
-    def stop(self, error: BaseException) -> None:
-        """End the run because of `error`, which stays the one to tell."""
-        try:
-            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        except TrackingError as second:
-            error.add_note(str(second))
+    def finish(self, status: str = "FINISHED", at: int | None = None) -> None:
+        """End the run as FINISHED, FAILED or KILLED; `at` in ms since 1970, null is now."""
+        self._call(self._client.set_terminated, status, at)
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         with naming(self.uri):
@@ -177,10 +200,7 @@ def naming(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(
-            f"tracking.uri={uri} stopped working ({_root_cause(error)}); mend it and run the same "
-            "command again: finished stages are kept"
-        ) from error
+        raise TrackingError(f"tracking.uri={uri} stopped working ({root_cause(error)})") from error
 
 
 def code_tags() -> dict[str, str]:
@@ -208,16 +228,34 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
+    """In one line, what the first of a chain of errors says."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     return result.stdout.strip()
+
+
+def find_run(uri: str, experiment_id: str, mark: str) -> str | None:
+    """The run of an experiment that has the tag liveedit.run=`mark`."""
+    with naming(uri):
+        found = client_for(uri).search_runs(
+            [experiment_id], f"tags.`liveedit.run` = '{mark}'", max_results=1
+        )
+    return str(found[0].info.run_id) if found else None
+
+
+def experiment_id(uri: str, name: str) -> str:
+    """The experiment called `name`, which is made if it is not there."""
+    client = client_for(uri)
+    with naming(uri):
+        return _experiment_id(client, uri, name)
 
 
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infra.runtime.environment import set_default
 from pipelines.config.stages import ComputeConfig, TrainedStage
 
 Engine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
@@ -27,11 +27,11 @@ def import_deepspeed() -> Any:
     """DeepSpeed, quiet, and without its shared-memory kernel for CPU collectives.
 
     That kernel is compiled by the first `initialize` on a CPU (minutes, needs a compiler) and gloo
-    serves as well. `__compatible_ops__` is internal: tests/pipelines/training/test_engines.py guards it.
+    serves as well. `__compatible_ops__` is internal, and a test guards it.
     """
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        set_default("DS_ACCELERATOR", "cpu")
+    set_default("DEEPSPEED_LOG_LEVEL", "warning")
     with _light_imports():
         import deepspeed
         import deepspeed.runtime.zero.muon.original_muon

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, distributed
 
 from data.loader import loader
+from infra.runtime.environment import set_default
 from modeling.model_dir import Model, load_model, save_model
-from pipelines.config.pipeline import from_plain
+from pipelines.config.load import from_plain
 from pipelines.training import checkpoint
 from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.methods.base import Setting, Stage
@@ -219,7 +220,7 @@ def _prepare(setting: Setting) -> None:
     if setting.device.type == "cpu":
         torch.set_num_threads(compute.threads_per_worker)
     elif compute.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        set_default("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Or every torch.empty is filled, DeepSpeed's buckets of gigabytes at every step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from data.manifest import dataset_hash, read_dataset_info
-from infra.runtime.ray import environment, unless_set
-from pipelines.config.pipeline import PipelineConfig, section_plain, to_plain
+from infra.runtime.environment import environment, unless_set
+from modeling.fingerprint import model_fingerprint
+from pipelines.config.load import section_plain, to_plain
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
-from pipelines.tracking.records import key_of, model_fingerprint
+from pipelines.tracking.records import key_of
 from pipelines.tracking.tracker import code_commit
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
@@ -45,7 +47,6 @@ def train_stage(
     start: Path,
     dataset: str,
     output: Path,
-    run_id: str | None,
     extra: Mapping[str, Any],
     on_progress: Callable[[Progress], None] | None = None,
 ) -> StageOutcome:
@@ -56,7 +57,6 @@ def train_stage(
 
     Args:
         dataset: URI of pairs (vae) or encoded pairs (all others).
-        run_id: MLflow run that metrics go to, at config.tracking.uri; None logs nothing.
         extra: "teacher", the model directory of the scores (distill); "key", the hash of
             everything that decides the result, if the caller has one.
         on_progress: called every `log_every` steps; None prints a line to stderr.
@@ -70,7 +70,7 @@ def train_stage(
     folder = RunFolder(Path(job["folder"]))
     with _ray(config.compute):
         folder.open()
-        follow = Follower(stage, folder, config, run_id, on_progress)
+        follow = Follower(stage, folder, on_progress)
         made = _fit(job, folder, config.compute, follow)
     if "refused" in made:
         raise TrainingError(made["refused"])
@@ -171,7 +171,7 @@ def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
         ray.shutdown()
         interrupt.add_note(follow.where_it_goes_on())
         raise
-    follow.finish()
+    follow()
     if errors:
         raise _plain_error(errors[0]) from errors[0]
     made: dict[str, Any] = results[0].return_value

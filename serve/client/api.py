@@ -23,19 +23,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from serve.client.stream import UNREAD, ConnectError, EditedFrame, Event, Stream, stream_url
+from serve.client.stream import UNREAD, ConnectError, EditedFrame, Stream, stream_url
 from serve.wire.protocol import Format, Mode, Open, ServerMessage, WireError
-
-__all__ = [
-    "ConnectError",
-    "EditedFrame",
-    "Event",
-    "Stream",
-    "WireError",
-    "connect",
-    "edit_frames",
-    "served_model",
-]
 
 ANSWER_S = 20.0  # for a plain HTTP request
 

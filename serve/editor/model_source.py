@@ -7,18 +7,28 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from modeling.fingerprint import check_fingerprint
 from modeling.model_dir import read_config
 from modeling.presets import PRESETS
 
 LOCATION = "liveedit.location"  # tag of a registered version: where its model directory lies
+FINGERPRINT = "liveedit.fingerprint"  # and what is in it
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """`directory` is a path or a preset; `name` the registered version, None for what has none."""
+    """`directory` is a path or a preset; `name` and `fingerprint` are the registered version's,
+    None for what has none."""
 
     directory: str
     name: str | None = None
+    fingerprint: str | None = None
+
+    def check(self) -> None:
+        """Raise a FingerprintError if a registered version's files are no longer what they were;
+        before every load, because replicas start long after the version was looked up."""
+        if self.name is not None:
+            check_fingerprint(self.name, self.directory, self.fingerprint or "")
 
 
 def find_model(model: str) -> ModelSource:
@@ -30,6 +40,7 @@ def find_model(model: str) -> ModelSource:
     found = _registered(model) if model.startswith("models:/") else ModelSource(model)
     if found.directory not in PRESETS:
         _check(Path(found.directory))
+    found.check()
     return found
 
 
@@ -71,4 +82,5 @@ def _registered(model: str) -> ModelSource:
             f"{model} is version {version.version} at {location or 'no place'}, which this "
             "machine cannot read; mount that folder where editors run"
         )
-    return ModelSource(location, f"{name} version {version.version}")
+    fingerprint = version.tags.get(FINGERPRINT, "")
+    return ModelSource(location, f"{name} version {version.version}", fingerprint)

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from modeling.editor import StreamingEditor
 from serve.editor.engine import Engine
+from serve.editor.model_source import ModelSource
 from serve.hub.hub import REPORT_S, HubStore, Report
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
@@ -27,13 +28,14 @@ log = logging.getLogger(__name__)
 class EditorReplica:
     """Serve counts a session as one ongoing request: the call of `edit` that lasts as long."""
 
-    def __init__(self, settings: ServeSettings, name: str | None) -> None:
+    def __init__(self, settings: ServeSettings, model: ModelSource) -> None:
         join_serve_log()
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.check()
         editor = StreamingEditor.load(settings.model, device=device, fp8=settings.fp8)
-        editor.name = name or editor.name
+        editor.name = model.name or editor.name
         self.engine = Engine(
             editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity
         )

@@ -20,13 +20,13 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from serve.front.auth import allowed
+from serve.auth import allowed
 from serve.front.connection import Connection
 from serve.front.edits import Edits
-from serve.front.limits import Limits
 from serve.front.running import Services
 from serve.front.socket import Receive, Scope, Send, Socket
 from serve.hub.records import HOLDER_BEAT_S, Store
+from serve.limits import Limits
 from serve.metrics import Metrics, Snapshot, render
 from serve.wire.protocol import PATH, RETRY_AFTER_S, WireError
 from serve.wire.work import Backend

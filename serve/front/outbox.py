@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from serve.front.session import Entry
+from serve.hub.records import Entry
 from serve.wire.protocol import Mode
 
 FASTEST = 0.5  # of the frame interval: how fast a delay is played away

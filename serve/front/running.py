@@ -18,11 +18,11 @@ from functools import partial
 import numpy as np
 
 from serve.front.driver import drive
-from serve.front.limits import Limits
 from serve.front.outbox import Outbox
-from serve.front.session import Delivery, Entry, Session, State
+from serve.front.session import Delivery, Session, State
 from serve.front.socket import Socket
-from serve.hub.records import Header, Progress, Record, Store
+from serve.hub.records import Entry, Header, Progress, Record, Store
+from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire import codec
 from serve.wire.protocol import (

@@ -20,6 +20,7 @@ from enum import Enum
 
 import numpy as np
 
+from serve.hub.records import Entry
 from serve.wire.protocol import (
     MAX_INDEX,
     Chunk,
@@ -79,17 +80,6 @@ class Started:
     @property
     def complete(self) -> bool:
         return not self.works[-1].more
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What goes to the client: a frame (bytes) or a control message (str).
-
-    `position` counts the edited frames before it, over the whole session.
-    """
-
-    position: int
-    data: bytes | str
 
 
 @dataclass(frozen=True)

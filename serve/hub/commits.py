@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from serve.front.session import Entry
-from serve.hub.records import Header, Progress, SessionStore
+from serve.hub.records import Entry, Header, Progress, SessionStore
 from serve.wire.link import BUFFER, HELLO_S, Link
 from serve.wire.work import Opening, Ready
 

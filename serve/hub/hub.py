@@ -19,9 +19,8 @@ from ray.serve._private.common import ReplicaState
 from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
-from serve.front.session import Entry
 from serve.hub.commits import CommitAddress, CommitClient, CommitServer
-from serve.hub.records import Header, Progress, Record, SessionStore
+from serve.hub.records import Entry, Header, Progress, Record, SessionStore
 from serve.metrics import Snapshot
 
 log = logging.getLogger(__name__)

@@ -13,13 +13,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from serve.front.session import Entry
 from serve.wire.protocol import Format, WireError
 from serve.wire.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
 MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size
 HOLDER_BEAT_S = 10.0  # a front says this often which sessions it holds
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What goes to the client: a frame (bytes) or a control message (str).
+
+    `position` counts the edited frames before it, over the whole session.
+    """
+
+    position: int
+    data: bytes | str
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_audio_that_mp4_players_do_not_know_becomes_aac(
         stream = container.streams.audio[0]
         assert stream.codec_context.name == "aac"
         samples = np.concatenate([f.to_ndarray()[0] for f in container.decode(stream)])
-    assert len(samples) / 48000 == pytest.approx(1.0, abs=0.05)
+    assert len(samples) / 48000 == pytest.approx(1.0, abs=0.03)
     spectrum = np.abs(np.fft.rfft(samples[2048:34816]))
     assert np.argmax(spectrum) * 48000 / 32768 == pytest.approx(440, abs=3)
 

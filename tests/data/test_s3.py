@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import pickle
 import socket
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from data.shards import (
     read_dataset_info,
     write_dataset,
 )
+from data.store import open_store
 from tests.data.conftest import S3Server, point_at, small_encoded, small_pair, start_s3
 
 COUNT = 7
@@ -219,3 +221,45 @@ def test_a_server_that_dies_is_named_and_forgiven_when_it_is_back(
         back.process.terminate()
         back.process.wait(10)
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_bucket_is_a_store_like_a_folder(s3: S3Server, tmp_path: Path) -> None:
+    store = open_store(f"s3://{s3.bucket}/tests/verbs/")
+    assert store.remote
+    assert store.uri == f"s3://{s3.bucket}/tests/verbs"
+    assert store.names() == []
+    assert not store.exists("a")
+    for name in ("b", "a"):
+        with store.scratch() as scratch:
+            (scratch / "draft").write_text(f"content of {name}")
+            store.put(scratch / "draft", name)
+            assert not list(scratch.iterdir())
+        assert not scratch.exists()
+    assert store.names() == ["a", "b"]
+    assert store.exists("a")
+    assert store.read("a") == b"content of a"
+    local = tmp_path / "local"
+    assert store.fetch("a", local) == local
+    assert local.read_text() == "content of a"
+    local.write_text("kept")
+    assert store.fetch("a", local).read_text() == "kept"  # downloaded once
+    assert list(tmp_path.iterdir()) == [local]
+    there = pickle.loads(pickle.dumps(store))  # as it goes to a worker
+    assert there.names() == ["a", "b"]
+    store.remove("a")
+    assert store.names() == ["b"]
+    with pytest.raises(DatasetError, match=r"verbs/a: no such bucket or object"):
+        store.fetch("a", tmp_path / "other")
+    assert list(tmp_path.iterdir()) == [local]
+
+
+def test_the_endpoint_of_s3_alone_is_the_one_that_is_named(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    store = open_store("s3://bucket/x")
+    with (
+        pytest.raises(DatasetError, match=r"bucket/x/a: S3 at http://127\.0\.0\.1:9 does not"),
+        store.naming("a"),
+    ):
+        raise OSError("no answer")

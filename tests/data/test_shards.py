@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import tarfile
@@ -13,6 +14,7 @@ import webdataset
 
 from data.loader import loader
 from data.sample import EncodedPair, Pair, from_files, to_files
+from data.shard_reader import ShardFolder, index_shard
 from data.shards import (
     DatasetError,
     check_dataset,
@@ -20,6 +22,7 @@ from data.shards import (
     read_dataset_info,
     write_dataset,
 )
+from data.store import open_store
 from tests.data.conftest import small_encoded, small_pair
 
 
@@ -216,3 +219,113 @@ def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> 
     with pytest.raises(DatasetError, match="file/set"):
         write_dataset(tmp_path / "file" / "set", [make], made_by={})
     assert not made
+
+
+def test_samples_are_in_their_order_under_their_numbers(tmp_path: Path) -> None:
+    samples = [small_encoded(n) for n in (3, 1, 2, 0)]
+    info = write_dataset(tmp_path / "set", samples, made_by={}, samples_per_shard=3)
+    found = []
+    for shard in info.shards:
+        path = tmp_path / "set" / shard.name
+        assert shard.bytes == path.stat().st_size
+        with tarfile.open(path) as tar:
+            assert {member.mtime for member in tar} == {0}  # the same bytes at any time
+            keys = [member.name.partition(".")[0] for member in tar]
+        index = index_shard(open_store(tmp_path / "set"), shard, path)
+        assert [key for key, _ in index] == list(dict.fromkeys(keys))
+        found += [key for key, _ in index]
+    assert found == [f"{n:08d}" for n in range(4)]
+    folder = ShardFolder(open_store(tmp_path / "set"), tmp_path, keep_all=False)
+    for n, sample in enumerate(samples):
+        key, back = folder.read(info.shards[n // 3], n % 3)
+        assert (key, back.instruction) == (f"{n:08d}", sample.instruction)
+
+
+def test_writing_again_removes_shards_that_are_too_many_and_nothing_else(tmp_path: Path) -> None:
+    uri = write_small(tmp_path / "set")
+    for name in ("notes.txt", "shard-list.txt", "other.tar"):
+        (uri / name).write_text("mine")
+    write_small(uri, count=2, overwrite=True)
+    names = sorted(path.name for path in uri.iterdir())
+    assert names == ["dataset.json", "notes.txt", "other.tar", "shard-00000.tar", "shard-list.txt"]
+
+
+def test_while_it_is_written_again_it_is_no_dataset(tmp_path: Path) -> None:
+    uri = write_small(tmp_path / "set")
+    seen: list[bool] = []
+
+    def sample() -> Pair:
+        seen.append((uri / "dataset.json").exists())
+        return small_pair(0)
+
+    write_dataset(uri, [sample, sample], made_by={}, samples_per_shard=1, overwrite=True)
+    assert seen == [False, False]
+    assert read_dataset_info(uri).samples == 2
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (5, 1)])
+def test_shards_hold_as_many_as_asked_for(tmp_path: Path, count: int, workers: int) -> None:
+    samples = [functools.partial(small_encoded, n) for n in range(count)]
+    info = write_dataset(
+        tmp_path / "set", samples, made_by={}, samples_per_shard=2, workers=workers
+    )
+    assert [shard.count for shard in info.shards] == [2] * (count // 2) + [1] * (count % 2)
+    assert info.samples == count
+    assert check_dataset(tmp_path / "set") == info
+
+
+def test_a_sample_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    uri = tmp_path / "set"
+    write_dataset(uri, [small_encoded(0), small_encoded(1)], made_by={})
+    info = read_dataset_info(uri)
+    shard = info.shards[0]
+    path = uri / shard.name
+    folder = ShardFolder(open_store(uri), tmp_path, keep_all=True)
+    folder.read(shard, 0)
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"\x93NUMPY")
+    data[place : place + 6] = b"zeroes"
+    path.write_bytes(data)  # after it was checked, as a failing disk would
+    with pytest.raises(DatasetError, match=r"sample 00000001 of shard-00000\.tar cannot be"):
+        folder.read(shard, 1)
+
+
+def test_a_folder_keeps_what_it_is_told_and_forgets_the_rest(tmp_path: Path) -> None:
+    uri = tmp_path / "set"
+    info = write_dataset(uri, [small_encoded(n) for n in range(3)], made_by={}, samples_per_shard=1)
+    folder = ShardFolder(open_store(uri), tmp_path, keep_all=False)
+    for shard in info.shards:
+        folder.read(shard, 0)
+    folder.keep({info.shards[1].name})
+    assert list(folder.open) == [info.shards[1].name]
+    assert check_dataset(uri) == info  # of a folder nothing is deleted
+
+
+def test_a_store_shows_its_files_and_no_drafts(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "new" / "place")
+    assert store.names() == []
+    assert not store.exists("a")
+    with store.scratch() as scratch:
+        (scratch / "draft").write_text("content")
+        (store.root / "folder").mkdir()
+        assert store.names() == []
+        store.put(scratch / "draft", "b")
+        (scratch / "left").write_text("over")
+    (store.root / "a").write_text("")
+    assert store.names() == ["a", "b"]
+    assert store.exists("b")
+    assert not store.exists("folder")
+    assert store.read("b") == b"content"
+    assert store.fetch("b", tmp_path / "elsewhere") == store.root / "b"
+    store.remove("b")
+    store.remove("b")
+    assert store.names() == ["a"]
+    assert not list(store.root.glob(".*"))
+
+
+def test_a_full_disk_and_a_forbidden_place_are_told_apart(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with pytest.raises(DatasetError, match=r"x: the disk is full; free space"), store.naming("x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(DatasetError, match=r"x: Permission denied, then try"), store.naming("x"):
+        raise OSError(errno.EACCES, "Permission denied")

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from data.store import open_store
 from pipelines import cli
-from pipelines.config import pipeline as config
+from pipelines.config.load import load_config
 from serve import ingress
 from serve.run import APP
 from serve.settings import ServeSettings
@@ -135,7 +135,7 @@ def test_the_job_is_a_command_that_liveedit_takes(job: Any, monkeypatch: Any) ->
     assert (program, subcommand) == ("liveedit", "train")
     result = CliRunner().invoke(cli.app, [subcommand, name, *overrides, "--dry-run"])
     assert result.exit_code == 0, result.output
-    loaded = config.load_config(name, overrides)
+    loaded = load_config(name, overrides)
     assert loaded.compute.address == "auto"
     assert loaded.tracking.uri == environment()["MLFLOW_TRACKING_URI"]
     for dataset in (loaded.data.train, loaded.data.heldout):

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
+from modeling.config import TransformerConfig, VaeConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.importing.text import _FROM_WAN, keep_encoder
 from modeling.importing.vae import convert_diffusers_vae
-from modeling.presets import TransformerConfig, VaeConfig
 from tests.modeling.text.test_text import write_tokenizer
 
 State = dict[str, Tensor]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,14 @@ import torch
 
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from modeling.config import ModelConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import save_model
-from modeling.presets import PRESETS, ModelConfig
+from modeling.presets import PRESETS
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
 from pipelines.tracking import tracker as tracking
+from pipelines.tracking.outbox import Outbox
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 21
 torch.set_num_threads(1)  # tiny networks: more threads would wait for each other
@@ -69,3 +72,12 @@ def mlflow_uri(_migrated: Path, tmp_path: Path) -> str:
     """An empty tracking database of this test's own."""
     shutil.copy(_migrated, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def outbox(mlflow_uri: str, tmp_path: Path) -> Iterator[Outbox]:
+    """The outbox of a pipeline with the output `tmp_path`; it must have nothing to complain of."""
+    said: list[str] = []
+    with Outbox(tmp_path, mlflow_uri, "liveedit", said.append) as outbox:
+        yield outbox
+    assert not said

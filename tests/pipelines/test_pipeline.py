@@ -19,7 +19,8 @@ from data.video import probe
 from modeling.editor import StreamingEditor
 from modeling.model_dir import read_card
 from pipelines.commands.demo import run_train
-from pipelines.config.pipeline import PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView
 from pipelines.tracking.registry import resolve

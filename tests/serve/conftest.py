@@ -17,7 +17,7 @@ import torch
 import uvicorn
 
 from serve.front.front import Front
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.local import local_front
 from serve.settings import ServeSettings
 from tests.serve.models import save_small_model

@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from serve.client import Stream, WireError, connect, edit_frames
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.wire import codec
 from tests.serve.conftest import Server, clip, serving
 

@@ -15,10 +15,10 @@ import pytest
 import ray
 
 from infra.runtime.ray import ClusterError
+from serve.auth import allowed, read_tokens
 from serve.editor.capacity import Capacity
-from serve.front.auth import allowed, read_tokens
 from serve.front.outbox import Outbox
-from serve.front.session import Entry
+from serve.hub.records import Entry
 from serve.run import free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
-from modeling.presets import VaeConfig
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.training.average import Ema
 from pipelines.training.engines import Engine

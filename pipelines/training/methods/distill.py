@@ -1,7 +1,7 @@
 """Distill: four steps instead of fifty, by matching distributions (DMD) on self-forced rollouts.
 
-Three networks: the generator streams over its own history (`pipelines.training.methods.rollout`), the real score is
-the frozen foundation model with guidance, the fake score (critic) starts from it too and learns
+Three networks: the generator streams over its own history (`rollout`), the real score is the
+frozen foundation model with guidance, the fake score (critic) starts from it too and learns
 what the generator makes. Where both scores agree the generator is done. The pairs also hold the
 truth, so a regression term pulls towards it (the paper names one, its code has none).
 

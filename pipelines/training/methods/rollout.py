@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.flow import FlowSchedule
-from modeling.presets import StreamConfig, TransformerConfig
 from modeling.streaming.kv_cache import Cached, KVCache
 
 Network = Callable[..., Tensor]  # Transformer.forward

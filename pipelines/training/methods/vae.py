@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, distributed, nn
 
 from data.loader import loader
+from modeling.config import VaeConfig
 from modeling.diffusion.losses import reconstruction_loss, scale_penalty
+from modeling.geometry import SPATIAL_STRIDE, latents_of
 from modeling.model_dir import Model, ModelError
-from modeling.presets import VaeConfig
-from modeling.vae.build import StreamingVae, build_vae
+from modeling.pixels import from_uint8
+from modeling.vae.build import build_vae
+from modeling.vae.streaming import StreamingVae
 from pipelines.training.average import Ema
 from pipelines.training.engines import full_weights, make_engine, update
 from pipelines.training.methods.base import Draw, Exported, Setting
@@ -64,8 +67,9 @@ class VaeTraining:
         pixels = _pixels(crops, self.setting.device)
         clips, frames, _, height, width = pixels.shape
         channels = self.config.latent_channels
+        cells = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
         noise = torch.randn(
-            (clips, (frames + 3) // 4, channels, height // 8, width // 8),
+            (clips, latents_of(frames), channels, *cells),
             device=self.setting.device,
             generator=draw.own,
         )
@@ -156,4 +160,4 @@ def _crop(batch: dict[str, Any], frames: int, side: int | None, draw: Draw) -> T
 
 def _pixels(clips: Tensor, device: torch.device) -> Tensor:
     """uint8 [B, f, H, W, 3] -> float [B, f, 3, H, W] in [-1, 1]."""
-    return clips.to(device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    return from_uint8(clips.to(device).permute(0, 1, 4, 2, 3))

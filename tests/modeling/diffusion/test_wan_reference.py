@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Spans, bidirectional, chunk_causal, teacher_forcing
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import TransformerConfig
 from modeling.streaming.kv_cache import Cached, KVCache
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "wan_tiny.safetensors"

@@ -16,16 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modeling.config import MaskCacheConfig, TextConfig, VaeConfig
 from modeling.diffusion.rope import rotate, time_shift
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
-from modeling.gpu.accelerate import PlainForward, StreamForward
 from modeling.model_dir import Model
-from modeling.presets import PRESETS, MaskCacheConfig, TextConfig, VaeConfig
+from modeling.presets import PRESETS
+from modeling.streaming.forward import PlainForward, StreamForward
 from modeling.streaming.kv_cache import KVCache
 from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.state import StreamState
-from modeling.vae.build import StreamingVae, WanVae, build_vae
+from modeling.vae.build import build_vae
+from modeling.vae.streaming import StreamingVae
+from modeling.vae.wan import WanVae
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.transformer import Transformer
 from modeling.importing.checkpoint_files import CheckpointError
@@ -21,7 +22,7 @@ from modeling.importing.transformer import (
     strip_wrappers,
     widen_patch_embedding,
 )
-from modeling.presets import PRESETS, TransformerConfig
+from modeling.presets import PRESETS
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 LATENTS = 4

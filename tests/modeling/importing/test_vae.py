@@ -10,14 +10,15 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from modeling.config import VaeConfig
 from modeling.importing.vae import (
     convert_diffusers_vae,
     convert_taehv,
     convert_wan_vae,
     diffusers_vae_name,
 )
-from modeling.presets import VaeConfig
-from modeling.vae.build import StreamingVae, build_vae
+from modeling.vae.build import build_vae
+from modeling.vae.streaming import StreamingVae
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 SMALL = VaeConfig(kind="wan", base_dim=8)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import chunk_causal
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import rotate
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import MaskCacheConfig, TransformerConfig
 from modeling.streaming.kv_cache import Cached, KVCache
-from modeling.streaming.mask_cache import Reuse
 
 CONFIG = TransformerConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4
@@ -129,7 +129,7 @@ class ShiftedWindow:
         (12, 6, True, 45),
         (6, 3, True, 30),  # sinks and the current chunk only
         (3, 0, True, 12),  # the current chunk only
-        (12, 3, True, 5001),  # positions never run out, and nothing drifts
+        (12, 3, True, 2001),  # positions never run out, and nothing drifts
     ],
 )
 def test_ring_equals_a_shifted_window(
@@ -143,7 +143,9 @@ def test_ring_equals_a_shifted_window(
         q, k, v = torch.randn(3, 1, tokens, CONFIG.num_heads, CONFIG.head_dim, generator=generator)
         some = torch.randperm(tokens, generator=generator)[: 1 + position % tokens].sort().values
         for kept in (some, None):  # a pruned step, then the refresh
-            visible = Cached(kv, kept if kept is None else Reuse(MaskCacheConfig(), k, kept))
+            visible = Cached(
+                kv, kept if kept is None else Reuse("attention", k, kept, fixed_size=False)
+            )
             rope = visible.begin(CHUNK, HEIGHT // 2, WIDTH // 2, CONFIG.head_dim, q.device)
             ours = [x if kept is None else x[:, kept] for x in (q, k, v)]
             turned = rotate(ours[0], rope), rotate(ours[1], rope)
@@ -190,7 +192,7 @@ def test_state_restores_bit_for_bit(transformer: Transformer) -> None:
 
 
 def test_state_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not fit a cache"):
+    with pytest.raises(ValueError, match="does not fit a cache of"):
         cache(12, 3).load_state_dict(
             {**cache(12, 3).state_dict(), "k": torch.zeros(1, 1, 0, 2, 24)}
         )

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from modeling.config import MaskCacheConfig
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import MaskCacheConfig
 from modeling.streaming.kv_cache import Cached
-from modeling.streaming.mask_cache import MaskCache, budget_tokens, published_tokens
+from modeling.streaming.mask_cache import MaskCache
+from modeling.streaming.policies import budget_tokens, published_tokens
 from tests.modeling.streaming.test_kv_cache import (
     CHUNK,
     CONFIG,
@@ -61,6 +62,33 @@ def test_published_policy_by_hand() -> None:
     importance[:, :2, :2] = 1.0
     importance[:, 2, 2:] = 0.5
     assert published_tokens(importance, 6 / 16).tolist() == [0, 4]
+
+
+def test_published_policy_counts_cells() -> None:
+    """Three cells of each of two tokens: of 5 kept cells one token has enough, of 6 both."""
+    importance = torch.zeros(1, 4, 4)
+    importance[0, :2, :2] = torch.tensor([[10.0, 9.0], [8.0, 0.0]])
+    importance[0, :2, 2:] = torch.tensor([[7.0, 6.0], [5.0, 0.0]])
+    assert published_tokens(importance, 5.6 / 16).tolist() == [0]  # rounded down
+    assert published_tokens(importance, 6 / 16).tolist() == [0, 1]
+    assert published_tokens(importance, 0.9 / 16).tolist() == []
+
+
+def test_published_policy_drops_the_tail_of_the_longer_list() -> None:
+    importance = torch.zeros(2, 4, 4)
+    importance[0, :2, :2] = importance[0, 2:, 2:] = 1.0  # tokens 0 and 3
+    importance[1, 2:, 2:] = 1.0  # token 3, and four cells that make no token
+    importance[1, 0, :] = 0.5
+    assert published_tokens(importance, 0.5).tolist() == [0, 4 + 3]
+
+
+def test_budget_policy_by_hand() -> None:
+    """One cell, at the corner of its token: the three tokens that touch it are kept too."""
+    importance = torch.zeros(1, 6, 6)
+    importance[0, 1, 2] = 1.0
+    assert budget_tokens(importance, 4 / 9).tolist() == [0, 1, 3, 4]
+    assert budget_tokens(importance, 3.6 / 9).tolist() == [0, 1, 3, 4]  # rounded
+    assert len(budget_tokens(importance, 0.001)) == 1
 
 
 def test_budget_policy_keeps_exactly_its_share() -> None:
@@ -136,10 +164,3 @@ def test_first_chunk_recomputes_everything() -> None:
     assert mask.token_mask().all()
     mask.observe(*latents(CHUNK))
     assert mask.recomputed(4) == pytest.approx(1 - 2 / 5 * (1 - 5 / 18))  # 5 of 18 tokens
-
-
-def test_impossible_settings() -> None:
-    with pytest.raises(ValueError, match="keep_ratio 0"):
-        MaskCacheConfig(keep_ratio=0.0)
-    with pytest.raises(ValueError, match="step 0"):
-        MaskCacheConfig(pruned_steps=(0, 1))

@@ -15,7 +15,8 @@ from modeling.diffusion.transformer import Transformer
 from modeling.presets import PRESETS
 from modeling.streaming.kv_cache import KVCache
 from modeling.streaming.mask_cache import MaskCache
-from modeling.vae.build import VaeState, build_vae
+from modeling.vae.build import build_vae
+from modeling.vae.streaming import VaeState
 
 MODEL = PRESETS["wan-1.3b"]
 GRID = (MODEL.stream.height // 8, MODEL.stream.width // 8)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from modeling.config import TextConfig
 from modeling.importing.text import (
     check_umt5,
     convert_wan_umt5,
@@ -19,10 +22,9 @@ from modeling.importing.text import (
     keep_encoder,
     write_text_folder,
 )
-from modeling.presets import TextConfig
-from modeling.text.build import Umt5Encoder, build_text_encoder
+from modeling.text.build import build_text_encoder
 from modeling.text.encoder import CACHED_PROMPTS, IDLE_CALLS
-from modeling.text.umt5 import clean_prompt, load_umt5
+from modeling.text.umt5 import Umt5Encoder, clean_prompt, load_umt5
 from modeling.text.words import split_words, word_vector
 
 REFERENCE = Path(__file__).parents[2] / "reference"
@@ -95,9 +97,16 @@ class TestWords:
         # Encoded datasets and trained models depend on these very numbers.
         expected = torch.tensor([-0.6863, -0.4030, -0.1721, -1.5618])
         torch.testing.assert_close(word_vector("red", 64)[:4], expected, atol=1e-4, rtol=0)
-        assert build_text_encoder(WORDS).fingerprint() == (
-            build_text_encoder(TextConfig("words", dim=64, tokens=8)).fingerprint()
-        )
+        found = build_text_encoder(WORDS).fingerprint()
+        assert found == hashlib.sha256(b"words-1/64/8").hexdigest()
+
+    def test_a_words_place_is_a_code_of_waves(self) -> None:
+        """Sines of wavelengths from 2 pi words to 200 pi, then their cosines."""
+        text = build_text_encoder(TextConfig("words", dim=4, tokens=3)).encode(["a a b"])[0]
+        for place, word in enumerate("aab"):
+            angles = [place, place / 10]
+            code = [math.sin(x) for x in angles] + [math.cos(x) for x in angles]
+            torch.testing.assert_close(text[place], word_vector(word, 4) + torch.tensor(code))
 
     def test_vectors_have_unit_variance_and_little_in_common(self) -> None:
         vectors = torch.stack([word_vector(f"word{n}", 4096) for n in range(50)])

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modeling.presets import PRESETS, VaeConfig
+from modeling.config import VaeConfig
+from modeling.presets import PRESETS
 from modeling.vae.build import build_vae
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
@@ -112,24 +113,60 @@ def test_demo_vae_is_small_enough_to_train_from_scratch() -> None:
     assert sum(parameter.numel() for parameter in vae.parameters()) <= 1_300_000
 
 
-def test_a_new_vae_tells_colours_and_edges_apart() -> None:
-    """Its first latents are mean colours and slopes, its decoder a smooth enlargement of them."""
-    torch.manual_seed(0)
+def pyramid(seed: int = 0) -> TinyVae:
+    torch.manual_seed(seed)
     vae = build_vae(PRESETS["demo"].vae).requires_grad_(False)
     assert isinstance(vae, TinyVae)
     start_as_pyramid(vae)
-    ramp = torch.linspace(-0.6, 0.6, 96).expand(1, 5, 1, 64, 96)
-    colours = torch.tensor([1.0, 0.2, -0.5]).view(1, 1, 3, 1, 1)
-    pixels = ramp * colours
-    latents, _ = vae.encode_raw(pixels)  # [1, 2, 16, 8, 12]
+    return vae
+
+
+def test_a_new_vae_tells_colours_and_edges_apart() -> None:
+    """Of ramps, whose slopes a pixel are known: right by `across`, down by `down`."""
+    across, down = 0.012, 0.009
+    x, y = torch.arange(96) * across - 0.5, torch.arange(64)[:, None] * down - 0.3
+    pixels = torch.stack([x + 0 * y, 0 * x + y, (x - y) / 2])  # red, green, blue
+    latents, _ = pyramid().encode_raw(pixels.expand(1, 5, 3, 64, 96))
     inner = latents[0, 1, :, 2:-2, 2:-2]
-    shrunk = torch.nn.functional.avg_pool2d(pixels[0, 4], 8)[:, 2:-2, 2:-2]
-    # Pixels in [-1, 1] become GAIN * (p / 2); half a cell of offset is what strides leave.
-    torch.testing.assert_close(inner[:3], 2 * shrunk, atol=0.15, rtol=0)
-    slopes = inner[3:6].mean(dim=(1, 2))
-    torch.testing.assert_close(slopes / slopes[0], colours.flatten(), atol=1e-3, rtol=0)
-    assert slopes[0] > 0.1
-    assert inner[6:9].abs().max() < 1e-4  # nothing changes downwards
+    # Pixels in [-1, 1] are made half as large, and latents four times: a cell's colour is twice
+    # that of its first pixel, on which the strides' blurs are centred.
+    means = 2 * pixels[:, ::8, ::8][:, 2:-2, 2:-2]
+    torch.testing.assert_close(inner[:3], means, atol=1e-5, rtol=0)
+    slopes = torch.tensor([[across, 0], [0, down], [across / 2, -down / 2]])
+    wanted = [
+        *(2 * 2 * 4 * slopes[:, 0]),  # each colour where pixels are 4 apart, one left to one right
+        *(2 * 2 * 4 * slopes[:, 1]),
+        *(2 * 2 * 2 * slopes.mean(0)),  # brightness where they are 2 apart
+        *(2 * 2 * slopes.mean(0)),  # and 1
+    ]
+    flat = torch.stack(wanted).view(-1, 1, 1).expand_as(inner[3:13])
+    torch.testing.assert_close(inner[3:13], flat, atol=1e-5, rtol=0)
+
+
+def test_a_new_decoder_enlarges_the_mean_colours() -> None:
+    torch.manual_seed(0)
+    fresh = build_vae(PRESETS["demo"].vae).requires_grad_(False)
+    vae = pyramid()
+    last = vae.decoder[-1]
+    grown = last.weight - fresh.decoder[-1].weight  # the colours, beside what is random
+    assert torch.equal(grown.nonzero(), torch.tensor([[c, c, 1, 1] for c in range(3)]))
+    torch.testing.assert_close(grown[grown != 0], torch.ones(3))
+    last.weight.copy_(grown)
+    latents = torch.zeros(1, 2, 16, 5, 7)
+    latents[0, 1, :3, 2, 3] = torch.tensor([0.3, -0.2, 0.1])
+    pixels = vae.decode_raw(latents)[0]
+    assert (
+        pixels[0, 0, :, 8:-8, 8:-8].abs().max() < 1e-6
+    )  # outside, the border's zeros are blurred in
+    centre = pixels[0, 1:, :, 16:24, 24:32].mean(dim=(2, 3))
+    # Blurs leave half of a single cell's value in it.
+    torch.testing.assert_close(
+        centre / centre[:, :1], torch.tensor([[1, -2 / 3, 1 / 3]] * 4), atol=5e-3, rtol=0
+    )
+    even = vae.decode_raw(latents[:, 1:, :, 2:3, 3:4].expand(1, 2, 16, 5, 7))[0]
+    inner = even[0, :, :, 8:-8, 8:-8].permute(0, 2, 3, 1)
+    wanted = 3 * torch.tanh(torch.tensor([0.3, -0.2, 0.1]) / 3) / 2
+    torch.testing.assert_close(inner, wanted.expand_as(inner), atol=1e-5, rtol=0)
 
 
 def test_wrong_number_of_widths_is_refused() -> None:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from modeling.presets import VaeConfig
-from modeling.vae.build import StreamingVae, VaeState, WanVae, build_vae
+from modeling.config import VaeConfig
+from modeling.vae.build import build_vae
+from modeling.vae.streaming import StreamingVae, VaeState
+from modeling.vae.wan import WanVae
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "wan_tiny.safetensors"
 WAN = VaeConfig(kind="wan", base_dim=4)

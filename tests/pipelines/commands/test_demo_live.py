@@ -9,29 +9,30 @@ import pytest
 from rich.console import Console
 
 from data.video import probe, read_frames
+from modeling.fingerprint import model_fingerprint
 from pipelines.commands.demo import VIDEO_FRAMES, edit_heldout, served_reference, stream_live
-from pipelines.config.pipeline import load_config
+from pipelines.config.load import load_config
 from pipelines.pipeline import PipelineResult
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner
-from pipelines.tracking.registry import register
-from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.outbox import Outbox
 from tests.serve.models import save_small_model
 
 
 @pytest.mark.timeout(300)
-def test_the_candidate_is_served_and_streamed_once(tmp_path: Path, mlflow_uri: str) -> None:
+def test_the_candidate_is_served_and_streamed_once(
+    tmp_path: Path, mlflow_uri: str, outbox: Outbox
+) -> None:
     model = save_small_model(tmp_path / "small")
     config = load_config("demo", [f"output={tmp_path}", f"tracking.uri={mlflow_uri}"])
-    parent = Tracker.start_pipeline(mlflow_uri, "test", "test", {})
-    version = register(
-        mlflow_uri, config.tracking.model_name, model,
-        run_id=parent.run_id, fingerprint="x", metrics={}, aliases=("candidate",),
-    )  # fmt: skip
+    parent = outbox.start_pipeline("test", {})
+    name, fingerprint = config.tracking.model_name, model_fingerprint(model)
+    parent.register(name, model, fingerprint=fingerprint, metrics={}, aliases=["candidate"])
+    assert outbox.flush()
     result = PipelineResult(
-        output=tmp_path, model=model, version=version, aliases=["candidate"],
-        shortfalls=["gain"], metrics={}, report=tmp_path, table=tmp_path, picture=tmp_path,
-        run_id=parent.run_id,
+        output=tmp_path, model=model, version=outbox.version(name, fingerprint),
+        aliases=["candidate"], shortfalls=["gain"], metrics={}, report=tmp_path, table=tmp_path,
+        picture=tmp_path, run_id=parent.run_id,
     )  # fmt: skip
     assert served_reference(config, result) == "models:/liveedit@candidate"
 

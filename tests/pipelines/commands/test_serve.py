@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from data.video import probe, read_frames
+from modeling.fingerprint import model_fingerprint
 from pipelines.tracking.registry import register
 from serve.run import free_port
 from tests.pipelines.stages.test_edit import frames, write
@@ -75,9 +76,10 @@ def registered(tmp_path: Path, mlflow_uri: str) -> str:
     from pipelines.tracking.tracker import Tracker
 
     parent = Tracker.start_pipeline(mlflow_uri, "test", "test", {})
+    fingerprint = model_fingerprint(model)
     register(
         mlflow_uri, "liveedit", model,
-        run_id=parent.run_id, fingerprint="x", metrics={}, aliases=("production",),
+        run_id=parent.run_id, fingerprint=fingerprint, metrics={}, aliases=("production",),
     )  # fmt: skip
     parent.finish()
     return mlflow_uri

@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.pipeline import (
-    ConfigError,
-    EvaluateConfig,
-    PipelineConfig,
-    from_plain,
-    load_config,
-    load_section,
-    to_plain,
-    to_yaml,
-)
+from pipelines.config.load import from_plain, load_config, load_section, to_plain, to_yaml
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import EvaluateConfig, PipelineConfig
 
 DB = "tracking.uri=sqlite:////tmp/liveedit-test.db"
 

@@ -7,9 +7,16 @@ import pytest
 import torch
 
 from data.loader import loader
+from data.manifest import dataset_hash, read_dataset_info
+from data.sample import EncodedPair
+from data.shard_reader import ShardFolder
+from data.shards import write_dataset
+from data.store import open_store
+from data.synthetic import make_pair
 from pipelines.config.stages import ComputeConfig
 from pipelines.evaluation.evaluate import load_editor
-from pipelines.stages.encode import cell_share, encode_dataset
+from pipelines.stages.encode import cell_share, encode_dataset, to_pixels
+from pipelines.tracking.records import model_fingerprint
 from pipelines.training.session import ray_session
 
 
@@ -35,6 +42,57 @@ def test_encoded_pairs_are_the_vae_s_latents(
     share = batch["mask"][0]
     assert share[0, 1, 2] == pytest.approx(float(mask[0, 0, 8:16, 16:24].mean()), abs=1e-3)
     assert share[2, 1, 2] == pytest.approx(float(mask[0, 5:9, 8:16, 16:24].mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (2, 1), (3, 2), (5, 1)])
+def test_every_pair_is_encoded_for_itself_and_in_its_place(
+    tiny_model: Path, tmp_path: Path, batch_size: int, threads: int
+) -> None:
+    pairs = [make_pair(n, height=32, width=48, frames=5, fps=8) for n in (4, 5, 6)]
+    raw, encoded = str(tmp_path / "raw"), str(tmp_path / "encoded")
+    write_dataset(raw, pairs, made_by={}, samples_per_shard=2)
+    seen: list[tuple[int, int]] = []
+    info = encode_dataset(
+        raw, encoded, tiny_model, batch_size=batch_size, samples_per_shard=1, threads=threads,
+        on_sample=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert [shard.count for shard in info.shards] == [1, 1, 1]
+    assert (info.kind, info.frames, info.height, info.width, info.fps) == ("encoded", 5, 32, 48, 8)
+    editor = load_editor(tiny_model)
+    assert info.made_by == {
+        "tool": "liveedit",
+        "pairs": raw,
+        "pairs_hash": dataset_hash(read_dataset_info(raw)),
+        "model": str(tiny_model),
+        "model_hash": model_fingerprint(tiny_model),
+        "text_hash": editor.text.fingerprint(),
+    }
+    stored = list(loader(raw, batch_size=1, shuffle=False, epochs=1))
+    folder = ShardFolder(open_store(encoded), tmp_path, keep_all=True)
+    for n, pair in enumerate(pairs):
+        _, sample = folder.read(info.shards[n], 0)
+        assert isinstance(sample, EncodedPair)
+        assert (sample.instruction, sample.fps) == (pair.instruction, pair.fps)
+        assert (sample.video_shape, sample.origin) == ((5, 32, 48), pair.origin)
+        for name in ("source", "target"):
+            pixels = stored[n][name].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+            with torch.no_grad():
+                latents, _ = editor.vae.encode(pixels)
+            found = torch.from_numpy(getattr(sample, name))
+            assert found.dtype == torch.float16
+            assert torch.allclose(found.float(), latents[0], atol=2e-3)
+        text = editor.text.encode([pair.instruction])[0]
+        assert torch.allclose(torch.from_numpy(sample.text).float(), text, atol=2e-3)
+        share = cell_share(torch.from_numpy(pair.mask)[None])[0]
+        assert torch.allclose(torch.from_numpy(sample.mask).float(), share, atol=1e-3)
+
+
+def test_pixels_by_hand() -> None:
+    clip = torch.tensor([0, 255, 51], dtype=torch.uint8).expand(1, 2, 4, 6, 3)
+    pixels = to_pixels(clip, "cpu")
+    assert pixels.shape == (1, 2, 3, 4, 6)
+    assert torch.allclose(pixels[0, 1, :, 3, 5], torch.tensor([-1.0, 1.0, -0.6]))
 
 
 def test_ray_tasks_give_the_same_dataset(tiny_model: Path, heldout: str, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model, read_config
-from modeling.presets import ModelConfig
-from pipelines.config.pipeline import ConfigError, PipelineConfig, load_config
+from pipelines.config.load import load_config
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.preflight import check
 from pipelines.stages.start import start_model, start_source

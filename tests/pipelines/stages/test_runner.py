@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines.config.pipeline import ConfigError
+from pipelines.config.merge import ConfigError
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, locked
-from pipelines.tracking.records import StageRecord
+from pipelines.tracking.outbox import Outbox, Run
+from pipelines.tracking.records import StageRecord, fingerprint_of
 from pipelines.tracking.tracker import Tracker, client_for
 
 
 @pytest.fixture
-def make_runner(mlflow_uri: str, tmp_path: Path) -> Callable[[], StageRunner]:
+def make_runner(outbox: Outbox, tmp_path: Path) -> Callable[[], StageRunner]:
     def make() -> StageRunner:
-        parent = Tracker.start_pipeline(mlflow_uri, "liveedit", "test", {})
+        parent = outbox.start_pipeline("test", {})
         view = StageView(Console(file=StringIO()), ("one", "two"))
         return StageRunner(tmp_path / "out", parent, view)
 
@@ -30,7 +31,7 @@ class Work:
     def __init__(self, output: Path, text: str = "made") -> None:
         self.output, self.text, self.calls = output, text, 0
 
-    def __call__(self, tracker: Tracker, key: str) -> dict[str, float]:
+    def __call__(self, run: Run, key: str) -> dict[str, float]:
         self.calls += 1
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self.output.write_text(self.text)
@@ -50,6 +51,7 @@ def test_unchanged_stage_is_reused_and_linked(
     assert run(again, work, steps=3) == first
     assert work.calls == 1
     assert again.view.reused == ["one"]
+    assert again.parent.outbox.flush()
     parent = client_for(mlflow_uri).get_run(again.parent.run_id)
     assert parent.data.tags["liveedit.reused.one"] == first.run_id
     assert f"/runs/{first.run_id})" in parent.data.tags["mlflow.note.content"]
@@ -83,30 +85,143 @@ def test_what_a_stage_left_elsewhere_can_be_missed(
     assert work.calls == 2
 
 
+def test_a_stage_is_known_by_its_name_its_code_and_all_of_its_inputs(
+    make_runner: Callable[[], StageRunner], tmp_path: Path
+) -> None:
+    def key(stage: str, version: int, **inputs: object) -> str:
+        work = Work(tmp_path / "out" / "file")
+        return make_runner().run(stage, version, inputs, work.output, work).key
+
+    keys = [
+        key("one", 1),
+        key("two", 1),
+        key("one", 2),
+        key("one", 1, seed=0),
+        key("one", 1, seed=1),
+        key("one", 1, steps=0),
+        key("one", 1, config={"steps": 1}),
+        key("one", 1, config={"steps": 2}),
+        key("one", 1, aliases=["a", "b"]),
+        key("one", 1, aliases=["b", "a"]),
+        key("one", 1, dataset=None),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key("one", 1, a=1, b=2) == key("one", 1, b=2, a=1)
+
+
+def test_work_is_told_the_key_of_its_record_and_its_run(
+    make_runner: Callable[[], StageRunner], mlflow_uri: str, tmp_path: Path
+) -> None:
+    told = []
+    work = Work(tmp_path / "out" / "file")
+
+    def listen(tracker: Tracker, key: str) -> dict[str, float]:
+        told.append((tracker.run_id, key))
+        tracker.log_metrics({"loss": 2.0}, step=7)
+        return work(tracker, key) | {"gain": 3.0}
+
+    runner = make_runner()
+    record = runner.run("one", 1, {"steps": 3, "config": {"rate": 0.5}}, work.output, listen)
+    assert told == [(record.run_id, record.key)]
+    assert record.output == str(work.output)
+    assert record.fingerprint == fingerprint_of(work.output)
+    assert record.metrics == {"loss": 0.25, "gain": 3.0}
+    assert runner.records.read("one") == record
+    run = client_for(mlflow_uri).get_run(record.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"steps": "3", "config.rate": "0.5"}
+    assert run.data.tags["mlflow.parentRunId"] == runner.parent.run_id
+    assert run.data.metrics["loss"] == 2.0  # what the stage logged itself, step by step, stands
+    assert run.data.metrics["gain"] == 3.0
+
+
+def test_every_reused_stage_is_linked(
+    make_runner: Callable[[], StageRunner], mlflow_uri: str, tmp_path: Path
+) -> None:
+    def both(runner: StageRunner) -> list[StageRecord]:
+        works = {name: Work(tmp_path / "out" / name) for name in ("one", "two")}
+        return [runner.run(name, 1, {}, w.output, w) for name, w in works.items()]
+
+    first = both(make_runner())
+    again = make_runner()
+    assert both(again) == first
+    tags = client_for(mlflow_uri).get_run(again.parent.run_id).data.tags
+    for record in first:
+        assert tags[f"liveedit.reused.{record.stage}"] == record.run_id
+        assert f"{record.stage}: " in tags["mlflow.note.content"]
+        assert f"/runs/{record.run_id})" in tags["mlflow.note.content"]
+
+
+def test_the_record_before_is_what_still_there_looks_at(
+    make_runner: Callable[[], StageRunner], tmp_path: Path
+) -> None:
+    work = Work(tmp_path / "out" / "file")
+    first = run(make_runner(), work)
+    seen: list[StageRecord] = []
+
+    def look(record: StageRecord) -> bool:
+        seen.append(record)
+        return True
+
+    make_runner().run("one", 1, {}, work.output, work, still_there=look)
+    assert (seen, work.calls) == ([first], 1)
+
+
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
-def test_stopped_stage_has_no_record_and_its_run_says_so(
+def test_stopped_stage_has_no_record_and_goes_on_in_its_own_run(
     make_runner: Callable[[], StageRunner],
+    outbox: Outbox,
     mlflow_uri: str,
     tmp_path: Path,
     error: BaseException,
     status: str,
 ) -> None:
-    run_ids = []
+    runs = []
 
-    def stop(tracker: Tracker, key: str) -> dict[str, float]:
-        run_ids.append(tracker.run_id)
+    def stop(run: Run, key: str) -> dict[str, float]:
+        runs.append(run)
+        run.log_metrics({"loss": 3.0}, step=1)
         raise error
 
     runner = make_runner()
     with pytest.raises(type(error)):
-        runner.run("one", 1, {}, tmp_path / "out" / "file", stop)
+        runner.run("one", 1, {"steps": 3}, tmp_path / "out" / "file", stop)
     assert runner.records.read("one") is None
-    assert client_for(mlflow_uri).get_run(run_ids[0]).info.status == status
-    work = Work(tmp_path / "out" / "file")
-    run(make_runner(), work)
+    assert outbox.flush()
+    client = client_for(mlflow_uri)
+    assert client.get_run(runs[0].run_id).info.status == status
+
+    work, again = Work(tmp_path / "out" / "file"), make_runner()
+    other = run(make_runner(), Work(tmp_path / "out" / "file"), steps=4)
+    assert other.run_id != runs[0].run_id
+    with pytest.raises(type(error)):
+        make_runner().run("one", 1, {"steps": 3}, tmp_path / "out" / "file", stop)
+    record = run(again, work, steps=3)
     assert work.calls == 1
+    assert record.run_id == runs[1].run_id
+    assert outbox.flush()
+    whole = client.get_run(record.run_id)
+    assert whole.info.status == "FINISHED"
+    assert whole.data.tags["mlflow.parentRunId"] == again.parent.run_id
+    history = client.get_metric_history(record.run_id, "loss")
+    assert [(entry.step, entry.value) for entry in history] == [(1, 3.0), (0, 0.25)]
+
+
+def test_the_record_is_there_before_mlflow_is_waited_for(
+    make_runner: Callable[[], StageRunner], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner()
+    found = []
+
+    def waits(outbox: Outbox, mark: str) -> str:
+        found.append(runner.records.read("one"))
+        return mark
+
+    monkeypatch.setattr(Outbox, "run_id", waits)
+    run(runner, Work(tmp_path / "out" / "file"))
+    assert [record and record.stage for record in found] == ["one"]
 
 
 def test_finished_stage_shows_its_metrics(
@@ -114,6 +229,7 @@ def test_finished_stage_shows_its_metrics(
 ) -> None:
     runner = make_runner()
     record = run(runner, Work(tmp_path / "out" / "file"))
+    assert runner.parent.outbox.flush()
     data = client_for(mlflow_uri).get_run(record.run_id).data
     assert data.metrics["loss"] == 0.25
     assert data.metrics["seconds"] >= 0

@@ -1,8 +1,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from data.manifest import DatasetInfo, dataset_hash
+from data.sample import EncodedPair
+from data.shards import write_dataset
+from pipelines.tracking import records
 from pipelines.tracking.records import (
     Records,
     StageRecord,
@@ -20,13 +28,13 @@ def test_key_depends_on_values_and_not_on_their_order() -> None:
 
 
 def test_record_comes_back_and_a_torn_one_counts_as_none(tmp_path: Path) -> None:
-    records = Records(tmp_path)
-    assert records.read("vae") is None
+    kept = Records(tmp_path)
+    assert kept.read("vae") is None
     record = StageRecord("vae", "key", "fingerprint", "out", "run", {"loss": 0.5}, 1.0, "now")
-    records.write(record)
-    assert records.read("vae") == record
+    kept.write(record)
+    assert kept.read("vae") == record
     (tmp_path / "stages" / "vae.json").write_text('{"stage": "va')
-    assert records.read("vae") is None
+    assert kept.read("vae") is None
 
 
 def test_writing_leaves_no_draft(tmp_path: Path) -> None:
@@ -47,16 +55,105 @@ def test_model_fingerprint_sees_weights_and_not_the_card(tiny_model: Path, tmp_p
     assert model_fingerprint(copy) != model_fingerprint(tiny_model)
 
 
-def test_large_file_is_hashed_at_blocks_spread_to_its_end(tmp_path: Path) -> None:
+def files(folder: Path, **contents: str) -> Path:
+    for name, text in contents.items():
+        path = folder / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+PARTS = {
+    "config_json": "sizes",
+    "transformer_safetensors": "network",
+    "vae_safetensors": "pictures",
+    "text__model_safetensors": "words",
+    "text__tokenizer_json": "letters",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_of_a_model_is_in_its_fingerprint(tmp_path: Path, part: str) -> None:
+    model = files(tmp_path / "model", **PARTS, card_json="lineage")
+    before = model_fingerprint(model)
+    assert fingerprint_of(model) == before
+    value = PARTS[part]
+    assert model_fingerprint(files(model, **{part: value[::-1]})) != before  # as long
+    assert model_fingerprint(files(model, **{part: value + " "})) != before
+    assert model_fingerprint(files(model, **{part: value})) == before
+    path = model / part.replace("__", "/").replace("_", ".")
+    path.rename(path.with_name("other.name"))
+    assert model_fingerprint(model) != before
+    path.with_name("other.name").unlink()
+    assert model_fingerprint(model) != before
+
+
+def test_a_fingerprint_does_not_know_where_a_model_lies_and_what_its_card_says(
+    tmp_path: Path,
+) -> None:
+    one = files(tmp_path / "one", **PARTS, card_json="lineage")
+    two = files(tmp_path / "deep" / "two", **PARTS, card_json="another")
+    assert model_fingerprint(one) == model_fingerprint(two)
+    (two / "card.json").unlink()
+    assert model_fingerprint(one) == model_fingerprint(two)
+
+
+@pytest.mark.parametrize("size", [500, 3000, 256 << 10, (600 << 10) + 5])
+def test_a_file_is_hashed_at_blocks_spread_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Whole up to 256 blocks, else in every third block of 600, for example."""
+    block = 1 << 10  # a thousandth of the real one
+    monkeypatch.setattr(records, "_BLOCK", block)
     file = tmp_path / "weights.safetensors"
-    size = 600 << 20  # sparse
-    with file.open("wb") as out:
-        out.truncate(size)
+    file.write_bytes(bytes(size))
     before = model_fingerprint(tmp_path)
-    with file.open("r+b") as out:
-        out.seek(3 << 20)  # the second hashed block: every third of 600
-        out.write(b"x")
-    assert model_fingerprint(tmp_path) != before
+    blocks = -(-size // block)
+    step = -(-blocks // 256)
+    places = {0, min(block, size) - 1, (blocks - 1) // step * step * block}
+    places |= {min(size - 1, step * block)} | ({size - 1, size // 2} if step == 1 else set())
+    for place in places:
+        changed = bytearray(size)
+        changed[place] = 1
+        file.write_bytes(changed)
+        assert model_fingerprint(tmp_path) != before, place
+    file.write_bytes(bytes(size))
+    assert model_fingerprint(tmp_path) == before
+
+
+def test_a_dataset_is_known_by_the_content_of_its_shards(tmp_path: Path) -> None:
+    """Shards of other content are other data, though each is as large and holds as much."""
+
+    def written(name: str, level: int) -> DatasetInfo:
+        latent = np.full((1, 16, 4, 6), level, np.float16)
+        sample = EncodedPair(
+            latent, latent, np.zeros((4, 8)), np.zeros((1, 4, 6)), "x", 16.0, (1, 32, 48)
+        )
+        return write_dataset(tmp_path / name, [sample], made_by={"name": name})
+
+    one, two, same = written("one", 1), written("two", 2), written("same", 1)
+    assert [(s.name, s.count, s.bytes) for s in one.shards] == [
+        (s.name, s.count, s.bytes) for s in two.shards
+    ]
+    assert fingerprint_of(tmp_path / "one") == fingerprint_of(tmp_path / "same")
+    assert fingerprint_of(tmp_path / "one") != fingerprint_of(tmp_path / "two")
+    hashes = {
+        dataset_hash(replace(one, **{field: value}))
+        for field, value in (
+            ("kind", "pairs"), ("samples", 2), ("fps", 8.0), ("frames", 2), ("height", 1),
+            ("width", 1), ("format_version", 2), ("shards", ()), ("fps", 16.0),
+        )
+    }  # fmt: skip
+    assert len(hashes) == 9
+    assert dataset_hash(one) == dataset_hash(same) in hashes
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    one, two, same = (tmp_path / name for name in ("one", "two", "same"))
+    one.write_text("a")
+    two.write_text("b")
+    same.write_text("a")
+    assert fingerprint_of(one) == fingerprint_of(same) != fingerprint_of(two)
 
 
 def test_dataset_with_a_lost_or_cut_shard_has_no_fingerprint(heldout: str, tmp_path: Path) -> None:

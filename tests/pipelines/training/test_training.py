@@ -103,7 +103,6 @@ def run(
         start=start,
         dataset=dataset,
         output=folder / "models" / stage,
-        run_id=None,
         extra=extra,
         on_progress=follow,
     )
@@ -262,7 +261,7 @@ from pipelines.training.trainer import train_stage
 folder, start, teacher, encoded = sys.argv[1:]
 train_stage(
     "distill", config_in(Path(folder)), start=Path(start), dataset=encoded,
-    output=Path(folder) / "models" / "distill", run_id=None, extra={"teacher": Path(teacher)},
+    output=Path(folder) / "models" / "distill", extra={"teacher": Path(teacher)},
 )
 """
 

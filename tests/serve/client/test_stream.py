@@ -15,8 +15,8 @@ from serve.client import ConnectError, EditedFrame, Event, Stream, connect, edit
 from serve.client import stream as client_stream
 from serve.editor.engine import Engine
 from serve.front.driver import drive
-from serve.front.limits import Limits
 from serve.front.session import Delivery, Session, State
+from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire.protocol import Chunk, Closed, Dropped, PromptApplied, WireError
 from serve.wire.work import Opening, Work

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from data.video import VideoWriter, probe, read_frames
 from serve.client import edit_frames
-from serve.front.limits import Limits
+from serve.limits import Limits
 from tests.serve.conftest import Server, clip, serving
 
 

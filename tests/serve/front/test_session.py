@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.front.session import Entry, IllegalTransitionError, Session, State
+from serve.front.session import IllegalTransitionError, Session, State
+from serve.hub.records import Entry
 from serve.wire.protocol import Mode, WireError, parse_frame
 from serve.wire.work import Edited, Ready, Work
 

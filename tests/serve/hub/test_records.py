@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.front.session import Entry
-from serve.hub.records import MAX_TAIL, MIN_TAIL_FRAMES, Header, Progress, SessionStore
+from serve.hub.records import MAX_TAIL, MIN_TAIL_FRAMES, Entry, Header, Progress, SessionStore
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.front.limits import Limits
+from serve.limits import Limits
 from serve.wire.protocol import (
     CLOSE_CODES,
     Chunk,

@@ -16,7 +16,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from serve.front.limits import Limits
+from serve.limits import Limits
 from tests.serve.conftest import Server, clip, serving
 
 OPEN: dict[str, Any] = {

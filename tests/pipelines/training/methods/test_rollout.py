@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import Transformer
-from modeling.presets import StreamConfig, TransformerConfig
 from pipelines.training.methods.rollout import exit_step, rollout
 
 CONFIG = TransformerConfig(

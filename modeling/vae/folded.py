@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.presets import VaeConfig
+from modeling.config import VaeConfig
 from modeling.vae.streaming import StreamingVae, StreamTape
 
 FOLD = 4  # pixels of a cell's side, and frames of a latent

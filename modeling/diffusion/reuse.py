@@ -1,0 +1,43 @@
+"""What one forward of the transformer recomputes, and what stands in for the rest.
+
+B batch, T tokens of a chunk, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+
+class Reuse:
+    """What one forward recomputes (`tokens`, [K], None for all) and where it keeps its outputs.
+
+    `scope` is what a token that is left out skips. `outputs` [layers, B, T, dim] holds each layer's
+    self-attention output before its gate. `fixed_size`: all chunks keep equally many tokens, listed
+    at the same place in memory.
+    """
+
+    def __init__(
+        self,
+        scope: Literal["attention", "block"],
+        outputs: Tensor,
+        tokens: Tensor | None,
+        *,
+        fixed_size: bool,
+    ) -> None:
+        self.scope = scope
+        self.tokens = tokens
+        self.fixed_size = fixed_size
+        self._outputs = outputs
+
+    def exchange(self, layer: int, output: Tensor) -> Tensor:
+        """Self-attention outputs of the tokens computed, [B, T or K, dim], to those of all T.
+
+        A dense step's outputs are stored; a pruned step's are put among the stored ones, which
+        stay as they are.
+        """
+        if self.tokens is None:
+            self._outputs[layer] = output
+            return output
+        return self._outputs[layer].index_copy(1, self.tokens, output)

@@ -1,0 +1,88 @@
+"""A pipeline's configuration: a YAML file over the defaults, `key=value` over that.
+
+OmegaConf is seen here and in `merge` alone; everything else gets plain dataclasses. An unknown key,
+a wrong type or an impossible combination is a ConfigError, before anything starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from pipelines.config.merge import ConfigError, merge, parse_overrides
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.tracking.tracker import resolve_uri
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+T = TypeVar("T")
+
+
+def load_config(source: str | Path = "demo", overrides: Iterable[str] = ()) -> PipelineConfig:
+    """The validated configuration of `source` (a file, or a name in pipelines/recipes).
+
+    Raises ConfigError.
+    """
+    path = _find(source)
+    try:
+        layer = OmegaConf.load(path)
+    except (OSError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    config = merge(
+        PipelineConfig(), [(str(path), layer), ("command line", parse_overrides(overrides))]
+    )
+    config.tracking.uri = resolve_uri(config.tracking.uri)
+    _check_choices(config)
+    return config
+
+
+def load_section(kind: type[T], overrides: Iterable[str]) -> T:
+    """One section's dataclass with `key=value` over its defaults."""
+    return merge(kind(), [("command line", parse_overrides(overrides))])
+
+
+def to_plain(config: PipelineConfig) -> dict[str, Any]:
+    """Plain JSON values, fit for Ray's train_loop_config and for MLflow."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def from_plain(plain: dict[str, Any]) -> PipelineConfig:
+    """The inverse of `to_plain`; no second validation."""
+    return merge(PipelineConfig(), [("train_loop_config", plain)])
+
+
+def to_yaml(config: PipelineConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _check_choices(config: PipelineConfig) -> None:
+    from modeling.model_dir import check_choices  # imports PyTorch, which takes seconds
+
+    try:
+        check_choices(config.model.resolve())
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"there is no config file {path}")
+        return path
+    named = RECIPES / f"{source}.yaml"
+    if not named.is_file():
+        names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        raise ConfigError(
+            f"there is no config {str(source)!r}; give a .yaml file or one of {', '.join(names)}"
+        )
+    return named
+
+
+def section_plain(section: object) -> dict[str, Any]:
+    """One section as plain values, for hashing."""
+    return asdict(cast(Any, section))

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.loader import loader
+from data.store import DatasetError
+from data.synthetic import VERSION, make_pair
+from pipelines.stages.data import make_synthetic
+
+RECIPE: dict[str, Any] = {"height": 32, "width": 48, "frames": 5, "fps": 8.0}
+
+
+@pytest.mark.parametrize(("seed", "split"), [(0, "train"), (2, "heldout")])
+def test_pairs_are_those_of_the_seeds_of_this_dataset(
+    tmp_path: Path, seed: int, split: str
+) -> None:
+    uri = str(tmp_path / "set")
+    heard: list[int] = []
+    made: dict[str, Any] = {"pairs": 3, "samples_per_shard": 2, "workers": 0}
+    info = make_synthetic(uri, seed=seed, split=split, on_pair=heard.append, **made, **RECIPE)
+    assert heard == [0, 1, 2]
+    assert [shard.count for shard in info.shards] == [2, 1]
+    assert (info.frames, info.height, info.width, info.fps) == (5, 32, 48, 8.0)
+    assert info.made_by == {
+        "generator": "synthetic", "version": VERSION, "seed": seed, "split": split, **RECIPE,
+    }  # fmt: skip
+    (batch,) = list(loader(uri, batch_size=3, shuffle=False, epochs=1))
+    for n in range(3):
+        pair = make_pair(seed * 1_000_000 + n, split=split, **RECIPE)
+        assert batch["instruction"][n] == pair.instruction
+        assert np.array_equal(batch["mask"][n], pair.mask)
+        assert np.abs(batch["source"][n].numpy().astype(int) - pair.source).mean() < 2
+        assert np.abs(batch["target"][n].numpy().astype(int) - pair.target).mean() < 2
+    with pytest.raises(DatasetError, match="holds a finished dataset"):
+        make_synthetic(uri, seed=seed, split=split, **made, **RECIPE)
+    make_synthetic(uri, seed=seed + 1, split=split, overwrite=True, **made, **RECIPE)

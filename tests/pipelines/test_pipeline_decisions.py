@@ -1,0 +1,447 @@
+"""What the pipeline decides, by names and hashes: what runs again, who learns from whom and from
+what, who is judged on what, and who becomes `production`.
+
+Everything is real but the training: a trained stage leaves a model whose weights are a function of
+all that it was told, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from data.manifest import dataset_hash, read_dataset_info
+from data.shards import write_dataset
+from data.synthetic import make_pair
+from modeling.model_dir import read_config
+from pipelines import pipeline
+from pipelines.config.load import load_config
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.config.stages import TRAINED_STAGES
+from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
+from pipelines.stages.progress import StageView
+from pipelines.tracking.records import Records, fingerprint_of, model_fingerprint
+from pipelines.tracking.registry import resolve
+from pipelines.tracking.tracker import client_for
+from pipelines.training.trainer import StageOutcome
+from tests.pipelines.conftest import HEIGHT, WIDTH
+
+CONFIG = f"""
+name: tiny
+data: {{pairs: 2, heldout_pairs: 2, frames: 9, samples_per_shard: 1, workers: 0}}
+model:
+  transformer: {{dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 1}}
+  vae: {{widths: [8, 8, 8, 8]}}
+  stream: {{height: {HEIGHT}, width: {WIDTH}, window_latents: 6, mask_cache: null}}
+compute: {{workers: 1, gpus: false}}
+vae: {{steps: 1, batch_size: 1, clip_frames: 5}}
+foundation: {{steps: 1}}
+causal: {{steps: 1}}
+distill: {{steps: 1}}
+evaluate: {{clips: 2, min_gain_db: -100, min_background_db: -100}}
+"""
+
+
+@dataclass
+class Training:
+    """Stands for `train_stage`, and remembers what it was told."""
+
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    deaf: str = ""  # a stage that makes the same model whatever it is told
+
+    def __call__(
+        self,
+        stage: str,
+        config: PipelineConfig,
+        *,
+        start: Path,
+        dataset: str,
+        output: Path,
+        run_id: str,
+        extra: dict[str, Any],
+        on_progress: object = None,
+    ) -> StageOutcome:
+        self.told[stage] = {"start": start, "dataset": dataset, **extra}
+        decides = {
+            "key": extra["key"],
+            "start": model_fingerprint(start),
+            "dataset": dataset_hash(read_dataset_info(dataset)),
+            "teacher": fingerprint_of(extra["teacher"]) if "teacher" in extra else None,
+        }
+        seed = stage if stage == self.deaf else stage + json.dumps(decides, sort_keys=True)
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.copytree(start, output)
+        file = output / f"{'vae' if stage == 'vae' else 'transformer'}.safetensors"
+        weights = load_file(file)
+        name = min(weights)
+        shift = hashlib.sha256(seed.encode()).digest()[0] + 1
+        source = load_file(start / file.name)[name] if stage != self.deaf else weights[name] * 0
+        weights[name] = source + 1e-6 * shift
+        save_file(weights, file)
+        return StageOutcome(output, {"loss": 1.0}, 1, 0.0)
+
+
+@dataclass
+class Place:
+    """A pipeline's output and database, which can be put back to how they were."""
+
+    folder: Path
+    uri: str
+    training: Training
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def run(self, *overrides: str) -> tuple[PipelineResult, list[str]]:
+        """The result and the stages that were not reused or passed over."""
+        places = [f"output={self.out}", f"tracking.uri={self.uri}"]
+        config = load_config(self.folder / "tiny.yaml", [*places, *overrides])
+        self.training.told.clear()
+        said = StringIO()
+        with StageView(Console(file=said, width=200), STAGES) as view:
+            result = run_pipeline(config, view)
+        assert view.finished == list(STAGES)
+        return result, [
+            line.split()[0] for line in said.getvalue().splitlines() if "started" in line
+        ]
+
+    def keep(self) -> None:
+        shutil.copytree(self.out, self.folder / "kept")
+
+    def put_back(self) -> None:
+        shutil.rmtree(self.out)
+        shutil.copytree(self.folder / "kept", self.out)
+
+    def aliases(self, name: str) -> dict[str, str]:
+        found = client_for(self.uri).get_registered_model(name).aliases
+        return {alias: str(version) for alias, version in found.items()}
+
+    def hash_of(self, name: str) -> str:
+        found = fingerprint_of(self.out / name)
+        assert found is not None
+        return found
+
+
+def dataset(uri: Path, first: int) -> str:
+    """Two pairs of the shape of `CONFIG`."""
+    recipe = partial(make_pair, height=HEIGHT, width=WIDTH, frames=9)
+    samples = [partial(recipe, n) for n in (first, first + 1)]
+    write_dataset(uri, samples, made_by={}, samples_per_shard=1, overwrite=True)
+    return str(uri)
+
+
+@pytest.fixture(scope="module")
+def place(_migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A pipeline that was run once."""
+    folder = tmp_path_factory.mktemp("decisions")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    shutil.copy(_migrated, folder / "mlflow.db")
+    training = Training()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.training.trainer.train_stage", training)
+        patch.setattr("pipelines.pipeline.ray_session", lambda compute: contextlib.nullcontext())
+        place = Place(folder, f"sqlite:///{folder / 'mlflow.db'}", training)
+        _, ran = place.run()
+        assert ran == list(STAGES)
+        place.keep()
+        yield place
+
+
+@pytest.fixture
+def first(place: Place) -> Place:
+    """The same, as the first run left it."""
+    place.put_back()
+    place.training.deaf = ""
+    return place
+
+
+def after(stage: str) -> set[str]:
+    """The stage and all that come after it and learn from it."""
+    return set(STAGES[STAGES.index(stage) :])
+
+
+DATA = after("data") - {"start"}
+AGAIN: dict[str, set[str]] = {
+    # pairs
+    "data.seed=1": DATA,
+    "data.frames=21": DATA,
+    "data.samples_per_shard=2": DATA,
+    "data.pairs=3": DATA - {"heldout"},
+    "data.heldout_pairs=3": {"heldout", "evaluate"},
+    # the model
+    "seed=1": after("start"),
+    "model.transformer.num_layers=2": after("start"),
+    "model.vae.widths=[8, 8, 8, 12]": after("start"),
+    "model.stream.window_latents=9": after("start"),
+    "model.stream.width=64": set(STAGES),
+    "model.stream.fps=8": set(STAGES),
+    # training
+    "compute.workers=2": after("vae"),
+    "compute.precision=bf16": after("vae"),
+    "vae.learning_rate=1": after("vae"),
+    "vae.seed=5": after("vae"),
+    "vae.steps=0": after("encode"),
+    "foundation.steps=2": after("foundation"),
+    "foundation.text_dropout=0.5": after("foundation"),
+    "foundation.seed=5": after("foundation"),
+    "causal.shift=3": after("causal"),
+    "causal.steps=0": {"distill", "evaluate", "register"},
+    "distill.guidance=2": after("distill"),
+    "distill.ema_decay=0.5": after("distill"),
+    "distill.steps=0": after("evaluate"),
+    # judging
+    "evaluate.clips=1": {"evaluate"},
+    "evaluate.seed=1": {"evaluate"},
+    "evaluate.dilate=1": {"evaluate"},
+    "evaluate.mask_cache=true": {"evaluate"},
+    "evaluate.min_gain_db=1000": {"evaluate", "register"},
+    "tracking.alias=canary": {"register"},
+    "tracking.promote=false": {"register"},
+    "tracking.model_name=other": {"register"},
+}
+
+
+@pytest.mark.parametrize("change", AGAIN)
+def test_what_a_setting_changes_runs_again_and_nothing_else(first: Place, change: str) -> None:
+    assert set(first.run(change)[1]) == AGAIN[change]
+
+
+def test_what_ran_again_is_kept_and_what_decides_nothing_runs_nothing(first: Place) -> None:
+    first.run("data.seed=1")
+    nothing = ("name=other", "data.workers=1", "data.encode_batch=2", "compute.max_failures=3")
+    quiet = ("vae.log_every=3", "causal.checkpoint_every=3", "compute.keep_checkpoints=2")
+    assert first.run("data.seed=1", *nothing, *quiet)[1] == []
+    assert set(first.run()[1]) == DATA
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_s_other_code_runs_it_and_what_learns_from_it(
+    first: Place, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    monkeypatch.setitem(pipeline.VERSIONS, stage, 99)
+    again = {stage}
+    if stage in TRAINED_STAGES:  # the others come out the same, so nothing after them changes
+        again = after(stage) - ({"encode"} if stage != "vae" else set())
+    assert set(first.run()[1]) == again
+
+
+@pytest.mark.parametrize(
+    ("output", "again"),
+    [
+        ("data/train", {"data"}),
+        ("data/heldout", {"heldout"}),
+        ("data/encoded", {"encode"}),
+        ("models/causal", {"causal"}),
+        ("evaluation.json", {"evaluate"}),
+    ],
+)
+def test_an_output_that_is_gone_is_made_again(first: Place, output: str, again: set[str]) -> None:
+    lost = first.out / output
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    assert set(first.run()[1]) == again  # and comes out the same, so nothing after it runs
+
+
+def test_each_learns_from_the_one_before_and_distillation_from_two(first: Place) -> None:
+    first.run("vae.steps=2")
+    models, told = first.out / "models", first.training.told
+    before = {"vae": "start", "foundation": "vae", "causal": "foundation", "distill": "causal"}
+    assert {stage: job["start"] for stage, job in told.items()} == {
+        stage: models / start for stage, start in before.items()
+    }
+    sets = {stage: job["dataset"] for stage, job in told.items()}
+    assert sets == {
+        "vae": str(first.out / "data" / "train"),
+        **dict.fromkeys(("foundation", "causal", "distill"), str(first.out / "data" / "encoded")),
+    }
+    teachers = {stage: job.get("teacher") for stage, job in told.items() if "teacher" in job}
+    assert teachers == {"distill": str(models / "foundation")}
+    assert {job["key"] for job in told.values()} == {
+        record.key for stage in before if (record := Records(first.out).read(stage))
+    }
+
+
+def test_a_teacher_alone_makes_distillation_run_again(first: Place) -> None:
+    first.training.deaf = "causal"
+    first.run("foundation.steps=2")
+    causal = first.hash_of("models/causal")
+    _, ran = first.run("foundation.steps=3")
+    assert first.hash_of("models/causal") == causal
+    assert set(ran) == after("foundation")
+
+
+@pytest.mark.parametrize(
+    ("passed", "model", "start", "teacher"),
+    [
+        ("distill.steps=0", "causal", None, None),
+        ("causal.steps=0", "distill", "foundation", "foundation"),
+        ("foundation.steps=0", "distill", "causal", "vae"),
+    ],
+)
+def test_a_stage_without_steps_hands_on_what_it_was_given(
+    first: Place, passed: str, model: str, start: str | None, teacher: str | None
+) -> None:
+    result, _ = first.run(passed)
+    models = first.out / "models"
+    assert result.model == models / model
+    assert resolve("models:/liveedit@candidate", first.uri) == models / model
+    told = first.training.told.get("distill")
+    assert (told is None) == (start is None)
+    if told is not None and start is not None and teacher is not None:
+        assert told["start"] == models / start
+        assert told["teacher"] == str(models / teacher)
+
+
+def test_without_training_nothing_is_encoded_and_the_start_is_judged(first: Place) -> None:
+    off = [f"{stage}.steps=0" for stage in ("vae", "foundation", "causal", "distill")]
+    result, ran = first.run(*off)
+    assert set(ran) == {"evaluate", "register"}
+    assert result.model == first.out / "models" / "start"
+    result, ran = first.run(*off[1:])
+    assert "encode" not in ran
+    assert result.model == first.out / "models" / "vae"
+    for stage in ("foundation", "causal", "distill"):
+        first.put_back()
+        shutil.rmtree(first.out / "data" / "encoded")
+        steps = [text for text in off if not text.startswith(stage)]
+        assert "encode" in first.run(*steps)[1], stage
+
+
+def test_latents_are_of_the_training_pairs_by_the_trained_vae(first: Place) -> None:
+    first.run()
+    made_by = read_dataset_info(first.out / "data" / "encoded").made_by
+    assert made_by["pairs_hash"] == first.hash_of("data/train")
+    assert made_by["model_hash"] == first.hash_of("models/vae")
+    assert first.hash_of("models/vae") != first.hash_of("models/start")
+
+
+def test_the_last_model_is_judged_on_the_held_out_pairs(first: Place) -> None:
+    first.run()
+    report = json.loads((first.out / "evaluation.json").read_text())
+    assert report["dataset_hash"] == first.hash_of("data/heldout") != first.hash_of("data/train")
+    splits = [
+        read_dataset_info(first.out / "data" / name).made_by["split"]
+        for name in ("train", "heldout")
+    ]
+    assert splits == ["train", "heldout"]
+    recipe = partial(make_pair, height=HEIGHT, width=WIDTH, frames=9, split="heldout")
+    instructions = [recipe(n).instruction for n in range(2)]
+    assert [clip["instruction"] for clip in report["clips"]] == instructions
+    record = Records(first.out).read("evaluate")
+    assert record is not None
+    params = client_for(first.uri).get_run(record.run_id).data.params
+    assert params["model"] == first.hash_of("models/distill")
+
+
+def test_given_pairs_are_used_as_they_are_and_known_by_their_content(
+    first: Place, tmp_path: Path
+) -> None:
+    train, heldout = dataset(tmp_path / "train", 50), dataset(tmp_path / "heldout", 10)
+    given = [f"data.train={train}", f"data.heldout={heldout}"]
+    assert set(first.run(*given)[1]) == after("vae")
+    assert first.training.told["vae"]["dataset"] == train
+    report = json.loads((first.out / "evaluation.json").read_text())
+    assert report["dataset"] == heldout
+    assert report["dataset_hash"] == fingerprint_of(heldout)
+    assert first.run(*given)[1] == []
+    dataset(tmp_path / "heldout", 20)  # as many, as long, as large, but other pairs
+    assert set(first.run(*given)[1]) == {"evaluate"}
+    dataset(tmp_path / "train", 20)
+    assert set(first.run(*given)[1]) == after("vae")
+
+
+def test_a_given_start_is_known_by_its_content(first: Place, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(first.out / "models" / "start", given)
+    _, ran = first.run(f"model.start={given}")
+    assert ran == []  # the very weights that the first start was made of
+    weights = load_file(given / "vae.safetensors")
+    weights[min(weights)] += 1
+    save_file(weights, given / "vae.safetensors")
+    assert set(first.run(f"model.start={given}")[1]) == after("vae")
+    assert first.training.told["vae"]["start"] == given
+    # With another stream the networks are kept and the directory is made anew.
+    changed = [f"model.start={given}", "model.stream.window_latents=9"]
+    assert set(first.run(*changed)[1]) == after("start")
+    start = first.out / "models" / "start"
+    assert first.training.told["vae"]["start"] == start
+    assert read_config(start).stream.window_latents == 9
+    weights[min(weights)] += 1
+    save_file(weights, given / "vae.safetensors")
+    assert set(first.run(*changed)[1]) == after("start")
+
+
+GATE: list[tuple[list[str], list[str], list[str]]] = [
+    ([], ["candidate", "production"], []),
+    (["evaluate.min_gain_db=1000"], ["candidate"], ["gain"]),
+    (["evaluate.min_background_db=1000"], ["candidate"], ["background_psnr"]),
+    (
+        ["evaluate.min_gain_db=1000", "evaluate.min_background_db=1000"],
+        ["candidate"],
+        ["gain", "background_psnr"],
+    ),
+    (["tracking.promote=false"], ["candidate"], []),
+    (["tracking.alias=canary"], ["canary", "production"], []),
+]
+
+
+@pytest.mark.parametrize(("overrides", "aliases", "missing"), GATE)
+def test_production_is_who_passed_the_gate(
+    first: Place, overrides: list[str], aliases: list[str], missing: list[str]
+) -> None:
+    name = f"gate-{GATE.index((overrides, aliases, missing))}"
+    result, _ = first.run(f"tracking.model_name={name}", *overrides)
+    assert result.aliases == aliases
+    assert [reason.split()[0] for reason in result.shortfalls] == missing
+    assert first.aliases(name) == dict.fromkeys(aliases, result.version)
+
+
+def test_production_stays_with_the_model_that_passed_before(first: Place) -> None:
+    name = "tracking.model_name=careful"
+    good, _ = first.run(name)
+    bad, _ = first.run(name, "distill.steps=2", "evaluate.min_gain_db=1000")
+    assert good.version != bad.version
+    assert first.aliases("careful") == {"candidate": bad.version, "production": good.version}
+
+
+def test_the_registry_says_what_was_judged(first: Place) -> None:
+    result, _ = first.run("tracking.model_name=said")
+    tags = client_for(first.uri).get_model_version("said", result.version).tags
+    report = json.loads(result.report.read_text())
+    assert result.metrics == report["mean"]
+    assert tags["metric.gain"] == f"{report['mean']['gain']:.4g}"
+    assert tags["liveedit.location"] == str(first.out / "models" / "distill")
+    assert tags["liveedit.fingerprint"] == first.hash_of("models/distill")
+
+
+def test_a_registry_without_our_version_gets_it_again(first: Place, tmp_path: Path) -> None:
+    first.run("tracking.model_name=lost")
+    client_for(first.uri).delete_registered_model("lost")
+    result, ran = first.run("tracking.model_name=lost")
+    assert ran == ["register"]
+    assert resolve("models:/lost@candidate", first.uri) == result.model
+    client_for(first.uri).set_model_version_tag(
+        "lost", result.version, "liveedit.location", str(tmp_path)
+    )  # an entry that points elsewhere is not ours
+    result, ran = first.run("tracking.model_name=lost")
+    assert ran == ["register"]
+    assert resolve("models:/lost@candidate", first.uri) == result.model
+
+
+def test_what_interrupted_trainings_left_is_removed_once_the_stage_is_done(first: Place) -> None:
+    for name in ("causal-old", "distill-old"):
+        (first.out / "checkpoints" / name).mkdir(parents=True)
+    first.run("distill.steps=2")
+    assert [path.name for path in (first.out / "checkpoints").iterdir()] == ["causal-old"]
