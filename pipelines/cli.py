@@ -209,6 +209,10 @@ app.command(
 @data_app.command("make", epilog="Example: liveedit data make data/train --pairs 1000 --workers 8")
 def data_make(
     target: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A folder of photos and clips; without it, drawn scenes."),
+    ] = None,
     pairs: Annotated[int, typer.Option(help="How many pairs.", min=1)] = 100,
     size: Annotated[str, typer.Option(help="Height x width, multiples of 16.")] = "128x192",
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 33 is 9 latents.", min=1)] = 33,
@@ -219,13 +223,14 @@ def data_make(
     workers: Annotated[int, typer.Option(help="Processes.", min=0)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset.")] = False,
 ) -> None:
-    """Make synthetic editing pairs with exact ground truth."""
+    """Make editing pairs with exact ground truth, of drawn scenes or of your own footage."""
     from pipelines.commands import show as commands
 
     height, width = parse_size(size)
     commands.make(
         console,
         target,
+        source,
         pairs=pairs,
         height=height,
         width=width,

@@ -104,12 +104,14 @@ def evaluate(
     console.print(f"{len(report['clips'])} clips; every number is in {report_path}", soft_wrap=True)
 
 
-def make(console: Console, target: str, *, pairs: int, **recipe: Any) -> None:
-    """Write a synthetic dataset."""
+def make(console: Console, target: str, source: Path | None, *, pairs: int, **recipe: Any) -> None:
+    """Write a dataset of drawn scenes, or of the footage in `source`."""
     from pipelines.stages.data import make_synthetic
+    from pipelines.stages.footage_data import make_from_footage
 
+    write = make_synthetic if source is None else partial(make_from_footage, source=source)
     with _bar(console, "pairs", pairs) as (progress, task):
-        info = make_synthetic(
+        info = write(
             target,
             pairs=pairs,
             on_pair=lambda done: progress.update(task, completed=done),
