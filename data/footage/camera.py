@@ -45,9 +45,10 @@ def film(
     for n in range(frames):
         image = still or Image.fromarray(pictures[first + step * n])
         coefficients = _affine(path, n, 2**level, height, width)
-        view[n] = image.transform(
+        seen = image.transform(
             (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
         )
+        view[n] = np.asarray(seen)
     drift = (path.centres[frames // 2] - path.centres) / path.scales[:, None]
     return view, drift * ((-1, 1) if path.mirrored else (1, 1))
 

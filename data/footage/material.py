@@ -113,7 +113,7 @@ def prepare(
     work = partial(_prepare_file, folder=folder, side=min(height, width), fps=fps)
     for done, (file, levels) in enumerate(zip(files, _map(work, files, workers), strict=True), 1):
         kind = "photo" if file.suffix.lower() in PHOTOS else "clip"
-        entry = {"name": file.name, "kind": kind, "levels": levels}
+        entry: dict[str, object] = {"name": file.name, "kind": kind, "levels": levels}
         entries["heldout" if is_heldout(file.name, listed) else "train"].append(entry)
         on_file(done, len(files))
     (folder / INDEX).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
@@ -196,4 +196,4 @@ def _halved(frames: np.ndarray) -> np.ndarray:
 
 @cache
 def _mapped(path: str) -> np.ndarray:
-    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(path, mmap_mode="r")
