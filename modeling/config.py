@@ -55,12 +55,21 @@ class VaeConfig:
 
     kind: str  # an entry of `modeling.vae.build.VAES`
     base_dim: int = 96  # "wan": width at full resolution
-    widths: tuple[int, ...] = (256, 128, 64, 64)  # "tiny": decoder widths, latent side first
+    # "tiny": decoder widths, latent side first; "folded": at a quarter and an eighth of the size
+    widths: tuple[int, ...] = (256, 128, 64, 64)
+    depths: tuple[int, ...] = ()  # "folded": blocks, see `modeling.vae.folded`
     latent_channels: int = 16
     mean: tuple[float, ...] = WAN_LATENT_MEAN
     std: tuple[float, ...] = WAN_LATENT_STD
 
     def __post_init__(self) -> None:
+        sizes = (*self.widths, *self.depths)
+        counts = (len(self.widths), len(self.depths))
+        if self.kind == "folded" and (counts != (2, 4) or min(sizes) < 1):
+            raise ValueError(
+                f"vae.widths {self.widths} and vae.depths {self.depths} of a folded VAE must be "
+                "two widths and four depths, such as 128, 160 and 2, 4, 5, 4"
+            )
         if self.kind == "tiny" and (len(self.widths) != 4 or min(self.widths) < 1):
             raise ValueError(
                 f"vae.widths {self.widths} must be four decoder widths, latent side first, such as "

@@ -35,6 +35,20 @@ PRESETS: Table[ModelConfig] = Table(
             text=TextConfig(kind="words", dim=64, tokens=24),
             stream=StreamConfig(height=128, width=192, mask_cache=MaskCacheConfig()),
         ),
+        "natural": ModelConfig(
+            transformer=TransformerConfig(
+                dim=224, ffn_dim=640, num_heads=7, num_layers=5, text_dim=64, text_tokens=24
+            ),
+            vae=VaeConfig(
+                kind="folded",
+                widths=(128, 160),
+                depths=(2, 4, 5, 4),
+                mean=(0.0,) * 16,
+                std=(1.0,) * 16,
+            ),
+            text=TextConfig(kind="words", dim=64, tokens=24),
+            stream=StreamConfig(height=128, width=224),
+        ),
         "wan-1.3b": _WAN_1_3B,
         "wan-14b": replace(
             _WAN_1_3B,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from modeling.config import VaeConfig
 from modeling.tables import Table
+from modeling.vae.folded import FoldedVae
 from modeling.vae.streaming import StreamingVae
 from modeling.vae.tiny import TinyVae
 from modeling.vae.wan import WanVae
 
-VAES: Table[type[StreamingVae]] = Table("VAE", {"wan": WanVae, "tiny": TinyVae})
+VAES: Table[type[StreamingVae]] = Table(
+    "VAE", {"wan": WanVae, "tiny": TinyVae, "folded": FoldedVae}
+)
 
 
 def build_vae(config: VaeConfig) -> StreamingVae:

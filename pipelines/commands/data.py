@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,10 @@ data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datase
 @data_app.command("make", epilog="Example: liveedit data make data/train --pairs 1000 --workers 8")
 def data_make(
     target: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A folder of photos and clips; without it, drawn scenes."),
+    ] = None,
     pairs: Annotated[int, typer.Option(help="How many pairs.", min=1)] = 100,
     size: Annotated[str, typer.Option(help="Height x width, multiples of 16.")] = "128x192",
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 33 is 9 latents.", min=1)] = 33,
@@ -29,13 +34,15 @@ def data_make(
     workers: Annotated[int, typer.Option(help="Processes.", min=0)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset.")] = False,
 ) -> None:
-    """Make synthetic editing pairs with exact ground truth."""
+    """Make editing pairs with exact ground truth, of drawn scenes or of your own footage."""
     from pipelines.stages.data import make_synthetic
+    from pipelines.stages.footage_data import make_from_footage
 
+    write = make_synthetic if source is None else partial(make_from_footage, source=source)
     height, width = parse_size(size)
     check_clip(frames, fps)
     with bar("pairs", pairs) as (progress, task):
-        info = make_synthetic(
+        info = write(
             target,
             pairs=pairs,
             height=height,

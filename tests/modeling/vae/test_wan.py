@@ -21,6 +21,7 @@ from modeling.vae.wan import WanVae
 REFERENCE = Path(__file__).parents[2] / "reference" / "wan_tiny.safetensors"
 WAN = VaeConfig(kind="wan", base_dim=4)
 TINY = VaeConfig(kind="tiny", widths=(8, 8, 4, 4))
+FOLDED = VaeConfig(kind="folded", widths=(8, 12), depths=(1, 2, 2, 1))
 Step = Callable[[Tensor, VaeState | None], tuple[Tensor, VaeState]]  # encode or decode
 
 
@@ -48,7 +49,7 @@ def wan(reference: dict[str, Tensor]) -> StreamingVae:
     return vae.requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[WAN, TINY], ids=["wan", "tiny"])
+@pytest.fixture(scope="module", params=[WAN, TINY, FOLDED], ids=["wan", "tiny", "folded"])
 def vae(request: pytest.FixtureRequest) -> StreamingVae:
     """Random weights in float64, where equality is not blurred by rounding."""
     return random_vae(request.param, seed=1).requires_grad_(False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.manifest import read_dataset_info
 from data.video import VideoWriter, probe
@@ -120,6 +121,20 @@ def test_traceback_is_for_those_who_ask(tmp_path: Path, debug: str) -> None:
     assert result.returncode == 1
     assert ("Traceback" in result.stderr) == (debug == "1")
     assert "nowhere: no dataset here" in result.stderr
+
+
+def test_data_make_from_footage(liveedit: Liveedit, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    Image.effect_noise((160, 96), 80).convert("RGB").save(tmp_path / "mine" / "photo.png")
+    (tmp_path / "mine" / "heldout.txt").write_text("")
+    wanted = ("--from", "mine", "--pairs", "2", "--size", "32x48", "--frames", "5")
+    for target, workers in (("here", "0"), ("there", "2")):
+        result = liveedit("data", "make", target, *wanted, "--workers", workers)
+        assert result.returncode == 0, result.stderr
+    here, there = (read_dataset_info(str(tmp_path / name)) for name in ("here", "there"))
+    assert here.made_by["files"] == ["photo.png"]
+    assert here.shards == there.shards
+    assert "holds no photo" in liveedit("data", "make", "x", "--from", "here").stderr
 
 
 def test_data_make_check_and_damage(liveedit: Liveedit, tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""data/footage: exact truth, whole files held out, nothing but the edit changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.footage import looks, regions
+from data.footage.camera import film
+from data.footage.material import Footage, FootageError, is_heldout, prepare
+from data.footage.objects import Thing, covered, draw
+from data.footage.pair import make_footage_pair
+from data.sample import Pair
+from data.video import VideoWriter
+
+SIZE = {"height": 48, "width": 80}
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Footage]:
+    """Two photos and a clip to train on, one photo held out."""
+    folder = tmp_path_factory.mktemp("footage")
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "b.png", "kept.jpg"):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 15, 3), np.uint8))
+        coarse.resize((240, 144), Image.Resampling.BICUBIC).save(folder / name)
+    frames = rng.integers(0, 256, (24, 96, 128, 3), np.uint8)
+    with VideoWriter(folder / "c.mp4", 128, 96, 16) as writer:
+        writer.write(frames)
+    (folder / "heldout.txt").write_text("# not for training\nkept.jpg\n")
+    return prepare(folder, tmp_path_factory.mktemp("prepared"), fps=16, **SIZE)
+
+
+def made(footage: Footage, seed: int) -> Pair:
+    return make_footage_pair(seed, footage, frames=9, **SIZE)
+
+
+def test_one_seed_gives_one_pair(footage: dict[str, Footage]) -> None:
+    one, two, other = (made(footage["train"], seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.source, two.source)
+    np.testing.assert_array_equal(one.target, two.target)
+    assert one.instruction == two.instruction
+    assert not np.array_equal(one.source, other.source)
+
+
+def test_whole_files_are_held_out(footage: dict[str, Footage]) -> None:
+    seen = {made(footage["train"], seed).origin["material"] for seed in range(30)}
+    assert seen == {"a.jpg", "b.png", "c.mp4"}
+    assert made(footage["heldout"], 0).origin["material"] == "kept.jpg"
+    by_hash = [is_heldout(f"IMG_{n}.jpg") for n in range(800)]
+    assert 70 < sum(by_hash) < 130
+
+
+def test_masks_say_what_differs_and_nothing_to_do_changes_nothing(
+    footage: dict[str, Footage],
+) -> None:
+    kinds = set()
+    for seed in range(120):
+        pair = made(footage["train"], seed)
+        kinds.add(pair.origin["kind"])
+        np.testing.assert_array_equal(pair.mask, (pair.source != pair.target).any(-1))
+        if pair.origin["kind"] == "nothing":
+            assert not pair.mask.any()
+        elif pair.origin["kind"] in ("recolor", "replace", "remove", "add"):
+            assert pair.mask.any(), pair.instruction
+        assert " a o" not in pair.instruction
+        assert "{" not in pair.instruction
+    assert kinds == {
+        "look", "hue", "drain", "recolor", "replace", "remove", "add", "blur_background",
+        "dark_background", "gray_background", "nothing",
+    }  # fmt: skip
+
+
+def test_looks_are_what_they_are_called() -> None:
+    video = np.random.default_rng(1).uniform(0, 255, (2, 32, 48, 3)).astype(np.float32)
+    grey = looks.colourless(video, 1.0, 1.0)
+    luma = video @ np.array([0.299, 0.587, 0.114], np.float32)
+    np.testing.assert_allclose(grey, np.repeat(luma[..., None], 3, -1), atol=1e-3)
+    np.testing.assert_allclose(looks.negative(video, 1.0, 1.0), 255 - video)
+    cells = looks.mosaic(video, 1.0, 1.0).reshape(2, 4, 8, 6, 8, 3)
+    expected = video.reshape(2, 4, 8, 6, 8, 3).mean(axis=(2, 4), keepdims=True)
+    np.testing.assert_allclose(cells, np.broadcast_to(expected, cells.shape), atol=1e-2)
+    haze = np.abs(looks.fog(np.zeros_like(video), 1.0, 1.0)).mean(axis=(0, 2, 3))
+    assert (np.diff(haze) < 0).all()  # thicker the higher
+    lit = looks.light_from(np.full_like(video, 100), "left", 1.0).mean(axis=(0, 1, 3))
+    assert (np.diff(lit) < 0).all()
+
+
+def test_a_hue_is_turned_and_others_stay() -> None:
+    video = np.zeros((1, 1, 3, 3), np.float32)
+    video[0, 0] = (60, 150, 60), (200, 40, 40), (120, 120, 120)
+    weight = regions.hue_weight(video, "green")
+    assert weight[0, 0, :, 0] == pytest.approx([1, 0, 0])
+    turned = regions.turn_hue(video, weight, "green", "purple")
+    np.testing.assert_allclose(turned[0, 0, 1:], video[0, 0, 1:])
+    luma, u, v = regions.TO_YUV @ turned[0, 0, 0]
+    before, u0, v0 = regions.TO_YUV @ video[0, 0, 0]
+    assert luma == pytest.approx(before, abs=0.1)
+    angle = np.arctan2(v, u) - np.arctan2(v0, u0)
+    wanted = regions.hue_angle("purple") - regions.hue_angle("green")
+    assert np.cos(angle - wanted) == pytest.approx(1, abs=1e-4)
+
+
+def test_what_is_drawn_last_hides_what_is_under_it() -> None:
+    def thing(paint: str, x: float) -> Thing:
+        return Thing("square", paint, 10, np.array([[x, 24.0]]), np.zeros(1))
+
+    video = np.zeros((1, 48, 80, 3), np.float32)
+    under, over = thing("white", 36.0), thing("black", 44.0)
+    draw(video, under)
+    draw(video, over)
+    assert video[0, 24, 30].min() > 200
+    assert video[0, 24, 42].max() < 30
+    cover = covered([under, over], video.shape)[0, 24, :, 0]
+    assert cover[[30, 42, 50]].tolist() == [1, 1, 1]
+    assert cover[[5, 70]].tolist() == [0, 0]
+
+
+def test_a_view_never_leaves_the_picture(tmp_path: Path) -> None:
+    for name, size in (("wide.png", (300, 60)), ("tall.png", (60, 300))):
+        Image.new("RGB", size, "white").save(tmp_path / name)
+    (tmp_path / "heldout.txt").write_text("")
+    white = prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)["train"]
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        view, _ = film(white.photos[seed % 2], 9, 48, 80, rng)
+        assert view.min() == 255, seed
+
+
+def test_footage_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FootageError, match="holds no photo"):
+        prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    with pytest.raises(FootageError, match=r"broken\.jpg: cannot be read as a photo"):
+        prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)

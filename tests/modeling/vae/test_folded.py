@@ -1,0 +1,35 @@
+"""The folded VAE: training's one pass over a clip, and sizes that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modeling.config import VaeConfig
+from modeling.vae.build import build_vae
+
+SMALL = VaeConfig(kind="folded", widths=(8, 12), depths=(1, 2, 2, 1))
+
+
+def test_training_in_one_pass_gives_what_a_stream_gives() -> None:
+    torch.manual_seed(0)
+    vae = build_vae(SMALL).double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pixels = torch.rand(2, 18, 3, 16, 24, dtype=torch.float64)  # one frame waits
+    results = []
+    for training in (True, False):
+        vae.train(training)
+        latents, state = vae.encode_raw(pixels)
+        assert state.pending is not None
+        assert state.pending.shape[1] == 1
+        results.append((latents, vae.decode_raw(latents)[0]))
+    assert results[0][1].shape == (2, 17, 3, 16, 24)
+    for at_once, streamed in zip(*results, strict=True):
+        torch.testing.assert_close(at_once, streamed)
+
+
+def test_wrong_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="two widths and four depths"):
+        VaeConfig(kind="folded", widths=(8, 12), depths=(1, 2, 2))
