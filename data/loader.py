@@ -108,7 +108,9 @@ class Loader:
             "world_size": world_size,
             "workers": workers,
         }
-        dataset = _Stretch(uri, self.info, rank, world_size, seed, shuffle, epochs, cache)
+        self._dataset = dataset = _Stretch(
+            uri, self.info, rank, world_size, seed, shuffle, epochs, cache
+        )
         with warnings.catch_warnings():
             # torchdata 0.11 calls what torch 2.13 deprecates; nothing that a user could do about.
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -133,6 +135,17 @@ class Loader:
         After the last batch of `epochs` it is that of a new start.
         """
         return {"of": dict(self._of), "loader": self._loader.state_dict()}
+
+    def goes_on_from(self, state: dict[str, Any]) -> bool:
+        """Whether `state` is of a loader with the same split, so that going on is exact."""
+        split = ("rank", "world_size", "workers")
+        return all(state["of"].get(name) == self._of[name] for name in split)
+
+    def skip(self, epochs: float) -> None:
+        """Makes the next iteration begin where `epochs` (1.25 is a quarter into the second) of the
+        samples were read by a loader with another split: of the epoch that is under way some
+        samples come twice and as many not at all."""
+        self._dataset.skipped = epochs
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Makes the next iteration go on after `state`.
@@ -167,6 +180,7 @@ class _Stretch(IterableDataset[Keyed]):
         self.store, self.info = open_store(uri), info
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
+        self.skipped = 0.0  # epochs
         self.cached = cache is not None
         self.folder = Path(cache or tempfile.gettempdir())
         if self.cached:
@@ -196,7 +210,9 @@ class _Reader:
 
     def __init__(self, stretch: _Stretch, begin: int, end: int) -> None:
         self.of, self.begin, self.end = stretch, begin, end
-        self.epoch, self.position = 0, 0  # samples of this epoch already given
+        self.epoch = int(stretch.skipped)
+        # Samples of this epoch already given.
+        self.position = round((stretch.skipped - self.epoch) * (end - begin))
         self.samples = self._read()
         self.folder = stretch.shards()
 

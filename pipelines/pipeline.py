@@ -5,7 +5,6 @@ data, heldout, start, vae, encode, foundation, causal, distill, evaluate, regist
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from data.manifest import read_dataset_info
 from modeling.model_dir import read_config
 from pipelines.config.load import section_plain, to_plain, to_yaml
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.config.stages import WATCHING
 from pipelines.evaluation.evaluate import (
     EditedClip,
     evaluate,
@@ -35,7 +35,7 @@ from pipelines.stages.runner import StageRunner, Work, locked
 from pipelines.stages.start import start_model
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Outbox, Run
-from pipelines.tracking.records import StageRecord, fingerprint_of, write_json
+from pipelines.tracking.records import StageRecord, fingerprint_of, training_key, write_json
 from pipelines.tracking.versions import publish
 from pipelines.training.run_folder import Progress
 from pipelines.training.session import ray_session
@@ -54,7 +54,6 @@ STAGES = (
 )
 # Raise a stage's number when its code gives another result for the same inputs.
 VERSIONS = dict.fromkeys(STAGES, 1) | {"register": 2}
-NEUTRAL = ("log_every", "checkpoint_every")  # settings of a stage that do not change its result
 SHOWN_CLIPS = 3  # held-out clips in the side-by-side picture
 
 
@@ -210,7 +209,7 @@ class _Pipeline:
                 run.log_metrics(report.metrics, report.step)
                 self.view.update(stage, report.step, report.steps, report.line())
 
-            extra = {"key": key} | {name: str(path) for name, path in models.items()}
+            extra = {"key": key, "same": same} | {name: str(p) for name, p in models.items()}
             outcome = train_stage(
                 stage,
                 self.config,
@@ -219,23 +218,27 @@ class _Pipeline:
                 output=target,
                 extra=extra,
                 on_progress=on_progress,
+                say=self.view.warn,
             )
             run.log_artifact(target / "card.json")
-            # What interrupted trainings with other settings left is of no use any more.
-            for folder in (self.output / "checkpoints").glob(f"{stage}-*"):
-                shutil.rmtree(folder, ignore_errors=True)
             return dict(outcome.metrics)
 
-        inputs = {
-            "config": {k: v for k, v in section_plain(section).items() if k not in NEUTRAL},
-            "workers": self.config.compute.workers,
-            "precision": self.config.compute.precision,
+        values = section_plain(section)
+        given = {
             "seed": self.config.seed,
             "start": fingerprint_of(start),
             "dataset": fingerprint_of(dataset),
             **{name: fingerprint_of(path) for name, path in models.items()},
         }
-        return Path(self.stage(stage, inputs, target, make).output)
+        inputs = {
+            "config": {k: v for k, v in values.items() if k not in WATCHING},
+            "workers": self.config.compute.workers,
+            "precision": self.config.compute.precision,
+            **given,
+        }
+        same = training_key(stage, values, version=VERSIONS[stage], **given)
+        record = self.runner.run(stage, VERSIONS[stage], inputs, target, make, same=same)
+        return Path(record.output)
 
     def trains_on_latents(self) -> bool:
         """Whether any stage will read the encoded pairs; making them can take longer than a VAE."""

@@ -112,6 +112,12 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """What sections cannot ask for together, as far as they alone show it."""
+        if "://" in self.output:
+            raise ConfigError(
+                f"output={self.output} is no folder: models, records and checkpoints need one "
+                "that all nodes see, such as a shared disk or a mounted bucket (datasets may lie "
+                "on s3://)"
+            )
         model = self.model.resolve()
         self._check_frames(model.stream.chunk_latents)
         for name in TRAINED_STAGES:

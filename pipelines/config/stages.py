@@ -12,6 +12,14 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.rules import above_0, at_least, shares
 
 TRAINED_STAGES = ("vae", "foundation", "causal", "distill")
+# Settings that change nothing of what a training makes.
+WATCHING = ("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints")
+# Settings with which a training may go on that was begun with others.
+MAY_CHANGE = (
+    *("steps", "learning_rate", "critic_learning_rate", "final_learning_rate", "warmup_steps"),
+    *("batch_size", "grad_accumulation", "weight_decay", "betas", "grad_clip"),
+    *WATCHING,
+)
 
 
 @dataclass
@@ -31,7 +39,7 @@ class ComputeConfig:
     loader_workers: int = 0  # processes a worker that read and decode data
     shard_cache: str | None = None  # local folder that keeps shards read from S3; null: re-read
     max_failures: int = 2  # restarts of a stage after a worker died, before it gives up
-    keep_checkpoints: int = 1  # newest checkpoints of a running stage that are kept
+    keep_checkpoints: int = 2  # newest checkpoints of a running stage: one, should another be bad
     deterministic: bool = True  # same losses in every run, on a GPU too; attention loses some speed
 
     def __post_init__(self) -> None:
@@ -64,11 +72,13 @@ class TrainedStage:
     grad_clip: float = 1.0  # global gradient norm; 0 does not clip
     log_every: int = 10  # steps
     checkpoint_every: int = 100  # steps
+    checkpoint_minutes: float = 30.0  # the latest after so long, whatever the steps; 0 does not
     seed: int | None = None  # null: the pipeline's
 
     def __post_init__(self) -> None:
         at_least(self, steps=0, batch_size=1, grad_accumulation=1, warmup_steps=0)
         at_least(self, log_every=1, checkpoint_every=1, weight_decay=0, grad_clip=0)
+        at_least(self, checkpoint_minutes=0)
         above_0(self, "learning_rate")
         shares(self, "final_learning_rate")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -35,12 +35,14 @@ class StageRunner:
         output: str | Path,
         work: Work,
         *,
+        same: str | None = None,
         still_there: Callable[[StageRecord], bool] = lambda record: True,
     ) -> StageRecord:
         """Do `work`, unless its record says that the same inputs gave the output that is there.
 
         `inputs` are plain values: all that decides the result besides the code's `version`.
-        `still_there` looks at what a stage leaves besides its output.
+        `same` is what must stay for work that was interrupted to go on in its own MLflow run, by
+        default all inputs. `still_there` looks at what a stage leaves besides its output.
         """
         key = key_of({"stage": stage, "version": version, **inputs})
         record = self.records.read(stage)
@@ -53,7 +55,7 @@ class StageRunner:
             self._reuse(record)
             return record
         self.view.start(stage)
-        run = self.parent.start_stage(stage, inputs, key)
+        run = self.parent.start_stage(stage, inputs, same or key)
         started = time.monotonic()
         try:
             metrics = work(run, key)

@@ -18,6 +18,7 @@ from typing import Any
 from data.manifest import dataset_hash, read_dataset_info
 from data.store import DatasetError
 from modeling.fingerprint import model_fingerprint
+from pipelines.config.stages import MAY_CHANGE
 
 
 @dataclass
@@ -55,6 +56,13 @@ def key_of(parts: Mapping[str, Any]) -> str:
     """The hash of plain JSON values, whatever their order."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def training_key(stage: str, section: Mapping[str, Any], **inputs: Any) -> str:
+    """The hash of what a training must have in common with one that it goes on from: stage, losses
+    and draws (`section` without what may change), and `inputs`."""
+    same = {name: value for name, value in section.items() if name not in MAY_CHANGE}
+    return key_of({"stage": stage, "section": same, **inputs})
 
 
 def fingerprint_of(output: str | Path) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.training.engines import full_weights, master_shards
+from pipelines.training.engines import full_weights, master_shards, shard_starts
 
 
 class Ema:
@@ -52,9 +52,24 @@ class Ema:
                 master.copy_(kept[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "shards": self.shards}
+        return {
+            "updates": self.updates,
+            "shards": self.shards,
+            "starts": shard_starts(self.engine),
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
+    def load_state_dicts(self, states: list[dict[str, Any]]) -> None:
+        """Take up this rank's part: `states` is what it saved itself, or what all ranks of a
+        training on another number of them saved."""
+        self.updates = states[0]["updates"]
+        starts = shard_starts(self.engine)
         for name, shard in self.shards.items():
-            shard.copy_(state["shards"][name])
+            end = starts[name] + shard.numel()
+            for state in states:
+                if name not in state["shards"]:
+                    continue
+                saved, first = state["shards"][name], state["starts"][name]
+                low, high = max(first, starts[name]), min(first + saved.numel(), end)
+                if low < high:
+                    part = saved[low - first : high - first]
+                    shard[low - starts[name] : high - starts[name]].copy_(part)

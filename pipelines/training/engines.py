@@ -12,10 +12,11 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from infra.runtime.environment import set_default
 from pipelines.config.stages import ComputeConfig, TrainedStage
@@ -122,6 +123,25 @@ def set_learning_rate(engine: Engine, value: float) -> None:
         group["lr"] = value
 
 
+def load_engine(engine: Engine, folder: Path, tag: str) -> None:
+    """Load `engine` from a checkpoint of DeepSpeed's, tag "universal" on any number of ranks.
+
+    Learning rate, weight decay and betas stay what this engine was made with. A universal
+    checkpoint of ZeRO-3 comes with one step counter for all groups, which each would count up.
+    """
+    groups = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in engine.optimizer.param_groups
+    ]
+    engine._config.load_universal_checkpoint = tag == "universal" and engine.zero_optimization()
+    engine.load_checkpoint(str(folder), tag=tag)
+    for group, ours in zip(engine.optimizer.param_groups, groups, strict=True):
+        group.update(ours)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for state in inner.state.values():
+        state["step"] = state["step"].clone()
+
+
 def update(engine: Engine, loss: Tensor) -> Tensor | None:
     """One backward pass and, after the last of an accumulation, the optimizer's step.
 
@@ -152,6 +172,19 @@ def master_shards(engine: Engine) -> dict[str, Tensor]:
             assert parameter.dtype == torch.float32, "ZeRO-0 trains in float32 only"
             shards[name] = parameter.detach().view(-1)
     return shards
+
+
+def shard_starts(engine: Engine) -> dict[str, int]:
+    """Where in its flat parameter each of `master_shards` begins."""
+    starts: dict[str, int] = {}
+    for name, parameter in engine.module.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            starts[name] = distributed.get_rank() * parameter.ds_tensor.numel()
+        elif getattr(parameter, "_hp_mapping", None) is not None:
+            starts[name] = parameter._hp_mapping.lp_fragment_address.start
+        elif not hasattr(parameter, "_hp_mapping"):
+            starts[name] = 0
+    return starts
 
 
 def full_weights(engine: Engine, keep: bool = True) -> dict[str, Tensor]:

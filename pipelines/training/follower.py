@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from pipelines.training.run_folder import Progress, RunFolder
-
-CHECKPOINT_SECONDS = 60  # how long Ctrl-C waits for a checkpoint
 
 
 class Follower:
     """Called every now and then while a stage trains, and once after it."""
 
     def __init__(
-        self, stage: str, folder: RunFolder, on_progress: Callable[[Progress], None] | None
+        self,
+        stage: str,
+        folder: RunFolder,
+        on_progress: Callable[[Progress], None] | None,
+        say: Callable[[str], None] | None,
     ) -> None:
         self.stage, self.folder = stage, folder
         self.on_progress = on_progress or self._print
-        self._offset = 0
+        self.say = say or self._to_stderr
+        self._offset = self._heard = 0
 
     def __call__(self) -> None:
+        lines, self._heard = self.folder.said(self._heard)
+        for line in lines:
+            self.say(f"{self.stage}: {line}")
         reports, self._offset = self.folder.reports(self._offset)
         for report in reports:
             self.on_progress(report)
 
-    def let_checkpoint_finish(self) -> None:
-        """Wait, but not for ever, for a checkpoint that is being written."""
-        if self.folder.is_saving():
-            self._say("a checkpoint is being written; Ctrl-C again leaves it")
-        deadline = time.monotonic() + CHECKPOINT_SECONDS
-        with suppress(KeyboardInterrupt):
-            while self.folder.is_saving() and time.monotonic() < deadline:
-                time.sleep(0.1)
+    def has_begun(self) -> bool:
+        """Whether the workers train, and there is a state to save."""
+        return bool(self.folder.reports(0)[0])
 
     def where_it_goes_on(self) -> str:
         """What to tell whoever stopped the stage, once nothing of it runs any more."""
@@ -44,7 +43,7 @@ class Follower:
         )
 
     def _print(self, report: Progress) -> None:
-        self._say(report.line())
+        self._to_stderr(f"{self.stage}: {report.line()}")
 
-    def _say(self, text: str) -> None:
-        print(f"{self.stage}: {text}", file=sys.stderr, flush=True)
+    def _to_stderr(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

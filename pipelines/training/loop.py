@@ -6,7 +6,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 def train_loop(job: dict[str, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs; `job` is made by `trainer.train_stage`.
 
-    Returns {"metrics", "steps"}, or {"refused": message} where an earlier try found that going on
+    Returns {"metrics", "steps"}, {"stopped": steps} after the driver asked for it and the state was
+    saved, or {"refused": message} where an earlier try found that going on
     is of no use: Ray restarts workers after any error, this is how a restart learns that it must
     not repeat one.
     """
@@ -50,10 +50,7 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
     try:
-        saved = ray.train.get_checkpoint()
-        with saved.as_directory() if saved else nullcontext() as checkpoint_folder:
-            training = Training(setting, folder, checkpoint_folder)
-        return training.run(job, keep)
+        return Training(setting, folder).run(job, keep)
     except torch.OutOfMemoryError as error:
         message = (
             f"stage {setting.stage} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
@@ -68,11 +65,12 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
 
 
 class Training:
-    """One worker's part of a stage's training, from `saved` (a checkpoint's folder) if given."""
+    """One worker's part of a stage's training, from the last whole checkpoint in `folder`."""
 
-    def __init__(self, setting: Setting, folder: RunFolder, saved: str | Path | None) -> None:
+    def __init__(self, setting: Setting, folder: RunFolder) -> None:
         _prepare(setting)
         self.setting, self.folder = setting, folder
+        saved, wrong = checkpoint.choose(folder, setting)
         self.model = load_model(setting.start, device=setting.device, dtype=torch.float32)
         self.stage = build_stage(setting, self.model)
         self.batches = loader(
@@ -85,14 +83,16 @@ class Training:
             cache=setting.config.compute.shard_cache,
         )
         self.done = 0  # steps
+        self.epochs = 0.0  # how often the data was read
         if saved is not None:
-            self.done, state = checkpoint.load(Path(saved), setting, self.stage)
-            self.batches.load_state_dict(state)
+            self.done, self.epochs = checkpoint.load(saved, setting, self.stage, self.batches)
+            self._say_where(saved, wrong)
 
     def run(self, job: dict[str, Any], keep: Callable[[Path, int], None]) -> dict[str, Any]:
         """Train to the end and export; `keep` takes a folder with this rank's checkpoint."""
         section, stage = self.setting.section, self.stage
         meter = Meter(self.setting, self.folder, resumed=self.done > 0)
+        calls = Calls(self.setting, self.folder)
         stream = iter(self.batches)
         for step in range(self.done, section.steps):
             for name, engine in stage.engines.items():
@@ -101,23 +101,73 @@ class Training:
             for micro in range(section.grad_accumulation):
                 meter.add(stage.step(next(stream), self.setting.draw(step, micro)), step)
             self.done = step + 1
+            self.epochs += section.batch_size * section.grad_accumulation / self._samples
             last = self.done == section.steps
-            saves = self.done % section.checkpoint_every == 0 and not last
+            call = calls.after_step()
+            saves = (self.done % section.checkpoint_every == 0 or call > 0) and not last
             if self.done % section.log_every == 0 or last or saves:
                 meter.report(self.done, learning_rate_at(step, section, section.learning_rate))
             if saves:
                 self._save(keep)
+                calls.saved()
+                if call == STOP:
+                    return {"stopped": self.done}
         _export(self.setting, stage, self.model, job, meter.last)
         return {"metrics": meter.last, "steps": section.steps}
 
+    @property
+    def _samples(self) -> int:
+        """Of this rank, an epoch."""
+        return self.batches.info.samples // self.setting.world_size
+
+    def _say_where(self, saved: Path, wrong: list[str]) -> None:
+        if self.setting.rank != 0:
+            return
+        for damage in wrong:
+            self.folder.say(f"a checkpoint is damaged and passed over: {damage}")
+        changed = checkpoint.changed_settings(saved, self.setting)
+        with_others = f", with other settings: {', '.join(changed)}" if changed else ""
+        self.folder.say(f"goes on from its checkpoint at step {self.done}{with_others}")
+
     def _save(self, keep: Callable[[Path, int], None]) -> None:
-        setting = self.setting
+        setting, place = self.setting, self.batches.state_dict()
         with self.folder.part(setting.rank) as part:
-            checkpoint.save(part, setting, self.stage, self.done, self.batches.state_dict())
+            checkpoint.save(part, setting, self.stage, self.done, place, self.epochs)
             try:
                 keep(part, self.done)
             except OSError as error:
                 raise checkpoint.writing_failed(error, part, setting.stage, self.done) from error
+
+
+SAVE, STOP = 1, 2
+
+
+class Calls:
+    """Between two steps: must the state be saved, by the clock or because the driver is stopped?
+
+    All workers get the same answer at the same step, one step after the call, so that none waits
+    for a device that is busy with the step just begun.
+    """
+
+    def __init__(self, setting: Setting, folder: RunFolder) -> None:
+        self.setting, self.folder = setting, folder
+        self.seconds = 60 * setting.section.checkpoint_minutes
+        self._last = torch.zeros((), dtype=torch.int64, device=setting.device)
+        self.saved()
+
+    def saved(self) -> None:
+        self._since = time.monotonic()
+        self._last.zero_()
+
+    def after_step(self) -> int:
+        """SAVE, STOP or 0, the same on all workers; a collective."""
+        call = 0
+        if self.setting.rank == 0:
+            due = self.seconds > 0 and time.monotonic() - self._since >= self.seconds
+            call = STOP if self.folder.is_to_stop() else SAVE if due else 0
+        answer, self._last = self._last, torch.full_like(self._last, call)
+        distributed.all_reduce(self._last, op=distributed.ReduceOp.MAX)
+        return int(answer)
 
 
 def build_stage(setting: Setting, model: Model) -> Stage:

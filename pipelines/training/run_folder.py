@@ -51,12 +51,16 @@ class RunFolder:
         self.path = path
         self._progress = path / "progress.jsonl"
         self._refusal = path / "refused.txt"
+        self._said = path / "said.txt"
+        self._stop = path / "stop"
 
     def open(self) -> None:
         """Make the folder; what an earlier try refused is forgotten, its checkpoints are kept."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._progress.write_text("")
+        self._said.write_text("")
         self._refusal.unlink(missing_ok=True)
+        self._stop.unlink(missing_ok=True)
 
     def report(self, progress: Progress) -> None:
         with self._progress.open("a") as file:
@@ -69,6 +73,24 @@ class RunFolder:
             data = file.read()
         end = data.rfind(b"\n") + 1
         return [Progress(**json.loads(line)) for line in data[:end].splitlines()], offset + end
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches the driver."""
+        with self._said.open("a") as file:
+            file.write(text + "\n")
+
+    def said(self, offset: int) -> tuple[list[str], int]:
+        """Whole lines after byte `offset`, and the offset to go on from."""
+        data = self._said.read_bytes()[offset:]
+        end = data.rfind(b"\n") + 1
+        return data[:end].decode().splitlines(), offset + end
+
+    def ask_to_stop(self) -> None:
+        """Make the workers save their state and end."""
+        self._stop.touch()
+
+    def is_to_stop(self) -> bool:
+        return self._stop.exists()
 
     def refuse(self, message: str) -> None:
         """Leave word for the restarted workers that going on is of no use."""
@@ -93,19 +115,25 @@ class RunFolder:
         """Remove what a worker that was killed left of its part."""
         shutil.rmtree(self.path / f"{_PART}{rank}", ignore_errors=True)
 
-    def is_saving(self) -> bool:
-        """Whether a checkpoint is on its way."""
-        return any(self.path.glob(f"{_PART}*"))
+    def checkpoints(self) -> list[Path]:
+        """Those in this folder, whole or not, newest first."""
+        return sorted(self.path.glob("checkpoint_*"), reverse=True)
+
+    def others(self) -> list[Path]:
+        """Folders of other trainings of this stage that have checkpoints."""
+        stage = self.path.name.rpartition("-")[0]
+        return [
+            folder
+            for folder in sorted(self.path.parent.glob(f"{stage}-*"))
+            if folder != self.path and RunFolder(folder).checkpoints()
+        ]
 
     def saved_step(self) -> int:
-        """After how many steps the checkpoint was taken that a new start goes on from; 0 for
-        none."""
-        from ray.train import Result
-
-        try:
-            return int((Result.from_path(str(self.path)).metrics or {}).get("step", 0))
-        except RuntimeError:  # no checkpoint yet
-            return 0
+        """After how many steps the newest checkpoint was taken; 0 for none."""
+        for saved in self.checkpoints():
+            with contextlib.suppress(OSError, ValueError):
+                return int(json.loads((saved / "manifest-0.json").read_text())["step"])
+        return 0
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

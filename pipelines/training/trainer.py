@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,12 +16,13 @@ from modeling.fingerprint import model_fingerprint
 from pipelines.config.load import section_plain, to_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
-from pipelines.tracking.records import key_of
+from pipelines.tracking.records import training_key
 from pipelines.tracking.tracker import code_commit
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 
 POLL_SECONDS = 0.5
+SAVE_SECONDS = 120.0  # how long Ctrl-C and SIGTERM wait for the state to be saved
 _RAY_TRAIN_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the controller sees that workers ended
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a busy machine, or an image to pull
@@ -49,17 +50,19 @@ def train_stage(
     output: Path,
     extra: Mapping[str, Any],
     on_progress: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> StageOutcome:
     """Train `stage` from the model directory `start` and write the model directory `output`.
 
-    A stage that was interrupted goes on from its last checkpoint when called with the same
-    configuration, start and dataset.
+    A stage that was interrupted goes on from its last whole checkpoint when it is called with the
+    same networks, data and losses; steps, learning rates, batches and workers may be others.
 
     Args:
         dataset: URI of pairs (vae) or encoded pairs (all others).
-        extra: "teacher", the model directory of the scores (distill); "key", the hash of
-            everything that decides the result, if the caller has one.
+        extra: "teacher", the model directory of the scores (distill); if the caller has them,
+            "key", the hash of everything that decides the result, and "same", the `training_key`.
         on_progress: called every `log_every` steps; None prints a line to stderr.
+        say: called with a line that is worth telling; None prints it to stderr.
 
     Raises:
         ValueError: what the user can mend: a loss that is not finite, a full disk, a broken
@@ -70,7 +73,13 @@ def train_stage(
     folder = RunFolder(Path(job["folder"]))
     with _ray(config.compute):
         folder.open()
-        follow = Follower(stage, folder, on_progress)
+        follow = Follower(stage, folder, on_progress, say)
+        if not folder.checkpoints():
+            for other in folder.others():
+                follow.say(
+                    f"{stage}: begins anew; what was interrupted in {other} had another start, "
+                    "other data, losses or seed, and its checkpoints stay there"
+                )
         made = _fit(job, folder, config.compute, follow)
     if "refused" in made:
         raise TrainingError(made["refused"])
@@ -88,20 +97,24 @@ def make_job(
 ) -> dict[str, Any]:
     """What the workers are told: plain values, absolute paths (each works in a folder of its own).
 
-    `folder` is named by everything that decides the result, so that only the very same training
-    goes on from its checkpoints.
+    `folder` is named by what a training must have in common with one that it goes on from: start,
+    data, teacher, losses and draws.
     """
+    parent, data = model_fingerprint(start), dataset_hash(read_dataset_info(dataset))
+    section = section_plain(getattr(config, stage))
     card = {
         "stage": stage,
         "key": extra.get("key"),
-        "parent": {"path": str(start), "fingerprint": model_fingerprint(start)},
-        "dataset": {"uri": dataset, "hash": dataset_hash(read_dataset_info(dataset))},
+        "parent": {"path": str(start), "fingerprint": parent},
+        "dataset": {"uri": dataset, "hash": data},
         "teacher": str(extra["teacher"]) if "teacher" in extra else None,
-        "config": section_plain(getattr(config, stage)),
+        "config": section,
         "compute": section_plain(config.compute),
         "seed": config.seed,
     }
-    key = str(card["key"] or key_of(card))[:12]
+    same = extra.get("same") or training_key(
+        stage, section, seed=config.seed, start=parent, dataset=data, teacher=card["teacher"]
+    )
     return {
         "stage": stage,
         "config": to_plain(config),
@@ -109,7 +122,7 @@ def make_job(
         "dataset": dataset if "://" in dataset else str(Path(dataset).absolute()),
         "output": str(Path(output).absolute()),
         "models": {"teacher": str(Path(extra["teacher"]).absolute())} if "teacher" in extra else {},
-        "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{key}"),
+        "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{same[:12]}"),
         "card": {**card, "commit": code_commit()},
     }
 
@@ -151,6 +164,8 @@ def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
     with it the job: Ray Train has no other way to stop one from outside."""
     import ray
 
+    # Not the thread itself: Python 3.11 takes one for ended when Ctrl-C comes while it is joined.
+    ended = threading.Event()
     results: list[Any] = []
     errors: list[BaseException] = []
 
@@ -159,15 +174,19 @@ def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
             results.append(fit())
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
+    threading.Thread(target=target, daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        while not ended.wait(POLL_SECONDS):
             follow()
     except KeyboardInterrupt as interrupt:
-        follow.let_checkpoint_finish()
+        if follow.has_begun():
+            follow.folder.ask_to_stop()
+            follow.say("the state is being saved; Ctrl-C again leaves it")
+            with suppress(KeyboardInterrupt):
+                ended.wait(SAVE_SECONDS)
         ray.shutdown()
         interrupt.add_note(follow.where_it_goes_on())
         raise

@@ -230,3 +230,19 @@ def test_torch_generator_is_left_alone(encoded: Path) -> None:
     before = torch.get_rng_state()
     take(loader(encoded, batch_size=2), 3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_split_begins_at_the_same_share_of_the_epoch(encoded: Path) -> None:
+    was = loader(encoded, batch_size=1, rank=0, world_size=1)
+    state = was.state_dict()
+    assert loader(encoded, batch_size=2, rank=0, world_size=1).goes_on_from(state)
+    assert not loader(encoded, batch_size=1, rank=0, world_size=2).goes_on_from(state)
+    assert not loader(encoded, batch_size=1, workers=1).goes_on_from(state)
+    for rank in range(2):  # five samples an epoch each
+        whole = take(loader(encoded, batch_size=1, rank=rank, world_size=2), 15)
+        other = loader(encoded, batch_size=1, rank=rank, world_size=2)
+        other.skip(1.4)
+        assert flat(take(other, 8)) == flat(whole[7:])
+        position = loader(encoded, batch_size=1, rank=rank, world_size=2)
+        position.load_state_dict(other.state_dict())
+        assert position.goes_on_from(other.state_dict())

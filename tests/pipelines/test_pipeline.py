@@ -25,6 +25,7 @@ from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView
 from pipelines.tracking.registry import resolve
 from pipelines.tracking.tracker import client_for
+from pipelines.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """
@@ -72,7 +73,10 @@ def interrupted(folder: Path, database: str) -> str:
     """What `liveedit train` says when Ctrl-C comes while the first stage trains."""
     command = [sys.executable, "-m", "pipelines.cli", "train", "tiny.yaml"]
     process = subprocess.Popen(
-        [*command, f"output={folder / 'out'}", f"tracking.uri={database}", "vae.steps=100000"],
+        [
+            *(*command, f"output={folder / 'out'}", f"tracking.uri={database}"),
+            *("vae.steps=100000", "vae.seed=1"),
+        ],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -135,7 +139,8 @@ def test_every_stage_runs_and_leaves_a_model_that_edits(
     assert report["mean"] == result.metrics
     assert "| gain |" in result.table.read_text()
     assert result.picture.is_file()
-    assert not list((folder / "out" / "checkpoints").iterdir())
+    (of_another_seed,) = (folder / "out" / "checkpoints").iterdir()
+    assert RunFolder(of_another_seed).saved_step() > 0  # that was interrupted, and stays
 
 
 def test_lineage_leads_from_the_model_to_the_data(

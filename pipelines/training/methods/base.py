@@ -6,7 +6,7 @@ B batch, F latents, C channels, h x w latent size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.config.stages import WATCHING
 from pipelines.training.average import Ema
 from pipelines.training.engines import Engine
 
@@ -48,6 +49,15 @@ class Setting:
     def dtype(self) -> torch.dtype:
         """What the networks compute in."""
         return torch.bfloat16 if self.config.compute.precision == "bf16" else torch.float32
+
+    def plain(self) -> dict[str, Any]:
+        """The stage's settings by name, but those that change nothing, and the workers."""
+        values = {
+            f"{self.stage}.{name}": list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self.section).items()
+            if name not in WATCHING
+        }
+        return values | {"compute.workers": self.world_size}
 
     def draw(self, step: int, micro: int) -> Draw:
         return Draw(self, step, micro)

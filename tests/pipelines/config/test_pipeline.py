@@ -120,3 +120,10 @@ def test_one_section_by_itself() -> None:
     assert load_section(EvaluateConfig, ["clips=3", "mask_cache=true"]).clips == 3
     with pytest.raises(ConfigError, match=r"unknown key 'clip'; did you mean clips"):
         load_section(EvaluateConfig, ["clip=3"])
+
+
+def test_an_output_that_is_no_folder_is_refused_in_words() -> None:
+    with pytest.raises(
+        ConfigError, match=r"output=s3://bucket/run is no folder: .* mounted bucket"
+    ):
+        load_config("demo", [DB, "output=s3://bucket/run"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipelines.training.engines import (
     full_weights,
     import_deepspeed,
     learning_rate_at,
+    load_engine,
     make_engine,
     set_learning_rate,
     update,
@@ -110,8 +112,8 @@ def train(compute: ComputeConfig, folder: Path) -> tuple[Any, Any, Ema]:
             critic = make_engine(network(4), compute, STAGE, 1e-2)
             ema = Ema(generator, DECAY)
             for name, engine in (("generator", generator), ("critic", critic)):
-                engine.load_checkpoint(str(folder / name), tag="t")
-            ema.load_state_dict(state)
+                load_engine(engine, folder / name, "t")
+            ema.load_state_dicts([state])
         for engine in (generator, critic):
             set_learning_rate(engine, learning_rate_at(step, STAGE, 1e-2))
         x = batch(step, rank).to(_dtype(compute))
@@ -173,15 +175,26 @@ def compare_bf16(folder: Path) -> None:
 
 
 def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
+    on_ranks(WORLD, function, folder)
+
+
+def on_ranks(
+    world: int, function: Callable[[int, Path], None], folder: Path, start: str = "spawn"
+) -> None:
+    """Forked ranks begin at once, with all that this process has imported."""
     folder.mkdir(exist_ok=True)
-    multiprocessing.spawn(_rank, args=(function, folder), nprocs=WORLD)
+    with tempfile.TemporaryDirectory() as meeting:
+        arguments = (world, function, folder, meeting)
+        multiprocessing.start_processes(_rank, arguments, nprocs=world, start_method=start)
 
 
-def _rank(rank: int, function: Callable[[int, Path], None], folder: Path) -> None:
+def _rank(
+    rank: int, world: int, function: Callable[[int, Path], None], folder: Path, meeting: str
+) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+        "gloo", init_method=f"file://{meeting}/rendezvous", rank=rank, world_size=world
     )
     import_deepspeed()
     try:
