@@ -18,7 +18,6 @@ from data.manifest import read_dataset_info
 from modeling.model_dir import read_config
 from pipelines.config.load import section_plain, to_plain, to_yaml
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.config.stages import WATCHING
 from pipelines.evaluation.evaluate import (
     EditedClip,
     evaluate,
@@ -35,7 +34,13 @@ from pipelines.stages.runner import StageRunner, Work, locked
 from pipelines.stages.start import start_model
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Outbox, Run
-from pipelines.tracking.records import StageRecord, fingerprint_of, training_key, write_json
+from pipelines.tracking.records import (
+    WATCHING,
+    StageRecord,
+    fingerprint_of,
+    training_key,
+    write_json,
+)
 from pipelines.tracking.versions import publish
 from pipelines.training.run_folder import Progress
 from pipelines.training.session import ray_session

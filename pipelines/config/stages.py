@@ -12,14 +12,6 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.rules import above_0, at_least, shares
 
 TRAINED_STAGES = ("vae", "foundation", "causal", "distill")
-# Settings that change nothing of what a training makes.
-WATCHING = ("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints")
-# Settings with which a training may go on that was begun with others.
-MAY_CHANGE = (
-    *("steps", "learning_rate", "critic_learning_rate", "final_learning_rate", "warmup_steps"),
-    *("batch_size", "grad_accumulation", "weight_decay", "betas", "grad_clip"),
-    *WATCHING,
-)
 
 
 @dataclass

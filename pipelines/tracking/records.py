@@ -18,7 +18,15 @@ from typing import Any
 from data.manifest import dataset_hash, read_dataset_info
 from data.store import DatasetError
 from modeling.fingerprint import model_fingerprint
-from pipelines.config.stages import MAY_CHANGE
+
+# Settings that change nothing of what a training makes.
+WATCHING = ("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints")
+# Settings with which a training may go on that was begun with others.
+MAY_CHANGE = (
+    *("steps", "learning_rate", "critic_learning_rate", "final_learning_rate", "warmup_steps"),
+    *("batch_size", "grad_accumulation", "weight_decay", "betas", "grad_clip"),
+    *WATCHING,
+)
 
 
 @dataclass

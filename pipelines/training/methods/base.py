@@ -17,7 +17,7 @@ from torch import Tensor
 from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.config.stages import WATCHING
+from pipelines.tracking.records import WATCHING
 from pipelines.training.average import Ema
 from pipelines.training.engines import Engine
 

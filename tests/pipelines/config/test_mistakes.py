@@ -48,6 +48,7 @@ MINIMA = {
     **{f"{stage}.{key}": 0 for stage in STAGES for key in ("weight_decay", "grad_clip")},
     **{f"{stage}.{key}": 1 for stage in STAGES for key in ("batch_size", "grad_accumulation")},
     **{f"{stage}.{key}": 1 for stage in STAGES for key in ("log_every", "checkpoint_every")},
+    **{f"{stage}.checkpoint_minutes": 0 for stage in STAGES},
 }
 ABOVE_0 = (
     "compute.cpus_per_worker",
@@ -275,7 +276,10 @@ WORDS = [
     ("foundation.steps", "'foundation.steps' is not key=value; write for example "),
     ("=3", "'=3' is not key=value"),
     (" =3", "' =3' is not key=value"),
-    ("model.preset=wan-2b", "model.preset: unknown preset 'wan-2b'; there are demo, wan-1.3b"),
+    (
+        "model.preset=wan-2b",
+        "model.preset: unknown preset 'wan-2b'; there are demo, natural, wan-1.3b",
+    ),
     ("model.transformer.dim=wide", "model.transformer.dim: Value 'wide'"),
     ("model.transformer.dim=190", "model.dim 190 over num_heads 6 gives no even head size; choose"),
     ("model.vae.mean=[0.0]", "model.vae.mean has 1 values for 16 latent channels; give one"),

@@ -54,7 +54,10 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
         ("compute.precision=fp17", r"compute.precision: .*fp17"),
         ("vae=null", r"vae"),
         ("foundation.steps", r"'foundation.steps' is not key=value"),
-        ("model.preset=wan-2b", r"unknown preset 'wan-2b'; there are demo, wan-1.3b, wan-14b"),
+        (
+            "model.preset=wan-2b",
+            r"unknown preset 'wan-2b'; there are demo, natural, wan-1.3b, wan-14b",
+        ),
         ("data.frames=32", r"data.frames=32 is not 4n-3 .* use 21 or 33"),
         ("data.frames=25", r"data.frames=25 .* use 21 or 33"),
         ("data.pairs=0", r"data.pairs=0 is too small; use 1 or more"),
