@@ -58,21 +58,24 @@ class RayBackend:
         while True:
             stream = f"{opening.session}-{opening.epoch}-{next(self._numbers)}"
             opening = replace(opening, stream=stream)
+            placed = False
             try:
                 async with aclosing(self._placed(opening)) as places:
                     async for place in places:
                         if isinstance(place, Queued):
                             yield place
                             continue
+                        placed = True
                         async for event in self._edit(place, opening, take):
                             yield event
                         return
             except TimeoutError:  # as many sessions as Serve lets it have
                 message = "every editor is busy; try again later"
                 raise WireError("at_capacity", message, RETRY_AFTER_S) from None
-            except WireError as error:  # it has no room by its own, newer measure
-                tries += 1
-                if error.code != "at_capacity" or tries == TRIES:
+            except WireError as error:
+                # An editor that has no room by its own, newer measure; the hub's word is the last.
+                tries += placed
+                if not placed or error.code != "at_capacity" or tries == TRIES:
                     raise
                 await asyncio.sleep(ASKS_S)
             finally:

@@ -330,7 +330,7 @@ async def test_only_opened_answers_open(answer: str) -> None:
         ("ws://h:1/", "ws://h:1/v1/stream"),
         ("http://h", "ws://h/v1/stream"),
         ("https://h?token=t", "wss://h/v1/stream?token=t"),
-        ("wss://h/other", "wss://h/other"),
+        ("wss://h/other", "wss://h/other/v1/stream"),
         ("ws://h/v1/stream#x", "ws://h/v1/stream"),
     ],
 )

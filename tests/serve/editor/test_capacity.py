@@ -42,7 +42,7 @@ def takes(made: Capacity, *openings: Opening) -> list[bool]:
 
 def test_the_share_is_compute_per_second_of_video() -> None:
     made = capacity(0.21)
-    made.admit(opening("a"))
+    name = made.admit(opening("a"))
     # A chunk of 12 frames lasts 0.75 s at 16 frames a second.
     assert made.load == pytest.approx(0.28)
     made.admit(opening("b", fps=4.0))
@@ -50,8 +50,8 @@ def test_the_share_is_compute_per_second_of_video() -> None:
     with pytest.raises(WireError, match=r"2 sessions use 35% of this editor.* need 56%"):
         made.admit(opening("c", fps=32.0))
     assert len(made.loads) == 2
-    made.release("a")
-    made.release("a")  # twice, once counted
+    made.release(name)
+    made.release(name)  # twice, once counted
     assert made.load == pytest.approx(0.07)
 
 
@@ -76,7 +76,7 @@ def test_the_border_itself_is_taken() -> None:
 def test_the_first_session_is_taken_however_slow_the_machine_is() -> None:
     made = capacity(100.0)
     assert takes(made, opening("a"), opening("b")) == [True, False]
-    made.release("a")
+    made.release(*made.loads)
     assert takes(made, opening("b")) == [True]
 
 
@@ -97,7 +97,38 @@ def test_unmeasured_capacity_only_counts() -> None:
 def test_what_was_refused_is_not_counted() -> None:
     made = capacity(0.3001)
     takes(made, opening("a"), *(opening(str(n)) for n in range(20)))
-    made.release("a")
+    made.release(*made.loads)
+    assert made.load == 0
+
+
+def test_a_streams_share_follows_what_its_own_chunks_cost() -> None:
+    """Not what was thought when it was let in, nor what another's of the same size cost."""
+    made = capacity(0.1)
+    dear, cheap = made.admit(opening("a")), made.admit(opening("b"))
+    for _ in range(200):
+        made.observe(SIZE, 0.45, dear)
+    assert made.share(dear) == pytest.approx(0.45 * 16 / 12)
+    assert made.share(cheap) == pytest.approx(0.1 * 16 / 12)
+    assert made.load == pytest.approx(0.55 * 16 / 12)
+    # A new one would cost what chunks of its size cost now: 0.6, of which 0.07 is left.
+    assert takes(made, opening("c")) == [False]
+    before = made.share(cheap)
+    made.observe(SIZE, 1.1, cheap)
+    assert made.share(cheap) == pytest.approx(0.9 * before + 0.1 * 1.1 * 16 / 12)
+
+
+def test_each_stream_of_a_session_is_released_by_itself() -> None:
+    """The older one's end does not free the place of the newer."""
+    made = capacity(0.1)
+    old, new = made.admit(opening("a")), made.admit(opening("a"))
+    assert made.load == pytest.approx(2 * 0.1 * 16 / 12)
+    made.release(old)
+    assert list(made.loads) == [new]
+    assert made.load == pytest.approx(0.1 * 16 / 12)
+    named = made.admit(replace(opening("a"), stream="a-0-7"))
+    assert named == "a-0-7"  # the name that the hub knows it by
+    made.release(named)
+    made.release(new)
     assert made.load == 0
 
 
@@ -129,13 +160,14 @@ def test_an_unknown_size_costs_by_area_from_the_nearest() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=30))
 def test_the_load_is_that_of_the_sessions_that_are_there(steps: list[tuple[str, bool]]) -> None:
-    made, there = capacity(0.1, max_sessions=4), set[str]()
+    made, there = capacity(0.1, max_sessions=4), dict[str, str]()
     for name, comes in steps:
         if not comes:
-            made.release(name)
-            there.discard(name)
-        elif name not in there and takes(made, opening(name)) == [True]:
-            there.add(name)
+            made.release(there.pop(name, "unknown"))
+        elif name not in there and len(there) == 4:
+            assert takes(made, opening(name)) == [False]
+        elif name not in there:
+            there[name] = made.admit(opening(name))
         assert len(made.loads) == len(there)
         assert made.load == pytest.approx(len(there) * 0.1 * 16 / 12)
         assert len(there) <= 4

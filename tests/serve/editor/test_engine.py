@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,10 @@ import torch
 
 from modeling.streaming.state import StreamState
 from serve.editor.engine import Engine
+from serve.editor.stream import FURTHEST_S, EditorStream
 from serve.metrics import EditorMetrics
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, Moved, Opening, Ready, Work
+from serve.wire.work import Edited, Moved, Opening, Ready, Take, Work
 from tests.known_editors import assert_edited, block_clip, expected_edit, known_editor
 
 pytestmark = pytest.mark.anyio
@@ -144,25 +143,80 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
     assert np.abs(edited[0].frames.astype(int) - wanted).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("mode", "fps", "patience"),
-    [("live", 12.0, 1.0), ("live", 24.0, 0.5), ("live", 6.0, 2.0), ("lossless", 12.0, 5.0)],
-)
-async def test_a_live_chunk_is_due_when_the_next_is_there(
-    engine: Engine, mode: Any, fps: float, patience: float
-) -> None:
-    """Within a chunk's time, and frames ahead of theirs within two. What opens comes first."""
+class Time:
+    """What `due` takes for the time."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    made = Time()
+    monkeypatch.setattr("serve.editor.stream.time", made)
+    return made
+
+
+async def dues(engine: Engine, opening: Opening, take: Take) -> list[float]:
+    """When each job of a stream was due, in the order in which they were asked for."""
     asked: list[float] = []
     run = engine.scheduler.run
 
     def record(function: Any, *, due: float, **named: Any) -> Any:
-        asked.append(due and due - time.monotonic())
+        asked.append(due)
         return run(function, due=due, **named)
 
     engine.scheduler.run = record  # type: ignore[method-assign]
-    await events(engine, replaced(mode=mode, fps=fps), *WORKS[:3], work(2, 21, 0, last=True))
+    async for _ in engine.edit(opening, take):
+        pass
+    return asked
+
+
+PATIENCE = [("live", 12.0, 1.0), ("live", 24.0, 0.5), ("live", 6.0, 2.0), ("lossless", 12.0, 5.0)]
+GIVEN = [*WORKS[:3], work(2, 21, 0, last=True)]  # 9, 4 ahead, 8 and 0 frames
+
+
+@pytest.mark.parametrize(("mode", "fps", "patience"), PATIENCE)
+@pytest.mark.parametrize("faster", [0.5, 1.0, 1.09])
+async def test_a_live_chunk_is_due_when_the_next_is_there(
+    engine: Engine, clock: Time, mode: Any, fps: float, patience: float, faster: float
+) -> None:
+    """Within a chunk's time, and frames ahead of theirs within two. What opens comes first."""
+    source, came = Source(*GIVEN), list[float]()
+
+    async def take() -> Work:
+        if came:  # a frame, or as many as it has just sent, before the next
+            clock.now += len(GIVEN[len(came) - 1].frames) / fps / faster
+        came.append(clock.now)
+        return await source.take()
+
+    asked = await dues(engine, replaced(mode=mode, fps=fps), take)
     ahead = 2 * patience if mode == "live" else patience
-    assert asked == pytest.approx([0.0, patience, ahead, patience, patience], abs=0.1)
+    more = np.array([patience, ahead, patience, patience])
+    wanted = np.array(came) + more
+    assert asked == pytest.approx([0.0, *wanted])
+
+
+@pytest.mark.parametrize(("mode", "fps", "patience"), PATIENCE)
+async def test_who_sends_faster_than_it_said_is_due_when_it_said(
+    engine: Engine, clock: Time, mode: Any, fps: float, patience: float
+) -> None:
+    """All at once: each job counts from when its frames would come, a tenth faster at most."""
+    asked = await dues(engine, replaced(mode=mode, fps=fps), Source(*GIVEN).take)
+    ahead = 2 * patience if mode == "live" else patience
+    turns = 1000.0 + np.array([0, 9, 13, 21]) / (1.1 * fps)
+    wanted = turns + np.array([patience, ahead, patience, patience])
+    assert asked == pytest.approx([0.0, *wanted])
+
+
+async def test_nobody_is_put_back_for_ever(clock: Time) -> None:
+    stream = EditorStream(replaced(mode="live", fps=1.0), 12)
+    for _ in range(20):
+        stream.due(12, 1.0)
+    assert stream.due(12, 1.0) == pytest.approx(1000.0 + FURTHEST_S + 12.0)
+    stream.close()
 
 
 async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:
@@ -243,26 +297,46 @@ async def test_a_broken_device_makes_the_engine_unhealthy(engine: Engine) -> Non
         engine.check()
 
 
-async def test_a_job_that_never_ends_makes_the_engine_unhealthy(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cost", "limit"), [(0.1, 120.0), (25.0, 250.0)])
+async def test_a_chunk_that_never_ends_makes_the_engine_unhealthy(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, cost: float, limit: float
 ) -> None:
-    gate = threading.Event()
-    running = asyncio.create_task(engine.scheduler.run(partial(gate.wait, 20), due=0.0))
-    while engine.scheduler.running_since is None:
+    """After two minutes, or ten times what it is thought to cost: a long chunk is not stuck."""
+    gate, inside = threading.Event(), threading.Event()
+    decode = engine.editor.vae.decode
+
+    def stand(*args: Any, **named: Any) -> Any:
+        inside.set()
+        gate.wait(20)
+        return decode(*args, **named)
+
+    engine.editor.vae.decode = stand  # type: ignore[method-assign, assignment]
+    engine.capacity.observe((32, 48), cost)
+    session = asyncio.create_task(events(engine, OPENING, *WORKS))
+    while not inside.is_set():
         await asyncio.sleep(0.001)
     waiting = asyncio.create_task(engine.scheduler.run(int, due=0.0))
     await asyncio.sleep(0)
-    engine.check()  # it may take a while
     metrics = EditorMetrics()
     engine.gauge(metrics)
     assert metrics.registry.get_sample_value("liveedit_editor_queue") == 1
-    now = time.monotonic()
-    monkeypatch.setattr("time.monotonic", lambda: now + 3600)
-    with pytest.raises(RuntimeError, match="running for more than"):
+    since = engine.scheduler.running_since
+    assert since is not None
+    monkeypatch.setattr("time.monotonic", lambda: since + limit - 0.1)
+    engine.check()  # it may take a while
+    monkeypatch.setattr("time.monotonic", lambda: since + limit + 0.1)
+    with pytest.raises(RuntimeError, match=f"running for more than {limit:g} s"):
         engine.check()
     monkeypatch.undo()
+    # Its session is over, so that it does not do the same to the next editor.
+    with pytest.raises(WireError, match="running for more than") as raised:
+        await session
+    assert raised.value.code == "internal"
+    assert len(engine.capacity.loads) == 1  # what still takes the accelerator is counted
     gate.set()
-    await asyncio.gather(running, waiting)
+    await waiting
+    while engine.capacity.loads:
+        await asyncio.sleep(0.01)
     engine.check()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,22 @@ from ray.serve.exceptions import BackPressureError
 
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
+from serve.scaling.decisions import Editor, Request, Stream
+from serve.scaling.placement import Answer, Placement, Scale
 from serve.wire.link import Address, EditorLink, Inbox
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, EditorLostError, Moved, Opening, Ready, Refused, Work
+from serve.wire.work import (
+    Edited,
+    EditorLostError,
+    Moved,
+    Opening,
+    Queued,
+    Ready,
+    Refused,
+    Superseded,
+    SupersededError,
+    Work,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -45,20 +59,52 @@ class Call:
 
 
 class Handle:
-    """A deployment handle whose n-th call goes to the n-th replica, the last one again."""
+    """A deployment handle whose n-th call goes to the n-th replica, the last one again.
+
+    `chosen` are the editors that the calls were for.
+    """
 
     def __init__(self, *replicas: Replica) -> None:
-        self.replicas, self.calls = replicas, list[Call]()
+        self.replicas, self.calls, self.chosen = replicas, list[Call](), list[str]()
+        self.openings: list[Opening] = []
         self.edit = self
 
-    def options(self, *, stream: bool) -> Handle:
-        assert stream
+    def options(self, *, stream: bool | None = None, session_id: str | None = None) -> Handle:
+        if session_id is None:
+            assert stream
+        else:
+            self.chosen.append(session_id)
         return self
 
     def remote(self, opening: Opening, address: Address) -> Call:
         replica = self.replicas[min(len(self.calls), len(self.replicas) - 1)]
+        self.openings.append(opening)
         self.calls.append(Call(replica(opening, address)))
         return self.calls[-1]
+
+
+class Hub:
+    """`placement.Places` on a placement of its own, with one empty editor."""
+
+    def __init__(self) -> None:
+        self.placement = Placement(Scale())
+        self.placement.report(Editor("a", 12, 1))
+        self.asked: list[Request] = []
+        self.over: list[str] = []
+
+    async def ask(self, request: Request) -> Answer:
+        self.asked.append(request)
+        return self.placement.ask(request)
+
+    async def released(self, stream: str) -> None:
+        self.over.append(stream)
+        self.placement.released(stream)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again without a pause that a test would wait for."""
+    monkeypatch.setattr(ray_backend, "ASKS_S", 0.01)
 
 
 def work(number: int, last: bool = False) -> Work:
@@ -108,9 +154,11 @@ def raising(error: Exception, *, after: int | None = None) -> Replica:
     return replica
 
 
-async def run(*replicas: Replica, works: int = 3) -> tuple[list[Any], Handle]:
-    handle = Handle(*replicas)
-    backend = RayBackend(handle, Inbox("127.0.0.1"))  # type: ignore[arg-type]
+async def run(
+    *replicas: Replica, works: int = 3, hub: Hub | None = None, opening: Opening = OPENING
+) -> tuple[list[Any], Handle]:
+    handle, hub = Handle(*replicas), hub or Hub()
+    backend = RayBackend(handle, Inbox("127.0.0.1"), hub)  # type: ignore[arg-type]
     given = iter([work(n, n == works - 1) for n in range(works)])
 
     async def take() -> Work:
@@ -118,13 +166,16 @@ async def run(*replicas: Replica, works: int = 3) -> tuple[list[Any], Handle]:
 
     events = []
     try:
-        async with asyncio.timeout(20), aclosing(backend.edit(OPENING, take)) as stream:
+        async with asyncio.timeout(20), aclosing(backend.edit(opening, take)) as stream:
             async for event in stream:
                 events.append(event)
     finally:
         await asyncio.sleep(0)
         assert all(call.cancelled for call in handle.calls), "a call was left behind"
         assert backend.inbox._slots == {}, "a slot was left behind"
+        assert hub.over == list(dict.fromkeys(asked.stream for asked in hub.asked))
+        assert hub.placement.waiting == 0
+        assert all(not e.streams for e in hub.placement.editors), "a place was left behind"
     return events, handle
 
 
@@ -134,13 +185,74 @@ async def test_a_stream_is_one_call_and_its_chunks_go_over_the_link() -> None:
     assert [chunk.number for chunk in chunks] == [0, 1, 2]
     assert [int(chunk.frames.max()) for chunk in chunks] == [0, 1, 2]
     assert len(handle.calls) == 1
+    assert handle.chosen == ["a"]
+
+
+async def test_a_stream_asks_for_what_it_is() -> None:
+    hub = Hub()
+    opening = replace(OPENING, session="x", epoch=3, waits=True, again=True)
+    _, handle = await run(good, hub=hub, opening=opening)
+    (asked,), (given,) = hub.asked, handle.openings
+    assert asked == Request(given.stream, "x", (4, 6), 16.0, epoch=3, waits=True, again=True)
+    assert given == replace(opening, stream=asked.stream)
+
+
+async def test_who_waits_hears_its_place_until_there_is_room() -> None:
+    hub = Hub()
+    busy = Editor("a", 12, 1, {"other": Stream("other", 0.1)})
+    hub.placement.report(busy)
+    calls: list[int] = []
+
+    async def ask(request: Request) -> Answer:
+        calls.append(1)
+        if len(calls) == 3:
+            hub.placement.report(Editor("a", 12, 1))
+        hub.asked.append(request)
+        return hub.placement.ask(request)
+
+    hub.ask = ask  # type: ignore[method-assign]
+    events, handle = await run(good, hub=hub, opening=replace(OPENING, waits=True))
+    assert [type(event) for event in events] == [Queued] * 2 + [Ready] + [Edited] * 3
+    assert events[0].place == 1
+    assert events[0].expected_s > 0
+    assert len({asked.stream for asked in hub.asked}) == 1  # it keeps its place in the line
+    assert handle.chosen == ["a"]
+
+
+async def test_who_does_not_wait_is_refused_without_asking_an_editor() -> None:
+    hub = Hub()
+    hub.placement.report(Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    backend_calls = []
+
+    def called(opening: Opening, address: Address) -> AsyncGenerator[Any]:
+        backend_calls.append(opening)
+        return good(opening, address)
+
+    backend = RayBackend(Handle(called), Inbox("127.0.0.1"), hub)  # type: ignore[arg-type]
+    with pytest.raises(WireError, match="no editor has room") as raised:
+        await anext(backend.edit(OPENING, asyncio.Event().wait))  # type: ignore[arg-type]
+    assert (raised.value.code, raised.value.retry_after_s) == ("at_capacity", 5.0)
+    assert not backend_calls
+    assert len(hub.asked) == 1  # once: every ask counts as demand of its own
+
+
+async def test_who_gives_up_in_the_queue_leaves_it() -> None:
+    hub = Hub()
+    hub.placement.report(Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    backend = RayBackend(Handle(good), Inbox("127.0.0.1"), hub)  # type: ignore[arg-type]
+    stream = backend.edit(replace(OPENING, waits=True), asyncio.Event().wait)  # type: ignore[arg-type]
+    assert isinstance(await anext(stream), Queued)
+    assert hub.placement.waiting == 1
+    await stream.aclose()
+    assert hub.placement.waiting == 0
 
 
 @pytest.mark.parametrize("refusals", [1, 3])
 async def test_an_editor_that_has_no_room_is_passed_over(refusals: int) -> None:
     (ready, *_), handle = await run(*[refusing("at_capacity")] * refusals, good)
     assert ready == READY
-    assert len(handle.calls) == refusals + 1
+    assert len(handle.calls) == len(handle.chosen) == refusals + 1
+    assert len({opening.stream for opening in handle.openings}) == refusals + 1
 
 
 async def test_no_room_anywhere_is_said() -> None:
@@ -153,6 +265,14 @@ async def test_another_refusal_is_the_answer() -> None:
     with pytest.raises(WireError) as raised:
         await run(refusing("internal"), good)
     assert (raised.value.code, str(raised.value)) == ("internal", "no")
+
+
+async def test_a_stream_that_a_newer_one_ended_says_so() -> None:
+    async def superseded(opening: Opening, address: Address) -> AsyncGenerator[Any]:
+        yield Superseded()
+
+    with pytest.raises(SupersededError):
+        await run(superseded)
 
 
 async def test_no_answer_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

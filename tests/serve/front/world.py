@@ -178,7 +178,7 @@ class StoreLink(LocalStore):
             self.world.committed = progress.edited
         return held
 
-    async def beat(self, held: list[tuple[str, int]]) -> list[str]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         return [] if self.dead else await super().beat(held)
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,22 +12,27 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from serve.hub import hub
-from serve.hub.hub import GONE_S, Hub, HubStore, Report
-from serve.hub.records import Entry, Header, Progress
+from serve.hub.hub import GONE_S, Hub, HubStore, Orders, Report
+from serve.hub.records import Entry, Header, Progress, Shape
 from serve.metrics import Metrics
+from serve.scaling.decisions import Editor, Request, Stream
+from serve.scaling.placement import Full, Placed, Waiting
+from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 
 pytestmark = pytest.mark.anyio
 
 HEADER = Header(Opening("s", "red", 48, 32, 16.0, "lossless"), "jpeg", Ready("m", 12, 9, 0))
+SETTINGS = ServeSettings("demo", link_host="127.0.0.1", max_editors=3)
+SHAPE = Shape(48, 32, "lossless", "jpeg")
 PROGRESS = Progress(9, 9, "red", "red", b"state")
 MODEL = {"name": "m version 3", "width": 48}
 
 
 @pytest.fixture
 async def actor() -> AsyncIterator[Hub]:
-    made = Hub("app", 60.0)
+    made = Hub("app", SETTINGS)
     yield made
     made._watching.cancel()
 
@@ -60,18 +66,48 @@ async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.Monke
 
 async def test_a_replica_hears_that_it_has_to_stop(actor: Hub) -> None:
     actor._stopping = {"a"}
-    assert await actor.report(report("a"))
-    assert not await actor.report(report("b"))
+    assert (await actor.report(report("a"))).leave
+    assert not (await actor.report(report("b"))).leave
+
+
+async def test_an_editor_hears_how_many_are_wanted_and_whether_it_goes(actor: Hub) -> None:
+    full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
+    told = await actor.report(replace(report("a", MODEL), editor=full))
+    assert told == Orders(leave=False, go=False, wanted=1)
+    assert isinstance(await actor.ask(Request("y", "t", (32, 48), 16.0)), Full)
+    assert (await actor.report(replace(report("a", MODEL), editor=full))).wanted == 2
+    waits = Request("z", "u", (32, 48), 16.0, waits=True)
+    assert isinstance(await actor.ask(waits), Waiting)
+    await actor.report(replace(report("b", MODEL), editor=replace(full, name="b", streams={})))
+    assert await actor.ask(waits) == Placed("b")
+    await actor.released("z")
+    # Nobody else may go while three are wanted, and one that Serve stops is not asked to.
+    actor._stopping = {"b"}
+    told = await actor.report(replace(report("b", MODEL), editor=replace(full, name="b")))
+    assert (told.leave, told.go) == (True, False)
+
+
+async def test_fronts_finish_before_the_application_has_stopped(actor: Hub) -> None:
+    assert await actor.report(replace(report("front"), connections=2)) == Orders(leave=False)
+    await actor.report(replace(report("editor", MODEL), editor=Editor("editor", 12, 1)))
+    assert not await actor.stop()
+    told = await actor.report(replace(report("front"), connections=1))
+    assert told.stop
+    assert not await actor.stop()
+    await actor.report(replace(report("front"), connections=0))
+    assert await actor.stop()
 
 
 async def test_sessions_are_those_of_the_store(actor: Hub) -> None:
     token = await actor.create(HEADER)
     assert actor.store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
-    assert (await actor.claim(token, 0)).epoch == 1
-    assert await actor.beat([(token, 0)]) == [token]
+    assert (await actor.claim(token, 0, SHAPE)).epoch == 1
+    assert await actor.beat([(token, 0)]) == [(token, 0)]
+    with pytest.raises(WireError, match="has width 48, open says 64"):
+        await actor.claim(token, 0, replace(SHAPE, width=64))
     await actor.release(token, 1, True)
-    with pytest.raises(WireError):
-        await actor.claim(token, 0)
+    with pytest.raises(WireError, match="unknown"):
+        await actor.claim(token, 0, SHAPE)
     assert (await actor.commits()).port == (await actor.commits()).port
 
 
@@ -86,9 +122,12 @@ async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.Monke
             return SimpleNamespace(remote=remote)
 
     monkeypatch.setattr(hub, "hub_actor", lambda *_: Down())
-    store = HubStore("app", 60.0)
+    store = HubStore("app", SETTINGS)
     assert await store.commit("token", 0, HEADER, PROGRESS, []) is True
     assert await store.beat([("token", 0)]) == []
     await store.release("token", 0)
+    # Any editor will do: it decides itself whether it has room.
+    assert await store.ask(Request("x", "s", (32, 48), 16.0)) == Placed("")
+    await store.released("x")
     with pytest.raises(ActorUnavailableError):
         await store.create(HEADER)

@@ -141,7 +141,7 @@ def test_a_lost_holders_beat_keeps_nothing(store: SessionStore, clock: Clock) ->
     token = store.create(HEADER)
     store.claim(token, 0)
     clock.now = 70.0
-    assert store.beat([(token, 0), ("unknown", 0)]) == [token]
+    assert store.beat([(token, 0), ("unknown", 0)]) == [(token, 0)]
     clock.now = 81.0
     assert len(store) == 0
 
