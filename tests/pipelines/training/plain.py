@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +83,7 @@ class PlainEngine:
         self.losses: list[float] = []
         self.forwards = 0  # a network that steps must be called through its engine
         self.micro = 0
+        self._config = SimpleNamespace(load_universal_checkpoint=None)
         self.norm: Tensor | None = None
 
     def __call__(self, *args: Any) -> Any:
@@ -105,6 +107,9 @@ class PlainEngine:
 
     def get_global_grad_norm(self) -> Tensor | None:
         return self.norm
+
+    def zero_optimization(self) -> bool:
+        return False
 
     def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
         place = Path(folder) / tag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from rich.console import Console
 
 from pipelines.stages import progress as progress_module
 from pipelines.stages.progress import StageView
-from pipelines.training import follower as module
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import Progress, RunFolder
 
@@ -55,36 +55,59 @@ def test_reports_come_back_whole_and_once(folder: RunFolder) -> None:
 def test_a_new_start_forgets_reports_and_refusals_and_keeps_the_rest(folder: RunFolder) -> None:
     folder.report(REPORT)
     folder.refuse("of no use")
+    folder.say("goes on")
+    folder.ask_to_stop()
+    assert folder.is_to_stop()
     assert folder.refusal() == "of no use"
     (folder.path / "checkpoint").mkdir()
     folder.open()
     assert folder.refusal() is None
-    assert folder.reports(0) == ([], 0)
+    assert folder.reports(0) == folder.said(0) == ([], 0)
+    assert not folder.is_to_stop()
     assert (folder.path / "checkpoint").is_dir()
     folder.remove()
     assert not folder.path.exists()
 
 
+def test_what_is_said_comes_back_whole_and_once(folder: RunFolder) -> None:
+    assert folder.said(0) == ([], 0)
+    folder.say("größer")
+    folder.say("goes on")
+    found, offset = folder.said(0)
+    assert found == ["größer", "goes on"]
+    with (folder.path / "said.txt").open("a") as file:
+        file.write("a line that is being wri")
+    assert folder.said(offset) == ([], offset)
+    folder.say("tten")
+    assert folder.said(offset)[0] == ["a line that is being written"]
+
+
 def test_a_part_is_there_while_it_is_saved(folder: RunFolder) -> None:
-    assert not folder.is_saving()
+    def parts() -> list[Path]:
+        return sorted(folder.path.glob(".*"))
+
+    assert parts() == []
     with folder.part(0) as mine, folder.part(1) as other:
-        assert mine != other
         assert mine.is_dir()
         assert mine.parent == folder.path  # on the disk that must hold it anyway
-        assert folder.is_saving()
-    assert not folder.is_saving()
+        assert parts() == [mine, other]
+    assert parts() == []
     with pytest.raises(OSError, match="full"), folder.part(0):
         raise OSError("full")
-    assert not folder.is_saving()
+    assert parts() == []
     (folder.path / mine.name).mkdir()  # what a worker left that was killed
     folder.clear_part(1)
-    assert folder.is_saving()
+    assert parts() == [mine]
     folder.clear_part(0)
-    assert not folder.is_saving()
+    assert parts() == []
 
 
-def follower(folder: RunFolder, on_progress: Callable[[Progress], None] | None = None) -> Follower:
-    return Follower("causal", folder, on_progress)
+def follower(
+    folder: RunFolder,
+    on_progress: Callable[[Progress], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Follower:
+    return Follower("causal", folder, on_progress, say)
 
 
 def test_every_report_is_passed_on_once(folder: RunFolder) -> None:
@@ -102,59 +125,49 @@ def test_every_report_is_passed_on_once(folder: RunFolder) -> None:
     assert [report.step for report in seen] == [3, 4, 5]
 
 
+def test_what_workers_say_is_passed_on_once_under_the_stages_name(folder: RunFolder) -> None:
+    heard: list[str] = []
+    follow = follower(
+        folder, on_progress=lambda report: heard.append(report.line()), say=heard.append
+    )
+    folder.report(REPORT)
+    folder.say("goes on from its checkpoint at step 2")
+    follow()
+    follow()
+    assert heard == ["causal: goes on from its checkpoint at step 2", REPORT.line()]
+    folder.say("a second thing")
+    follow()
+    assert heard[2:] == ["causal: a second thing"]
+
+
 def test_without_a_listener_lines_go_to_stderr(folder: RunFolder, capsys: Any) -> None:
     follow = follower(folder)
     folder.report(REPORT)
+    folder.say("goes on")
     follow()
-    assert capsys.readouterr() == ("", f"causal: {REPORT.line()}\n")
+    assert capsys.readouterr() == ("", f"causal: goes on\ncausal: {REPORT.line()}\n")
 
 
-def test_ctrl_c_waits_for_a_checkpoint_but_not_for_ever(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    clock = [0.0]
+def test_a_training_has_begun_with_its_first_report(folder: RunFolder) -> None:
+    follow = follower(folder, on_progress=lambda report: None)
+    folder.say("goes on")
+    assert not follow.has_begun()
+    folder.report(REPORT)
+    assert follow.has_begun()
+    follow()
+    assert follow.has_begun()  # also when all reports were passed on
 
-    def sleep(seconds: float) -> None:
-        clock[0] += seconds
 
-    here = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
-    monkeypatch.setattr(module, "time", here)
+def test_where_it_goes_on(folder: RunFolder) -> None:
     follow = follower(folder)
-    follow.let_checkpoint_finish()
-    assert clock[0] == 0
-    assert capsys.readouterr().err == ""
-    with folder.part(0):
-        follow.let_checkpoint_finish()
-    assert clock[0] == pytest.approx(60, abs=0.2)
-    assert "a checkpoint is being written; Ctrl-C again leaves it" in capsys.readouterr().err
-
-    def saved(seconds: float) -> None:
-        sleep(seconds)
-        folder.clear_part(0)
-
-    clock[0], here.sleep = 0.0, saved
-    with folder.part(0):
-        follow.let_checkpoint_finish()
-    assert clock[0] == pytest.approx(0.1)
-
-    def interrupted(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    here.sleep = interrupted
-    with folder.part(0):
-        follow.let_checkpoint_finish()  # a second Ctrl-C leaves it
-
-
-@pytest.mark.parametrize(
-    ("step", "words"),
-    [(40, "its checkpoint at step 40"), (0, "its beginning, with no checkpoint yet")],
-)
-def test_where_it_goes_on(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, step: int, words: str
-) -> None:
-    monkeypatch.setattr(folder, "saved_step", lambda: step)
-    told = follower(folder).where_it_goes_on()
-    assert told == f"Stage causal was stopped; the same command goes on from {words}"
+    told = "Stage causal was stopped; the same command goes on from"
+    assert follow.where_it_goes_on() == f"{told} its beginning, with no checkpoint yet"
+    for number, step in ((1, 20), (3, 40), (2, 30)):
+        saved = folder.path / f"checkpoint_00000{number}"
+        saved.mkdir()
+        (saved / "manifest-0.json").write_text(json.dumps({"step": step}))
+    (folder.path / "checkpoint_000004").mkdir()  # whose upload was cut off
+    assert follow.where_it_goes_on() == f"{told} its checkpoint at step 40"
 
 
 @pytest.fixture

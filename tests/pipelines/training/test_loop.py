@@ -107,7 +107,9 @@ class Bench:
     def training(self, saved: Path | None = None, rank: int = 0, world_size: int = 1) -> Training:
         folder = RunFolder(self.folder)
         folder.open()
-        return Training(self.setting(rank, world_size), folder, saved)
+        if saved is not None:
+            shutil.copytree(saved, self.folder / "checkpoint_000000")
+        return Training(self.setting(rank, world_size), folder)
 
     def run(self, saved: Path | None = None) -> dict[str, Any]:
         return self.training(saved).run(self.job(), self.keep)
@@ -120,6 +122,10 @@ class Bench:
     @property
     def reports(self) -> list[Progress]:
         return RunFolder(self.folder).reports(0)[0]
+
+    @property
+    def said(self) -> list[str]:
+        return RunFolder(self.folder).said(0)[0]
 
 
 @pytest.fixture
@@ -365,11 +371,13 @@ def test_a_resumed_training_equals_an_unbroken_one(bench: Callable[..., Bench], 
     whole = bench(stage, "whole").set(**given)
     whole.run()
     assert [step for step, _ in whole.saved] == [2, 4]
+    assert whole.said == []
     for done, saved in whole.saved:
         rest = bench(stage, f"rest-{done}").set(**given)
         rest.run(saved)
         assert [report.step for report in rest.reports] == list(range(done + 1, 7))
         assert [report.resumed for report in rest.reports] == [True] + [False] * (5 - done)
+        assert rest.said == [f"goes on from its checkpoint at step {done}"]  # nothing else changed
         for mine, right in zip(rest.reports, whole.reports[done:], strict=True):
             for name, value in mine.metrics.items():
                 assert name == "seconds_per_step" or value == right.metrics[name], name
@@ -394,10 +402,11 @@ def test_a_checkpoint_of_something_else_is_refused(
     def other(name: str) -> Bench:
         return bench("foundation", name).set(steps=3)
 
-    other("same").training(saved)
+    same = other("same").training(saved)
+    assert (same.done, same.epochs) == (2, pytest.approx(2 / PAIRS))
     run = other("zero")
     run.config.compute.zero_stage = 1
-    with pytest.raises(ValueError, match=r"compute.zero_stage was 2 and is 1; set it back, or del"):
+    with pytest.raises(ValueError, match=r"compute.zero_stage was 2 and is 1; set .*, or move"):
         run.training(saved)
     run = other("bf16")
     run.config.compute.precision = "bf16"
@@ -406,9 +415,9 @@ def test_a_checkpoint_of_something_else_is_refused(
     run = bench("distill", "networks").set(steps=3)
     with pytest.raises(ValueError, match=r"networks was \['transformer'\] and is \['critic', 'gen"):
         run.training(saved)
-    run = other("workers")
-    with pytest.raises(ValueError, match=r"written by 1 workers .* go on with 2; .*workers=1, or"):
-        run.training(saved, rank=1, world_size=2)
+    run = other("steps").set(steps=1)
+    with pytest.raises(ValueError, match=r"taken after 2 steps and foundation.steps is 1; set it"):
+        run.training(saved)
     run = other("data")
     run.dataset = write(tmp_path / "other content", first=50)  # of the same size
     with pytest.raises(ValueError, match="saved with dataset"):
@@ -530,8 +539,8 @@ def test_a_setting_is_the_job(bench: Callable[..., Bench]) -> None:
 
 @pytest.fixture
 def ray_worker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What Ray Train tells a worker; `checkpoint` is the folder of the one to go on from."""
-    told = SimpleNamespace(checkpoint=None, reported=[], waited=0)
+    """What Ray Train tells a worker; it keeps checkpoints in the folder `keep`."""
+    told = SimpleNamespace(reported=[], waited=0)
 
     def wait(mode: Any) -> None:
         assert mode == loop.ray.train.CheckpointConsistencyMode.COMMITTED
@@ -539,12 +548,11 @@ def ray_worker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def report(metrics: dict[str, Any], checkpoint: Any) -> None:
         told.reported.append(metrics)
-        shutil.copytree(checkpoint.path, told.keep)
+        shutil.copytree(checkpoint.path, told.keep / f"checkpoint_{metrics['step']:06}")
 
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(loop.ray.train, "get_checkpoint", lambda: told.checkpoint)
     monkeypatch.setattr(loop.ray.train, "get_all_reported_checkpoints", wait)
     monkeypatch.setattr(loop.ray.train, "report", report)
     return told
@@ -554,23 +562,52 @@ def test_a_worker_of_ray_goes_on_from_its_checkpoint(
     bench: Callable[..., Bench],
     scripted: Callable[..., Scripted],
     ray_worker: SimpleNamespace,
-    tmp_path: Path,
 ) -> None:
     stage = scripted(lambda step, micro: {"loss": 1.0})
     run = bench().set(steps=3, checkpoint_every=2)
     RunFolder(run.folder).open()
     (run.folder / ".part-0").mkdir()  # of a worker that was killed
-    ray_worker.keep = tmp_path / "kept"
+    ray_worker.keep = run.folder
     assert train_loop(run.job()) == {"metrics": {"loss": 1.0}, "steps": 3}
     assert ray_worker.reported == [{"step": 2}]
     assert ray_worker.waited == 1  # until the checkpoint is safe
     assert [step for step, _ in stage.asked] == [0, 1, 2]
 
     again = scripted(lambda step, micro: {"loss": 1.0})
-    ray_worker.checkpoint = loop.ray.train.Checkpoint.from_directory(str(tmp_path / "kept"))
     train_loop(run.job())
     assert [step for step, _ in again.asked] == [2]
     assert again.keys == stage.keys[2:]
+    assert run.said == ["goes on from its checkpoint at step 2"]
+
+
+def test_a_worker_of_ray_that_is_to_stop_saves_first_and_writes_no_model(
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    ray_worker: SimpleNamespace,
+) -> None:
+    run = bench().set(steps=9, log_every=9, checkpoint_every=9)
+    folder = RunFolder(run.folder)
+    folder.open()
+    ray_worker.keep = run.folder
+
+    def script(step: int, micro: int) -> dict[str, float]:
+        if step == 3:
+            folder.ask_to_stop()
+        return {"loss": 1.0}
+
+    scripted(script)
+    # Known after step 4, and saved after the next one: see `Calls`.
+    assert train_loop(run.job()) == {"stopped": 5}
+    assert ray_worker.reported == [{"step": 5}]
+    assert folder.saved_step() == 5
+    assert [report.step for report in run.reports] == [5]
+    assert not (run.folder / "model").exists()
+    assert folder.refusal() is None
+
+    folder.open()  # the next start is not to stop
+    again = scripted(lambda step, micro: {"loss": 1.0})
+    assert train_loop(run.job()) == {"metrics": {"loss": 1.0}, "steps": 9}
+    assert [step for step, _ in again.asked] == [5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(
