@@ -390,7 +390,7 @@ def test_ray_is_told_what_compute_says(
         def fit(self) -> Any:
             return SimpleNamespace(return_value={"steps": 3})
 
-    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 3})
     for compute in (
         ComputeConfig(),
