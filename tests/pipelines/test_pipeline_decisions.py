@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from data.manifest import dataset_hash, read_dataset_info
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_config
 from pipelines import pipeline
 from pipelines.config.load import load_config
@@ -32,7 +33,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView
-from pipelines.tracking.records import Records, fingerprint_of, model_fingerprint
+from pipelines.tracking.records import Records, fingerprint_of
 from pipelines.tracking.registry import resolve
 from pipelines.tracking.tracker import client_for
 from pipelines.training.trainer import StageOutcome
@@ -69,9 +70,9 @@ class Training:
         start: Path,
         dataset: str,
         output: Path,
-        run_id: str,
         extra: dict[str, Any],
         on_progress: object = None,
+        say: object = None,
     ) -> StageOutcome:
         self.told[stage] = {"start": start, "dataset": dataset, **extra}
         decides = {
@@ -133,6 +134,10 @@ class Place:
         found = fingerprint_of(self.out / name)
         assert found is not None
         return found
+
+    def version_of(self, name: str) -> Path:
+        """Where a version with the files of the model `name` lies."""
+        return self.out / "versions" / self.hash_of(f"models/{name}")[:16]
 
 
 def dataset(uri: Path, first: int) -> str:
@@ -246,6 +251,7 @@ def test_a_stage_s_other_code_runs_it_and_what_learns_from_it(
         ("data/encoded", {"encode"}),
         ("models/causal", {"causal"}),
         ("evaluation.json", {"evaluate"}),
+        ("versions", {"register"}),
     ],
 )
 def test_an_output_that_is_gone_is_made_again(first: Place, output: str, again: set[str]) -> None:
@@ -295,8 +301,8 @@ def test_a_stage_without_steps_hands_on_what_it_was_given(
 ) -> None:
     result, _ = first.run(passed)
     models = first.out / "models"
-    assert result.model == models / model
-    assert resolve("models:/liveedit@candidate", first.uri) == models / model
+    assert result.model == first.version_of(model)
+    assert resolve("models:/liveedit@candidate", first.uri) == first.version_of(model)
     told = first.training.told.get("distill")
     assert (told is None) == (start is None)
     if told is not None and start is not None and teacher is not None:
@@ -308,10 +314,10 @@ def test_without_training_nothing_is_encoded_and_the_start_is_judged(first: Plac
     off = [f"{stage}.steps=0" for stage in ("vae", "foundation", "causal", "distill")]
     result, ran = first.run(*off)
     assert set(ran) == {"evaluate", "register"}
-    assert result.model == first.out / "models" / "start"
+    assert result.model == first.version_of("start")
     result, ran = first.run(*off[1:])
     assert "encode" not in ran
-    assert result.model == first.out / "models" / "vae"
+    assert result.model == first.version_of("vae")
     for stage in ("foundation", "causal", "distill"):
         first.put_back()
         shutil.rmtree(first.out / "data" / "encoded")
@@ -422,7 +428,7 @@ def test_the_registry_says_what_was_judged(first: Place) -> None:
     report = json.loads(result.report.read_text())
     assert result.metrics == report["mean"]
     assert tags["metric.gain"] == f"{report['mean']['gain']:.4g}"
-    assert tags["liveedit.location"] == str(first.out / "models" / "distill")
+    assert tags["liveedit.location"] == str(first.version_of("distill"))
     assert tags["liveedit.fingerprint"] == first.hash_of("models/distill")
 
 
@@ -440,8 +446,9 @@ def test_a_registry_without_our_version_gets_it_again(first: Place, tmp_path: Pa
     assert resolve("models:/lost@candidate", first.uri) == result.model
 
 
-def test_what_interrupted_trainings_left_is_removed_once_the_stage_is_done(first: Place) -> None:
+def test_what_other_trainings_left_stays(first: Place) -> None:
     for name in ("causal-old", "distill-old"):
         (first.out / "checkpoints" / name).mkdir(parents=True)
     first.run("distill.steps=2")
-    assert [path.name for path in (first.out / "checkpoints").iterdir()] == ["causal-old"]
+    left = sorted(path.name for path in (first.out / "checkpoints").iterdir())
+    assert left == ["causal-old", "distill-old"]

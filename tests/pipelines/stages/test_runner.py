@@ -12,7 +12,7 @@ from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, locked
 from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
-from pipelines.tracking.tracker import Tracker, client_for
+from pipelines.tracking.tracker import client_for
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_work_is_told_the_key_of_its_record_and_its_run(
     told = []
     work = Work(tmp_path / "out" / "file")
 
-    def listen(tracker: Tracker, key: str) -> dict[str, float]:
-        told.append((tracker.run_id, key))
-        tracker.log_metrics({"loss": 2.0}, step=7)
-        return work(tracker, key) | {"gain": 3.0}
+    def listen(run: Run, key: str) -> dict[str, float]:
+        told.append((run.run_id, key))
+        run.log_metrics({"loss": 2.0}, step=7)
+        return work(run, key) | {"gain": 3.0}
 
     runner = make_runner()
     record = runner.run("one", 1, {"steps": 3, "config": {"rate": 0.5}}, work.output, listen)
@@ -127,6 +127,7 @@ def test_work_is_told_the_key_of_its_record_and_its_run(
     assert record.fingerprint == fingerprint_of(work.output)
     assert record.metrics == {"loss": 0.25, "gain": 3.0}
     assert runner.records.read("one") == record
+    assert runner.parent.outbox.flush()
     run = client_for(mlflow_uri).get_run(record.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"steps": "3", "config.rate": "0.5"}
@@ -145,6 +146,7 @@ def test_every_reused_stage_is_linked(
     first = both(make_runner())
     again = make_runner()
     assert both(again) == first
+    assert again.parent.outbox.flush()
     tags = client_for(mlflow_uri).get_run(again.parent.run_id).data.tags
     for record in first:
         assert tags[f"liveedit.reused.{record.stage}"] == record.run_id

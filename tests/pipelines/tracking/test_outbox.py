@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Run as MlflowRun
-from rich.console import Console
 
 from modeling.fingerprint import model_fingerprint
-from pipelines.commands import show as commands
+from pipelines.commands.send import send
 from pipelines.config.load import to_yaml
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.tracking import outbox, registry
@@ -119,9 +118,9 @@ def test_a_server_that_dies_misses_nothing_and_is_told_by_one_command(
     assert "Connection refused" in said[0]
     assert said[1].endswith(f"`liveedit send {tmp_path}` sends it")
     with pytest.raises(TrackingError, match="does not answer"):
-        commands.send(Console(quiet=True), tmp_path, None)
+        send(tmp_path)
     with mlflow_server(mlflow_uri, tmp_path, port):
-        commands.send(Console(quiet=True), tmp_path, None)
+        send(tmp_path)
         runs = all_runs(address)
         assert set(runs) == {"before", "demo", "vae", "after"}
         client = client_for(address)
@@ -178,7 +177,7 @@ def test_a_killed_process_leaves_no_run_running(mlflow_uri: str, tmp_path: Path)
     config = PipelineConfig(output=str(tmp_path))
     config.tracking.uri = mlflow_uri
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    commands.send(Console(quiet=True), tmp_path, None)
+    send(tmp_path)
     assert {name: run.info.status for name, run in all_runs(mlflow_uri).items()} == {
         "killed": "KILLED",
         "vae": "KILLED",

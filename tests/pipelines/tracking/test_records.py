@@ -10,14 +10,14 @@ import pytest
 from data.manifest import DatasetInfo, dataset_hash
 from data.sample import EncodedPair
 from data.shards import write_dataset
+from modeling import fingerprint
+from modeling.fingerprint import model_fingerprint
 from pipelines.config.stages import DistillStage
-from pipelines.tracking import records
 from pipelines.tracking.records import (
     Records,
     StageRecord,
     fingerprint_of,
     key_of,
-    model_fingerprint,
     training_key,
     write_json,
 )
@@ -106,7 +106,7 @@ def test_a_file_is_hashed_at_blocks_spread_to_its_end(
 ) -> None:
     """Whole up to 256 blocks, else in every third block of 600, for example."""
     block = 1 << 10  # a thousandth of the real one
-    monkeypatch.setattr(records, "_BLOCK", block)
+    monkeypatch.setattr(fingerprint, "_BLOCK", block)
     file = tmp_path / "weights.safetensors"
     file.write_bytes(bytes(size))
     before = model_fingerprint(tmp_path)

@@ -70,16 +70,24 @@ def test_an_entry_is_the_same_only_with_its_place_and_its_content(
 ) -> None:
     second = tmp_path / "second"
     shutil.copytree(tiny_model, second)
-    assert register(mlflow_uri, tiny_model, "a", "candidate") == "1"
+    model = tmp_path / "first"
+    shutil.copytree(tiny_model, model)
+    assert register(mlflow_uri, model, "candidate") == "1"
     if other == "place":
-        assert register(mlflow_uri, second, "a", "candidate") == "2"
+        assert register(mlflow_uri, second, "candidate") == "2"
         assert registry.resolve("models:/liveedit@candidate", mlflow_uri) == second
-        assert not registry.holds(mlflow_uri, "liveedit", "2", tiny_model)
+        assert not registry.holds(mlflow_uri, "liveedit", "2", model)
+        assert registry.resolve("models:/liveedit/1", mlflow_uri) == model
     else:
-        assert register(mlflow_uri, tiny_model, "b", "candidate") == "2"
-    assert registry.resolve("models:/liveedit/1", mlflow_uri) == tiny_model
+        weights = load_file(model / "vae.safetensors")
+        weights[min(weights)] += 1
+        save_file(weights, model / "vae.safetensors")
+        assert register(mlflow_uri, model, "candidate") == "2"
+        assert registry.resolve("models:/liveedit@candidate", mlflow_uri) == model
+        with pytest.raises(FingerprintError):
+            registry.resolve("models:/liveedit/1", mlflow_uri)
     assert not registry.holds(mlflow_uri, "liveedit", "1", second)
-    assert not registry.holds(mlflow_uri, "another", "1", tiny_model)
+    assert not registry.holds(mlflow_uri, "another", "1", model)
 
 
 def test_names_do_not_share_their_versions(mlflow_uri: str, tiny_model: Path) -> None:
