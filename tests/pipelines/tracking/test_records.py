@@ -10,7 +10,7 @@ import pytest
 from data.manifest import DatasetInfo, dataset_hash
 from data.sample import EncodedPair
 from data.shards import write_dataset
-from pipelines.tracking import records
+from modeling import fingerprint
 from pipelines.tracking.records import (
     Records,
     StageRecord,
@@ -104,7 +104,7 @@ def test_a_file_is_hashed_at_blocks_spread_to_its_end(
 ) -> None:
     """Whole up to 256 blocks, else in every third block of 600, for example."""
     block = 1 << 10  # a thousandth of the real one
-    monkeypatch.setattr(records, "_BLOCK", block)
+    monkeypatch.setattr(fingerprint, "_BLOCK", block)
     file = tmp_path / "weights.safetensors"
     file.write_bytes(bytes(size))
     before = model_fingerprint(tmp_path)

@@ -18,14 +18,14 @@ from pipelines.tracking.versions import publish
 from serve.editor.model_source import find_model
 
 
-def register(uri: str, model: Path, *aliases: str) -> str:
+def register(uri: str, model: Path, *aliases: str, fingerprint: str = "") -> str:
     run = Tracker.start_pipeline(uri, "liveedit", "demo", {})
     return registry.register(
         uri,
         "liveedit",
         model,
         run_id=run.run_id,
-        fingerprint=model_fingerprint(model),
+        fingerprint=fingerprint or model_fingerprint(model),
         metrics={"gain": 4.5},
         aliases=aliases,
     )
@@ -70,13 +70,13 @@ def test_an_entry_is_the_same_only_with_its_place_and_its_content(
 ) -> None:
     second = tmp_path / "second"
     shutil.copytree(tiny_model, second)
-    assert register(mlflow_uri, tiny_model, "a", "candidate") == "1"
+    assert register(mlflow_uri, tiny_model, "candidate") == "1"
     if other == "place":
-        assert register(mlflow_uri, second, "a", "candidate") == "2"
+        assert register(mlflow_uri, second, "candidate") == "2"
         assert registry.resolve("models:/liveedit@candidate", mlflow_uri) == second
         assert not registry.holds(mlflow_uri, "liveedit", "2", tiny_model)
     else:
-        assert register(mlflow_uri, tiny_model, "b", "candidate") == "2"
+        assert register(mlflow_uri, tiny_model, "candidate", fingerprint="other") == "2"
     assert registry.resolve("models:/liveedit/1", mlflow_uri) == tiny_model
     assert not registry.holds(mlflow_uri, "liveedit", "1", second)
     assert not registry.holds(mlflow_uri, "another", "1", tiny_model)
