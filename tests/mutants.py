@@ -87,7 +87,13 @@ def draw(folder: Path, sample: int, seed: int) -> None:
     compileall.compile_dir(source, quiet=1, invalidation_mode=checked)
     everything = WorkDB(":memory:", WorkDB.Mode.create)
     init(core(), everything, {})
-    items = sorted(everything.work_items, key=lambda item: str(item.mutations))
+    lines = {path: (ROOT / path).read_text().splitlines() for path in core()}
+    items = [
+        item
+        for item in sorted(everything.work_items, key=lambda item: str(item.mutations))
+        for change in item.mutations  # one; `frozen` in a decorator guards against ourselves only
+        if not lines[change.module_path][change.start_pos[0] - 1].lstrip().startswith("@")
+    ]
     print(f"{len(items)} mutants in {len(core())} modules, {sample} drawn by seed {seed}")
     session = WorkDB(folder / "drawing.sqlite", WorkDB.Mode.create)
     session.add_work_items(random.Random(seed).sample(items, min(sample, len(items))))
