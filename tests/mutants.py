@@ -74,6 +74,13 @@ def core() -> list[Path]:
     return sorted(path for path in found if path.name != "__init__.py")
 
 
+def is_fault(item: WorkItem) -> bool:
+    """Not `*` between parameters, nor `frozen` of a decorator, which guards against ourselves."""
+    line, column = item.mutations[0].start_pos
+    text = (ROOT / item.mutations[0].module_path).read_text().splitlines()[line - 1]
+    return not (text.lstrip().startswith("@") or text[column : column + 2] == "*,")
+
+
 def draw(folder: Path, sample: int, seed: int) -> None:
     """Copy the tree and draw `sample` mutants, the same ones for the same tree and seed."""
     listed = "git ls-files -z --cached --others --exclude-standard"
@@ -87,13 +94,7 @@ def draw(folder: Path, sample: int, seed: int) -> None:
     compileall.compile_dir(source, quiet=1, invalidation_mode=checked)
     everything = WorkDB(":memory:", WorkDB.Mode.create)
     init(core(), everything, {})
-    lines = {path: (ROOT / path).read_text().splitlines() for path in core()}
-    items = [
-        item
-        for item in sorted(everything.work_items, key=lambda item: str(item.mutations))
-        for change in item.mutations  # one; `frozen` in a decorator guards against ourselves only
-        if not lines[change.module_path][change.start_pos[0] - 1].lstrip().startswith("@")
-    ]
+    items = sorted(filter(is_fault, everything.work_items), key=lambda item: str(item.mutations))
     print(f"{len(items)} mutants in {len(core())} modules, {sample} drawn by seed {seed}")
     session = WorkDB(folder / "drawing.sqlite", WorkDB.Mode.create)
     session.add_work_items(random.Random(seed).sample(items, min(sample, len(items))))
