@@ -1,5 +1,6 @@
 # make demo   the whole job on synthetic pairs: data, training, evaluation, an edited video
 # make test   all tests          make check  lint, format, types, import contract
+# make mutants   change the core on purpose, 300 times, and list what no test notices (an hour)
 # make venv   the environment    make clean  remove the environment and everything made in runs/
 #
 # PYTHON=python3.12 picks the interpreter that the environment is made from (3.11 or newer).
@@ -10,7 +11,7 @@ STAMP := .venv/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format clean
+.PHONY: help venv demo test mutants check format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -33,6 +34,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

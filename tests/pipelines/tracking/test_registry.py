@@ -18,14 +18,14 @@ from pipelines.tracking.versions import publish
 from serve.editor.model_source import find_model
 
 
-def register(uri: str, model: Path, *aliases: str) -> str:
+def register(uri: str, model: Path, *aliases: str, fingerprint: str = "") -> str:
     run = Tracker.start_pipeline(uri, "liveedit", "demo", {})
     return registry.register(
         uri,
         "liveedit",
         model,
         run_id=run.run_id,
-        fingerprint=model_fingerprint(model),
+        fingerprint=fingerprint or model_fingerprint(model),
         metrics={"gain": 4.5},
         aliases=aliases,
     )

@@ -1,0 +1,53 @@
+"""What lies on a limit is taken; one more is refused, with the limit in the message."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from serve.limits import Limits
+from serve.wire.protocol import HEADER, Open, WireError, parse_client
+
+LIMITS = Limits(max_prompt=5, max_video_frames=100, max_video_s=8.0)
+
+
+@pytest.mark.parametrize(("frames", "seconds"), [(100, 8.0), (100, 0.0), (1, 8.0)])
+def test_a_video_as_long_as_allowed_is_taken(frames: int, seconds: float) -> None:
+    LIMITS.check_video(frames, seconds)
+
+
+@pytest.mark.parametrize(("frames", "seconds"), [(101, 1.0), (1, 8.01)])
+def test_a_longer_video_is_refused(frames: int, seconds: float) -> None:
+    with pytest.raises(WireError, match=rf"{frames} frames in .* at most 100 frames and 8 s"):
+        LIMITS.check_video(frames, seconds)
+
+
+def test_a_prompt_as_long_as_allowed_is_taken() -> None:
+    LIMITS.check_prompt("12345")
+    with pytest.raises(WireError, match="6 characters; at most 5"):
+        LIMITS.check_prompt("123456")
+
+
+def test_the_largest_message_holds_an_uncompressed_frame_and_its_header() -> None:
+    assert LIMITS.max_message(4000, 3000) == HEADER.size + 36_000_000 + 65_536
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 16, "height": 16},
+        {"width": 1920, "height": 480},  # 1280 x 720 pixels, the most of one frame
+        {"fps": 60.0},
+        {"seed": 0},
+        {"seed": 2**63 - 1},
+        {"received": 0},
+        {"resume": "token", "received": 0},
+    ],
+)
+def test_an_open_on_the_limits_is_taken(change: dict[str, Any]) -> None:
+    asked = {"type": "open", "prompt": "snow", "width": 64, "height": 48, "fps": 30.0}
+    message = parse_client(json.dumps(asked | {"mode": "live", "format": "jpeg"} | change))
+    assert isinstance(message, Open)
+    Limits().check_open(message)
