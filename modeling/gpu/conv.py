@@ -1,4 +1,4 @@
-"""The convolution of gpu_conv.cu on tensors: Wan's VAE at 96 and 192 channels, on Hopper GPUs.
+"""The convolution of conv.cu on tensors: Wan's VAE at 96 and 192 channels, on Hopper GPUs.
 
 Compiled by NVRTC, which PyTorch brings along, so that no compiler has to be installed.
 
@@ -64,7 +64,7 @@ class CausalConvolution:
 
 
 class _Problem(ctypes.Structure):
-    """`Problem` of gpu_conv.cu."""
+    """`Problem` of conv.cu."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "past", "weights", "y")),

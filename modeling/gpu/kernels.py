@@ -266,7 +266,7 @@ def norm_silu(
     [B, F + 2, H, W, C] with `past` in front, or "stacked" [B, F, H, W, 3 * C], the three frames
     that an output sees side by side. bias and gamma are [C].
     y is [B, F, H, W, C], or with `phases` what a sub-pixel convolution gives,
-    [B, F, H/2 + 1, W/2 + 1, 4 * C] (see `gpu_vae.phase_weights`).
+    [B, F, H/2 + 1, W/2 + 1, 4 * C] (see `vae.phase_weights`).
     """
     batch, frames, height, width, channels = y.shape
     if phases:

@@ -1,5 +1,5 @@
 """Wan's VAE on a GPU: the passes of `WanVae` with channels innermost and nothing between the
-convolutions but one kernel each. On Hopper most convolutions are our own too (`gpu_conv`).
+convolutions but one kernel each. On Hopper most convolutions are our own too (`conv`).
 
 A convolution's bias and a residual block's sum are left to the kernel that reads the result next,
 which also normalises, applies SiLU, and lays the frames behind the remembered ones. Doubling the

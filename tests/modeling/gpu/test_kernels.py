@@ -163,7 +163,7 @@ def test_norm_silu(
     if phases:
         given = torch.randn(batch, frames, height // 2 + 1, width // 2 + 1, 4, channels)
         y = torch.empty(batch, frames, height, width, channels)
-        for h in range(height):  # as `gpu_vae.phase_weights` says
+        for h in range(height):  # as `vae.phase_weights` says
             for w in range(width):
                 place = (h // 2 + h % 2, w // 2 + w % 2, 2 * (h % 2) + w % 2)
                 y[:, :, h, w] = given[:, :, *place]
