@@ -16,7 +16,7 @@ from infra.runtime.ray import ClusterError, joined_ray
 from pipelines.stages.ingest import on_ray, workforce
 from tests.data.test_ingest import make_list, pairs
 from tests.data.workers import crash_at_five
-from tests.infra.test_ray import cluster  # noqa: F401  a fixture
+from tests.serve.test_cluster import cluster  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.timeout(300)
 
