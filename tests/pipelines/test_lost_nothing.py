@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from modeling.fingerprint import model_fingerprint
-from pipelines.commands import show as commands
+from pipelines.commands.send import send
 from pipelines.config.load import load_config
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView
@@ -93,7 +93,7 @@ def test_train_with_a_dead_mlflow_ends_well_and_one_command_sends_all(
     assert "not in the registry yet" in said
     assert f"`liveedit send {folder / 'out'}` sends it" in said
     with mlflow_server(mlflow_uri, folder, port) as address:
-        commands.send(Console(quiet=True), folder / "out", None)
+        send(folder / "out", None)
         model = registry.resolve("models:/liveedit@production", address)
         assert model.parent == folder / "out" / "versions"
         version = registry.versions("liveedit", address)[0]
