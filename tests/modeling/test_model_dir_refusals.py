@@ -36,7 +36,7 @@ ABSENT = object()
         ("transformer.dim", ABSENT, "missing 1 required .*dim"),
         ("vae", [1], r"config\.json:vae must be an object, found \[1\]"),
         ("vae", None, r"config\.json:vae must be an object, found None"),
-        ("vae.kind", "huge", "unknown VAE 'huge'; there are tiny, wan"),
+        ("vae.kind", "huge", "unknown VAE 'huge'; there are folded, tiny, wan"),
         ("vae.widths", 8, r"vae:widths must be a list, found 8"),
         ("vae.widths", [8, 8, 8, "8"], r"vae:widths must be int, found '8'"),
         ("vae.mean", [True] * 16, r"vae:mean must be float, found True"),
