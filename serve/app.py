@@ -22,14 +22,14 @@ def app(args: dict[str, Any]) -> Application:
     return build(ServeSettings.from_args(args))
 
 
-def build(settings: ServeSettings) -> Application:
+def build(settings: ServeSettings, registry: str | None = None) -> Application:
     """What is wrong with model or tokens is an error here, not in every replica.
 
     A reference to the registry is looked up once, so that all replicas, also those started later,
-    have the same version.
+    have the same version. `registry` is MLflow's address; null is what MLFLOW_TRACKING_URI says.
     """
     settings.tokens()
-    model = find_model(settings.model)
+    model = find_model(settings.model, registry)
     settings = replace(settings, model=model.directory)
     editor = ray_serve.deployment(**editor_replica.describe_deployment(settings))(
         editor_replica.EditorReplica

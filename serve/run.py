@@ -25,14 +25,14 @@ import torch
 from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
-from ray.serve.context import _get_global_client, _set_global_client
 from ray.serve.schema import ApplicationStatus
 
 from infra.runtime.environment import environment, unless_set, variable
 from infra.runtime.ray import joined_ray, private_ray
+from infra.runtime.ray_private import forget_serve, serve_client, serve_replicas
 from serve import ingress
 from serve.app import build
-from serve.hub.hub import NAMESPACE, replicas
+from serve.hub.hub import NAMESPACE
 from serve.settings import ServeSettings
 
 APP = "liveedit"
@@ -89,7 +89,7 @@ class Running:
 
         For tests and measurements on this machine. Returns its id, None if none is alive.
         """
-        for replica in replicas(APP):
+        for replica in serve_replicas(APP):
             if replica.deployment == deployment and replica.running and replica.pid:
                 with contextlib.suppress(ProcessLookupError):  # dead, Serve has not noticed yet
                     os.kill(replica.pid, signal.SIGKILL)
@@ -125,7 +125,8 @@ def start(
     """Start Ray (unless RAY_ADDRESS names one), Serve's ingress on `port`, and the application.
 
     `cpus` is what Ray may plan with, by default what the replicas ask for or this machine has.
-    `registry` is the MLflow that models:/ references are looked up in (MLFLOW_TRACKING_URI).
+    `registry` is the MLflow that models:/ references are looked up in, by default the one that
+    training uses.
     On a machine with a GPU whose settings say nothing of GPUs an editor gets one.
     Raises ValueError for settings that cannot work and StartError.
     """
@@ -155,12 +156,12 @@ def start(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process
     # Ray's workers are nice to others by default, which on a busy machine starves live video.
     variables = {**ingress.ENVIRONMENT, **unless_set({"RAY_worker_niceness": "0"})}
-    if registry is not None:
-        variables["MLFLOW_TRACKING_URI"] = registry
     running = Running(host, port)
     with ExitStack() as resources:  # ended here unless all goes well
         resources.enter_context(environment(variables))
-        application = build(settings)  # what is wrong shows here, before minutes are spent
+        application = build(
+            settings, registry
+        )  # what is wrong shows here, before minutes are spent
         if address:
             resources.enter_context(
                 joined_ray(
@@ -170,7 +171,7 @@ def start(
         else:
             cpus = cpus or max(math.ceil(_cpus(settings)), os.cpu_count() or 1)
             running.folder = resources.enter_context(private_ray(cpus, namespace=NAMESPACE))
-        resources.callback(_set_global_client, None)  # Serve's, which outlives its Ray
+        resources.callback(forget_serve)
         if address:
             _check_serve(host, port)
         resources.enter_context(_started(application, running, settings.stop_s))
@@ -232,7 +233,7 @@ def _serve_runs() -> bool:
     """Asked first: Serve's calls start another Ray where there is none."""
     if not ray.is_initialized():
         return False
-    return _get_global_client(raise_if_no_controller_running=False) is not None
+    return serve_client() is not None
 
 
 def _deploy_failure() -> str | None:
@@ -269,7 +270,7 @@ def free_port() -> int:
 
 def _check_serve(host: str, port: int) -> None:
     """A cluster's Serve listens at one place and has one application of ours. Raises ValueError."""
-    client = _get_global_client(raise_if_no_controller_running=False)
+    client = serve_client()
     if client is None:
         _check_port(host, port)
         return

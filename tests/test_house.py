@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
-from importlib.metadata import distributions
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"data", "infra", "modeling", "pipelines", "serve", "tests"}
+# Declared for what they do without being imported: forms of HTTP requests, WebSockets of uvicorn,
+# and tools that are programs.
+UNSEEN = {"python-multipart", "pytest-timeout", "ruff", "mypy", "import-linter", "nanio"}
+COMES_WITH_TORCH = {"cuda", "triton"}  # of the one version that fits it
+COMES_WITH_TRANSFORMERS = {"tokenizers"}
+# The named doors: what a library does not promise to keep is used in one file each.
+DOORS = {("ray", "infra/runtime/ray_private.py")}
+
+
+def imports(*folders: str) -> Iterator[tuple[str, str]]:
+    """(file, dotted name) of all that is imported from outside of this tree."""
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                if name.partition(".")[0] not in FOLDERS | sys.stdlib_module_names:
+                    yield str(path.relative_to(ROOT)), name
+
+
+def declared(*, dev: bool) -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if dev else [])
+    return {re.split(r"[\[<>=;]", entry)[0].strip() for entry in wanted}
+
+
+def imported(*folders: str) -> set[str]:
+    """Distributions, by the name that they are declared with."""
+    owners = packages_distributions()
+    tops = {name.partition(".")[0] for _, name in imports(*folders)}
+    tops -= COMES_WITH_TORCH | COMES_WITH_TRANSFORMERS
+    found = {top: {re.sub("[-_.]+", "-", o).lower() for o in owners[top]} for top in tops}
+    return {top if top in names else min(names) for top, names in found.items()}
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+    product = imported(*FOLDERS - {"tests"})
+    assert product - declared(dev=False) == set()
+    assert imported("tests") - declared(dev=True) == set()
+    used = product | imported("tests") | UNSEEN | COMES_WITH_TORCH
+    assert declared(dev=True) - used == set()
+
+
+def test_private_parts_of_libraries_are_used_behind_one_door_each() -> None:
+    private = {
+        (name.partition(".")[0], file)
+        for file, name in imports(*FOLDERS - {"tests"})
+        if any(part.startswith("_") for part in name.split("."))
+    }
+    assert private == DOORS
 
 
 def test_imports_point_one_way() -> None:

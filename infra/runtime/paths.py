@@ -1,7 +1,8 @@
-"""Where this tree lies."""
+"""Where this tree lies, and where what it makes lies unless told otherwise."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+RUNS = Path("runs")  # pipelines' outputs and MLflow's database, in the working directory

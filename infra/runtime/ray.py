@@ -24,6 +24,7 @@ import psutil
 
 from infra.runtime.environment import environment, unless_set
 from infra.runtime.paths import ROOT
+from infra.runtime.ray_private import reread_settings
 
 LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
 CONNECT_S = 10.0  # for a cluster to answer
@@ -54,7 +55,7 @@ def private_ray(cpus: int, **options: Any) -> Iterator[Path]:
     place = {"address": "local", "include_dashboard": False, "_temp_dir": str(folder)}
     keep = False
     with environment(variables):
-        _reread_settings()
+        reread_settings()
         try:
             try:
                 _init(num_cpus=cpus, **place, **options)
@@ -137,15 +138,6 @@ def _init(**options: Any) -> None:
     ours = handler is not signal.SIG_DFL
     if ours and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
-
-
-def _reread_settings() -> None:
-    """Make Ray read its variables again: it does so once a process, when it is imported, which may
-    have been long ago, and keeps the token of an earlier Ray."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _short_tmp() -> str | None:

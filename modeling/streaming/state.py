@@ -39,10 +39,6 @@ class StreamState:
     encoder: VaeState | None = None
     decoder: VaeState | None = None
 
-    @property
-    def exact(self) -> bool:
-        return self.kv is not None
-
     def to_bytes(self) -> bytes:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
         for name in ("encoder", "decoder"):

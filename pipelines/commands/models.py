@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from infra.runtime.registry import (
+    FINGERPRINT,
+    LOCATION,
+    RegistryError,
+    find_version,
+    resolve_uri,
+)
 from pipelines.commands.show import console
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from infra.runtime.registry import ModelVersion
 
 models_app = typer.Typer(
     no_args_is_help=True, help="List registered models; promote one, or take that back."
@@ -49,17 +56,16 @@ def show(
 ) -> None:
     """One version: its files, where it comes from, how it was judged, which aliases it has."""
     from modeling.model_dir import read_card
-    from pipelines.tracking import registry
 
-    version = registry.find_version(reference, _registry(uri))
+    version = find_version(reference, _registry(uri))
     tags = version.tags
-    location = tags.get(registry.LOCATION, "")
+    location = tags.get(LOCATION, "")
     lines = {
         "version": f"{version.name} version {version.version}",
         "aliases": ", ".join(version.aliases) or "none",
         "registered": _when(version),
         "files": f"{location} ({_state(version)})",
-        "fingerprint": tags.get(registry.FINGERPRINT, "none"),
+        "fingerprint": tags.get(FINGERPRINT, "none"),
         "run": str(version.run_id),
     }
     if (Path(location) / "card.json").is_file():
@@ -94,7 +100,7 @@ def rollback(name: Name = "liveedit", alias: Alias = "production", uri: Uri = No
 
 
 def _registry(uri: str | None) -> str:
-    from pipelines.tracking.tracker import check_reachable, resolve_uri
+    from pipelines.tracking.tracker import check_reachable
 
     uri = resolve_uri(uri)
     check_reachable(uri)
@@ -102,8 +108,6 @@ def _registry(uri: str | None) -> str:
 
 
 def _say(version: ModelVersion, alias: str) -> None:
-    from pipelines.tracking.registry import LOCATION
-
     console.print(
         f"{version.name}@{alias} is version {version.version}, {version.tags[LOCATION]}",
         soft_wrap=True,
@@ -117,10 +121,10 @@ def _when(version: ModelVersion) -> str:
 
 def _state(version: ModelVersion) -> str:
     from modeling.fingerprint import FingerprintError
-    from pipelines.tracking.registry import RegistryError, location_of
+    from pipelines.tracking.registry import check_files
 
     try:
-        location_of("", version)
+        check_files("", version)
     except FingerprintError:
         return "CHANGED since it was registered"
     except RegistryError:

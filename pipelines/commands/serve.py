@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from infra.runtime.registry import SCHEME
 from pipelines.commands.show import command_name
 
 if TYPE_CHECKING:
@@ -80,18 +81,16 @@ def serve_settings(
     arguments: Iterable[str], defaults: dict[str, Any] | None = None
 ) -> ServeSettings:
     """`[MODEL] [KEY=VALUE]...` as settings, over `defaults`. Raises ValueError that names a key."""
-    from omegaconf import OmegaConf
-
-    from pipelines.config.merge import parse_overrides
+    from pipelines.config.merge import plain_overrides
     from pipelines.tracking.registry import locate
     from serve.settings import ServeSettings
 
     given = list(arguments)
     model = given.pop(0) if given and "=" not in given[0] else None
-    values: Any = {**(defaults or {}), **OmegaConf.to_container(parse_overrides(given))}  # type: ignore[dict-item]
+    values: Any = {**(defaults or {}), **plain_overrides(given)}
     model = values.pop("model", model)
     # The registry is asked where the application is built: it knows the version's name.
-    place = model if model and model.startswith("models:/") else str(locate(model).absolute())
+    place = model if model and model.startswith(SCHEME) else str(locate(model).absolute())
     if values.get("token_file"):  # replicas have another working directory
         values["token_file"] = str(Path(values["token_file"]).absolute())
     return ServeSettings.from_args({"model": place, **values})
@@ -109,12 +108,8 @@ def application(
 
     `registry` is the MLflow of models:/ references, by default the one that training uses.
     """
-    from pipelines.tracking.tracker import client_for, resolve_uri
     from serve.run import free_port, start
 
-    registry = resolve_uri(registry)
-    if settings.model.startswith("models:/"):
-        client_for(registry)  # quiet about migrations of its database
     running = start(settings, host=host, port=port or free_port(), registry=registry)
     try:
         yield running

@@ -14,9 +14,9 @@ from typing import Any, TypeVar, cast
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from infra.runtime.registry import resolve_uri
 from pipelines.config.merge import ConfigError, merge, parse_overrides
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.tracking.tracker import resolve_uri
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 T = TypeVar("T")

@@ -27,6 +27,11 @@ def parse_overrides(overrides: Iterable[str]) -> Any:
     return OmegaConf.from_dotlist(entries)
 
 
+def plain_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """The same as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(parse_overrides(overrides)))
+
+
 def merge(base: T, layers: list[tuple[str, Any]], prefix: str = "") -> T:
     """`base` (a dataclass) with the layers over it; errors name the layer and the full key."""
     config = OmegaConf.structured(base)

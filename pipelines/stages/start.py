@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from infra.runtime.paths import ROOT
+from infra.runtime.registry import SCHEME
 from modeling.config import ModelConfig
 from modeling.diffusion.identity_start import start_as_identity
 from modeling.diffusion.transformer import Transformer
@@ -28,7 +29,7 @@ def start_source(config: PipelineConfig) -> Path | None:
     start = config.model.start
     if start is None:
         return None
-    if start.startswith("models:/"):
+    if start.startswith(SCHEME):
         assert config.tracking.uri is not None
         path = resolve(start, config.tracking.uri)
     else:

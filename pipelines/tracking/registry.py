@@ -12,24 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.runtime.environment import environment
-from infra.runtime.paths import ROOT
+from infra.runtime.paths import ROOT, RUNS
+from infra.runtime.registry import (
+    FINGERPRINT,
+    LOCATION,
+    SCHEME,
+    RegistryError,
+    client_for,
+    find_version,
+    located,
+    resolve_uri,
+    unknown,
+)
 from modeling.fingerprint import check_fingerprint
 from pipelines.tracking.records import Records
-from pipelines.tracking.tracker import CHECK_ENV, DEFAULT_FOLDER, client_for, naming, resolve_uri
+from pipelines.tracking.tracker import CHECK_ENV, naming
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-LOCATION = "liveedit.location"  # tag on a version: the model directory
-DEMO_OUTPUT = DEFAULT_FOLDER / "demo"
+DEMO_OUTPUT = RUNS / "demo"
 SHIPPED = ROOT / "pipelines" / "start" / "demo"
-FINGERPRINT = "liveedit.fingerprint"  # tag on a version: of its model directory
 BEFORE = "liveedit.before."  # and an alias, tag on a model: the versions that had it, latest last
-
-
-class RegistryError(ValueError):
-    """A model name, version or alias that the registry does not have, or cannot be reached."""
 
 
 def register(
@@ -81,7 +86,7 @@ def holds(uri: str, name: str, version: str, location: Path) -> bool:
 def promote(reference: str, alias: str, uri: str) -> ModelVersion:
     """Give `alias` to the version that `reference` names, if its files are what was registered."""
     version = find_version(reference, uri)
-    location_of(reference, version)
+    check_files(reference, version)
     with naming(uri):
         _point(client_for(uri), version.name, alias, str(version.version))
     return version
@@ -103,7 +108,7 @@ def rollback(name: str, alias: str, uri: str) -> ModelVersion:
             f"list {name}` shows all, `liveedit models promote models:/{name}/N` takes one"
         )
     version = find_version(f"models:/{name}/{before[-1]}", uri)
-    location_of(f"models:/{name}/{version.version}", version)
+    check_files(f"models:/{name}/{version.version}", version)
     with naming(uri):
         client.set_registered_model_alias(name, alias, before[-1])
         client.set_registered_model_tag(name, BEFORE + alias, ",".join(before[:-1]))
@@ -116,7 +121,7 @@ def versions(name: str, uri: str) -> list[ModelVersion]:
     with naming(uri):
         numbers = [found.version for found in client.search_model_versions(f"name = '{name}'")]
     if not numbers:
-        raise _unknown(name, uri)
+        raise unknown(name, uri)
     numbers.sort(key=int, reverse=True)
     return [find_version(f"models:/{name}/{number}", uri) for number in numbers]
 
@@ -137,7 +142,7 @@ def locate(model: str | None) -> Path:
             "there is no model yet: run `liveedit demo` to train one, or name a model directory "
             "or models:/liveedit@production"
         )
-    if model.startswith("models:/"):
+    if model.startswith(SCHEME):
         return resolve(model, resolve_uri(None))
     if not (Path(model) / "config.json").is_file():
         raise RegistryError(
@@ -153,52 +158,14 @@ def resolve(reference: str, uri: str) -> Path:
     Raises RegistryError when the name, alias or version is unknown, or the directory is not here,
     and FingerprintError when it is not what was registered.
     """
-    return location_of(reference, find_version(reference, uri))
+    return check_files(reference, find_version(reference, uri))
 
 
-def find_version(reference: str, uri: str) -> ModelVersion:
-    """What the registry says of `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
-    from mlflow.exceptions import MlflowException
-
-    target = reference.removeprefix("models:/")
-    name, _, alias = target.partition("@")
-    name, _, number = name.partition("/")
-    if not name or bool(alias) == bool(number):
-        raise RegistryError(
-            f"{reference!r} is no model reference; write models:/liveedit@production "
-            "or models:/liveedit/3"
-        )
-    client = client_for(uri)
-    try:
-        if alias:
-            return client.get_model_version_by_alias(name, alias)
-        return client.get_model_version(name, number)
-    except MlflowException as error:
-        raise _unknown(reference, uri) from error
-
-
-def location_of(reference: str, version: ModelVersion) -> Path:
+def check_files(reference: str, version: ModelVersion) -> Path:
     """The folder of `version`, which `reference` named, after a look at what is in it."""
-    location = Path(version.tags.get(LOCATION, ""))
-    if not (location / "config.json").is_file():
-        raise RegistryError(
-            f"{reference} is version {version.version}, whose files lie at "
-            f"{version.tags.get(LOCATION, 'a place it does not name')}, which cannot be read here; "
-            "mount that folder, or give the path of a model directory"
-        )
-    name = f"{version.name} version {version.version}"
-    check_fingerprint(name, location, version.tags.get(FINGERPRINT, ""))
-    return location
-
-
-def _unknown(reference: str, uri: str) -> RegistryError:
-    with naming(uri):
-        known = [model.name for model in client_for(uri).search_registered_models()]
-    return RegistryError(
-        f"{reference} is not in the registry at {uri}, which holds "
-        f"{', '.join(known) or 'nothing'}; train a model first, or set MLFLOW_TRACKING_URI to "
-        "the registry that has it"
-    )
+    found = located(reference, version)
+    check_fingerprint(found.name, found.location, found.fingerprint)
+    return found.location
 
 
 def _point(client: MlflowClient, name: str, alias: str, version: str) -> None:

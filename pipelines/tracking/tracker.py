@@ -7,7 +7,6 @@ MLflow is imported when the first tracker is made; it takes seconds.
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +15,13 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.runtime.environment import environment, set_default, variable
+from infra.runtime.environment import environment
 from infra.runtime.paths import ROOT
+from infra.runtime.registry import client_for
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DEFAULT_FOLDER = Path("runs")
 CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -31,26 +30,6 @@ CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
 
 class TrackingError(ValueError):
     """The tracking server or its database cannot be used; the message says what to do."""
-
-
-def resolve_uri(uri: str | None) -> str:
-    """The tracking URI in use: the given one, MLFLOW_TRACKING_URI, or runs/mlflow.db here."""
-    uri = uri or variable("MLFLOW_TRACKING_URI")
-    if not uri:
-        return f"sqlite:///{(DEFAULT_FOLDER / 'mlflow.db').absolute()}"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return uri
-
-
-def client_for(uri: str) -> MlflowClient:
-    """An MLflow client for `uri`, without telemetry and without a log of database migrations."""
-    set_default("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def check_store(uri: str) -> None:

@@ -14,9 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from argparse import Namespace
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,9 @@ import torch
 from torch import distributed
 
 from data.loader import Loader
-from pipelines.training.engines import load_engine
 from pipelines.training.methods.base import Setting, Stage
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.zero import load_engine, make_universal
 
 _TAG = "state"  # DeepSpeed's name for the subfolder of an engine
 _UNIVERSAL = "universal"
@@ -176,7 +173,7 @@ class _Universal:
         if self.rank == 0:
             shutil.rmtree(self.made, ignore_errors=True)
             for name in self.names:
-                _convert(self.saved / name / _TAG, self.made / name / _UNIVERSAL)
+                make_universal(self.saved / name / _TAG, self.made / name / _UNIVERSAL)
         distributed.barrier()
         return self.made
 
@@ -185,23 +182,6 @@ class _Universal:
             distributed.barrier()
             if self.rank == 0:
                 shutil.rmtree(self.made, ignore_errors=True)
-
-
-def _convert(source: Path, target: Path) -> None:
-    from deepspeed.checkpoint import ds_to_universal
-
-    target.mkdir(parents=True)
-    options = Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=True,
-    )
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a line and a bar a file
-        ds_to_universal.main(options)
 
 
 def _damage(saved: Path, rank: int, world_size: int) -> str | None:

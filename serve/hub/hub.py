@@ -15,10 +15,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
-from ray.serve._private.common import ReplicaState
-from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
+from infra.runtime.ray_private import serve_replicas
 from serve.hub.commits import CommitAddress, CommitClient, CommitServer
 from serve.hub.records import Entry, Header, Progress, Record, SessionStore, Shape
 from serve.metrics import Snapshot
@@ -144,44 +143,12 @@ class Hub:
         while time.monotonic() - self._heard < ALONE_S:
             await asyncio.sleep(WATCH_S)
             try:
-                found = await asyncio.to_thread(replicas, self.app)
+                found = await asyncio.to_thread(serve_replicas, self.app)
                 self._stopping = {replica.name for replica in found if replica.stopping}
                 self._placement.gone(frozenset(self._stopping))
             except ray.exceptions.RayError as error:  # the controller may be starting or gone
                 log.warning("no word from Serve: %s", error)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
-
-
-@dataclass(frozen=True)
-class Replica:
-    """What Serve's controller says of a replica."""
-
-    name: str
-    deployment: str
-    state: ReplicaState
-    pid: int | None
-
-    @property
-    def stopping(self) -> bool:
-        return self.state is ReplicaState.STOPPING
-
-    @property
-    def running(self) -> bool:
-        return self.state is ReplicaState.RUNNING
-
-
-def replicas(app: str) -> list[Replica]:
-    """The application's replicas; empty when Serve is not running."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return []
-    # As plain values: parsing Serve's whole schema every few seconds costs a process 3 %.
-    application = client.get_serve_details()["applications"].get(app)
-    return [
-        Replica(replica["replica_id"], name, ReplicaState(replica["state"]), replica.get("pid"))
-        for name, deployment in (application["deployments"] if application else {}).items()
-        for replica in deployment["replicas"]
-    ]
 
 
 def link_host(settings: ServeSettings) -> str:

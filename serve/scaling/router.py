@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ray.serve._private.request_router.common import PendingRequest
-from ray.serve._private.request_router.replica_wrapper import RunningReplica
+from typing import TYPE_CHECKING
+
 from ray.serve.request_router import RequestRouter
+
+if TYPE_CHECKING:
+    from infra.runtime.ray_private import PendingRequest, RunningReplica
 
 
 class PlacedRouter(RequestRouter):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from infra.runtime.registry import find_version
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands.send import send
 from pipelines.config.load import load_config
@@ -70,7 +71,7 @@ def test_what_was_rolled_back_stays_so_when_nothing_changed(folder: Path, mlflow
     run(folder, mlflow_uri, "seed=1")
     registry.rollback("liveedit", "production", mlflow_uri)
     run(folder, mlflow_uri, "seed=1")
-    now = registry.find_version("models:/liveedit@production", mlflow_uri)
+    now = find_version("models:/liveedit@production", mlflow_uri)
     assert now.version == 1
 
 

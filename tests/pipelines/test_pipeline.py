@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from data.video import probe
+from infra.runtime.registry import client_for
 from modeling.editor import StreamingEditor
 from modeling.model_dir import read_card
 from pipelines.commands.run import run_train
@@ -24,7 +25,6 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView
 from pipelines.tracking.registry import resolve
-from pipelines.tracking.tracker import client_for
 from pipelines.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent.parent

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from data.manifest import dataset_hash, read_dataset_info
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from infra.runtime.registry import client_for
 from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_config
 from pipelines import pipeline
@@ -35,7 +36,6 @@ from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
 from pipelines.stages.progress import StageView
 from pipelines.tracking.records import Records, fingerprint_of
 from pipelines.tracking.registry import resolve
-from pipelines.tracking.tracker import client_for
 from pipelines.training.trainer import StageOutcome
 from tests.pipelines.conftest import HEIGHT, WIDTH
 

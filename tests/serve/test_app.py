@@ -24,9 +24,10 @@ from websockets.sync.client import connect as connect_socket
 from websockets.typing import Subprotocol
 
 from data.video import read_frames
+from infra.runtime.ray_private import Replica, serve_replicas
 from serve.app import app, build
 from serve.client import connect
-from serve.hub.hub import NAMESPACE, Replica, replicas
+from serve.hub.hub import NAMESPACE
 from serve.limits import Limits
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
@@ -67,8 +68,8 @@ def alive(replica: Replica) -> bool:
 def whole(running: Running) -> None:
     """What the test before has killed is back, so that there is room for this one's sessions."""
     deadline = time.monotonic() + 120
-    while [alive(replica) for replica in replicas(APP)] != [True] * 4:
-        assert time.monotonic() < deadline, replicas(APP)
+    while [alive(replica) for replica in serve_replicas(APP)] != [True] * 4:
+        assert time.monotonic() < deadline, serve_replicas(APP)
         time.sleep(0.2)
 
 
@@ -123,7 +124,7 @@ def kill_all(deployment: str) -> Callable[[], Awaitable[None]]:
     """Every replica of it, so that the one which has a session is among them."""
 
     async def do() -> None:
-        for replica in await asyncio.to_thread(replicas, APP):
+        for replica in await asyncio.to_thread(serve_replicas, APP):
             if replica.deployment == deployment and alive(replica):
                 assert replica.pid is not None
                 os.kill(replica.pid, signal.SIGKILL)
@@ -276,7 +277,7 @@ async def test_sessions_go_on_while_the_hub_is_started_again(running: Running) -
 async def test_a_new_version_is_rolled_out_under_running_sessions(
     running: Running, settings: ServeSettings
 ) -> None:
-    before = {replica.name for replica in replicas(APP)}
+    before = {replica.name for replica in serve_replicas(APP)}
 
     async def deploy() -> None:
         changed = build(replace(settings, downscale_delay_s=300.0))
@@ -287,7 +288,7 @@ async def test_a_new_version_is_rolled_out_under_running_sessions(
     await asyncio.sleep(2)
     await deploy()
     await asyncio.gather(*streaming)
-    assert not before & {replica.name for replica in replicas(APP)}
+    assert not before & {replica.name for replica in serve_replicas(APP)}
 
 
 def test_what_cannot_start_says_so_at_once(running: Running, settings: ServeSettings) -> None:

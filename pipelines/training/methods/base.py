@@ -19,7 +19,7 @@ from modeling.diffusion.flow import GRID, FlowSchedule
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.tracking.records import WATCHING
 from pipelines.training.average import Ema
-from pipelines.training.engines import Engine
+from pipelines.training.zero import Engine
 
 
 @dataclass(frozen=True)

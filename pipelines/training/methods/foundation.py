@@ -18,8 +18,9 @@ from modeling.diffusion.flow import FlowSchedule, velocity
 from modeling.diffusion.losses import edit_weight, velocity_loss
 from modeling.model_dir import Model
 from pipelines.training.average import Ema
-from pipelines.training.engines import full_weights, make_engine, update
+from pipelines.training.engines import make_engine, update
 from pipelines.training.methods.base import Draw, Exported, Setting, draw_timesteps
+from pipelines.training.zero import full_weights
 
 
 class FoundationTraining:

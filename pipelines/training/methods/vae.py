@@ -26,8 +26,9 @@ from modeling.pixels import from_uint8
 from modeling.vae.build import build_vae
 from modeling.vae.streaming import StreamingVae
 from pipelines.training.average import Ema
-from pipelines.training.engines import full_weights, make_engine, update
+from pipelines.training.engines import make_engine, update
 from pipelines.training.methods.base import Draw, Exported, Setting
+from pipelines.training.zero import full_weights
 
 
 class Autoencoder(nn.Module):

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from data.synthetic import is_heldout
 from data.video import probe
+from infra.runtime.registry import client_for
 from pipelines.commands.run import (
     VIDEO_FRAMES,
     edit_heldout,
@@ -23,7 +24,6 @@ from pipelines.pipeline import PipelineResult
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
-from pipelines.tracking.tracker import client_for
 from tests.known_editors import expected_edit, write_known_model
 from tests.pipelines.stages.test_edit import read
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from infra.runtime.registry import client_for
 from pipelines.config.merge import ConfigError
 from pipelines.stages.progress import StageView
 from pipelines.stages.runner import StageRunner, locked
 from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
-from pipelines.tracking.tracker import client_for
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run as MlflowRun
 
+from infra.runtime.registry import client_for
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands.send import send
 from pipelines.config.load import to_yaml
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.tracking import outbox, registry
 from pipelines.tracking.outbox import Outbox
-from pipelines.tracking.tracker import TrackingError, client_for
+from pipelines.tracking.tracker import TrackingError
 from tests.pipelines.mlflow_server import free_port, mlflow_server
 
 ROOT = Path(__file__).parents[2]

@@ -7,13 +7,19 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from infra.runtime.registry import (
+    FINGERPRINT,
+    LOCATION,
+    RegistryError,
+    client_for,
+    find_version,
+)
 from modeling.fingerprint import FingerprintError, model_fingerprint
 from modeling.model_dir import read_card
 from pipelines import cli
 from pipelines.tracking import registry
 from pipelines.tracking.records import Records, StageRecord
-from pipelines.tracking.registry import RegistryError
-from pipelines.tracking.tracker import Tracker, client_for
+from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.versions import publish
 from serve.editor.model_source import find_model
 
@@ -100,8 +106,8 @@ def test_names_do_not_share_their_versions(mlflow_uri: str, tiny_model: Path) ->
     client = client_for(mlflow_uri)
     for name, version, fingerprint in (("one", "1", "a"), ("two", "1", "b"), ("two", "2", "c")):
         tags = client.get_model_version(name, version).tags
-        assert tags[registry.FINGERPRINT] == fingerprint
-        assert tags[registry.LOCATION] == str(tiny_model)
+        assert tags[FINGERPRINT] == fingerprint
+        assert tags[LOCATION] == str(tiny_model)
     assert not client.get_registered_model("two").aliases
 
 
@@ -234,7 +240,7 @@ def test_rollback_goes_back_as_often_as_an_alias_moved(
     found = []
     for _ in range(3):
         found.append(int(registry.rollback("liveedit", "production", mlflow_uri).version))
-        now = registry.find_version("models:/liveedit@production", mlflow_uri)
+        now = find_version("models:/liveedit@production", mlflow_uri)
         assert int(now.version) == found[-1]
     assert found == [3, 2, 1]
     with pytest.raises(RegistryError, match="is version 1 and was no other before"):
@@ -256,7 +262,7 @@ def test_rollback_to_files_that_were_changed_is_refused(
     (first / "note").write_text("x")
     with pytest.raises(FingerprintError, match="liveedit version 1 is not what was registered"):
         registry.rollback("liveedit", "production", mlflow_uri)
-    assert registry.find_version("models:/liveedit@production", mlflow_uri).version == 2
+    assert find_version("models:/liveedit@production", mlflow_uri).version == 2
 
 
 def test_the_commands_list_show_promote_and_take_back(

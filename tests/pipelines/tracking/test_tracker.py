@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.runtime.registry import client_for, resolve_uri
 from modeling.fingerprint import model_fingerprint
 from pipelines.tracking import registry
 from pipelines.tracking import tracker as tracking
@@ -31,7 +32,7 @@ def test_parent_and_stage_runs(mlflow_uri: str, tmp_path: Path) -> None:
     child.finish()
     parent.finish("KILLED")
 
-    client = tracking.client_for(mlflow_uri)
+    client = client_for(mlflow_uri)
     run = client.get_run(child.run_id)
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
     assert run.info.status == "FINISHED"
@@ -50,7 +51,7 @@ def test_parent_and_stage_runs(mlflow_uri: str, tmp_path: Path) -> None:
 def test_any_number_of_parameters(mlflow_uri: str) -> None:
     params = {f"key{n}": n for n in range(250)}
     tracker = Tracker.start_pipeline(mlflow_uri, "liveedit", "many", params)
-    assert len(tracking.client_for(mlflow_uri).get_run(tracker.run_id).data.params) == 250
+    assert len(client_for(mlflow_uri).get_run(tracker.run_id).data.params) == 250
 
 
 def test_default_is_a_database_below_the_working_directory(
@@ -58,11 +59,11 @@ def test_default_is_a_database_below_the_working_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking.resolve_uri(None) == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracking.resolve_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
+    assert resolve_uri(None) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert resolve_uri("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    assert tracking.resolve_uri(None) == "http://mlflow:5000"
-    assert tracking.resolve_uri("https://other") == "https://other"
+    assert resolve_uri(None) == "http://mlflow:5000"
+    assert resolve_uri("https://other") == "https://other"
 
 
 @pytest.mark.parametrize(

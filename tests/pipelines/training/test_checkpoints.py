@@ -19,11 +19,11 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import CheckpointError
-from pipelines.training.engines import full_weights, import_deepspeed
 from pipelines.training.loop import Training, make_setting
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.trainer import make_job
+from pipelines.training.zero import full_weights, import_deepspeed
 from tests.pipelines.conftest import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.test_engines import on_ranks
 

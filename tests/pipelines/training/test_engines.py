@@ -26,14 +26,12 @@ from pipelines.training import engines
 from pipelines.training.average import Ema
 from pipelines.training.engines import (
     deepspeed_config,
-    full_weights,
-    import_deepspeed,
     learning_rate_at,
-    load_engine,
     make_engine,
     set_learning_rate,
     update,
 )
+from pipelines.training.zero import full_weights, import_deepspeed, load_engine
 
 WORLD = 2
 STEPS = 6

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from infra.runtime.registry import FINGERPRINT, LOCATION, client_for
 from modeling.fingerprint import model_fingerprint
 from serve.app import build
-from serve.editor.model_source import FINGERPRINT, LOCATION, ModelSource, find_model
+from serve.editor.model_source import ModelSource, find_model
 from serve.settings import ServeSettings
 from tests.known_editors import write_known_model
 
@@ -54,13 +54,10 @@ def test_a_config_that_is_wrong_is_named(known: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """An MLflow registry of its own, in a file: `register` returns a model of one version."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db")
-    client = mlflow.MlflowClient()
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    client = client_for(uri)
 
     def register(model: str, alias: str, location: Path | None) -> None:
         if not client.search_registered_models(f"name='{model}'"):
@@ -71,8 +68,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         version = client.create_model_version(model, "file:///absent", tags=tags)
         client.set_registered_model_alias(model, alias, version.version)
 
-    yield SimpleNamespace(register=register)
-    mlflow.set_tracking_uri(before)
+    return SimpleNamespace(register=register, uri=uri)
 
 
 def test_a_reference_is_the_version_that_it_names(
@@ -83,16 +79,21 @@ def test_a_reference_is_the_version_that_it_names(
     registry.register("editor", "candidate", other)
     first = ModelSource(str(known), "editor version 1", model_fingerprint(known))
     second = ModelSource(str(other), "editor version 2", model_fingerprint(other))
-    assert find_model("models:/editor@production") == find_model("models:/editor/1") == first
-    assert find_model("models:/editor@candidate") == find_model("models:/editor/2") == second
+    for reference, wanted in (
+        ("models:/editor@production", first),
+        ("models:/editor/1", first),
+        ("models:/editor@candidate", second),
+        ("models:/editor/2", second),
+    ):
+        assert find_model(reference, registry.uri) == wanted
     # The application has it once, so that all its replicas have the same version.
-    front = build(ServeSettings("models:/editor@candidate"))._bound_deployment
+    front = build(ServeSettings("models:/editor@candidate"), registry.uri)._bound_deployment
     settings, editor = front.init_args
     assert settings.model == str(other)
     assert editor._bound_deployment.init_args == (settings, second)
     for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):
         with pytest.raises(ValueError, match="is not in the registry at sqlite"):
-            find_model(wrong)
+            find_model(wrong, registry.uri)
 
 
 @pytest.mark.parametrize("located", [True, False])
@@ -102,6 +103,6 @@ def test_a_version_that_lies_nowhere_here_is_named(
     place = tmp_path / "elsewhere" if located else None
     model = f"editor-{located}"
     registry.register(model, "production", place)
-    named = str(place) if located else "no place"
-    with pytest.raises(ValueError, match=f"version 1 at {named}, which this machine cannot read"):
-        find_model(f"models:/{model}@production")
+    named = str(place) if located else "a place it does not name"
+    with pytest.raises(ValueError, match=f"files lie at {named}, which cannot be read here"):
+        find_model(f"models:/{model}@production", registry.uri)

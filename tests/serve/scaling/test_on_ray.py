@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.runtime.ray_private import serve_replicas
 from serve.client import Stream, connect
-from serve.hub.hub import replicas
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import InQueue, WireError
@@ -32,13 +32,13 @@ def running(small_model: Path) -> Iterator[Running]:
 
 
 def editors() -> list[str]:
-    return [r.name for r in replicas(APP) if r.deployment == "editor" and r.running]
+    return [r.name for r in serve_replicas(APP) if r.deployment == "editor" and r.running]
 
 
 async def until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not await asyncio.to_thread(condition):
-        assert time.monotonic() < deadline, replicas(APP)
+        assert time.monotonic() < deadline, serve_replicas(APP)
         await asyncio.sleep(0.2)
 
 

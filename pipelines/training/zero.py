@@ -1,0 +1,145 @@
+"""DeepSpeed from the inside: what it does not promise to keep, and its files, here alone.
+
+With another DeepSpeed, look here first.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from infra.runtime.environment import set_default
+
+Engine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without its shared-memory kernel for CPU collectives.
+
+    That kernel is compiled by the first `initialize` on a CPU (minutes, needs a compiler) and gloo
+    serves as well. `__compatible_ops__` is internal, and a test guards it.
+    """
+    if not torch.cuda.is_available():
+        set_default("DS_ACCELERATOR", "cpu")
+    set_default("DEEPSPEED_LOG_LEVEL", "warning")
+    with _light_imports():
+        import deepspeed
+        import deepspeed.runtime.zero.muon.original_muon
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextmanager
+def _light_imports() -> Iterator[None]:
+    """Keep DeepSpeed from importing what nobody here uses, four fifths of the time it takes.
+
+    Its autotuner imports MLflow if it is there, and Muon's kernels are decorated with
+    `torch.compile`, which imports the whole compiler; both before any engine exists.
+    """
+    compile_, mlflow = torch.compile, sys.modules.get("mlflow")
+    sys.modules["mlflow"] = mlflow  # type: ignore[assignment]  # None makes its import fail
+    torch.compile = lambda function=None, **_: function or (lambda f: f)  # type: ignore
+    try:
+        yield
+    finally:
+        torch.compile = compile_
+        if mlflow is None:
+            del sys.modules["mlflow"]
+
+
+def load_engine(engine: Engine, folder: Path, tag: str) -> None:
+    """Load `engine` from a checkpoint of DeepSpeed's, tag "universal" on any number of ranks.
+
+    Learning rate, weight decay and betas stay what this engine was made with. A universal
+    checkpoint of ZeRO-3 comes with one step counter for all groups, which each would count up.
+    """
+    groups = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in engine.optimizer.param_groups
+    ]
+    engine._config.load_universal_checkpoint = tag == "universal" and engine.zero_optimization()
+    engine.load_checkpoint(str(folder), tag=tag)
+    for group, ours in zip(engine.optimizer.param_groups, groups, strict=True):
+        group.update(ours)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for state in inner.state.values():
+        state["step"] = state["step"].clone()
+
+
+def make_universal(source: Path, target: Path) -> None:
+    """Write DeepSpeed's checkpoint in `source` as one that any number of ranks can load."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    target.mkdir(parents=True)
+    options = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a line and a bar a file
+        ds_to_universal.main(options)
+
+
+def master_shards(engine: Engine) -> dict[str, Tensor]:
+    """This rank's float32 part of every parameter, as flat views of what the optimizer steps.
+
+    A parameter of which this rank holds nothing is left out.
+    """
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    shards: dict[str, Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        if hasattr(parameter, "ds_id"):  # ZeRO-3
+            shards[name] = safe_get_local_fp32_param(parameter).detach()
+        elif hasattr(parameter, "_hp_mapping"):  # ZeRO-1 and 2
+            if parameter._hp_mapping is not None:
+                shards[name] = parameter._hp_mapping.get_hp_fragment().detach()
+        else:
+            assert parameter.dtype == torch.float32, "ZeRO-0 trains in float32 only"
+            shards[name] = parameter.detach().view(-1)
+    return shards
+
+
+def shard_starts(engine: Engine) -> dict[str, int]:
+    """Where in its flat parameter each of `master_shards` begins."""
+    starts: dict[str, int] = {}
+    for name, parameter in engine.module.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            starts[name] = distributed.get_rank() * parameter.ds_tensor.numel()
+        elif getattr(parameter, "_hp_mapping", None) is not None:
+            starts[name] = parameter._hp_mapping.lp_fragment_address.start
+        elif not hasattr(parameter, "_hp_mapping"):
+            starts[name] = 0
+    return starts
+
+
+def full_weights(engine: Engine, keep: bool = True) -> dict[str, Tensor]:
+    """All weights of the engine's network, whole and in float32 on the CPU; a collective.
+
+    A rank that does not `keep` them takes part and gets an empty dict.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        full = safe_get_full_fp32_param(parameter)
+        full = parameter.detach() if full is None else full
+        if keep:
+            weights[name] = full.to("cpu", torch.float32, copy=True)
+    return weights
