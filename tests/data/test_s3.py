@@ -6,6 +6,7 @@ import functools
 import gc
 import pickle
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,18 @@ def test_an_iterator_outlives_its_loader(uri: str) -> None:
     batches = iter(loader(uri, batch_size=1, shuffle=False, epochs=1))
     gc.collect()
     assert keys(batches) == list(range(COUNT))
+
+
+def test_who_stops_in_the_middle_leaves_nothing_on_the_disk(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    batches = iter(loader(uri, batch_size=1, epochs=1))
+    next(batches)
+    assert [path.name[:16] for path in tmp_path.iterdir()] == ["liveedit-shards-"]
+    del batches
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_holds_each_shard_once(uri: str, s3: S3Server, tmp_path: Path) -> None:

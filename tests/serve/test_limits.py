@@ -51,3 +51,8 @@ def test_an_open_on_the_limits_is_taken(change: dict[str, Any]) -> None:
     message = parse_client(json.dumps(asked | {"mode": "live", "format": "jpeg"} | change))
     assert isinstance(message, Open)
     Limits().check_open(message)
+
+
+def test_an_hour_at_sixty_frames_a_second_is_taken() -> None:
+    assert Limits().max_video_frames == 60 * 3600
+    assert Limits().max_video_s >= 3600.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -109,7 +110,9 @@ def test_a_server_that_dies_misses_nothing_and_is_told_by_one_command(
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     with Outbox(tmp_path, address, "liveedit", said.append) as outbox:
         with mlflow_server(mlflow_uri, tmp_path, port):
-            outbox.start_pipeline("before", {}).finish()
+            before = outbox.start_pipeline("before", {})
+            assert before.run_id == all_runs(address)["before"].info.run_id  # is waited for
+            before.finish()
             assert outbox.flush()
         tell_all(outbox, tiny_model)
         assert not outbox.flush()
@@ -226,3 +229,16 @@ def test_a_sent_journal_begins_anew(mlflow_uri: str, tmp_path: Path) -> None:
         None,
     ]
     shutil.rmtree(tmp_path / "tracking")
+
+
+@pytest.mark.parametrize(("error", "patience"), [(None, 10.0), (KeyboardInterrupt(), 3.0)])
+def test_after_an_error_the_end_waits_less(
+    error: BaseException | None, patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    box = Outbox(tmp_path, "http://127.0.0.1:9", "liveedit", lambda line: None)
+    monkeypatch.setattr(box, "flush", lambda patience: asked.append(patience))
+    with contextlib.suppress(KeyboardInterrupt), box:
+        if error is not None:
+            raise error
+    assert asked == [patience]

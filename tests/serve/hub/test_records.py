@@ -189,3 +189,12 @@ def test_a_record_made_again_has_its_holders_epoch(store: SessionStore) -> None:
     assert store.commit("token", 3, HEADER, progress(45), frames(33, 12))
     assert store.commit("token", 3, HEADER, progress(57), frames(45, 12))
     assert not store.commit("token", 2, HEADER, progress(57), frames(45, 12))
+
+
+def test_a_commit_keeps_the_store_within_its_memory(clock: Clock) -> None:
+    store = SessionStore(60.0, max_bytes=1000, clock=clock)
+    token = store.create(HEADER)
+    for first in range(0, 40, 4):
+        assert store.commit(token, 0, HEADER, progress(first + 4), frames(first, 4, size=50))
+        assert store.bytes <= 1000
+    assert store.claim(token, 36).tail[-1].position == 39  # what is newest stays

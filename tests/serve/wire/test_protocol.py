@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +18,7 @@ from serve.wire.protocol import (
     Chunk,
     Close,
     Closed,
+    Code,
     Dropped,
     Error,
     Frame,
@@ -169,8 +170,16 @@ def test_a_wrong_frame_is_refused(data: bytes) -> None:
 
 
 def test_every_error_has_a_close_code() -> None:
-    assert CLOSE_CODES["at_capacity"] == 1013
-    assert all(1000 <= code < 1016 for code in CLOSE_CODES.values())
+    assert {code: CLOSE_CODES[code] for code in get_args(Code)} == {  # RFC 6455, and IANA's list
+        "bad_request": 1008,  # policy violation
+        "unauthorized": 1008,
+        "unsupported_size": 1008,
+        "bad_frame": 1007,  # invalid payload
+        "at_capacity": 1013,  # try again later
+        "too_slow": 1008,
+        "draining": 1012,  # service restart: come back at once
+        "internal": 1011,
+    }
 
 
 @settings(max_examples=300, deadline=None)
