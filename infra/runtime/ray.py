@@ -26,7 +26,7 @@ from infra.runtime.environment import environment, unless_set
 from infra.runtime.paths import ROOT
 from infra.runtime.ray_private import reread_settings
 
-LEFT_BEHIND = ["runs", "**/__pycache__", "*.mp4", ".mypy_cache", ".ruff_cache"]
+LEFT_BEHIND = ["runs", "**/__pycache__", "/*.mp4", ".mypy_cache", ".ruff_cache"]
 CONNECT_S = 10.0  # for a cluster to answer
 END_S = 2.0  # for Ray's processes to end by themselves
 

@@ -20,6 +20,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from infra.runtime.paths import ROOT
 from serve.auth import allowed
 from serve.front.connection import Connection
 from serve.front.edits import Edits
@@ -34,6 +35,7 @@ from serve.wire.work import Backend
 log = logging.getLogger(__name__)
 
 WEB = Path(__file__).parent.parent / "web"
+SAMPLES = ROOT / "data" / "samples"
 
 
 class Front:
@@ -72,6 +74,7 @@ class Front:
                 Route("/healthz", self.health),
                 Route("/readyz", self.ready),
                 Route("/metrics", self.metrics),
+                Mount("/samples", StaticFiles(directory=SAMPLES)),
                 Mount("/", StaticFiles(directory=WEB, html=True)),
             ],
             middleware=[Middleware(RequireToken, tokens=tokens)],

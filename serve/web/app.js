@@ -1,43 +1,165 @@
-// The page: controls, the loop that sends frames, and what is shown.
+// The page: what its controls do.
 
-import { Camera } from "./camera.js";
-import { explain } from "./errors.js";
+import { advise } from "./advice.js";
+import { explain, worthAnotherTry } from "./errors.js";
+import { Live } from "./live.js";
 import { Numbers } from "./numbers.js";
-import { Overlay } from "./overlay.js";
+import { Prompts } from "./prompts.js";
 import { Recorder } from "./recorder.js";
-import { Session, streamUrl } from "./wire.js";
+import { Source, cameras, canShareScreen } from "./source.js";
+import { Stage } from "./stage.js";
+import { editWhole } from "./whole.js";
 
 const get = (id) => document.getElementById(id);
-const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
-const numbers = new Numbers();
-const overlay = new Overlay();
-const shown = { source: get("source"), edited: get("edited") };
-const KEPT = 240; // source frames that wait for their edit
+const show = (id, shown) => get(id).classList.toggle("hidden", !shown);
+const radio = (value) => document.querySelector(`input[name=from][value=${value}]`);
+const START = { sample: "Edit this clip", camera: "Start", screen: "Start", file: "Edit it live" };
+const SPARE_S = 0.3; // of the first edit, for network and pictures
+const RETRY_S = 5;
 
-let model = { width: 832, height: 480, fps: 16 };
+const stage = new Stage();
+const numbers = new Numbers();
+const prompts = new Prompts(get("prompt"), get("chips"), get("unknown"), () => run && apply());
+
+let model = null; // as /v1/models has it
+let samples = {};
+let source = null; // what is chosen and previewed
 let run = null; // the session that goes on
+let upload = null; // AbortController of the file that is edited whole
 let recorder = null;
+let retrying = null; // the interval that counts down to another try
+let after = null; // what to do when the session has ended, instead of showing the preview
 
 async function findModel() {
   const token = get("token").value;
+  const query = token ? `?token=${encodeURIComponent(token)}` : "";
   try {
-    const answer = await fetch("v1/models" + (token ? `?token=${encodeURIComponent(token)}` : ""));
+    const answer = await fetch(`v1/models${query}`);
     if (!answer.ok) {
       get("model").textContent = answer.status === 401 ? "needs a token" : "getting ready";
       return setTimeout(findModel, 2000);
     }
     model = (await answer.json()).models[0];
-    get("model").textContent = `${model.name} on ${model.device}`;
   } catch {
     get("model").textContent = "no answer from the server";
     return setTimeout(findModel, 2000);
   }
-  for (const [field, value] of [["width", model.width], ["height", model.height], ["rate", model.fps]]) {
-    if (!get(field).value) get(field).value = value;
+  get("model").textContent = `${model.name} on ${model.device}`;
+  prompts.offer(model.card ?? {});
+  if (!source) await firstSource();
+  welcome();
+}
+
+// The clip that the model's card names, else the first; without any the camera is proposed.
+async function firstSource() {
+  samples = await fetch("samples/samples.json").then((answer) => answer.json());
+  const name = model.card?.sample in samples ? model.card.sample : Object.keys(samples)[0];
+  get("sources").dataset.sample = name ?? "";
+  if (!source && name) await choose("sample");
+}
+
+async function open(kind) {
+  const video = document.createElement("video");
+  video.muted = true;
+  video.playsInline = true;
+  if (kind === "sample") {
+    return Source.sample(`samples/${samples[get("sources").dataset.sample].file}`, video);
   }
-  for (const canvas of Object.values(shown)) {
-    canvas.style.aspectRatio = `${get("width").value} / ${get("height").value}`;
+  if (kind === "file") return Source.file(get("file").files[0], video);
+  if (kind === "screen") return Source.screen(video);
+  const camera = await Source.camera(get("device").value, video);
+  camera.mirrored = get("mirror").getAttribute("aria-pressed") === "true";
+  await listCameras(video.srcObject);
+  return camera;
+}
+
+// The new source is there before the old one goes; a session goes on with it.
+async function choose(kind) {
+  complain(null);
+  show("file", kind === "file");
+  if (kind === "file" && !get("file").files[0]) return run || complain(new Error("Choose a video file first."));
+  let next;
+  try {
+    next = await open(kind);
+  } catch (error) {
+    complain(error);
+    if (source) radio(source.kind).checked = true;
+    show("file", source?.kind === "file");
+    return;
   }
+  radio(kind).checked = true;
+  show("device", kind === "camera" && get("device").options.length > 1);
+  const use = () => {
+    source?.stop();
+    source = next;
+    stage.preview(source);
+    welcome();
+  };
+  if (!run) return use();
+  after = () => {
+    use();
+    start();
+  };
+  run.stop();
+}
+
+async function listCameras(stream) {
+  const used = stream.getVideoTracks()[0].getSettings().deviceId;
+  get("device").replaceChildren(
+    ...(await cameras()).map(({ label, deviceId }, n) =>
+      new Option(label || `camera ${n + 1}`, deviceId, false, deviceId === used)),
+  );
+}
+
+// What can be started, over the picture.
+function welcome(text = null) {
+  const kind = source?.kind;
+  get("play").textContent = get("start").textContent = START[kind] ?? "Start";
+  show("play", !!source);
+  show("whole", kind === "file");
+  show("apply", false);
+  stage.say(text);
+  if (!text && source && model) {
+    const first = model.first_chunk_frames / rate() + chunkSeconds() + SPARE_S;
+    get("note").textContent = `first edit in about ${Math.ceil(first)} s`;
+    warn(chunkSeconds());
+  }
+}
+
+const rate = () => Number(get("rate").value) || model.fps;
+
+function size() {
+  const fitting = source.fit(model.width * model.height);
+  return {
+    width: Number(get("width").value) || fitting.width,
+    height: Number(get("height").value) || fitting.height,
+  };
+}
+
+// By what the server measured at the model's own size.
+function chunkSeconds() {
+  const { width, height } = size();
+  return (model.chunk_seconds * width * height) / (model.width * model.height);
+}
+
+function warn(seconds) {
+  const advice = seconds && advise({ seconds, frames: model.chunk_frames, fps: rate(), ...size() });
+  show("advice", !!advice);
+  if (!advice) return;
+  get("advice-text").textContent = advice.text;
+  get("slower").textContent = `Send ${advice.fps} frames a second`;
+  get("slower").onclick = () => change({ rate: advice.fps });
+  get("smaller").textContent = `Use ${advice.width}x${advice.height}`;
+  get("smaller").onclick = () => change({ width: advice.width, height: advice.height });
+}
+
+// Settings count from the next start, which is now where one goes on.
+function change(values) {
+  for (const [field, value] of Object.entries(values)) get(field).value = value;
+  numbers.clear();
+  if (!run) return welcome();
+  after = start;
+  run.stop();
 }
 
 function state(text, kind = "") {
@@ -45,13 +167,23 @@ function state(text, kind = "") {
   get("state").dataset.state = kind;
 }
 
-function waiting({ place, expected_s }) {
-  state(`waiting, place ${place}, about ${Math.ceil(expected_s)} s`, "busy");
-}
-
+// Says what is wrong, and tries again by itself where a place will come free.
 function complain(error) {
-  get("error").textContent = error ? explain(error) : "";
-  get("error").classList.toggle("hidden", !error);
+  clearInterval(retrying);
+  show("error", !!error);
+  if (!error) return;
+  const text = explain(error);
+  get("error-text").textContent = text;
+  show("retry", worthAnotherTry(error));
+  get("retry").textContent = "Try again";
+  if (error.code !== "at_capacity") return;
+  let left = Math.ceil(error.retry_after_s ?? RETRY_S);
+  const count = () => {
+    get("retry").textContent = `Try again (by itself in ${left} s)`;
+    if (left-- <= 0) start();
+  };
+  count();
+  retrying = setInterval(count, 1000);
 }
 
 // Whether every field holds what it may; says at the first that does not what is wrong.
@@ -63,134 +195,115 @@ function filledIn() {
 }
 
 async function start() {
+  if (run || upload || !filledIn()) return;
   complain(null);
-  if (get("start").disabled || !filledIn()) return;
+  if (!model) return complain({ code: get("model").textContent === "needs a token" ? "unauthorized" : "unreachable" });
+  const wanted = document.querySelector("input[name=from]:checked")?.value ?? "camera";
+  if (source?.kind !== wanted || source.ended) await choose(wanted);
+  if (source?.kind !== wanted || source.ended) return;
   numbers.clear();
-  const width = Number(get("width").value) || model.width;
-  const height = Number(get("height").value) || model.height;
-  const fps = Number(get("rate").value) || model.fps;
-  get("start").disabled = true;
-  let camera;
-  try {
-    camera = await Camera.open(chosen("from"), get("file").files[0]);
-  } catch (error) {
-    complain(error);
-    get("start").disabled = false;
-    return;
-  }
-  for (const canvas of Object.values(shown)) {
-    canvas.width = width;
-    canvas.height = height;
-    canvas.style.aspectRatio = `${width} / ${height}`;
-  }
-  const picture = new OffscreenCanvas(width, height);
-  run = { camera, width, height, fps, picture, context: picture.getContext("2d"), sources: new Map() };
-  state("connecting", "busy");
+  prompts.used();
+  show("saved", false);
+  show("advice", false);
   const open = {
-    type: "open", prompt: get("prompt").value, width, height, fps, mode: "live", format: "jpeg",
+    type: "open", prompt: prompts.value, ...size(), fps: rate(), mode: "live", format: "jpeg",
     seed: Number(get("seed").value) || 0, mask: true, queue: true,
   };
-  run.session = new Session(streamUrl(get("token").value), open, handlers(run));
-  get("start").disabled = false;
+  stage.begin(open.width, open.height);
+  stage.say("connecting");
   get("start").textContent = "Stop";
+  get("start").classList.remove("primary");
+  show("apply", true);
+  show("whole", false);
+  run = new Live(source, open, get("token").value, {
+    state(text, kind) {
+      state(text, kind);
+      get("apply").disabled = get("record").disabled = text !== "live";
+      if (text === "live" && stage.root.dataset.showing !== "edit") stage.say("the first edit is coming");
+    },
+    edited(delayMs, picture, from) {
+      if (stage.root.dataset.showing !== "edit") stage.say(null);
+      stage.draw(picture, from, get("mask").checked);
+      numbers.frame(delayMs);
+    },
+    message: hear,
+    ended: end,
+  });
 }
 
-function handlers(run) {
-  let showing = Promise.resolve(); // pictures are decoded and drawn in order
-  return {
-    opened() {
-      state("live", "live");
-      run.sources.forEach((picture) => picture.close());
-      run.sources.clear();
-      get("apply").disabled = false;
-      get("record").disabled = !Recorder.supported;
-      if (!run.timer) film(run);
-    },
-    frame(index, timeUs, image) {
-      showing = showing.then(() => show(run, index, timeUs, image)).catch(complain);
-    },
-    message(message) {
-      if (message.type === "mask") showing = showing.then(() => overlay.take(message));
-      else if (message.type === "chunk") numbers.chunk(message);
-      else if (message.type === "queued") waiting(message);
-      else if (message.type === "dropped") numbers.drop(message.frames);
-      else if (message.type === "prompt_applied") state("live", "live");
-    },
-    lost() {
-      state("connection lost, reconnecting", "busy");
-    },
-    ended(error) {
-      showing.then(() => end(run, error));
-    },
-  };
-}
-
-// Sends frames at the session's rate; a frame that the network cannot take is left out.
-function film(run) {
-  const began = performance.now();
-  let tick = 0;
-  let busy = false;
-  run.timer = setInterval(async () => {
-    if (run.camera.ended) return stop();
-    const due = Math.floor(((performance.now() - began) * run.fps) / 1000);
-    if (due < tick || busy || !run.session.room || run.stopping) return;
-    tick = due + 1;
-    busy = true;
-    try {
-      run.camera.draw(run.context, run.width, run.height);
-      const timeUs = Math.round(performance.now() * 1000);
-      const source = await createImageBitmap(run.picture);
-      const blob = await run.picture.convertToBlob({ type: "image/jpeg", quality: 0.9 });
-      const image = await blob.arrayBuffer();
-      if (!run.session.room || run.stopping) return source.close();
-      run.sources.set(run.session.send(image, timeUs), source);
-      forget(run, run.session.next - KEPT);
-    } finally {
-      busy = false;
-    }
-  }, 1000 / run.fps / 3);
-}
-
-function forget(run, before) {
-  for (const [index, picture] of run.sources) {
-    if (index >= before) return;
-    picture.close();
-    run.sources.delete(index);
+function hear(message) {
+  if (message.type === "mask") stage.overlay.take(message);
+  else if (message.type === "dropped") numbers.drop(message.frames);
+  else if (message.type === "prompt_applied") run.on.state("live", "live");
+  else if (message.type === "chunk") {
+    numbers.chunk(message);
+    warn(numbers.chunkSeconds);
+  } else if (message.type === "queued") {
+    const seconds = Math.ceil(message.expected_s);
+    state(`waiting, place ${message.place}`, "busy");
+    stage.say(`All places are taken. You are number ${message.place}: about ${seconds} s.`);
   }
 }
 
-async function show(run, index, timeUs, image) {
-  const picture = await createImageBitmap(image);
-  const context = shown.edited.getContext("2d");
-  context.drawImage(picture, 0, 0);
-  picture.close();
-  overlay.draw(context, run.width, run.height, get("mask").checked);
-  const source = run.sources.get(index);
-  if (source) shown.source.getContext("2d").drawImage(source, 0, 0);
-  forget(run, index + 1);
-  numbers.frame(performance.now() - timeUs / 1000);
-}
-
-function stop() {
-  if (!run || run.stopping) return;
-  run.stopping = true;
-  clearInterval(run.timer);
-  state("finishing", "busy");
-  get("start").disabled = true;
-  run.session.finish();
-}
-
-async function end(ended, error) {
-  clearInterval(ended.timer);
-  ended.camera.stop();
-  ended.sources.forEach((picture) => picture.close());
+async function end(error) {
   run = null;
   await stopRecording();
-  state("not connected");
-  complain(error);
-  get("start").textContent = "Start";
-  get("start").disabled = false;
+  state("ready");
+  get("start").classList.add("primary");
   get("apply").disabled = get("record").disabled = true;
+  if (source.ended) {
+    source.stop();
+    source = null;
+  } else stage.preview(source);
+  welcome();
+  const then = after;
+  after = null;
+  if (error) complain(error);
+  else if (then) then();
+}
+
+function apply() {
+  if (!run || !get("prompt").reportValidity()) return;
+  prompts.used();
+  run.setPrompt(prompts.value);
+}
+
+async function whole() {
+  if (run || upload || !filledIn()) return;
+  complain(null);
+  prompts.used();
+  upload = new AbortController();
+  state("editing the file", "busy");
+  stage.say("sending the file");
+  get("start").textContent = "Stop";
+  show("whole", false);
+  const { duration } = source.video;
+  try {
+    const edited = await editWhole(get("file").files[0], {
+      prompt: prompts.value, seed: Number(get("seed").value) || 0, token: get("token").value,
+      signal: upload.signal,
+      progress: (s) => stage.say(`${s.toFixed(1)} of ${duration.toFixed(1)} s are edited`),
+    });
+    welcome();
+    stage.result(edited);
+    offer(edited, `${get("file").files[0].name.replace(/\.\w+$/, "")}-edited.mp4`, "the edited file");
+  } catch (error) {
+    welcome();
+    if (error.name !== "AbortError") complain(error);
+  }
+  upload = null;
+  state("ready");
+}
+
+function offer(blob, name, what) {
+  const link = get("download");
+  URL.revokeObjectURL(link.href);
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  const { size } = blob;
+  const text = size < 1e6 ? `${Math.ceil(size / 1e3)} kB` : `${(size / 1e6).toFixed(1)} MB`;
+  link.textContent = `Save ${what} (${text})`;
+  show("saved", true);
 }
 
 async function stopRecording() {
@@ -199,50 +312,51 @@ async function stopRecording() {
   recorder = null;
   get("record").textContent = "Record";
   get("record").setAttribute("aria-pressed", "false");
-  const recording = await stopping.stop();
-  const link = get("download");
-  URL.revokeObjectURL(link.href);
-  link.href = URL.createObjectURL(recording);
-  const size = recording.size;
-  const text = size < 1e6 ? `${Math.ceil(size / 1e3)} kB` : `${(size / 1e6).toFixed(1)} MB`;
-  link.textContent = `Save the recording (${text})`;
-  link.classList.remove("hidden");
+  offer(await stopping.stop(), "liveedit.webm", "the recording");
 }
 
-function apply() {
-  if (!run || !get("prompt").reportValidity()) return;
-  state("changing the instruction", "busy");
-  run.session.setPrompt(get("prompt").value);
+function startOrStop() {
+  if (upload) upload.abort();
+  else if (run) run.stop();
+  else start();
 }
 
 get("controls").addEventListener("submit", (event) => event.preventDefault());
-get("start").addEventListener("click", () => (run ? stop() : start()));
+get("start").addEventListener("click", startOrStop);
+get("play").addEventListener("click", start);
+get("whole").addEventListener("click", whole);
+get("retry").addEventListener("click", start);
+get("apply").addEventListener("click", apply);
 get("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;
   event.preventDefault();
   if (run) apply();
   else start();
 });
-get("apply").addEventListener("click", apply);
 get("record").addEventListener("click", () => {
   if (recorder) return stopRecording();
-  recorder = new Recorder(shown.edited);
+  recorder = new Recorder(stage.edited);
   get("record").textContent = "Stop recording";
   get("record").setAttribute("aria-pressed", "true");
 });
-for (const input of document.querySelectorAll("input[name=from]")) {
-  input.addEventListener("change", () => get("file").classList.toggle("hidden", chosen("from") !== "file"));
-}
-for (const input of document.querySelectorAll("input[name=view]")) {
-  input.addEventListener("change", () => {
-    get("stage").dataset.view = chosen("view");
-    get("divider-label").classList.toggle("hidden", chosen("view") !== "slider");
-  });
-}
-get("divider").addEventListener("input", () => {
-  get("stage").style.setProperty("--divider", `${get("divider").value}%`);
+get("mirror").addEventListener("click", () => {
+  const mirrored = get("mirror").getAttribute("aria-pressed") !== "true";
+  get("mirror").setAttribute("aria-pressed", String(mirrored));
+  if (!source) return;
+  source.mirrored = mirrored;
+  get("preview").classList.toggle("mirrored", mirrored);
 });
+for (const input of document.querySelectorAll("input[name=from]")) {
+  input.addEventListener("change", () => choose(input.value));
+}
+get("file").addEventListener("change", () => choose("file"));
+get("device").addEventListener("change", () => choose("camera"));
+for (const field of ["width", "height", "rate"]) {
+  get(field).addEventListener("change", () => run || !source || welcome());
+}
 get("token").value = new URLSearchParams(location.search).get("token") || "";
 get("token").addEventListener("change", findModel);
-addEventListener("pagehide", () => run && run.session.finish());
+addEventListener("pagehide", () => run && run.stop());
+if (!canShareScreen()) radio("screen").parentElement.remove();
+if (!Recorder.supported) show("record", false);
 findModel();

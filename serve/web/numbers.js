@@ -1,20 +1,19 @@
-// The live numbers under the video.
+// The live numbers in the strip under the prompt.
 
 const WINDOW_MS = 3000;
+const CHUNKS = 4; // whose median says what the model takes
 
 export class Numbers {
   constructor() {
-    this.fields = ["fps", "delay", "compute", "recomputed", "count", "dropped"];
     this.clear();
   }
 
   clear() {
     this.shown = []; // when frames were shown
-    this.dropped = 0;
-    this.edited = 0;
-    for (const name of this.fields) this.set(name, "-");
-    this.set("count", "0");
-    this.set("dropped", "0");
+    this.took = []; // ms of the last chunks
+    this.dropped = this.edited = 0;
+    for (const name of ["fps", "delay", "compute", "recomputed"]) this.set(name, "-");
+    for (const name of ["count", "dropped"]) this.set(name, "0");
   }
 
   set(name, text) {
@@ -28,13 +27,20 @@ export class Numbers {
     while (now - this.shown[0] > WINDOW_MS) this.shown.shift();
     const span = now - this.shown[0];
     if (span > 500) this.set("fps", ((1000 * (this.shown.length - 1)) / span).toFixed(1));
-    this.set("delay", delayMs < 1000 ? `${delayMs.toFixed(0)} ms` : `${(delayMs / 1000).toFixed(1)} s`);
+    this.set("delay", (delayMs / 1000).toFixed(delayMs < 9950 ? 2 : 0));
     this.set("count", String(this.edited));
   }
 
   chunk(message) {
-    this.set("compute", `${message.compute_ms.toFixed(0)} ms`);
-    this.set("recomputed", `${Math.round(100 * message.recomputed)} %`);
+    this.took = [...this.took, message.compute_ms].slice(-CHUNKS);
+    this.set("compute", message.compute_ms.toFixed(0));
+    this.set("recomputed", String(Math.round(100 * message.recomputed)));
+  }
+
+  // Seconds that a chunk takes, once enough were seen; the first also warms things up.
+  get chunkSeconds() {
+    if (this.took.length < CHUNKS) return null;
+    return [...this.took].sort((a, b) => a - b)[CHUNKS / 2] / 1000;
   }
 
   drop(frames) {

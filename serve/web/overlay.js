@@ -1,9 +1,10 @@
-// What a chunk recomputed, as a tint over the edited frames.
+// What a chunk recomputed, as a tint on a canvas of its own: recordings and snapshots have none.
 
 const TINT = "rgba(255, 196, 0, 0.35)";
 
 export class Overlay {
-  constructor() {
+  constructor(canvas) {
+    this.canvas = canvas;
     this.mask = null;
   }
 
@@ -15,22 +16,27 @@ export class Overlay {
   }
 
   // Which latent a chunk's frame belongs to: four frames each, but the first of a stream is one.
-  draw(context, width, height, visible) {
-    if (!this.mask) return;
+  // Returns the share of the picture that is tinted.
+  draw(visible) {
+    const { width, height } = this.canvas;
+    const context = this.canvas.getContext("2d");
+    context.clearRect(0, 0, width, height);
+    if (!this.mask) return 0;
     const { latents, rows, columns, bytes, index } = this.mask;
     const place = index === 0 ? Math.ceil(this.frame / 4) : Math.floor(this.frame / 4);
     const latent = Math.min(latents - 1, place);
     this.frame += 1;
-    if (!visible) return;
+    if (!visible) return 0;
+    let tinted = 0;
     context.fillStyle = TINT;
     for (let row = 0; row < rows; row++) {
       for (let column = 0; column < columns; column++) {
         const bit = (latent * rows + row) * columns + column;
-        if (bytes[bit >> 3] & (128 >> (bit & 7))) {
-          context.fillRect(column * 16, row * 16, Math.min(16, width - column * 16),
-            Math.min(16, height - row * 16));
-        }
+        if (!(bytes[bit >> 3] & (128 >> (bit & 7)))) continue;
+        context.fillRect(column * 16, row * 16, 16, 16);
+        tinted += 1;
       }
     }
+    return tinted / (rows * columns);
   }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from modeling.presets import PRESETS
 from modeling.vae.build import build_vae
 
 
-def save_small_model(path: Path, **stream: int) -> Path:
+def save_small_model(path: Path, card: dict[str, Any] | None = None, **stream: int) -> Path:
     """Random weights, from seed 0, for frames of 48x32."""
     demo = PRESETS["demo"]
     config = replace(
@@ -31,4 +32,6 @@ def save_small_model(path: Path, **stream: int) -> Path:
         last = list(vae.decoder.children())[-1]
         last.weight.mul_(20)  # a random decoder is nearly black: bring it into the visible range
         last.bias.fill_(0.5)
-    return save_model(path, config, transformer=transformer, vae=vae, card={"name": "small"})
+    return save_model(
+        path, config, transformer=transformer, vae=vae, card=card or {"name": "small"}
+    )

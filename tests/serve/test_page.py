@@ -2,163 +2,236 @@
 
 from __future__ import annotations
 
-import os
+import base64
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
-from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver import Chrome, Keys
 
-from data.video import VideoWriter
+from data.video import VideoWriter, probe, read_frames
+from serve.limits import Limits
+from tests.serve.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.conftest import Server, clip, serving
+from tests.serve.models import save_small_model
 
-INSTALL = "apt-get install -y chromium chromium-driver"
-SHOTS = os.environ.get("LIVEEDIT_SCREENSHOTS")  # a folder: keep pictures of what was tested
+CARD = {
+    "name": "small",
+    "sample": "shapes",
+    "prompts": ["make it night", "add fog"],
+    "words": ["make", "it", "night", "add", "fog", "blue"],
+}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Chrome]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        reason = f"the page is tested in Chromium, which is not installed: {INSTALL}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--use-fake-device-for-media-stream",
-        "--use-fake-ui-for-media-stream",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = Chrome(options=options, service=ChromeService(driver))
-    try:
+    with chromium(*FAKE_CAMERA) as started:
         yield started
-    finally:
-        started.quit()
 
 
-class Page:
-    def __init__(self, browser: Chrome, server: Server, query: str = "") -> None:
-        self.browser = browser
-        browser.get(f"{server.http}/{query}")
-
-    def __getitem__(self, name: str) -> WebElement:
-        return self.browser.find_element(By.ID, name)
-
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
-        wait = WebDriverWait(self.browser, 60)
-        return wait.until(lambda _: condition(), f"{what}; state {self['state'].text}")
-
-    def start(self) -> None:
-        self.until(lambda: " on " in self["model"].text, "no model")
-        self["start"].click()
-        self.until(lambda: self["state"].text == "live", "never live")
-
-    def stop(self) -> None:
-        self["start"].click()
-        self.until(lambda: self["state"].text == "not connected", "did not stop")
-
-    @property
-    def count(self) -> int:
-        return int(self["count"].text)
-
-    def more(self, frames: int) -> None:
-        wanted = self.count + frames
-        self.until(lambda: self.count >= wanted, f"fewer than {wanted} edited frames")
-
-    def pixels(self, canvas: str) -> np.ndarray:
-        """uint8 [height, width, 4]"""
-        data, width, height = self.browser.execute_script(
-            "const c = document.getElementById(arguments[0]);"
-            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-            "return [Array.from(d), c.width, c.height]",
-            canvas,
-        )
-        return np.array(data, np.uint8).reshape(height, width, 4)
-
-    def choose(self, name: str, value: str) -> None:
-        self.browser.find_element(By.CSS_SELECTOR, f"input[name={name}][value={value}]").click()
-
-    def shot(self, name: str) -> None:
-        if SHOTS:
-            self.browser.save_screenshot(str(Path(SHOTS) / f"{name}.png"))
-
-    def complaints(self) -> list[str]:
-        return [e["message"] for e in self.browser.get_log("browser") if e["level"] == "SEVERE"]
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    model = save_small_model(tmp_path_factory.mktemp("model") / "small", card=CARD)
+    with serving(model) as running:
+        yield running
 
 
-def test_a_webcam_is_edited_live(browser: Chrome, server: Server) -> None:
-    page = Page(browser, server)
-    page.start()
+def test_one_click_edits_the_sample(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.loaded()
+    assert page.chosen("from") == "sample"
+    assert browser.execute_script("return document.querySelector('#preview video').paused") is False
+    assert page["prompt"].get_attribute("value") == "make it night"
+    page["play"].click()
     page.more(30)
     assert page.pixels("source")[..., :3].std() > 10, "the source is blank"
     assert page.pixels("edited")[..., :3].std() > 10, "the edit is blank"
-    assert page["fps"].text != "-"
-    assert page["delay"].text.endswith("s")
-    assert page["recomputed"].text.endswith("%")
-    page.shot("side")
-
-    page["prompt"].clear()
-    page["prompt"].send_keys("make it blue" + Keys.ENTER)
-    page.until(lambda: page["state"].text == "live", "the instruction was not applied")
-
-    page.choose("view", "slider")
-    assert page["divider"].is_displayed()
-    page["divider"].send_keys(Keys.ARROW_RIGHT * 10)
-    assert page["stage"].get_attribute("style") == "--divider: 60%;"
-    page["mask"].click()
-    page.more(15)
-    page.shot("slider")
-
-    page.choose("view", "edited")
-    assert not page["source"].is_displayed()
-    page["record"].click()
-    page.more(20)
-    page["record"].click()
-    page.until(page["download"].is_displayed, "no recording")
+    assert float(page["fps"].text) > 0
+    assert float(page["delay"].text) > 0
+    assert 0 < int(page["recomputed"].text) <= 100
+    page.shot("sample")
     page.stop()
-    assert re.search(r"\([1-9][\d.]* [kM]B\)", page["download"].text)
+    assert page["start"].text == "Edit this clip"
     assert not page["error"].is_displayed()
     assert page.complaints() == []
 
 
-def test_a_file_by_keyboard(browser: Chrome, server: Server, tmp_path: Path) -> None:
-    video = tmp_path / "clip.webm.mp4"
-    with VideoWriter(video, 64, 64, 16) as writer:
-        writer.write(clip(32, width=64, height=64))
-    page = Page(browser, server)
-    page.until(lambda: " on " in page["model"].text, "no model")
-    first = browser.find_element(By.CSS_SELECTOR, "input[name=from]:checked")
-    first.send_keys(Keys.ARROW_RIGHT)
-    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
-    assert page["file"].is_displayed()
-    page["file"].send_keys(str(video))
-    page["prompt"].send_keys(Keys.ENTER)
-    page.until(lambda: page["state"].text == "live", "never live")
+def test_instructions_are_offered_remembered_and_checked(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    browser.execute_script("localStorage.clear()")
+    page.start()
+    assert page["chips"].text.split("\n") == ["make it night", "add fog"]
+    page["prompt"].clear()
+    page["prompt"].send_keys("Make it, sparkly blue")
+    assert "sparkly" in page["unknown"].text
+    assert "it" not in re.findall(r"\w+", page["unknown"].text.split(":")[1].split(".")[0])
+    page["prompt"].clear()
+    page["prompt"].send_keys("make it blue" + Keys.ENTER)
+    page.until(lambda: page["state"].text == "live", "the instruction was not applied")
+    assert page["unknown"].text == ""
+    assert page["chips"].text.split("\n") == ["make it night", "add fog", "make it blue"]
+    browser.find_elements("css selector", ".chip")[1].click()
+    page.until(lambda: page["state"].text == "live", "the chip was not applied")
+    assert page["prompt"].get_attribute("value") == "add fog"
+    page.stop()
+
+
+def test_views_overlay_and_recording(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.start()
     page.more(12)
-    page["prompt"].send_keys(Keys.TAB * 2)
-    assert browser.switch_to.active_element == page["start"]
-    browser.switch_to.active_element.send_keys(Keys.ENTER)
-    page.until(lambda: page["state"].text == "not connected", "did not stop")
+    for view, shown in (("corner", True), ("slider", True), ("side", True), ("edited", False)):
+        page.choose("view", view)
+        assert page["source"].is_displayed() is shown, view
+        assert page["divider"].is_displayed() is (view == "slider")
+    page.choose("view", "slider")
+    page["divider"].send_keys(Keys.ARROW_RIGHT * 10)
+    divider = "return document.getElementById('stage').style.getPropertyValue('--divider')"
+    assert browser.execute_script(divider) == "60%"
+    browser.execute_script("document.querySelector('details').open = true")
+    page["mask"].click()
+    page.more(15)
+    assert page.pixels("tint")[..., 3].any(), "nothing is tinted"
+    assert "% of the picture" in page["tinted"].text
+    recorded = browser.execute_script(
+        "const seen = HTMLCanvasElement.prototype.captureStream;"
+        "HTMLCanvasElement.prototype.captureStream = function (...a) {"
+        "  window.recorded = this.id; return seen.apply(this, a); };"
+        "document.getElementById('record').click(); return window.recorded"
+    )
+    assert recorded == "edited", "the overlay lies on another canvas, which is not recorded"
+    page.more(20)
+    page["record"].click()
+    page.until(page["saved"].is_displayed, "no recording")
+    page.stop()
+    assert re.search(r"\([1-9][\d.]* [kM]B\)", page["download"].text)
     assert page.complaints() == []
 
 
+def test_a_camera_is_seen_before_it_is_sent(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.loaded()
+    page.choose("from", "camera")
+    page.until(lambda: page["start"].text == "Start", "no preview")
+    page.loaded()
+    playing = "return document.querySelector('#preview video').srcObject.active"
+    assert browser.execute_script(playing)
+    page["mirror"].click()
+    assert "mirrored" in str(page["preview"].get_attribute("class"))
+    page["start"].click()
+    page.more(12)
+    page.choose("from", "sample")  # the session goes on with another source
+    page.until(lambda: page["state"].text == "live" and page.count < 12, "no new session")
+    page.more(12)
+    page.choose("from", "file")  # none is chosen: the sample goes on
+    page.more(24)
+    page.stop()
+    assert page.complaints() == []
+
+
+def test_flip_mirrors_what_is_sent(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.loaded()
+    browser.execute_script("document.querySelector('#preview video').loop = false")
+    page["mirror"].click()
+    page["start"].click()
+    page.more(9)
+    browser.execute_script("document.querySelector('#preview video').pause()")
+    page.more(24)
+    drawn = browser.execute_script(
+        "const v = document.querySelector('#preview video'), c = document.createElement('canvas');"
+        "const s = document.getElementById('source'); c.width = s.width; c.height = s.height;"
+        "c.getContext('2d').drawImage(v, 0, 0, c.width, c.height);"
+        "return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)"
+    )
+    source = page.pixels("source").astype(int)
+    straight = np.array(drawn).reshape(source.shape)
+    page.stop()
+    assert np.abs(source - straight[:, ::-1]).mean() < 8 < np.abs(source - straight).mean()
+
+
+def test_portrait_stays_portrait(browser: Chrome, server: Server, tmp_path: Path) -> None:
+    video = tmp_path / "tall.mp4"
+    with VideoWriter(video, 96, 160, 16) as writer:
+        writer.write(clip(32, width=96, height=160))
+    page = Page(browser, server.http)
+    page.loaded()
+    page.choose("from", "file")
+    page["file"].send_keys(str(video))
+    page.until(lambda: page["start"].text == "Edit it live", "the file is not previewed")
+    page["start"].click()
+    page.more(12)
+    height, width, _ = page.pixels("edited").shape
+    assert (width, height) == (32, 48)  # of 96x160, in as many pixels as the model's 48x32
+    box = page["stage"].rect
+    assert box["height"] > box["width"]
+    page.stop()
+
+
+def test_a_file_is_edited_once_and_saved(browser: Chrome, server: Server, tmp_path: Path) -> None:
+    video = tmp_path / "clip.mp4"
+    with VideoWriter(video, 64, 48, 16) as writer:
+        writer.write(clip(50, width=64, height=48))
+    page = Page(browser, server.http)
+    page.loaded()
+    page.choose("from", "file")
+    page["file"].send_keys(str(video))
+    page.until(page["whole"].is_displayed, "the file is not offered")
+    page["whole"].click()
+    page.until(page["saved"].is_displayed, "no edited file")
+    assert page["download"].get_attribute("download") == "clip-edited.mp4"
+    data = browser.execute_async_script(
+        "const done = arguments[0];"
+        "fetch(document.getElementById('download').href).then((a) => a.blob()).then((b) => {"
+        "  const r = new FileReader(); r.onload = () => done(r.result.split(',')[1]);"
+        "  r.readAsDataURL(b); })"
+    )
+    saved = tmp_path / "saved.mp4"
+    saved.write_bytes(base64.b64decode(data))
+    info = probe(saved)
+    assert (info.width, info.height) == (64, 48)
+    assert sum(1 for _ in read_frames(saved)) == sum(1 for _ in read_frames(video))
+    assert page["result"].is_displayed()
+    assert page.complaints() == []
+
+
+def test_progress_is_read_from_the_answer(browser: Chrome, server: Server, tmp_path: Path) -> None:
+    video = tmp_path / "fragmented.mp4"
+    with video.open("wb") as file:
+        writer = VideoWriter(file, 64, 48, 16, fragmented=True)
+        with writer:
+            writer.write(clip(200, width=64, height=48))
+    Page(browser, server.http)
+    told = browser.execute_async_script(
+        "const [data, size, done] = arguments;"
+        "import('./mp4.js').then(({ Mp4Clock }) => {"
+        "  const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));"
+        "  const clock = new Mp4Clock(), told = [];"
+        "  for (let at = 0; at < bytes.length; at += size)"
+        "    told.push(clock.push(bytes.subarray(at, at + size)));"
+        "  done(told); })",
+        base64.b64encode(video.read_bytes()).decode(),
+        777,
+    )
+    assert told == sorted(told)
+    assert 8 < told[-1] < 200 / 16  # where the last fragment of 12.5 s begins
+
+
+def test_by_keyboard(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.loaded()
+    page["prompt"].send_keys(Keys.ENTER)
+    page.more(9)
+    page["prompt"].send_keys(Keys.TAB * 2)
+    assert browser.switch_to.active_element == page["start"]
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    page.ready()
+
+
 def test_the_page_reconnects_by_itself(browser: Chrome, server: Server) -> None:
-    page = Page(browser, server)
+    page = Page(browser, server.http)
     page.start()
     page.more(15)
     # The page says it for half a second, less than a look from outside may take.
@@ -178,55 +251,70 @@ def test_the_page_reconnects_by_itself(browser: Chrome, server: Server) -> None:
     assert not page["error"].is_displayed()
 
 
-def test_a_phone_shows_everything_without_scrolling_sideways(
-    browser: Chrome, server: Server
-) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True},
+def test_a_slow_machine_is_told_and_offered_what_fits(browser: Chrome, server: Server) -> None:
+    Page(browser, server.http).loaded()
+    advise = (
+        "const [about, done] = arguments;"
+        "import('./advice.js').then(({ advise }) => done(advise(about)))"
     )
+    about = {"seconds": 3.0, "frames": 12, "fps": 16, "width": 224, "height": 128}
+    told = browser.execute_async_script(advise, about)
+    assert "3.0 s for 0.75 s" in told["text"]
+    assert told["fps"] == 3  # 0.85 * 12 / 3.0
+    assert (told["width"], told["height"]) == (96, 64)  # 0.46 of each side, in sixteens, above 64
+    assert browser.execute_async_script(advise, {**about, "seconds": 0.75}) is None
+
+
+@pytest.mark.parametrize("width", [360, 390, 1366, 1920])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_hinders_anybody(browser: Chrome, server: Server, width: int, scheme: str) -> None:
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    look = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", look)
     try:
-        page = Page(browser, server)
-        page.start()
-        page.more(12)
-        for view in ("side", "slider", "edited"):
+        page = Page(browser, server.http)
+        page.loaded()
+        assert page.barriers() == []
+        page.shot(f"{width}-{scheme}-before")
+        page["play"].click()
+        page.more(9)
+        wide = "return document.documentElement.scrollWidth"
+        for view in ("corner", "slider", "side", "edited"):
             page.choose("view", view)
-            wide = "return document.documentElement.scrollWidth"
-            assert browser.execute_script(wide) <= 360, view
-        page.shot("phone")
-        form, numbers = page["controls"].rect, page["numbers"].rect
-        assert page["start"].rect["y"] < 740, "Start is below the first screen"
-        assert form["y"] + form["height"] <= numbers["y"]
-        for button in browser.find_elements(By.TAG_NAME, "button"):
-            assert button.rect["height"] >= 40, "too small for a finger"
+            assert browser.execute_script(wide) <= width, view
+        assert page.barriers() == []
+        page.shot(f"{width}-{scheme}-during")
+        for name in ("start", "prompt"):
+            box = page[name].rect
+            assert box["y"] + box["height"] <= 800, f"{name} is below the first screen"
+            assert box["height"] >= 40, f"{name} is too small for a finger"
         page.stop()
+        assert page.barriers() == []
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_errors_are_said_for_people(
-    browser: Chrome, server: Server, small_model: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "tokens").write_text("secret\n")
-    with serving(small_model, token_file=str(tmp_path / "tokens")) as guarded:
-        page = Page(browser, guarded)
-        page.until(lambda: page["model"].text == "needs a token", "no word of the token")
-        page["start"].click()
-        page.until(page["error"].is_displayed, "no error")
-        assert "asks for a token" in page["error"].text
-        page.shot("error")
-        page = Page(browser, guarded, "?token=secret")
-        page.start()
-        page.more(9)
-        page.stop()
-    page = Page(browser, server)
-    page.until(lambda: " on " in page["model"].text, "no model")
-    page.choose("from", "file")
-    page["start"].click()
-    page.until(page["error"].is_displayed, "no error")
-    assert page["error"].text == "Choose a video file first."
-    browser.execute_script("document.getElementById('width').value = 9000")
-    page["start"].click()
-    assert page["width"].is_displayed(), "the field that is wrong stays hidden"
-    assert browser.switch_to.active_element == page["width"]
-    assert page["state"].text == "not connected"
+def test_a_full_server_queues_and_is_tried_again(browser: Chrome, tmp_path: Path) -> None:
+    model = save_small_model(tmp_path / "small", card=CARD)
+    with serving(model, limits=Limits(max_sessions=1)) as full:
+        first = Page(browser, full.http)
+        first.start()
+        original = browser.current_window_handle
+        browser.switch_to.new_window("tab")
+        try:
+            page = Page(browser, full.http)
+            page.loaded()
+            page["start"].click()
+            assert page.complaint() == "All places are taken at the moment."
+            assert "by itself in" in page["retry"].text
+            browser.switch_to.window(original)
+            first.stop()
+            browser.switch_to.window(browser.window_handles[-1])
+            page.until(lambda: page["state"].text == "live", "not tried again")
+            assert not page["error"].is_displayed()
+            page.stop()
+        finally:
+            browser.close()
+            browser.switch_to.window(original)

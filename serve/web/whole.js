@@ -1,0 +1,29 @@
+// A file edited once from start to end: sent whole, edited on the server, saved from here.
+
+import { Mp4Clock } from "./mp4.js";
+
+// Returns the edited MP4 as a Blob; `progress(seconds)` hears how much of it is edited.
+// Throws {code, message} of the server, or what fetch throws.
+export async function editWhole(file, { prompt, seed, token, signal, progress }) {
+  const form = new FormData();
+  form.append("prompt", prompt);
+  form.append("seed", String(seed));
+  form.append("video", file, file.name);
+  const query = token ? `?token=${encodeURIComponent(token)}` : "";
+  const answer = await fetch(`v1/edits${query}`, { method: "POST", body: form, signal }).catch((error) => {
+    throw error.name === "AbortError" ? error : { code: "unreachable" };
+  });
+  if (!answer.ok) {
+    const refused = await answer.json().catch(() => ({ error: { code: "internal" } }));
+    throw refused.error;
+  }
+  const clock = new Mp4Clock();
+  const pieces = [];
+  const reader = answer.body.getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return new Blob(pieces, { type: "video/mp4" });
+    pieces.push(value);
+    progress(clock.push(value));
+  }
+}
