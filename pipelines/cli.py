@@ -21,6 +21,7 @@ from pipelines.commands.models import models_app
 from pipelines.commands.send import send
 from pipelines.commands.serve import serve
 from pipelines.commands.show import errors
+from pipelines.commands.token import token
 from pipelines.commands.train import train
 
 PATIENCE_S = 5.0  # for which further signals are not heard
@@ -86,6 +87,14 @@ app.command(
         "liveedit serve models/wan --host 0.0.0.0 token_file=tokens max_editors=4"
     )
 )(serve)
+
+
+app.command(
+    epilog=(
+        "Examples: liveedit token acme >> tokens    "
+        "liveedit token acme --sessions 4 --opens 30 --minutes 600 >> tokens"
+    )
+)(token)
 
 
 class _Stop:

@@ -28,7 +28,7 @@ def build(settings: ServeSettings, registry: str | None = None) -> Application:
     A reference to the registry is looked up once, so that all replicas, also those started later,
     have the same version. `registry` is MLflow's address; null is what MLFLOW_TRACKING_URI says.
     """
-    settings.tokens()
+    settings.check_files()
     model = find_model(settings.model, registry)
     settings = replace(settings, model=model.directory)
     editor = ray_serve.deployment(**editor_replica.describe_deployment(settings))(

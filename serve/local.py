@@ -7,10 +7,13 @@ from typing import Any
 
 from modeling.editor import StreamingEditor
 from serve.editor.engine import Engine
+from serve.front.door import Door
 from serve.front.front import Front
+from serve.hub.ledger import Ledger, LocalAccounts
 from serve.hub.records import LocalStore, SessionStore
 from serve.metrics import EditorMetrics, Metrics, Snapshot
 from serve.settings import ServeSettings
+from serve.tenants import Tenants
 
 
 async def local_front(settings: ServeSettings) -> Front:
@@ -32,7 +35,8 @@ async def local_front(settings: ServeSettings) -> Front:
         store=LocalStore(SessionStore(settings.limits.resume_s)),
         limits=settings.limits,
         metrics=metrics,
-        tokens=settings.tokens(),
+        door=Door(Tenants(settings.token_file), settings.allowed_origins),
+        accounts=LocalAccounts(Ledger()),
         models=models,
         snapshots=snapshots,
     )

@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 LATENCY_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 SESSION_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 SHARE_BUCKETS = tuple(n / 10 for n in range(1, 11))
+WHO = ("tenant", "model")  # labels of what a session does
 
 Snapshot = list[Metric]
 
@@ -50,12 +51,14 @@ class Metrics(_Registry):
     def __init__(self) -> None:
         super().__init__()
         self.sessions = self._gauge("sessions", "Sessions that are connected")
-        self.admitted = self._counter("sessions_admitted_total", "Sessions opened")
+        self.admitted = self._counter("sessions_admitted_total", "Sessions opened", *WHO)
         self.resumed = self._counter(
-            "sessions_resumed_total", "Sessions continued with a resume token"
+            "sessions_resumed_total", "Sessions continued with a resume token", *WHO
         )
-        self.refused = self._counter("sessions_refused_total", "Opens that were refused", "code")
-        self.ended = self._counter("sessions_ended_total", "Sessions that ended", "reason")
+        self.refused = self._counter(
+            "sessions_refused_total", "Opens that were refused", "code", "tenant"
+        )
+        self.ended = self._counter("sessions_ended_total", "Sessions that ended", "reason", *WHO)
         self.moved = self._counter(
             "sessions_moved_total", "Times a session changed its editor", "why"
         )
@@ -65,7 +68,9 @@ class Metrics(_Registry):
         self.session_gpu = self._histogram(
             "session_gpu_seconds", "Seconds of compute a session took", SESSION_BUCKETS
         )
-        self.gpu_seconds = self._counter("gpu_seconds_total", "Seconds of compute of all sessions")
+        self.gpu_seconds = self._counter(
+            "gpu_seconds_total", "Seconds of compute of all sessions", *WHO
+        )
         self.first_chunk = self._histogram(
             "first_chunk_seconds", "From open to the first edited chunk", LATENCY_BUCKETS
         )
@@ -75,11 +80,15 @@ class Metrics(_Registry):
             LATENCY_BUCKETS,
         )
         self.deadlines = self._counter(
-            "chunk_deadlines_total", "Live chunks ready within one chunk's duration, or not", "met"
+            "chunk_deadlines_total",
+            "Live chunks ready within one chunk's duration, or not",
+            *("met", *WHO),
         )
-        self.stalls = self._counter("stalls_total", "Times an edited live stream stood still")
-        self.dropped = self._counter("frames_dropped_total", "Source frames dropped, live only")
-        self.frames = self._counter("frames_edited_total", "Frames edited")
+        self.stalls = self._counter("stalls_total", "Times an edited live stream stood still", *WHO)
+        self.dropped = self._counter(
+            "frames_dropped_total", "Source frames dropped, live only", *WHO
+        )
+        self.frames = self._counter("frames_edited_total", "Frames edited", *WHO)
         self.recomputed = self._histogram(
             "recomputed_share", "Share of a chunk's tokens that was recomputed", SHARE_BUCKETS
         )

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -47,23 +49,44 @@ class StartError(ValueError):
     """The application did not come up; the message says where to look."""
 
 
+@dataclass(frozen=True)
+class Tls:
+    """PEM files of a certificate (with its chain) and its key."""
+
+    certificate: Path
+    key: Path
+
+    def check(self) -> None:
+        """Raises ValueError for files that make no server."""
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                self.certificate, self.key
+            )
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(
+                f"no TLS with certificate {self.certificate} and key {self.key}: {error}; both "
+                "are PEM files, and belong together"
+            ) from error
+
+
 @dataclass
 class Running:
     """A started application. `url` is the page, `stream_url` what clients open."""
 
     host: str
     port: int
+    tls: Tls | None = None
     folder: Path | None = None  # Ray's files and logs, when this process started Ray
     resources: ExitStack = field(default_factory=ExitStack)  # what `stop` ends
     hurry: threading.Event = field(default_factory=threading.Event)  # set: `stop` waits no longer
 
     @property
     def url(self) -> str:
-        return f"http://{self._address}"
+        return f"{'https' if self.tls else 'http'}://{self._address}"
 
     @property
     def stream_url(self) -> str:
-        return f"ws://{self._address}"
+        return f"{'wss' if self.tls else 'ws'}://{self._address}"
 
     @property
     def _address(self) -> str:
@@ -73,9 +96,11 @@ class Running:
         """Returns when an editor is warmed up. Raises StartError."""
         deadline = time.monotonic() + timeout_s
         reason = "no answer"
+        # Its certificate is made out to another name than this machine calls itself here.
+        trust = ssl._create_unverified_context() if self.tls else None
         while time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
+                with urllib.request.urlopen(f"{self.url}/readyz", timeout=5, context=trust):
                     return
             except urllib.error.HTTPError as error:
                 reason = error.read().decode(errors="replace")[:200]
@@ -83,6 +108,15 @@ class Running:
                 reason = str(error)
             time.sleep(0.2)
         raise StartError(f"{self.url} is not ready after {timeout_s:g} s: {reason}")
+
+    def model(self) -> dict[str, Any]:
+        """What `/v1/models` says of the model, asked without a token. Raises StartError."""
+        try:
+            hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+            model: dict[str, Any] = ray.get(hub.models.remote(), timeout=CALL_S)[0]
+        except (ValueError, LookupError, ray.exceptions.RayError) as error:
+            raise StartError(f"no editor says which model it has: {error}") from error
+        return model
 
     def kill(self, deployment: str) -> str | None:
         """Kill a replica of "editor" or "front" as a machine that loses its power would.
@@ -121,6 +155,7 @@ def start(
     port: int = 8000,
     cpus: int | None = None,
     registry: str | None = None,
+    tls: Tls | None = None,
 ) -> Running:
     """Start Ray (unless RAY_ADDRESS names one), Serve's ingress on `port`, and the application.
 
@@ -130,6 +165,8 @@ def start(
     On a machine with a GPU whose settings say nothing of GPUs an editor gets one.
     Raises ValueError for settings that cannot work and StartError.
     """
+    if tls is not None:
+        tls.check()
     address = variable("RAY_ADDRESS")
     if address and address.startswith("ray://"):
         raise ValueError(
@@ -156,7 +193,7 @@ def start(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # in this process
     # Ray's workers are nice to others by default, which on a busy machine starves live video.
     variables = {**ingress.ENVIRONMENT, **unless_set({"RAY_worker_niceness": "0"})}
-    running = Running(host, port)
+    running = Running(host, port, tls)
     with ExitStack() as resources:  # ended here unless all goes well
         resources.enter_context(environment(variables))
         application = build(
@@ -187,7 +224,7 @@ def _started(application: Application, running: Running, stop_s: float) -> Itera
         try:
             ray_serve.start(
                 proxy_location="HeadOnly",
-                http_options=HTTPOptions(host=running.host, port=running.port),
+                http_options=_http_options(running),
                 logging_config={"log_level": "INFO"},
             )
             ray_serve.run(application, name=APP, route_prefix="/", blocking=False)
@@ -206,6 +243,16 @@ def _started(application: Application, running: Running, stop_s: float) -> Itera
         if ray.is_initialized():
             with contextlib.suppress(ValueError):  # it may have ended itself
                 ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
+
+
+def _http_options(running: Running) -> HTTPOptions:
+    tls = running.tls
+    return HTTPOptions(
+        host=running.host,
+        port=running.port,
+        ssl_certfile=str(tls.certificate.absolute()) if tls else None,
+        ssl_keyfile=str(tls.key.absolute()) if tls else None,
+    )
 
 
 def _finish_sessions(running: Running, stop_s: float) -> None:

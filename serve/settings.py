@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from typing import Any
+from urllib.parse import urlsplit
 
-from serve.auth import read_tokens
 from serve.limits import Limits
 from serve.scaling.placement import Scale
+from serve.tenants import read_tenants
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class ServeSettings:
     model: str
     device: str = "auto"  # "auto" is cuda where there is one
     fp8: bool = False  # most linear layers in 8 bits, on GPUs that can
-    token_file: str | None = None  # bearer tokens, one a line; none: everybody is let in
+    token_file: str | None = None  # tenants and hashes of their tokens; none: everybody is let in
+    allowed_origins: tuple[str, ...] = ()  # pages from elsewhere that may use it: https://HOST
     max_sessions: int = 8  # of one editor replica
     measured_capacity: bool = True  # fewer than max_sessions when a chunk costs too much
     min_editors: int = 1
@@ -47,6 +49,16 @@ class ServeSettings:
                 f"serve setting max_editors={self.max_editors} is less than "
                 f"min_editors={self.min_editors}; raise it"
             )
+        for origin in self.allowed_origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(
+                    f"serve setting allowed_origins holds {origin!r}; an origin is "
+                    "https://HOST or https://HOST:PORT, without a path"
+                )
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> ServeSettings:
@@ -55,20 +67,27 @@ class ServeSettings:
         limits = values.pop("limits", None) or {}
         if not isinstance(limits, dict):
             raise ValueError(f"serve setting limits has fields (limits.max_fps), got {limits!r}")
-        _check("", cls, values, skip={"limits"})
+        origins = values.pop("allowed_origins", ())
+        if not isinstance(origins, list | tuple) or not all(isinstance(o, str) for o in origins):
+            raise ValueError(
+                f"serve setting allowed_origins must be a list of origins, got {origins!r}"
+            )
+        _check("", cls, values, skip={"limits", "allowed_origins"})
         _check("limits.", Limits, limits)
         if "model" not in values:
             raise ValueError(
                 "serve needs `model`: a model directory, a preset or models:/NAME@ALIAS"
             )
-        return cls(**values, limits=Limits(**limits))
+        return cls(**values, allowed_origins=tuple(origins), limits=Limits(**limits))
 
     @property
     def scale(self) -> Scale:
         return Scale(self.min_editors, self.max_editors, self.spare_editors, self.downscale_delay_s)
 
-    def tokens(self) -> tuple[str, ...]:
-        return read_tokens(self.token_file) if self.token_file else ()
+    def check_files(self) -> None:
+        """Raises ValueError for a file it names that cannot be used."""
+        if self.token_file:
+            read_tenants(self.token_file)
 
 
 def _check(

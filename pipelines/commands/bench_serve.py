@@ -91,10 +91,10 @@ def bench_serve(
             several = {"min_editors": 2, "max_editors": 2, "fronts": 2} if kills else {}
             settings = serve_settings(arguments or [], several)
             running = stack.enter_context(application(settings))
-            url, token = running.stream_url, next(iter(settings.tokens()), None)
+            url = running.stream_url
         elif arguments:
             raise ValueError(f"--url measures what runs there; leave {arguments[0]} out")
-        model = served_model(url, token=token)
+        model = running.model() if running else served_model(url, token=token)
         height, width = parse_pixels(size) if size else (model["height"], model["width"])
         load = Load(width, height, fps or model["fps"], mode, format, seconds, token, queue)
         for count in counts:
@@ -110,7 +110,7 @@ def bench_serve(
     report = {
         "command": shlex.join(["liveedit", *sys.argv[1:]]),
         "hardware": hardware(torch.device(str(model["device"]))),
-        "model": {name: model[name] for name in model if name != "card"},
+        "model": model,
         "runs": runs,
     }
     console.print(facts(report, load))

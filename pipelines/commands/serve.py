@@ -18,7 +18,7 @@ from infra.runtime.registry import SCHEME
 from pipelines.commands.show import command_name
 
 if TYPE_CHECKING:
-    from serve.run import Running
+    from serve.run import Running, Tls
     from serve.settings import ServeSettings
 
 
@@ -37,6 +37,10 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine's.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate, for https:// and wss://.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.")] = None,
 ) -> None:
     """Serve a model: live streams over WebSocket, whole videos over HTTP, and a page.
 
@@ -46,10 +50,11 @@ def serve(
     """
     console = Console(highlight=False)
     settings = serve_settings(arguments or [])
+    tls = _tls(tls_cert, tls_key)
     status = console.status("starting, about 20 seconds")
     status.start()
     try:
-        with application(settings, host=host, port=port) as running:
+        with application(settings, host=host, port=port, tls=tls) as running:
             status.stop()
             print_running(console, running, settings)
             with contextlib.suppress(KeyboardInterrupt):
@@ -61,6 +66,17 @@ def serve(
             _hurry_when_asked(running)
     finally:
         status.stop()
+
+
+def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
+    from serve.run import Tls
+
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        missing = "--tls-cert" if certificate is None else "--tls-key"
+        raise ValueError(f"TLS needs a certificate and its key; give {missing}, too")
+    return Tls(certificate, key)
 
 
 def _hurry_when_asked(running: Running) -> None:
@@ -103,6 +119,7 @@ def application(
     host: str = "127.0.0.1",
     port: int | None = None,
     registry: str | None = None,
+    tls: Tls | None = None,
 ) -> Iterator[Running]:
     """The application, started, and stopped at the end; `port` null takes a free one.
 
@@ -110,7 +127,7 @@ def application(
     """
     from serve.run import free_port, start
 
-    running = start(settings, host=host, port=port or free_port(), registry=registry)
+    running = start(settings, host=host, port=port or free_port(), registry=registry, tls=tls)
     try:
         yield running
     finally:
@@ -119,10 +136,8 @@ def application(
 
 def print_running(console: Console, running: Running, settings: ServeSettings) -> None:
     """Where the page is, how to stream, how to stop."""
-    from serve.client import served_model
-
-    model = served_model(running.url, token=next(iter(settings.tokens()), None))
-    token = " --token TOKEN" if settings.tokens() else ""
+    model = running.model()
+    token = " --token TOKEN" if settings.token_file else ""
     command = f"{command_name('liveedit')} edit IN.mp4 OUT.mp4 --prompt 'make the cat blue'"
     lines = {
         "page": running.url,

@@ -32,6 +32,7 @@ from websockets.typing import Subprotocol
 from serve.wire import codec
 from serve.wire.protocol import (
     PATH,
+    SPENT,
     STOPPED,
     SUBPROTOCOL,
     Close,
@@ -58,6 +59,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 AGAIN = ("draining", "internal", "at_capacity")  # errors after which a stream is resumed
 FIRST_AGAIN = ("draining",)  # and after which a new one is asked for again
 IN_VAIN = 5  # resumed connections that brought nothing, after which the stream is given up
+CUT_SHORT = {  # reasons of `closed` after which frames may be missing
+    STOPPED: "the server was stopped",
+    SPENT: "the minutes of your token are used up for today",
+}
 AHEAD_CHUNKS = 3  # lossless: chunks of source that may be on their way
 MAX_MESSAGE = 32 * 2**20  # bytes
 UNREAD = 64  # messages that wait for the caller before the socket is no longer read
@@ -201,9 +206,10 @@ class Stream:
                 log.info("connection lost (%s); trying again", failure)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE_S)
-            if self.closed is not None and self.closed.reason == STOPPED:
+            if self.closed is not None and self.closed.reason in CUT_SHORT:
                 raise ConnectError(
-                    f"the server was stopped; {self.received} of {self._next} frames are edited"
+                    f"{CUT_SHORT[self.closed.reason]}; {self.received} of {self._next} frames are "
+                    "edited"
                 )
         except (WireError, ConnectError, InvalidURI) as error:
             self._failure = error

@@ -26,6 +26,7 @@ from serve.scaling.decisions import Editor, Stream
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
 
+SHOWN = ("name", "prompts", "words", "sample")  # what the page wants of a model's card
 MAX_CHUNK_S = 30.0  # a size whose chunk would cost more is refused
 SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
 
@@ -72,7 +73,7 @@ class Engine:
             raise RuntimeError(f"the accelerator is broken: {self.broken}")
 
     def describe(self) -> dict[str, Any]:
-        """What `/v1/models` says."""
+        """What `/v1/models` says: to strangers, so of the card, which names paths, only `SHOWN`."""
         settings, editor = self.editor.settings, self.editor
         return {
             "name": editor.name,
@@ -84,7 +85,7 @@ class Engine:
             "steps": len(settings.timesteps),
             "device": str(editor.device),
             "chunk_seconds": round(self.capacity.cost((settings.height, settings.width)), 4),
-            "card": editor.card,
+            "card": {name: editor.card[name] for name in SHOWN if name in editor.card},
         }
 
     def known(self, name: str) -> Editor:

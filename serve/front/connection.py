@@ -9,13 +9,16 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
+from serve.front.account import refused
+from serve.front.door import Visitor, client_of
 from serve.front.running import TICK_S, RunningSession, Services, opened_message
-from serve.front.session import Session
+from serve.front.session import Session, State
 from serve.front.socket import Disconnected, Socket
 from serve.hub.records import Record, Shape
 from serve.wire.protocol import (
     CLOSE_CODES,
     NORMAL_CLOSE,
+    STOPPED,
     SUBPROTOCOL,
     Error,
     Open,
@@ -35,8 +38,9 @@ RESUMABLE = ("at_capacity", "draining", "internal", "too_slow")
 class Connection:
     """`run` serves the socket to its end; `leave` and `supersede` end it early."""
 
-    def __init__(self, socket: Socket, services: Services) -> None:
-        self.socket, self.services = socket, services
+    def __init__(self, socket: Socket, services: Services, visitor: Visitor | None) -> None:
+        """`visitor` is None for who is not let in."""
+        self.socket, self.services, self.visitor = socket, services, visitor
         self.running: RunningSession | None = None
         self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -50,12 +54,16 @@ class Connection:
         """This front is going away: the client is told to come back with its token."""
         self._end(WireError("draining", "this server is going away; go on with your resume token"))
 
-    def stop(self) -> None:
-        """The application ends: the session is finished as if its client had closed it."""
-        if self.running is not None and self.running.admitted:
-            self.running.stop()
+    def stop(self, reason: str = STOPPED) -> None:
+        """The session is finished as if its client had closed it, which hears of the reason."""
+        if self.running is not None and self.running.account.admitted:
+            self.running.stop(reason)
         else:
             self.leave()
+
+    def revoke(self) -> None:
+        """The visitor's token is no longer good."""
+        self._end(WireError("unauthorized", "this token is no longer accepted"))
 
     def supersede(self) -> None:
         """Another socket holds the session now."""
@@ -93,7 +101,6 @@ class Connection:
             if not self._ending.done():
                 self._ending.cancel()
             if self.running is not None:
-                self.running.account(outcome)
                 await self._let_go(outcome)
 
     @property
@@ -104,9 +111,13 @@ class Connection:
         return SUBPROTOCOL in self.socket.scope.get("subprotocols", [])
 
     async def _refuse(self, error: WireError) -> None:
-        log.info("session %s: %s: %s", self._name, error.code, error.message)
-        if self.running is None or not self.running.admitted:
-            self.services.metrics.refused.labels(error.code).inc()
+        if self.running is None or not self.running.account.admitted:
+            tenant = self.visitor.tenant.name if self.visitor else ""
+            client = client_of(self.socket.scope)
+            metrics = self.services.metrics
+            refused(metrics, error.code, error.message, tenant=tenant, client=client)
+        else:
+            log.info("session %s: %s: %s", self._name, error.code, error.message)
         try:
             async with asyncio.timeout(TICK_S):
                 message = Error(error.code, error.message, error.retry_after_s)
@@ -116,16 +127,20 @@ class Connection:
         await self.socket.close(CLOSE_CODES[error.code])
 
     async def _let_go(self, outcome: str) -> None:
+        """Shielded: this may run because the connection's task was cancelled."""
         assert self.running is not None
+        if self.running.session.state is not State.CLOSED:
+            self.running.session.to(State.CLOSED)
+        await asyncio.shield(self.running.account.ended(outcome))
         if held := self.held:
             over = outcome in CLOSE_CODES and outcome not in RESUMABLE
-            forget = over and self.running.admitted
-            # Shielded: this may run because the connection's task was cancelled.
+            forget = over and self.running.account.admitted
             await asyncio.shield(self.services.store.release(*held, forget=forget))
 
     async def _serve(self, refusal: WireError | None) -> None:
         if refusal is not None:
             raise refusal
+        assert self.visitor is not None
         if not self._offered():
             raise WireError(
                 "bad_request", f"offer the WebSocket subprotocol {SUBPROTOCOL} and open again"
@@ -136,21 +151,26 @@ class Connection:
         await self.socket.expect(limits.max_message(message.width, message.height))
         record = None
         if message.resume is not None:
-            shape = Shape(message.width, message.height, message.mode, message.format)
+            shape = Shape(
+                message.width, message.height, message.mode, message.format,
+                self.visitor.tenant.name,
+            )  # fmt: skip
             received = message.received or 0
             record = await self.services.store.claim(message.resume, received, shape)
-        session, opening = _new(message) if record is None else _resumed(message, record)
+        if record is None:
+            session, opening = _new(message, self.visitor)
+        else:
+            session, opening = _resumed(message, record)
+        account = self.services.account(self.visitor, opening)
         self.running = running = RunningSession(
-            self.socket, self.services, session, opening, message.format, record,
+            self.socket, self.services, session, opening, account, message.format, record,
             message.resume or "",
         )  # fmt: skip
-        if record is None:
-            await running.run(self._ending)
-            return
-        if record.progress.finished is None:
-            await running.run(self._ending)
-        else:
+        if record is not None and record.progress.finished is not None:
             await self._unless_ended(self._send_rest(record, message.resume or ""))
+            return
+        await account.enter()
+        await running.run(self._ending)
 
     async def _unless_ended(self, sending: Coroutine[Any, Any, None]) -> None:
         """A client that does not read holds its connection no longer than it is the session's."""
@@ -185,7 +205,7 @@ class Connection:
         return message
 
 
-def _new(message: Open) -> tuple[Session, Opening]:
+def _new(message: Open, visitor: Visitor) -> tuple[Session, Opening]:
     name = secrets.token_hex(6)
     opening = Opening(
         session=name,
@@ -197,6 +217,7 @@ def _new(message: Open) -> tuple[Session, Opening]:
         seed=message.seed or 0,
         mask=bool(message.mask),
         waits=bool(message.queue),
+        tenant=visitor.tenant.name,
     )
     return _session(opening), opening
 

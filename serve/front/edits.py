@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import shutil
 import tempfile
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import ExitStack, aclosing
@@ -16,25 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from data.video import (
-    Damage,
-    VideoError,
-    VideoInfo,
-    VideoWriter,
-    differences,
-    probe,
-    read_timed,
-)
+from data.video import Damage, VideoError, VideoInfo, VideoWriter, differences, read_timed
+from serve.front.account import refused
+from serve.front.door import Visitor
 from serve.front.driver import drive
 from serve.front.running import Services
 from serve.front.session import Delivery, Session, State
-from serve.limits import Limits
+from serve.front.upload import check_video, read_form
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
 from serve.wire.work import Opening, Ready
 
@@ -42,9 +32,8 @@ log = logging.getLogger(__name__)
 
 STATUS = {
     "at_capacity": 503, "draining": 503, "too_slow": 408, "unsupported_size": 422, "internal": 500,
+    "unauthorized": 401,
 }  # fmt: skip
-FIELDS = {"video", "prompt", "seed"}
-MAX_SEED_DIGITS = 19  # of 2^63
 
 
 class Edits:
@@ -55,173 +44,203 @@ class Edits:
 
     def __init__(self, services: Services, refusal: Callable[[], WireError | None]) -> None:
         self.services = services
-        self._refusal = refusal
+        self.open: set[Edit] = set()
         self.running = 0  # requests, from their upload to the last byte of their answer
+        self._refusal = refusal
         self._uploads = 0
+
+    def leave(self) -> None:
+        """What still runs is ended: it cannot move."""
+        for edit in self.open:
+            edit.end(WireError("draining", "this server is going away; send the video again"))
 
     async def post(self, request: Request) -> Response:
         """multipart/form-data with `video`, `prompt` and optionally `seed`; answers video/mp4."""
-        refused = self._refusal()
-        if refused is None and self._uploads >= self.services.limits.max_uploads:
+        visitor: Visitor = request.state.visitor
+        full = self._refusal()
+        if full is None and self._uploads >= self.services.limits.max_uploads:
             message = f"{self._uploads} uploads are coming in already; try again later"
-            refused = WireError("at_capacity", message, RETRY_AFTER_S)
-        if refused is not None:
-            self.services.metrics.refused.labels(refused.code).inc()
-            return _refused(refused)
+            full = WireError("at_capacity", message, RETRY_AFTER_S)
+        if full is not None:
+            return self._refused(visitor, full)
         files = ExitStack()
         self.running += 1
         files.callback(self._ended)
         try:
             folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="liveedit-")))
-            opening, info = await self._read(request, folder / "video")
-            differs = await asyncio.to_thread(differences, folder / "video")
-            body = self._edit(folder / "video", opening, info)
+            path = folder / "video"
+            prompt, seed = await self._uploaded(request, path)
+            asked, info = await check_video(path, self.services.limits, prompt, seed)
+            differs = await asyncio.to_thread(differences, path)
+            if (full := self._refusal()) is not None:  # the upload took its time
+                raise full
+            edit = Edit(self.services, visitor, path, asked, info)
+            self.open.add(edit)
+            files.callback(self.open.discard, edit)
+            body = edit.run()
             # The first piece comes when an editor has the video: until then it can be refused.
             first = await anext(body)
         except WireError as error:
             files.close()
-            self.services.metrics.refused.labels(error.code).inc()
-            return _refused(error)
+            return self._refused(visitor, error)
         except VideoError as error:
             files.close()
             # The path is this machine's, and nobody else's business.
-            message = str(error).replace(str(folder / "video"), "the video")
-            return _refused(WireError("bad_request", message))
+            shown = str(error).replace(str(path), "the video")
+            return self._refused(visitor, WireError("bad_request", shown))
         except ClientDisconnect:
             files.close()
             return Response(status_code=400)  # nobody reads it
         except BaseException:
             files.close()
             raise
-        headers = {"X-LiveEdit-Session": opening.session}
+        headers = {"X-LiveEdit-Session": edit.session.name}
         if differs:
-            log.info("session %s: %s", opening.session, "; ".join(differs))
+            log.info("session %s: %s", edit.session.name, "; ".join(differs))
             # Names in a file may hold any letter, a header only these.
             headers["X-LiveEdit-Differs"] = "; ".join(differs).encode("ascii", "replace").decode()
         return _EditedVideo(_all(first, body), files, headers)
 
+    async def _uploaded(self, request: Request, path: Path) -> tuple[str, int]:
+        self._uploads += 1
+        try:
+            return await read_form(request, self.services.limits, path)
+        finally:
+            self._uploads -= 1
+
     def _ended(self) -> None:
         self.running -= 1
 
-    async def _read(self, request: Request, path: Path) -> tuple[Opening, VideoInfo]:
-        """Stores the video at `path`. Raises WireError and VideoError."""
-        limits = self.services.limits
-        self._uploads += 1
-        try:
-            async with _limited(request, limits).form(max_files=1, max_fields=8) as form:
-                video, prompt, seed = form.get("video"), form.get("prompt"), form.get("seed")
-                unknown = sorted(set(form) - FIELDS)
-                if unknown:
-                    raise WireError("bad_request", f"no field {unknown[0]!r}; send {FIELDS}")
-                if not isinstance(video, UploadFile):
-                    raise WireError("bad_request", "the field video must be a file")
-                if not isinstance(prompt, str):
-                    raise WireError("bad_request", "the field prompt is missing")
-                await asyncio.to_thread(_copy, video.file, path)
-        except HTTPException as error:  # starlette, for a body that is no form
-            raise WireError("bad_request", str(error.detail)) from error
-        finally:
-            self._uploads -= 1
-        if seed is not None and not (isinstance(seed, str) and seed.isascii() and seed.isdigit()):
-            raise WireError("bad_request", f"the field seed must be a whole number, got {seed!r}")
-        if isinstance(seed, str) and len(seed) > MAX_SEED_DIGITS:
-            raise WireError(
-                "bad_request", f"the field seed has {len(seed)} digits; at most 2^63 - 1"
-            )
-        info = await asyncio.to_thread(probe, path)
-        limits.check_video(info.frames or 0, info.duration)
-        fps = max(limits.min_fps, float(min(info.fps, Fraction(limits.max_fps))))
-        message = Open(
-            prompt, info.width, info.height, fps, "lossless", "rgb24", seed=int(str(seed or 0))
-        )
-        limits.check_open(message)
-        return _opening(message), info
+    def _refused(self, visitor: Visitor, error: WireError) -> Response:
+        refused(
+            self.services.metrics, error.code, error.message,
+            tenant=visitor.tenant.name, client=visitor.client,
+        )  # fmt: skip
+        headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if error.retry_after_s else {}
+        content = {"error": {"code": error.code, "message": error.message}}
+        return JSONResponse(content, STATUS.get(error.code, 400), headers=headers)
 
-    async def _edit(self, path: Path, opening: Opening, info: VideoInfo) -> AsyncGenerator[bytes]:
-        services, metrics = self.services, self.services.metrics
-        limit = Fraction(services.limits.max_fps)
+
+class Edit:
+    """One video: `run` yields pieces of the edited MP4. What ends it early cuts the answer, so that
+    its client sees that the video is not whole."""
+
+    def __init__(
+        self, services: Services, visitor: Visitor, path: Path, message: Open, info: VideoInfo
+    ) -> None:
+        self.services, self.visitor, self.path, self.info = services, visitor, path, info
+        self.opening = _opening(message, visitor)
+        self.session = Session(
+            self.opening.session,
+            prompt=message.prompt,
+            mode="lossless",
+            width=message.width,
+            height=message.height,
+        )
+        self._account = services.account(visitor, self.opening)
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: WireError) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    def revoke(self) -> None:
+        """The visitor's token is no longer good."""
+        self.end(WireError("unauthorized", "this token is no longer accepted"))
+
+    def stop(self, reason: str) -> None:
+        """Its tenant's minutes are used up."""
+        self.end(WireError("at_capacity", f"your limit is reached: the video's time is {reason}"))
+
+    async def run(self) -> AsyncGenerator[bytes]:
+        outcome = "disconnected"
+        try:
+            await self._account.enter()
+            async with aclosing(self._pieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            outcome = "close"
+        except WireError as error:
+            outcome = error.code
+            raise
+        except VideoError:
+            outcome = "bad_request"
+            raise
+        except Exception:
+            outcome = "internal"
+            raise
+        finally:
+            self._failed.cancel()
+            self.session.to(State.CLOSED)
+            # Shielded: this may run because the request's task was cancelled.
+            await asyncio.shield(self._account.ended(outcome))
+
+    async def _pieces(self) -> AsyncGenerator[bytes]:
+        session, opening, info = self.session, self.opening, self.info
+        limit = Fraction(self.services.limits.max_fps)
         fps = None if info.fps <= limit else limit  # a constant rate, in place of the file's
         damage = Damage()
         times: deque[Fraction] = deque()  # of the frames that are being edited
-        session = Session(
-            opening.session,
-            prompt=opening.prompt,
-            mode="lossless",
-            width=opening.width,
-            height=opening.height,
-        )
-        started = time.monotonic()
         feeding: asyncio.Task[None] | None = None
         sink = _Sink()
+        driven = drive(self.services.backend, session, opening, self.services.metrics)
         try:
-            async with aclosing(drive(services.backend, session, opening, metrics)) as events:
-                ready = await anext(events)
+            async with aclosing(driven) as events:
+                ready = await _next(events, self._failed)
                 assert isinstance(ready, Ready)
-                metrics.admitted.inc()
-                log.info("session %s: a video of %dx%d", session.name, info.width, info.height)
-                feeding = asyncio.create_task(self._feed(session, path, fps, times, damage))
+                self._account.opened(ready.model)
+                feeding = asyncio.create_task(self._feed(fps, times, damage))
                 writer = await asyncio.to_thread(
                     partial(
                         VideoWriter, cast(BinaryIO, sink), opening.width, opening.height,
                         fps or info.bulk_fps or info.fps, tick=info.tick if fps is None else None,
-                        audio_from=path, damage=damage, fragmented=True,
+                        audio_from=self.path, damage=damage, fragmented=True,
                     )
                 )  # fmt: skip
                 with writer:
                     yield sink.take()
-                    while (delivery := await _next(events, feeding)) is not None:
-                        frames = delivery.edited.frames
+                    while (event := await _next(events, feeding, self._failed)) is not None:
+                        assert isinstance(event, Delivery)
+                        frames = event.edited.frames
                         if len(frames):
                             shown = [times.popleft() for _ in frames]
                             await asyncio.to_thread(writer.write, frames, shown)
-                            metrics.frames.inc(len(frames))
-                            metrics.gpu_seconds.inc(delivery.edited.device_s)
-                            metrics.recomputed.observe(delivery.edited.recomputed)
+                        self._account.delivered(event, chunk_frames=session.chunk_frames, dropped=0)
                         if piece := sink.take():
                             yield piece
                         session.sent(len(frames))
                 yield sink.take()
-            log.info("session %s: done in %.1f s", session.name, time.monotonic() - started)
             if damage:
                 log.warning("session %s: the video is damaged: %s", session.name, damage)
         finally:
             if feeding is not None:
                 feeding.cancel()
                 await asyncio.gather(feeding, return_exceptions=True)
-            session.to(State.CLOSED)
 
-    async def _feed(
-        self,
-        session: Session,
-        path: Path,
-        fps: Fraction | None,
-        times: deque[Fraction],
-        damage: Damage,
-    ) -> None:
-        frames = read_timed(path, fps=fps, damage=damage)
+    async def _feed(self, fps: Fraction | None, times: deque[Fraction], damage: Damage) -> None:
+        frames = read_timed(self.path, fps=fps, damage=damage)
         number = 0
         while (read := await asyncio.to_thread(next, frames, None)) is not None:
             moment, frame = read
             self.services.limits.check_video(number + 1, float(moment))
-            await session.room()
+            await self.session.room()
             times.append(moment)
-            session.feed(number, 0, frame)
+            self.session.feed(number, 0, frame)
             number += 1
-        session.finish()
+        self.session.finish()
 
 
-async def _next(events: AsyncIterator[Any], feeding: asyncio.Task[None]) -> Delivery | None:
-    """The next delivery, None after the last; raises what stopped the feeding."""
+async def _next(events: AsyncIterator[Any], *others: asyncio.Future[None]) -> Any:
+    """The next event, None after the last; raises what any of `others` failed with."""
     following = asyncio.ensure_future(anext(events, None))
     try:
         while not following.done():
-            waiting = {following} if feeding.done() else {following, feeding}
+            waiting = {following, *(other for other in others if not other.done())}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if feeding.done():
-                feeding.result()
-        event = following.result()
-        assert event is None or isinstance(event, Delivery)
-        return event
+            for other in others:
+                if other.done():
+                    other.result()
+        return following.result()
     finally:
         following.cancel()
         # Until it has ended the generator counts as running, and could not be closed.
@@ -250,7 +269,7 @@ class _EditedVideo(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-def _opening(message: Open) -> Opening:
+def _opening(message: Open, visitor: Visitor) -> Opening:
     return Opening(
         session=secrets.token_hex(6),
         prompt=message.prompt,
@@ -259,43 +278,8 @@ def _opening(message: Open) -> Opening:
         fps=message.fps,
         mode="lossless",
         seed=message.seed or 0,
+        tenant=visitor.tenant.name,
     )
-
-
-def _copy(source: BinaryIO, path: Path) -> None:
-    with path.open("wb") as target:
-        shutil.copyfileobj(source, target)
-
-
-def _limited(request: Request, limits: Limits) -> Request:
-    """The request, read no further and no longer than `limits` say. Raises WireError on the way."""
-    received = 0
-    deadline = time.monotonic() + limits.upload_s
-
-    async def receive() -> Message:
-        nonlocal received
-        left = deadline - time.monotonic()
-        try:
-            async with asyncio.timeout(min(limits.upload_idle_s, left)):
-                message = await request.receive()
-        except TimeoutError:
-            raise WireError(
-                "too_slow",
-                f"the upload brought {received} bytes and then none for {limits.upload_idle_s:g} s "
-                f"or took longer than {limits.upload_s:g} s; send it faster",
-            ) from None
-        received += len(message.get("body", b""))
-        if received > limits.max_upload:
-            raise WireError("bad_request", f"the upload is larger than {limits.max_upload} bytes")
-        return message
-
-    return Request(request.scope, receive)
-
-
-def _refused(error: WireError) -> Response:
-    headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if error.retry_after_s else {}
-    content = {"error": {"code": error.code, "message": error.message}}
-    return JSONResponse(content, STATUS.get(error.code, 400), headers=headers)
 
 
 class _Sink:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,24 +14,24 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, QueryParams
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
 
 from infra.runtime.paths import ROOT
-from serve.auth import allowed
 from serve.front.connection import Connection
-from serve.front.edits import Edits
+from serve.front.door import Door, Guard
+from serve.front.edits import Edit, Edits
 from serve.front.running import Services
 from serve.front.socket import Receive, Scope, Send, Socket
+from serve.hub.ledger import Accounts, Usage
 from serve.hub.records import HOLDER_BEAT_S, Store
 from serve.limits import Limits
 from serve.metrics import Metrics, Snapshot, render
-from serve.wire.protocol import PATH, RETRY_AFTER_S, WireError
+from serve.tenants import Tenant
+from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
 from serve.wire.work import Backend
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,10 @@ class Front:
     """Owns the connections of one process. `app` is what a server runs.
 
     Args:
-        tokens: Bearer tokens that are let in; none lets everybody in.
+        door: Who is let in.
+        accounts: Where tenants' limits are kept.
+        name: Of this process, among the application's.
+        grace_s: For whole videos to be finished when this process goes away.
         models: What `/v1/models` lists. Raises WireError while no editor is warmed up.
         snapshots: The metrics of every process, for `/metrics`.
     """
@@ -54,34 +59,41 @@ class Front:
         store: Store,
         limits: Limits,
         metrics: Metrics,
-        tokens: tuple[str, ...] = (),
+        door: Door,
+        accounts: Accounts,
+        name: str = "front",
+        grace_s: float = 30.0,
         models: Callable[[], Awaitable[list[dict[str, Any]]]],
         snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
     ) -> None:
         codecs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
-        self.services = Services(backend, store, limits, metrics, codecs)
-        self.tokens = tokens
+        self.services = Services(backend, store, limits, metrics, codecs, accounts, Usage(name))
+        self.door, self.grace_s = door, grace_s
         self.connections: set[Connection] = set()
         self._models, self._snapshots = models, snapshots
         self._leaving = False
+        self._grace_ends = math.inf
         self.edits = Edits(self.services, self._full)
         self._beating: asyncio.Task[None] | None = None
         self.app = Starlette(
             routes=[
                 WebSocketRoute(PATH, _Asgi(self.stream)),
                 Route("/v1/models", self.models),
-                Route("/v1/edits", self.edits.post, methods=["POST"]),
+                Route("/v1/edits", self.edit, methods=["POST"]),
                 Route("/healthz", self.health),
                 Route("/readyz", self.ready),
                 Route("/metrics", self.metrics),
                 Mount("/samples", StaticFiles(directory=SAMPLES)),
                 Mount("/", StaticFiles(directory=WEB, html=True)),
             ],
-            middleware=[Middleware(RequireToken, tokens=tokens)],
+            middleware=[Middleware(Guard, door=door)],
         )
 
     def leave(self) -> None:
-        """This process is going away: every client is told to come back with its token."""
+        """This process is going away: every client is told to come back with its token. Whole
+        videos cannot move; they have `grace_s`."""
+        if not self._leaving:
+            self._grace_ends = time.monotonic() + self.grace_s
         self._leaving = True
         for connection in self.connections:
             connection.leave()
@@ -98,23 +110,23 @@ class Front:
 
     async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The WebSocket route."""
-        if self._beating is None:
-            self._beating = asyncio.create_task(self._beat())
-        connection = Connection(Socket(scope, receive, send), self.services)
-        refusal = self._refusal(scope)
+        visitor = None
+        try:
+            visitor = self.door.enter(scope)
+            refusal = self._full()
+        except WireError as error:
+            refusal = error
+        self._beat_on()
+        connection = Connection(Socket(scope, receive, send), self.services, visitor)
         self.connections.add(connection)
         try:
             await connection.run(refusal=refusal)
         finally:
             self.connections.discard(connection)
 
-    def _refusal(self, scope: Scope) -> WireError | None:
-        headers, query = Headers(scope=scope), QueryParams(scope.get("query_string", b""))
-        if not allowed(self.tokens, headers, query):
-            return WireError(
-                "unauthorized", "send `Authorization: Bearer TOKEN`, or ?token= in the address"
-            )
-        return self._full()
+    async def edit(self, request: Request) -> Response:
+        self._beat_on()
+        return await self.edits.post(request)
 
     def _full(self) -> WireError | None:
         """What speaks against any new session here."""
@@ -126,8 +138,13 @@ class Front:
             )
         return None
 
+    def _beat_on(self) -> None:
+        if self._beating is None:
+            self._beating = asyncio.create_task(self._beat())
+
     async def _beat(self) -> None:
-        """Keeps this front's sessions alive in the store, and lets go of those it lost."""
+        """Keeps this front's sessions alive in the store and the ledger, and lets go of those that
+        it lost, whose token was withdrawn, or whose tenant's minutes are used up."""
         while True:
             await asyncio.sleep(HOLDER_BEAT_S)
             held = {c.held: c for c in self.connections if c.held}
@@ -135,6 +152,25 @@ class Front:
             for (token, epoch), connection in held.items():
                 if (token, epoch) in lost:
                     connection.supersede()
+            await self._settle()
+            if time.monotonic() > self._grace_ends:
+                self.edits.leave()
+
+    async def _settle(self) -> None:
+        """With the tenants, as their file is now."""
+        holders: list[Connection | Edit] = [*self.connections, *self.edits.open]
+        tenants: dict[Connection | Edit, Tenant] = {}
+        for holder in holders:
+            tenant = self.door.still(holder.visitor) if holder.visitor else None
+            if tenant is not None:
+                tenants[holder] = tenant
+            elif holder.visitor is not None:
+                holder.revoke()
+        used = self.services.usage.used()
+        spent = await self.services.accounts.use(used, {t.name: t for t in tenants.values()})
+        for holder, tenant in tenants.items():
+            if tenant.name in spent:
+                holder.stop(SPENT)
 
     async def models(self, request: Request) -> Response:
         try:
@@ -165,25 +201,6 @@ def unavailable(error: WireError) -> Response:
     return JSONResponse(
         {"error": {"code": error.code, "message": error.message}}, 503, headers=headers
     )
-
-
-class RequireToken:
-    """Guards the API's HTTP routes; the page, health and metrics are for everybody who can reach
-    the port, and the WebSocket answers for itself."""
-
-    def __init__(self, app: ASGIApp, tokens: tuple[str, ...]) -> None:
-        self.app, self.tokens = app, tokens
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
-            query = QueryParams(scope.get("query_string", b""))
-            if not allowed(self.tokens, Headers(scope=scope), query):
-                message = "send `Authorization: Bearer TOKEN`, or ?token= in the address"
-                error = {"error": {"code": "unauthorized", "message": message}}
-                response = JSONResponse(error, 401, headers={"WWW-Authenticate": "Bearer"})
-                await response(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
 
 
 class _Asgi:

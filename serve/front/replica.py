@@ -11,17 +11,20 @@ from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from serve.front.door import Door
 from serve.front.front import Front
 from serve.front.ray_backend import RayBackend
 from serve.hub.hub import REPORT_S, HubStore, Orders, Report, link_host
 from serve.logs import join_serve_log
 from serve.metrics import Metrics, Snapshot
 from serve.settings import ServeSettings
+from serve.tenants import Tenants
 from serve.wire.link import Inbox
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 
 log = logging.getLogger(__name__)
 
+EDIT_SHARE = 0.8  # of a drain's time that whole videos have; Serve kills at its end
 ANSWER_S = 3.0  # for the hub, which a scrape or a page waits for
 
 
@@ -38,7 +41,10 @@ class FrontReplica:
             store=self.hub,
             limits=settings.limits,
             metrics=self.metrics,
-            tokens=settings.tokens(),
+            door=Door(Tenants(settings.token_file), settings.allowed_origins),
+            accounts=self.hub,
+            name=self.process,
+            grace_s=EDIT_SHARE * settings.drain_s,
             models=self.models,
             snapshots=self.snapshots,
         )
@@ -67,7 +73,8 @@ class FrontReplica:
             async with asyncio.timeout(ANSWER_S):
                 return await self.hub.call(method)
         except (RayActorError, TimeoutError) as error:
-            raise WireError("internal", f"the hub does not answer: {error}") from error
+            log.warning("the hub does not answer %s: %s", method, error)
+            raise WireError("internal", "the server's records do not answer") from error
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds."""

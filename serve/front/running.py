@@ -6,7 +6,6 @@ socket -> read -> Session -> editor -> edit -> finish (encode, commit) -> Outbox
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,15 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from serve.front.account import Account
+from serve.front.door import Visitor
 from serve.front.driver import drive
 from serve.front.outbox import Outbox
-from serve.front.session import Delivery, Session, State
+from serve.front.session import Delivery, Session
 from serve.front.socket import Socket
+from serve.hub.ledger import Accounts, Usage
 from serve.hub.records import Entry, Header, Progress, Record, Store
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire import codec
 from serve.wire.protocol import (
+    SPENT,
     STOPPED,
     Close,
     Closed,
@@ -41,13 +44,10 @@ from serve.wire.protocol import (
 )
 from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError
 
-log = logging.getLogger(__name__)
-
 TICK_S = 0.5  # how often the time limits are looked at
 CORES = os.cpu_count() or 1
 PIECE = 2**19  # pixels to encode below which a second thread costs more than it saves
 QUEUED_EVERY_S = 5.0  # who waits hears that often, and when its place changes
-STALL_CHUNKS = 1.5  # chunk durations without an edited frame that count as a stall
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,13 @@ class Services:
     limits: Limits
     metrics: Metrics
     codecs: Executor
+    accounts: Accounts
+    usage: Usage
+
+    def account(self, visitor: Visitor, opening: Opening) -> Account:
+        return Account(
+            visitor, opening, metrics=self.metrics, accounts=self.accounts, usage=self.usage
+        )
 
 
 class RunningSession:
@@ -74,19 +81,17 @@ class RunningSession:
         services: Services,
         session: Session,
         opening: Opening,
+        account: Account,
         format: Format,
         record: Record | None,
         token: str,
     ) -> None:
         self.socket, self.services, self.session = socket, services, session
-        self.opening, self.format, self.record = opening, format, record
+        self.opening, self.account = opening, account
+        self.format, self.record = format, record
         self.token, self.epoch = token, record.epoch if record else 0
-        self.admitted = False
         self.reason = "close"
-        self.gpu_s = 0.0
-        self._started = self._frame_at = time.monotonic()
-        self._frames_sent_at: float | None = None
-        self._dropped_counted = 0
+        self._frame_at = time.monotonic()
 
     async def run(self, ending: asyncio.Future[None]) -> None:
         """`ending` ends it early with the exception that is set on it."""
@@ -117,11 +122,15 @@ class RunningSession:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """What has come in is edited; frames that still come are not."""
         if self.session.accepts_frames:
-            self.reason = STOPPED
+            self.reason = reason
             self.session.finish()
+
+    @property
+    def _stopped(self) -> bool:
+        return self.reason in (STOPPED, SPENT)
 
     async def _until_ready(
         self, events: AsyncGenerator[Queued | Ready | Delivery], ending: asyncio.Future[None]
@@ -156,17 +165,12 @@ class RunningSession:
 
     async def _admit(self, ready: Ready) -> Header:
         """An editor has the stream: now there is a session, and the client hears of it."""
-        metrics, resumed = self.services.metrics, self.record is not None
         header = Header(self.opening, self.format, ready)
         if self.record is not None:
             header = self.record.header
-            metrics.resumed.inc()
         else:
             self.token = await self.services.store.create(header)
-            metrics.admitted.inc()
-        metrics.sessions.inc()
-        self.admitted = True
-        log.info("session %s: %s", self.session.name, "resumed" if resumed else "opened")
+        self.account.opened(ready.model)
         await self.socket.send(opened_message(header, self.token, self.session.next_frame))
         return header
 
@@ -180,7 +184,7 @@ class RunningSession:
         while True:
             await session.room()
             data = await self.socket.receive()
-            if self.reason == STOPPED:
+            if self._stopped:
                 continue
             if isinstance(data, bytes):
                 if len(data) > largest:
@@ -188,7 +192,7 @@ class RunningSession:
                 frame = parse_frame(data)
                 decode = partial(codec.decode, frame.image, self.format, width=width, height=height)
                 pixels = await loop.run_in_executor(self.services.codecs, decode)
-                if self.reason == STOPPED:  # meanwhile
+                if self._stopped:  # meanwhile
                     continue
                 drops = session.feed(frame.index, frame.time_us, pixels)
                 self._frame_at = time.monotonic()
@@ -228,7 +232,9 @@ class RunningSession:
                 raise SupersededError
             whole = len(delivery.frames) == session.chunk_frames
             outbox.put(entries, delivery.frames[-1].arrived if whole else None)
-            self._count(delivery)
+            self.account.delivered(
+                delivery, chunk_frames=session.chunk_frames, dropped=session.dropped
+            )
             if delivery.last:
                 outbox.end()
                 return
@@ -259,52 +265,9 @@ class RunningSession:
                 self.reason = "idle"
                 self.session.finish()
 
-    # --- numbers
-
     def _sent(self) -> None:
         self.session.sent()
-        now = time.monotonic()
-        period = STALL_CHUNKS * self.session.chunk_frames / self.opening.fps
-        if self._frames_sent_at is not None and self.opening.mode == "live":
-            # A source that pauses is no stall: frames have to have come all the while.
-            quiet_source = now - self._frame_at > period
-            if now - self._frames_sent_at > period and not quiet_source:
-                self.services.metrics.stalls.inc()
-        self._frames_sent_at = now
-
-    def _count(self, delivery: Delivery) -> None:
-        metrics, edited = self.services.metrics, delivery.edited
-        metrics.dropped.inc(self.session.dropped - self._dropped_counted)
-        self._dropped_counted = self.session.dropped
-        if not delivery.frames:
-            return
-        self.gpu_s += edited.device_s
-        metrics.gpu_seconds.inc(edited.device_s)
-        metrics.frames.inc(len(delivery.frames))
-        metrics.recomputed.observe(edited.recomputed)
-        metrics.chunk_latency.observe(delivery.latency_s)
-        if edited.index == 0:
-            metrics.first_chunk.observe(time.monotonic() - self._started)
-        if self.opening.mode == "live":
-            met = delivery.latency_s <= self.session.chunk_frames / self.opening.fps
-            metrics.deadlines.labels("yes" if met else "no").inc()
-
-    def account(self, outcome: str) -> None:
-        """The session's end, in the metrics and the log."""
-        session, metrics = self.session, self.services.metrics
-        if session.state is not State.CLOSED:
-            session.to(State.CLOSED)
-        if not self.admitted:
-            return
-        seconds = time.monotonic() - self._started
-        metrics.sessions.dec()
-        metrics.ended.labels(outcome).inc()
-        metrics.session_seconds.observe(seconds)
-        metrics.session_gpu.observe(self.gpu_s)
-        log.info(
-            "session %s: %s after %.1f s, %d frames edited, %d dropped, %.2f s of compute",
-            session.name, outcome, seconds, session.edited, session.dropped, self.gpu_s,
-        )  # fmt: skip
+        self.account.sent(chunk_frames=self.session.chunk_frames, frame_at=self._frame_at)
 
 
 def opened_message(header: Header, token: str, next_frame: int) -> str:

@@ -19,11 +19,13 @@ from ray.util import get_node_ip_address
 
 from infra.runtime.ray_private import serve_replicas
 from serve.hub.commits import CommitAddress, CommitClient, CommitServer
+from serve.hub.ledger import Key, Ledger, Used
 from serve.hub.records import Entry, Header, Progress, Record, SessionStore, Shape
 from serve.metrics import Snapshot
 from serve.scaling.decisions import Editor, Request
 from serve.scaling.placement import Answer, Placed, Placement
 from serve.settings import ServeSettings
+from serve.tenants import Tenant
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Hub:
     def __init__(self, app: str, settings: ServeSettings) -> None:
         self.app = app
         self.store = SessionStore(settings.limits.resume_s)
+        self.ledger = Ledger()
         self._commits = CommitServer(self.store, link_host(settings))
         self._placement = Placement(settings.scale)
         self._ending = False
@@ -92,6 +95,17 @@ class Hub:
 
     async def release(self, token: str, epoch: int, forget: bool) -> None:
         self.store.release(token, epoch, forget=forget)
+
+    # --- tenants, see Ledger
+
+    async def enter(self, key: Key, tenant: Tenant) -> None:
+        self.ledger.enter(key, tenant)
+
+    async def leave(self, key: Key) -> None:
+        self.ledger.leave(key)
+
+    async def use(self, used: Used, tenants: dict[str, Tenant]) -> set[str]:
+        return self.ledger.beat(used, tenants)
 
     # --- processes
 
@@ -174,7 +188,7 @@ def hub_actor(app: str, settings: ServeSettings) -> Any:
 
 
 class HubStore:
-    """`store.Store` and `placement.Places` on the hub.
+    """`records.Store`, `ledger.Accounts` and `placement.Places` on the hub.
 
     While the hub is down sessions go on, but cannot be resumed.
     """
@@ -221,6 +235,25 @@ class HubStore:
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
         with contextlib.suppress(RayActorError, ActorUnavailableError):
             await self.call("release", token, epoch, forget)
+
+    async def enter(self, key: Key, tenant: Tenant) -> None:
+        """While the hub is down nobody is held to a limit that all fronts share."""
+        try:
+            await self.call("enter", key, tenant)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (RayActorError, ActorUnavailableError) as error:
+            log.warning("tenant %s enters without the hub: %s", tenant.name, error)
+
+    async def leave(self, key: Key) -> None:
+        with contextlib.suppress(RayActorError, ActorUnavailableError):
+            await self.call("leave", key)
+
+    async def use(self, used: Used, tenants: dict[str, Tenant]) -> set[str]:
+        with contextlib.suppress(RayActorError, ActorUnavailableError):
+            spent: set[str] = await self.call("use", used, tenants)
+            return spent
+        return set()
 
     async def ask(self, request: Request) -> Answer:
         """While the hub is down any editor will do: it decides itself whether it has room."""

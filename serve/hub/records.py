@@ -56,6 +56,7 @@ class Shape:
     height: int
     mode: Mode
     format: Format
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Header:
     def check_shape(self, now: Shape) -> None:
         """Raises WireError `bad_request`, naming what is another."""
         first = self.opening
-        before = Shape(first.width, first.height, first.mode, self.format)
+        before = Shape(first.width, first.height, first.mode, self.format, first.tenant)
         for name, value in asdict(now).items():
             if value != getattr(before, name):
                 raise WireError(
@@ -139,7 +140,8 @@ class SessionStore:
         """
         self._sweep()
         record = self._records.get(token)
-        if record is None:
+        # Another tenant's session is not told from one that never was.
+        if record is None or (shape and shape.tenant != record.header.opening.tenant):
             raise WireError(
                 "bad_request",
                 f"this resume token is unknown or older than {self.resume_s:g} s; open a new "

@@ -30,11 +30,25 @@ let recorder = null;
 let retrying = null; // the interval that counts down to another try
 let after = null; // what to do when the session has ended, instead of showing the preview
 
+// A token given in the address (better behind # than behind ?, which goes to the server) is taken
+// out of it, so that it is not in the history, a bookmark or a screenshot; this tab remembers it.
+function takeToken() {
+  const url = new URL(location.href);
+  const given = new URLSearchParams(url.hash.slice(1)).get("token") || url.searchParams.get("token");
+  if (given) {
+    sessionStorage.setItem("token", given);
+    url.hash = "";
+    url.searchParams.delete("token");
+    history.replaceState(null, "", url);
+  }
+  get("token").value = sessionStorage.getItem("token") || "";
+}
+
 async function findModel() {
   const token = get("token").value;
-  const query = token ? `?token=${encodeURIComponent(token)}` : "";
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
   try {
-    const answer = await fetch(`v1/models${query}`);
+    const answer = await fetch("v1/models", { headers });
     if (!answer.ok) {
       get("model").textContent = answer.status === 401 ? "needs a token" : "getting ready";
       return setTimeout(findModel, 2000);
@@ -354,8 +368,11 @@ get("device").addEventListener("change", () => choose("camera"));
 for (const field of ["width", "height", "rate"]) {
   get(field).addEventListener("change", () => run || !source || welcome());
 }
-get("token").value = new URLSearchParams(location.search).get("token") || "";
-get("token").addEventListener("change", findModel);
+takeToken();
+get("token").addEventListener("change", () => {
+  sessionStorage.setItem("token", get("token").value);
+  findModel();
+});
 addEventListener("pagehide", () => run && run.stop());
 if (!canShareScreen()) radio("screen").parentElement.remove();
 if (!Recorder.supported) show("record", false);

@@ -8,6 +8,7 @@ export const CODES = {
   too_slow: "This connection is too slow for the edited video. Choose a smaller size under Settings.",
   draining: "The server is being restarted. Please start again.",
   stopped: "The server was stopped. Start again when it runs.",
+  spent: "The minutes of your token are used up for today.",
   unreachable: "The server cannot be reached. Is it running, and are you online?",
   internal: "The server had a problem. Please start again; if it stays, tell whoever runs it.",
 };

@@ -17,7 +17,7 @@ export class Live {
     this.showing = Promise.resolve(); // pictures are decoded and drawn in order
     this.stopping = false;
     on.state("connecting", "busy");
-    this.session = new Session(streamUrl(token), open, this);
+    this.session = new Session(streamUrl(), token, open, this);
   }
 
   // From here to `ended`: what the session tells.

@@ -9,8 +9,9 @@ export async function editWhole(file, { prompt, seed, token, signal, progress })
   form.append("prompt", prompt);
   form.append("seed", String(seed));
   form.append("video", file, file.name);
-  const query = token ? `?token=${encodeURIComponent(token)}` : "";
-  const answer = await fetch(`v1/edits${query}`, { method: "POST", body: form, signal }).catch((error) => {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const request = { method: "POST", body: form, headers, signal };
+  const answer = await fetch("v1/edits", request).catch((error) => {
     throw error.name === "AbortError" ? error : { code: "unreachable" };
   });
   if (!answer.ok) {

@@ -6,18 +6,20 @@ const IN_VAIN = 5;
 const AGAIN = new Set(["draining", "internal", "at_capacity"]);
 const MAX_BUFFERED = 1 << 20; // bytes that wait in this browser before a frame is left out
 
-export function streamUrl(token) {
+export function streamUrl() {
   const url = new URL("v1/stream", location.href);
   url.protocol = location.protocol === "https:" ? "wss:" : "ws:";
-  url.search = token ? `?token=${encodeURIComponent(token)}` : "";
+  url.search = url.hash = "";
   return url.href;
 }
 
 // Handlers: opened(message, resumed), frame(index, timeUs, blob), message(object),
 // lost(), ended(error or null).
 export class Session {
-  constructor(url, open, handlers) {
+  constructor(url, token, open, handlers) {
     this.url = url;
+    // A browser sets no headers on a WebSocket, and an address is kept by proxies and histories.
+    this.protocols = token ? ["liveedit.v1", `liveedit.token.${token}`] : ["liveedit.v1"];
     this.open = open;
     this.handlers = handlers;
     this.next = 0; // index of the next source frame
@@ -32,7 +34,7 @@ export class Session {
 
   connect() {
     this.error = null;
-    const socket = (this.socket = new WebSocket(this.url, "liveedit.v1"));
+    const socket = (this.socket = new WebSocket(this.url, this.protocols));
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       this.reached = true;
@@ -61,7 +63,7 @@ export class Session {
       this.error = message;
     } else if (message.type === "closed") {
       this.over = true;
-      if (message.reason === "stopped") this.error = { code: "stopped" };
+      if (["stopped", "spent"].includes(message.reason)) this.error = { code: message.reason };
     }
     this.handlers.message(message);
   }

@@ -42,7 +42,8 @@ def decode(image: bytes, format: Format, *, width: int, height: int) -> np.ndarr
     except WireError:
         raise
     except Exception as error:  # Pillow raises many types for images that are broken
-        raise WireError("bad_frame", f"not a readable {format} image: {error}") from error
+        kind = type(error).__name__  # its text holds addresses of this process
+        raise WireError("bad_frame", f"not a readable {format} image ({kind})") from error
     if (spent := time.thread_time() - began) > MAX_DECODE_S:
         raise WireError(
             "bad_frame", f"decoding one image took {spent:.1f} s of CPU; at most {MAX_DECODE_S:g} s"

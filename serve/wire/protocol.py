@@ -45,6 +45,7 @@ CLOSE_CODES: dict[Code, int] = {
 }
 NORMAL_CLOSE = 1000
 STOPPED = "stopped"  # reason of `closed` when the server ends
+SPENT = "spent"  # and when the tenant's minutes are used up
 
 HEADER = struct.Struct("<IIQ")
 MAX_INDEX = 2**32 - 1

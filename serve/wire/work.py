@@ -28,6 +28,7 @@ class Opening:
     epoch: int = 0  # of the session's holder: a newer one's stream ends an older one's
     waits: bool = False  # the client wants to hear of its place when there is no room
     again: bool = False  # the session had an editor before
+    tenant: str = ""  # whose session it is
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from serve.run import free_port
 from tests.serve.client.test_stream import send_all
 from tests.serve.conftest import clip
 from tests.serve.models import save_small_model
+from tests.serve.tokens import write_tokens
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "a-token-for-this-test"
@@ -83,7 +84,7 @@ def dashboard(folder: Path, environment: dict[str, str]) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def config(folder: Path) -> dict[str, Any]:
     """infra/serve.yaml with this machine's model, port and sizes in it."""
-    (folder / "tokens").write_text(f"# for a test\n{TOKEN}\n")
+    write_tokens(folder / "tokens", {"ours": TOKEN})
     config: dict[str, Any] = yaml.safe_load((ROOT / "infra" / "serve.yaml").read_text())
     config["http_options"].update(host="127.0.0.1", port=free_port())
     (application,) = config["applications"]

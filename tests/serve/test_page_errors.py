@@ -20,11 +20,14 @@ from starlette.websockets import WebSocket
 
 from serve.front.front import SAMPLES, WEB
 from serve.limits import Limits
+from serve.tenants import PROTOCOL
 from tests.serve.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.conftest import Server, serving
+from tests.serve.tokens import write_tokens
 
 SERVER = {  # what a server that really runs is brought to say, by the tests below
     "unauthorized", "at_capacity", "unsupported_size", "stopped", "unreachable",
+    "spent",
 }  # fmt: skip
 SAID = {"draining": "restarted", "too_slow": "too slow", "internal": "had a problem"}
 CAMERA = {"NotAllowedError", "NotFoundError", "NotReadableError", "OverconstrainedError"}
@@ -48,7 +51,7 @@ def refusing() -> Iterator[str]:
     async def stream(channel: WebSocket) -> None:
         await channel.accept(subprotocol="liveedit.v1")
         await channel.receive_text()
-        code = channel.query_params["token"]
+        code = channel.scope["subprotocols"][1].removeprefix(PROTOCOL)
         await channel.send_json({"type": "error", "code": code, "message": "as asked"})
         await channel.close(1011)
 
@@ -110,18 +113,36 @@ def test_another_refusal_is_said_in_the_servers_words(browser: Chrome, small_mod
 
 
 def test_a_token_is_asked_for(browser: Chrome, small_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokens").write_text("secret\n")
-    with serving(small_model, token_file=str(tmp_path / "tokens")) as guarded:
+    tokens = write_tokens(tmp_path / "tokens")
+    with serving(small_model, token_file=str(tokens)) as guarded:
         page = Page(browser, guarded.http)
         page.until(lambda: page["model"].text == "needs a token", "no word of the token")
         page["prompt"].send_keys("make it blue")
         page["start"].click()
         assert "asks for a token" in page.complaint()
-        page = Page(browser, guarded.http, "?token=secret")
+        page = Page(browser, guarded.http, "?token=secret&x=1")
         page["prompt"].send_keys("make it blue")
         page.start()
         page.more(9)
         page.stop()
+        assert browser.current_url == f"{guarded.http}/?x=1"
+        browser.refresh()
+        page.loaded()  # the tab remembers it
+        browser.execute_script("sessionStorage.clear()")
+        page = Page(browser, guarded.http, "#token=secret")
+        page.loaded()
+        assert "secret" not in browser.current_url
+        browser.execute_script("sessionStorage.clear()")
+
+
+def test_minutes_that_are_used_up(browser: Chrome, small_model: Path, tmp_path: Path) -> None:
+    tokens = write_tokens(tmp_path / "tokens", minutes_per_day=0.05)
+    with serving(small_model, token_file=str(tokens)) as guarded:
+        page = Page(browser, guarded.http, "#token=secret")
+        page["prompt"].send_keys("make it blue")
+        page.start()
+        assert "minutes of your token are used up" in page.complaint()
+        browser.execute_script("sessionStorage.clear()")
 
 
 def test_a_size_that_the_server_does_not_take(browser: Chrome, small_model: Path) -> None:

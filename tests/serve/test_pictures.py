@@ -245,11 +245,17 @@ def test_the_metrics_of_an_upload(tmp_path: Path) -> None:
         post(server, path, prompt=RED)
         post(server, path, prompt=" ")
         value = server.front.services.metrics.registry.get_sample_value
-        assert value("liveedit_sessions_admitted_total") == 1
-        assert value("liveedit_frames_edited_total") == 25
+        who = {"tenant": "everybody", "model": "known"}
+        assert value("liveedit_sessions_admitted_total", who) == 1
+        assert value("liveedit_frames_edited_total", who) == 25
         assert value("liveedit_recomputed_share_count") == 3
-        assert (value("liveedit_gpu_seconds_total") or 0) > 0
-        assert value("liveedit_sessions_refused_total", {"code": "bad_request"}) == 1
+        assert value("liveedit_chunk_latency_seconds_count") == 3
+        assert value("liveedit_first_chunk_seconds_count") == 1
+        assert (value("liveedit_gpu_seconds_total", who) or 0) > 0
+        refused = {"code": "bad_request", "tenant": "everybody"}
+        assert value("liveedit_sessions_refused_total", refused) == 1
+        assert value("liveedit_sessions_ended_total", {"reason": "close", **who}) == 1
+        assert value("liveedit_sessions") == 0
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ RIGHT: dict[str, list[Any]] = {
 @pytest.mark.parametrize("kind", [ServeSettings, Limits])
 def test_every_setting_has_its_type(kind: type) -> None:
     for field in fields(kind):
-        if field.name == "limits":
+        if field.name in ("limits", "allowed_origins"):
             continue
 
         def args(value: Any, name: str = field.name) -> dict[str, Any]:
@@ -64,6 +64,26 @@ def test_every_setting_has_its_type(kind: type) -> None:
 def test_what_cannot_be_is_named(args: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ServeSettings.from_args(args)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "https://a",
+        [1],
+        "https://a/",
+        ["https://a/"],
+        ["https://a/x"],
+        ["a.example"],
+        ["ws://a"],
+        ["*"],
+    ],
+)
+def test_an_origin_is_an_origin(wrong: Any) -> None:
+    args = {"model": "demo", "allowed_origins": ["https://a", "http://b:8000"]}
+    assert ServeSettings.from_args(args).allowed_origins == ("https://a", "http://b:8000")
+    with pytest.raises(ValueError, match="serve setting allowed_origins"):
+        ServeSettings.from_args(args | {"allowed_origins": wrong})
 
 
 def test_the_borders_are_fine() -> None:

@@ -14,7 +14,6 @@ import pytest
 import ray
 
 from infra.runtime.ray import ClusterError
-from serve.auth import allowed, read_tokens
 from serve.editor.capacity import Capacity
 from serve.front.outbox import Outbox
 from serve.hub.records import Entry
@@ -23,34 +22,6 @@ from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
 from tests.serve.front.clock import JumpingLoop
-
-
-def test_tokens_are_read_from_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "tokens"
-    file.write_text("# ours\n\n one \ntwo\n")
-    assert read_tokens(file) == ("one", "two")
-    file.write_text("# nobody\n")
-    with pytest.raises(ValueError, match="holds no token"):
-        read_tokens(file)
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_tokens(tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    ("header", "query", "right"),
-    [
-        ("Bearer one", "", True),
-        ("bearer one", "", True),
-        ("", "one", True),
-        ("Basic one", "", False),
-        ("Bearer on", "", False),
-        ("Bearer wrong", "one", False),
-        ("", "", False),
-    ],
-)
-def test_who_is_let_in(header: str, query: str, right: bool) -> None:
-    assert allowed(("zero", "one"), {"authorization": header}, {"token": query}) is right
-    assert allowed((), {"authorization": header}, {"token": query})
 
 
 def test_settings_name_what_is_wrong() -> None:

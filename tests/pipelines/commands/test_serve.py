@@ -30,6 +30,7 @@ from serve.run import free_port
 from tests.pipelines.stages.test_edit import frames, write
 from tests.serve.models import save_small_model
 from tests.serve.test_robustness import IMAGE, OPEN
+from tests.serve.tokens import write_tokens
 
 pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -92,7 +93,7 @@ def registered(tmp_path: Path, mlflow_uri: str) -> str:
 
 @pytest.fixture
 def served(tmp_path: Path, registered: str) -> Iterator[Command]:
-    (tmp_path / "tokens").write_text("secret\n")
+    write_tokens(tmp_path / "tokens")
     command = Command(
         tmp_path,
         *("serve", "models:/liveedit@production", "--port", str(free_port())),

@@ -24,6 +24,7 @@ from serve.wire import codec
 from tests.known_editors import block_clip, expected_edit, write_known_model
 from tests.pipelines.stages.test_edit import assert_same, exact, frames, read, with_sound, write
 from tests.serve.conftest import Server, serving
+from tests.serve.tokens import write_tokens
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +231,9 @@ def test_a_running_server_is_measured(
 
 def test_a_token_and_limits_of_the_server(tiny_model: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.mp4", frames(9, 32, 48), Fraction(16))
-    (tmp_path / "tokens").write_text("secret\n")
+    tokens = write_tokens(tmp_path / "tokens")
     limits = Limits(max_pixels=4000)
-    with serving(tiny_model, limits, token_file=str(tmp_path / "tokens")) as guarded:
+    with serving(tiny_model, limits, token_file=str(tokens)) as guarded:
         with pytest.raises(WireError, match="Authorization"):
             edit_remote(guarded.url, source, tmp_path / "out.mp4", "x")
         with pytest.raises(WireError, match="cannot be edited here"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,8 +10,10 @@ import pytest
 
 from serve.front.front import Front
 from serve.hub.records import LocalStore
+from serve.tenants import Tenants
 from serve.wire.protocol import WireError
 from tests.serve.front.world import OPEN, StoreLink, World, frames
+from tests.serve.tokens import write_tokens
 
 
 def get(world: World, front: Front, path: str, **headers: str) -> httpx.Response:
@@ -56,8 +59,9 @@ def test_no_warm_editor_is_503_with_the_time_to_come_back(
         assert get(world, front, "/healthz").status_code == 200
 
 
-def test_tokens_guard_everything_below_v1() -> None:
-    with World(tokens=("secret",)) as world:
+def test_tokens_guard_everything_below_v1(tmp_path: Path) -> None:
+    tenants = Tenants(str(write_tokens(tmp_path / "tokens")))
+    with World(tenants=tenants) as world:
         front = a_front(world)
         for path in ("/v1/models", "/v1/edits", "/v1/anything", "/v1/"):
             for headers in ({}, {"authorization": "Bearer secre"}):
@@ -76,7 +80,8 @@ def test_metrics_are_of_every_process() -> None:
         world.connect(OPEN)
         front = a_front(world)
         text = get(world, front, "/metrics").text
-        assert 'liveedit_sessions_admitted_total{process="front"} 1.0' in text
+        who = 'model="known",process="front",tenant="everybody"'
+        assert f"liveedit_sessions_admitted_total{{{who}}} 1.0" in text
         assert 'liveedit_sessions{process="front"} 1.0' in text
 
 

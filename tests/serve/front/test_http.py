@@ -16,6 +16,7 @@ from data.video import VideoWriter, probe, read_frames, read_timed
 from serve.client import edit_frames
 from serve.limits import Limits
 from tests.serve.conftest import Server, clip, serving
+from tests.serve.tokens import write_tokens
 
 
 def test_health_ready_models(server: Server) -> None:
@@ -39,19 +40,21 @@ def test_metrics_count_what_happened(small_model: Path) -> None:
     }
     front = ("process", "front")
     assert values["liveedit_sessions", front] == 0
-    assert values["liveedit_sessions_admitted_total", front] == 1
-    assert values["liveedit_sessions_ended_total", front, ("reason", "close")] == 1
-    assert values["liveedit_frames_edited_total", front] == 30
+    who = (("model", "small"), front, ("tenant", "everybody"))
+    assert values["liveedit_sessions_admitted_total", *who] == 1
+    ended = (("model", "small"), front, ("reason", "close"), ("tenant", "everybody"))
+    assert values["liveedit_sessions_ended_total", *ended] == 1
+    assert values["liveedit_frames_edited_total", *who] == 30
     assert values["liveedit_chunk_latency_seconds_count", front] == 3
     assert values["liveedit_first_chunk_seconds_count", front] == 1
     assert values["liveedit_recomputed_share_count", front] == 3
-    assert values["liveedit_gpu_seconds_total", front] > 0
+    assert values["liveedit_gpu_seconds_total", *who] > 0
     assert values["liveedit_editor_busy_seconds", ("process", "editor")] > 0
 
 
 def test_tokens_guard_the_api_not_the_page(small_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokens").write_text("secret\n")
-    with serving(small_model, token_file=str(tmp_path / "tokens")) as server:
+    tokens = write_tokens(tmp_path / "tokens")
+    with serving(small_model, token_file=str(tokens)) as server:
         assert httpx.get(f"{server.http}/v1/models").status_code == 401
         assert httpx.post(f"{server.http}/v1/edits").status_code == 401
         header = {"Authorization": "Bearer secret"}

@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ import pytest
 from PIL import Image
 
 from serve.limits import Limits
+from serve.tenants import Tenants
 from serve.wire import codec
 from serve.wire.protocol import CLOSE_CODES, MAX_TEXT, Code
 from tests.serve.front.world import OPEN, SIDE, Wire, World, frames, source
+from tests.serve.tokens import write_tokens
 
 LIMITS = Limits()
 PROMPT = {"type": "prompt", "prompt": "prompt 1"}
@@ -181,13 +184,15 @@ def test_the_subprotocol_must_be_offered_and_is_accepted() -> None:
         assert "offer the WebSocket subprotocol liveedit.v1" in wire.messages[0]["message"]
 
 
-def test_a_token_is_wanted_where_there_are_tokens() -> None:
-    with World(tokens=("secret",)) as world:
+def test_a_token_is_wanted_where_there_are_tokens(tmp_path: Path) -> None:
+    with World(tenants=Tenants(str(write_tokens(tmp_path / "tokens")))) as world:
         for query, right in (("", False), ("token=secre", False), ("token=secret", True)):
             wire = world.connect(OPEN, query=query)
             first = wire.messages[0]
             assert (first["type"] == "opened") is right
             assert right or (first["code"], wire.code) == ("unauthorized", 1008)
+        assert world.sample("sessions_refused_total", code="unauthorized", tenant="") == 2
+        assert world.sample("sessions_admitted_total", tenant="ours") == 1
 
 
 # --- resuming

@@ -18,10 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from serve.front.door import Door
 from serve.front.front import Front
+from serve.hub.ledger import Ledger, LocalAccounts, Usage
 from serve.hub.records import Entry, Header, LocalStore, Progress, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
+from serve.tenants import Tenants
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
 from serve.wire.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
 from tests.serve.front.clock import Clock
@@ -208,6 +211,7 @@ class Wire:
         subprotocols: list[str],
         query: str = "",
         front: Front | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.world = world
         self.heard: list[dict[str, Any] | Frame] = []
@@ -221,8 +225,9 @@ class Wire:
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._incoming.put_nowait({"type": "websocket.connect"})
         scope = {
-            "type": "websocket", "subprotocols": subprotocols, "headers": [],
-            "query_string": query.encode(),
+            "type": "websocket", "subprotocols": subprotocols, "query_string": query.encode(),
+            "headers": [(n.encode(), v.encode()) for n, v in (headers or {}).items()],
+            "client": ["198.51.100.7", 4711],
         }  # fmt: skip
         self.task = world.clock.task(self.front.stream(scope, self._receive, self._send))
         self.task.add_done_callback(self._ended)
@@ -274,11 +279,17 @@ class Wire:
 
 
 class World:
-    def __init__(self, limits: Limits | None = None, tokens: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        tenants: Tenants | None = None,
+        origins: tuple[str, ...] = (),
+    ) -> None:
         self.limits = limits or Limits(idle_timeout_s=1e6, stalled_reader_s=1e6)
-        self.tokens = tokens
+        self.door = Door(tenants or Tenants(), origins)
         self.clock = Clock()
         self.clock.start()
+        self.ledger = Ledger(clock=lambda: self.clock.now)
         self.store = SessionStore(self.limits.resume_s, clock=lambda: self.clock.now)
         self.editors = Editors()
         self.metrics = Metrics()
@@ -304,18 +315,24 @@ class World:
             store=link,
             limits=self.limits,
             metrics=self.metrics,
-            tokens=self.tokens,
+            door=self.door,
+            accounts=LocalAccounts(self.ledger),
             models=models,
             snapshots=snapshots,
         )
-        front.services = replace(front.services, codecs=Inline())
+        usage = Usage("front", clock=lambda: self.clock.now)
+        front.services = replace(front.services, codecs=Inline(), usage=usage)
         return front
 
     def connect(
-        self, *said: Any, subprotocols: tuple[str, ...] = ("liveedit.v1",), query: str = ""
+        self,
+        *said: Any,
+        subprotocols: tuple[str, ...] = ("liveedit.v1",),
+        query: str = "",
+        headers: dict[str, str] | None = None,
     ) -> Wire:
         """A socket to a new front, on which `said` has been said."""
-        wire = Wire(self, subprotocols=list(subprotocols), query=query)
+        wire = Wire(self, subprotocols=list(subprotocols), query=query, headers=headers)
         for message in said:
             wire.say(message)
         self.clock.settle()
@@ -328,8 +345,13 @@ class World:
         self.clock.advance(seconds)
 
     def sample(self, name: str, **labels: str) -> float:
-        """A metric's value, 0 before it was ever touched."""
-        return self.metrics.registry.get_sample_value(f"liveedit_{name}", labels) or 0.0
+        """A metric's value over all that have these labels, 0 before it was ever touched."""
+        return sum(
+            sample.value
+            for metric in self.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == f"liveedit_{name}" and labels.items() <= sample.labels.items()
+        )
 
 
 def frames(first: int, count: int) -> list[bytes]:

@@ -39,7 +39,7 @@ async def actor() -> AsyncIterator[Hub]:
 
 def report(process: str, model: dict[str, Any] | None = None) -> Report:
     metrics = Metrics()
-    metrics.frames.inc(len(process))
+    metrics.frames.labels("ours", "m").inc(len(process))
     return Report(process, metrics.snapshot(), model)
 
 

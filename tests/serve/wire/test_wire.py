@@ -18,6 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from serve.limits import Limits
 from tests.serve.conftest import Server, clip, serving
+from tests.serve.tokens import write_tokens
 
 OPEN: dict[str, Any] = {
     "type": "open", "prompt": "make it red", "width": 48, "height": 32, "fps": 16,
@@ -246,8 +247,7 @@ def test_masks_come_to_those_who_ask(server: Server) -> None:
 
 
 def test_tokens(small_model: Any, tmp_path: Any) -> None:
-    tokens = tmp_path / "tokens"
-    tokens.write_text("# people\nsecret-one\nsecret-two\n")
+    tokens = write_tokens(tmp_path / "tokens", {"a": "secret-one", "b": "secret-two"})
     with serving(small_model, token_file=str(tokens)) as guarded:
         for options in (
             {},

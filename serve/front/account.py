@@ -1,0 +1,124 @@
+"""What a session counts as: its tenant's limits, the metrics, the log's lines.
+
+Both ways in are sessions: a WebSocket and `POST /v1/edits`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from serve.front.door import Visitor
+from serve.front.session import Delivery
+from serve.hub.ledger import Accounts, Usage
+from serve.logs import event
+from serve.metrics import Metrics
+from serve.wire.work import Opening
+
+log = logging.getLogger(__name__)
+
+STALL_CHUNKS = 1.5  # chunk durations without an edited frame that count as a stall
+
+
+class Account:
+    def __init__(
+        self,
+        visitor: Visitor,
+        opening: Opening,
+        *,
+        metrics: Metrics,
+        accounts: Accounts,
+        usage: Usage,
+    ) -> None:
+        self.visitor, self.opening = visitor, opening
+        self.admitted = False
+        self.gpu_s = 0.0
+        self.key = (opening.session, opening.epoch)
+        self._metrics, self._accounts, self._usage = metrics, accounts, usage
+        self._model = ""
+        self._started = time.monotonic()
+        self._edited = self._dropped = 0
+        self._frames_sent_at: float | None = None
+
+    async def enter(self) -> None:
+        """Before it asks for an editor. Raises WireError `at_capacity` when its tenant may not."""
+        await self._accounts.enter(self.key, self.visitor.tenant)
+        self._usage.begin(self.key, self.visitor.tenant.name)
+
+    def opened(self, model: str) -> None:
+        """An editor has it, or has it again."""
+        resumed = self.opening.epoch > 0
+        self._model, self.admitted = model, True
+        self._usage.charge(self.key)
+        (self._metrics.resumed if resumed else self._metrics.admitted).labels(**self._who).inc()
+        self._metrics.sessions.inc()
+        opening = self.opening
+        event(
+            log, "resumed" if resumed else "opened",
+            "session %s: open for %s from %s: %dx%d at %g fps, %s, by %s",
+            session=opening.session, tenant=self.visitor.tenant.name, client=self.visitor.client,
+            width=opening.width, height=opening.height, fps=opening.fps, mode=opening.mode,
+            model=model,
+        )  # fmt: skip
+
+    def delivered(self, delivery: Delivery, *, chunk_frames: int, dropped: int) -> None:
+        """A chunk is edited; `dropped` are the session's frames that were, so far."""
+        metrics, edited, who = self._metrics, delivery.edited, self._who
+        metrics.dropped.labels(**who).inc(dropped - self._dropped)
+        self._dropped = dropped
+        if not delivery.frames:
+            return
+        self.gpu_s += edited.device_s
+        self._edited += len(delivery.frames)
+        metrics.gpu_seconds.labels(**who).inc(edited.device_s)
+        metrics.frames.labels(**who).inc(len(delivery.frames))
+        metrics.recomputed.observe(edited.recomputed)
+        metrics.chunk_latency.observe(delivery.latency_s)
+        if edited.index == 0:
+            metrics.first_chunk.observe(time.monotonic() - self._started)
+        if self.opening.mode == "live":
+            met = delivery.latency_s <= chunk_frames / self.opening.fps
+            metrics.deadlines.labels(met="yes" if met else "no", **who).inc()
+
+    def sent(self, *, chunk_frames: int, frame_at: float) -> None:
+        """The client took an edited frame; the last source frame came at `frame_at`."""
+        now = time.monotonic()
+        period = STALL_CHUNKS * chunk_frames / self.opening.fps
+        if self._frames_sent_at is not None and self.opening.mode == "live":
+            # A source that pauses is no stall: frames have to have come all the while.
+            quiet_source = now - frame_at > period
+            if now - self._frames_sent_at > period and not quiet_source:
+                self._metrics.stalls.labels(**self._who).inc()
+        self._frames_sent_at = now
+
+    async def ended(self, outcome: str) -> None:
+        """It is over here, whatever came of it."""
+        if self.admitted:
+            seconds = time.monotonic() - self._started
+            self._metrics.sessions.dec()
+            self._metrics.ended.labels(reason=outcome, **self._who).inc()
+            self._metrics.session_seconds.observe(seconds)
+            self._metrics.session_gpu.observe(self.gpu_s)
+            event(
+                log, "ended",
+                "session %s: %s after %.1f s, %d frames edited, %d dropped, %.2f s of compute; "
+                "for %s from %s, by %s",
+                session=self.opening.session, reason=outcome, seconds=round(seconds, 1),
+                frames=self._edited, dropped=self._dropped, gpu_s=round(self.gpu_s, 2),
+                tenant=self.visitor.tenant.name, client=self.visitor.client, model=self._model,
+            )  # fmt: skip
+        self._usage.end(self.key)
+        await self._accounts.leave(self.key)
+
+    @property
+    def _who(self) -> dict[str, str]:
+        return {"tenant": self.visitor.tenant.name, "model": self._model}
+
+
+def refused(metrics: Metrics, code: str, message: str, *, tenant: str, client: str) -> None:
+    """An open that came to nothing; `tenant` is empty for who was not let in."""
+    metrics.refused.labels(code=code, tenant=tenant).inc()
+    event(
+        log, "refused", "refused: %s: %s; for %s from %s",
+        code=code, reason=message, tenant=tenant or "nobody", client=client,
+    )  # fmt: skip
