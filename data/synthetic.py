@@ -69,7 +69,9 @@ PHRASES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class _Object:
+class Figure:
+    """One drawn object and its way through the picture."""
+
     shape: str
     color: str
     radius: float
@@ -122,13 +124,13 @@ def make_pair(
     room = _area(height, width, unit, (0.5 if two else 1.0), mirrored)
     radius, angles = unit * rng.uniform(0.17, 0.23), _angles(frames, fps, rng)
     centres = motion(how, frames, fps, room, pan, rng)
-    chosen = _Object(shape, color, radius, centres, angles)
+    chosen = Figure(shape, color, radius, centres, angles)
     others = []
     if two:
         other_room = _area(height, width, unit, 0.5, not mirrored)
         other_color = str(rng.choice([c for c in COLOURS if c != color]))
         others.append(
-            _Object(
+            Figure(
                 str(rng.choice(list(SHAPES))),
                 other_color,
                 unit * rng.uniform(0.15, 0.21),
@@ -140,12 +142,12 @@ def make_pair(
 
     scene = background
     for thing in others:
-        _draw(scene, thing)
+        draw_figure(scene, thing)
     source, target = scene.copy(), scene
-    _draw(source, chosen)
+    draw_figure(source, chosen)
     edited = _edited(chosen, edit, to)
     if edited is not None:
-        _draw(target, edited)
+        draw_figure(target, edited)
     source8, target8 = _to_uint8(source), _to_uint8(target)
     origin: dict[str, Any] = {
         "generator": "synthetic",
@@ -186,7 +188,7 @@ def _choose(rng: np.random.Generator, split: str) -> tuple[str, str, str, str]:
             return edit, shape, color, to
 
 
-def _edited(thing: _Object, edit: str, to: str) -> _Object | None:
+def _edited(thing: Figure, edit: str, to: str) -> Figure | None:
     if edit == "remove":
         return None
     field = {"recolor": "color", "reshape": "shape", "stripes": "stripes", "outline": "outline"}
@@ -207,12 +209,7 @@ def _background(
 ) -> np.ndarray:
     """Float32 `[F, H, W, 3]` in [0, 255]: a muted texture seen through a moving window."""
     border = int(np.abs(pan).max()) + 2
-    weights = texture(kind, height + 2 * border, width + 2 * border, rng)[..., None]
-    gray = rng.uniform(70, 190)
-    tint, other = rng.uniform(-22, 22, 3), rng.uniform(-22, 22, 3)
-    contrast = rng.uniform(28, 60) * rng.choice([-1.0, 1.0])
-    canvas = (gray + tint) * (1 - weights) + (gray + contrast + other) * weights
-    canvas = np.clip(canvas, 20, 235).astype(np.float32)
+    canvas = muted_texture(kind, height + 2 * border, width + 2 * border, rng)
     video = np.empty((len(pan), height, width, 3), np.float32)
     for frame, (x, y) in zip(video, border - pan, strict=True):
         i, j = int(y), int(x)
@@ -220,6 +217,16 @@ def _background(
         rows = canvas[i : i + height] * (1 - v) + canvas[i + 1 : i + 1 + height] * v
         frame[:] = rows[:, j : j + width] * (1 - u) + rows[:, j + 1 : j + 1 + width] * u
     return video
+
+
+def muted_texture(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A background that no object's colour is confused with: float32 `[H, W, 3]`, 20 to 235."""
+    weights = texture(kind, height, width, rng)[..., None]
+    gray = rng.uniform(70, 190)
+    tint, other = rng.uniform(-22, 22, 3), rng.uniform(-22, 22, 3)
+    contrast = rng.uniform(28, 60) * rng.choice([-1.0, 1.0])
+    canvas = (gray + tint) * (1 - weights) + (gray + contrast + other) * weights
+    return np.clip(canvas, 20, 235).astype(np.float32)
 
 
 def _area(
@@ -236,7 +243,8 @@ def _angles(frames: int, fps: float, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(-0.3, 0.3) + spin * np.arange(frames) / fps
 
 
-def _draw(video: np.ndarray, thing: _Object) -> None:
+def draw_figure(video: np.ndarray, thing: Figure) -> None:
+    """Paint `thing` over the float32 video `[F, H, W, 3]`."""
     r = thing.radius
     band = 0.2 * r  # thickness of an outline
     reach = int(np.ceil(1.45 * r + band)) + 2

@@ -40,17 +40,32 @@ def film(
     level = min(max(0, round(np.log2(scale))), len(material.levels) - 1)
     pictures = material.level(level)
     first, step = _stretch(length, frames, rng)
-    still: Image.Image | None = Image.fromarray(pictures[0]) if length == 1 else None
-    view = np.empty((frames, height, width, 3), np.uint8)
-    for n in range(frames):
-        image = still or Image.fromarray(pictures[first + step * n])
-        coefficients = _affine(path, n, 2**level, height, width)
+    view = shoot(pictures, first + step * np.arange(frames), path, 2**level, height, width)
+    return view, drift(path)
+
+
+def shoot(
+    pictures: np.ndarray, shown: np.ndarray, path: Path, step: int, height: int, width: int
+) -> np.ndarray:
+    """What the camera sees, uint8 [F, H, W, 3]: frame n is of `pictures[shown[n]]`, which are
+    uint8 [P, h, w, 3] at 1 / `step` of the size that `path` is in."""
+    view = np.empty((len(shown), height, width, 3), np.uint8)
+    image, at = None, -1
+    for n, number in enumerate(shown):
+        if image is None or number != at:
+            image, at = Image.fromarray(pictures[number]), number
+        coefficients = affine(path, n, step, height, width)
         seen = image.transform(
             (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
         )
         view[n] = np.asarray(seen)
-    drift = (path.centres[frames // 2] - path.centres) / path.scales[:, None]
-    return view, drift * ((-1, 1) if path.mirrored else (1, 1))
+    return view
+
+
+def drift(path: Path) -> np.ndarray:
+    """How far the content moved since the middle frame, [F, 2] in pixels of the view (x, y)."""
+    away = (path.centres[len(path.centres) // 2] - path.centres) / path.scales[:, None]
+    return away * ((-1, 1) if path.mirrored else (1, 1))
 
 
 def _stretch(length: int, frames: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -98,7 +113,7 @@ def _path(
     return Path(centres, scales, angles, bool(rng.random() < 0.5))
 
 
-def _affine(path: Path, frame: int, step: int, height: int, width: int) -> tuple[float, ...]:
+def affine(path: Path, frame: int, step: int, height: int, width: int) -> tuple[float, ...]:
     """Pillow's coefficients: where in the level (1 / `step` of the size) a view's pixel lies."""
     scale = path.scales[frame] / step
     cos, sin = np.cos(path.angles[frame]) * scale, np.sin(path.angles[frame]) * scale

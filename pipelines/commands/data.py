@@ -25,7 +25,9 @@ def data_make(
         typer.Option("--from", help="A folder of photos and clips; without it, drawn scenes."),
     ] = None,
     pairs: Annotated[int, typer.Option(help="How many pairs.", min=1)] = 100,
-    size: Annotated[str, typer.Option(help="Height x width, multiples of 16.")] = "128x192",
+    size: Annotated[
+        str | None, typer.Option(help="Height x width, multiples of 16 (128x192).")
+    ] = None,
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 33 is 9 latents.", min=1)] = 33,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 16,
     seed: Annotated[int, typer.Option(help="Another seed gives other pairs.", min=0)] = 0,
@@ -33,11 +35,23 @@ def data_make(
     samples_per_shard: Annotated[int, typer.Option(help="Pairs a tar file.", min=1)] = 16,
     workers: Annotated[int, typer.Option(help="Processes.", min=0)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset.")] = False,
+    bench: Annotated[
+        bool,
+        typer.Option(
+            "--bench",
+            help="The sources of LiveEdit-Bench instead, for other systems to edit "
+            "(docs/benchmark.md); takes --from and --size (128x224 is the published one).",
+        ),
+    ] = False,
 ) -> None:
     """Make editing pairs with exact ground truth, of drawn scenes or of your own footage."""
+    if bench:
+        make_bench(target, source, size, overwrite)
+        return
     from pipelines.stages.data import make_synthetic
     from pipelines.stages.footage_data import make_from_footage
 
+    size = size or "128x192"
     write = make_synthetic if source is None else partial(make_from_footage, source=source)
     height, width = parse_size(size)
     check_clip(frames, fps)
@@ -58,6 +72,23 @@ def data_make(
         )
         progress.update(task, completed=pairs)
     console.print(_described(target, info), soft_wrap=True)
+
+
+def make_bench(target: str, source: Path | None, size: str | None, overwrite: bool) -> None:
+    """Write the benchmark's 120 sources into the folder `target`."""
+    from data.bench.cases import CASES
+    from pipelines.config.benchmark import BenchConfig
+    from pipelines.stages.bench_data import write_bench
+
+    if "://" in target:
+        raise ValueError(f"{target}: the benchmark's videos are written to a folder of this machine")
+    chosen = {} if size is None else {"size": size}
+    config = BenchConfig(footage=None if source is None else str(source), **chosen)
+    with bar("clips", len(CASES)) as (progress, task):
+        made = write_bench(
+            Path(target), config, overwrite=overwrite, on_clip=lambda: progress.advance(task)
+        )
+    console.print(f"{target}: {made}", markup=False, soft_wrap=True)
 
 
 @data_app.command(

@@ -1,4 +1,4 @@
-"""`liveedit evaluate`: a model judged on held-out pairs."""
+"""`liveedit evaluate`: a model judged on held-out pairs, or on LiveEdit-Bench."""
 
 from __future__ import annotations
 
@@ -7,23 +7,49 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.benchmark import BENCH, judge
 from pipelines.commands.options import Overrides
 from pipelines.commands.show import bar, console, metrics_table
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model directory, or models:/NAME@ALIAS.")],
-    dataset: Annotated[str, typer.Argument(help="A dataset of pairs: a folder or s3://...")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model directory, or models:/NAME@ALIAS; with --outputs any system's name."
+        ),
+    ],
+    dataset: Annotated[
+        str, typer.Argument(help="A dataset of pairs: a folder or s3://...; or bench.")
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="Where the report is written, as JSON.")] = Path(
-        "evaluation.json"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The report: a JSON file (evaluation.json), for bench a folder (runs/bench/NAME)."
+        ),
+    ] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(help="bench: judge the videos NAME.mp4 of this folder, of any system."),
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="bench: a bench.json of another system, for one table. Repeatable."),
+    ] = None,
+    track: Annotated[bool, typer.Option(help="bench: log the report to MLflow.")] = True,
 ) -> None:
     """Judge a model on held-out pairs, streamed chunk by chunk.
 
     Prints a table and writes all numbers as JSON. Settings: clips, seed, mask_cache, dilate,
-    success_db.
+    success_db. With bench for a dataset: LiveEdit-Bench, 120 held-out clips of 20 kinds
+    (docs/benchmark.md); settings: half, every, long, size, footage, seed, mask_cache.
     """
+    if dataset == BENCH:
+        judge(model, overrides or [], out=out, outputs=outputs, beside=beside or [], track=track)
+        return
+    if outputs is not None or beside:
+        raise ValueError("--outputs and --beside belong to bench: liveedit evaluate NAME bench ...")
     from data.manifest import read_dataset_info
     from pipelines.config.load import load_section
     from pipelines.config.pipeline import EvaluateConfig
@@ -38,6 +64,7 @@ def evaluate(
     editor = load_editor(locate(model), config.mask_cache)
     with bar("clips", min(config.clips or samples, samples)) as (progress, task):
         report = run(editor, dataset, config, on_clip=lambda clip: progress.advance(task))
+    out = out or Path("evaluation.json")
     write_json(out, report)
     console.print(metrics_table(table_rows(report["mean"])))
     console.print(f"{len(report['clips'])} clips; every number is in {out}", soft_wrap=True)

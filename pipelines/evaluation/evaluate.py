@@ -99,14 +99,7 @@ def edit_pair(editor: StreamingEditor, batch: dict[str, Any], config: EvaluateCo
     source, truth, mask = (np.asarray(batch[name][0]) for name in ("source", "target", "mask"))
     instruction = str(batch["instruction"][0])
     frames, height, width, _ = source.shape
-    started = time.monotonic()
-    stream = editor.open(instruction, height=height, width=width, seed=config.seed)
-    chunks: list[EditedChunk] = []
-    for first in range(0, frames, PUSH_FRAMES):
-        chunks += stream.push(source[first : first + PUSH_FRAMES])
-    last = stream.flush()
-    chunks += [last] if last is not None else []
-    seconds = time.monotonic() - started
+    chunks, seconds = edit_clip(editor, source, instruction, config.seed)
     edit = np.concatenate([chunk.frames for chunk in chunks])
     recomputed = np.concatenate(
         [
@@ -118,6 +111,21 @@ def edit_pair(editor: StreamingEditor, batch: dict[str, Any], config: EvaluateCo
     numbers["recomputed"] = float(np.mean([chunk.recomputed for chunk in chunks]))
     numbers["fps"] = frames / seconds
     return EditedClip(instruction, source, truth, edit, mask, recomputed, numbers)
+
+
+def edit_clip(
+    editor: StreamingEditor, source: np.ndarray, instruction: str, seed: int
+) -> tuple[list[EditedChunk], float]:
+    """The chunks of uint8 [F, H, W, 3] streamed through the editor, and how many seconds it took."""
+    height, width = source.shape[1:3]
+    started = time.monotonic()
+    stream = editor.open(instruction, height=height, width=width, seed=seed)
+    chunks: list[EditedChunk] = []
+    for first in range(0, len(source), PUSH_FRAMES):
+        chunks += stream.push(source[first : first + PUSH_FRAMES])
+    last = stream.flush()
+    chunks += [last] if last is not None else []
+    return chunks, time.monotonic() - started
 
 
 def spread_mask(

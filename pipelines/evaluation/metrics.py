@@ -68,8 +68,14 @@ def psnr(a: Tensor, b: Tensor, region: Tensor) -> float:
 
 def ssim(a: Tensor, b: Tensor, region: Tensor) -> float:
     """Mean over `region` of the SSIM map of each frame."""
-    _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    full = ssim_map(a, b)
     return float(full[region[:, None].expand_as(full)].mean())
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM around every pixel, [F, 3, H, W]."""
+    _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    return full
 
 
 def temporal_error(a: Tensor, b: Tensor, region: Tensor) -> float:

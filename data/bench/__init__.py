@@ -1,0 +1,1 @@
+"""LiveEdit-Bench: 120 held-out clips whose right edit is known, the same on every machine."""

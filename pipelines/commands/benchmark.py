@@ -1,0 +1,110 @@
+"""`liveedit evaluate MODEL bench`: a model, or another system's videos, on LiveEdit-Bench."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from pipelines.commands.show import bar, console
+
+if TYPE_CHECKING:
+    from pipelines.config.benchmark import BenchConfig
+    from pipelines.evaluation.bench.systems import System
+
+BENCH = "bench"  # in the place of a dataset
+WIDTH = 130  # of the table, also where the terminal is narrower
+
+
+def judge(
+    model: str,
+    overrides: list[str],
+    *,
+    out: Path | None,
+    outputs: Path | None,
+    beside: list[Path],
+    track: bool,
+) -> None:
+    """Run the benchmark, print its table, write everything into the folder `out`."""
+    from pipelines.config.benchmark import BenchConfig
+    from pipelines.config.load import load_section
+    from pipelines.evaluation.bench.pictures import plot, sheet
+    from pipelines.evaluation.bench.run import Judged, chosen, run
+    from pipelines.evaluation.bench.table import beside as compare
+    from pipelines.evaluation.bench.table import markdown
+    from pipelines.tracking.records import write_json
+
+    config = load_section(BenchConfig, overrides)
+    others = [read_report(path) for path in beside]
+    system = _system(model, outputs, config)
+    judged: list[Judged] = []
+    with bar("clips", len(chosen(config))) as (progress, task):
+
+        def show(one: Judged) -> None:
+            judged.append(one)
+            progress.advance(task)
+
+        report = run(system, config, on_clip=show)
+    folder = out or Path("runs") / "bench" / re.sub(r"[^\w.-]+", "-", system.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("bench.json", "bench.md", "bench.png", "sheet.jpg")]
+    write_json(files[0], report)
+    text = f"# LiveEdit-Bench {report['version']}: {report['system']}\n{report['made']}\n\n"
+    files[1].write_text(text + markdown(report), encoding="utf-8")
+    plot(report, files[2])
+    sheet(judged).save(files[3], quality=90)
+    _print(report)
+    if others:
+        table = compare([report, *others])
+        (folder / "beside.md").write_text(table, encoding="utf-8")
+        console.print(table, markup=False, soft_wrap=True)
+    console.print(report["made"], markup=False, soft_wrap=True)
+    console.print(f"table, plot, sheet and every number are in {folder}", soft_wrap=True)
+    if track:
+        from pipelines.evaluation.bench.tracked import log_report
+
+        console.print(log_report(report, files), markup=False, soft_wrap=True)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A `bench.json` that was written before; ValueError if it is none, or of other clips."""
+    from data.bench.cases import VERSION
+
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--beside {path} cannot be read ({error}); give a bench.json") from error
+    if not isinstance(report, dict) or report.get("benchmark") != "LiveEdit-Bench":
+        raise ValueError(f"--beside {path} is no report of LiveEdit-Bench; give a bench.json")
+    if report["version"] != VERSION:
+        raise ValueError(f"--beside {path} is of version {report['version']}, this is {VERSION}")
+    return report
+
+
+def _system(model: str, outputs: Path | None, config: BenchConfig) -> System:
+    from pipelines.evaluation.bench.run import chosen
+    from pipelines.evaluation.bench.systems import OurModel, Videos
+
+    if outputs is not None:
+        videos = Videos(model, outputs)
+        videos.check([case.name for case in chosen(config)])
+        return videos
+    from pipelines.evaluation.evaluate import load_editor
+    from pipelines.tracking.registry import locate
+
+    return OurModel(load_editor(locate(model), config.mask_cache), config.seed)
+
+
+def _print(report: dict[str, Any]) -> None:
+    from pipelines.evaluation.bench.table import SHORT, lines
+
+    heads, rows = lines(report, SHORT)
+    table = Table(box=None, pad_edge=False)
+    for head in heads:
+        table.add_column(head, no_wrap=True, min_width=len(head))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, width=max(console.width, WIDTH), soft_wrap=True)

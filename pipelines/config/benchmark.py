@@ -1,0 +1,45 @@
+"""Which clips of LiveEdit-Bench are run, and how."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipelines.config.merge import ConfigError
+from pipelines.config.rules import at_least
+
+HALVES = ("both", "natural", "drawn")
+
+
+@dataclass
+class BenchConfig:
+    """`liveedit evaluate MODEL bench key=value ...`; the defaults are the published benchmark."""
+
+    SECTION: ClassVar[str] = "bench"
+
+    half: str = "both"  # or natural, drawn
+    every: int = 1  # only every n-th clip of a half, for trying
+    long: bool = True  # the four clips of 60 s too
+    size: str = "128x224"  # height x width; checksums are published for this size
+    footage: str | None = None  # folder to film instead of the shipped one (its held-out files)
+    seed: int = 0
+    mask_cache: bool | None = None  # null: as the model directory says; true, false: on, off
+    dilate: int = 8  # pixels around the edited region that count neither as edit nor background
+    success_db: float = 4.0  # a clip whose gain reaches this is a successful edit
+    resamples: int = 2000  # of the bootstrap
+
+    def __post_init__(self) -> None:
+        at_least(self, every=1, dilate=0, resamples=1)
+        if self.half not in HALVES:
+            raise ConfigError(f"half={self.half} is none of {', '.join(HALVES)}")
+        if not re.fullmatch(r"\d+x\d+", self.size) or any(n % 16 or not n for n in self.shape):
+            raise ConfigError(
+                f"size={self.size} must be height x width in multiples of 16, e.g. 128x224"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        height, _, width = self.size.partition("x")
+        return int(height), int(width)

@@ -1,0 +1,119 @@
+"""Run the benchmark: make each clip, have it edited, measure it, and put the report together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.bench.cases import CASES, FPS, HALVES, VERSION, Case
+from data.bench.clip import OWN_FOOTAGE, SIZE, BenchClip, make_clip, published_checksums
+from data.footage.material import Footage, footage_hash, prepare
+from pipelines.config.benchmark import BenchConfig
+from pipelines.evaluation.bench.intervals import groups, with_success
+from pipelines.evaluation.bench.measures import measure, psnr_by_second
+from pipelines.evaluation.bench.systems import System
+
+KEPT_SHARE = 0.01  # of blocks that may change where nothing was to be done
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One clip's row of the report, and its middle frame for the sheet."""
+
+    row: dict[str, Any]
+    source: np.ndarray  # uint8 [H, W, 3]
+    edit: np.ndarray
+    truth: np.ndarray
+
+
+def chosen(config: BenchConfig) -> list[Case]:
+    """The clips that `config` asks for: every n-th of each half, the long ones or not."""
+    cases = []
+    for half in HALVES if config.half == "both" else (config.half,):
+        of = [case for case in CASES if case.half == half and (config.long or not case.long)]
+        cases += of[:: config.every]
+    return cases
+
+
+def clips(config: BenchConfig) -> Iterator[BenchClip]:
+    """The chosen clips, made one at a time."""
+    cases = chosen(config)
+    natural = any(case.half == "natural" for case in cases)
+    with _footage(config) if natural else _none() as footage:
+        for case in cases:
+            yield make_clip(case, footage, config.shape)
+
+
+def run(
+    system: System,
+    config: BenchConfig,
+    *,
+    on_clip: Callable[[Judged], None] = lambda judged: None,
+) -> dict[str, Any]:
+    """The report as JSON values; `on_clip` hears of every clip as it is done."""
+    rows, series = [], {}
+    for clip in clips(config):
+        edit, more = system.edit(clip)
+        values = measure(clip, edit, dilate=config.dilate) | more
+        about = {
+            "name": clip.case.name,
+            "half": clip.case.half,
+            "kind": clip.case.kind,
+            "traits": list(clip.case.traits),
+            "instruction": clip.instruction,
+            "checksum": clip.checksum(),
+        }
+        row = with_success(about | values, config.success_db, KEPT_SHARE)
+        rows.append(row)
+        if clip.case.long:
+            series[clip.case.name] = psnr_by_second(clip, edit, FPS)
+        middle = len(edit) // 2
+        on_clip(Judged(row, clip.source[middle], edit[middle], clip.truth[middle]))
+    return {
+        "benchmark": "LiveEdit-Bench",
+        "version": VERSION,
+        "system": system.name,
+        "settings": asdict(config),
+        "footage": footage_hash(config.footage or OWN_FOOTAGE),
+        "made": checksum_line({row["name"]: row["checksum"] for row in rows}, config),
+        **groups(rows, config.resamples),
+        "psnr_by_second": series,
+        "clips": rows,
+    }
+
+
+def checksum_line(made: dict[str, str], config: BenchConfig) -> str:
+    """What the clips' checksums say: the published ones, or which are not."""
+    count = f"{len(made)} of {len(CASES)} clips"
+    if config.footage is not None:
+        return f"{count}, filmed from {config.footage}: figures of this footage alone"
+    if config.shape != SIZE:
+        return f"{count} at {config.size}: checksums are published for {SIZE[0]}x{SIZE[1]} only"
+    published = published_checksums()
+    differ = [name for name, checksum in made.items() if published[name] != checksum]
+    if differ:
+        return (
+            f"{count}; {len(differ)} differ from the published ones in some pixels "
+            f"({', '.join(differ[:3])}{' ...' if len(differ) > 3 else ''}): another version of "
+            "NumPy, Pillow or FFmpeg rounds otherwise; compare with care"
+        )
+    return f"{count}, each with the published checksum"
+
+
+@contextmanager
+def _footage(config: BenchConfig) -> Iterator[Footage | None]:
+    height, width = config.shape
+    with tempfile.TemporaryDirectory(prefix="liveedit-bench-") as folder:
+        source = Path(config.footage) if config.footage else OWN_FOOTAGE
+        yield prepare(source, folder, height=height, width=width, fps=FPS)["heldout"]
+
+
+@contextmanager
+def _none() -> Iterator[Footage | None]:
+    yield None

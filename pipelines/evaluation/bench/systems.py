@@ -1,0 +1,77 @@
+"""What edits the clips: a model of ours, streamed, or the videos that another system has made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from data.bench.clip import BenchClip
+from data.video import probe, read_frames
+from pipelines.evaluation.evaluate import edit_clip
+
+if TYPE_CHECKING:
+    from modeling.editor import StreamingEditor
+
+ENDINGS = (".mp4", ".mkv", ".webm", ".mov")
+
+
+class System(Protocol):
+    """Edits clips, and says by what name."""
+
+    name: str
+
+    def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
+        """uint8 as the clip's source, and what there is to say besides its quality."""
+
+
+class OurModel:
+    """A model directory through the editor that serves it."""
+
+    def __init__(self, editor: StreamingEditor, seed: int) -> None:
+        self.editor, self.seed, self.name = editor, seed, editor.name
+
+    def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
+        chunks, seconds = edit_clip(self.editor, clip.source, clip.instruction, self.seed)
+        share = float(np.mean([chunk.recomputed for chunk in chunks]))
+        edit = np.concatenate([chunk.frames for chunk in chunks])
+        return edit, {"recomputed": share, "fps": len(edit) / seconds}
+
+
+class Videos:
+    """A folder of videos named as the clips are; a picture of another size is brought to theirs."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        if not folder.is_dir():
+            raise ValueError(f"--outputs {folder} is no folder of videos")
+
+    def check(self, names: list[str]) -> None:
+        """Raise a ValueError that names what is missing."""
+        missing = [name for name in names if self.find(name) is None]
+        if missing:
+            raise ValueError(
+                f"{self.folder} lacks {len(missing)} of {len(names)} clips: {', '.join(missing[:5])}"
+                f"{' ...' if len(missing) > 5 else ''}; give every one as NAME{ENDINGS[0]}, or judge "
+                "fewer clips (half=, every=, long=false)"
+            )
+
+    def find(self, name: str) -> Path | None:
+        paths = (self.folder / f"{name}{ending}" for ending in ENDINGS)
+        return next((path for path in paths if path.is_file()), None)
+
+    def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
+        path = self.find(clip.case.name)
+        if path is None:
+            raise ValueError(f"{self.folder} lacks {clip.case.name}")
+        height, width = clip.source.shape[1:3]
+        info = probe(path)
+        size = None if (info.height, info.width) == (height, width) else (height, width)
+        frames = list(read_frames(path, size=size))
+        if len(frames) != len(clip.source):
+            raise ValueError(
+                f"{path} has {len(frames)} frames, its source {len(clip.source)}; write one frame "
+                "for each of the source's, at its rate"
+            )
+        return np.stack(frames), {}

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.bench.cases import CASES, CUT_AT, FPS, Case
+from data.bench.clip import OWN_FOOTAGE, BenchClip, make_clip, published_checksums
+from data.bench.scene import Scene
+from data.footage.material import Footage, FootageError, prepare, read_heldout
+from data.synthetic import COLOURS, is_heldout
+
+SMALL = (64, 112)
+
+
+@pytest.fixture(scope="session")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Footage:
+    folder = tmp_path_factory.mktemp("bench-footage")
+    return prepare(OWN_FOOTAGE, folder, height=128, width=224, fps=FPS)["heldout"]
+
+
+def case(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+def clip(name: str, footage: Footage | None = None) -> BenchClip:
+    return make_clip(case(name), footage, SMALL)
+
+
+def test_the_benchmark_is_what_its_page_says() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) == 120
+    assert Counter(case.half for case in CASES) == {"drawn": 60, "natural": 60}
+    assert len({(case.half, case.kind) for case in CASES}) == 20
+    assert set(Counter(case.speed for case in CASES).values()) == {40}
+    traits = Counter(trait for case in CASES for trait in case.traits)
+    assert (traits["occluded"], traits["scene cut"], traits["60 s"]) == (17, 14, 4)
+    assert {case.frames / FPS for case in CASES if case.long} == {60}
+    assert sum(case.kind == "nothing" for case in CASES) == 15
+    assert set(published_checksums()) == {case.name for case in CASES}
+
+
+# Every backdrop of the shipped footage, every way of changing a picture, both halves.
+SAMPLED = [
+    "drawn-01-recolor", "drawn-16-reshape", "drawn-34-stripes", "drawn-45-outline",
+    "drawn-51-nothing", "natural-01-tone", "natural-10-fog", "natural-14-weather",
+    "natural-18-style", "natural-23-light", "natural-27-hue", "natural-32-recolor",
+    "natural-40-remove", "natural-47-add", "natural-49-background", "natural-52-two-edits",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_clips_are_the_published_ones(name: str, footage: Footage) -> None:
+    assert make_clip(case(name), footage).checksum() == published_checksums()[name]
+
+
+def test_a_minute_is_made_as_its_parts_are(footage: Footage) -> None:
+    """The stretches in which a long clip is made leave no seam: its motion goes on across them."""
+    made = make_clip(case("natural-30-recolor"), footage, (32, 48))
+    assert len(made.source) == 960
+    assert made.cuts == (238, 476, 714, 952)
+    steps = np.abs(made.source[1:].astype(int) - made.source[:-1]).mean(axis=(1, 2, 3))
+    inner = np.delete(steps, [cut - 1 for cut in made.cuts])
+    assert steps[[cut - 1 for cut in made.cuts]].min() > inner.max()
+
+
+@pytest.mark.parametrize("name", ["drawn-53-nothing", "natural-57-nothing"])
+def test_nothing_to_do_is_nothing(name: str, footage: Footage) -> None:
+    made = clip(name, footage)
+    assert np.array_equal(made.source, made.truth)
+    assert not made.mask.any()
+
+
+def test_what_is_to_be_left_alone_is_not_in_the_picture() -> None:
+    for number in range(50, 60):
+        named = case(f"drawn-{number}-nothing")
+        made = make_clip(named, None, SMALL)
+        color = next(word for word in made.instruction.split() if word in COLOURS)
+        away = np.abs(made.source.astype(int) - COLOURS[color]).sum(axis=-1)
+        assert away.min() > 30, made.instruction
+
+
+def test_drawn_edits_are_of_combinations_that_no_training_shows() -> None:
+    for one in CASES:
+        if one.half == "drawn" and one.kind in ("recolor", "reshape") and not one.long:
+            made = make_clip(one, None, (16, 32))
+            words = made.instruction.split()
+            color = next(n for n, word in enumerate(words) if word in COLOURS)
+            assert is_heldout(one.kind, words[color + 1], words[color], words[-1])
+
+
+@pytest.mark.parametrize("name", ["drawn-04-recolor", "natural-31-recolor", "natural-40-remove"])
+def test_something_hides_the_edited_thing_in_the_middle(name: str, footage: Footage) -> None:
+    area = clip(name, footage).mask.mean(axis=(1, 2))
+    assert case(name).occluded
+    assert area.argmin() in range(18, 40)
+    assert area.min() < 0.85 * max(area[0], area[-1])
+
+
+@pytest.mark.parametrize("name", ["drawn-02-recolor", "natural-11-fog", "natural-42-remove"])
+def test_a_scene_cut_changes_the_whole_picture(name: str, footage: Footage) -> None:
+    made = clip(name, footage)
+    steps = np.abs(made.source[1:].astype(int) - made.source[:-1]).mean(axis=(1, 2, 3))
+    assert made.cuts == (CUT_AT,)
+    assert steps.argmax() == CUT_AT - 1
+    assert np.flatnonzero(np.isnan(made.camera).any(axis=(1, 2))).tolist() == [CUT_AT - 1]
+    assert made.mask[CUT_AT:].any()
+    assert made.mask[:CUT_AT].any()
+
+
+def test_faster_clips_move_more() -> None:
+    def pace(speed: str) -> float:
+        of = [one for one in CASES if one.half == "drawn" and one.speed == speed and not one.long]
+        steps = [np.abs(np.diff(make_clip(one, None, (32, 64)).source.astype(int), axis=0)).mean()
+                 for one in of[:6] if not one.cut]  # fmt: skip
+        return float(np.mean(steps))
+
+    still, slow, fast = (pace(speed) for speed in ("still", "slow", "fast"))
+    assert still < 0.5 * slow
+    assert 1.5 * slow < fast
+
+
+def test_shipped_footage_is_licensed_and_kept_from_training() -> None:
+    files = {path.name for path in OWN_FOOTAGE.iterdir() if path.suffix in (".jpg", ".mp4")}
+    assert read_heldout(OWN_FOOTAGE) == files
+    licences = (OWN_FOOTAGE / "LICENCES.md").read_text()
+    assert all(name in licences for name in files)
+    training = Path(OWN_FOOTAGE).parents[1] / "footage"
+    listed = read_heldout(training)
+    assert listed is not None
+    assert files <= listed
+    assert sum(path.stat().st_size for path in OWN_FOOTAGE.iterdir()) < 6e6
+
+
+def test_without_footage_a_natural_clip_says_what_is_missing() -> None:
+    with pytest.raises(FootageError, match="natural-10-fog is filmed from footage"):
+        clip("natural-10-fog")
+
+
+def test_a_stretch_is_a_part_of_the_whole(footage: Footage) -> None:
+    """Frames made in two goes are those made in one, over a cut too."""
+    from data.bench.clip import _names, _shots
+
+    one = case("natural-32-recolor")
+    rng = np.random.default_rng(0)
+    scene = Scene(tuple(_shots(one, footage, SMALL, _names(one, rng), rng)), *SMALL)
+    whole = scene.render(20, 40)
+    assert np.array_equal(whole, np.concatenate([scene.render(20, 31), scene.render(31, 40)]))

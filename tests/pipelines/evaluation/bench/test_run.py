@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.bench.cases import CASES
+from data.bench.clip import BenchClip
+from data.video import VideoWriter
+from pipelines.config.benchmark import BenchConfig
+from pipelines.config.merge import ConfigError
+from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success
+from pipelines.evaluation.bench.pictures import plot, sheet
+from pipelines.evaluation.bench.run import Judged, checksum_line, chosen, clips, run
+from pipelines.evaluation.bench.systems import OurModel, Videos
+from pipelines.evaluation.bench.table import COLUMNS, beside, lines, markdown
+from pipelines.stages.bench_data import write_bench
+from tests.known_editors import assert_edited, known_editor
+from tests.pipelines.commands.test_cli import Liveedit, liveedit
+
+__all__ = ["liveedit"]  # a fixture
+
+FEW = {"half": "drawn", "every": 9, "long": False, "size": "32x48"}
+QUICK = [f"{key}={str(value).lower()}" for key, value in FEW.items()]
+
+
+def write(path: Path, video: np.ndarray) -> None:
+    height, width = video.shape[1:3]
+    with VideoWriter(path, width, height, 16, crf=0, pixel_format="yuv444p") as writer:
+        writer.write(video)
+
+
+class Perfect:
+    name = "perfect"
+
+    def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
+        return clip.truth, {"recomputed": 0.25}
+
+
+class Idle:
+    name = "idle"
+
+    def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
+        return clip.source, {}
+
+
+@pytest.fixture(scope="module")
+def config() -> BenchConfig:
+    return BenchConfig(**FEW)  # type: ignore[arg-type]
+
+
+def test_a_perfect_and_an_idle_system(config: BenchConfig, tmp_path: Path) -> None:
+    judged: list[Judged] = []
+    report = run(Perfect(), config, on_clip=judged.append)
+    idle = run(Idle(), config)
+    assert json.loads(json.dumps(report)) == report
+    assert [one.row for one in judged] == report["clips"]
+    overall = report["overall"]["drawn"]
+    assert overall["success"]["mean"] == overall["kept"]["mean"] == 1
+    assert overall["edited_psnr"]["mean"] == overall["kept_psnr"]["mean"] == 100
+    assert overall["recomputed"]["mean"] == 0.25
+    assert idle["overall"]["drawn"]["success"]["mean"] == 0
+    assert idle["overall"]["drawn"]["kept"]["mean"] == 1
+    for one, clip in zip(judged, clips(config), strict=True):
+        assert np.array_equal(one.edit, clip.truth[len(clip.truth) // 2])
+    plot(report, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size[0] > 500
+    kinds = len(report["kinds"])
+    assert sheet(judged).height > kinds * 32
+    table = beside([report, idle]).splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| perfect", "| idle"]
+
+
+def test_our_model_is_streamed_by_the_clips_words(config: BenchConfig) -> None:
+    clip = next(clips(config))
+    edit, more = OurModel(known_editor(), seed=0).edit(clip)
+    assert_edited(edit, clip.source, clip.instruction)
+    assert 0 < more["recomputed"] < 1
+    assert more["fps"] > 0
+
+
+def test_which_clips_are_chosen() -> None:
+    assert chosen(BenchConfig()) == list(CASES)
+    natural = chosen(BenchConfig(half="natural", long=False))
+    assert len(natural) == 58
+    assert {case.half for case in natural} == {"natural"}
+    assert chosen(BenchConfig(every=60)) == [CASES[0], CASES[60]]
+    with pytest.raises(ConfigError, match="half=upper"):
+        BenchConfig(half="upper")
+    with pytest.raises(ConfigError, match="multiples of 16"):
+        BenchConfig(size="100x200")
+    with pytest.raises(ConfigError, match=r"bench\.every=0"):
+        BenchConfig(every=0)
+
+
+def test_the_report_says_which_clips_they_are() -> None:
+    made = {clip.case.name: clip.checksum() for clip in clips(BenchConfig(half="drawn", every=25, long=False))}
+    assert checksum_line(made, BenchConfig()) == "3 of 120 clips, each with the published checksum"
+    wrong = made | {next(iter(made)): "0" * 16}
+    assert "1 differ from the published ones" in checksum_line(wrong, BenchConfig())
+    assert next(iter(made)) in checksum_line(wrong, BenchConfig())
+    assert "figures of this footage" in checksum_line(made, BenchConfig(footage="mine"))
+    assert "128x224 only" in checksum_line(made, BenchConfig(size="32x48"))
+
+
+def test_videos_of_another_system(config: BenchConfig, tmp_path: Path) -> None:
+    names = [case.name for case in chosen(config)]
+    for clip in clips(config):
+        for folder, height, truth in (("same", 32, clip.truth), ("large", 64, clip.truth),
+                                      ("short", 32, clip.truth[1:])):  # fmt: skip
+            video = truth.repeat(height // 32, axis=1).repeat(height // 32, axis=2)
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write(tmp_path / folder / f"{clip.case.name}.mkv", video)
+    same, large = (run(Videos("x", tmp_path / f), config) for f in ("same", "large"))
+    gain = [report["overall"]["drawn"]["gain"]["mean"] for report in (same, large)]
+    assert same["overall"]["drawn"]["edited_psnr"]["mean"] > 40
+    assert gain[1] > 15
+    short = Videos("x", tmp_path / "short")
+    with pytest.raises(ValueError, match="has 56 frames, its source 57"):
+        run(short, config)
+    short.check(names)
+    (tmp_path / "short" / f"{names[1]}.mkv").unlink()
+    with pytest.raises(ValueError, match=f"lacks 1 of {len(names)} clips: {names[1]}"):
+        short.check(names)
+    with pytest.raises(ValueError, match="no folder"):
+        Videos("x", tmp_path / "absent")
+
+
+def row(kind: str, gain: float | None, half: str = "drawn", **more: float) -> dict[str, object]:
+    named = {"name": f"{kind}{gain}", "half": half, "kind": kind, "traits": [half, "fast"]}
+    return {**named, "false_edits": 0.02, **({} if gain is None else {"gain": gain}), **more}
+
+
+def test_means_and_intervals() -> None:
+    same = mean_with_interval([3.0] * 5, 100)
+    assert same == {"mean": 3, "low": 3, "high": 3, "clips": 5}
+    values = np.random.default_rng(0).normal(10, 2, 200)
+    wide = mean_with_interval(values.tolist(), 4000)
+    half = 1.96 * values.std() / np.sqrt(200)
+    assert wide["mean"] == pytest.approx(values.mean())
+    assert wide["high"] - wide["mean"] == pytest.approx(half, rel=0.1)
+    assert wide["mean"] - wide["low"] == pytest.approx(half, rel=0.1)
+    assert mean_with_interval([1.0, 2.0], 50) == mean_with_interval([1.0, 2.0], 50)
+
+
+def test_the_worst_kind_comes_first_and_nothing_last() -> None:
+    rows = [row("good", 9.0), row("bad", 1.0), row("bad", 3.0), row("fair", 5.0, half="natural"),
+            row("nothing", None, kept_psnr=20.0)]  # fmt: skip
+    rows = [with_success(one, 5.0, 0.01) for one in rows]
+    report = groups(rows, 50)
+    assert list(report["kinds"]) == ["drawn, bad", "natural, fair", "drawn, good", "drawn, nothing"]
+    assert report["kinds"]["drawn, bad"]["gain"]["mean"] == 2
+    assert report["overall"]["all"]["success"]["mean"] == 0.5
+    assert report["overall"]["drawn"]["gain"]["mean"] == pytest.approx(13 / 3)
+    assert report["overall"]["all"]["kept"]["mean"] == 0
+    assert report["overall"]["all"]["success"]["clips"] == 4
+    assert list(report["traits"]) == ["fast"]
+    heads, rows_of_table = lines(report)
+    assert heads[:4] == ["", "clips", "gain dB", "success"]
+    assert [line[0] for line in rows_of_table][:3] == ["all", "drawn", "natural"]
+    assert "drift dB" not in heads
+    assert markdown(report).count("\n") == 2 + len(rows_of_table)
+    assert len(COLUMNS) == len({column[0] for column in COLUMNS})
+
+
+def test_systems_are_compared_on_the_same_clips_only() -> None:
+    reports = [
+        {"system": name, "clips": [{"name": clip}], "overall": {"drawn": {}}}
+        for name, clip in (("a", "x"), ("b", "y"))
+    ]
+    with pytest.raises(ValueError, match="different clips"):
+        beside(reports)
+
+
+def test_sources_for_other_systems(config: BenchConfig, tmp_path: Path) -> None:
+    made = write_bench(tmp_path / "set", config)
+    listed = json.loads((tmp_path / "set" / "bench.json").read_text())
+    assert listed["made"] == made
+    assert [entry["name"] for entry in listed["clips"]] == [case.name for case in chosen(config)]
+    videos = Videos("sources", tmp_path / "set")
+    for clip, entry in zip(clips(config), listed["clips"], strict=True):
+        assert entry["instruction"] == clip.instruction
+        assert np.abs(videos.edit(clip)[0].astype(int) - clip.source).max() <= 3
+    with pytest.raises(ValueError, match="is there already"):
+        write_bench(tmp_path / "set", config)
+
+
+def test_from_the_command_line(liveedit: Liveedit, config: BenchConfig, tmp_path: Path) -> None:
+    for clip in clips(config):
+        (tmp_path / "edits").mkdir(exist_ok=True)
+        path = tmp_path / "edits" / f"{clip.case.name}.mkv"
+        write(path, clip.truth)
+    words = ["evaluate", "Some System", "bench", *QUICK, "--outputs", "edits"]
+    first = liveedit(*words)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "runs" / "bench" / "Some-System"
+    assert "Some System" in (folder / "bench.md").read_text()
+    assert {path.name for path in folder.iterdir()} == {
+        "bench.json", "bench.md", "bench.png", "sheet.jpg",
+    }  # fmt: skip
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("liveedit-bench")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    report = json.loads((folder / "bench.json").read_text())
+    assert tracked.data.metrics["drawn/gain"] == report["overall"]["drawn"]["gain"]["mean"]
+    assert {file.path for file in client.list_artifacts(tracked.info.run_id)} >= {"bench.md"}
+    again = liveedit(*words, "--no-track", "--out", "two", "--beside", str(folder / "bench.json"))
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "two" / "beside.md").read_text().count("| Some System |") == 2
+    refused = liveedit("evaluate", "known", "set", "--outputs", "edits")
+    assert "belong to bench" in refused.stderr
