@@ -1,4 +1,4 @@
-"""`make_clip`: one clip of the benchmark from its case, with the right edit and the known motion."""
+"""`make_clip`: a clip of the benchmark from its case, with its right edit and known motion."""
 
 from __future__ import annotations
 

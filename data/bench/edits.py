@@ -10,7 +10,7 @@ import numpy as np
 from data.bench.cases import Case
 from data.bench.scene import Object, Scene, Shot
 from data.footage import looks, regions
-from data.footage.objects import PAINTS, Thing, resting
+from data.footage.objects import Thing, resting
 from data.footage.weather import rain, snow
 from data.synthetic import Figure
 
@@ -102,7 +102,6 @@ def _renewed(thing: Object, what: str, to: str) -> Object:
     if what in ("replace", "reshape"):
         return replace(thing, shape=to)
     if isinstance(thing, Thing):
-        assert what == "recolor" and to in PAINTS
         return replace(thing, paint=to)
     assert isinstance(thing, Figure)
     if what == "recolor":

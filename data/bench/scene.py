@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -118,7 +119,7 @@ class Scene:
                 np.array(affine(shot.path, n, 1, self.height, self.width)).reshape(2, 3)
                 for n in range(shot.frames)
             ]
-            maps += [_onto(before, after) for before, after in zip(at, at[1:], strict=False)]
+            maps += [_onto(before, after) for before, after in pairwise(at)]
             maps.append(np.full((2, 3), np.nan))
         return np.stack(maps[:-1])
 
@@ -130,7 +131,7 @@ class Scene:
                 return None
             thing = shot.things[shot.edited]
             at = [_own_axes(*pose) for pose in zip(thing.centres, thing.angles, strict=True)]
-            maps += [_onto(before, after) for before, after in zip(at, at[1:], strict=False)]
+            maps += [_onto(before, after) for before, after in pairwise(at)]
             maps.append(np.full((2, 3), np.nan))
         return np.stack(maps[:-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,9 +82,10 @@ def make_bench(target: str, source: Path | None, size: str | None, overwrite: bo
     from pipelines.stages.bench_data import write_bench
 
     if "://" in target:
-        raise ValueError(f"{target}: the benchmark's videos are written to a folder of this machine")
-    chosen = {} if size is None else {"size": size}
-    config = BenchConfig(footage=None if source is None else str(source), **chosen)
+        raise ValueError(f"{target}: the benchmark's videos are written to a folder, not to S3")
+    config = BenchConfig(footage=None if source is None else str(source))
+    if size is not None:
+        config = replace(config, size=size)
     with bar("clips", len(CASES)) as (progress, task):
         made = write_bench(
             Path(target), config, overwrite=overwrite, on_clip=lambda: progress.advance(task)

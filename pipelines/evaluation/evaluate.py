@@ -116,7 +116,7 @@ def edit_pair(editor: StreamingEditor, batch: dict[str, Any], config: EvaluateCo
 def edit_clip(
     editor: StreamingEditor, source: np.ndarray, instruction: str, seed: int
 ) -> tuple[list[EditedChunk], float]:
-    """The chunks of uint8 [F, H, W, 3] streamed through the editor, and how many seconds it took."""
+    """The chunks of uint8 [F, H, W, 3] streamed through the editor, and the seconds it took."""
     height, width = source.shape[1:3]
     started = time.monotonic()
     stream = editor.open(instruction, height=height, width=width, seed=seed)

@@ -67,4 +67,5 @@ def groups(rows: Sequence[Row], resamples: int) -> dict[str, Any]:
 def _goodness(kind: tuple[str, dict[str, dict[str, float]]]) -> tuple[bool, float, str]:
     """Worst first; what has no gain comes last, as nothing was to be done there."""
     name, values = kind
-    return "gain" not in values, values.get("gain", values.get("kept_psnr", {})).get("mean", 0), name
+    shown = values.get("gain", values.get("kept_psnr", {}))
+    return "gain" not in values, shown.get("mean", 0.0), name

@@ -91,7 +91,7 @@ def psnr_by_second(clip: BenchClip, edit: np.ndarray, fps: int) -> list[float]:
 def along(video: Tensor, motion: np.ndarray) -> tuple[Tensor, Tensor]:
     """Frames moved on by `motion` [F, 2, 3], where a pixel of the result was in the video
     [F, C, H, W]; and which pixels were in the picture, [F, H, W]."""
-    frames, _, height, width = video.shape
+    height, width = video.shape[2:]
     size = torch.tensor([width, height], dtype=torch.float64)
     x, y = (torch.arange(n, dtype=torch.float64) + 0.5 for n in (width, height))
     at = torch.stack(

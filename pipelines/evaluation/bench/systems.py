@@ -51,10 +51,10 @@ class Videos:
         """Raise a ValueError that names what is missing."""
         missing = [name for name in names if self.find(name) is None]
         if missing:
+            listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             raise ValueError(
-                f"{self.folder} lacks {len(missing)} of {len(names)} clips: {', '.join(missing[:5])}"
-                f"{' ...' if len(missing) > 5 else ''}; give every one as NAME{ENDINGS[0]}, or judge "
-                "fewer clips (half=, every=, long=false)"
+                f"{self.folder} lacks {len(missing)} of {len(names)} clips: {listed}; give every "
+                f"one as NAME{ENDINGS[0]}, or judge fewer clips (half=, every=, long=false)"
             )
 
     def find(self, name: str) -> Path | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.tracking.tracker import Tracker, check_reachable, resolve_uri
+from infra.runtime.registry import resolve_uri
+from pipelines.tracking.tracker import Tracker, check_reachable
 
 EXPERIMENT = "liveedit-bench"
 
@@ -31,7 +32,7 @@ def log_report(report: dict[str, Any], files: list[Path]) -> str:
 
 def figures(report: dict[str, Any]) -> dict[str, float]:
     """`all/gain`, `natural/gain`, `natural/recolor/gain` and so on: the means."""
-    found = {}
+    found: dict[str, float] = {}
     for name, values in (*report["overall"].items(), *report["kinds"].items()):
         place = name.replace(", ", "/")
         found |= {f"{place}/{metric}": value["mean"] for metric, value in values.items()}

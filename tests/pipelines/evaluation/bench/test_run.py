@@ -97,7 +97,10 @@ def test_which_clips_are_chosen() -> None:
 
 
 def test_the_report_says_which_clips_they_are() -> None:
-    made = {clip.case.name: clip.checksum() for clip in clips(BenchConfig(half="drawn", every=25, long=False))}
+    made = {
+        clip.case.name: clip.checksum()
+        for clip in clips(BenchConfig(half="drawn", every=25, long=False))
+    }
     assert checksum_line(made, BenchConfig()) == "3 of 120 clips, each with the published checksum"
     wrong = made | {next(iter(made)): "0" * 16}
     assert "1 differ from the published ones" in checksum_line(wrong, BenchConfig())
