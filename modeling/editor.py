@@ -17,11 +17,15 @@ from typing import Any, Literal
 import torch
 
 from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
+from modeling.detail.resample import Resize, resize
+from modeling.detail.transfer import Transfer, transfer
+from modeling.detail.work_size import work_size as work_size_in_pixels
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import TextKV, Transformer
 from modeling.gpu.accelerate import accelerate
 from modeling.model_dir import Model, ModelError, load_model
 from modeling.streaming.forward import ForwardOn, PlainForward
+from modeling.streaming.picture import Detail
 from modeling.streaming.policies import POLICIES
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditStream
@@ -59,6 +63,8 @@ class StreamingEditor:
         self.accelerated = self.device.type == "cuda"
         if fp8 and not self.accelerated:
             raise ValueError(f"fp8 needs a GPU, the model is on {self.device}; leave it out")
+        self.resize: Resize = resize
+        self.transfer: Transfer = transfer
         self.forward_on: ForwardOn = (
             accelerate(self.transformer, self.vae, fp8=fp8)
             if self.accelerated
@@ -102,15 +108,39 @@ class StreamingEditor:
         """Cross-attention keys and values of one prompt."""
         return self.transformer.prepare_text(self.text.encode([prompt]).to(self.device))
 
-    def open(self, prompt: str, *, height: int, width: int, seed: int = 0) -> EditStream:
+    def open(
+        self,
+        prompt: str,
+        *,
+        height: int,
+        width: int,
+        seed: int = 0,
+        work_size: str = "full",
+        detail: Detail = "off",
+    ) -> EditStream:
         """A new stream of `height` x `width` pixel frames, each at least 16.
 
+        The model sees them at `work_size` (`modeling.detail.work_size`: "full", "3/4", "1/2",
+        "native", "416x240"), and its edits are brought back to the frames' own size: `detail`
+        "source" gives them the source's detail for one more VAE decoding, "off" enlarges them.
         Sizes that are no multiple of 16 are padded inside and cropped again.
         """
-        return EditStream(self, prompt, height=height, width=width, seed=seed)
+        trained = (self.settings.height, self.settings.width)
+        work = work_size_in_pixels(work_size, height, width, trained)
+        return EditStream(
+            self, prompt, height=height, width=width, seed=seed, work=work, detail=detail
+        )
 
     def restore(self, state: StreamState) -> EditStream:
         """A stream that goes on where `state` was taken (see `EditStream.snapshot`)."""
-        stream = self.open(state.prompt, height=state.height, width=state.width, seed=state.seed)
+        stream = EditStream(
+            self,
+            state.prompt,
+            height=state.height,
+            width=state.width,
+            seed=state.seed,
+            work=(state.work_height, state.work_width),
+            detail=state.detail,
+        )
         stream.load(state)
         return stream

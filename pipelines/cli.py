@@ -67,7 +67,7 @@ app.command(
 app.command(
     epilog=(
         'Examples: liveedit edit in.mp4 out.mp4 --prompt "make the red circle blue"    '
-        'liveedit edit in.mov out.mp4 --prompt "..." --side-by-side --size source    '
+        'liveedit edit in.mov out.mp4 --prompt "..." --side-by-side --work-size 1/2    '
         'liveedit edit in.mp4 out.mp4 --prompt "..." --url ws://localhost:8000'
     )
 )(edit)

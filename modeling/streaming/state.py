@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from modeling.vae.streaming import VaeState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_VAE_STATES = ("encoder", "decoder", "reproducer")
 
 
 @dataclass
 class StreamState:
     """A stream between two chunks.
 
-    The exact form holds every cache (`kv`, `encoder`, `decoder`) and restores bit for bit. The
+    The exact form holds every cache (`kv` and the VAE's three) and restores bit for bit. The
     compact form leaves them None and holds the `history` latents, edited and source
     [2, F, C, H, W] in float16, from which the caches are made again; the stream then goes on
     close to, not equal to, the unbroken one.
@@ -27,6 +28,9 @@ class StreamState:
     prompt: str
     height: int
     width: int
+    work_height: int  # at which the networks see the frames
+    work_width: int
+    detail: Literal["source", "off"]
     seed: int
     chunks: int  # edited so far
     frames: int  # edited pixel frames so far
@@ -38,10 +42,11 @@ class StreamState:
     kv: dict[str, Tensor | int] | None = None
     encoder: VaeState | None = None
     decoder: VaeState | None = None
+    reproducer: VaeState | None = None  # a decoder for the source
 
     def to_bytes(self) -> bytes:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("encoder", "decoder"):
+        for name in _VAE_STATES:
             values[name] = None if values[name] is None else asdict(values[name])
         buffer = io.BytesIO()
         torch.save({"format_version": FORMAT_VERSION, **values}, buffer)
@@ -60,6 +65,6 @@ class StreamState:
                 f"stream state has format {version}, this version reads {FORMAT_VERSION}; "
                 "open a new stream"
             )
-        for name in ("encoder", "decoder"):
+        for name in _VAE_STATES:
             values[name] = None if values[name] is None else VaeState(**values[name])
         return cls(**values)

@@ -1,6 +1,7 @@
 """One video being edited: frames in, edited chunks out, all state in plain sight.
 
 F latents of a chunk, C channels, H x W latent size; pixels are uint8 [n, height, width, 3] outside.
+Networks see frames at the stream's working size; what comes out has the size that came in.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from modeling.config import MaskCacheConfig, StreamConfig
 from modeling.diffusion.flow import FlowSchedule
@@ -20,18 +20,17 @@ from modeling.diffusion.transformer import TextKV, Transformer
 from modeling.geometry import (
     HEAD_FRAMES,
     PATCH,
-    SPATIAL_STRIDE,
     TEMPORAL_STRIDE,
     TOKEN_PIXELS,
     padded_latent_size,
 )
-from modeling.pixels import from_uint8, to_uint8
 from modeling.streaming.device import DeviceClock, to_device, to_host
 from modeling.streaming.forward import ForwardOn
 from modeling.streaming.kv_cache import KVCache
 from modeling.streaming.mask_cache import MaskCache
+from modeling.streaming.picture import Detail, Picture, Size, Studio
 from modeling.streaming.state import StreamState
-from modeling.vae.streaming import StreamingVae, VaeState
+from modeling.vae.streaming import VaeState
 
 # Latents that prime the VAE's caches: more than a causal convolution stack sees clearly.
 PRIMING_LATENTS = 6
@@ -50,13 +49,11 @@ class EditedChunk:
     mask: np.ndarray  # bool [F, H/2, W/2]: tokens recomputed in the pruned steps
 
 
-class Editor(Protocol):
+class Editor(Studio, Protocol):
     """What all streams of a model share; `modeling.editor.StreamingEditor` is it."""
 
     transformer: Transformer
-    vae: StreamingVae
     mask_cache: MaskCacheConfig | None
-    device: torch.device
     flow: FlowSchedule
     timesteps: Tensor  # [steps]
     forward_on: ForwardOn
@@ -70,7 +67,17 @@ class Editor(Protocol):
 class EditStream:
     """Made by `StreamingEditor.open` or `restore`."""
 
-    def __init__(self, editor: Editor, prompt: str, *, height: int, width: int, seed: int) -> None:
+    def __init__(
+        self,
+        editor: Editor,
+        prompt: str,
+        *,
+        height: int,
+        width: int,
+        seed: int,
+        work: Size,
+        detail: Detail,
+    ) -> None:
         if min(height, width) < TOKEN_PIXELS:
             raise ValueError(
                 f"frames of {height}x{width} are too small; both sides need at least "
@@ -78,8 +85,9 @@ class EditStream:
             )
         self.editor = editor
         self.height, self.width, self.seed = height, width, seed
+        self._picture = Picture(editor, (height, width), work, detail)
         settings, transformer = editor.settings, editor.transformer
-        self._latent_height, self._latent_width = padded_latent_size(height, width)
+        self._latent_height, self._latent_width = padded_latent_size(*work)
         self._kv = KVCache(
             transformer.config,
             batch=1,
@@ -127,6 +135,11 @@ class EditStream:
         self._text.k.copy_(text.k)  # in place, because captured CUDA graphs read it there
         self._text.v.copy_(text.v)
         self.prompt = prompt
+
+    @property
+    def work(self) -> Size:
+        """Height and width at which the networks see the frames."""
+        return self._picture.work
 
     @property
     def pending_frames(self) -> int:
@@ -181,6 +194,9 @@ class EditStream:
             prompt=self.prompt,
             height=self.height,
             width=self.width,
+            work_height=self.work[0],
+            work_width=self.work[1],
+            detail=self._picture.detail,
             seed=self.seed,
             chunks=self.chunks,
             frames=self.frames,
@@ -194,6 +210,8 @@ class EditStream:
             state.kv = self._kv.state_dict()
             state.encoder = self._encoder and self._encoder.clone()
             state.decoder = self._decoder and self._decoder.clone()
+            reproducer = self._picture.reproducer
+            state.reproducer = reproducer and reproducer.clone()
         return state
 
     @torch.no_grad()
@@ -209,10 +227,13 @@ class EditStream:
         chunk = editor.settings.chunk_latents
         self._history = list(state.history.split(chunk, dim=1)) if state.chunks else []
         if state.kv is not None:
-            self._source = [] if state.source is None else [state.source.to(editor.device)]
+            if state.source is not None:
+                self._source = [state.source.to(editor.device)]
+                self._picture.keep(self._pending[: self._frames_of(state.source.shape[1])])
             self._kv.load_state_dict(state.kv)
             self._encoder = state.encoder and state.encoder.to(editor.device)
             self._decoder = state.decoder and state.decoder.to(editor.device)
+            self._picture.reproducer = state.reproducer and state.reproducer.to(editor.device)
         elif state.chunks:
             self._prime()
 
@@ -223,7 +244,7 @@ class EditStream:
             self._forward.refresh(edited, source, self._text)
         edited, source = torch.cat(history, dim=2)[:, :, -PRIMING_LATENTS:]
         _, self._decoder = self.editor.vae.decode(edited)
-        pixels, _ = self.editor.vae.decode(source)
+        pixels, self._picture.reproducer = self.editor.vae.decode(source)
         _, self._encoder = self.editor.vae.encode(pixels)
 
     @torch.no_grad()
@@ -240,17 +261,20 @@ class EditStream:
 
         So that little is left to do when the chunk's last frame comes.
         """
-        head = 0 if self.chunks else HEAD_FRAMES
         done = sum(latents.shape[1] for latents in self._source)
+        head = 0 if self.chunks else HEAD_FRAMES
         total = (min(len(frames), self._chunk_frames) + head) // TEMPORAL_STRIDE
         if total == done:
             return
         began = self._clock.mark()
-        start = max(done * TEMPORAL_STRIDE - head, 0)
-        new = self._to_pixels(frames[start : total * TEMPORAL_STRIDE - head])
-        latents, self._encoder = self.editor.vae.encode(new, self._encoder)
+        new = frames[self._frames_of(done) : self._frames_of(total)]
+        latents, self._encoder = self.editor.vae.encode(self._picture.take(new), self._encoder)
         self._source.append(latents.float())
         self._work.append((began, self._clock.mark()))
+
+    def _frames_of(self, latents: int) -> int:
+        """How many frames of the current chunk its first `latents` latents hold."""
+        return max(latents * TEMPORAL_STRIDE - (0 if self.chunks else HEAD_FRAMES), 0)
 
     def _edit(self, keep: int) -> EditedChunk:
         """The chunk whose frames are encoded. A GPU gets all its work without being waited for;
@@ -267,7 +291,7 @@ class EditStream:
         recomputed = self._mask.recomputed(steps) if self._mask else 1.0
         edited = self._denoise(source)
         pixels, self._decoder = self.editor.vae.decode(edited, self._decoder)
-        out = to_host(self._to_frames(pixels)[:keep])
+        out = to_host(self._picture.give(pixels, source, keep))
         self._remember(edited, source)
         if self._mask:
             self._mask.observe(edited, source)
@@ -320,21 +344,6 @@ class EditStream:
 
     def _noise(self, like: Tensor) -> Tensor:
         return to_device(torch.randn(like.shape, generator=self._generator), like.device)
-
-    def _to_pixels(self, frames: Tensor) -> Tensor:
-        """uint8 [n, h, w, 3] -> [1, n, 3, padded h, padded w] in [-1, 1]."""
-        editor = self.editor
-        pixels = to_device(frames, editor.device).permute(0, 3, 1, 2)
-        pixels = from_uint8(pixels).to(editor.transformer.dtype)
-        right = self._latent_width * SPATIAL_STRIDE - self.width
-        below = self._latent_height * SPATIAL_STRIDE - self.height
-        padding = (0, right, 0, below)
-        return F.pad(pixels, padding, mode="replicate")[None]
-
-    def _to_frames(self, pixels: Tensor) -> Tensor:
-        """[1, n, 3, padded h, padded w] in [-1, 1] -> uint8 [n, h, w, 3]."""
-        frames = to_uint8(pixels[0, :, :, : self.height, : self.width])
-        return frames.permute(0, 2, 3, 1).contiguous()
 
 
 def _all_tokens(source: Tensor) -> Tensor:

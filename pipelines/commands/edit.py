@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,13 +25,17 @@ def edit(
         str | None,
         typer.Option(help="A model directory or models:/NAME@ALIAS (default: the demo's)."),
     ] = None,
-    size: Annotated[
+    work_size: Annotated[
         str,
         typer.Option(
-            help="Size the model works at: native (the area it was trained at), source, or HxW. "
-            "The result has the source's size in any case."
+            help="Size the model works at: native (the area it was trained at), full, 3/4, 1/2, "
+            "or WIDTHxHEIGHT. The result has the source's size in any case."
         ),
     ] = "native",
+    detail: Annotated[
+        Literal["source", "off"],
+        typer.Option(help="Give the edit the source's own detail, or only enlarge it."),
+    ] = "source",
     seed: Annotated[int, typer.Option(help="Another seed gives another result.")] = 0,
     fps: Annotated[
         float | None,
@@ -74,13 +78,15 @@ def edit(
     if url is not None:
         from pipelines.stages.live import edit_remote
 
+        if detail == "off":
+            raise ValueError("--detail off does nothing beside --url yet; leave it out")
         run, place = partial(edit_remote, url, token=token), url
     else:
         from pipelines.evaluation.evaluate import load_editor
         from pipelines.tracking.registry import locate
 
         place = str(locate(model))
-        run = partial(edit_video, load_editor(place))
+        run = partial(edit_video, load_editor(place), detail=detail)
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:
@@ -91,7 +97,7 @@ def edit(
             source,
             output,
             prompt,
-            size=size,
+            work_size=work_size,
             seed=seed,
             fps=fps,
             strict=strict,
@@ -104,7 +110,7 @@ def edit(
         )
     console.print(
         f"{output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "
-        f"edited at {report.height}x{report.width}, {report.recomputed:.0%} of tokens computed, "
+        f"edited at {report.width}x{report.height}, {report.recomputed:.0%} of tokens computed, "
         f"model {place}",
         soft_wrap=True,
     )

@@ -9,8 +9,6 @@ does not.
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,8 +25,7 @@ from data.video.output import check_output
 
 if TYPE_CHECKING:
     from modeling.editor import StreamingEditor
-
-_GRID = 16  # pixels; the transformer's patches on the VAE's latents
+    from modeling.streaming.picture import Detail
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ def edit_video(
     output: Path,
     prompt: str,
     *,
-    size: str = "native",
+    work_size: str = "native",
+    detail: Detail = "source",
     seed: int = 0,
     fps: Fraction | float | None = None,
     strict: bool = False,
@@ -62,14 +60,17 @@ def edit_video(
 ) -> EditReport:
     """Edit `source` as `prompt` says into `output`; `progress` hears of every edited frame count.
 
-    `output` appears when it is complete, or not at all. `fps` gives it a constant rate; with
-    `strict` damage of the source is an error. Raises ValueError (VideoError for a file).
+    The model works at `work_size` (`modeling.detail.work_size`), and with `detail` "source" what it
+    makes keeps the source's detail. `output` appears when it is complete, or not at all. `fps`
+    gives it a constant rate; with `strict` damage of the source is an error. Raises ValueError
+    (VideoError for a file).
     """
     check_edit(source, output, prompt)
     info = probe(source)
-    stream_config = editor.config.stream
-    height, width = model_size(size, info, (stream_config.height, stream_config.width))
-    stream = editor.open(prompt, height=height, width=width, seed=seed)
+    size = info.height, info.width
+    stream = editor.open(
+        prompt, height=size[0], width=size[1], seed=seed, work_size=work_size, detail=detail
+    )
     shares: list[float] = []
 
     def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -88,7 +89,7 @@ def edit_video(
         edit,
         source,
         output,
-        (height, width),
+        size,
         fps=fps,
         strict=strict,
         damage=damage,
@@ -96,7 +97,7 @@ def edit_video(
         progress=progress,
     )
     seconds = time.monotonic() - started
-    return EditReport(done, seconds, height, width, float(np.mean(shares)), damage)
+    return EditReport(done, seconds, *stream.work, float(np.mean(shares)), damage)
 
 
 def edit_file(
@@ -155,28 +156,6 @@ def check_edit(source: Path, output: Path, prompt: str) -> None:
     if output.exists() and source.exists() and output.samefile(source):
         raise ValueError(f"{output} is the source itself; give another output file")
     check_output(output)
-
-
-def model_size(size: str, info: VideoInfo, trained: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) the model works at: `native`, `source` or `HxW`.
-
-    `native` keeps the source's aspect and the area the model was trained at, in steps of 16.
-    """
-    if size == "source":
-        return info.height, info.width
-    if size == "native":
-        scale = math.sqrt(trained[0] * trained[1] / (info.height * info.width))
-        return (
-            max(_GRID, round(info.height * scale / _GRID) * _GRID),
-            max(_GRID, round(info.width * scale / _GRID) * _GRID),
-        )
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not match or min(int(match[1]), int(match[2])) < _GRID:
-        raise ValueError(
-            f"--size {size} is not a size; write native, source, or height x width such as 480x832 "
-            f"(at least {_GRID}x{_GRID})"
-        )
-    return int(match[1]), int(match[2])
 
 
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from data.video import Damage, VideoWriter, probe, read_frames
-from pipelines.stages.edit import EditReport, check_edit, edit_file, model_size
+from modeling.detail.work_size import work_size as work_size_in_pixels
+from pipelines.stages.edit import EditReport, check_edit, edit_file
 from serve.client import EditedFrame, edit_frames, served_model
 from serve.client.cameras import CameraReport, Load, camera, percentile
 from serve.wire import codec
@@ -24,7 +25,7 @@ def edit_remote(
     output: Path,
     prompt: str,
     *,
-    size: str = "native",
+    work_size: str = "native",
     seed: int = 0,
     fps: Fraction | float | None = None,
     strict: bool = False,
@@ -39,7 +40,8 @@ def edit_remote(
     check_edit(source, output, prompt)
     info = probe(source)
     model = served_model(url, token=token)
-    height, width = model_size(size, info, (model["height"], model["width"]))
+    trained = model["height"], model["width"]
+    height, width = work_size_in_pixels(work_size, info.height, info.width, trained)
     shares: list[float] = []
 
     def heard(message: ServerMessage) -> None:

@@ -26,11 +26,11 @@ def test_edit_does_what_the_prompt_says(liveedit: Liveedit, tmp_path: Path, prom
     video = block_clip(21, 48, 64)
     exact(tmp_path / "in.mkv", video)
     words = ["edit", "in.mkv", "out.mp4", "--prompt", prompt, "--model", "known"]
-    assert liveedit(*words, "--size", "source").returncode == 0
+    assert liveedit(*words, "--work-size", "full").returncode == 0
     assert_same(read(tmp_path / "out.mp4"), expected_edit(video, prompt))
-    beside = liveedit(*words, "--size", "32x48", "--side-by-side")
+    beside = liveedit(*words, "--work-size", "48x32", "--side-by-side")
     assert "21 frames" in beside.stdout
-    assert "edited at 32x48" in beside.stdout
+    assert "edited at 48x32" in beside.stdout
     assert_same(read(tmp_path / "out.mp4")[:, :, :64], video)
 
 

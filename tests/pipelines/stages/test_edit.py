@@ -18,7 +18,7 @@ from data.video import (
     read_timed,
 )
 from modeling.editor import StreamingEditor
-from pipelines.stages.edit import edit_file, edit_video, expected_frames, model_size, resize
+from pipelines.stages.edit import edit_file, edit_video, expected_frames, resize
 from tests.known_editors import block_clip, expected_edit, known_editor
 
 
@@ -117,7 +117,7 @@ def test_seed_and_size_change_the_edit(editor: StreamingEditor, tmp_path: Path) 
     first = edited("a.mp4")
     assert np.array_equal(first, edited("b.mp4"))
     assert not np.array_equal(first, edited("c.mp4", seed=1))
-    assert not np.array_equal(first, edited("d.mp4", size="source"))
+    assert not np.array_equal(first, edited("d.mp4", work_size="full"))
 
 
 def exact(path: Path, video: np.ndarray, fps: Fraction = Fraction(16)) -> Path:
@@ -154,7 +154,7 @@ def test_the_file_holds_the_edit_in_its_place_time_and_colours(
 ) -> None:
     video = block_clip(count, height, width, seed=count)
     source = exact(tmp_path / "in.mkv", video)
-    edit_video(known_editor(), source, tmp_path / "out.mp4", prompt, size="source")
+    edit_video(known_editor(), source, tmp_path / "out.mp4", prompt, work_size="full")
     found, wanted = read(tmp_path / "out.mp4"), expected_edit(video, prompt)
     assert_same(found, wanted)
     # A neighbouring frame, a mirrored picture, another colour order are all far away.
@@ -167,7 +167,9 @@ def test_the_file_holds_the_edit_in_its_place_time_and_colours(
 def test_an_edit_at_another_size_is_shown_at_the_source_s(tmp_path: Path, prompt: str) -> None:
     video = block_clip(9, 32, 48).repeat(2, 1).repeat(2, 2)  # blocks of 16, edited as blocks of 8
     source = exact(tmp_path / "in.mkv", video)
-    report = edit_video(known_editor(), source, tmp_path / "out.mp4", prompt, size="32x48")
+    report = edit_video(
+        known_editor(), source, tmp_path / "out.mp4", prompt, work_size="48x32", detail="off"
+    )
     assert (report.height, report.width) == (32, 48)
     small = np.stack([resize(frame, 32, 48) for frame in video])
     wanted = np.stack([resize(frame, 64, 96) for frame in expected_edit(small, prompt)])
@@ -177,7 +179,7 @@ def test_an_edit_at_another_size_is_shown_at_the_source_s(tmp_path: Path, prompt
 def test_the_report_is_of_this_edit(tmp_path: Path) -> None:
     source = exact(tmp_path / "in.mkv", block_clip(21, 48, 64))
     editor = known_editor()
-    report = edit_video(editor, source, tmp_path / "out.mp4", "paint it red", size="48x64")
+    report = edit_video(editor, source, tmp_path / "out.mp4", "paint it red", work_size="64x48")
     stream = editor.open("paint it red", height=48, width=64)
     shares = [chunk.recomputed for chunk in stream.push(block_clip(21, 48, 64))]
     assert report.recomputed == pytest.approx(np.mean(shares))
@@ -260,33 +262,6 @@ def test_expected_frames_is_what_will_come() -> None:
     assert expected_frames(info(7, 99.0)) == 7
     assert expected_frames(info(None, 2.0)) == 50
     assert expected_frames(info(None, 0.0)) == 1
-
-
-def test_model_size_keeps_area_and_aspect() -> None:
-    def info(width: int, height: int) -> VideoInfo:
-        return VideoInfo(width, height, Fraction(16), 1, 1.0, False, "h264", 0)
-
-    assert model_size("native", info(832, 480), (128, 192)) == (112, 208)
-    assert model_size("native", info(480, 832), (480, 832)) == (832, 480)
-    assert model_size("native", info(1920, 80), (128, 192)) == (32, 768)
-    assert model_size("native", info(4000, 20), (16, 32)) == (16, 320)
-    assert model_size("source", info(51, 33), (128, 192)) == (33, 51)
-    assert model_size("96x160", info(51, 33), (128, 192)) == (96, 160)
-    assert model_size("16x17", info(51, 33), (128, 192)) == (16, 17)
-    for wrong in (
-        "big",
-        "96",
-        "0x64",
-        "96x",
-        "8x8",
-        "-16x16",
-        "15x16",
-        "16x15",
-        "16x16x",
-        "a16x16",
-    ):
-        with pytest.raises(ValueError, match="native, source, or height x width"):
-            model_size(wrong, info(64, 64), (128, 192))
 
 
 def test_mistakes_are_named_before_anything_is_written(

@@ -86,7 +86,7 @@ def test_a_file_comes_back_edited_in_its_place_time_and_colours(
     source, out = exact(tmp_path / "in.mkv", video), tmp_path / "out.mp4"
     heard: list[int] = []
     report = edit_remote(
-        known.url, source, out, prompt, size="source", side_by_side=True, progress=heard.append
+        known.url, source, out, prompt, work_size="full", side_by_side=True, progress=heard.append
     )
     both = read(out)
     assert_same(both[:, :, :64], video)
@@ -238,7 +238,7 @@ def test_a_token_and_limits_of_the_server(tiny_model: Path, tmp_path: Path) -> N
             edit_remote(guarded.url, source, tmp_path / "out.mp4", "x")
         with pytest.raises(WireError, match="cannot be edited here"):
             edit_remote(
-                guarded.url, source, tmp_path / "out.mp4", "x", size="64x96", token="secret"
+                guarded.url, source, tmp_path / "out.mp4", "x", work_size="96x64", token="secret"
             )
         assert served_model(guarded.http, token="secret")["name"] == "tiny"
         edit_remote(guarded.url, source, tmp_path / "out.mp4", "x", token="secret")
