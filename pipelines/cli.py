@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
 import time
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -14,16 +16,18 @@ from infra.runtime.environment import variable
 from pipelines.commands.bench import bench_app
 from pipelines.commands.data import data_app
 from pipelines.commands.demo import demo
+from pipelines.commands.doctor import doctor, show_version
 from pipelines.commands.edit import edit
 from pipelines.commands.evaluate import evaluate
 from pipelines.commands.import_model import import_model
 from pipelines.commands.models import models_app
 from pipelines.commands.send import send
 from pipelines.commands.serve import serve
-from pipelines.commands.show import errors
+from pipelines.commands.show import errors, examples, flowing
 from pipelines.commands.token import token
 from pipelines.commands.train import train
 
+DASHED = re.compile(r"--\w+[._][\w.]*(?==)")  # options have hyphens, settings dots and underscores
 PATIENCE_S = 5.0  # for which further signals are not heard
 
 app = typer.Typer(
@@ -44,57 +48,69 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(models_app, name="models")
 
 
-app.command(epilog="Example: liveedit demo    Example: liveedit demo distill.steps=200")(demo)
+@app.callback()
+def liveedit(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which version this is.", callback=show_version),
+    ] = False,
+) -> None:
+    pass
 
+
+app.command(epilog=examples("liveedit demo", "liveedit demo distill.steps=200"))(demo)
 
 app.command(
-    epilog=(
-        "Examples: liveedit train demo --dry-run    "
-        "liveedit train wan-1.3b model.start=models/wan data.train=s3://bucket/pairs    "
-        "liveedit train my.yaml foundation.steps=2000"
+    epilog=examples(
+        "liveedit train demo --dry-run",
+        "liveedit train wan-1.3b model.start=models/wan data.train=s3://bucket/pairs",
+        "liveedit train my.yaml foundation.steps=2000",
     )
 )(train)
 
-
 app.command(
-    epilog=(
-        "Examples: liveedit evaluate runs/demo/models/distill runs/demo/data/heldout    "
-        "liveedit evaluate models:/liveedit@production s3://bucket/heldout mask_cache=true"
+    epilog=examples(
+        "liveedit evaluate runs/demo/models/distill runs/demo/data/heldout",
+        "liveedit evaluate models:/liveedit@production s3://bucket/heldout mask_cache=true",
     )
 )(evaluate)
 
-
 app.command(
-    epilog=(
-        'Examples: liveedit edit in.mp4 out.mp4 --prompt "make the red circle blue"    '
-        'liveedit edit in.mov out.mp4 --prompt "..." --side-by-side --work-size 1/2    '
-        'liveedit edit in.mp4 out.mp4 --prompt "..." --url ws://localhost:8000'
+    epilog=examples(
+        'liveedit edit in.mp4 out.mp4 --prompt "make the red circle blue"',
+        'liveedit edit in.mov out.mp4 --prompt "add fog" --side-by-side --work-size 1/2',
+        'liveedit edit in.mp4 out.mp4 --prompt "add fog" --url ws://localhost:8000',
     )
 )(edit)
 
-
-app.command(epilog="Example: liveedit send runs/demo")(send)
-
+app.command(epilog=examples("liveedit send runs/demo"))(send)
 
 app.command(
-    "import", epilog="Example: liveedit import Wan2.1-T2V-1.3B --to models/wan --vae taew2_1.pth"
+    "import",
+    epilog=examples("liveedit import Wan2.1-T2V-1.3B --to models/wan --vae taew2_1.pth"),
 )(import_model)
 
-
 app.command(
-    epilog=(
-        "Examples: liveedit serve    liveedit serve models:/liveedit@production --port 8080    "
-        "liveedit serve models/wan --host 0.0.0.0 token_file=tokens max_editors=4"
+    epilog=examples(
+        "liveedit serve",
+        "liveedit serve models:/liveedit@production --port 8080",
+        "liveedit serve models/wan --host 0.0.0.0 token_file=tokens max_editors=4",
     )
 )(serve)
 
+app.command(epilog=examples("liveedit doctor", "liveedit doctor --port 8080"))(doctor)
 
 app.command(
-    epilog=(
-        "Examples: liveedit token acme >> tokens    "
-        "liveedit token acme --sessions 4 --opens 30 --minutes 600 >> tokens"
+    epilog=examples(
+        "liveedit token acme >> tokens",
+        "liveedit token acme --sessions 4 --opens 30 --minutes 600 >> tokens",
     )
 )(token)
+
+for group in (app, data_app, bench_app, models_app):
+    for registered in group.registered_commands:
+        assert registered.callback is not None
+        registered.help = flowing(registered.callback)
 
 
 class _Stop:
@@ -131,6 +147,14 @@ def main() -> None:
     if variable("LIVEEDIT_DEBUG") == "1":
         app()
         return
+    for argument in sys.argv[1:]:
+        if setting := DASHED.match(argument):
+            errors.print(
+                f"[red]Error:[/] {setting[0]}... is a setting, which has no dashes: write "
+                f"{argument.lstrip('-')}",
+                soft_wrap=True,
+            )
+            sys.exit(2)
     warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")
     try:
         app()

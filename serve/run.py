@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -302,9 +303,21 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            by = _listener(port) if error.errno == errno.EADDRINUSE else None
             raise ValueError(
-                f"cannot listen on {host}:{port} ({error}); choose another port"
-            ) from (error)
+                f"cannot listen on {host}:{port} ({by or error}); stop that, or choose another "
+                f"port, such as --port {free_port()}"
+            ) from error
+
+
+def _listener(port: int) -> str | None:
+    """Who listens on a port of this machine, as far as this user may know."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr[1:] == (port,) and connection.status == psutil.CONN_LISTEN:
+                name = psutil.Process(connection.pid).name() if connection.pid else "a program"
+                return f"{name} with pid {connection.pid} listens there"
+    return None
 
 
 def free_port() -> int:

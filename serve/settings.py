@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
@@ -96,7 +97,10 @@ def _check(
     known = {f.name: str(f.type) for f in fields(cls) if f.name not in skip}
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"serve has no setting {prefix}{name}; it takes {sorted(known)}")
+            close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+            hint = f"did you mean {' or '.join(prefix + near for near in close)}?"
+            told = hint if close else f"it takes {', '.join(prefix + k for k in sorted(known))}"
+            raise ValueError(f"serve has no setting {prefix}{name}; {told}")
         kinds: dict[str, tuple[type, ...]] = {
             "str": (str,),
             "int": (int,),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from pipelines.commands.bench_serve import bench_serve
 from pipelines.commands.options import parse_pixels
+from pipelines.commands.show import console, errors, examples
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
@@ -24,10 +24,10 @@ def bench() -> None:
 
 @bench_app.command(
     "stream",
-    epilog=(
-        "Examples: liveedit bench stream    "
-        "liveedit bench stream wan-1.3b --policy budget --scope block --pruned-steps 1,2,3 "
-        "--json now.json --plot now.png    liveedit bench stream demo --device cpu --chunks 6"
+    epilog=examples(
+        "liveedit bench stream",
+        "liveedit bench stream wan-1.3b --policy budget --scope block --plot now.png",
+        "liveedit bench stream demo --device cpu --chunks 6",
     ),
 )
 def bench_stream(
@@ -123,8 +123,7 @@ def bench_stream(
         pruned_steps=parse_steps(pruned_steps) if pruned_steps else None,
         fp8=fp8,
     )
-    console = Console(highlight=False)
-    with Console(stderr=True).status("starting") as status:
+    with errors.status("starting") as status:
         report = measure(options, stored, status.update)
     report["command"] = shlex.join(["liveedit", *sys.argv[1:]])
     console.print(table(report))
@@ -145,10 +144,10 @@ def bench_stream(
 
 bench_app.command(
     "serve",
-    epilog=(
-        "Examples: liveedit bench serve --sessions 1,2,4    "
-        "liveedit bench serve models/wan editor_gpus=1 --json now.json    "
-        "liveedit bench serve --mode lossless --sessions 2 --kills 20"
+    epilog=examples(
+        "liveedit bench serve --sessions 1,2,4",
+        "liveedit bench serve models/wan editor_gpus=1 --json now.json",
+        "liveedit bench serve --mode lossless --sessions 2 --kills 20",
     ),
 )(bench_serve)
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from pipelines.commands.options import parse_pixels
-from pipelines.commands.show import console
+from pipelines.commands.show import console, errors
 
 if TYPE_CHECKING:
     from serve.run import Running
@@ -85,7 +84,7 @@ def bench_serve(
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise ValueError(f"folder {json_file.parent} does not exist; make it first")
     runs: list[dict[str, object]] = []
-    with ExitStack() as stack, Console(stderr=True).status("starting") as status:
+    with ExitStack() as stack, errors.status("starting") as status:
         running: Running | None = None
         if url is None:
             several = {"min_editors": 2, "max_editors": 2, "fronts": 2} if kills else {}

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.options import check_clip, parse_size
-from pipelines.commands.show import bar, console
+from pipelines.commands.show import bar, console, examples
 
 QUIET_SECONDS = 15  # outside a terminal, between two lines of progress
 
 data_app = typer.Typer(no_args_is_help=True, help="Make, ingest and check datasets of pairs.")
 
 
-@data_app.command("make", epilog="Example: liveedit data make data/train --pairs 1000 --workers 8")
+@data_app.command("make", epilog=examples("liveedit data make data/train --pairs 1000 --workers 8"))
 def data_make(
     target: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
     source: Annotated[
@@ -27,7 +27,7 @@ def data_make(
     ] = None,
     pairs: Annotated[int, typer.Option(help="How many pairs.", min=1)] = 100,
     size: Annotated[
-        str | None, typer.Option(help="Height x width, multiples of 16 (128x192).")
+        str | None, typer.Option(help="Width x height, multiples of 16 (192x128).")
     ] = None,
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 33 is 9 latents.", min=1)] = 33,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 16,
@@ -41,7 +41,7 @@ def data_make(
         typer.Option(
             "--bench",
             help="The sources of LiveEdit-Bench instead, for other systems to edit "
-            "(docs/benchmark.md); takes --from and --size (128x224 is the published one).",
+            "(docs/benchmark.md); takes --from and --size (224x128 is the published one).",
         ),
     ] = False,
 ) -> None:
@@ -52,7 +52,7 @@ def data_make(
     from pipelines.stages.data import make_synthetic
     from pipelines.stages.footage_data import make_from_footage
 
-    size = size or "128x192"
+    size = size or "192x128"
     write = make_synthetic if source is None else partial(make_from_footage, source=source)
     height, width = parse_size(size)
     check_clip(frames, fps)
@@ -95,7 +95,7 @@ def make_bench(target: str, source: Path | None, size: str | None, overwrite: bo
 
 @data_app.command(
     "ingest",
-    epilog="Example: liveedit data ingest pairs.json data/train --size 480x832 --frames 81",
+    epilog=examples("liveedit data ingest pairs.json data/train --size 832x480 --frames 81"),
 )
 def data_ingest(
     pairs: Annotated[
@@ -106,7 +106,7 @@ def data_ingest(
         ),
     ],
     target: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
-    size: Annotated[str, typer.Option(help="Height x width, multiples of 16.")] = "480x832",
+    size: Annotated[str, typer.Option(help="Width x height, multiples of 16.")] = "832x480",
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 81 is 21 latents.", min=1)] = 81,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 16,
     samples_per_shard: Annotated[int, typer.Option(help="Pairs a tar file.", min=1)] = 16,
@@ -162,7 +162,7 @@ def data_ingest(
     console.print(_described(target, info) + f"; {len(left_out)} left out", soft_wrap=True)
 
 
-@data_app.command("check", epilog="Example: liveedit data check s3://bucket/pairs")
+@data_app.command("check", epilog=examples("liveedit data check s3://bucket/pairs"))
 def data_check(
     dataset: Annotated[str, typer.Argument(help="A dataset: a folder or s3://bucket/prefix.")],
 ) -> None:

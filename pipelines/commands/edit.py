@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipelines.commands.show import bar, console
+from pipelines.commands.show import bar, chosen_model, console
 
 if TYPE_CHECKING:
     from pipelines.stages.edit import EditReport
@@ -83,9 +83,8 @@ def edit(
         run, place = partial(edit_remote, url, token=token), url
     else:
         from pipelines.evaluation.evaluate import load_editor
-        from pipelines.tracking.registry import locate
 
-        place = str(locate(model))
+        place = chosen_model(model)
         run = partial(edit_video, load_editor(place), detail=detail)
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,12 +20,11 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
+from pipelines.commands.show import console, errors
+
 if TYPE_CHECKING:
     from modeling.importing.parts import Kind
     from modeling.importing.plan import ImportPlan
-
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 _OPTIONS: tuple[tuple[Kind, str], ...] = (
     ("transformer", "PATH"),

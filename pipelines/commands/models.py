@@ -16,7 +16,7 @@ from infra.runtime.registry import (
     find_version,
     resolve_uri,
 )
-from pipelines.commands.show import console
+from pipelines.commands.show import console, examples
 
 if TYPE_CHECKING:
     from infra.runtime.registry import ModelVersion
@@ -32,7 +32,7 @@ Alias = Annotated[str, typer.Option(help="The alias that moves.")]
 Name = Annotated[str, typer.Argument(help="Name of a registered model.")]
 
 
-@models_app.command("list", epilog="Example: liveedit models list")
+@models_app.command("list", epilog=examples("liveedit models list"))
 def list_versions(name: Name = "liveedit", uri: Uri = None) -> None:
     """All versions of a model, newest first, and whether their files are what was registered."""
     from pipelines.tracking import registry
@@ -49,7 +49,7 @@ def list_versions(name: Name = "liveedit", uri: Uri = None) -> None:
     console.print(table)
 
 
-@models_app.command(epilog="Example: liveedit models show models:/liveedit@production")
+@models_app.command(epilog=examples("liveedit models show models:/liveedit@production"))
 def show(
     reference: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
     uri: Uri = None,
@@ -78,7 +78,7 @@ def show(
         console.print(f"  {name:<24}{value}", markup=False, soft_wrap=True)
 
 
-@models_app.command(epilog="Example: liveedit models promote models:/liveedit@candidate")
+@models_app.command(epilog=examples("liveedit models promote models:/liveedit@candidate"))
 def promote(
     reference: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
     alias: Alias = "production",
@@ -91,7 +91,7 @@ def promote(
     _say(registry.promote(reference, alias, _registry(uri)), alias)
 
 
-@models_app.command(epilog="Example: liveedit models rollback liveedit")
+@models_app.command(epilog=examples("liveedit models rollback liveedit"))
 def rollback(name: Name = "liveedit", alias: Alias = "production", uri: Uri = None) -> None:
     """Give an alias back to the version that had it before."""
     from pipelines.tracking import registry

@@ -17,10 +17,10 @@ Overrides = Annotated[
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """ "128x192" -> (128, 192); a size that is no multiple of 16 is a ValueError."""
-    height, _, width = size.partition("x")
+    """Width x height in multiples of 16, as in "192x128", to (height, width)."""
+    width, _, height = size.partition("x")
     if not (height.isdigit() and width.isdigit()) or int(height) % 16 or int(width) % 16:
-        raise ValueError(f"--size {size} must be height x width in multiples of 16, e.g. 128x192")
+        raise ValueError(f"--size {size} must be width x height in multiples of 16, e.g. 192x128")
     return int(height), int(width)
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 
 from infra.runtime.registry import SCHEME
-from pipelines.commands.show import command_name
+from pipelines.commands.show import chosen_model, command_name, console
 
 if TYPE_CHECKING:
     from serve.run import Running, Tls
@@ -48,7 +49,6 @@ def serve(
     (docs/serving.md has all): token_file, max_sessions, min_editors, max_editors, editor_cpus,
     editor_gpus, fronts, limits.max_pixels.
     """
-    console = Console(highlight=False)
     settings = serve_settings(arguments or [])
     tls = _tls(tls_cert, tls_key)
     status = console.status("starting, about 20 seconds")
@@ -98,18 +98,18 @@ def serve_settings(
 ) -> ServeSettings:
     """`[MODEL] [KEY=VALUE]...` as settings, over `defaults`. Raises ValueError that names a key."""
     from pipelines.config.merge import plain_overrides
-    from pipelines.tracking.registry import locate
     from serve.settings import ServeSettings
 
     given = list(arguments)
     model = given.pop(0) if given and "=" not in given[0] else None
     values: Any = {**(defaults or {}), **plain_overrides(given)}
     model = values.pop("model", model)
-    # The registry is asked where the application is built: it knows the version's name.
-    place = model if model and model.startswith(SCHEME) else str(locate(model).absolute())
     if values.get("token_file"):  # replicas have another working directory
         values["token_file"] = str(Path(values["token_file"]).absolute())
-    return ServeSettings.from_args({"model": place, **values})
+    settings = ServeSettings.from_args({"model": model or "", **values})
+    if model and model.startswith(SCHEME):
+        return settings  # looked up where the application is built: that knows the version's name
+    return replace(settings, model=chosen_model(model))
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,27 @@ def command_name(name: str) -> str:
     """How this environment's command is called from here."""
     ours = Path(sys.executable).with_name(name)
     return name if shutil.which(name) == str(ours) else short(ours)
+
+
+def examples(*lines: str) -> str:
+    """A command's epilog, an example a line."""
+    return "\n\n".join(("Examples:" if len(lines) > 1 else "Example:", *lines))
+
+
+def flowing(function: Callable[..., None]) -> str:
+    """A command's docstring with each paragraph on one line: the terminal breaks it, not we."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def chosen_model(model: str | None) -> str:
+    """The path or reference of the model that is meant; says on a line which and why."""
+    from pipelines.tracking.registry import choose
+
+    chosen = choose(model)
+    if model is None:
+        console.print(f"model: {short(chosen.path)}, {chosen.why}", soft_wrap=True, markup=False)
+    return str(chosen.path)
 
 
 def short(path: Path) -> str:

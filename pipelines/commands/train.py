@@ -13,8 +13,8 @@ def train(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIG] [KEY=VALUE]...",
-            help="A YAML file, or demo, wan-1.3b, wan-14b (default demo); then settings over it.",
+            metavar="CONFIG [KEY=VALUE]...",
+            help="A YAML file, or a recipe's name (see below); then settings over it.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -24,15 +24,33 @@ def train(
     """Run the pipeline: data, VAE, encoding, three training stages, evaluation, registration.
 
     Stages whose settings and inputs have not changed since they finished are not run again.
+    Without a CONFIG it lists the recipes and starts nothing.
     """
     from pipelines.config.load import load_config, to_yaml
 
     given = list(arguments or [])
-    source = given.pop(0) if given and "=" not in given[0] else "demo"
-    config = load_config(source, given)
+    if not given or "=" in given[0]:
+        _propose(given)
+    config = load_config(given.pop(0), given)
     if dry_run:
         console.print(to_yaml(config), end="", markup=False, soft_wrap=True)
         return
     from pipelines.commands.run import run_train
 
     run_train(config, console)
+
+
+def _propose(settings: list[str]) -> None:
+    """The recipes, with what each would do; nothing is started."""
+    from pipelines.config.load import load_config, recipes
+    from pipelines.pipeline import STAGES
+
+    console.print(f"A training runs {', '.join(STAGES)}, as a configuration says. There are:\n")
+    for name, purpose in recipes().items():
+        output = load_config(name).output
+        console.print(f"  [bold]{name:<12}[/]{purpose} Writes to {output}.", soft_wrap=True)
+    console.print()
+    again = " ".join(["liveedit train demo", *settings, "--dry-run"])
+    raise ValueError(
+        f"train needs a configuration, and nothing was started; say for example {again}"
+    )

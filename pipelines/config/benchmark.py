@@ -21,7 +21,7 @@ class BenchConfig:
     half: str = "both"  # or natural, drawn
     every: int = 1  # only every n-th clip of a half, for trying
     long: bool = True  # the four clips of 60 s too
-    size: str = "128x224"  # height x width; checksums are published for this size
+    size: str = "224x128"  # width x height; checksums are published for this size
     footage: str | None = None  # folder to film instead of the shipped one (its held-out files)
     seed: int = 0
     mask_cache: bool | None = None  # null: as the model directory says; true, false: on, off
@@ -35,11 +35,11 @@ class BenchConfig:
             raise ConfigError(f"half={self.half} is none of {', '.join(HALVES)}")
         if not re.fullmatch(r"\d+x\d+", self.size) or any(n % 16 or not n for n in self.shape):
             raise ConfigError(
-                f"size={self.size} must be height x width in multiples of 16, e.g. 128x224"
+                f"size={self.size} must be width x height in multiples of 16, e.g. 224x128"
             )
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width."""
-        height, _, width = self.size.partition("x")
+        width, _, height = self.size.partition("x")
         return int(height), int(width)

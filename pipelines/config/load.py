@@ -44,6 +44,16 @@ def load_config(source: str | Path = "demo", overrides: Iterable[str] = ()) -> P
     return config
 
 
+def recipes() -> dict[str, str]:
+    """The names in pipelines/recipes, and the first sentence of what each says it is for."""
+    found = {}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        lines = [line for line in path.read_text().splitlines() if line.startswith("# ")]
+        text = " ".join(line.removeprefix("# ").strip() for line in lines)
+        found[path.stem] = text.partition(". ")[0].rstrip(".:") + "."
+    return found
+
+
 def load_section(kind: type[T], overrides: Iterable[str]) -> T:
     """One section's dataclass with `key=value` over its defaults."""
     return merge(kind(), [("command line", parse_overrides(overrides))])

@@ -74,6 +74,7 @@ def _explain(error: Exception, base: object, prefix: str, key: str | None) -> st
         known = [prefix + name for name in _dotted(base)]
         if not prefix:
             known += [entry.name for entry in fields(cast(Any, base))]  # sections
+        known = list(dict.fromkeys(known))
         close = difflib.get_close_matches(key, known, n=2, cutoff=0.6) or [
             name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
         ]

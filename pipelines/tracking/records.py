@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +44,28 @@ class StageRecord:
 
 
 class Records:
-    """The stage records of one output folder."""
+    """The stage records of one output folder. What lies in it is written relative to it, so that a
+    folder that was moved or copied means what is in itself."""
 
     def __init__(self, output: Path) -> None:
+        self.output = output
         self.folder = output / "stages"
 
     def read(self, stage: str) -> StageRecord | None:
         """The record of `stage`; None when it never finished, or the file is of another make."""
         try:
-            return StageRecord(**json.loads((self.folder / f"{stage}.json").read_text()))
+            record = StageRecord(**json.loads((self.folder / f"{stage}.json").read_text()))
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return None
+        if "://" not in record.output:
+            record.output = str(self.output / record.output)
+        return record
 
     def write(self, record: StageRecord) -> None:
-        write_json(self.folder / f"{record.stage}.json", asdict(record))
+        output, here = record.output, self.output.absolute()
+        if "://" not in output and (place := Path(output).absolute()).is_relative_to(here):
+            output = str(place.relative_to(here))
+        write_json(self.folder / f"{record.stage}.json", asdict(replace(record, output=output)))
 
 
 def key_of(parts: Mapping[str, Any]) -> str:

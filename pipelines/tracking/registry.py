@@ -8,6 +8,7 @@ back at its pipeline run.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,30 +127,45 @@ def versions(name: str, uri: str) -> list[ModelVersion]:
     return [find_version(f"models:/{name}/{number}", uri) for number in numbers]
 
 
-def locate(model: str | None) -> Path:
-    """The model directory a user means: a path, `models:/NAME@ALIAS`, or null for the demo's model.
+@dataclass(frozen=True)
+class Chosen:
+    """A model directory, absolute, and why it was taken."""
 
-    Null is the model that the last pipeline in runs/demo finished, else the one shipped with this
-    tree. Raises RegistryError.
+    path: Path
+    why: str
+
+
+def locate(model: str | None) -> Path:
+    """The model directory a user means: see `choose`."""
+    return choose(model).path
+
+
+def choose(model: str | None) -> Chosen:
+    """A path, `models:/NAME@ALIAS`, or null for the demo's model.
+
+    Null is the model that the last pipeline in runs/demo of the working directory finished, else
+    that in runs/demo of this tree, else the one shipped with it. Raises RegistryError.
     """
     if model is None:
-        record = Records(DEMO_OUTPUT).read("register")
-        if record and (Path(record.output) / "config.json").is_file():
-            return Path(record.output)
+        # Absolute, because what runs in other processes has other working directories.
+        for folder in (DEMO_OUTPUT.absolute(), ROOT / DEMO_OUTPUT):
+            record = Records(folder).read("register")
+            if record and (Path(record.output) / "config.json").is_file():
+                return Chosen(Path(record.output), f"made by the last demo in {folder}")
         if (SHIPPED / "config.json").is_file():
-            return SHIPPED
+            return Chosen(SHIPPED, "the start model that ships: no `liveedit demo` has finished")
         raise RegistryError(
             "there is no model yet: run `liveedit demo` to train one, or name a model directory "
             "or models:/liveedit@production"
         )
     if model.startswith(SCHEME):
-        return resolve(model, resolve_uri(None))
+        return Chosen(resolve(model, resolve_uri(None)), "as the registry says")
     if not (Path(model) / "config.json").is_file():
         raise RegistryError(
             f"{model} is no model directory (config.json is missing); give a folder that training "
             "or `liveedit import` wrote, or models:/liveedit@production"
         )
-    return Path(model)
+    return Chosen(Path(model).absolute(), "as asked")
 
 
 def resolve(reference: str, uri: str) -> Path:

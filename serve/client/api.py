@@ -89,8 +89,15 @@ def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
         except (ValueError, LookupError, TypeError):
             raise ConnectError(f"{address} answers {error}; is it a LiveEdit server?") from error
         raise refusal from error
+    except urllib.error.URLError as error:
+        raise ConnectError(
+            f"{url} cannot be reached ({error.reason}); start a server with `liveedit serve`, or "
+            "correct the address"
+        ) from error
     except (OSError, ValueError, LookupError) as error:
-        raise ConnectError(f"{address} cannot be reached: {error}") from error
+        raise ConnectError(
+            f"{address} gives no answer: {error}; is it a LiveEdit server?"
+        ) from error
 
 
 def edit_frames(

@@ -94,7 +94,7 @@ def checksum_line(made: dict[str, str], config: BenchConfig) -> str:
     if config.footage is not None:
         return f"{count}, filmed from {config.footage}: figures of this footage alone"
     if config.shape != SIZE:
-        return f"{count} at {config.size}: checksums are published for {SIZE[0]}x{SIZE[1]} only"
+        return f"{count} at {config.size}: checksums are published for {SIZE[1]}x{SIZE[0]} only"
     published = published_checksums()
     differ = [name for name, checksum in made.items() if published[name] != checksum]
     if differ:

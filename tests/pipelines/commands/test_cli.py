@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +54,18 @@ def liveedit(
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "train", "evaluate", "edit", "import", "data make", "data ingest", "data check"],
+    [
+        "demo",
+        "train",
+        "evaluate",
+        "edit",
+        "import",
+        "serve",
+        "doctor",
+        "data make",
+        "data ingest",
+        "data check",
+    ],
 )
 def test_help_says_what_it_does_and_gives_an_example(liveedit: Liveedit, command: str) -> None:
     result = liveedit(*command.split(), "--help")
@@ -75,7 +88,12 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
     ("arguments", "message"),
     [
         (["train", "demo", "foundation.stesp=5"], "did you mean foundation.steps"),
-        (["train", "foundation.steps=x"], "foundation.steps: Value 'x'"),
+        (["train", "demo", "foundation.steps=x"], "foundation.steps: Value 'x'"),
+        (["train", "--foundation.steps=3"], "write foundation.steps=3"),
+        (["serve", "--max_sessions=3"], "write max_sessions=3"),
+        (["serve", "max_sesions=3"], "max_sesions; did you mean max_sessions"),
+        (["serve", "limits.max_pixel=3"], "did you mean limits.max_pixels"),
+        (["evaluate", "nowhere", "nowhere", "mask_cahe=1"], "did you mean mask_cache?"),
         (["demo", "foundation.steps=x"], "foundation.steps: Value 'x'"),
         (["train", "nothing.yaml"], "there is no config file nothing.yaml"),
         (["train", "demmo"], "there is no config 'demmo'; give a .yaml file or one of demo, "),
@@ -90,7 +108,7 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
         (["evaluate", "nowhere", "nowhere", "clip=1"], "did you mean clips"),
         (["data", "check", "nowhere"], "nowhere: no dataset here"),
         (["data", "make", "x", "--size", "100x100"], "--size 100x100"),
-        (["data", "make", "x", "--size", "128"], "--size 128 must be height x width in multiples"),
+        (["data", "make", "x", "--size", "128"], "--size 128 must be width x height in multiples"),
         (["data", "make", "x", "--size", "128x-16"], "--size 128x-16 must be"),
         (["data", "make", "x", "--size", "120x128"], "--size 120x128 must be"),
         (["data", "make", "x", "--size", "128x120"], "--size 128x120 must be"),
@@ -103,10 +121,53 @@ def test_user_errors_are_one_line_and_leave_nothing(
     liveedit: Liveedit, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     result = liveedit(*arguments)
-    assert result.returncode == 1
+    assert result.returncode in (1, 2)
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_train_without_a_configuration_lists_them_and_starts_nothing(
+    liveedit: Liveedit, tmp_path: Path
+) -> None:
+    for settings in ([], ["foundation.steps=5"]):
+        result = liveedit("train", *settings)
+        assert result.returncode == 1
+        assert "data, heldout, start, vae, encode, foundation" in " ".join(result.stdout.split())
+        for recipe in (ROOT / "pipelines" / "recipes").glob("*.yaml"):
+            assert f"Writes to runs/{recipe.stem}." in result.stdout
+        assert " ".join(["liveedit train demo", *settings, "--dry-run"]) in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_an_example_a_line_and_breaks_no_sentence(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    lines = [line.strip() for line in liveedit("serve", "--help").stdout.splitlines()]
+    assert "liveedit serve" in lines
+    assert "liveedit serve models:/liveedit@production --port 8080" in lines
+    told = next(line for line in lines if line.startswith("Runs until Ctrl-C"))
+    assert told.endswith("limits.max_pixels.")
+
+
+def test_version_and_doctor(liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(
+        r"liveedit \d+\.\d+\.\d+, commit \w+(-dirty)?\n", liveedit("--version").stdout
+    )
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        healthy = liveedit("doctor", "--port", str(port))
+        assert healthy.returncode == 0, healthy.stdout
+        assert f"port {port}" in healthy.stdout
+        assert "something listens there" in healthy.stdout
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    ill = liveedit("doctor")
+    assert ill.returncode == 1
+    assert f"http://127.0.0.1:{port} does not answer: s3:// datasets cannot be read" in ill.stdout
 
 
 @pytest.mark.parametrize("debug", ["0", "1"])
@@ -127,7 +188,7 @@ def test_data_make_from_footage(liveedit: Liveedit, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     Image.effect_noise((160, 96), 80).convert("RGB").save(tmp_path / "mine" / "photo.png")
     (tmp_path / "mine" / "heldout.txt").write_text("")
-    wanted = ("--from", "mine", "--pairs", "2", "--size", "32x48", "--frames", "5")
+    wanted = ("--from", "mine", "--pairs", "2", "--size", "48x32", "--frames", "5")
     for target, workers in (("here", "0"), ("there", "2")):
         result = liveedit("data", "make", target, *wanted, "--workers", workers)
         assert result.returncode == 0, result.stderr
@@ -139,7 +200,7 @@ def test_data_make_from_footage(liveedit: Liveedit, tmp_path: Path) -> None:
 
 def test_data_make_check_and_damage(liveedit: Liveedit, tmp_path: Path) -> None:
     made = liveedit(
-        *("data", "make", "pairs", "--pairs", "3", "--size", "32x48", "--frames", "9"),
+        *("data", "make", "pairs", "--pairs", "3", "--size", "48x32", "--frames", "9"),
         *("--samples-per-shard", "2", "--workers", "0"),
     )
     assert made.returncode == 0, made.stderr
@@ -167,7 +228,7 @@ def test_ingest_names_what_it_leaves_out(liveedit: Liveedit, tmp_path: Path) -> 
     pairs = [entry, {**entry, "edited_path": "lost.mp4"}]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     result = liveedit(
-        "data", "ingest", "pairs.json", "real", "--frames", "9", "--size", "64x96", "--fps", "16"
+        "data", "ingest", "pairs.json", "real", "--frames", "9", "--size", "96x64", "--fps", "16"
     )
     assert result.returncode == 0, result.stderr
     assert "lost.mp4" in result.stdout

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 def test_a_cluster_makes_the_same_dataset(tmp_path: Path, cluster: str) -> None:  # noqa: F811
     path = make_list(tmp_path, 5, bad=(3,))
     here, _ = ingest(pairs(path), str(tmp_path / "here"), samples_per_shard=2)
-    arguments = ["--frames", "9", "--size", "32x48", "--samples-per-shard", "2"]
+    arguments = ["--frames", "9", "--size", "48x32", "--samples-per-shard", "2"]
     run = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "data", "ingest", path, "there", *arguments],
         cwd=tmp_path,

@@ -32,11 +32,34 @@ def test_key_depends_on_values_and_not_on_their_order() -> None:
 def test_record_comes_back_and_a_torn_one_counts_as_none(tmp_path: Path) -> None:
     kept = Records(tmp_path)
     assert kept.read("vae") is None
-    record = StageRecord("vae", "key", "fingerprint", "out", "run", {"loss": 0.5}, 1.0, "now")
+    out = str(tmp_path / "out")
+    record = StageRecord("vae", "key", "fingerprint", out, "run", {"loss": 0.5}, 1.0, "now")
     kept.write(record)
     assert kept.read("vae") == record
     (tmp_path / "stages" / "vae.json").write_text('{"stage": "va')
     assert kept.read("vae") is None
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_moved_folder_means_what_lies_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = tmp_path / "first" if absolute else Path("first")
+    record = StageRecord("vae", "key", "fingerprint", str(first / "models" / "vae"), "run")
+    Records(first).write(record)
+    assert Records(first).read("vae") == record
+    first.rename("second")
+    moved = Records(tmp_path / "second").read("vae")
+    assert moved is not None
+    assert moved.output == str(tmp_path / "second" / "models" / "vae")
+
+
+@pytest.mark.parametrize("output", ["/elsewhere/data", "s3://bucket/data"])
+def test_what_lies_elsewhere_stays_there(tmp_path: Path, output: str) -> None:
+    record = StageRecord("encode", "key", "fingerprint", output, "run")
+    Records(tmp_path).write(record)
+    assert Records(tmp_path).read("encode") == record
 
 
 def test_writing_leaves_no_draft(tmp_path: Path) -> None:

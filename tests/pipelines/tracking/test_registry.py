@@ -158,6 +158,7 @@ def test_without_a_name_the_demo_s_model_is_meant(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(registry, "ROOT", tmp_path / "tree")
     with pytest.raises(RegistryError, match="run `liveedit demo`"):
         registry.locate(None)
     shutil.copytree(tiny_model, tmp_path / "shipped")
@@ -171,6 +172,25 @@ def test_without_a_name_the_demo_s_model_is_meant(
     assert registry.locate(str(tiny_model)) == tiny_model
     with pytest.raises(RegistryError, match=r"elsewhere is no model directory"):
         registry.locate("elsewhere")
+
+
+def test_the_demo_s_model_is_meant_from_any_folder(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "ROOT", tmp_path / "tree")
+    demo, elsewhere = tmp_path / "tree" / "runs" / "demo", tmp_path / "elsewhere"
+    model = shutil.copytree(tiny_model, demo / "models" / "distill")
+    Records(demo).write(StageRecord("register", "k", "f", str(model), "run"))
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    chosen = registry.choose(None)
+    assert (chosen.path, chosen.why) == (model, f"made by the last demo in {demo}")
+    copied = shutil.copytree(demo, elsewhere / "runs" / "demo")
+    assert registry.choose(None).path == copied / "models" / "distill", "a copy means its own model"
+    shutil.rmtree(tmp_path / "tree")
+    assert registry.choose(None).path == copied / "models" / "distill"
+    shutil.rmtree(copied)
+    assert "the start model that ships" in registry.choose(None).why
 
 
 def changed(model: Path, target: Path) -> Path:

@@ -23,7 +23,7 @@ from tests.pipelines.commands.test_cli import Liveedit, liveedit
 
 __all__ = ["liveedit"]  # a fixture
 
-FEW = {"half": "drawn", "every": 9, "long": False, "size": "32x48"}
+FEW = {"half": "drawn", "every": 9, "long": False, "size": "48x32"}
 QUICK = [f"{key}={str(value).lower()}" for key, value in FEW.items()]
 
 
@@ -106,7 +106,7 @@ def test_the_report_says_which_clips_they_are() -> None:
     assert "1 differ from the published ones" in checksum_line(wrong, BenchConfig())
     assert next(iter(made)) in checksum_line(wrong, BenchConfig())
     assert "figures of this footage" in checksum_line(made, BenchConfig(footage="mine"))
-    assert "128x224 only" in checksum_line(made, BenchConfig(size="32x48"))
+    assert "224x128 only" in checksum_line(made, BenchConfig(size="48x32"))
 
 
 def test_videos_of_another_system(config: BenchConfig, tmp_path: Path) -> None:

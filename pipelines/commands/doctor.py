@@ -1,0 +1,188 @@
+"""`liveedit doctor`: what this machine has, and what is missing for what."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipelines.commands.show import console
+
+PACKAGES = ("torch", "ray", "deepspeed", "mlflow", "av", "webdataset", "omegaconf", "starlette")
+ROOM_GB = 5  # that `liveedit demo` and its MLflow need with room to spare
+S3_PORTS = {"http": 80, "https": 443}
+MLFLOW_PORT = 5000
+
+State = Literal["ok", "absent", "broken"]
+STYLES: dict[State, str] = {"ok": "green", "absent": "default", "broken": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`absent` is what one can do without, `broken` what stops the work named in `what`."""
+
+    name: str
+    state: State
+    what: str
+
+
+def doctor(
+    port: Annotated[int, typer.Option(help="The port you mean to serve on.")] = 8000,
+) -> None:
+    """Look at this machine: versions, GPUs, kernels, disk, ports, MLflow and S3.
+
+    Every line says what is there or what is missing for what. Ends with 1 if something is broken
+    that the demo needs.
+    """
+    broken = 0
+    for look in (_packages, _gpus, _room, lambda: _ports(port), _mlflow, _s3, _tools):
+        for finding in look():
+            broken += finding.state == "broken"
+            console.print(
+                f"  [{STYLES[finding.state]}]{finding.state:<7}[/] [bold]{finding.name:<11}[/] "
+                f"{finding.what}",
+                soft_wrap=True,
+            )
+    if broken:
+        console.print(f"\n{broken} broken", style="red")
+        raise typer.Exit(1)
+    console.print("\nNothing is broken. Next: liveedit demo")
+
+
+def show_version(wanted: bool) -> None:
+    """`--version`: the release, the commit where there is one, and what it runs on."""
+    if not wanted:
+        return
+    from pipelines.tracking.tracker import code_commit
+
+    console.print(f"liveedit {version('liveedit')}, commit {code_commit() or 'unknown'}")
+    raise typer.Exit
+
+
+def _packages() -> Iterator[Finding]:
+    right = sys.version_info >= (3, 11)
+    what = f"{platform.python_version()}, {sys.executable}"
+    yield Finding("Python", "ok" if right else "broken", what if right else f"{what}; needs 3.11")
+    for name in PACKAGES:
+        try:
+            yield Finding(name, "ok", version(name))
+        except PackageNotFoundError:
+            yield Finding(name, "broken", "not installed; run `make venv`")
+
+
+def _gpus() -> Iterator[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding(
+            "GPU", "absent", "torch sees none: the demo's sizes run on CPUs, Wan's do not"
+        )
+        return
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        memory = f"{card.total_memory / 2**30:.0f} GiB"
+        text = f"{card.name}, {memory}, capability {card.major}.{card.minor}"
+        yield Finding(f"GPU {index}", "ok", text)
+    yield _kernels()
+
+
+def _kernels() -> Finding:
+    """Loads a small editor on the GPU, which compiles what it needs."""
+    from modeling.editor import StreamingEditor
+
+    try:
+        StreamingEditor.load("demo", device="cuda")
+    except Exception as error:  # whatever a compiler or driver raises is the finding
+        return Finding("kernels", "broken", f"{type(error).__name__}: {error}".splitlines()[0])
+    return Finding("kernels", "ok", "Triton's and NVRTC's are compiled")
+
+
+def _room() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    what = f"{free:.0f} GB free in {Path.cwd()}"
+    short = f"{what}; a demo wants {ROOM_GB}"
+    yield Finding("disk", "ok" if free >= ROOM_GB else "broken", what if free >= ROOM_GB else short)
+    if not os.access(Path.cwd(), os.W_OK):
+        yield Finding(
+            "folder", "broken", f"{Path.cwd()} cannot be written to: nothing can be made here"
+        )
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        size = shutil.disk_usage(shared).free / 1e9
+        text = f"{size:.1f} GB of shared memory; Ray wants 2 or more, and else uses the disk"
+        yield Finding("/dev/shm", "ok" if size >= 2 else "absent", text)
+    yield Finding("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores for this process")
+
+
+def _ports(port: int) -> Iterator[Finding]:
+    for number, use in ((port, "liveedit serve"), (MLFLOW_PORT, "mlflow ui")):
+        taken = _answers("127.0.0.1", number)
+        text = (
+            f"something listens there: `{use}` needs another --port"
+            if taken
+            else f"free for `{use}`"
+        )
+        yield Finding(f"port {number}", "absent" if taken else "ok", text)
+
+
+def _mlflow() -> Iterator[Finding]:
+    from infra.runtime.registry import resolve_uri
+    from pipelines.tracking.tracker import TrackingError, check_reachable
+
+    uri = resolve_uri(None)
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        yield Finding(
+            "MLflow", "ok", f"{path}, {'there' if path.is_file() else 'made when needed'}"
+        )
+        return
+    try:
+        check_reachable(uri)
+    except TrackingError as error:
+        yield Finding("MLflow", "broken", str(error))
+    else:
+        yield Finding("MLflow", "ok", f"{uri} answers")
+
+
+def _s3() -> Iterator[Finding]:
+    from urllib.parse import urlsplit
+
+    from infra.runtime.environment import variable
+
+    endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
+    if not endpoint:
+        keys = variable("AWS_ACCESS_KEY_ID") or variable("AWS_PROFILE")
+        text = (
+            "AWS's own, with keys"
+            if keys
+            else "no AWS_ENDPOINT_URL and no keys: datasets on disk only"
+        )
+        yield Finding("S3", "ok" if keys else "absent", text)
+        return
+    parts = urlsplit(endpoint)
+    there = _answers(parts.hostname or "", parts.port or S3_PORTS.get(parts.scheme, 443))
+    text = f"{endpoint} {'answers' if there else 'does not answer: s3:// datasets cannot be read'}"
+    yield Finding("S3", "ok" if there else "broken", text)
+
+
+def _tools() -> Iterator[Finding]:
+    for name, use in (("git", "commits in records"), ("chromium", "the page's tests")):
+        found = shutil.which(name)
+        yield Finding(name, "ok" if found else "absent", found or f"not found: no {use}")
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False
