@@ -63,7 +63,7 @@ def test_evaluate_judges_as_it_is_told(liveedit: Liveedit, tmp_path: Path) -> No
 
 
 def test_data_make_draws_what_is_asked_for(liveedit: Liveedit, tmp_path: Path) -> None:
-    size = ["--size", "32x48", "--frames", "5", "--fps", "8", "--workers", "0"]
+    size = ["--size", "48x32", "--frames", "5", "--fps", "8", "--workers", "0"]
     made = liveedit(
         "data", "make", "set", "--pairs", "2", "--seed", "3", "--split", "heldout", *size
     )
@@ -85,7 +85,7 @@ def test_ingest_keeps_before_and_after_apart(liveedit: Liveedit, tmp_path: Path)
     entry = {"instruction": "go green", "source_path": "before.mkv", "edited_path": "after.mkv"}
     entries = [entry, {**entry, "source_path": "lost.mkv"}, entry]
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    size = ["--size", "48x64", "--frames", "9", "--fps", "16", "--samples-per-shard", "1"]
+    size = ["--size", "64x48", "--frames", "9", "--fps", "16", "--samples-per-shard", "1"]
     result = liveedit("data", "ingest", "pairs.json", "set", *size)
     assert result.returncode == 0, result.stderr
     info = read_dataset_info(tmp_path / "set")
