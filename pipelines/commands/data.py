@@ -49,27 +49,17 @@ def data_make(
     if bench:
         make_bench(target, source, size, overwrite)
         return
-    from pipelines.stages.data import make_synthetic
-    from pipelines.stages.footage_data import make_from_footage
+    from pipelines.stages.data import PairRecipe, make_from_footage, make_synthetic
 
-    size = size or "192x128"
-    write = make_synthetic if source is None else partial(make_from_footage, source=source)
-    height, width = parse_size(size)
+    height, width = parse_size(size or "192x128")
     check_clip(frames, fps)
+    recipe = PairRecipe(
+        pairs, height, width, frames, fps, seed, split, samples_per_shard, workers, overwrite
+    )
+    write = make_synthetic if source is None else partial(make_from_footage, source=source)
     with bar("pairs", pairs) as (progress, task):
         info = write(
-            target,
-            pairs=pairs,
-            height=height,
-            width=width,
-            frames=frames,
-            fps=fps,
-            seed=seed,
-            split=split,
-            samples_per_shard=samples_per_shard,
-            workers=workers,
-            overwrite=overwrite,
-            on_pair=lambda done: progress.update(task, completed=done),
+            target, recipe=recipe, on_pair=lambda done: progress.update(task, completed=done)
         )
         progress.update(task, completed=pairs)
     console.print(_described(target, info), soft_wrap=True)

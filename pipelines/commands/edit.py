@@ -12,7 +12,7 @@ import typer
 from pipelines.commands.show import bar, chosen_model, console
 
 if TYPE_CHECKING:
-    from pipelines.stages.edit import EditReport
+    from pipelines.stages.edit_file import EditReport
 
 
 def edit(
@@ -64,7 +64,7 @@ def edit(
     and chapters are kept too. What will differ is said in a line each before the work begins.
     """
     from data.video import check_whole, differences, probe
-    from pipelines.stages.edit import check_edit, edit_video, expected_frames
+    from pipelines.stages.edit_file import check_edit, edit_video, expected_frames
 
     if url is not None and model is not None:
         raise ValueError(f"--model {model} does nothing beside --url: a server has its own model")
@@ -76,7 +76,7 @@ def edit(
         console.print(f"{source}: {line}", style="yellow", markup=False, soft_wrap=True)
     run: Callable[..., EditReport]
     if url is not None:
-        from pipelines.stages.live import edit_remote
+        from pipelines.stages.edit_remote import edit_remote
 
         if detail == "off":
             raise ValueError("--detail off does nothing beside --url yet; leave it out")

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 
-from data.sample import Pair
-from data.synthetic import make_pair
-from data.video import VideoWriter
-from modeling.model_dir import read_config
 from pipelines.commands.show import command_name, metrics_table, short
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.evaluation.evaluate import load_editor, table_rows
-from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
-from pipelines.stages.edit import edit_video
+from pipelines.evaluation.evaluate import table_rows
+from pipelines.pipeline import run_pipeline
+from pipelines.stages.chain import STAGES
+from pipelines.stages.edit import edit_heldout, heldout_video
+from pipelines.stages.live import served_reference, stream_live
 from pipelines.stages.progress import StageView
+from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import StageRunner
-from pipelines.tracking.outbox import Run
-from pipelines.tracking.records import StageRecord, fingerprint_of
-
-VIDEO_FRAMES = 81  # 5 s: longer than the clips of training and than the model's window
-VIDEO_SEED = 108
 
 
 def run_demo(overrides: list[str], console: Console) -> None:
@@ -36,7 +31,8 @@ def run_demo(overrides: list[str], console: Console) -> None:
 
     def then(runner: StageRunner, result: PipelineResult) -> None:
         edit_heldout(runner, result)
-        live.update(stream_live(runner, result, config).metrics)
+        serving = partial(serving_demo, config)
+        live.update(stream_live(runner, result, config, serving).metrics)
 
     result = _run(config, StageView(console, (*STAGES, "edit", "live")), then=then)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
@@ -96,19 +92,6 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
         console.print(f"  not promoted to production: {reasons}", soft_wrap=True)
 
 
-def heldout_video(model: Path) -> Pair:
-    """A synthetic pair of `VIDEO_FRAMES` frames whose combination no training pair shows."""
-    stream = read_config(model).stream
-    return make_pair(
-        VIDEO_SEED,
-        height=stream.height,
-        width=stream.width,
-        frames=VIDEO_FRAMES,
-        fps=stream.fps,
-        split="heldout",
-    )
-
-
 def _run(
     config: PipelineConfig,
     view: StageView,
@@ -127,72 +110,13 @@ def _run(
         raise
 
 
-def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
-    """Edit a video file as `liveedit edit` does."""
-    pair = heldout_video(result.model)
-    source, video = result.output / "source.mp4", result.output / "edited.mp4"
-    frames, height, width = pair.video_shape
+@contextmanager
+def serving_demo(config: PipelineConfig, reference: str) -> Iterator[str]:
+    """The application with the model behind `reference`; the address of its streams."""
+    from pipelines.commands.serve import application, serve_settings  # seconds to import
 
-    def make(run: Run, key: str) -> dict[str, float]:
-        with VideoWriter(source, width, height, pair.fps) as writer:
-            writer.write(pair.source)
-        report = edit_video(
-            load_editor(result.model),
-            source,
-            video,
-            pair.instruction,
-            progress=lambda n: runner.view.update("edit", n, frames, f"{n}/{frames} frames"),
-        )
-        run.log_artifact(video)
-        return {"frames": float(report.frames), "fps": report.fps}
-
-    inputs = {
-        "model": fingerprint_of(result.model),
-        "origin": pair.origin,
-        "size": [frames, height, width],
-    }
-    runner.run("edit", 1, inputs, video, make, still_there=lambda record: source.is_file())
-
-
-def served_reference(config: PipelineConfig, result: PipelineResult) -> str:
-    """The registered model that the demo serves: production, or the candidate if not promoted; its
-    folder as long as MLflow has not taken it."""
-    if result.version is None:
-        return str(result.model)
-    return f"models:/{config.tracking.model_name}@{result.aliases[-1]}"
-
-
-def stream_live(runner: StageRunner, result: PipelineResult, config: PipelineConfig) -> StageRecord:
-    """The demo's last stage: serve the registered model and stream the video through it."""
-    pair = heldout_video(result.model)
-    source, video = result.output / "source.mp4", result.output / "live.mp4"
-    frames = pair.video_shape[0]
-    reference = served_reference(config, result)
-
-    def make(run: Run, key: str) -> dict[str, float]:
-        # Ray Serve takes seconds to import.
-        from pipelines.commands.serve import application, serve_settings
-        from pipelines.stages.live import film_file, live_numbers
-
-        runner.view.update("live", 0, frames, f"starting {reference}")
-        with application(serve_settings([reference]), registry=config.tracking.uri) as running:
-            report = film_file(
-                running.stream_url,
-                source,
-                video,
-                pair.instruction,
-                progress=lambda n: runner.view.update("live", n, frames, f"{n}/{frames} frames"),
-            )
-        run.log_artifact(video)
-        return live_numbers(report)
-
-    inputs = {
-        "model": fingerprint_of(result.model),
-        "reference": reference,
-        "origin": pair.origin,
-        "frames": frames,
-    }
-    return runner.run("live", 1, inputs, video, make)
+    with application(serve_settings([reference]), registry=config.tracking.uri) as running:
+        yield running.stream_url
 
 
 def _live_numbers(live: Mapping[str, float]) -> str:

@@ -43,7 +43,7 @@ def train(
 def _propose(settings: list[str]) -> None:
     """The recipes, with what each would do; nothing is started."""
     from pipelines.config.load import load_config, recipes
-    from pipelines.pipeline import STAGES
+    from pipelines.stages.chain import STAGES
 
     console.print(f"A training runs {', '.join(STAGES)}, as a configuration says. There are:\n")
     for name, purpose in recipes().items():

@@ -1,171 +1,59 @@
-"""Edit a video file from beginning to end, in memory that does not grow with its length.
-
-Decode, editor and encode are one chain of generators: a chunk is decoded, edited and written
-before the next one is read. Every stored frame is edited once and keeps its time; length, size,
-sound and the other tracks stay as they are in the source, or `data.video.differences` says what
-does not.
-`edit_video` edits with a model of this process; `edit_file` is the same around any editor.
-"""
+"""The demo's video: held-out objects and edits, edited as `liveedit edit` does."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
+from data.sample import Pair
+from data.synthetic import make_pair
+from data.video import VideoWriter
+from modeling.model_dir import read_config
+from pipelines.evaluation.evaluate import load_editor
+from pipelines.stages.edit_file import edit_video
+from pipelines.stages.register import PipelineResult
+from pipelines.stages.runner import StageRunner
+from pipelines.tracking.outbox import Run
+from pipelines.tracking.records import fingerprint_of
 
-from data.video import Damage, VideoError, VideoInfo, VideoWriter, probe, read_timed
-from data.video.output import check_output
-
-if TYPE_CHECKING:
-    from modeling.editor import StreamingEditor
-    from modeling.streaming.picture import Detail
-
-
-@dataclass(frozen=True)
-class EditReport:
-    """What an edit was."""
-
-    frames: int
-    seconds: float
-    height: int  # size the model worked at
-    width: int
-    recomputed: float  # mean share of tokens computed anew
-    damage: Damage = field(default_factory=Damage)  # of the source
-
-    @property
-    def fps(self) -> float:
-        return self.frames / self.seconds
+VIDEO_FRAMES = 81  # 5 s: longer than the clips of training and than the model's window
+VIDEO_SEED = 108
 
 
-def edit_video(
-    editor: StreamingEditor,
-    source: Path,
-    output: Path,
-    prompt: str,
-    *,
-    work_size: str = "native",
-    detail: Detail = "source",
-    seed: int = 0,
-    fps: Fraction | float | None = None,
-    strict: bool = False,
-    side_by_side: bool = False,
-    progress: Callable[[int], None] = lambda frames: None,
-) -> EditReport:
-    """Edit `source` as `prompt` says into `output`; `progress` hears of every edited frame count.
-
-    The model works at `work_size` (`modeling.detail.work_size`), and with `detail` "source" what it
-    makes keeps the source's detail. `output` appears when it is complete, or not at all. `fps`
-    gives it a constant rate; with `strict` damage of the source is an error. Raises ValueError
-    (VideoError for a file).
-    """
-    check_edit(source, output, prompt)
-    info = probe(source)
-    size = info.height, info.width
-    stream = editor.open(
-        prompt, height=size[0], width=size[1], seed=seed, work_size=work_size, detail=detail
+def heldout_video(model: Path) -> Pair:
+    """A synthetic pair of `VIDEO_FRAMES` frames whose combination no training pair shows."""
+    stream = read_config(model).stream
+    return make_pair(
+        VIDEO_SEED,
+        height=stream.height,
+        width=stream.width,
+        frames=VIDEO_FRAMES,
+        fps=stream.fps,
+        split="heldout",
     )
-    shares: list[float] = []
-
-    def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        for frame in frames:
-            for chunk in stream.push(frame[None]):
-                shares.append(chunk.recomputed)
-                yield from chunk.frames
-        last = stream.flush()
-        if last is not None:
-            shares.append(last.recomputed)
-            yield from last.frames
-
-    started = time.monotonic()
-    damage = Damage()
-    done = edit_file(
-        edit,
-        source,
-        output,
-        size,
-        fps=fps,
-        strict=strict,
-        damage=damage,
-        side_by_side=side_by_side,
-        progress=progress,
-    )
-    seconds = time.monotonic() - started
-    return EditReport(done, seconds, *stream.work, float(np.mean(shares)), damage)
 
 
-def edit_file(
-    edit: Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]],
-    source: Path,
-    output: Path,
-    size: tuple[int, int],
-    *,
-    fps: Fraction | float | None = None,
-    strict: bool = False,
-    damage: Damage | None = None,
-    side_by_side: bool = False,
-    progress: Callable[[int], None] = lambda frames: None,
-) -> int:
-    """Run the frames of `source` through `edit` into `output`; returns how many there were.
+def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
+    """Edit a video file as `liveedit edit` does."""
+    pair = heldout_video(result.model)
+    source, video = result.output / "source.mp4", result.output / "edited.mp4"
+    frames, height, width = pair.video_shape
 
-    `edit` is given frames of `size` (height, width), uint8 [H, W, 3], and gives as many back, in
-    order; it may take them in another thread. `damage` counts what could not be read.
-    """
-    info = probe(source)
-    damage = Damage() if damage is None else damage
-    waiting: deque[tuple[Fraction, np.ndarray | None]] = deque()  # frames that are being edited
+    def make(run: Run, key: str) -> dict[str, float]:
+        with VideoWriter(source, width, height, pair.fps) as writer:
+            writer.write(pair.source)
+        report = edit_video(
+            load_editor(result.model),
+            source,
+            video,
+            pair.instruction,
+            progress=lambda n: runner.view.update("edit", n, frames, f"{n}/{frames} frames"),
+        )
+        run.log_artifact(video)
+        return {"frames": float(report.frames), "fps": report.fps}
 
-    def read() -> Iterator[np.ndarray]:
-        for time, frame in read_timed(source, fps=fps, damage=damage, strict=strict):
-            waiting.append((time, frame if side_by_side else None))
-            yield resize(frame, *size)
-
-    done = 0
-    with VideoWriter(
-        output,
-        info.width * (2 if side_by_side else 1),
-        info.height,
-        fps or info.bulk_fps or info.fps,
-        audio_from=source,
-        tick=info.tick if fps is None else None,
-        damage=damage,
-    ) as out:
-        for frame in edit(read()):
-            time, original = waiting.popleft()
-            picture = resize(frame, info.height, info.width)
-            if original is not None:
-                picture = np.concatenate([original, picture], axis=1)
-            out.write(picture[None], [time])
-            done += 1
-            progress(done)
-        if strict and damage:
-            raise VideoError(f"{source}: is damaged: {damage}; without --strict it is edited so")
-    return done
-
-
-def check_edit(source: Path, output: Path, prompt: str) -> None:
-    """Raise a ValueError for what needs no model to be seen."""
-    if not prompt.strip():
-        raise ValueError('the prompt is empty; say what to change, e.g. --prompt "make it snow"')
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the source itself; give another output file")
-    check_output(output)
-
-
-def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`frame` (uint8 [H, W, 3]) at another size; the same array if it has that size already."""
-    if frame.shape[:2] == (height, width):
-        return frame
-    return np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def expected_frames(info: VideoInfo, fps: Fraction | float | None = None) -> int:
-    """How many frames the edit will have, for a progress bar."""
-    stored = info.frames if fps is None else None
-    return max(1, stored or round(info.duration * (fps or info.fps)))
+    inputs = {
+        "model": fingerprint_of(result.model),
+        "origin": pair.origin,
+        "size": [frames, height, width],
+    }
+    runner.run("edit", 1, inputs, video, make, still_there=lambda record: source.is_file())

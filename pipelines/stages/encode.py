@@ -29,8 +29,42 @@ from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import load_model, read_config
 from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
+from pipelines.stages.chain import Chain
+from pipelines.tracking.outbox import Run
+from pipelines.tracking.records import fingerprint_of
 
 _AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
+
+
+def encode(chain: Chain, model: Path, pairs: str) -> str:
+    """The training pairs in `model`'s latents; "" if no stage reads them, as making them can take
+    longer than training a VAE."""
+    config = chain.config
+    if not any(getattr(config, stage).steps for stage in ("foundation", "causal", "distill")):
+        chain.runner.pass_over("encode", "no stage trains on latents")
+        return ""
+    target = str(chain.output / "data" / "encoded")
+
+    def make(run: Run, key: str) -> dict[str, float]:
+        info = encode_dataset(
+            pairs,
+            target,
+            model,
+            batch_size=config.data.encode_batch,
+            samples_per_shard=config.data.samples_per_shard,
+            threads=max(1, config.compute.loader_workers),
+            tasks=_tasks(chain),
+            gpus=config.compute.gpus,
+            on_sample=lambda n, of: chain.view.update("encode", n, of, f"{n}/{of} pairs"),
+        )
+        return {"pairs": float(info.samples)}
+
+    inputs = {
+        "model": fingerprint_of(model),
+        "pairs": fingerprint_of(pairs),
+        "samples_per_shard": config.data.samples_per_shard,
+    }
+    return chain.run("encode", inputs, target, make).output
 
 
 def encode_dataset(
@@ -159,6 +193,18 @@ def _encode_on_ray(job: EncodeJob, info: DatasetInfo, tasks: int) -> Iterator[En
     for number, shard in enumerate(info.shards):
         for _ in range(shard.count):
             yield ray.get(next(streams[number % tasks]))
+
+
+def _tasks(chain: Chain) -> int:
+    """A task a GPU of the cluster or of this machine; 0, none on Ray, if there are not two."""
+    compute = chain.config.compute
+    if compute.gpus is False or (compute.address is None and torch.cuda.device_count() < 2):
+        return 0
+    chain.start_ray()
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    return min(gpus, compute.workers or gpus)
 
 
 def to_pixels(clips: Tensor, device: torch.device | str) -> Tensor:

@@ -1,121 +1,60 @@
-"""A video file through a running server: `liveedit edit --url`, and the demo's live stage."""
+"""The demo's video through the registered model, served and streamed."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable, Iterator
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-import numpy as np
-
-from data.video import Damage, VideoWriter, probe, read_frames
-from modeling.detail.work_size import work_size as work_size_in_pixels
-from pipelines.stages.edit import EditReport, check_edit, edit_file
-from serve.client import EditedFrame, edit_frames, served_model
-from serve.client.cameras import CameraReport, Load, camera, percentile
-from serve.wire import codec
-from serve.wire.protocol import Chunk, ServerMessage
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages.edit import heldout_video
+from pipelines.stages.register import PipelineResult
+from pipelines.stages.runner import StageRunner
+from pipelines.tracking.outbox import Run
+from pipelines.tracking.records import StageRecord, fingerprint_of
 
 
-def edit_remote(
-    url: str,
-    source: Path,
-    output: Path,
-    prompt: str,
-    *,
-    work_size: str = "native",
-    seed: int = 0,
-    fps: Fraction | float | None = None,
-    strict: bool = False,
-    side_by_side: bool = False,
-    token: str | None = None,
-    progress: Callable[[int], None] = lambda frames: None,
-) -> EditReport:
-    """As `edit.edit_video`, with the model of the server at `url`.
+def served_reference(config: PipelineConfig, result: PipelineResult) -> str:
+    """The registered model that the demo serves: production, or the candidate if not promoted; its
+    folder as long as MLflow has not taken it."""
+    if result.version is None:
+        return str(result.model)
+    return f"models:/{config.tracking.model_name}@{result.aliases[-1]}"
 
-    Raises ValueError for the file, WireError and ConnectError for the server.
+
+def stream_live(
+    runner: StageRunner,
+    result: PipelineResult,
+    config: PipelineConfig,
+    serving: Callable[[str], AbstractContextManager[str]],
+) -> StageRecord:
+    """The demo's last stage: serve the registered model and stream the video through it.
+
+    `serving` starts the application with a model and gives the address of its streams.
     """
-    check_edit(source, output, prompt)
-    info = probe(source)
-    model = served_model(url, token=token)
-    trained = model["height"], model["width"]
-    height, width = work_size_in_pixels(work_size, info.height, info.width, trained)
-    shares: list[float] = []
+    pair = heldout_video(result.model)
+    source, video = result.output / "source.mp4", result.output / "live.mp4"
+    frames = pair.video_shape[0]
+    reference = served_reference(config, result)
 
-    def heard(message: ServerMessage) -> None:
-        if isinstance(message, Chunk):
-            shares.append(message.recomputed)
+    def make(run: Run, key: str) -> dict[str, float]:
+        from pipelines.stages.edit_remote import film_file, live_numbers  # seconds to import
 
-    def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        # A file has no clock of its own: the server plans with the rate of its model.
-        return edit_frames(
-            url, frames, prompt, fps=model["fps"], seed=seed, token=token, on_event=heard
-        )
+        runner.view.update("live", 0, frames, f"starting {reference}")
+        with serving(reference) as url:
+            report = film_file(
+                url,
+                source,
+                video,
+                pair.instruction,
+                progress=lambda n: runner.view.update("live", n, frames, f"{n}/{frames} frames"),
+            )
+        run.log_artifact(video)
+        return live_numbers(report)
 
-    started = time.monotonic()
-    damage = Damage()
-    done = edit_file(
-        edit,
-        source,
-        output,
-        (height, width),
-        fps=fps,
-        strict=strict,
-        damage=damage,
-        side_by_side=side_by_side,
-        progress=progress,
-    )
-    seconds = time.monotonic() - started
-    return EditReport(done, seconds, height, width, float(np.mean(shares)), damage)
-
-
-def film_file(
-    url: str,
-    source: Path,
-    output: Path,
-    prompt: str,
-    *,
-    progress: Callable[[int], None] = lambda frames: None,
-) -> CameraReport:
-    """Stream `source` as a camera would, at its frame rate, and write what comes back.
-
-    Where the server dropped frames another edited one stands, so that the result is as long.
-    Raises ValueError when the server ends the stream.
-    """
-    info = probe(source)
-    images = [codec.encode(frame, "jpeg") for frame in read_frames(source, fps=info.fps)]
-    fps = float(info.fps)
-    load = Load(width=info.width, height=info.height, fps=fps, seconds=len(images) / fps)
-    written, last = 0, np.zeros((info.height, info.width, 3), np.uint8)
-    with VideoWriter(output, info.width, info.height, info.fps) as writer:
-
-        def show(frame: EditedFrame) -> None:
-            nonlocal written, last
-            last = frame.pixels
-            for _ in range(frame.index + 1 - written):
-                writer.write(last[None])
-            written = frame.index + 1
-            progress(written)
-
-        report = asyncio.run(camera(url, load, images, prompt, on_frame=show))
-        if report.error is not None:
-            raise ValueError(f"{url}: the stream ended: {report.error}")
-        for _ in range(len(images) - written):
-            writer.write(last[None])
-    return report
-
-
-def live_numbers(report: CameraReport) -> dict[str, float]:
-    """What a viewer felt; a number that too few chunks came for is missing."""
-    interval = np.mean(report.interval_ms) if report.interval_ms else None
-    latency = percentile(report.latency_ms, 50)
-    numbers = {
-        "edited": report.edited,
-        "dropped": report.dropped,
-        "first_chunk_s": report.first_chunk_ms and report.first_chunk_ms / 1000,
-        "latency_s": latency and latency / 1000,
-        "fps": interval and 1000 / interval,
+    inputs = {
+        "model": fingerprint_of(result.model),
+        "reference": reference,
+        "origin": pair.origin,
+        "frames": frames,
     }
-    return {name: float(value) for name, value in numbers.items() if value is not None}
+    return runner.run("live", 1, inputs, video, make)

@@ -16,9 +16,32 @@ from modeling.model_dir import load_model, read_config, save_model
 from modeling.vae.build import build_vae
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
+from pipelines.config.load import section_plain
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages.chain import Chain
+from pipelines.tracking.outbox import Run
+from pipelines.tracking.records import fingerprint_of
 from pipelines.tracking.registry import resolve
+
+
+def start(chain: Chain, source: Path | None) -> Path:
+    """The model directory that the first trained stage starts from; `source` is `start_source`."""
+    if source is not None and read_config(source).stream == chain.model.stream:
+        chain.runner.pass_over("start", str(chain.config.model.start))
+        return source
+    target = chain.output / "models" / "start"
+
+    def make(run: Run, key: str) -> dict[str, float]:
+        start_model(chain.model, source, target, seed=chain.config.seed)
+        return {}
+
+    inputs = {
+        "model": section_plain(chain.model),
+        "seed": chain.config.seed,
+        "source": fingerprint_of(source) if source else None,
+    }
+    return Path(chain.run("start", inputs, target, make).output)
 
 
 def start_source(config: PipelineConfig) -> Path | None:

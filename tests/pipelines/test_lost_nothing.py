@@ -15,8 +15,10 @@ from infra.runtime.registry import find_version
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands.send import send
 from pipelines.config.load import load_config
-from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
+from pipelines.pipeline import run_pipeline
+from pipelines.stages.chain import STAGES
 from pipelines.stages.progress import StageView
+from pipelines.stages.register import PipelineResult
 from pipelines.tracking import registry
 from tests.pipelines.conftest import HEIGHT, WIDTH
 from tests.pipelines.mlflow_server import free_port, mlflow_server

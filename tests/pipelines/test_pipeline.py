@@ -22,8 +22,10 @@ from modeling.model_dir import read_card
 from pipelines.commands.run import run_train
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
+from pipelines.pipeline import run_pipeline
+from pipelines.stages.chain import STAGES
 from pipelines.stages.progress import StageView
+from pipelines.stages.register import PipelineResult
 from pipelines.tracking.registry import resolve
 from pipelines.training.run_folder import RunFolder
 
@@ -178,7 +180,7 @@ def test_second_run_reuses_every_stage_without_ray(
     database: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipelines.pipeline.ray_session", None)  # calling it would raise
+    monkeypatch.setattr("pipelines.stages.chain.ray_session", None)  # calling it would raise
     result, view = go(configured(folder, database))
     assert view.reused == list(STAGES)
     assert result.model == first[0].model
@@ -193,7 +195,7 @@ def test_changed_input_runs_that_stage_and_what_depends_on_it(
     database: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipelines.pipeline.ray_session", None)
+    monkeypatch.setattr("pipelines.stages.chain.ray_session", None)
     _, view = go(configured(folder, database, "evaluate.clips=1", "foundation.log_every=5"))
     assert set(view.finished) - set(view.reused) == {"evaluate"}
     aliases = ["tracking.alias=canary", "evaluate.min_gain_db=-100"]

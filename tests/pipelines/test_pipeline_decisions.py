@@ -28,12 +28,13 @@ from data.synthetic import make_pair
 from infra.runtime.registry import client_for
 from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_config
-from pipelines import pipeline
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
-from pipelines.pipeline import STAGES, PipelineResult, run_pipeline
+from pipelines.pipeline import run_pipeline
+from pipelines.stages.chain import STAGES, VERSIONS
 from pipelines.stages.progress import StageView
+from pipelines.stages.register import PipelineResult
 from pipelines.tracking.records import Records, fingerprint_of
 from pipelines.tracking.registry import resolve
 from pipelines.training.trainer import StageOutcome
@@ -157,7 +158,9 @@ def place(_migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     training = Training()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.training.trainer.train_stage", training)
-        patch.setattr("pipelines.pipeline.ray_session", lambda compute: contextlib.nullcontext())
+        patch.setattr(
+            "pipelines.stages.chain.ray_session", lambda compute: contextlib.nullcontext()
+        )
         place = Place(folder, f"sqlite:///{folder / 'mlflow.db'}", training)
         _, ran = place.run()
         assert ran == list(STAGES)
@@ -236,7 +239,7 @@ def test_what_ran_again_is_kept_and_what_decides_nothing_runs_nothing(first: Pla
 def test_a_stage_s_other_code_runs_it_and_what_learns_from_it(
     first: Place, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    monkeypatch.setitem(pipeline.VERSIONS, stage, 99)
+    monkeypatch.setitem(VERSIONS, stage, 99)
     again = {stage}
     if stage in TRAINED_STAGES:  # the others come out the same, so nothing after them changes
         again = after(stage) - ({"encode"} if stage != "vae" else set())

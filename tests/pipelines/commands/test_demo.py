@@ -12,20 +12,16 @@ from rich.console import Console
 from data.synthetic import is_heldout
 from data.video import probe
 from infra.runtime.registry import client_for
-from pipelines.commands.run import (
-    VIDEO_FRAMES,
-    edit_heldout,
-    heldout_video,
-    print_result,
-    served_reference,
-)
+from pipelines.commands.run import print_result
 from pipelines.config.load import load_config
-from pipelines.pipeline import PipelineResult
+from pipelines.stages.edit import VIDEO_FRAMES, edit_heldout, heldout_video
+from pipelines.stages.live import served_reference
 from pipelines.stages.progress import StageView
+from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
 from tests.known_editors import expected_edit, write_known_model
-from tests.pipelines.stages.test_edit import read
+from tests.pipelines.stages.test_edit_file import read
 
 
 def result_of(
@@ -49,7 +45,7 @@ def test_the_video_is_one_that_no_training_shows_at_the_model_s_size(tmp_path: P
 def test_the_model_edits_the_video_once(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.commands.run.VIDEO_FRAMES", 21)
+    monkeypatch.setattr("pipelines.stages.edit.VIDEO_FRAMES", 21)
     model = write_known_model(tmp_path / "model", height=32, width=48)
     result = result_of(tmp_path / "out", model, "candidate")
 

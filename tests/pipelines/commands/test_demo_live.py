@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from rich.console import Console
 
 from data.video import probe, read_frames
 from modeling.fingerprint import model_fingerprint
-from pipelines.commands.run import VIDEO_FRAMES, edit_heldout, served_reference, stream_live
+from pipelines.commands.run import serving_demo
 from pipelines.config.load import load_config
-from pipelines.pipeline import PipelineResult
+from pipelines.stages.edit import VIDEO_FRAMES, edit_heldout
+from pipelines.stages.live import served_reference, stream_live
 from pipelines.stages.progress import StageView
+from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
 from tests.serve.models import save_small_model
@@ -40,9 +43,10 @@ def test_the_candidate_is_served_and_streamed_once(
     with view:
         runner = StageRunner(tmp_path, parent, view)
         edit_heldout(runner, result)
-        record = stream_live(runner, result, config)
+        serving = partial(serving_demo, config)
+        record = stream_live(runner, result, config, serving)
         assert view.reused == []
-        again = stream_live(runner, result, config)
+        again = stream_live(runner, result, config, serving)
     assert view.reused == ["live"]
     assert again.metrics == record.metrics
 

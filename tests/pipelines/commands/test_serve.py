@@ -27,7 +27,7 @@ from data.video import probe, read_frames
 from modeling.fingerprint import model_fingerprint
 from pipelines.tracking.registry import register
 from serve.run import free_port
-from tests.pipelines.stages.test_edit import frames, write
+from tests.pipelines.stages.test_edit_file import frames, write
 from tests.serve.models import save_small_model
 from tests.serve.test_robustness import IMAGE, OPEN
 from tests.serve.tokens import write_tokens

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from data.loader import loader
 from data.store import DatasetError
 from data.synthetic import VERSION, make_pair
-from pipelines.stages.data import make_synthetic
+from pipelines.stages.data import PairRecipe, make_synthetic
 
 RECIPE: dict[str, Any] = {"height": 32, "width": 48, "frames": 5, "fps": 8.0}
 
@@ -20,8 +21,8 @@ def test_pairs_are_those_of_the_seeds_of_this_dataset(
 ) -> None:
     uri = str(tmp_path / "set")
     heard: list[int] = []
-    made: dict[str, Any] = {"pairs": 3, "samples_per_shard": 2, "workers": 0}
-    info = make_synthetic(uri, seed=seed, split=split, on_pair=heard.append, **made, **RECIPE)
+    recipe = PairRecipe(3, seed=seed, split=split, samples_per_shard=2, workers=0, **RECIPE)
+    info = make_synthetic(uri, recipe, on_pair=heard.append)
     assert heard == [0, 1, 2]
     assert [shard.count for shard in info.shards] == [2, 1]
     assert (info.frames, info.height, info.width, info.fps) == (5, 32, 48, 8.0)
@@ -36,5 +37,5 @@ def test_pairs_are_those_of_the_seeds_of_this_dataset(
         assert np.abs(batch["source"][n].numpy().astype(int) - pair.source).mean() < 2
         assert np.abs(batch["target"][n].numpy().astype(int) - pair.target).mean() < 2
     with pytest.raises(DatasetError, match="holds a finished dataset"):
-        make_synthetic(uri, seed=seed, split=split, **made, **RECIPE)
-    make_synthetic(uri, seed=seed + 1, split=split, overwrite=True, **made, **RECIPE)
+        make_synthetic(uri, recipe)
+    make_synthetic(uri, replace(recipe, seed=seed + 1, overwrite=True))

@@ -15,14 +15,21 @@ import pytest
 from data.video import probe, read_frames
 from modeling.editor import StreamingEditor
 from pipelines.cli import main
-from pipelines.stages.edit import edit_video
-from pipelines.stages.live import edit_remote, film_file, live_numbers
+from pipelines.stages.edit_file import edit_video
+from pipelines.stages.edit_remote import edit_remote, film_file, live_numbers
 from serve.client import EditedFrame, WireError, edit_frames, served_model
 from serve.client.cameras import CameraReport, Load
 from serve.limits import Limits
 from serve.wire import codec
 from tests.known_editors import block_clip, expected_edit, write_known_model
-from tests.pipelines.stages.test_edit import assert_same, exact, frames, read, with_sound, write
+from tests.pipelines.stages.test_edit_file import (
+    assert_same,
+    exact,
+    frames,
+    read,
+    with_sound,
+    write,
+)
 from tests.serve.conftest import Server, serving
 from tests.serve.tokens import write_tokens
 
@@ -138,7 +145,7 @@ def test_where_frames_were_dropped_another_stands_and_the_film_is_as_long(
             on_frame(EditedFrame(index, 0, codec.encode(video[index], "png"), "png", (64, 48), 0.0))
         return CameraReport(sent=6, edited=len(came), dropped=6 - len(came))
 
-    monkeypatch.setattr("pipelines.stages.live.camera", camera)
+    monkeypatch.setattr("pipelines.stages.edit_remote.camera", camera)
     heard: list[int] = []
     film_file("ws://there", source, out, "paint it", progress=heard.append)
     black = np.zeros_like(video[0])
@@ -157,7 +164,7 @@ def test_a_stream_that_the_server_ends_leaves_no_film(
     async def camera(*arguments: object, **named: object) -> CameraReport:
         return CameraReport(error="draining")
 
-    monkeypatch.setattr("pipelines.stages.live.camera", camera)
+    monkeypatch.setattr("pipelines.stages.edit_remote.camera", camera)
     source = exact(tmp_path / "in.mkv", block_clip(3, 48, 64))
     with pytest.raises(ValueError, match="ws://there: the stream ended: draining"):
         film_file("ws://there", source, tmp_path / "out.mp4", "x")

@@ -18,7 +18,7 @@ from data.video import (
     read_timed,
 )
 from modeling.editor import StreamingEditor
-from pipelines.stages.edit import edit_file, edit_video, expected_frames, resize
+from pipelines.stages.edit_file import edit_file, edit_video, expected_frames, resize
 from tests.known_editors import block_clip, expected_edit, known_editor
 
 

@@ -1,0 +1,64 @@
+"""What every stage of a pipeline is given: the settings, the folder, and how it runs only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages.runner import StageRunner, Work
+from pipelines.tracking.records import StageRecord
+from pipelines.training.session import ray_session
+
+STAGES = (
+    "data",
+    "heldout",
+    "start",
+    "vae",
+    "encode",
+    "foundation",
+    "causal",
+    "distill",
+    "evaluate",
+    "register",
+)
+# Raise a stage's number when its code gives another result for the same inputs.
+VERSIONS = dict.fromkeys(STAGES, 1) | {"register": 2}
+
+
+class Chain:
+    """`resources` end with what the stages start together."""
+
+    def __init__(
+        self, config: PipelineConfig, output: Path, runner: StageRunner, resources: ExitStack
+    ) -> None:
+        assert config.tracking.uri is not None
+        self.config, self.output, self.runner = config, output, runner
+        self.uri = config.tracking.uri
+        self.model = config.model.resolve()
+        self.view, self.parent = runner.view, runner.parent
+        self._resources = resources
+        self._ray = False
+
+    def run(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        output: str | Path,
+        work: Work,
+        *,
+        same: str | None = None,
+        still_there: Callable[[StageRecord], bool] = lambda record: True,
+    ) -> StageRecord:
+        """See `StageRunner.run`."""
+        return self.runner.run(
+            stage, VERSIONS[stage], inputs, output, work, same=same, still_there=still_there
+        )
+
+    def start_ray(self) -> None:
+        """One Ray for all stages that train, started when the first of them needs it."""
+        if not self._ray:
+            self._resources.enter_context(ray_session(self.config.compute))
+            self._ray = True

@@ -1,0 +1,104 @@
+"""A video file through a running server: `liveedit edit --url`, and the demo's live stage."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+
+from data.video import VideoWriter, probe, read_frames
+from modeling.detail.work_size import work_size as work_size_in_pixels
+from pipelines.stages.edit_file import EditReport, FileOptions, check_edit, reported
+from serve.client import EditedFrame, edit_frames, served_model
+from serve.client.cameras import CameraReport, Load, camera, percentile
+from serve.wire import codec
+from serve.wire.protocol import Chunk, ServerMessage
+
+
+def edit_remote(
+    url: str,
+    source: Path,
+    output: Path,
+    prompt: str,
+    *,
+    work_size: str = "native",
+    seed: int = 0,
+    token: str | None = None,
+    **options: Unpack[FileOptions],
+) -> EditReport:
+    """As `edit_file.edit_video`, with the model of the server at `url`.
+
+    Raises ValueError for the file, WireError and ConnectError for the server.
+    """
+    check_edit(source, output, prompt)
+    info = probe(source)
+    model = served_model(url, token=token)
+    trained = model["height"], model["width"]
+    height, width = work_size_in_pixels(work_size, info.height, info.width, trained)
+    shares: list[float] = []
+
+    def heard(message: ServerMessage) -> None:
+        if isinstance(message, Chunk):
+            shares.append(message.recomputed)
+
+    def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        # A file has no clock of its own: the server plans with the rate of its model.
+        return edit_frames(
+            url, frames, prompt, fps=model["fps"], seed=seed, token=token, on_event=heard
+        )
+
+    size = height, width
+    return reported(edit, source, output, size, shares, work=size, **options)
+
+
+def film_file(
+    url: str,
+    source: Path,
+    output: Path,
+    prompt: str,
+    *,
+    progress: Callable[[int], None] = lambda frames: None,
+) -> CameraReport:
+    """Stream `source` as a camera would, at its frame rate, and write what comes back.
+
+    Where the server dropped frames another edited one stands, so that the result is as long.
+    Raises ValueError when the server ends the stream.
+    """
+    info = probe(source)
+    images = [codec.encode(frame, "jpeg") for frame in read_frames(source, fps=info.fps)]
+    fps = float(info.fps)
+    load = Load(width=info.width, height=info.height, fps=fps, seconds=len(images) / fps)
+    written, last = 0, np.zeros((info.height, info.width, 3), np.uint8)
+    with VideoWriter(output, info.width, info.height, info.fps) as writer:
+
+        def show(frame: EditedFrame) -> None:
+            nonlocal written, last
+            last = frame.pixels
+            for _ in range(frame.index + 1 - written):
+                writer.write(last[None])
+            written = frame.index + 1
+            progress(written)
+
+        report = asyncio.run(camera(url, load, images, prompt, on_frame=show))
+        if report.error is not None:
+            raise ValueError(f"{url}: the stream ended: {report.error}")
+        for _ in range(len(images) - written):
+            writer.write(last[None])
+    return report
+
+
+def live_numbers(report: CameraReport) -> dict[str, float]:
+    """What a viewer felt; a number that too few chunks came for is missing."""
+    interval = np.mean(report.interval_ms) if report.interval_ms else None
+    latency = percentile(report.latency_ms, 50)
+    numbers = {
+        "edited": report.edited,
+        "dropped": report.dropped,
+        "first_chunk_s": report.first_chunk_ms and report.first_chunk_ms / 1000,
+        "latency_s": latency and latency / 1000,
+        "fps": interval and 1000 / interval,
+    }
+    return {name: float(value) for name, value in numbers.items() if value is not None}

@@ -1,0 +1,79 @@
+"""The model in the registry: as candidate, and as production if it is good enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.evaluation.evaluate import shortfalls
+from pipelines.stages.chain import Chain
+from pipelines.stages.evaluate import PICTURE, TABLE
+from pipelines.tracking import registry
+from pipelines.tracking.outbox import Run
+from pipelines.tracking.records import StageRecord, fingerprint_of
+from pipelines.tracking.versions import publish
+
+
+@dataclass
+class PipelineResult:
+    """Where everything is."""
+
+    output: Path
+    model: Path  # the registered version's folder
+    version: str | None  # in the registry; None as long as MLflow does not take it
+    aliases: list[str]
+    shortfalls: list[str]  # why it was not promoted
+    metrics: dict[str, float]  # means over the held-out clips
+    report: Path
+    table: Path
+    picture: Path
+    run_id: str
+
+
+def register(chain: Chain, model: Path, evaluation: StageRecord) -> PipelineResult:
+    """A version of its own for `model`, which never changes again, and its aliases."""
+    tracking, outbox = chain.config.tracking, chain.parent.outbox
+    missing = shortfalls(evaluation.metrics, chain.config.evaluate)
+    aliases = [tracking.alias]
+    if tracking.promote and not missing:
+        aliases.append("production")
+    fingerprint = str(fingerprint_of(model))
+    place = chain.output / "versions" / fingerprint[:16]
+
+    def make(run: Run, key: str) -> dict[str, float]:
+        publish(model, place)
+        chain.parent.register(
+            tracking.model_name,
+            place,
+            fingerprint=fingerprint,
+            metrics=evaluation.metrics,
+            aliases=aliases,
+        )
+        return {}
+
+    def still_there(record: StageRecord) -> bool:
+        number = outbox.version(tracking.model_name, fingerprint)
+        # MLflow will be told of a version that it does not know yet.
+        return not number or registry.holds(chain.uri, tracking.model_name, number, place)
+
+    inputs = {
+        "model": fingerprint,
+        "location": str(place),
+        "registry": chain.uri,
+        "name": tracking.model_name,
+        "aliases": aliases,
+    }
+    chain.run("register", inputs, place, make, still_there=still_there)
+    outbox.flush()
+    return PipelineResult(
+        output=chain.output,
+        model=place,
+        version=outbox.version(tracking.model_name, fingerprint),
+        aliases=aliases,
+        shortfalls=missing,
+        metrics=evaluation.metrics,
+        report=Path(evaluation.output),
+        table=chain.output / TABLE,
+        picture=chain.output / PICTURE,
+        run_id=chain.parent.run_id,
+    )

@@ -1,0 +1,59 @@
+"""One trained stage, on Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.config.load import section_plain
+from pipelines.stages.chain import VERSIONS, Chain
+from pipelines.tracking.outbox import Run
+from pipelines.tracking.records import WATCHING, fingerprint_of, training_key
+from pipelines.training.run_folder import Progress
+
+
+def train(chain: Chain, stage: str, start: Path, dataset: str, **models: Path) -> Path:
+    """The model that `stage` makes of `start`; `models` are what it needs besides."""
+    config, section = chain.config, getattr(chain.config, stage)
+    if section.steps == 0:
+        chain.runner.pass_over(stage, f"{stage}.steps=0")
+        return start
+    target = chain.output / "models" / stage
+
+    def make(run: Run, key: str) -> dict[str, float]:
+        from pipelines.training.trainer import train_stage  # Ray Train takes seconds to import
+
+        chain.start_ray()
+
+        def on_progress(report: Progress) -> None:
+            run.log_metrics(report.metrics, report.step)
+            chain.view.update(stage, report.step, report.steps, report.line())
+
+        extra = {"key": key, "same": same} | {name: str(path) for name, path in models.items()}
+        outcome = train_stage(
+            stage,
+            config,
+            start=start,
+            dataset=dataset,
+            output=target,
+            extra=extra,
+            on_progress=on_progress,
+            say=chain.view.warn,
+        )
+        run.log_artifact(target / "card.json")
+        return dict(outcome.metrics)
+
+    values = section_plain(section)
+    given = {
+        "seed": config.seed,
+        "start": fingerprint_of(start),
+        "dataset": fingerprint_of(dataset),
+        **{name: fingerprint_of(path) for name, path in models.items()},
+    }
+    inputs = {
+        "config": {k: v for k, v in values.items() if k not in WATCHING},
+        "workers": config.compute.workers,
+        "precision": config.compute.precision,
+        **given,
+    }
+    same = training_key(stage, values, version=VERSIONS[stage], **given)
+    return Path(chain.run(stage, inputs, target, make, same=same).output)
