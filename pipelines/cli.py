@@ -26,6 +26,7 @@ from pipelines.commands.serve import serve
 from pipelines.commands.show import errors, examples, flowing
 from pipelines.commands.token import token
 from pipelines.commands.train import train
+from pipelines.exits import TryAgainError, exit_code
 
 DASHED = re.compile(r"--\w+[._][\w.]*(?==)")  # options have hyphens, settings dots and underscores
 PATIENCE_S = 5.0  # for which further signals are not heard
@@ -62,7 +63,7 @@ app.command(epilog=examples("liveedit demo", "liveedit demo distill.steps=200"))
 
 app.command(
     epilog=examples(
-        "liveedit train demo --dry-run",
+        "liveedit train demo --plan",
         "liveedit train wan-1.3b model.start=models/wan data.train=s3://bucket/pairs",
         "liveedit train my.yaml foundation.steps=2000",
     )
@@ -134,7 +135,7 @@ class _Stop:
 
 
 def main() -> None:
-    """Exits with 0, with 1 after an error in one line, or with 130 after Ctrl-C (typer's).
+    """Exits with a code of `pipelines.exits`, after an error in one line; 130 is typer's.
 
     SIGTERM, by which schedulers end a program, and SIGHUP, when its terminal closes, are as Ctrl-C.
     LIVEEDIT_DEBUG=1 shows the traceback of an error.
@@ -158,9 +159,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TryAgainError) as error:
         errors.print(f"[red]Error:[/] {_one_line(error)}", soft_wrap=True)
-        sys.exit(1)
+        sys.exit(exit_code(error))
     finally:
         if stop.heard:  # a further signal must not kill the interpreter while it puts things away
             for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from pipelines.config.load import to_plain, to_yaml
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages import preflight
 from pipelines.stages.chain import Chain
+from pipelines.stages.choice import Choice
 from pipelines.stages.data import pairs
 from pipelines.stages.encode import encode
 from pipelines.stages.evaluate import evaluate
+from pipelines.stages.plan import Planned, Planner
 from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult, register
-from pipelines.stages.runner import StageRunner, locked
+from pipelines.stages.runner import EVERYTHING, Enough, StageRunner, locked
 from pipelines.stages.start import start
 from pipelines.stages.train import train
-from pipelines.tracking.outbox import Outbox
+from pipelines.tracking.outbox import Outbox, Run
 
 
 def run_pipeline(
     config: PipelineConfig,
     view: StageView,
     *,
+    choice: Choice = EVERYTHING,
     then: Callable[[StageRunner, PipelineResult], None] | None = None,
-) -> PipelineResult:
-    """Run every stage of `config` that is not finished, and then what the caller adds.
+) -> PipelineResult | None:
+    """Run every stage of `choice` that is not finished, and then what the caller adds.
 
-    Raises ValueError for what the user can mend, before anything starts wherever that can be known.
+    None if `choice` ends before the last stage. Raises ValueError for what the user can mend,
+    before anything starts wherever that can be known, and GateMissedError.
     """
     source = preflight.check(config)
     output = Path(config.output).absolute()
@@ -41,19 +45,34 @@ def run_pipeline(
         outbox = Outbox(output, tracking.uri, tracking.experiment, view.warn)
         parent = resources.enter_context(outbox).start_pipeline(config.name, to_plain(config))
         parent.log_artifact(output / "config.yaml")
-        runner = StageRunner(output, parent, view)
+        runner = StageRunner(output, parent, view, choice)
+        result = None
         shared = resources.enter_context(ExitStack())
         try:
-            result = run_stages(Chain(config, output, runner, shared), source)
+            with suppress(Enough):
+                result = run_stages(Chain(config, output, runner, shared), source)
             shared.close()  # of this process's Rays there is one at a time
-            if then:
+            if then and result:
                 then(runner, result)
         except BaseException as error:
             parent.stop(error)
             raise
-        parent.log_metrics(result.metrics)
+        if result:
+            parent.log_metrics(result.metrics)
         parent.finish()
         return result
+
+
+def plan_pipeline(config: PipelineConfig, view: StageView, choice: Choice) -> list[Planned]:
+    """What `run_pipeline` would do now, stage by stage; see `pipelines.stages.plan`."""
+    source = preflight.check(config, writes=False)
+    output, tracking = Path(config.output).absolute(), config.tracking
+    assert tracking.uri is not None
+    nobody = Run(Outbox(output, tracking.uri, tracking.experiment, view.warn), "")
+    planner = Planner(config, output, nobody, view, choice)
+    with suppress(Enough), ExitStack() as resources:
+        run_stages(Chain(config, output, planner, resources), source)
+    return planner.lines
 
 
 def run_stages(chain: Chain, source: Path | None) -> PipelineResult:

@@ -34,6 +34,8 @@ END_S = 2.0  # for Ray's processes to end by themselves
 class ClusterError(ValueError):
     """Ray cannot be started or reached; the message says what to do."""
 
+    exit_code = 75  # of a command, see `pipelines.exits`: what is not there may come
+
 
 @contextmanager
 def private_ray(cpus: int, **options: Any) -> Iterator[Path]:

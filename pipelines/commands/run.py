@@ -14,13 +14,15 @@ from pipelines.commands.show import command_name, metrics_table, short
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import table_rows
-from pipelines.pipeline import run_pipeline
+from pipelines.pipeline import plan_pipeline, run_pipeline
 from pipelines.stages.chain import STAGES
+from pipelines.stages.choice import Choice
 from pipelines.stages.edit import edit_heldout, heldout_video
 from pipelines.stages.live import served_reference, stream_live
+from pipelines.stages.plan import table
 from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
-from pipelines.stages.runner import StageRunner
+from pipelines.stages.runner import EVERYTHING, StageRunner
 
 
 def run_demo(overrides: list[str], console: Console) -> None:
@@ -35,6 +37,7 @@ def run_demo(overrides: list[str], console: Console) -> None:
         live.update(stream_live(runner, result, config, serving).metrics)
 
     result = _run(config, StageView(console, (*STAGES, "edit", "live")), then=then)
+    assert result is not None  # all stages were chosen
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
     print_result(config, result, console)
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
@@ -61,10 +64,21 @@ def run_demo(overrides: list[str], console: Console) -> None:
     )
 
 
-def run_train(config: PipelineConfig, console: Console) -> None:
-    """Run the pipeline and say where everything is."""
-    result = _run(config, StageView(console, STAGES))
-    print_result(config, result, console)
+def run_train(
+    config: PipelineConfig, console: Console, *, first: str | None = None, only: str | None = None
+) -> None:
+    """Run the pipeline, or the stages chosen, and say where everything is."""
+    result = _run(config, StageView(console, STAGES), Choice(STAGES, first, only))
+    if result:
+        print_result(config, result, console)
+
+
+def print_plan(
+    config: PipelineConfig, console: Console, *, first: str | None = None, only: str | None = None
+) -> None:
+    """What `run_train` would do."""
+    lines = plan_pipeline(config, StageView(console, ()), Choice(STAGES, first, only))
+    console.print(table(lines))
 
 
 def print_result(config: PipelineConfig, result: PipelineResult, console: Console) -> None:
@@ -95,12 +109,13 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
 def _run(
     config: PipelineConfig,
     view: StageView,
+    choice: Choice = EVERYTHING,
     *,
     then: Callable[[StageRunner, PipelineResult], None] | None = None,
-) -> PipelineResult:
+) -> PipelineResult | None:
     try:
         with view:
-            return run_pipeline(config, view, then=then)
+            return run_pipeline(config, view, choice=choice, then=then)
     except KeyboardInterrupt as interrupt:
         view.console.print(
             f"\nStopped. Finished and kept: {', '.join(view.finished) or 'nothing yet'}. "

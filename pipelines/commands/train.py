@@ -17,27 +17,52 @@ def train(
             help="A YAML file, or a recipe's name (see below); then settings over it.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and print the configuration, then stop.")
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show which stages would run and why, then stop."),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print every setting, the model's too, check all paths, then stop."
+        ),
+    ] = False,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="STAGE", help="Begin here; take what comes before as it lies."
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="Run this stage alone; what comes before must be done."),
+    ] = None,
 ) -> None:
     """Run the pipeline: data, VAE, encoding, three training stages, evaluation, registration.
 
     Stages whose settings and inputs have not changed since they finished are not run again.
     Without a CONFIG it lists the recipes and starts nothing.
+    Exits with 0 (done), 1 (mend what it names), 3 (a stage missed its gate), 75 (try again) or
+    130 (stopped).
     """
-    from pipelines.config.load import load_config, to_yaml
+    from pipelines.config.load import load_config, resolved_yaml
 
     given = list(arguments or [])
     if not given or "=" in given[0]:
         _propose(given)
     config = load_config(given.pop(0), given)
     if dry_run:
-        console.print(to_yaml(config), end="", markup=False, soft_wrap=True)
-        return
-    from pipelines.commands.run import run_train
+        from pipelines.stages.preflight import check
 
-    run_train(config, console)
+        console.print(resolved_yaml(config), end="", markup=False, soft_wrap=True)
+        check(config, writes=False)
+        return
+    from pipelines.commands.run import print_plan, run_train
+
+    if plan:
+        print_plan(config, console, first=first, only=only)
+    else:
+        run_train(config, console, first=first, only=only)
 
 
 def _propose(settings: list[str]) -> None:

@@ -73,6 +73,13 @@ def to_yaml(config: PipelineConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def resolved_yaml(config: PipelineConfig) -> str:
+    """The same with every size of the model, whether the preset's or changed."""
+    plain = to_plain(config)
+    plain["model"] |= section_plain(config.model.resolve())
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
 def _check_choices(config: PipelineConfig) -> None:
     from modeling.model_dir import check_choices  # imports PyTorch, which takes seconds
 

@@ -5,11 +5,11 @@ A step is one optimizer update: `batch_size` clips on every worker, `grad_accumu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipelines.config.merge import ConfigError
-from pipelines.config.rules import above_0, at_least, shares
+from pipelines.config.rules import above_0, at_least, check_gate, shares
 
 TRAINED_STAGES = ("vae", "foundation", "causal", "distill")
 
@@ -52,6 +52,7 @@ class TrainedStage:
     """What all trained stages share."""
 
     SECTION: ClassVar[str]
+    METRICS: ClassVar[tuple[str, ...]] = ("loss",)  # what a gate can ask for
 
     steps: int = 100
     batch_size: int = 1  # clips a worker takes at once
@@ -66,8 +67,11 @@ class TrainedStage:
     checkpoint_every: int = 100  # steps
     checkpoint_minutes: float = 30.0  # the latest after so long, whatever the steps; 0 does not
     seed: int | None = None  # null: the pipeline's
+    # What the finished stage must reach for the pipeline to go on: max_METRIC, min_METRIC
+    gate: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_gate(self.SECTION, self.gate, self.METRICS)
         at_least(self, steps=0, batch_size=1, grad_accumulation=1, warmup_steps=0)
         at_least(self, log_every=1, checkpoint_every=1, weight_decay=0, grad_clip=0)
         at_least(self, checkpoint_minutes=0)
@@ -84,6 +88,7 @@ class VaeStage(TrainedStage):
     """Trains a small VAE on source and target frames; a null start is from scratch."""
 
     SECTION: ClassVar[str] = "vae"
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "psnr")
 
     steps: int = 200
     batch_size: int = 2
@@ -136,6 +141,7 @@ class DistillStage(TrainedStage):
     """Distribution matching distillation on self-forced rollouts; a step is a critic update."""
 
     SECTION: ClassVar[str] = "distill"
+    METRICS: ClassVar[tuple[str, ...]] = ("loss", "dmd_loss", "regression_loss", "critic_loss")
 
     steps: int = 100
     learning_rate: float = 2e-6  # generator

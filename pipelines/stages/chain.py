@@ -50,11 +50,19 @@ class Chain:
         work: Work,
         *,
         same: str | None = None,
+        gate: Mapping[str, float] | None = None,
         still_there: Callable[[StageRecord], bool] = lambda record: True,
     ) -> StageRecord:
         """See `StageRunner.run`."""
         return self.runner.run(
-            stage, VERSIONS[stage], inputs, output, work, same=same, still_there=still_there
+            stage,
+            VERSIONS[stage],
+            inputs,
+            output,
+            work,
+            same=same,
+            gate=gate,
+            still_there=still_there,
         )
 
     def start_ray(self) -> None:

@@ -16,8 +16,11 @@ from pipelines.stages.start import start_source
 from pipelines.tracking.tracker import check_store
 
 
-def check(config: PipelineConfig) -> Path | None:
-    """Raise a ValueError for what cannot work; returns the model directory to start from."""
+def check(config: PipelineConfig, *, writes: bool = True) -> Path | None:
+    """Raise a ValueError for what cannot work; returns the model directory to start from.
+
+    A database of MLflow's on this disk is made if it is not there and this `writes`.
+    """
     assert config.tracking.uri is not None
     _check_machine(config)
     if config.compute.address is not None:
@@ -34,7 +37,7 @@ def check(config: PipelineConfig) -> Path | None:
             for stage in TRAINED_STAGES:
                 if getattr(config, stage).steps:
                     config.check_batch(stage, info.samples)
-    check_store(config.tracking.uri)  # last: it may make a database
+    check_store(config.tracking.uri, writes=writes)  # last: it may make a database
     return start
 
 

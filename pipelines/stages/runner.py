@@ -11,21 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.merge import ConfigError
+from pipelines.stages.choice import Choice, is_intact, key_for, why_again
+from pipelines.stages.gate import check_gate
 from pipelines.stages.progress import StageView
 from pipelines.tracking.outbox import Run
-from pipelines.tracking.records import Records, StageRecord, fingerprint_of, key_of
+from pipelines.tracking.records import Records, StageRecord, fingerprint_of
 
 Work = Callable[[Run, str], dict[str, float]]  # (its MLflow run, its key) -> metrics
+EVERYTHING = Choice(())
 _SUMMARY = ("pairs", "loss", "gain", "background_psnr", "version")
+
+
+class Enough(Exception):  # noqa: N818  # no error: all that was chosen is done
+    """Ends a pipeline after the last stage that was chosen."""
 
 
 class StageRunner:
     """The stages of one pipeline run: their records, their MLflow runs and their lines."""
 
-    def __init__(self, output: Path, parent: Run, view: StageView) -> None:
+    def __init__(
+        self, output: Path, parent: Run, view: StageView, choice: Choice = EVERYTHING
+    ) -> None:
         self.records = Records(output)
         self.parent = parent
         self.view = view
+        self.choice = choice
 
     def run(
         self,
@@ -36,6 +46,7 @@ class StageRunner:
         work: Work,
         *,
         same: str | None = None,
+        gate: Mapping[str, float] | None = None,
         still_there: Callable[[StageRecord], bool] = lambda record: True,
     ) -> StageRecord:
         """Do `work`, unless its record says that the same inputs gave the output that is there.
@@ -43,17 +54,42 @@ class StageRunner:
         `inputs` are plain values: all that decides the result besides the code's `version`.
         `same` is what must stay for work that was interrupted to go on in its own MLflow run, by
         default all inputs. `still_there` looks at what a stage leaves besides its output.
+
+        Raises GateMissedError if the finished stage does not keep `gate`, ConfigError if it comes
+        before what was chosen and is not finished, and Enough after the last stage chosen.
         """
-        key = key_of({"stage": stage, "version": version, **inputs})
         record = self.records.read(stage)
-        if (
-            record
-            and record.key == key
-            and record.fingerprint == fingerprint_of(record.output)
-            and still_there(record)
-        ):
+        why = why_again(record, stage, version, inputs)
+        if record and why is None and not still_there(record):
+            why = "what it left elsewhere is gone"
+        if self.choice.part(stage) == "before":
+            record = self._as_it_lies(stage, record, why)
+        elif record is None or why is not None:
+            record = self._work(stage, version, inputs, output, work, same, str(why))
+        else:
             self._reuse(record)
-            return record
+        self._check_gate(record, gate or {})
+        if self.choice.is_last(stage):
+            raise Enough
+        return record
+
+    def pass_over(self, stage: str, why: str) -> None:
+        """Say that a stage has nothing to do in this pipeline."""
+        self.view.finish(stage, why, "passed")
+        if self.choice.is_last(stage):
+            raise Enough
+
+    def _work(
+        self,
+        stage: str,
+        version: int,
+        inputs: Mapping[str, Any],
+        output: str | Path,
+        work: Work,
+        same: str | None,
+        why: str,
+    ) -> StageRecord:
+        key = key_for(stage, version, inputs)
         self.view.start(stage)
         run = self.parent.start_stage(stage, inputs, same or key)
         started = time.monotonic()
@@ -72,6 +108,7 @@ class StageRunner:
             metrics=metrics,
             seconds=seconds,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            inputs=dict(inputs),
         )
         self.records.write(record)
         rest = {name: value for name, value in metrics.items() if name not in run.logged}
@@ -82,9 +119,24 @@ class StageRunner:
         self.view.finish(stage, _summary(metrics))
         return record
 
-    def pass_over(self, stage: str, why: str) -> None:
-        """Say that a stage has nothing to do in this pipeline."""
-        self.view.finish(stage, why, "passed")
+    def _as_it_lies(self, stage: str, record: StageRecord | None, why: str | None) -> StageRecord:
+        """What `stage` left, where it comes before what was chosen. `--from` takes it whatever the
+        settings are by now, `--only` (which a scheduler starts) does not."""
+        option, chosen = (
+            ("--only", self.choice.only) if self.choice.only else ("--from", self.choice.first)
+        )
+        if record is None or (why is not None and (self.choice.only or not is_intact(record))):
+            raise ConfigError(
+                f"{option} {chosen} needs stage {stage}, which has to run first ({why}): run "
+                f"`--only {stage}` before, or leave {option} out"
+            )
+        if why is not None:
+            self.view.warn(f"{stage}: taken as it is, although it would run now: {why}")
+        self._reuse(record)
+        return record
+
+    def _check_gate(self, record: StageRecord, gate: Mapping[str, float]) -> None:
+        check_gate(record.stage, record.output, record.metrics, gate)
 
     def _reuse(self, record: StageRecord) -> None:
         """Show the stage as reused; the parent run links to the run that made its output."""

@@ -56,4 +56,4 @@ def train(chain: Chain, stage: str, start: Path, dataset: str, **models: Path) -
         **given,
     }
     same = training_key(stage, values, version=VERSIONS[stage], **given)
-    return Path(chain.run(stage, inputs, target, make, same=same).output)
+    return Path(chain.run(stage, inputs, target, make, same=same, gate=section.gate).output)

@@ -20,7 +20,7 @@ from data.store import DatasetError
 from modeling.fingerprint import model_fingerprint
 
 # Settings that change nothing of what a training makes.
-WATCHING = ("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints")
+WATCHING = ("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "gate")
 # Settings with which a training may go on that was begun with others.
 MAY_CHANGE = (
     *("steps", "learning_rate", "critic_learning_rate", "final_learning_rate", "warmup_steps"),
@@ -41,6 +41,7 @@ class StageRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     finished: str = ""  # ISO time
+    inputs: dict[str, Any] = field(default_factory=dict)  # what the key is the hash of
 
 
 class Records:

@@ -32,12 +32,12 @@ class TrackingError(ValueError):
     """The tracking server or its database cannot be used; the message says what to do."""
 
 
-def check_store(uri: str) -> None:
+def check_store(uri: str, *, writes: bool = True) -> None:
     """What is wrong with `uri` whoever answers: a training needs no more of it than this.
 
-    A database on this disk is made here, with its tables. Raises TrackingError.
+    A database on this disk is made here, with its tables, if this `writes`. Raises TrackingError.
     """
-    if uri.startswith("sqlite:"):
+    if uri.startswith("sqlite:") and writes:
         check_reachable(uri)
     else:
         _check_scheme(uri)

@@ -16,8 +16,9 @@ from modeling.fingerprint import model_fingerprint
 from pipelines.config.load import section_plain, to_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
+from pipelines.exits import TryAgainError
 from pipelines.tracking.records import training_key
-from pipelines.tracking.tracker import code_commit
+from pipelines.tracking.tracker import code_commit, root_cause
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 
@@ -192,7 +193,7 @@ def _in_thread(fit: Callable[[], Any], follow: Follower) -> dict[str, Any]:
         raise
     follow()
     if errors:
-        raise _plain_error(errors[0]) from errors[0]
+        raise _plain_error(errors[0], follow) from errors[0]
     made: dict[str, Any] = results[0].return_value
     return made
 
@@ -233,11 +234,27 @@ def _ray(compute: ComputeConfig) -> Iterator[None]:
             yield
 
 
-def _plain_error(error: BaseException) -> BaseException:
-    """The worker's own error if it is one that a user can mend, else Ray's."""
+def _plain_error(error: BaseException, follow: Follower) -> BaseException:
+    """The worker's own error if it is one that a user can mend, a TryAgainError if a worker or its
+    node was lost, and else, for a mistake in the code, Ray's."""
+    from ray.train import ControllerError, PreemptionError
+
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         for cause in (failure, getattr(failure, "cause", None), failure.__cause__):
             if isinstance(cause, ValueError):
                 return TrainingError(str(cause))
-    return error
+    # A worker's own exceptions come as they were raised; what Ray says itself is of their end.
+    lost = [
+        f"worker {rank} ({root_cause(failure)})"
+        for rank, failure in sorted(failures.items())
+        if type(failure).__module__.partition(".")[0] == "ray"
+    ]
+    if isinstance(error, (ControllerError, PreemptionError)):
+        lost.append(root_cause(error))
+    if not lost:
+        return error
+    return TryAgainError(
+        f"stage {follow.stage} lost {lost[0]} more often than compute.max_failures allows. "
+        f"{follow.where_it_goes_on()}"
+    )

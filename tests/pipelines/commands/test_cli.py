@@ -18,7 +18,10 @@ from PIL import Image
 
 from data.manifest import read_dataset_info
 from data.video import VideoWriter, probe
+from infra.runtime.ray import ClusterError
 from pipelines.cli import main
+from pipelines.exits import TryAgainError
+from pipelines.stages.gate import GateMissedError
 
 
 @dataclass
@@ -81,7 +84,51 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
     again = liveedit("train", "again.yaml", "--dry-run")
     assert again.stdout == result.stdout
     assert "\nfoundation:\n  steps: 5\n" in result.stdout
+    assert "\n  transformer:\n    dim: 192\n" in result.stdout  # of the preset
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_and_plan_look_at_paths_before_anything_is_begun(
+    liveedit: Liveedit, tmp_path: Path
+) -> None:
+    for option in ("--dry-run", "--plan"):
+        result = liveedit("train", "demo", "data.train=nowhere", option)
+        assert result.returncode == 1
+        assert "nowhere" in result.stderr
+        assert ("distill:" in result.stdout) == (option == "--dry-run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plan_shows_every_stage(liveedit: Liveedit, tmp_path: Path) -> None:
+    result = liveedit("train", "demo", "vae.steps=0", "compute.gpus=false", "--plan")
+    assert result.returncode == 0, result.stderr
+    lines = {line.split()[0]: " ".join(line.split()) for line in result.stdout.splitlines()}
+    assert lines["foundation"].startswith("foundation runs not done yet 2 4 ")
+    assert lines["vae"] == "vae passed over vae.steps=0"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("mend me"), 1),
+        (OSError("no disk"), 1),
+        (GateMissedError("too bad"), 3),
+        (TryAgainError("a worker is lost"), 75),
+        (ClusterError("no Ray"), 75),
+        (ConnectionResetError("by peer"), 75),
+        (TimeoutError("no answer"), 75),
+    ],
+)
+def test_exit_codes_say_what_to_do(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipelines.commands.run.run_train", fail)
+    result = liveedit("train", "demo")
+    assert (result.returncode, result.stderr.split()) == (code, ["Error:", *str(error).split()])
 
 
 @pytest.mark.parametrize(

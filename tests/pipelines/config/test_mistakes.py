@@ -255,6 +255,10 @@ def test_weights_that_nobody_gives(name: str, given: list[str], message: str | N
 WORDS = [
     ("foundation.stesp=1", "unknown key 'foundation.stesp'; did you mean foundation.steps"),
     ("foundatoin.steps=1", "unknown key 'foundatoin'; did you mean foundation or "),
+    ("causal.gate.max_psnr=1", "causal.gate.max_psnr asks for no metric of that stage; there are "),
+    ("vae.gate.psnr=1", "vae.gate.psnr asks for no metric of that stage; there are max_loss, min"),
+    ("vae.gate.min_psnr=nan", "vae.gate.min_psnr=nan lets nothing pass; use a number"),
+    ("vae.gate.min_psnr=x", "vae.gate.min_psnr: Value 'x'"),
     ("learning_rate=1", "unknown key 'learning_rate'; did you mean vae.learning_rate"),
     (
         "zzz=1",

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, PreemptionError, WorkerGroupError
 
 from data.manifest import dataset_hash, read_dataset_info
 from data.shards import write_dataset
@@ -18,6 +20,7 @@ from modeling.fingerprint import model_fingerprint
 from pipelines.config.load import from_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
+from pipelines.exits import TryAgainError
 from pipelines.training import trainer as module
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
@@ -171,27 +174,6 @@ def test_a_cluster_that_has_less(
         _workers(ComputeConfig(**compute))
 
 
-def test_the_workers_own_error_comes_back_if_it_can_be_mended() -> None:
-    mendable = ValueError("lower it")
-    outer = RuntimeError("ray")
-    outer.worker_failures = {0: RuntimeError("first"), 1: mendable}  # type: ignore[attr-defined]
-    found = _plain_error(outer)
-    assert isinstance(found, TrainingError)
-    assert str(found) == "lower it"
-    wrapped = RuntimeError("task")
-    wrapped.cause = mendable  # type: ignore[attr-defined]
-    outer.worker_failures = {0: wrapped}  # type: ignore[attr-defined]
-    assert str(_plain_error(outer)) == "lower it"
-    chained = RuntimeError("task")
-    chained.__cause__ = mendable
-    outer.worker_failures = {0: chained}  # type: ignore[attr-defined]
-    assert str(_plain_error(outer)) == "lower it"
-    outer.worker_failures = {0: RuntimeError("a stalled network")}  # type: ignore[attr-defined]
-    assert _plain_error(outer) is outer
-    alone = RuntimeError("ray")
-    assert _plain_error(alone) is alone
-
-
 REPORT = Progress(3, 10, {"loss": 1.0}, 2.5)
 
 
@@ -221,6 +203,42 @@ def run(tmp_path: Path) -> Run:
     folder = RunFolder(tmp_path / "distill-1")
     folder.open()
     return Run(folder)
+
+
+def test_the_workers_own_error_comes_back_if_it_can_be_mended(run: Run) -> None:
+    mendable = ValueError("lower it")
+    outer = RuntimeError("ray")
+    outer.worker_failures = {0: RuntimeError("first"), 1: mendable}  # type: ignore[attr-defined]
+    found = _plain_error(outer, run.follow)
+    assert isinstance(found, TrainingError)
+    assert str(found) == "lower it"
+    wrapped = RuntimeError("task")
+    wrapped.cause = mendable  # type: ignore[attr-defined]
+    outer.worker_failures = {0: wrapped}  # type: ignore[attr-defined]
+    assert str(_plain_error(outer, run.follow)) == "lower it"
+    chained = RuntimeError("task")
+    chained.__cause__ = mendable
+    outer.worker_failures = {0: chained}  # type: ignore[attr-defined]
+    assert str(_plain_error(outer, run.follow)) == "lower it"
+    outer.worker_failures = {0: RuntimeError("a stalled network")}  # type: ignore[attr-defined]
+    assert _plain_error(outer, run.follow) is outer
+    alone = RuntimeError("ray")
+    assert _plain_error(alone, run.follow) is alone
+
+
+def test_a_lost_worker_is_a_reason_to_try_again(run: Run) -> None:
+    died = WorkerGroupError(
+        "", {0: RuntimeError("connection closed by peer"), 1: RayActorError("node failed")}
+    )
+    found = _plain_error(died, run.follow)
+    assert isinstance(found, TryAgainError)
+    assert "lost worker 1 (RayActorError: " in str(found)
+    assert str(found).endswith("from its beginning, with no checkpoint yet")
+    for outer in (
+        ControllerError(RuntimeError("no room")),
+        PreemptionError(SimpleNamespace(preempted_ranks=[0])),  # type: ignore[arg-type]
+    ):
+        assert isinstance(_plain_error(outer, run.follow), TryAgainError)
 
 
 def test_a_finished_fit_gives_what_the_first_worker_returned(run: Run) -> None:

@@ -1,0 +1,148 @@
+"""`liveedit train --plan`: which stages would run, and why, without running any.
+
+The pipeline's own code is walked with a runner that does no work. What a stage would make anew has
+no fingerprint yet, so that all that learns from it is seen to run as well. Nothing is written and
+nobody is asked, the registry neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Column, Table
+
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.config.stages import TRAINED_STAGES
+from pipelines.stages import expect
+from pipelines.stages.choice import Choice
+from pipelines.stages.gate import missed
+from pipelines.stages.progress import StageView
+from pipelines.stages.runner import Enough, StageRunner, Work
+from pipelines.tracking.outbox import Run
+from pipelines.tracking.records import StageRecord
+from pipelines.training.run_folder import RunFolder
+
+LAST = "register"  # what a pipeline does after it needs the registry
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage's line of the plan."""
+
+    stage: str
+    does: str  # runs, goes on, finished or passed over
+    why: str = ""
+    workers: int | None = None
+    batch: int | None = None  # clips a step, all workers together
+    seconds: float | None = None
+    states_gib: float | None = None  # a worker's, see expect.states_gib
+
+
+class Planner(StageRunner):
+    """Takes a runner's place; `lines` are what it was asked, in order."""
+
+    def __init__(
+        self, config: PipelineConfig, output: Path, parent: Run, view: StageView, choice: Choice
+    ) -> None:
+        super().__init__(output, parent, view, choice)
+        self.config, self.output = config, output
+        self.lines: list[Planned] = []
+
+    def pass_over(self, stage: str, why: str) -> None:
+        self.lines.append(Planned(stage, "passed over", why))
+        if self.choice.is_last(stage):
+            raise Enough
+
+    def _reuse(self, record: StageRecord) -> None:
+        self.lines.append(Planned(record.stage, "finished"))
+        if record.stage == LAST:
+            raise Enough
+
+    def _work(
+        self,
+        stage: str,
+        version: int,
+        inputs: Mapping[str, Any],
+        output: str | Path,
+        work: Work,
+        same: str | None,
+        why: str,
+    ) -> StageRecord:
+        before = self.records.read(stage)
+        line = (
+            self._trained(stage, same, why, before)
+            if stage in TRAINED_STAGES
+            else Planned(stage, "runs", why, seconds=_seconds(before, inputs))
+        )
+        self.lines.append(line)
+        if stage == LAST:
+            raise Enough
+        nowhere = str(self.output / ".planned" / stage)  # never made
+        return StageRecord(stage, "", None, nowhere, "", before.metrics if before else {})
+
+    def _check_gate(self, record: StageRecord, gate: Mapping[str, float]) -> None:
+        if record.fingerprint is not None and (
+            reasons := missed(record.stage, record.metrics, gate)
+        ):
+            self.lines[-1] = Planned(record.stage, "finished", f"missed: {'; '.join(reasons)}")
+            raise Enough
+
+    def _trained(
+        self, stage: str, same: str | None, why: str, before: StageRecord | None
+    ) -> Planned:
+        section, compute = getattr(self.config, stage), self.config.compute
+        folder = RunFolder(self.output / "checkpoints" / f"{stage}-{str(same)[:12]}")
+        done = folder.saved_step()
+        workers = expect.workers_of(compute)
+        plain = vars(section)
+        old = before.inputs.get("config", {}) if before else {}
+        left = expect.clips_trained(plain, section.steps - done)
+        model = self.config.model.resolve()
+        return Planned(
+            stage,
+            f"goes on at {done}" if done else "runs",
+            why,
+            workers,
+            workers and workers * section.batch_size * section.grad_accumulation,
+            expect.seconds_from(before, left, expect.clips_trained(old)),
+            workers and expect.states_gib(stage, model, compute, workers),
+        )
+
+
+def table(lines: list[Planned]) -> Table:
+    """For a terminal; a figure that nobody knows is left out."""
+    why = Column("why", overflow="fold")
+    heads = ("stage", "does", why, "workers", "batch", "time", "states a worker")
+    shown = Table(*heads, box=None, pad_edge=False)
+    for line in lines:
+        shown.add_row(
+            line.stage,
+            line.does,
+            line.why,
+            str(line.workers or ""),
+            str(line.batch or ""),
+            "" if line.seconds is None else duration(line.seconds),
+            "" if line.states_gib is None else f"{line.states_gib:.3g} GiB",
+        )
+    return shown
+
+
+def duration(seconds: float) -> str:
+    """Two figures are enough of what is a guess."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _seconds(before: StageRecord | None, inputs: Mapping[str, Any]) -> float | None:
+    """Of a stage that trains nothing: as long as before, or by its number of pairs."""
+    old, now = before.inputs.get("pairs") if before else None, inputs.get("pairs")
+    counted = isinstance(old, int) and isinstance(now, int)
+    return expect.seconds_from(before, *((now, old) if counted else (1, 1)))

@@ -1,0 +1,130 @@
+"""`--plan`, `--from`, `--only` and gates, on the pipeline whose trainings take milliseconds."""
+
+# ruff: noqa: F811  # fixtures that are imported
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from pipelines.config.load import load_config
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.pipeline import plan_pipeline, run_pipeline
+from pipelines.stages.chain import STAGES
+from pipelines.stages.choice import Choice
+from pipelines.stages.gate import GateMissedError
+from pipelines.stages.plan import Planned
+from pipelines.stages.progress import StageView
+from pipelines.stages.register import PipelineResult
+from pipelines.tracking.records import Records
+from pipelines.tracking.tracker import client_for
+from tests.pipelines.test_pipeline_decisions import Place, first, place  # noqa: F401
+
+
+def configured(place: Place, *overrides: str) -> PipelineConfig:
+    places = [f"output={place.out}", f"tracking.uri={place.uri}"]
+    return load_config(place.folder / "tiny.yaml", [*places, *overrides])
+
+
+def go(
+    place: Place,
+    *overrides: str,
+    **choice: str,
+) -> tuple[PipelineResult | None, list[str], str]:
+    """The result, the stages that ran, and all that was said."""
+    said = StringIO()
+    with StageView(Console(file=said, width=200), STAGES) as view:
+        result = run_pipeline(configured(place, *overrides), view, choice=Choice(STAGES, **choice))
+    lines = said.getvalue().splitlines()
+    return result, [line.split()[0] for line in lines if "started" in line], said.getvalue()
+
+
+def plan(place: Place, *overrides: str, **choice: str) -> dict[str, Planned]:
+    view = StageView(Console(file=StringIO()), STAGES)
+    lines = plan_pipeline(configured(place, *overrides), view, Choice(STAGES, **choice))
+    return {line.stage: line for line in lines}
+
+
+def running(lines: dict[str, Planned]) -> set[str]:
+    return {stage for stage, line in lines.items() if line.does == "runs"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seed=0", "vae.steps=2", "data.samples_per_shard=2", "causal.steps=0", "distill.guidance=2"],
+)
+def test_a_plan_is_what_then_happens_and_writes_nothing(first: Place, change: str) -> None:
+    before = {file: file.stat().st_mtime_ns for file in first.out.rglob("*")}
+    planned = plan(first, change)
+    assert {file: file.stat().st_mtime_ns for file in first.out.rglob("*")} == before
+    assert list(planned) == list(STAGES)
+    assert running(planned) == set(go(first, change)[1])
+
+
+def test_a_plan_of_a_new_output_runs_all_and_makes_no_folder(first: Place) -> None:
+    nowhere = first.folder / "nowhere"
+    assert running(plan(first, f"output={nowhere}")) == set(STAGES)
+    assert not nowhere.exists()
+
+
+def test_a_plan_says_why_with_what_and_how_long(first: Place) -> None:
+    took = Records(first.out).read("causal")
+    assert took is not None
+    changed = ("causal.steps=3", "causal.batch_size=2", "causal.grad_accumulation=2")
+    planned = plan(first, "compute.workers=1", *changed, "vae.steps=0")
+    causal = planned["causal"]
+    assert causal.why == "steps 1 -> 3, batch_size 1 -> 2, grad_accumulation 1 -> 2 and 2 more"
+    assert (causal.workers, causal.batch) == (1, 4)
+    assert causal.seconds == pytest.approx(took.seconds * 3 * 4)
+    assert causal.states_gib is not None
+    assert planned["vae"] == Planned("vae", "passed over", "vae.steps=0")
+    assert planned["data"] == Planned("data", "finished")
+    assert planned["distill"].why == "another start, another dataset, another teacher"
+
+
+def test_one_stage_alone_runs_when_what_comes_before_is_finished(first: Place) -> None:
+    result, ran, _ = go(first, "causal.steps=2", only="causal")
+    assert (result, ran) == (None, ["causal"])
+    assert go(first, "causal.steps=2", only="causal")[1] == []  # a scheduler that tries again
+    with pytest.raises(ConfigError, match=r"^--only distill needs stage causal, .*steps 2 -> 3.*"):
+        go(first, "causal.steps=3", only="distill")
+    assert go(first, "causal.steps=2", only="distill")[1] == ["distill"]
+    done, ran, _ = go(first, "causal.steps=2")
+    assert done is not None
+    assert ran == ["evaluate", "register"]
+
+
+def test_a_stage_without_steps_is_alone_and_done(first: Place) -> None:
+    assert go(first, "causal.steps=0", only="causal")[:2] == (None, [])
+
+
+def test_from_a_stage_on_what_comes_before_is_taken_as_it_lies(first: Place) -> None:
+    result, ran, said = go(first, "vae.steps=2", first="distill")
+    assert result is not None
+    assert ran == []
+    assert "vae: taken as it is, although it would run now: steps 1 -> 2" in said
+    assert go(first, "vae.steps=2", "distill.steps=2", first="causal")[1] == [
+        "distill", "evaluate", "register",
+    ]  # fmt: skip
+    (first.out / "models" / "vae" / "vae.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"--from distill needs stage vae, which has to run"):
+        go(first, first="distill")
+
+
+def test_a_missed_gate_stops_the_pipeline_until_it_is_kept(first: Place) -> None:
+    gate = ("causal.steps=2", "causal.gate.max_loss=0.5")  # the loss is 1
+    with pytest.raises(GateMissedError, match=r"loss 1 is above causal.gate.max_loss=0.5"):
+        go(first, *gate)
+    record = Records(first.out).read("causal")
+    assert record is not None  # finished and kept
+    assert client_for(first.uri).get_run(record.run_id).info.status == "FINISHED"
+    with pytest.raises(GateMissedError):  # nor is it forgotten
+        go(first, *gate)
+    planned = plan(first, *gate)
+    assert list(planned)[-1] == "causal"
+    assert planned["causal"].why == "missed: loss 1 is above causal.gate.max_loss=0.5"
+    moved = ("causal.steps=2", "causal.gate.max_loss=1")
+    assert go(first, *moved)[1] == ["distill", "evaluate", "register"]  # not trained again
