@@ -29,17 +29,19 @@ def shares(section: object, *names: str) -> None:
             raise ConfigError(f"{_key(section, name)}={value} is a share; use 0 to 1")
 
 
-def check_gate(section: str, gate: Mapping[str, float], metrics: Iterable[str]) -> None:
+def check_gate(section: object, gate: Mapping[str, float], metrics: Iterable[str]) -> None:
     """A gate's names are `max_` or `min_` and a metric of the stage."""
     known = [f"{side}_{metric}" for metric in metrics for side in ("max", "min")]
     for name, value in gate.items():
         if name not in known:
             raise ConfigError(
-                f"{section}.gate.{name} asks for no metric of that stage; there are "
+                f"{_key(section, 'gate')}.{name} asks for no metric of that stage; there are "
                 f"{', '.join(known)}"
             )
         if not math.isfinite(value):
-            raise ConfigError(f"{section}.gate.{name}={value} lets nothing pass; use a number")
+            raise ConfigError(
+                f"{_key(section, 'gate')}.{name}={value} lets nothing pass; use a number"
+            )
 
 
 def _key(section: object, name: str) -> str:

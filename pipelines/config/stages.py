@@ -53,6 +53,7 @@ class TrainedStage:
 
     SECTION: ClassVar[str]
     METRICS: ClassVar[tuple[str, ...]] = ("loss",)  # what a gate can ask for
+    JUDGED: ClassVar[tuple[str, ...]] = ("loss",)  # what its validation measures
 
     steps: int = 100
     batch_size: int = 1  # clips a worker takes at once
@@ -67,11 +68,18 @@ class TrainedStage:
     checkpoint_every: int = 100  # steps
     checkpoint_minutes: float = 30.0  # the latest after so long, whatever the steps; 0 does not
     seed: int | None = None  # null: the pipeline's
+    validate_every: int = 0  # steps; 0 does not
+    validate_clips: int = 8  # held-out pairs whose loss is taken, with the same noise every time
+    sample_clips: int = 2  # held-out pairs edited by the stream, as picture and mp4
+    keep_best: str | None = None  # metric, e.g. validation_gain, whose best model is kept; or last
+    patience: int = 0  # validations without a better one after which the stage ends; 0 goes on
     # What the finished stage must reach for the pipeline to go on: max_METRIC, min_METRIC
     gate: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_gate(self.SECTION, self.gate, self.METRICS)
+        at_least(self, validate_every=0, validate_clips=1, sample_clips=0, patience=0)
+        check_gate(self, self.gate, (*self.METRICS, *self.validated))
+        self._check_best()
         at_least(self, steps=0, batch_size=1, grad_accumulation=1, warmup_steps=0)
         at_least(self, log_every=1, checkpoint_every=1, weight_decay=0, grad_clip=0)
         at_least(self, checkpoint_minutes=0)
@@ -82,6 +90,26 @@ class TrainedStage:
                 f"{self.SECTION}.betas={list(self.betas)} must both be from 0 to below 1"
             )
 
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """The metrics of a validation."""
+        if not self.validate_every:
+            return ()
+        edits = ("gain", "background_psnr") if self.sample_clips else ()
+        return tuple(f"validation_{name}" for name in (*self.JUDGED, *edits))
+
+    def _check_best(self) -> None:
+        if self.keep_best is not None and self.keep_best not in self.validated:
+            raise ConfigError(
+                f"{self.SECTION}.keep_best={self.keep_best} is no metric of its validation; there "
+                f"are {', '.join(self.validated) or f'none: set {self.SECTION}.validate_every'}"
+            )
+        if self.patience and self.keep_best is None:
+            raise ConfigError(
+                f"{self.SECTION}.patience={self.patience} waits for a better model; say by which "
+                f"metric with {self.SECTION}.keep_best"
+            )
+
 
 @dataclass
 class VaeStage(TrainedStage):
@@ -89,6 +117,7 @@ class VaeStage(TrainedStage):
 
     SECTION: ClassVar[str] = "vae"
     METRICS: ClassVar[tuple[str, ...]] = ("loss", "psnr")
+    JUDGED: ClassVar[tuple[str, ...]] = ("loss", "psnr")
 
     steps: int = 200
     batch_size: int = 2

@@ -7,11 +7,13 @@ from pathlib import Path
 from pipelines.config.load import section_plain
 from pipelines.stages.chain import VERSIONS, Chain
 from pipelines.tracking.outbox import Run
-from pipelines.tracking.records import WATCHING, fingerprint_of, training_key
+from pipelines.tracking.records import CHOOSING, WATCHING, fingerprint_of, training_key
 from pipelines.training.run_folder import Progress
 
 
-def train(chain: Chain, stage: str, start: Path, dataset: str, **models: Path) -> Path:
+def train(
+    chain: Chain, stage: str, start: Path, dataset: str, heldout: str, **models: Path
+) -> Path:
     """The model that `stage` makes of `start`; `models` are what it needs besides."""
     config, section = chain.config, getattr(chain.config, stage)
     if section.steps == 0:
@@ -26,9 +28,13 @@ def train(chain: Chain, stage: str, start: Path, dataset: str, **models: Path) -
 
         def on_progress(report: Progress) -> None:
             run.log_metrics(report.metrics, report.step)
+            for file in map(Path, report.files):
+                run.log_artifact(file, f"validation/{file.parent.name}")
             chain.view.update(stage, report.step, report.steps, report.line())
 
-        extra = {"key": key, "same": same} | {name: str(path) for name, path in models.items()}
+        extra = {"key": key, "same": same, "heldout": heldout} | {
+            name: str(path) for name, path in models.items()
+        }
         outcome = train_stage(
             stage,
             config,
@@ -49,11 +55,15 @@ def train(chain: Chain, stage: str, start: Path, dataset: str, **models: Path) -
         "dataset": fingerprint_of(dataset),
         **{name: fingerprint_of(path) for name, path in models.items()},
     }
+    same = training_key(stage, values, version=VERSIONS[stage], **given)
+    chooses = {name: values[name] for name in CHOOSING if values[name]}
+    if chooses:  # the pairs that choose, and how often, decide the result
+        given["heldout"] = fingerprint_of(heldout)
+        chooses |= {name: values[name] for name in ("validate_every", "validate_clips")}
     inputs = {
-        "config": {k: v for k, v in values.items() if k not in WATCHING},
+        "config": {k: v for k, v in values.items() if k not in (*WATCHING, *CHOOSING)} | chooses,
         "workers": config.compute.workers,
         "precision": config.compute.precision,
         **given,
     }
-    same = training_key(stage, values, version=VERSIONS[stage], **given)
     return Path(chain.run(stage, inputs, target, make, same=same, gate=section.gate).output)

@@ -276,9 +276,9 @@ class Run:
         self.logged |= metrics.keys()
         self.outbox.add("metrics", self.mark, values=dict(metrics), step=step)
 
-    def log_artifact(self, path: Path) -> None:
-        """A small file (a card, a picture, a table), as it is now."""
-        self.outbox.add("artifact", self.mark, file=self.outbox.keep_file(path))
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """A small file (a card, a picture, a table), as it is now, into a folder of the run's."""
+        self.outbox.add("artifact", self.mark, file=self.outbox.keep_file(path), folder=folder)
 
     def reused(self, stage: str, run_id: str) -> None:
         """Link to the run that made a stage's output."""

@@ -20,11 +20,17 @@ from data.store import DatasetError
 from modeling.fingerprint import model_fingerprint
 
 # Settings that change nothing of what a training makes.
-WATCHING = ("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "gate")
+WATCHING = (
+    *("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "gate"),
+    *("validate_every", "validate_clips", "sample_clips"),
+)
+# Settings that decide which of a training's models is the result, if they are set.
+CHOOSING = ("keep_best", "patience")
 # Settings with which a training may go on that was begun with others.
 MAY_CHANGE = (
     *("steps", "learning_rate", "critic_learning_rate", "final_learning_rate", "warmup_steps"),
     *("batch_size", "grad_accumulation", "weight_decay", "betas", "grad_clip"),
+    *CHOOSING,
     *WATCHING,
 )
 

@@ -32,7 +32,7 @@ class Sender:
         elif entry["what"] == "metrics":
             run.log_metrics(entry["values"], entry["step"], entry["at"])
         elif entry["what"] == "artifact":
-            run.log_artifact(files / entry["file"])
+            run.log_artifact(files / entry["file"], entry.get("folder") or None)
         elif entry["what"] == "reused":
             of = find_run(self.uri, self._experiment_id, entry["of"]) or entry["of"]
             run.link_reused(entry["stage"], of)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pipelines.training import checkpoint
 from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.methods.base import Setting, Stage
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+from pipelines.training.validation import Validation
 
 
 def train_loop(job: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class Training:
         section, stage = self.setting.section, self.stage
         meter = Meter(self.setting, self.folder, resumed=self.done > 0)
         calls = Calls(self.setting, self.folder)
+        validation = self._validation(job)
         stream = iter(self.batches)
         for step in range(self.done, section.steps):
             for name, engine in stage.engines.items():
@@ -112,8 +115,23 @@ class Training:
                 calls.saved()
                 if call == STOP:
                     return {"stopped": self.done}
-        _export(self.setting, stage, self.model, job, meter.last)
-        return {"metrics": meter.last, "steps": section.steps}
+            if validation.is_due(self.done):
+                with meter.not_counted():
+                    enough = validation(self.done)
+                if enough:
+                    break
+        metrics = meter.last | validation.last
+        output = Path(job["output"])
+        _export(self.setting, stage, self.model, job, metrics, self.done, output)
+        if self.setting.rank == 0 and (best := validation.take_best(output)) is not None:
+            metrics |= best["metrics"]
+        return {"metrics": metrics, "steps": self.done}
+
+    def _validation(self, job: dict[str, Any]) -> Validation:
+        def export(target: Path) -> None:
+            _export(self.setting, self.stage, self.model, job, {}, self.done, target)
+
+        return Validation(self.setting, self.stage, self.model, self.folder, export)
 
     @property
     def _samples(self) -> int:
@@ -215,6 +233,13 @@ class Meter:
         self._since = time.monotonic()
         self._steps: set[int] = set()
 
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """For what is done between two steps and is no part of either."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
+
     def add(self, metrics: dict[str, Tensor], step: int) -> None:
         self._steps.add(step)
         for name, value in metrics.items():
@@ -262,6 +287,7 @@ def make_setting(job: dict[str, Any], rank: int, world_size: int, device: torch.
         rank=rank,
         world_size=world_size,
         device=device,
+        heldout=job["heldout"],
     )
 
 
@@ -278,7 +304,13 @@ def _prepare(setting: Setting) -> None:
 
 
 def _export(
-    setting: Setting, stage: Stage, model: Model, job: dict[str, Any], metrics: dict[str, float]
+    setting: Setting,
+    stage: Stage,
+    model: Model,
+    job: dict[str, Any],
+    metrics: dict[str, float],
+    steps: int,
+    output: Path,
 ) -> None:
     """Rank 0 writes the model directory; parts that the stage did not train are the start's."""
     made = stage.export()
@@ -294,10 +326,10 @@ def _export(
         transformer = {name: value.to(setting.dtype) for name, value in transformer.items()}
     text = Path(setting.start) / "text"
     save_model(
-        job["output"],
+        output,
         config,
         transformer=transformer,
         vae=made.vae or model.vae,
         text=text if text.is_dir() else None,
-        card={**job["card"], **made.card, "steps": setting.section.steps, "metrics": metrics},
+        card={**job["card"], **made.card, "steps": steps, "metrics": metrics},
     )

@@ -9,7 +9,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -24,9 +24,10 @@ class Progress:
     step: int  # steps done
     steps: int
     metrics: dict[str, float]  # means over the steps since the last report and over all workers
-    seconds_per_step: float
+    seconds_per_step: float  # 0 in the report of a validation
     pid: int = 0  # of the first worker
     resumed: bool = False  # the first report after a start from a checkpoint
+    files: list[str] = field(default_factory=list)  # that show how far it is, of a validation
 
     @property
     def seconds_left(self) -> float:
@@ -36,14 +37,21 @@ class Progress:
         """For a terminal."""
         shown = [f"{k} {self.metrics[k]:.4g}" for k in _SHOWN if k in self.metrics]
         left = int(self.seconds_left + 0.5)
-        return (
-            f"step {self.step}/{self.steps}  {'  '.join(shown)}  "
-            f"{self.seconds_per_step:.3g} s/step  {left // 60}:{left % 60:02d} left"
-        )
+        if self.seconds_per_step:
+            shown += [f"{self.seconds_per_step:.3g} s/step", f"{left // 60}:{left % 60:02d} left"]
+        return "  ".join([f"step {self.step}/{self.steps}", *shown])
 
 
 _PART = ".part-"  # and the worker's rank
-_SHOWN = ("loss", "psnr", "dmd_loss", "regression_loss", "critic_loss")
+_SHOWN = (
+    "validation_loss",
+    "validation_gain",
+    "loss",
+    "psnr",
+    "dmd_loss",
+    "regression_loss",
+    "critic_loss",
+)
 
 
 class RunFolder:

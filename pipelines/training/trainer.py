@@ -60,7 +60,8 @@ def train_stage(
 
     Args:
         dataset: URI of pairs (vae) or encoded pairs (all others).
-        extra: "teacher", the model directory of the scores (distill); if the caller has them,
+        extra: "teacher", the model directory of the scores (distill); "heldout", the pairs to
+            validate on, if the stage does; if the caller has them,
             "key", the hash of everything that decides the result, and "same", the `training_key`.
         on_progress: called every `log_every` steps; None prints a line to stderr.
         say: called with a line that is worth telling; None prints it to stderr.
@@ -120,12 +121,17 @@ def make_job(
         "stage": stage,
         "config": to_plain(config),
         "start": str(Path(start).absolute()),
-        "dataset": dataset if "://" in dataset else str(Path(dataset).absolute()),
+        "dataset": _absolute(dataset),
         "output": str(Path(output).absolute()),
+        "heldout": _absolute(extra["heldout"]) if extra.get("heldout") else None,
         "models": {"teacher": str(Path(extra["teacher"]).absolute())} if "teacher" in extra else {},
         "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{same[:12]}"),
         "card": {**card, "commit": code_commit()},
     }
+
+
+def _absolute(dataset: str) -> str:
+    return dataset if "://" in dataset else str(Path(dataset).absolute())
 
 
 def _fit(

@@ -128,3 +128,16 @@ def test_a_missed_gate_stops_the_pipeline_until_it_is_kept(first: Place) -> None
     assert planned["causal"].why == "missed: loss 1 is above causal.gate.max_loss=0.5"
     moved = ("causal.steps=2", "causal.gate.max_loss=1")
     assert go(first, *moved)[1] == ["distill", "evaluate", "register"]  # not trained again
+
+
+def test_held_out_pairs_decide_a_training_only_if_they_choose_its_model(first: Place) -> None:
+    watching = ("causal.validate_every=1", "causal.validate_clips=2", "causal.sample_clips=0")
+    assert running(plan(first, *watching)) == set()
+    assert running(plan(first, *watching, "data.heldout_pairs=3")) == {"heldout", "evaluate"}
+    best = (*watching, "causal.keep_best=validation_loss")
+    assert "causal" in running(plan(first, *best))
+    assert go(first, *best)[1] == ["causal", "distill", "evaluate", "register"]
+    assert first.training.told["causal"]["heldout"] == str(first.out / "data" / "heldout")
+    assert running(plan(first, *best)) == set()
+    assert "causal" in running(plan(first, "data.heldout_pairs=3", *best))
+    assert "causal" in running(plan(first, *best, "causal.validate_clips=1"))

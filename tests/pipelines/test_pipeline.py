@@ -39,7 +39,7 @@ model:
   stream: {height: 32, width: 48, window_latents: 6}
 compute: {workers: 2, gpus: false}
 vae: {steps: 4, log_every: 1, batch_size: 1, clip_frames: 5}
-foundation: {steps: 2, log_every: 1}
+foundation: {steps: 2, log_every: 1, validate_every: 2, sample_clips: 1}
 causal: {steps: 2, log_every: 1}
 distill: {steps: 2, log_every: 1, generator_every: 2}
 evaluate: {clips: 2}
@@ -166,7 +166,14 @@ def test_lineage_leads_from_the_model_to_the_data(
         assert run.info.status == "FINISHED"
         history = client.get_metric_history(run.info.run_id, "loss")
         assert [entry.step for entry in history] == list(range(1, 5 if stage == "vae" else 3))
-        assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["card.json"]
+        held = stage == "foundation"
+        top = [a.path for a in client.list_artifacts(run.info.run_id)]
+        assert top == ["card.json"] + ["validation"] * held
+        if held:
+            shown = client.list_artifacts(run.info.run_id, "validation/step-000002")
+            assert [Path(a.path).name for a in shown] == ["sample-0.mp4", "samples.png"]
+            (entry,) = client.get_metric_history(run.info.run_id, "validation_gain")
+            assert entry.step == 2
     artifacts = {a.path for a in client.list_artifacts(children["evaluate"].info.run_id)}
     assert artifacts == {"evaluation.json", "metrics.md", "side_by_side.png"}
     card = read_card(result.model)

@@ -17,9 +17,11 @@ from torch import Tensor
 from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.tracking.records import WATCHING
+from pipelines.tracking.records import CHOOSING, WATCHING
 from pipelines.training.average import Ema
 from pipelines.training.zero import Engine
+
+_HELD_OUT = 20  # seed
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Setting:
     rank: int
     world_size: int
     device: torch.device
+    heldout: str | None = None  # dataset of pairs to validate on
 
     @property
     def section(self) -> Any:
@@ -55,7 +58,7 @@ class Setting:
         values = {
             f"{self.stage}.{name}": list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self.section).items()
-            if name not in WATCHING
+            if name not in (*WATCHING, *CHOOSING)
         }
         return values | {"compute.workers": self.world_size}
 
@@ -95,6 +98,17 @@ class Draw:
         return (drawn >= dropout).float()
 
 
+class FixedDraw(Draw):
+    """The same random numbers for held-out clip `place` of `clips` in every training; noise levels
+    are spread over the clips."""
+
+    def __init__(self, setting: Setting, place: int, clips: int) -> None:
+        self.step, self.rank, self.world_size = 0, place, clips
+        self.device = setting.device
+        self.own = _generator(self.device, [_HELD_OUT, 1 + place])
+        self.shared = _generator(self.device, [_HELD_OUT, 0])
+
+
 def draw_timesteps(draw: Draw, schedule: FlowSchedule, batch: int, columns: int = 1) -> Tensor:
     """Grid entries of `schedule`, [batch, columns], uniform over the grid's places."""
     places = (draw.spread(batch, columns) * GRID).long().clamp_max(GRID - 1)
@@ -123,6 +137,9 @@ class Stage(Protocol):
 
         Every rank must run equally many forwards of every network.
         """
+
+    def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        """Losses of the network as it is on one held-out clip, `JUDGED` in the stage's settings."""
 
     def export(self) -> Exported:
         """The finished model; a collective, whose weights only rank 0 needs to hold."""

@@ -8,6 +8,8 @@ noisy half is judged. The published code has this layout in its model but trains
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ class CausalTraining(FoundationTraining):
     """See `base.Stage`."""
 
     def loss(
-        self, source: Tensor, target: Tensor, text: Tensor, draw: Draw
+        self, network: Any, source: Tensor, target: Tensor, text: Tensor, draw: Draw
     ) -> tuple[Tensor, dict[str, Tensor]]:
         clips, frames = source.shape[:2]
         chunk = self.stream.chunk_latents
@@ -28,7 +30,7 @@ class CausalTraining(FoundationTraining):
         timestep = timestep.repeat_interleave(chunk, dim=1)  # [B, F]
         noise = draw.normal_like(target)
         noisy = self.schedule.add_noise(target, noise, timestep)
-        predicted = self.engine(
+        predicted = network(
             torch.cat([target, noisy], dim=1),
             torch.cat([source, source], dim=1),
             torch.cat([torch.zeros_like(timestep), timestep], dim=1),

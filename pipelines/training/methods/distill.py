@@ -130,6 +130,26 @@ class DistillTraining:
         predicted = network(noisy, source, timestep, text, bidirectional(noisy.shape[1]))
         return self.schedule.to_x0(noisy, predicted, timestep)
 
+    def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        """How far the generator's own stream, all its steps, is from the truth."""
+        source, target, text = (
+            batch[name].to(self.setting.device) for name in ("source", "target", "text")
+        )
+        made = rollout(
+            None,
+            self.generator.module,
+            self.config,
+            self.stream,
+            self.schedule,
+            source=source,
+            text=text,
+            last_step=len(self.stream.timesteps) - 1,
+            generator=draw.own,
+            dtype=self.setting.dtype,
+        )
+        weight = edit_weight(source, target, self.section.edit_weight)
+        return {"loss": regression_loss(made, target, weight)}
+
     def export(self) -> Exported:
         card = {"weights": f"average of the generator, decay {self.average.decay}"}
         weights = self.average.full_weights(keep=self.setting.rank == 0)

@@ -46,17 +46,17 @@ class FoundationTraining:
         clips = source.shape[0]
         text = text * draw.keep(clips, self.section.text_dropout)[:, :, :, 0, 0]
         source = source * draw.keep(clips, self.section.source_dropout)
-        loss, metrics = self.loss(source, target, text, draw)
+        loss, metrics = self.loss(self.engine, source, target, text, draw)
         norm = update(self.engine, loss)
         return metrics if norm is None else {**metrics, "grad_norm": norm}
 
     def loss(
-        self, source: Tensor, target: Tensor, text: Tensor, draw: Draw
+        self, network: Any, source: Tensor, target: Tensor, text: Tensor, draw: Draw
     ) -> tuple[Tensor, dict[str, Tensor]]:
         timestep = draw_timesteps(draw, self.schedule, source.shape[0])[:, 0]  # [B]
         noise = draw.normal_like(target)
         noisy = self.schedule.add_noise(target, noise, timestep)
-        predicted = self.engine(noisy, source, timestep, text, bidirectional(source.shape[1]))
+        predicted = network(noisy, source, timestep, text, bidirectional(source.shape[1]))
         return self.compare(predicted, source, target, noise, timestep)
 
     def compare(
@@ -68,6 +68,10 @@ class FoundationTraining:
             weight = weight * level.reshape(*level.shape, *(1,) * (5 - level.dim()))
         loss = velocity_loss(predicted, velocity(target, noise), weight)
         return loss, {"loss": loss.detach()}
+
+    def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        source, target, text = (batch[n].to(self.device) for n in ("source", "target", "text"))
+        return self.loss(self.engine.module, source, target, text, draw)[1]
 
     def export(self) -> Exported:
         return Exported(transformer=full_weights(self.engine, keep=self.rank == 0))

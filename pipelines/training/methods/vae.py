@@ -74,17 +74,23 @@ class VaeTraining:
             device=self.setting.device,
             generator=draw.own,
         )
-        decoded, latents = self.engine(pixels, self.noise_level(draw.step) * noise)
+        loss, metrics = self.loss(self.engine, pixels, self.noise_level(draw.step) * noise)
+        norm = update(self.engine, loss)
+        return metrics if norm is None else metrics | {"grad_norm": norm}
+
+    def loss(self, network: Any, pixels: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        decoded, latents = network(pixels, noise)
         reconstruction = reconstruction_loss(decoded, pixels, self.section.edge_weight)
         loss = reconstruction + self.section.scale_weight * scale_penalty(latents)
-        norm = update(self.engine, loss)
         with torch.no_grad():
             error = (decoded.float().clamp(-1, 1) - pixels).square().mean()
-        metrics = {
-            "loss": loss.detach(),
-            "psnr": 10 * torch.log10(4 / error.clamp_min(1e-10)),  # pixels span 2
-        }
-        return metrics if norm is None else metrics | {"grad_norm": norm}
+        psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))  # pixels span 2
+        return loss, {"loss": loss.detach(), "psnr": psnr}
+
+    def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        crops = _crop(batch, self.section.clip_frames, self.section.crop, draw)
+        pixels = _pixels(crops, self.setting.device)
+        return self.loss(self.engine.module, pixels, torch.zeros((), device=pixels.device))[1]
 
     def noise_level(self, step: int) -> float:
         """Std of the latents' noise: noise from the first step on drowns what the encoder has only

@@ -49,6 +49,8 @@ MINIMA = {
     **{f"{stage}.{key}": 1 for stage in STAGES for key in ("batch_size", "grad_accumulation")},
     **{f"{stage}.{key}": 1 for stage in STAGES for key in ("log_every", "checkpoint_every")},
     **{f"{stage}.checkpoint_minutes": 0 for stage in STAGES},
+    **{f"{stage}.{key}": 0 for stage in STAGES for key in ("validate_every", "sample_clips")},
+    **{f"{stage}.validate_clips": 1 for stage in STAGES},
 }
 ABOVE_0 = (
     "compute.cpus_per_worker",
@@ -146,7 +148,8 @@ def test_the_tables_know_every_number() -> None:
         *(f"{stage}.edit_weight" for stage in ("foundation", "causal", "distill")),
         "distill.guidance",
     }
-    others = {"data.frames"}  # has a test of its own
+    # have tests of their own
+    others = {"data.frames", *(f"{stage}.patience" for stage in STAGES)}
     config = PipelineConfig()
     numbers = {name for name in _dotted(config) if type(value_of(config, name)) in (int, float)}
     assert numbers - {key for key, _, _ in limits()} == free | others
@@ -256,6 +259,15 @@ WORDS = [
     ("foundation.stesp=1", "unknown key 'foundation.stesp'; did you mean foundation.steps"),
     ("foundatoin.steps=1", "unknown key 'foundatoin'; did you mean foundation or "),
     ("causal.gate.max_psnr=1", "causal.gate.max_psnr asks for no metric of that stage; there are "),
+    (
+        "vae.keep_best=validation_loss",
+        "is no metric of its validation; there are none: set",
+    ),
+    (
+        "causal.patience=1",
+        "causal.patience=1 waits for a better model; say by which metric",
+    ),
+    ("causal.gate.min_validation_gain=1", "causal.gate.min_validation_gain asks for no metric of"),
     ("vae.gate.psnr=1", "vae.gate.psnr asks for no metric of that stage; there are max_loss, min"),
     ("vae.gate.min_psnr=nan", "vae.gate.min_psnr=nan lets nothing pass; use a number"),
     ("vae.gate.min_psnr=x", "vae.gate.min_psnr: Value 'x'"),

@@ -82,6 +82,7 @@ class Bench:
     folder: Path
     config: PipelineConfig = field(default_factory=PipelineConfig)
     saved: list[tuple[int, Path]] = field(default_factory=list)  # (steps done, copy)
+    heldout: str | None = None
 
     def set(self, **section: Any) -> Bench:
         for name, value in section.items():
@@ -97,6 +98,7 @@ class Bench:
             "dataset": self.dataset,
             "output": str(self.folder / "model"),
             "models": {"teacher": str(self.start)},
+            "heldout": self.heldout,
             "folder": str(self.folder),
             "card": {"stage": self.stage},
         }

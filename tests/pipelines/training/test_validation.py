@@ -1,0 +1,243 @@
+"""Validation in the loop, with plain PyTorch in DeepSpeed's place."""
+
+# ruff: noqa: F811  # fixtures that are imported
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.loader import loader
+from data.video import probe
+from modeling.diffusion.attention import bidirectional
+from modeling.diffusion.flow import FlowSchedule
+from modeling.model_dir import load_model, read_card
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.evaluation.evaluate import evaluate, load_editor
+from pipelines.stages.encode import encode_dataset
+from pipelines.training.methods.base import Draw, Exported, FixedDraw, Setting
+from pipelines.training.run_folder import RunFolder
+from pipelines.training.validation import Validation
+from tests.pipelines.conftest import FRAMES, HEIGHT, WIDTH
+from tests.pipelines.training.test_engines import on_two_ranks
+from tests.pipelines.training.test_loop import (  # noqa: F401
+    STAGES,
+    Bench,
+    Scripted,
+    _engines,
+    bench,
+    encoded,
+    scripted,
+)
+
+pytestmark = pytest.mark.usefixtures("alone")
+STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}  # nothing is learned
+
+
+@pytest.fixture
+def validated(bench: Callable[..., Bench], heldout: str) -> Callable[..., Bench]:
+    def make(stage: str = "foundation", name: str = "run", **section: Any) -> Bench:
+        made = bench(stage, name).set(validate_every=2, **section)
+        made.heldout = heldout
+        return made
+
+    return make
+
+
+def validations(run: Bench) -> dict[int, dict[str, float]]:
+    return {r.step: r.metrics for r in run.reports if "validation_loss" in r.metrics}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_judged_with_the_same_noise_and_shown(
+    validated: Callable[..., Bench], stage: str
+) -> None:
+    run = validated(stage, steps=5, sample_clips=1, checkpoint_every=100, **STILL)
+    made = run.run()
+    found = validations(run)
+    assert list(found) == [2, 4, 5]  # and at the end
+    names = {"validation_loss", "validation_gain", "validation_background_psnr"}
+    names |= {"validation_psnr"} if stage == "vae" else set()
+    for metrics in found.values():
+        assert metrics.keys() == names
+        assert metrics["validation_loss"] == pytest.approx(found[2]["validation_loss"], rel=1e-6)
+    assert made["metrics"].items() >= found[5].items()
+    assert read_card(run.folder / "model")["metrics"] == made["metrics"]
+    for report in run.reports:
+        if report.step in found and report.files:
+            video, picture = report.files
+            assert Path(video).name == "sample-0.mp4"
+            info = probe(video)
+            assert (info.width, info.height, info.frames) == (3 * WIDTH, HEIGHT, FRAMES)
+            assert Image.open(picture).format == "PNG"
+    assert sum(bool(report.files) for report in run.reports) == 3
+    assert not (run.folder / "validation" / "model").exists()
+
+    other = validated(stage, "other", steps=2, sample_clips=0, **STILL)
+    other.config.seed = 7  # other draws in training
+    other.run()
+    assert validations(other)[2]["validation_loss"] == pytest.approx(
+        found[2]["validation_loss"], rel=1e-6
+    )
+
+
+def test_samples_are_what_the_exported_model_gives(
+    validated: Callable[..., Bench], heldout: str
+) -> None:
+    run = validated(steps=2, sample_clips=2, learning_rate=1e-2)
+    made = run.run()
+    settings = run.config.evaluate
+    mean = evaluate(load_editor(run.folder / "model"), heldout, settings)["mean"]
+    for name in ("gain", "background_psnr"):
+        assert made["metrics"][f"validation_{name}"] == pytest.approx(mean[name], rel=1e-4)
+
+
+def test_the_loss_is_the_training_s_own_on_held_out_latents(
+    validated: Callable[..., Bench], heldout: str, tmp_path: Path
+) -> None:
+    run = validated(steps=2, sample_clips=0, validate_clips=8, **STILL)
+    run.run()
+    encode_dataset(heldout, str(tmp_path / "latents"), run.start, batch_size=1, samples_per_shard=2)
+    model = load_model(run.start)
+    assert model.transformer is not None
+    schedule = FlowSchedule(run.config.foundation.shift, torch.device("cpu"))
+    losses = []
+    batches = loader(str(tmp_path / "latents"), batch_size=1, shuffle=False, epochs=1)
+    levels = []
+    for place, batch in enumerate(batches):
+        draw = FixedDraw(run.setting(), place, 2)
+        source, target, text = (batch[name].float() for name in ("source", "target", "text"))
+        level = draw.spread(1)
+        levels.append(level.item())
+        timestep = schedule.timesteps[(level[:, 0] * 1000).long()]
+        noise = draw.normal_like(target)
+        noisy = schedule.add_noise(target, noise, timestep)
+        with torch.no_grad():
+            guess = model.transformer(noisy, source, timestep, text, bidirectional(6))
+        losses.append((guess - (noise - target)).square().mean().item())
+    assert abs(levels[0] - levels[1]) == pytest.approx(0.5)  # spread over the clips
+    assert validations(run)[2]["validation_loss"] == pytest.approx(sum(losses) / 2, rel=1e-3)
+
+
+@dataclass
+class Judged(Scripted):
+    """Its n-th validation gives the n-th of `losses`; its model says after which it was taken."""
+
+    losses: list[float] = field(default_factory=list)
+    judged: int = 0
+
+    def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        self.judged += 1
+        return {"loss": torch.tensor(self.losses[self.judged - 1])}
+
+    def export(self) -> Exported:
+        return Exported(card={"judged": self.judged})
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
+    def use(*losses: float) -> Judged:
+        stage = Judged(lambda step, micro: {"loss": 9.0}, losses=list(losses))
+        monkeypatch.setattr("pipelines.training.loop.build_stage", stage.build)
+        return stage
+
+    return use
+
+
+BEST = {"validate_clips": 1, "sample_clips": 0, "keep_best": "validation_loss"}
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [((3, 1, 2), 2), ((1, 2, 3), 1), ((3, 2, 1), 3), ((2, 2, 2), 1)]
+)
+def test_the_best_model_is_the_result(
+    validated: Callable[..., Bench], judged: Callable[..., Judged],
+    losses: tuple[float, ...], best: int,
+) -> None:  # fmt: skip
+    judged(*losses)
+    run = validated(steps=6, **BEST)
+    made = run.run()
+    assert made["steps"] == 6
+    assert made["metrics"]["validation_loss"] == losses[best - 1]
+    card = read_card(run.folder / "model")
+    assert (card["judged"], card["steps"]) == (best, 2 * best)
+
+
+def test_without_keep_best_the_last_model_is_the_result(
+    validated: Callable[..., Bench], judged: Callable[..., Judged]
+) -> None:
+    judged(3, 1, 2)
+    run = validated(steps=6, validate_clips=1, sample_clips=0)
+    assert run.run()["metrics"]["validation_loss"] == 2
+    assert read_card(run.folder / "model")["steps"] == 6
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(1, 6), (2, 10), (9, 20), (0, 20)])
+def test_a_stage_that_gets_no_better_ends_early(
+    validated: Callable[..., Bench], judged: Callable[..., Judged], patience: int, steps: int
+) -> None:
+    judged(3, 1, 2, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1) if patience == 2 else judged(
+        3, 1, 2, 2, 2, 2, 2, 2, 2, 2
+    )
+    run = validated(steps=20, patience=patience, **BEST)
+    made = run.run()
+    if patience == 2:
+        assert (made["steps"], made["metrics"]["validation_loss"]) == (12, 0.5)
+    else:
+        assert (made["steps"], made["metrics"]["validation_loss"]) == (steps, 1)
+
+
+def test_what_was_best_is_known_after_a_restart_and_nothing_counts_twice(
+    validated: Callable[..., Bench], judged: Callable[..., Judged]
+) -> None:
+    judged(1, 5, 6, 7)
+    run = validated(steps=20, patience=3, checkpoint_every=4, **BEST)
+    assert run.run()["steps"] == 8
+    (_, saved) = run.saved[0]  # after 4 steps, so that 6 and 8 are judged again
+    judged(6, 7, 8)
+    rest = validated("foundation", "run", steps=20, patience=3, **BEST)
+    made = rest.run(saved)
+    assert (made["steps"], made["metrics"]["validation_loss"]) == (8, 1)
+    state = json.loads((run.folder / "validation" / "best.json").read_text())
+    assert state["history"] == [[2, 1.0], [4, 5.0], [6, 6.0], [8, 7.0]]
+
+
+class Places:
+    """A stage whose loss says which clip it was, and with which noise."""
+
+    def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
+        clip = torch.as_tensor(batch["source"]).float().mean()
+        return {"loss": clip + torch.rand((), generator=draw.own), "place": torch.tensor(draw.rank)}
+
+
+def measure(rank: int, folder: Path, world: int = 2) -> None:
+    given = json.loads((folder.parent / "given.json").read_text())
+    config = PipelineConfig()
+    config.vae.validate_clips = given["clips"]
+    place = Path(given["heldout"])
+    setting = Setting(
+        config, "vae", place, "", {}, rank, world, torch.device("cpu"), given["heldout"]
+    )
+    validation = Validation(setting, Places(), None, RunFolder(folder), None)  # type: ignore[arg-type]
+    (folder / f"{world}-{rank}.json").write_text(json.dumps(validation.losses()))
+
+
+@pytest.mark.parametrize("clips", [1, 2, 8])
+def test_two_ranks_share_the_clips_and_give_what_one_gives(
+    heldout: str, tmp_path: Path, clips: int
+) -> None:
+    (tmp_path / "given.json").write_text(json.dumps({"heldout": heldout, "clips": clips}))
+    on_two_ranks(measure, tmp_path / "ranks")
+    measure(0, tmp_path / "ranks", world=1)
+    files = [tmp_path / "ranks" / f"{name}.json" for name in ("1-0", "2-0", "2-1")]
+    one, *two = [json.loads(file.read_text()) for file in files]
+    assert two == [pytest.approx(one)] * 2
+    assert one["validation_place"] == (0 if clips == 1 else 0.5)  # there are two pairs
