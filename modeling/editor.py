@@ -10,6 +10,7 @@ last = stream.flush()
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,16 +23,19 @@ from modeling.detail.transfer import Transfer, transfer
 from modeling.detail.work_size import work_size as work_size_in_pixels
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import TextKV, Transformer
+from modeling.fingerprint import model_fingerprint
 from modeling.gpu.accelerate import accelerate
 from modeling.model_dir import Model, ModelError, load_model
 from modeling.streaming.forward import ForwardOn, PlainForward
 from modeling.streaming.picture import Detail
 from modeling.streaming.policies import POLICIES
-from modeling.streaming.state import StreamState
+from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditStream
 from modeling.text.build import build_text_encoder
 from modeling.text.encoder import TextEncoder
 from modeling.vae.streaming import StreamingVae
+
+SAMPLED = 64  # numbers of each weight that tell networks without a directory apart
 
 
 class StreamingEditor:
@@ -57,6 +61,7 @@ class StreamingEditor:
             POLICIES[mask_cache.policy]  # a wrong name is refused here, not by the first stream
         self.mask_cache = mask_cache
         self.name = str(model.card.get("name") or (model.path or Path("random")).name)
+        self.identity = _identity(model)
         self.device = self.transformer.patch_embedding.weight.device
         self.flow = FlowSchedule(self.settings.shift, self.device)
         self.timesteps = self.flow.warp(self.settings.timesteps)  # [steps]
@@ -132,7 +137,15 @@ class StreamingEditor:
         )
 
     def restore(self, state: StreamState) -> EditStream:
-        """A stream that goes on where `state` was taken (see `EditStream.snapshot`)."""
+        """A stream that goes on where `state` was taken (see `EditStream.snapshot`).
+
+        StateError if that was on another model: its latents mean nothing to this one.
+        """
+        if state.model != self.identity:
+            raise StateError(
+                f"this stream was edited by another model than {self.name} (fingerprint "
+                f"{state.model[:12] or 'none'}, here {self.identity[:12]}); open a new stream"
+            )
         stream = EditStream(
             self,
             state.prompt,
@@ -144,3 +157,16 @@ class StreamingEditor:
         )
         stream.load(state)
         return stream
+
+
+def _identity(model: Model) -> str:
+    """The directory's fingerprint, so that every process that loads it says the same; of networks
+    without one a hash of some of their weights."""
+    if model.path is not None:
+        return model_fingerprint(model.path)
+    digest = hashlib.sha256()
+    for network in (model.transformer, model.vae):
+        assert network is not None
+        for weight in network.state_dict().values():
+            digest.update(weight.flatten()[:SAMPLED].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

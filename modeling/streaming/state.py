@@ -11,8 +11,12 @@ from torch import Tensor
 
 from modeling.vae.streaming import VaeState
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _VAE_STATES = ("encoder", "decoder", "reproducer")
+
+
+class StateError(ValueError):
+    """A state that this model cannot go on with."""
 
 
 @dataclass
@@ -38,6 +42,7 @@ class StreamState:
     pending: Tensor  # uint8 [n, H, W, 3]: frames that do not fill a chunk yet
     history: Tensor
     mask_tokens: Tensor | None
+    model: str = ""  # the editor's `identity`
     source: Tensor | None = None  # [1, f, C, H, W] latents of those `pending` that are encoded
     kv: dict[str, Tensor | int] | None = None
     encoder: VaeState | None = None

@@ -56,6 +56,7 @@ class Editor(Studio, Protocol):
     mask_cache: MaskCacheConfig | None
     flow: FlowSchedule
     timesteps: Tensor  # [steps]
+    identity: str  # of the networks: what a state of another model does not have
     forward_on: ForwardOn
 
     @property
@@ -158,7 +159,8 @@ class EditStream:
 
     def push(self, frames: np.ndarray | Tensor) -> Iterator[EditedChunk]:
         """Take frames, uint8 [n, height, width, 3]; each `next()` edits one complete chunk."""
-        frames = torch.as_tensor(frames)
+        if isinstance(frames, np.ndarray):
+            frames = torch.as_tensor(np.ascontiguousarray(frames))  # torch takes no mirrored view
         if frames.dtype != torch.uint8 or frames.shape[1:] != self._pending.shape[1:]:
             raise ValueError(
                 f"frames of type {frames.dtype} and shape {tuple(frames.shape)} do not fit this "
@@ -204,6 +206,7 @@ class EditStream:
             pending=self._pending[: 0 if compact else None].clone(),
             history=history,
             mask_tokens=None if self._next_tokens is None else self._next_tokens.clone(),
+            model=self.editor.identity,
         )
         if not compact:
             state.source = torch.cat(self._source, dim=1) if self._source else None

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from modeling.editor import StreamingEditor
-from modeling.streaming.state import StreamState
+from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
 from serve.editor.capacity import Capacity
 from serve.editor.scheduler import Ran, Scheduler
@@ -251,7 +251,13 @@ class Engine:
 
 def _open(editor: StreamingEditor, opening: Opening) -> EditStream:
     if opening.state is not None:
-        return editor.restore(StreamState.from_bytes(opening.state))
+        try:
+            return editor.restore(StreamState.from_bytes(opening.state))
+        except StateError as error:
+            raise WireError(
+                "bad_request",
+                "this session was edited by another model than is served now; open a new session",
+            ) from error
     return editor.open(
         opening.prompt, height=opening.height, width=opening.width, seed=opening.seed
     )

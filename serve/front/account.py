@@ -53,9 +53,9 @@ class Account:
         (self._metrics.resumed if resumed else self._metrics.admitted).labels(**self._who).inc()
         self._metrics.sessions.inc()
         opening = self.opening
+        name = "resumed" if resumed else "opened"
         event(
-            log, "resumed" if resumed else "opened",
-            "session %s: open for %s from %s: %dx%d at %g fps, %s, by %s",
+            log, name, f"session %s: {name} for %s from %s: %dx%d at %g fps, %s, by %s",
             session=opening.session, tenant=self.visitor.tenant.name, client=self.visitor.client,
             width=opening.width, height=opening.height, fps=opening.fps, mode=opening.mode,
             model=model,

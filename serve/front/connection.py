@@ -231,6 +231,7 @@ def _resumed(message: Open, record: Record) -> tuple[Session, Opening]:
     session = _session(opening)
     session.next_frame, session.edited = progress.next_frame, progress.edited
     session.applied_prompt = progress.applied_prompt
+    session.told = [(first, count) for first, count in progress.dropped]
     # A client that opens with its first prompt means the session as it is; any other is a change.
     changed = message.prompt != record.header.opening.prompt
     session.prompt = message.prompt if changed else progress.prompt

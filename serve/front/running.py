@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -91,6 +91,9 @@ class RunningSession:
         self.format, self.record = format, record
         self.token, self.epoch = token, record.epoch if record else 0
         self.reason = "close"
+        prompt = opening.prompt
+        self._progress = record.progress if record else Progress(0, 0, prompt, prompt, None)
+        self._committing = asyncio.Lock()
         self._frame_at = time.monotonic()
 
     async def run(self, ending: asyncio.Future[None]) -> None:
@@ -112,7 +115,7 @@ class RunningSession:
                 writing,
                 asyncio.create_task(_collect(events, deliveries)),
                 asyncio.create_task(self._finish(header, deliveries, outbox)),
-                asyncio.create_task(self._read(outbox)),
+                asyncio.create_task(self._read(header, outbox)),
                 asyncio.create_task(self._watch(outbox)),
             ]
             try:
@@ -176,7 +179,7 @@ class RunningSession:
 
     # --- the tasks
 
-    async def _read(self, outbox: Outbox) -> None:
+    async def _read(self, header: Header, outbox: Outbox) -> None:
         session, limits = self.session, self.services.limits
         width, height = self.opening.width, self.opening.height
         largest = limits.max_message(width, height)
@@ -197,7 +200,9 @@ class RunningSession:
                 drops = session.feed(frame.index, frame.time_us, pixels)
                 self._frame_at = time.monotonic()
                 if drops:
-                    outbox.put([drops])
+                    async with self._committing:
+                        await self._commit(header, self._progress, drops)
+                        outbox.put(drops)
                 continue
             message = parse_client(data)
             if isinstance(message, Prompt):
@@ -212,32 +217,40 @@ class RunningSession:
         self, header: Header, deliveries: asyncio.Queue[Delivery], outbox: Outbox
     ) -> None:
         """Encodes each delivery and makes it safe in the store before the client gets it."""
-        session, store = self.session, self.services.store
+        session = self.session
         while True:
             delivery = await deliveries.get()
             images = await self._encode(delivery)
-            entries = session.entries(delivery, images)
-            if delivery.last:
-                closed = Closed(session.edited, self.reason)
-                entries.append(Entry(session.edited, to_json(closed)))
-            progress = Progress(
-                next_frame=delivery.settled,
-                edited=session.edited,
-                prompt=session.prompt,
-                applied_prompt=session.applied_prompt,
-                state=delivery.edited.state,
-                finished=self.reason if delivery.last else None,
-            )
-            if not await store.commit(self.token, self.epoch, header, progress, entries):
-                raise SupersededError
-            whole = len(delivery.frames) == session.chunk_frames
-            outbox.put(entries, delivery.frames[-1].arrived if whole else None)
+            async with self._committing:
+                entries = session.entries(delivery, images)
+                if delivery.last:
+                    closed = Closed(session.edited, self.reason)
+                    entries.append(Entry(session.edited, to_json(closed)))
+                progress = Progress(
+                    next_frame=delivery.settled,
+                    edited=session.edited,
+                    prompt=session.prompt,
+                    applied_prompt=session.applied_prompt,
+                    state=delivery.edited.state,
+                    finished=self.reason if delivery.last else None,
+                )
+                await self._commit(header, progress, entries)
+                whole = len(delivery.frames) == session.chunk_frames
+                outbox.put(entries, delivery.frames[-1].arrived if whole else None)
             self.account.delivered(
                 delivery, chunk_frames=session.chunk_frames, dropped=session.dropped
             )
             if delivery.last:
                 outbox.end()
                 return
+
+    async def _commit(self, header: Header, progress: Progress, entries: list[Entry]) -> None:
+        """Raises SupersededError when another front holds the session."""
+        dropped = tuple(self.session.told_from(progress.next_frame))
+        self._progress = progress = replace(progress, dropped=dropped)
+        commit = self.services.store.commit
+        if not await commit(self.token, self.epoch, header, progress, entries):
+            raise SupersededError
 
     async def _encode(self, delivery: Delivery) -> list[bytes]:
         """In pieces that are worth a thread, at most as many as there are cores."""

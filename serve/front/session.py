@@ -95,7 +95,7 @@ class Delivery:
 
 
 class Session:
-    """A resumed one is given `next_frame`, `edited` and the prompts of where it stood."""
+    """A resumed one is given `next_frame`, `edited`, `told` and the prompts of where it stood."""
 
     def __init__(
         self,
@@ -120,7 +120,8 @@ class Session:
         self._waiting: deque[SourceFrame] = deque()
         self._started: deque[Started] = deque()
         self._again: deque[Work] = deque()
-        self._drops = (0, 0)  # first and count of dropped frames the client was not told of yet
+        self.told: list[tuple[int, int]] = []  # first and count of dropped frames, told of
+        self._drops: list[tuple[int, int]] = []  # and of those that the client was not told of yet
         self._sizes: tuple[int, int] | None = None  # frames of the first and of any other chunk
         self._taken = 0  # chunks, over the whole session
         self._last_taken = False
@@ -162,6 +163,11 @@ class Session:
         # Before an editor has answered nothing says how long a chunk is; the wait is short.
         return self._sizes[1] if self._sizes else 12
 
+    def told_from(self, frame: int) -> list[tuple[int, int]]:
+        """The dropped frames that the client knows of, from source frame `frame` on."""
+        self.told = [(first, count) for first, count in self.told if first + count > frame]
+        return list(self.told)
+
     # --- the client's side
 
     async def room(self) -> None:
@@ -169,10 +175,11 @@ class Session:
         if self.mode == "lossless":
             await self._until(lambda: len(self._waiting) < self._limit(LOSSLESS_CHUNKS))
 
-    def feed(self, index: int, time_us: int, pixels: np.ndarray) -> Entry | None:
+    def feed(self, index: int, time_us: int, pixels: np.ndarray) -> list[Entry]:
         """The next source frame, uint8 [height, width, 3]. Raises WireError.
 
-        Returns a `dropped` message when the client should hear of drops before its next chunk.
+        Returns `dropped` messages when the client should hear of drops before its next chunk. A
+        frame that it was told of as dropped before it came back stays dropped.
         """
         if not self.accepts_frames:
             raise WireError("bad_request", f"frame {index} came after close")
@@ -181,12 +188,16 @@ class Session:
         if index >= MAX_INDEX:
             raise WireError("bad_request", "frame indices are used up; open a new session")
         assert pixels.shape == self._shape
+        if any(first <= index < first + count for first, count in self.told):
+            self.next_frame += 1
+            return []
         self._waiting.append(SourceFrame(index, time_us, pixels, time.monotonic(), self.prompt))
         self.next_frame += 1
         self._notify()
         if self.mode == "live" and len(self._waiting) > self._limit(LIVE_CHUNKS):
             self._drop(self._waiting.popleft())
-        return self._take_drops() if self._drops[1] >= self._limit(1) else None
+        untold = sum(count for _, count in self._drops)
+        return self._take_drops() if untold >= self._limit(1) else []
 
     def set_prompt(self, prompt: str) -> None:
         if not self.accepts_frames:
@@ -275,8 +286,7 @@ class Session:
 
     def entries(self, delivery: Delivery, images: list[bytes]) -> list[Entry]:
         """What goes to the client for a delivery, once its frames are encoded to `images`."""
-        drops = self._take_drops()
-        entries = [drops] if drops else []
+        entries = self._take_drops()
         frames = delivery.frames
         if frames and self.mask and delivery.edited.mask is not None:
             entries.append(Entry(self.edited, to_json(_mask(delivery.edited))))
@@ -318,14 +328,17 @@ class Session:
         return round(chunks * self.chunk_frames)
 
     def _drop(self, frame: SourceFrame) -> None:
-        first, count = self._drops
-        self._drops = (first if count else frame.index, count + 1)
+        first, count = self._drops[-1] if self._drops else (frame.index, 0)
+        if first + count == frame.index:
+            self._drops[-1:] = [(first, count + 1)]
+        else:
+            self._drops.append((frame.index, 1))
         self.dropped += 1
 
-    def _take_drops(self) -> Entry | None:
-        first, count = self._drops
-        self._drops = (0, 0)
-        return Entry(self.edited, to_json(Dropped(first, count))) if count else None
+    def _take_drops(self) -> list[Entry]:
+        drops, self._drops = self._drops, []
+        self.told += drops
+        return [Entry(self.edited, to_json(Dropped(first, count))) for first, count in drops]
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -60,7 +60,10 @@ class CommitServer:
             format=message["format"],
             ready=Ready(**message["ready"]),
         )
-        progress = Progress(**message["progress"], state=state if message["has_state"] else None)
+        values = message["progress"]
+        dropped = tuple((first, count) for first, count in values.pop("dropped"))
+        kept = state if message["has_state"] else None
+        progress = Progress(**values, dropped=dropped, state=kept)
         entries = [
             Entry(position, piece.decode() if text else piece)
             for (position, text), piece in zip(message["entries"], data, strict=True)

@@ -46,6 +46,7 @@ class Progress:
     applied_prompt: str  # of the last delivered chunk
     state: bytes | None
     finished: str | None = None  # the reason of `closed`, once it is over
+    dropped: tuple[tuple[int, int], ...] = ()  # from `next_frame` on, told of: first and count
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 import torch
 
 from modeling.config import MaskCacheConfig, VaeConfig
+from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
-from modeling.model_dir import load_model
-from modeling.streaming.state import StreamState
+from modeling.fingerprint import model_fingerprint
+from modeling.model_dir import load_model, save_model
+from modeling.presets import PRESETS
+from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
 from modeling.vae.build import build_vae
 
@@ -156,6 +160,40 @@ def test_compact_restore_goes_on(editor: StreamingEditor, cut: int) -> None:
     after = edit(restored, frames[restored.frames :])
     assert [chunk.index for chunk in before + after] == list(range(8))
     assert len(pixels(before + after)) == 93
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    config = PRESETS["demo"]
+    parts = {"transformer": Transformer(config.transformer), "vae": build_vae(config.vae)}
+    one = save_model(tmp_path / "one", config, **parts, card={})  # type: ignore[arg-type]
+    with torch.no_grad():
+        parts["transformer"].patch_embedding.weight[0, 0] += 1e-3
+    two = save_model(tmp_path / "two", config, **parts, card={})  # type: ignore[arg-type]
+    first = StreamingEditor.load(one)
+    assert first.identity == StreamingEditor.load(one).identity == model_fingerprint(one)
+    for compact in (True, False):
+        state = open_stream(first).snapshot(compact=compact)
+        StreamingEditor.load(one).restore(StreamState.from_bytes(state.to_bytes()))
+        with pytest.raises(StateError, match="edited by another model than two"):
+            StreamingEditor.load(two).restore(StreamState.from_bytes(state.to_bytes()))
+
+
+def test_networks_without_a_directory_have_their_own_identity() -> None:
+    model = load_model("demo")
+    one = StreamingEditor(model, mask_cache=None)
+    assert StreamingEditor(model, mask_cache=None).identity == one.identity
+    assert model.vae is not None
+    with torch.no_grad():
+        next(model.vae.parameters()).flatten()[1] += 1e-3
+    assert StreamingEditor(model, mask_cache=None).identity != one.identity
+
+
+def test_mirrored_frames_are_taken(editor: StreamingEditor) -> None:
+    frames = video(9)
+    mirrored = pixels(edit(open_stream(editor), frames[:, :, ::-1]))
+    np.testing.assert_array_equal(
+        mirrored, pixels(edit(open_stream(editor), frames[:, :, ::-1].copy()))
+    )
 
 
 def test_compact_state_is_small_at_full_size(editor: StreamingEditor) -> None:

@@ -108,13 +108,23 @@ async def test_a_last_work_without_frames_has_an_answer(engine: Engine) -> None:
 
 async def test_a_stream_goes_on_from_the_state_that_was_given_back(engine: Engine) -> None:
     _, first, _ = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
-    assert len(first.state) < len(first.frames.tobytes()) * 20
+    kept = StreamState.from_bytes(first.state)
+    assert (kept.kv, kept.encoder, kept.decoder, len(kept.pending)) == (None, None, None, 0)
     ready, *edited = await events(engine, replaced(state=first.state), *WORKS[1:])
     assert ready.chunks == 1
     assert [e.index for e in edited] == [1, 2]
     pictures = np.concatenate([e.frames for e in edited])
     wanted = np.concatenate([expected_edit(SOURCE, BLUE)[9:]])
     assert np.abs(pictures.astype(int) - wanted).max() <= 1
+
+
+async def test_a_state_of_another_model_is_refused(engine: Engine) -> None:
+    _, first, _ = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
+    engine.editor.identity = "another"
+    with pytest.raises(WireError, match="edited by another model than is served now") as raised:
+        await events(engine, replaced(state=first.state), *WORKS[1:])
+    assert raised.value.code == "bad_request"
+    assert engine.capacity.loads == {}
 
 
 async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
@@ -247,13 +257,15 @@ async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:
         return stream
 
     engine.editor.open = cheap  # type: ignore[method-assign]
-    _, first, second, *_ = await events(engine, OPENING, *WORKS)
+    _, first, second, third = await events(engine, OPENING, *WORKS)
     # The first: what the device says it took, its refresh with it. The second: both its works.
     assert seen[0] == ((32, 48), pytest.approx(0.28))
     assert seen[1] == ((32, 48), pytest.approx(0.3))
     assert (first.compute_ms, first.ahead_ms) == pytest.approx((250.0, 0.0))
     assert (second.compute_ms, second.ahead_ms) == pytest.approx((200.0, 100.0))
     assert second.device_s == pytest.approx(0.3)
+    # Two works went ahead of the third, and the second's has nothing to do with it.
+    assert (third.compute_ms, third.ahead_ms) == pytest.approx((100.0, 200.0))
 
 
 async def test_an_engine_is_full_at_its_border_and_has_room_when_a_stream_ends(

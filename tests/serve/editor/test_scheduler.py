@@ -45,6 +45,41 @@ async def test_the_job_due_first_runs_next_and_never_on_the_event_loop(
     assert all(ran.wait_s >= 0 and ran.run_s >= 0 for ran in done)
 
 
+class Time:
+    now = 50.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def test_what_a_job_waited_and_took_and_all_of_them_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Time()
+    monkeypatch.setattr("serve.editor.scheduler.time", clock)
+    scheduler = Scheduler()
+    gate = threading.Event()
+
+    def job(seconds: float, wait: threading.Event | None = None) -> None:
+        if wait is not None:
+            wait.wait(10)
+        clock.now += seconds
+
+    first = asyncio.create_task(scheduler.run(partial(job, 2.0, gate), due=0.0))
+    while scheduler.running_since is None:
+        await asyncio.sleep(0.001)
+    assert scheduler.running_since == 50.0
+    clock.now += 1.0
+    second = asyncio.create_task(scheduler.run(partial(job, 0.5), due=1.0))
+    await asyncio.sleep(0)
+    gate.set()
+    ran = [await first, await second]
+    assert [(r.wait_s, r.run_s) for r in ran] == [(0.0, 3.0), (2.0, 0.5)]
+    assert scheduler.busy_s == 3.5
+    assert scheduler.running_since is None
+    scheduler.stop()
+
+
 async def test_a_job_nobody_waits_for_is_not_run(scheduler: Scheduler) -> None:
     gate, ran = threading.Event(), threading.Event()
     blocker = asyncio.create_task(scheduler.run(partial(gate.wait, 10), due=0.0))

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serve.front import running
+from serve.front.outbox import Outbox
+from serve.hub.records import Entry
 from serve.wire.protocol import parse_frame
-from tests.serve.front.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, edit, frames, source
+from tests.serve.front.world import (
+    CHUNK,
+    FIRST,
+    OPEN,
+    SIDE,
+    Inline,
+    StoreLink,
+    Wire,
+    World,
+    edit,
+    frames,
+    source,
+)
 
 
 def resumed(world: World, wire: Wire, received: int, **change: Any) -> Wire:
@@ -81,6 +99,81 @@ def test_a_session_goes_on_from_its_state_its_prompt_and_its_place() -> None:
         assert [m["type"] for m in back.messages] == ["opened", "chunk", "chunk"]
         assert world.sample("sessions_resumed_total") == 1
         assert world.sample("sessions_admitted_total") == 1
+
+
+def test_a_frame_that_was_told_of_as_dropped_is_not_edited_after_a_reconnect() -> None:
+    with World() as world:
+        world.editors.chunk_s = 10.0  # busy with the first chunk all the while
+        wire = world.connect(OPEN | {"mode": "live"}, *frames(0, FIRST + 18 + CHUNK))
+        drops = {"type": "dropped", "first_frame": FIRST, "frames": CHUNK}
+        assert wire.messages[-1] == drops
+        wire.disconnect()
+        world.settle()
+        world.editors.chunk_s = 0.0
+        back = resumed(world, wire, 0, mode="live")
+        assert back.messages[0]["next_frame"] == 0
+        assert back.messages[1] == drops  # its way to the client is not known
+        sent = 0
+        for count in (FIRST, CHUNK, CHUNK, 6):
+            say(world, back, frames(sent, count))
+            world.advance(2.0)
+            sent += count
+        say(world, back, [{"type": "close"}])
+        world.advance(2.0)
+        assert indices(back) == [*range(FIRST), *range(FIRST + CHUNK, FIRST + 18 + CHUNK)]
+
+
+class Backwards(Inline):
+    """Encodes at once, and tells of it in the other order than it was asked."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.asked = world, 0
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done = super().submit(function, *args, **named)
+        if function is not running._encode_all:
+            return done
+        later: Future[Any] = Future()
+        self.asked += 1
+        self.world.clock.loop.call_later(1 / self.asked, later.set_result, done.result())
+        return later
+
+
+def test_pieces_that_were_encoded_apart_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "CORES", 4)
+    monkeypatch.setattr(running, "PIECE", 2 * SIDE * SIDE)
+    with World() as world:
+        codecs = Backwards(world)
+        front = world.front(StoreLink(world.store, world))
+        front.services = replace(front.services, codecs=codecs)
+        wire = Wire(world, subprotocols=["liveedit.v1"], front=front)
+        say(world, wire, [OPEN, *frames(0, FIRST)])
+        world.advance(2.0)
+        assert codecs.asked == 4
+        checksum = 0
+        for n, picture in enumerate(shown(wire)):
+            np.testing.assert_array_equal(picture, edit(source(n), "prompt 0", checksum))
+        assert indices(wire) == list(range(FIRST))
+
+
+def test_only_whole_chunks_say_how_late_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is shorter, and the last what is left: their delays compare with no other."""
+    told: list[float | None] = []
+    put = Outbox.put
+
+    def record(self: Outbox, entries: list[Entry], arrived: float | None = None) -> None:
+        told.append(arrived)
+        put(self, entries, arrived)
+
+    monkeypatch.setattr(Outbox, "put", record)
+    with World() as world:
+        wire = world.connect(OPEN)
+        say(world, wire, frames(0, FIRST))
+        world.advance(1.0)
+        now = world.clock.now
+        say(world, wire, frames(FIRST, CHUNK))
+        say(world, wire, [*frames(FIRST + CHUNK, 5), {"type": "close"}])
+        assert told == [None, pytest.approx(now, abs=0.01), None]
 
 
 def test_another_prompt_on_resume_is_a_change() -> None:
@@ -272,10 +365,15 @@ def test_a_stall_is_a_pause_in_what_comes_back_while_frames_go_in(
 
 def test_a_lossless_session_has_no_deadlines_and_no_stalls() -> None:
     with World() as world:
-        world.editors.chunk_s = 20.0
-        wire = world.connect(OPEN, *frames(0, FIRST + CHUNK), {"type": "close"})
+        world.editors.chunk_s = 5.0
+        wire = world.connect(OPEN, *frames(0, FIRST + CHUNK))
+        for n in range(FIRST + CHUNK, FIRST + 3 * CHUNK):  # frames go in all the while
+            world.advance(1.0)
+            say(world, wire, frames(n, 1))
+        say(world, wire, [{"type": "close"}])
         world.advance(100.0)
         assert wire.code == 1000
+        assert len(wire.frames) == FIRST + 3 * CHUNK
         for met in ("yes", "no"):
             assert world.sample("chunk_deadlines_total", met=met) == 0
         assert world.sample("stalls_total") == 0

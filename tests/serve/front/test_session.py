@@ -29,8 +29,7 @@ def feed(session: Session, count: int) -> list[Entry]:
     entries = []
     for _ in range(count):
         index = session.next_frame
-        entry = session.feed(index, 1000 + index, PIXELS)
-        entries += [entry] if entry else []
+        entries += session.feed(index, 1000 + index, PIXELS)
     return entries
 
 
@@ -166,7 +165,8 @@ async def test_live_drops_the_oldest_frames_not_started() -> None:
     told = feed(session, 18)
     assert told == []
     assert session.dropped == 0
-    told = feed(session, 12)
+    assert feed(session, 11) == []  # a chunk of them is worth a message of its own
+    told = feed(session, 1)
     assert messages(told) == [{"type": "dropped", "first_frame": 9, "frames": 12}]
     feed(session, 3)
     entries = answer(session, started)
@@ -177,6 +177,35 @@ async def test_live_drops_the_oldest_frames_not_started() -> None:
     assert indices(entries) == list(range(30, 42))
     assert session.settled == 42
     assert (session.edited, session.dropped) == (21, 21)
+
+
+async def test_drops_that_are_apart_are_told_apart() -> None:
+    session = make("live")
+    feed(session, 9)
+    first = await session.take()
+    feed(session, 20)  # two are too many, and six more wait where a chunk is begun
+    second = await session.take()
+    feed(session, 19)  # again one too many
+    entries = answer(session, first)
+    assert [m for m in messages(entries) if m["type"] == "dropped"] == [
+        {"type": "dropped", "first_frame": 9, "frames": 8},
+        {"type": "dropped", "first_frame": 29, "frames": 1},
+    ]
+    assert indices(answer(session, second)) == list(range(17, 29))
+    assert session.dropped == 9
+
+
+async def test_what_was_told_of_as_dropped_stays_dropped() -> None:
+    """To a client that comes back and sends from the frame on that it is asked for."""
+    session = make("live")
+    session.next_frame, session.told = 4, [(2, 3), (7, 2), (20, 1)]
+    feed(session, 14)
+    assert session.next_frame == 18
+    work = await session.take()
+    assert indices(answer(session, work)) == [5, 6, 9, 10, 11, 12, 13, 14, 15]
+    assert session.dropped == 0  # they are counted already
+    assert session.told_from(8) == [(7, 2), (20, 1)]
+    assert session.told_from(9) == [(20, 1)]
 
 
 async def test_live_drops_nothing_for_a_little_jitter() -> None:

@@ -188,3 +188,47 @@ async def test_the_clients_close_code_is_known(sent: int | None, code: int) -> N
     assert raised.value.code == code
     assert socket.closed
     await socket.close(1000)  # says nothing to nobody
+
+
+async def test_so_many_messages_are_read_ahead_and_no_more() -> None:
+    gate = asyncio.Event()
+
+    async def application(socket: Socket) -> None:
+        await socket.accept(None)
+        await socket.receive()
+        await socket.expect(1000)
+        await gate.wait()
+        await socket.close(1000)
+
+    wire = Wire(application)
+    wire.incoming.put_nowait({"type": "websocket.connect"})
+    for _ in range(100):
+        wire.incoming.put_nowait({"type": "websocket.receive", "bytes": b"x"})
+    running = asyncio.create_task(wire.run())
+    await settle()
+    assert wire.read == 1 + READ_AHEAD == 17
+    gate.set()
+    await running
+
+
+async def test_who_waits_is_read_ahead_as_far_and_heard_to_leave() -> None:
+    """By a plain server, whose calls are the back-pressure."""
+    incoming: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def send(message: Any) -> None:
+        pass
+
+    for said in range(100):
+        incoming.put_nowait({"type": "websocket.receive", "bytes": bytes([said])})
+    socket = Socket({"type": "websocket", "extensions": None}, incoming.get, send)
+    waiting = asyncio.create_task(socket.gone())
+    await settle()
+    assert incoming.qsize() == 100 - READ_AHEAD
+    assert not waiting.done()
+    waiting.cancel()
+    assert [await socket.receive() for _ in range(18)] == [bytes([n]) for n in range(18)]
+    while not incoming.empty():
+        incoming.get_nowait()
+    incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
+    with pytest.raises(Disconnected):
+        await asyncio.wait_for(Socket({}, incoming.get, send).gone(), 1)

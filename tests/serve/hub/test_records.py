@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from serve.hub.records import MAX_TAIL, MIN_TAIL_FRAMES, Entry, Header, Progress, SessionStore
+from serve.hub.records import (
+    HOLDER_BEAT_S,
+    MAX_TAIL,
+    MIN_TAIL_FRAMES,
+    Entry,
+    Header,
+    Progress,
+    SessionStore,
+)  # fmt: skip
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 
@@ -165,6 +173,33 @@ def test_the_tail_is_kept_to_the_byte_and_the_frame(store: SessionStore) -> None
     assert store.claim(token, 66).tail[0].position == 66
     store.commit(token, 4, HEADER, progress(186), frames(126, 60, 10))
     assert store.claim(token, 66).tail[0].position == 66
+
+
+def test_all_records_together_are_kept_to_the_byte() -> None:
+    store = SessionStore(60.0, max_bytes=100, clock=lambda: 0.0)
+    token = store.create(HEADER)
+    store.commit(token, 0, HEADER, progress(2), frames(0, 2, 40))
+    assert store.bytes == len(progress(2).state or b"") + 80 <= 100
+    room = 100 - store.bytes
+    store.commit(token, 0, HEADER, progress(3), frames(2, 1, room))
+    assert store.bytes == 100
+    assert store.claim(token, 0).tail[0].position == 0
+    store.commit(token, 1, HEADER, progress(4), frames(3, 1, 1))
+    assert store.bytes == 61
+    assert store.claim(token, 1).tail[0].position == 1
+
+
+@pytest.mark.parametrize(("held", "patience"), [(False, 60.0), (True, 60.0 + 2 * HOLDER_BEAT_S)])
+def test_a_record_lives_for_as_long_as_it_says(
+    store: SessionStore, clock: Clock, held: bool, patience: float
+) -> None:
+    token = store.create(HEADER)
+    if not held:
+        store.release(token, 0)
+    clock.now += patience
+    assert len(store) == 1
+    clock.now += 0.001
+    assert len(store) == 0
 
 
 def test_received_is_tried_at_its_borders(store: SessionStore) -> None:

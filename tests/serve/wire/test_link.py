@@ -162,7 +162,7 @@ async def test_a_header_is_bounded(size: int) -> None:
 HEADER = Header(
     Opening("s", "red ☃", 48, 32, 16.5, "live", seed=3, mask=True), "webp", Ready("m", 12, 9, 0)
 )
-PROGRESS = Progress(21, 20, "newest", "applied", b"\x00state")
+PROGRESS = Progress(21, 20, "newest", "applied", b"\x00state", dropped=((24, 3), (40, 1)))
 ENTRIES = [Entry(9, '{"type":"chunk"}'), Entry(9, b"\x00image"), Entry(10, "ü"), Entry(10, b"")]
 
 
