@@ -20,7 +20,7 @@ from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
-from tests.known_editors import expected_edit, write_known_model
+from tests.known_editors import UNCHANGED, expected_edit, write_known_model
 from tests.pipelines.stages.test_edit_file import read
 
 
@@ -46,6 +46,7 @@ def test_the_model_edits_the_video_once(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.stages.edit.VIDEO_FRAMES", 21)
+    monkeypatch.setattr("pipelines.stages.edit.VIDEO_SEED", 7)  # turn the red star orange
     model = write_known_model(tmp_path / "model", height=32, width=48)
     result = result_of(tmp_path / "out", model, "candidate")
 
@@ -64,7 +65,12 @@ def test_the_model_edits_the_video_once(
     source, out = result.output / "source.mp4", result.output / "edited.mp4"
     assert probe(out).fps == probe(source).fps == pair.fps
     assert np.abs(read(source) - pair.source).mean() < 4  # 4:2:0 at 32 x 48
-    wanted = expected_edit(pair.source, pair.instruction)  # its words paint where it is light
+    # The instruction's words paint where it is light; the source's own detail is kept.
+    painted, same = (
+        expected_edit(pair.source, prompt).astype(int) for prompt in (pair.instruction, UNCHANGED)
+    )
+    wanted = np.clip(pair.source + painted - same, 0, 255)  # the source's detail is kept
+    assert np.abs(wanted - pair.source).mean() > 14
     assert np.abs(read(out) - wanted).mean() < 5
     assert edited() == ["edit"]
     source.unlink()
