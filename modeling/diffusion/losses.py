@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import l1_loss, mse_loss
+from torch.nn.functional import mse_loss
 
 
 def velocity_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -20,14 +20,15 @@ def velocity_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = Non
     return _weighted_square(predicted, target, weight)
 
 
-def edit_weight(source: Tensor, target: Tensor, weight: float) -> Tensor:
+def edit_weight(source: Tensor, target: Tensor, weight: float, full: float = 1.0) -> Tensor:
     """1 for cells that the edit leaves alone, up to 1 + `weight` for others: [B, F, 1, H, W].
 
-    The change is the mean square over channels of target - source, at most 1. An edit is a small
-    part of a clip, and copying the rest alone makes most of an unweighted loss.
+    The change is the mean square over channels of target - source; from `full` on it counts whole.
+    An edit is a small part of a clip, and copying the rest alone makes most of an unweighted loss;
+    a gentle edit (light from a side) changes cells by far less than 1.
     """
     change = (target.float() - source.float()).square().mean(dim=2, keepdim=True)
-    return 1 + weight * change.clamp_max(1)
+    return 1 + weight * (change / full).clamp_max(1)
 
 
 def guided(conditional: Tensor, unconditional: Tensor, excess: float) -> Tensor:
@@ -59,17 +60,23 @@ def regression_loss(x: Tensor, target: Tensor, weight: Tensor | None = None) -> 
     return 0.5 * _weighted_square(x, target, weight)
 
 
-def reconstruction_loss(pixels: Tensor, target: Tensor, edge_weight: float) -> Tensor:
-    """L1 of pixels, plus `edge_weight` times the L1 of differences of neighbouring pixels.
+def reconstruction_loss(
+    pixels: Tensor, target: Tensor, edge_weight: float, square_weight: float = 0.0
+) -> Tensor:
+    """L1 of pixels, plus `edge_weight` times the L1 of differences of neighbouring pixels, plus
+    `square_weight` times the mean square error.
 
-    The second term keeps edges sharp, which L1 alone trades for smoothness.
+    The second term keeps edges sharp, which L1 alone trades for smoothness; the third weighs the
+    large errors of fine texture, which natural pictures are full of.
     """
-    pixels, target = pixels.float(), target.float()
-    loss = l1_loss(pixels, target)
-    if edge_weight == 0:
-        return loss
-    error = pixels - target
-    return loss + edge_weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    error = pixels.float() - target.float()
+    loss = error.abs().mean()
+    if edge_weight:
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        loss = loss + edge_weight * edges
+    if square_weight:
+        loss = loss + square_weight * error.square().mean()
+    return loss
 
 
 def scale_penalty(latents: Tensor) -> Tensor:

@@ -127,7 +127,10 @@ class VaeStage(TrainedStage):
     train_encoder: bool = True  # false: latents, and what was trained on them, stay as they are
     clip_frames: int = 9  # random crops of this many frames, 4n - 3
     crop: int | None = None  # random squares of this side in pixels, a multiple of 8; null: all
+    motion: float = 0.0  # pixels a frame, at most, that a crop wanders over its video, both ways
+    mirror: bool = False  # mirror half of the crops, and let a quarter run backwards
     edge_weight: float = 1.0  # of the L1 between spatial differences of neighbouring pixels
+    square_weight: float = 0.0  # of the mean square error, beside the L1
     scale_weight: float = 1e-3  # of half the mean square of the standardised latents
     latent_noise: float = 0.1  # std of noise on the standardised latents: a VAE of fixed variance
     noise_warmup: float = 0.5  # share of the steps over which the noise grows to that, from 0
@@ -135,7 +138,8 @@ class VaeStage(TrainedStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, edge_weight=0, scale_weight=0, latent_noise=0, statistics_clips=1)
+        at_least(self, edge_weight=0, square_weight=0, scale_weight=0, latent_noise=0, motion=0)
+        at_least(self, statistics_clips=1)
         shares(self, "noise_warmup")
 
 
@@ -149,12 +153,13 @@ class FoundationStage(TrainedStage):
     shift: float = 8.0  # of the noise levels that are drawn
     weighting: Literal["uniform", "published"] = "uniform"  # see methods/foundation.py
     edit_weight: float = 0.0  # further loss of cells that the edit changes; see diffusion/losses.py
+    edit_full: float = 1.0  # mean square change of a cell from which on it has all of edit_weight
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
     source_dropout: float = 0.0  # share of clips without source
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        above_0(self, "shift")
+        above_0(self, "shift", "edit_full")
         shares(self, "text_dropout", "source_dropout")
 
 
@@ -182,6 +187,7 @@ class DistillStage(TrainedStage):
     dmd_weight: float = 1.0
     regression_weight: float = 0.25  # of half the mean square error to the ground truth
     edit_weight: float = 0.0  # as in foundation, of the regression
+    edit_full: float = 1.0
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
     max_timestep: float = 980.0
     ema_decay: float = 0.99  # a generator update
@@ -189,7 +195,7 @@ class DistillStage(TrainedStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, generator_every=1, dmd_weight=0, regression_weight=0)
-        above_0(self, "critic_learning_rate")
+        above_0(self, "critic_learning_rate", "edit_full")
         shares(self, "ema_decay")
         if not 0 <= self.min_timestep < self.max_timestep <= 1000:
             raise ConfigError(

@@ -5,6 +5,8 @@ frozen foundation model with guidance, the fake score (critic) starts from it to
 what the generator makes. Where both scores agree the generator is done. The pairs also hold the
 truth, so a regression term pulls towards it (the paper names one, its code has none).
 
+`dmd_weight=0` leaves that term alone: regression on self-forced rollouts, without score networks.
+
 One schedule with the stream's shift gives every sigma: noise, clean estimates and the critic's
 target agree at all levels.
 """
@@ -43,17 +45,18 @@ class DistillTraining:
         self.setting, self.section = setting, section
         self.config, self.stream = model.config.transformer, model.config.stream
         self.schedule = FlowSchedule(self.stream.shift, setting.device)
-        self.real = _teacher(setting)
-        critic = _teacher(setting)
-        for network in (model.transformer, critic):
-            network.gradient_checkpointing = compute.activation_checkpointing
+        model.transformer.gradient_checkpointing = compute.activation_checkpointing
         self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
-        self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
-        self.engines = {"generator": self.generator, "critic": self.critic}
-        self.learning_rates = {
-            "generator": section.learning_rate,
-            "critic": section.critic_learning_rate,
-        }
+        self.engines = {"generator": self.generator}
+        self.learning_rates = {"generator": section.learning_rate}
+        self.matches = section.dmd_weight > 0
+        if self.matches:
+            self.real = _teacher(setting)
+            critic = _teacher(setting)
+            critic.gradient_checkpointing = compute.activation_checkpointing
+            self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
+            self.engines["critic"] = self.critic
+            self.learning_rates["critic"] = section.critic_learning_rate
         self.average = Ema(self.generator, section.ema_decay)
         self.ema: Ema | None = self.average
 
@@ -62,11 +65,13 @@ class DistillTraining:
         source, target = batch["source"].to(device), batch["target"].to(device)  # [B, F, C, h, w]
         text = batch["text"].to(device)  # [B, L, D]
         metrics: dict[str, Tensor] = {}
-        learns = draw.step % self.section.generator_every == 0
+        learns = not self.matches or draw.step % self.section.generator_every == 0
         made = self.edit(source, text, draw, learns)
         if learns:
             metrics |= self.train_generator(made, source, target, text, draw)
-        return metrics | self.train_critic(made.detach(), source, text, draw)
+        if self.matches:
+            metrics |= self.train_critic(made.detach(), source, text, draw)
+        return metrics
 
     def edit(self, source: Tensor, text: Tensor, draw: Draw, learns: bool) -> Tensor:
         """The generator's clip [B, F, C, h, w], with gradient if it `learns`."""
@@ -86,26 +91,34 @@ class DistillTraining:
     def train_generator(
         self, made: Tensor, source: Tensor, target: Tensor, text: Tensor, draw: Draw
     ) -> dict[str, Tensor]:
-        with torch.no_grad():
-            timestep = self.draw_timestep(made, draw)
-            noisy = self.schedule.add_noise(made, draw.normal_like(made), timestep)
-            fake = self.clean(self.critic.module, noisy, source, timestep, text)
-            real = guided(
-                self.clean(self.real, noisy, source, timestep, text),
-                self.clean(self.real, noisy, source, timestep, torch.zeros_like(text)),
-                self.section.guidance,
-            )
-            gradient = dmd_gradient(made, real, fake)
-        dmd = gradient_as_loss(made, gradient)
-        weight = edit_weight(source, target, self.section.edit_weight)
+        section = self.section
+        weight = edit_weight(source, target, section.edit_weight, section.edit_full)
         regression = regression_loss(made, target, weight)
-        loss = self.section.dmd_weight * dmd + self.section.regression_weight * regression
+        loss = section.regression_weight * regression
+        metrics = {"regression_loss": regression}
+        if self.matches:
+            dmd = gradient_as_loss(made, self.towards_teacher(made, source, text, draw))
+            loss = section.dmd_weight * dmd + loss
+            metrics["dmd_loss"] = dmd
+        metrics["loss"] = loss
         norm = update(self.generator, loss)
-        metrics = {"loss": loss, "dmd_loss": dmd, "regression_loss": regression}
         if norm is not None:
             self.average.update()
             metrics["grad_norm"] = norm
         return {name: value.detach() for name, value in metrics.items()}
+
+    @torch.no_grad()
+    def towards_teacher(self, made: Tensor, source: Tensor, text: Tensor, draw: Draw) -> Tensor:
+        """The DMD gradient in what the generator made, of its shape."""
+        timestep = self.draw_timestep(made, draw)
+        noisy = self.schedule.add_noise(made, draw.normal_like(made), timestep)
+        fake = self.clean(self.critic.module, noisy, source, timestep, text)
+        real = guided(
+            self.clean(self.real, noisy, source, timestep, text),
+            self.clean(self.real, noisy, source, timestep, torch.zeros_like(text)),
+            self.section.guidance,
+        )
+        return dmd_gradient(made, real, fake)
 
     def train_critic(
         self, made: Tensor, source: Tensor, text: Tensor, draw: Draw

@@ -62,8 +62,9 @@ class FoundationTraining:
     def compare(
         self, predicted: Tensor, source: Tensor, target: Tensor, noise: Tensor, timestep: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = edit_weight(source, target, self.section.edit_weight)  # [B, F, 1, h, w]
-        if self.section.weighting == "published":
+        section = self.section
+        weight = edit_weight(source, target, section.edit_weight, section.edit_full)
+        if section.weighting == "published":
             level = self.schedule.loss_weight(timestep)  # [B] or [B, F]
             weight = weight * level.reshape(*level.shape, *(1,) * (5 - level.dim()))
         loss = velocity_loss(predicted, velocity(target, noise), weight)

@@ -25,6 +25,7 @@ from modeling.model_dir import Model, ModelError
 from modeling.pixels import from_uint8
 from modeling.vae.build import build_vae
 from modeling.vae.streaming import StreamingVae
+from pipelines.config.stages import VaeStage
 from pipelines.training.average import Ema
 from pipelines.training.engines import make_engine, update
 from pipelines.training.methods.base import Draw, Exported, Setting
@@ -64,7 +65,7 @@ class VaeTraining:
         self.learning_rates = {"vae": section.learning_rate}
 
     def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        crops = _crop(batch, self.section.clip_frames, self.section.crop, draw)
+        crops = crop(batch, self.section, draw)
         pixels = _pixels(crops, self.setting.device)
         clips, frames, _, height, width = pixels.shape
         channels = self.config.latent_channels
@@ -80,15 +81,16 @@ class VaeTraining:
 
     def loss(self, network: Any, pixels: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         decoded, latents = network(pixels, noise)
-        reconstruction = reconstruction_loss(decoded, pixels, self.section.edge_weight)
-        loss = reconstruction + self.section.scale_weight * scale_penalty(latents)
+        section = self.section
+        loss = reconstruction_loss(decoded, pixels, section.edge_weight, section.square_weight)
+        loss = loss + section.scale_weight * scale_penalty(latents)
         with torch.no_grad():
             error = (decoded.float().clamp(-1, 1) - pixels).square().mean()
         psnr = 10 * torch.log10(4 / error.clamp_min(1e-10))  # pixels span 2
         return loss, {"loss": loss.detach(), "psnr": psnr}
 
     def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        crops = _crop(batch, self.section.clip_frames, self.section.crop, draw)
+        crops = crop(batch, self.section, draw)
         pixels = _pixels(crops, self.setting.device)
         return self.loss(self.engine.module, pixels, torch.zeros((), device=pixels.device))[1]
 
@@ -144,25 +146,47 @@ class VaeTraining:
             yield from (torch.as_tensor(batch[name]) for name in ("source", "target"))
 
 
-def _crop(batch: dict[str, Any], frames: int, side: int | None, draw: Draw) -> Tensor:
-    """uint8 [B, frames, h, w, 3]: any stretch and place of each pair's source or target."""
+def crop(batch: dict[str, Any], section: VaeStage, draw: Draw) -> Tensor:
+    """uint8 [B, clip_frames, h, w, 3]: any stretch and place of each pair's source or target.
+
+    With `section.motion` the place wanders in a straight line, so that the VAE sees more motion
+    than the videos have; with `section.mirror` crops are mirrored and run backwards, too.
+    """
     source, target = torch.as_tensor(batch["source"]), torch.as_tensor(batch["target"])
     clips, length, height, width = source.shape[:4]
+    frames = section.clip_frames
     if length < frames:
         raise ValueError(
             f"vae.clip_frames={frames}, but the clips of the dataset have {length} frames; "
             f"set vae.clip_frames to {length} or less"
         )
-    high, wide = min(side or height, height), min(side or width, width)
+    high, wide = min(section.crop or height, height), min(section.crop or width, width)
     crops: list[Tensor] = []
-    for which, *places in torch.rand(clips, 4, device=draw.device, generator=draw.own).tolist():
-        video = (source if which < 0.5 else target)[len(crops)]
-        room = (length - frames, height - high, width - wide)
-        first, top, left = (
-            int(place * (free + 1)) for place, free in zip(places, room, strict=True)
-        )
-        crops.append(video[first : first + frames, top : top + high, left : left + wide])
+    for chances in torch.rand(clips, 8, device=draw.device, generator=draw.own).tolist():
+        which, start, row, column, down, right, mirrored, backwards = chances
+        first = int(start * (length - frames + 1))
+        video = (source if which < 0.5 else target)[len(crops)][first : first + frames]
+        tops = _way(row, (2 * down - 1) * section.motion, height - high, frames)
+        lefts = _way(column, (2 * right - 1) * section.motion, width - wide, frames)
+        views = [
+            frame[top : top + high, left : left + wide]
+            for frame, top, left in zip(video, tops, lefts, strict=True)
+        ]
+        clip = torch.stack(views)
+        if section.mirror and mirrored < 0.5:
+            clip = clip.flip(2)
+        if section.mirror and backwards < 0.25:
+            clip = clip.flip(0)
+        crops.append(clip)
     return torch.stack(crops)
+
+
+def _way(place: float, speed: float, room: int, frames: int) -> list[int]:
+    """A crop's offset in every frame, from 0 to `room` pixels, `place` (0 to 1) in the middle one;
+    it stops at the border."""
+    middle = (frames - 1) / 2
+    start = int(place * (room + 1))
+    return [min(max(0, start + round(speed * (n - middle))), room) for n in range(frames)]
 
 
 def _pixels(clips: Tensor, device: torch.device) -> Tensor:

@@ -53,6 +53,8 @@ def test_cells_that_an_edit_changes_weigh_more() -> None:
     assert weight[1, 0, 0, 4, 5] == pytest.approx(9.0)
     weight[0, 1, 0, 2, 3] = weight[1, 0, 0, 4, 5] = 1.0
     assert torch.equal(weight, torch.ones_like(weight))
+    assert edit_weight(source, target, 8.0, 0.5)[0, 1, 0, 2, 3] == pytest.approx(5.0)
+    assert edit_weight(source, target, 8.0, 0.125)[0, 1, 0, 2, 3] == pytest.approx(9.0)
 
 
 def test_excess_guidance_3_is_guidance_scale_4() -> None:
@@ -98,6 +100,8 @@ def test_reconstruction_loss_counts_edges_beside_values() -> None:
     stripes[..., ::2] = 1.0  # same mean error, every horizontal difference is off by 1
     assert reconstruction_loss(stripes, target, 0.0).item() == pytest.approx(0.5)
     assert reconstruction_loss(stripes, target, 2.0).item() == pytest.approx(0.5 + 2.0)
+    assert reconstruction_loss(flat, target, 0.0, 3.0).item() == pytest.approx(0.5 + 3.0 * 0.25)
+    assert reconstruction_loss(stripes, target, 2.0, 3.0).item() == pytest.approx(2.5 + 3.0 * 0.5)
 
 
 def test_scale_penalty_is_half_the_mean_square() -> None:

@@ -37,7 +37,9 @@ MINIMA = {
     "compute.loader_workers": 0,
     "compute.max_failures": 0,
     "compute.keep_checkpoints": 1,
+    "vae.motion": 0,
     "vae.edge_weight": 0,
+    "vae.square_weight": 0,
     "vae.scale_weight": 0,
     "vae.latent_noise": 0,
     "vae.statistics_clips": 1,
@@ -57,6 +59,7 @@ ABOVE_0 = (
     "foundation.shift",
     "causal.shift",
     "distill.critic_learning_rate",
+    *(f"{stage}.edit_full" for stage in ("foundation", "causal", "distill")),
     *(f"{stage}.learning_rate" for stage in STAGES),
 )
 SHARES = (

@@ -11,7 +11,7 @@ from pipelines.config.pipeline import EvaluateConfig, PipelineConfig
 DB = "tracking.uri=sqlite:////tmp/liveedit-test.db"
 
 
-@pytest.mark.parametrize("name", ["demo", "wan-1.3b", "wan-14b"])
+@pytest.mark.parametrize("name", ["demo", "natural", "wan-1.3b", "wan-14b"])
 def test_shipped_configurations_are_valid(name: str) -> None:
     config = load_config(name)
     assert config.name == name

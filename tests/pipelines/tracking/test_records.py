@@ -209,6 +209,7 @@ def test_a_training_goes_on_with_other_rates_and_lengths_but_not_with_other_loss
     for name, value in {
         **{"seed": 5, "guidance": 1.0, "dmd_weight": 0.5, "edit_weight": 1.0, "ema_decay": 0.5},
         **{"generator_every": 2, "regression_weight": 1.0, "min_timestep": 1.0},
+        "edit_full": 0.5,
     }.items():
         assert training_key("distill", {**section, name: value}, start="a", seed=0) != key, name
     assert training_key("distill", section, start="b", seed=0) != key

@@ -76,14 +76,15 @@ def clean(factors: tuple[float, ...], call: Call, text: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("guidance", "dmd_weight", "regression_weight", "edit_weight"),
-    [(3.0, 1.0, 0.25, 0.0), (0.0, 0.7, 0.0, 0.0), (1.5, 0.3, 2.0, 5.0)],
+    ("guidance", "dmd_weight", "regression_weight", "edit_weight", "full"),
+    [(3.0, 1.0, 0.25, 0.0, 1.0), (0.0, 0.7, 0.0, 0.0, 1.0), (1.5, 0.3, 2.0, 5.0, 2.5)],
 )
 def test_the_generators_gradient_by_hand(
-    guidance: float, dmd_weight: float, regression_weight: float, edit_weight: float
+    guidance: float, dmd_weight: float, regression_weight: float, edit_weight: float, full: float
 ) -> None:
     weights = {"dmd_weight": dmd_weight, "regression_weight": regression_weight}
-    here = setting("distill", guidance=guidance, edit_weight=edit_weight, **weights)
+    edited = {"edit_weight": edit_weight, "edit_full": full}
+    here = setting("distill", guidance=guidance, **edited, **weights)
     training = make(here)
     given = batch()
     source, target, text = given["source"], given["target"], given["text"]
@@ -111,8 +112,8 @@ def test_the_generators_gradient_by_hand(
     x = made.detach().double()
     distance = (x - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
     gradient = (fake - real) / distance  # descending it leads from fake to real
-    change = (target - source).double().square().mean(dim=2, keepdim=True).clamp(max=1)
-    weight = 1 + edit_weight * change
+    change = (target - source).double().square().mean(dim=2, keepdim=True)
+    weight = 1 + edit_weight * (change / full).clamp(max=1)
     error = x - target.double()
     wanted = (dmd_weight * gradient + regression_weight * weight * error) / x.numel()
     assert made.grad is not None
@@ -128,6 +129,21 @@ def test_the_generators_gradient_by_hand(
     assert training.generator.losses == [pytest.approx(found["loss"])]
     assert training.critic.losses == []
     assert set(found) == {"loss", "dmd_loss", "regression_loss", "grad_norm"}
+
+
+def test_without_dmd_there_are_no_score_networks_and_the_generator_learns_in_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("a teacher is loaded"))
+    here = setting("distill", dmd_weight=0.0, regression_weight=0.5, generator_every=3)
+    training = DistillTraining(here, model(PlainNetwork(*GENERATOR)))
+    assert set(training.engines) == set(training.learning_rates) == {"generator"}
+    for step in range(3):
+        before = training.generator.module.factors.detach().clone()
+        metrics = training.step(batch(), here.draw(step, 0))
+        assert set(metrics) == {"loss", "regression_loss", "grad_norm"}
+        assert metrics["loss"].item() == pytest.approx(0.5 * metrics["regression_loss"].item())
+        assert not torch.equal(training.generator.module.factors, before)
 
 
 def test_the_critics_loss_by_hand() -> None:

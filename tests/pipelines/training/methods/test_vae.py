@@ -98,7 +98,8 @@ def bytes_of(pixels: Tensor) -> Tensor:
 
 
 def test_the_loss_by_hand() -> None:
-    here = setting("vae", edge_weight=0.7, scale_weight=0.2, clip_frames=5, crop=16)
+    weights = {"edge_weight": 0.7, "square_weight": 1.3, "scale_weight": 0.2}
+    here = setting("vae", **weights, clip_frames=5, crop=16)
     training = make(here)
     asked = deepcopy(training.engine.module.vae)  # before the optimizer moves it
     metrics = training.step(clips(), here.draw(150, 0))  # the noise has come to its level
@@ -116,7 +117,7 @@ def test_the_loss_by_hand() -> None:
         error = (decoded - pixels).double()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         scale = 0.5 * latents.double().square().mean()
-        loss = error.abs().mean() + 0.7 * edges + 0.2 * scale
+        loss = error.abs().mean() + 0.7 * edges + 1.3 * error.square().mean() + 0.2 * scale
         square = (decoded.clamp(-1, 1) - pixels).double().square().mean()
     assert decoded.abs().max() > 1  # the clamp counts
     assert metrics["loss"].item() == pytest.approx(loss.item(), rel=1e-5)
@@ -143,6 +144,46 @@ def test_crops_are_any_place_of_either_video() -> None:
     assert {0, 24} <= set(columns[3])  # first and last place of 25
     assert columns[0].mean() == pytest.approx(0.5, abs=0.08)
     assert np.abs(np.corrcoef(columns) - np.eye(4)).max() < 0.25  # and independent
+
+
+def test_a_crop_wanders_in_a_straight_line_no_faster_than_asked_and_stops_at_the_border() -> None:
+    here = setting("vae", clip_frames=9, crop=16, motion=2.0)
+    fastest, rested = 0, 0
+    for step in range(60):
+        for view in module.crop(clips(), here.section, here.draw(step, 0)):
+            corner = view[:, 0, 0].int()  # red says the frame, green the row, blue the column
+            rows, columns = corner[:, 1] // 10, corner[:, 2] // 6
+            for way, room in ((rows, HEIGHT - 16), (columns, WIDTH - 16)):
+                steps = way.diff()
+                assert steps.abs().max() <= 2
+                inside = steps[
+                    (way[1:] > 0) & (way[1:] < room) & (way[:-1] > 0) & (way[:-1] < room)
+                ]
+                assert not len(inside) or inside.max() - inside.min() <= 1  # rounded, so by one
+                assert way.min() >= 0
+                assert way.max() <= room
+                fastest, rested = (
+                    max(fastest, int(steps.abs().max())),
+                    rested + int(way[0] == way[-1]),
+                )
+            assert torch.equal(corner[:, 0].diff(), torch.full((8,), 4))  # frames stay in order
+    assert fastest == 2
+    assert rested < 120  # it does move
+
+
+def test_crops_are_mirrored_and_run_backwards_when_asked() -> None:
+    here = setting("vae", clip_frames=9, crop=16, mirror=True)
+    seen = {"mirrored": 0, "backwards": 0, "clips": 0}
+    for step in range(100):
+        for view in module.crop(clips(), here.section, here.draw(step, 0)):
+            blue, red = view[0, 0, :, 2].int().diff(), view[:, 0, 0, 0].int().diff()
+            assert blue.abs().eq(6).all()
+            assert red.abs().eq(4).all()
+            seen["clips"] += 1
+            seen["mirrored"] += int(blue[0] < 0)
+            seen["backwards"] += int(red[0] < 0)
+    assert 0.38 < seen["mirrored"] / seen["clips"] < 0.62
+    assert 0.13 < seen["backwards"] / seen["clips"] < 0.38
 
 
 @pytest.mark.parametrize("crop", [None, 32])  # a square that is higher than the clip

@@ -70,10 +70,11 @@ def level_weight(sigma: Tensor, shift: float) -> Tensor:
 
 
 @both
-@pytest.mark.parametrize("edit_weight", [0.0, 4.0])
+@pytest.mark.parametrize(("edit_weight", "full"), [(0.0, 1.0), (4.0, 1.0), (4.0, 2.5)])
 @pytest.mark.parametrize("weighting", ["uniform", "published"])
-def test_the_loss_by_hand(stage: str, weighting: str, edit_weight: float) -> None:
-    here = setting(stage, weighting=weighting, edit_weight=edit_weight, text_dropout=0.0, shift=3.0)
+def test_the_loss_by_hand(stage: str, weighting: str, edit_weight: float, full: float) -> None:
+    edited = {"edit_weight": edit_weight, "edit_full": full}
+    here = setting(stage, weighting=weighting, **edited, text_dropout=0.0, shift=3.0)
     training, network = make(here)
     asked = deepcopy(network)  # before the optimizer moves it
     given = batch()
@@ -85,7 +86,7 @@ def test_the_loss_by_hand(stage: str, weighting: str, edit_weight: float) -> Non
     predicted = asked.answer(noisy, source, 1000 * sigma.float(), given["text"]).double()
     wanted = noise - given["target"].double()
     change = (given["target"] - given["source"]).double().square().mean(dim=2, keepdim=True)
-    weight = 1 + edit_weight * change.clamp(max=1)
+    weight = 1 + edit_weight * (change / full).clamp(max=1)
     if weighting == "published":
         weight = weight * over(level_weight(sigma, 3.0), noisy)
     loss = (weight * (predicted - wanted) ** 2).mean().item()
