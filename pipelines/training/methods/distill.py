@@ -160,7 +160,8 @@ class DistillTraining:
             generator=draw.own,
             dtype=self.setting.dtype,
         )
-        weight = edit_weight(source, target, self.section.edit_weight)
+        section = self.section
+        weight = edit_weight(source, target, section.edit_weight, section.edit_full)
         return {"loss": regression_loss(made, target, weight)}
 
     def export(self) -> Exported:
