@@ -24,7 +24,7 @@ from modeling.detail.work_size import work_size as work_size_in_pixels
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import TextKV, Transformer
 from modeling.fingerprint import model_fingerprint
-from modeling.gpu.accelerate import accelerate
+from modeling.gpu.accelerate import accelerate, fast_detail
 from modeling.model_dir import Model, ModelError, load_model
 from modeling.streaming.forward import ForwardOn, PlainForward
 from modeling.streaming.picture import Detail
@@ -68,8 +68,9 @@ class StreamingEditor:
         self.accelerated = self.device.type == "cuda"
         if fp8 and not self.accelerated:
             raise ValueError(f"fp8 needs a GPU, the model is on {self.device}; leave it out")
-        self.resize: Resize = resize
-        self.transfer: Transfer = transfer
+        self.resize: Resize
+        self.transfer: Transfer
+        self.resize, self.transfer = fast_detail() if self.accelerated else (resize, transfer)
         self.forward_on: ForwardOn = (
             accelerate(self.transformer, self.vae, fp8=fp8)
             if self.accelerated

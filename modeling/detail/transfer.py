@@ -31,6 +31,7 @@ WINDOW = (2 * REACH + 1) ** 2
 FLAT = 2
 EPSILON = FLAT * WINDOW * WINDOW  # in the units of `gains`
 ONE = 64  # a gain of 1 in the numbers of `gains`
+STRIP = 64  # rows
 ZERO = 128  # a gain of 0; so gains reach from -2 to almost 2
 
 Transfer = Callable[[Tensor, Tensor, Tensor], Tensor]  # source, seen, edit -> frames
@@ -53,11 +54,19 @@ def transfer_by_taps(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
 def _transfer(source: Tensor, seen: Tensor, edit: Tensor, resize: Resize) -> Tensor:
     height, width = source.shape[1:3]
     gain = resize(gains(seen, edit), height, width, "bilinear")
-    missing = source.short().sub_(resize(seen, height, width, "bicubic"))
-    # Fits 16 bits: at most 255 levels by 128.
-    missing.mul_(gain.short().sub_(ZERO)).add_(ONE // 2).bitwise_right_shift_(6)
-    missing.add_(resize(edit, height, width, "bicubic"))
-    return missing.clamp_(0, 255).to(torch.uint8)
+    seen, edit = (resize(small, height, width, "bicubic") for small in (seen, edit))
+    out = torch.empty_like(source)
+    for strip in _strips(height):
+        missing = source[:, strip].short().sub_(seen[:, strip].short())
+        # Fits 16 bits: at most 255 levels by 128.
+        missing.mul_(gain[:, strip].short().sub_(ZERO)).add_(ONE // 2).bitwise_right_shift_(6)
+        out[:, strip] = missing.add_(edit[:, strip].short()).clamp_(0, 255)
+    return out
+
+
+def _strips(height: int) -> list[slice]:
+    """Rows that are worked on at once: what is made of them stays in a core's cache."""
+    return [slice(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
 
 
 def gains(seen: Tensor, edit: Tensor) -> Tensor:
@@ -66,39 +75,41 @@ def gains(seen: Tensor, edit: Tensor) -> Tensor:
     The slope of e on s in a window, (cov(s, e) + FLAT) / (var(s) + FLAT), then the mean of 3 x 3
     slopes. Pictures go on beyond their border with its last pixel.
     """
-    s, e = seen.int(), edit.int()
-    sum_s, sum_e = _window(s, REACH), _window(e, REACH)
-    covariance = WINDOW * _window(s * e, REACH) - sum_s * sum_e
-    variance = WINDOW * _window(s * s, REACH) - sum_s * sum_s
-    slope = ONE * (covariance + EPSILON).float() / (variance + EPSILON).float()
-    gain = slope.round_().clamp_(-ZERO, 255 - ZERO).int().add_(ZERO)
-    return _window(gain, 1).add_(4).div_(9, rounding_mode="floor").to(torch.uint8)
+    padded = torch.stack([_beyond(seen, REACH), _beyond(edit, REACH)])
+    gain = torch.empty_like(seen)
+    for strip in _strips(seen.shape[1]):
+        gain[:, strip] = _slopes(*padded[:, :, strip.start : strip.stop + 2 * REACH].int())
+    mean = _sums(_beyond(gain, 1).short(), 3).add_(4).float().div_(9)  # and cut off
+    return mean.to(torch.uint8)
 
 
-def _window(x: Tensor, reach: int) -> Tensor:
-    """Sums of (2 reach + 1)^2 neighbours, int32 [n, H, W, 3]."""
+def _slopes(s: Tensor, e: Tensor) -> Tensor:
+    """Of windows around all pixels but REACH at each border, int32 [n, H, W, 3] from 0 to 255."""
+    sum_s, sum_e, sum_ss, sum_se = _sums(torch.stack([s, e, s * s, s * e]), 2 * REACH + 1)
+    covariance = sum_se.mul_(WINDOW).addcmul_(sum_s, sum_e, value=-1).add_(EPSILON)
+    variance = sum_ss.mul_(WINDOW).addcmul_(sum_s, sum_s, value=-1).add_(EPSILON)
+    slope = covariance.float().mul_(ONE).div_(variance.float()).add_(0.5).floor_()
+    return slope.clamp_(-ZERO, 255 - ZERO).int().add_(ZERO)
+
+
+def _beyond(x: Tensor, reach: int) -> Tensor:
+    """[n, H, W, 3] with `reach` more pixels on every side."""
     for axis in (1, 2):
         length = x.shape[axis]
         places = torch.arange(-reach, length + reach, device=x.device).clamp(0, length - 1)
         x = x.index_select(axis, places)
-        x = _sums(x, axis, 2 * reach + 1)
     return x
 
 
-def _sums(x: Tensor, axis: int, count: int) -> Tensor:
-    """Sums of `count` neighbours along an axis, by doubling."""
-    length = x.shape[axis] - count + 1
-    total, done, run, size = None, 0, x, 1
-    while count:
-        if count & 1:
-            part = run.narrow(axis, done, length)
-            total = part if total is None else total + part
-            done += size
-        count >>= 1
-        if count:
-            run = run.narrow(axis, 0, run.shape[axis] - size) + run.narrow(
-                axis, size, run.shape[axis] - size
-            )
+def _sums(x: Tensor, count: int) -> Tensor:
+    """Sums over squares of `count` = 2^k - 1 neighbours, [..., H, W, 3], by doubling."""
+    for axis in (-3, -2):
+        length = x.shape[axis] - count + 1
+        total, run, size = x.narrow(axis, 0, length), x, 1
+        while 2 * size <= count:
+            whole = run.shape[axis] - size
+            run = run.narrow(axis, 0, whole) + run.narrow(axis, size, whole)
+            total = total + run.narrow(axis, 2 * size - 1, length)
             size *= 2
-    assert total is not None
-    return total
+        x = total
+    return x

@@ -10,6 +10,8 @@ from functools import partial
 
 import torch
 
+from modeling.detail.resample import Resize
+from modeling.detail.transfer import Transfer
 from modeling.diffusion.transformer import Transformer
 from modeling.streaming.forward import ForwardOn
 from modeling.vae.streaming import StreamingVae
@@ -36,3 +38,10 @@ def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> For
     if isinstance(vae, WanVae):
         fuse(vae)
     return partial(GraphedForward, FusedTransformer(transformer, fp8=fp8))
+
+
+def fast_detail() -> tuple[Resize, Transfer]:
+    """`modeling.detail`'s resizing and transfer, fused."""
+    from modeling.gpu.detail import resize, transfer
+
+    return resize, transfer

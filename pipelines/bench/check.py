@@ -19,7 +19,8 @@ def ratios(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
     values = {
         "D dense / matrix product": dense["D"] / measured["yardstick"]["ms"],
         "V dense / D dense": dense["V"] / dense["D"],
-        "V dense / (encode + D + decode)": dense["V"] / (dense["encode"] + dense["E"]),
+        "V dense / (encode + D + decode)": dense["V"]
+        / (dense["encode"] + dense["E"] + dense["detail"]),
     }
     if "mask cache" in measured["variants"]:
         values["D mask cache / D dense"] = (
@@ -92,7 +93,8 @@ def compare(report: dict[str, Any], stored: dict[str, Any]) -> list[Comparison]:
 
 
 def _medians(variant: dict[str, Any]) -> dict[str, float]:
-    return {part: variant[part]["p50_ms"] for part in ("encode", "D", "decode", "E", "V")}
+    parts = ("encode", "D", "decode", "detail", "E", "V")
+    return {part: variant[part]["p50_ms"] for part in parts}
 
 
 def _work(report: dict[str, Any]) -> dict[str, Any]:

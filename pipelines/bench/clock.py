@@ -21,7 +21,8 @@ class ChunkTimes:
 
     encode: float  # VAE encoder
     transformer: float  # D: all that the device does for the chunk but encode and decode
-    decode: float  # VAE decoder
+    decode: float  # VAE decoder, of the edit
+    detail: float  # resizing, the source's way back through the decoder, and the transfer
     answer: float  # from `push` to edited frames
     whole: float  # V: the chunk's share of the time that a run of chunks takes
     recomputed: float  # share of tokens, not a time
@@ -39,19 +40,22 @@ class ChunkTimer:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """While entered, the editor's VAE marks when it starts and ends."""
-        vae = self._editor.vae
-        before = {name: vae.__dict__.get(name) for name in ("encode", "decode")}
-        for name in before:
-            setattr(vae, name, self._marked(name, getattr(vae, name)))
+        """While entered, the editor's VAE and its work on pictures mark when they start and end."""
+        watched = [
+            (self._editor.vae, "encode"), (self._editor.vae, "decode"),
+            (self._editor, "resize"), (self._editor, "transfer"),
+        ]  # fmt: skip
+        before = [owner.__dict__.get(name) for owner, name in watched]
+        for owner, name in watched:
+            setattr(owner, name, self._marked(name, getattr(owner, name)))
         try:
             yield
         finally:
-            for name, own in before.items():
+            for (owner, name), own in zip(watched, before, strict=True):
                 if own is None:
-                    delattr(vae, name)
+                    delattr(owner, name)
                 else:
-                    setattr(vae, name, own)
+                    setattr(owner, name, own)
 
     def push(self, stream: EditStream) -> ChunkTimes:
         """One chunk alone: `whole` ends when the device is free again."""
@@ -81,12 +85,21 @@ class ChunkTimer:
         wholes[0] += (time.perf_counter() - began) * 1000 - sum(wholes)
         times = []
         for (calls, end), answer, whole, chunk in zip(parts, answers, wholes, told, strict=True):
-            encode, decode = self._total(calls, "encode"), self._total(calls, "decode")
+            decodings = self._spans(calls, "decode")
+            encode, decode = sum(self._spans(calls, "encode")), decodings[0]
+            resizing, transfer = self._spans(calls, "resize"), self._spans(calls, "transfer")
+            detail = sum(resizing) + sum(transfer) + sum(decodings[1:])
             span = self._clock.between(calls[0][1], end)
-            transformer = span - encode - decode
             times.append(
                 ChunkTimes(
-                    encode, transformer, decode, answer, whole, chunk.recomputed, chunk.index
+                    encode=encode,
+                    transformer=span - encode - decode - detail,
+                    decode=decode,
+                    detail=detail,
+                    answer=answer,
+                    whole=whole,
+                    recomputed=chunk.recomputed,
+                    index=chunk.index,
                 )
             )
         return times
@@ -110,10 +123,11 @@ class ChunkTimer:
 
         return marked
 
-    def _total(self, calls: list[tuple[str, Any, Any]], name: str) -> float:
+    def _spans(self, calls: list[tuple[str, Any, Any]], name: str) -> list[float]:
         spans = [self._clock.between(start, end) for call, start, end in calls if call == name]
-        assert spans, f"EditStream edited a chunk without editor.vae.{name}"
-        return sum(spans)
+        # Without detail nothing is transferred.
+        assert spans or name == "transfer", f"EditStream edited a chunk without {name}"
+        return spans
 
     def _wait(self) -> None:
         self._clock.wait(self._clock.mark())

@@ -30,7 +30,8 @@ def facts(report: dict[str, Any]) -> list[str]:
     config, machine = report["config"], report["hardware"]
     start, memory, sessions = report["start"], report["memory"], report["sessions"]
     lines = [
-        f"{config['model']}, {config['vae']} VAE, {config['width']}x{config['height']}, "
+        f"{config['model']}, {config['vae']} VAE, {config['width']}x{config['height']}"
+        f"{_work(config)}, "
         f"{config['dtype']}, {config['steps']} steps, chunks of {config['chunk_frames']} frames",
         f"{machine.get('gpu') or machine['cpu']}, torch {machine['torch']}, "
         f"model built in {report['load_s']:.1f} s",
@@ -64,12 +65,20 @@ _ROWS = {
     "V": "V video to video",
     "encode": "VAE encode",
     "decode": "VAE decode",
+    "detail": "detail",
 }
 
 
 def _cell(entry: dict[str, float]) -> str:
     fps = f" {entry['fps']:6.1f}" if "fps" in entry else " " * 7
     return f"{entry['p50_ms']:.1f} / {entry['p99_ms']:.1f}{fps}"
+
+
+def _work(config: dict[str, Any]) -> str:
+    if "detail" not in config:
+        return ""
+    beside = " with the source's detail" if config["detail"] == "source" else ""
+    return f" edited at {config['work_width']}x{config['work_height']}{beside}"
 
 
 def _session(entry: dict[str, Any]) -> str:

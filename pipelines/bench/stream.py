@@ -1,8 +1,9 @@
 """How fast a stream is edited: D, E and V of a chunk, start-up, memory, concurrent sessions.
 
-D is the transformer alone (denoising steps, refresh, cache commit, mask), E adds VAE decoding, V is
-everything that `EditStream.push` does from uint8 frames to uint8 frames. All are taken from the
-same pushes through the public interface, with a full window, after warm-up.
+D is the transformer alone (denoising steps, refresh, cache commit, mask), E adds VAE decoding,
+detail is what a working size costs beside the networks, V is everything that `EditStream.push` does
+from uint8 frames to uint8 frames. All are taken from the same pushes through the public interface,
+with a full window, after warm-up.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class StreamBench:
         """A stream with a full window, warm, and how it came up (milliseconds)."""
         began = time.perf_counter()
         with variant(self.editor, self.variants[name]):
-            stream = self.editor.open("make it blue", height=self.size[0], width=self.size[1])
+            stream = self._open(self.editor)
         self.timer.push(stream)
         first_ms = (time.perf_counter() - began) * 1000
         rest = [self.timer.push(stream).whole for _ in range(self.run_in - 1)]
@@ -121,6 +122,13 @@ class StreamBench:
             "slowest_next_ms": max(rest),
             "chunks": len(rest),
         }
+
+    def _open(self, editor: StreamingEditor) -> EditStream:
+        height, width = self.size
+        work, detail = self.options.work_size, self.options.detail
+        return editor.open(
+            "make it blue", height=height, width=width, work_size=work, detail=detail
+        )
 
     def _time_variants(self, streams: dict[str, EditStream]) -> dict[str, Any]:
         """Each variant in two halves, taken in turn, so that a drift shows as spread."""
@@ -147,7 +155,7 @@ class StreamBench:
         self.note("plain path")
         plain = plain_editor(self.editor)
         timer = ChunkTimer(plain, self.source)
-        stream = plain.open("make it blue", height=self.size[0], width=self.size[1])
+        stream = self._open(plain)
         with timer.watch():
             timer.run(stream, self.run_in)
             times = timer.run(stream, PLAIN_CHUNKS)
@@ -228,6 +236,7 @@ def summary(passes: list[list[ChunkTimes]], frames: int) -> dict[str, Any]:
         "encode": lambda c: c.encode,
         "D": lambda c: c.transformer,
         "decode": lambda c: c.decode,
+        "detail": lambda c: c.detail,
         "E": lambda c: c.transformer + c.decode,
         "V": lambda c: c.whole,
     }
@@ -242,6 +251,10 @@ def summary(passes: list[list[ChunkTimes]], frames: int) -> dict[str, Any]:
         }
     result["recomputed"] = float(np.median([c.recomputed for c in chunks]))
     result["chunks"] = [
-        {"encode": c.encode, "D": c.transformer, "decode": c.decode, "V": c.whole} for c in chunks
-    ]
+        {
+            "encode": c.encode, "D": c.transformer, "decode": c.decode, "detail": c.detail,
+            "V": c.whole,
+        }
+        for c in chunks
+    ]  # fmt: skip
     return result

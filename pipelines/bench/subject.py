@@ -14,11 +14,15 @@ import numpy as np
 import torch
 
 from modeling.config import MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
+from modeling.detail.resample import resize
+from modeling.detail.transfer import transfer
+from modeling.detail.work_size import work_size
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model, load_model
 from modeling.presets import PRESETS
 from modeling.streaming.forward import PlainForward
+from modeling.streaming.picture import Detail
 from modeling.vae.build import build_vae
 
 
@@ -38,6 +42,8 @@ class BenchOptions:
     scope: Literal["attention", "block"] | None = None
     pruned_steps: tuple[int, ...] | None = None
     fp8: bool = False
+    work_size: str = "full"  # at which the model sees frames of `size`
+    detail: Detail = "off"
 
     def __post_init__(self) -> None:
         if self.chunks < 2:
@@ -109,6 +115,7 @@ def plain_editor(editor: StreamingEditor) -> StreamingEditor:
     for network in (plain.transformer, plain.vae):
         network.to(editor.transformer.dtype).eval().requires_grad_(False)
     plain.accelerated, plain.mask_cache = False, None
+    plain.resize, plain.transfer = resize, transfer
     plain.forward_on = partial(PlainForward, plain.transformer)
     return plain
 
@@ -131,8 +138,20 @@ def describe(
         "steps": len(stream.timesteps),
         "fps": stream.fps,
         "fp8": options.fp8,
+        **_work_of(editor, options, size),
         "mask_cache": cache and {**asdict(cache), "pruned_steps": list(cache.pruned_steps)},
     }
+
+
+def _work_of(
+    editor: StreamingEditor, options: BenchOptions, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Nothing for a stream that is edited at its own size, as all were once."""
+    if (options.work_size, options.detail) == ("full", "off"):
+        return {}
+    trained = editor.settings.height, editor.settings.width
+    height, width = work_size(options.work_size, *size, trained)
+    return {"work_height": height, "work_width": width, "detail": options.detail}
 
 
 def noise_frames(count: int, height: int, width: int) -> np.ndarray:

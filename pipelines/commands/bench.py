@@ -43,6 +43,17 @@ def bench_stream(
         str | None,
         typer.Option(metavar="WIDTHxHEIGHT", help="Pixels.", show_default="the model's"),
     ] = None,
+    work_size: Annotated[
+        str,
+        typer.Option(help="Size the model works at: full, 3/4, 1/2, native or WIDTHxHEIGHT."),
+    ] = "full",
+    detail: Annotated[
+        Literal["source", "off"] | None,
+        typer.Option(
+            help="Whether edits get the source's detail.",
+            show_default="source where --work-size is not full",
+        ),
+    ] = None,
     vae: Annotated[
         Literal["wan", "tiny"] | None,
         typer.Option(help="Another VAE, with random weights.", show_default="the model's"),
@@ -115,6 +126,8 @@ def bench_stream(
         chunks=chunks if chunks is not None else 40 if cuda else 8,
         sessions=sessions,
         size=parse_pixels(size) if size else None,
+        work_size=work_size,
+        detail=detail or ("off" if work_size == "full" else "source"),
         vae=vae,
         no_cache=no_cache,
         policy=policy,

@@ -55,7 +55,7 @@ def test_gains_are_slopes_of_windows() -> None:
         of_s, of_e = s64[window], e64[window]
         covariance = ((of_s - of_s.mean()) * (of_e - of_e.mean())).mean()
         slopes[y, x, c] = (covariance + FLAT) / (of_s.var() + FLAT)
-    slopes = (ONE * slopes).round().clip(-ZERO, 255 - ZERO) + ZERO
+    slopes = np.floor(ONE * slopes + 0.5).clip(-ZERO, 255 - ZERO) + ZERO
     slopes = np.pad(slopes, ((1, 1), (1, 1), (0, 0)), mode="edge")
     wanted = sum(slopes[y : y + 12, x : x + 9] for y in range(3) for x in range(3)) / 9
     assert np.array_equal(found[0].numpy(), wanted.round())

@@ -32,12 +32,12 @@ from serve.client.cameras import Load
 
 
 def times(encode: float, d: float, decode: float, v: float) -> dict[str, Any]:
-    parts = {"encode": encode, "D": d, "decode": decode, "E": d + decode, "V": v}
+    parts = {"encode": encode, "D": d, "decode": decode, "detail": 3, "E": d + decode, "V": v}
     entries = {
         name: {"p50_ms": ms, "p99_ms": 2 * ms, "fps": 12000 / ms, "spread": 0.01}
         for name, ms in parts.items()
     }
-    chunk = {"encode": encode, "D": d, "decode": decode, "V": v}
+    chunk = {"encode": encode, "D": d, "decode": decode, "detail": 3, "V": v}
     last = {"last_frame": {"p50_ms": 3.0, "p99_ms": 4.0}, "recomputed": 1.0}
     return entries | last | {"chunks": [chunk, chunk]}
 
@@ -85,7 +85,7 @@ def test_ratios_by_hand() -> None:
         {
             "D dense / matrix product": 70 / 2,
             "V dense / D dense": 130 / 70,
-            "V dense / (encode + D + decode)": 130 / (5 + 70 + 11),
+            "V dense / (encode + D + decode)": 130 / (5 + 70 + 11 + 3),
             "D mask cache / D dense": 35 / 70,
             "D dense / D plain": 70 / 140,
             "VAE / VAE plain": (5 + 11) / (15 + 49),
@@ -153,16 +153,23 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path, text: str) -> None:
 
 def test_a_summary_by_hand() -> None:
     def chunk(n: float) -> ChunkTimes:
-        return ChunkTimes(n, 10 * n, 2 * n, 99.0, 20 * n, recomputed=n / 10, index=0)
+        return ChunkTimes(n, 10 * n, 2 * n, 3 * n, 99.0, 20 * n, recomputed=n / 10, index=0)
 
     found = summary([[chunk(1), chunk(2)], [chunk(3), chunk(5), chunk(4)]], frames=12)
-    for name, factor in (("encode", 1), ("D", 10), ("decode", 2), ("E", 12), ("V", 20)):
+    for name, factor in (
+        ("encode", 1),
+        ("D", 10),
+        ("decode", 2),
+        ("detail", 3),
+        ("E", 12),
+        ("V", 20),
+    ):
         assert found[name]["p50_ms"] == pytest.approx(3 * factor)
         assert found[name]["p99_ms"] == pytest.approx((4 + 0.96) * factor)
         assert found[name]["fps"] == pytest.approx(12 / (3 * factor) * 1000)
         assert found[name]["spread"] == pytest.approx((4 - 1.5) / 3)
     assert found["recomputed"] == pytest.approx(0.3)
-    assert found["chunks"][1] == {"encode": 2, "D": 20, "decode": 4, "V": 40}
+    assert found["chunks"][1] == {"encode": 2, "D": 20, "decode": 4, "detail": 6, "V": 40}
     assert percentiles([1.0, 2.0, 3.0]) == pytest.approx({"p50_ms": 2.0, "p99_ms": 2.98})
 
 

@@ -56,6 +56,24 @@ def test_report_splits_every_chunk(report: dict[str, Any]) -> None:
     assert [entry["sessions"] for entry in report["sessions"]["tried"]] == [1]
 
 
+def test_a_working_size_is_timed_as_a_part_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "half.json"
+    arguments = [*SMALL, "--sessions", "0", "--work-size", "32x16", "--json", str(file)]
+    result = CliRunner().invoke(bench_app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "48x32 edited at 32x16 with the source's detail" in result.output
+    report = read_report(file)
+    config = report["config"]
+    assert (config["work_width"], config["work_height"], config["detail"]) == (32, 16, "source")
+    for entry in report["variants"].values():
+        for chunk in entry["chunks"]:
+            parts = [chunk[part] for part in ("encode", "D", "decode", "detail")]
+            assert min(parts) > 0
+            assert sum(parts) <= chunk["V"]
+            # The source's way back through the decoder alone takes about what the edit's does.
+            assert chunk["detail"] > chunk["decode"] / 3
+
+
 def test_table_and_picture_show_it(files: tuple[Path, Path, str]) -> None:
     for words in ("V video to video", "mask cache", "live sessions", "48x32"):
         assert words in files[2]
@@ -148,7 +166,7 @@ def test_benchmarks_never_load_a_text_encoder() -> None:
 
 def test_late_sessions_fall_behind() -> None:
     def latencies(cost: float, sessions: int, rounds: int, rest: float = 0) -> list[float]:
-        times = ChunkTimes(0, 0, 0, answer=cost - rest, whole=cost, recomputed=1, index=0)
+        times = ChunkTimes(0, 0, 0, 0, answer=cost - rest, whole=cost, recomputed=1, index=0)
         return in_real_time(lambda _: times, sessions=sessions, rounds=rounds, period=750)
 
     assert latencies(100, sessions=1, rounds=3) == [100, 100, 100]

@@ -66,7 +66,7 @@ def test_the_edit_is_the_one_that_the_model_makes_here(
     there = edit_remote(server.url, source, tmp_path / "there.mp4", "x", seed=3, side_by_side=True)
     here = edit_video(
         StreamingEditor.load(tiny_model),
-        source, tmp_path / "here.mp4", "x", seed=3, side_by_side=True,
+        source, tmp_path / "here.mp4", "x", detail="off", seed=3, side_by_side=True,
     )  # fmt: skip
     assert (there.frames, there.height, there.width) == (here.frames, here.height, here.width)
     assert there.recomputed == pytest.approx(here.recomputed)

@@ -1,0 +1,202 @@
+"""The resizing of `modeling.detail.resample` and the transfer of `modeling.detail.transfer`, fused.
+
+Both are whole numbers, so these kernels give the plain path's bits. A program makes a stretch of
+one row, whose elements are pixels' colours side by side; frames are uint8 [n, H, W, 3], contiguous.
+How many taps a weight table has is no constant of a kernel: all sizes share one compiled form.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from modeling.detail.resample import Kernel, taps
+from modeling.detail.transfer import EPSILON, ONE, REACH, WINDOW, ZERO
+
+# ruff: noqa: N803 - compile-time constants are upper case, as everywhere in Triton
+# mypy: disallow_untyped_defs=False
+
+BLOCK = 512
+
+
+class Side(NamedTuple):
+    """`taps` of one side on the device."""
+
+    before: int
+    first: Tensor
+    weights: Tensor
+    taps: int
+    bits: int
+
+
+@lru_cache(maxsize=256)
+def _side(before: int, after: int, kernel: Kernel, device: torch.device) -> Side:
+    first, weights, bits = taps(before, after, kernel)
+    return Side(before, first.to(device), weights.to(device), weights.shape[1], bits)
+
+
+def resize(frames: Tensor, height: int, width: int, kernel: Kernel = "bicubic") -> Tensor:
+    """As `resample.resize`."""
+    count, *before = frames.shape[:3]
+    if before == [height, width]:
+        return frames
+    out = frames.new_empty(count, height, width, 3)
+    sides = [
+        *_side(before[0], height, kernel, frames.device),
+        *_side(before[1], width, kernel, frames.device),
+    ]
+    _resize[_grid(out)](frames.contiguous(), *sides, out, height, width, BLOCK=BLOCK)
+    return out
+
+
+def transfer(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
+    """As `transfer.transfer`."""
+    height, width = source.shape[1:3]
+    small = seen.shape[1:3]
+    slopes, gain, out = torch.empty_like(seen), torch.empty_like(seen), torch.empty_like(source)
+    _slopes[_grid(seen)](
+        seen, edit, slopes, *small, EPSILON,
+        REACH=REACH, WINDOW=WINDOW, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK,
+    )  # fmt: skip
+    _means[_grid(seen)](slopes, gain, *small, BLOCK=BLOCK)
+    device = source.device
+    sides = [
+        *_side(small[0], height, "bicubic", device), *_side(small[1], width, "bicubic", device),
+        *_side(small[0], height, "bilinear", device), *_side(small[1], width, "bilinear", device),
+    ]  # fmt: skip
+    _transfer[_grid(out)](
+        source, seen, edit, gain, *sides, out, height, width, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK
+    )
+    return out
+
+
+def _grid(frames: Tensor) -> tuple[int, int, int]:
+    count, height, width = frames.shape[:3]
+    return triton.cdiv(3 * width, BLOCK), height, count
+
+
+_SIZES = ["height", "width", "y_before", "y_taps", "y_bits", "x_before", "x_taps", "x_bits"]
+_GAIN_SIZES = ["v_before", "v_taps", "v_bits", "u_before", "u_taps", "u_bits"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _resize(
+    frames, y_before, y_first, y_weights, y_taps, y_bits,
+    x_before, x_first, x_weights, x_taps, x_bits, out, height, width, BLOCK: tl.constexpr,
+):  # fmt: skip
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    inside = j < 3 * width
+    value = _sample(
+        frames + frame * y_before * x_before * 3, j, y, inside,
+        y_before, y_first, y_weights, y_taps, y_bits, x_before, x_first, x_weights, x_taps, x_bits,
+    )  # fmt: skip
+    tl.store(out + (frame * height + y) * width * 3 + j, value.to(tl.uint8), inside)
+
+
+@triton.jit
+def _sample(
+    picture, j, y, inside, y_before, y_first, y_weights, y_taps, y_bits,
+    x_before, x_first, x_weights, x_taps, x_bits,
+):  # fmt: skip
+    """Elements j of row y of a picture at another size, int32 from 0 to 255: columns first."""
+    x, colour = j // 3, j % 3
+    top = tl.load(y_first + y)
+    left = tl.load(x_first + x, inside, 0)
+    total = tl.zeros_like(j)
+    for v in range(y_taps):
+        row = picture + tl.minimum(top + v, y_before - 1) * x_before * 3 + colour
+        line = tl.zeros_like(j)
+        for u in range(x_taps):
+            at = row + tl.minimum(left + u, x_before - 1) * 3
+            weight = tl.load(x_weights + x * x_taps + u, inside, 0)
+            line += tl.load(at, inside, 0).to(tl.int32) * weight
+        total += _rounded(line, x_bits) * tl.load(y_weights + y * y_taps + v)
+    return _rounded(total, y_bits)
+
+
+@triton.jit
+def _rounded(total, bits):
+    return tl.minimum(tl.maximum((total + (1 << (bits - 1))) >> bits, 0), 255)
+
+
+@triton.jit(do_not_specialize=["height", "width", "epsilon"])
+def _slopes(
+    seen, edit, out, height, width, epsilon,
+    REACH: tl.constexpr, WINDOW: tl.constexpr, ONE: tl.constexpr, ZERO: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    inside = j < 3 * width
+    x, colour = j // 3, j % 3
+    base = frame * height * width * 3
+    sum_s = tl.zeros_like(j)
+    sum_e = tl.zeros_like(j)
+    sum_ss = tl.zeros_like(j)
+    sum_se = tl.zeros_like(j)
+    for v in range(-REACH, REACH + 1):
+        row = base + tl.minimum(tl.maximum(y + v, 0), height - 1) * width * 3
+        for u in tl.static_range(-REACH, REACH + 1):
+            at = row + tl.minimum(tl.maximum(x + u, 0), width - 1) * 3 + colour
+            s = tl.load(seen + at, inside, 0).to(tl.int32)
+            e = tl.load(edit + at, inside, 0).to(tl.int32)
+            sum_s += s
+            sum_e += e
+            sum_ss += s * s
+            sum_se += s * e
+    covariance = (WINDOW * sum_se - sum_s * sum_e + epsilon).to(tl.float32)
+    variance = (WINDOW * sum_ss - sum_s * sum_s + epsilon).to(tl.float32)
+    slope = tl.floor(tl.div_rn(ONE * covariance, variance) + 0.5)
+    gain = tl.minimum(tl.maximum(slope, -ZERO), 255 - ZERO).to(tl.int32) + ZERO
+    tl.store(out + base + y * width * 3 + j, gain.to(tl.uint8), inside)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _means(slopes, out, height, width, BLOCK: tl.constexpr):
+    """Rounded means of 3 x 3."""
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    inside = j < 3 * width
+    x, colour = j // 3, j % 3
+    base = frame * height * width * 3
+    total = tl.zeros_like(j) + 4
+    for v in tl.static_range(-1, 2):
+        row = base + tl.minimum(tl.maximum(y + v, 0), height - 1) * width * 3
+        for u in tl.static_range(-1, 2):
+            at = row + tl.minimum(tl.maximum(x + u, 0), width - 1) * 3 + colour
+            total += tl.load(slopes + at, inside, 0).to(tl.int32)
+    tl.store(out + base + y * width * 3 + j, (total // 9).to(tl.uint8), inside)
+
+
+@triton.jit(do_not_specialize=_SIZES + _GAIN_SIZES)
+def _transfer(
+    source, seen, edit, gain, y_before, y_first, y_weights, y_taps, y_bits,
+    x_before, x_first, x_weights, x_taps, x_bits, v_before, v_first, v_weights, v_taps, v_bits,
+    u_before, u_first, u_weights, u_taps, u_bits, out, height, width,
+    ONE: tl.constexpr, ZERO: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    inside = j < 3 * width
+    small, at = frame * y_before * x_before * 3, (frame * height + y) * width * 3 + j
+    large_seen = _sample(
+        seen + small, j, y, inside, y_before, y_first, y_weights, y_taps, y_bits,
+        x_before, x_first, x_weights, x_taps, x_bits,
+    )  # fmt: skip
+    large_edit = _sample(
+        edit + small, j, y, inside, y_before, y_first, y_weights, y_taps, y_bits,
+        x_before, x_first, x_weights, x_taps, x_bits,
+    )  # fmt: skip
+    share = _sample(
+        gain + small, j, y, inside, v_before, v_first, v_weights, v_taps, v_bits,
+        u_before, u_first, u_weights, u_taps, u_bits,
+    )  # fmt: skip
+    missing = tl.load(source + at, inside, 0).to(tl.int32) - large_seen
+    value = large_edit + (((share - ZERO) * missing + ONE // 2) >> 6)
+    tl.store(out + at, tl.minimum(tl.maximum(value, 0), 255).to(tl.uint8), inside)

@@ -1,0 +1,47 @@
+"""The GPU's transfer of detail, to the bit; without a GPU in Triton's interpreter, tiny."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from modeling.detail.resample import Kernel, resize
+from modeling.detail.transfer import transfer
+from tests.modeling.detail.test_resample import noise
+
+triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
+CUDA = torch.cuda.is_available()
+SIZES = [((7, 10), (4, 5)), ((6, 8), (8, 9)), ((3, 180), (3, 8))]
+SIZES += [((480, 832), (240, 416)), ((721, 1279), (352, 640))] if CUDA else []
+
+
+@pytest.fixture(scope="module")
+def fused() -> ModuleType:
+    from modeling.gpu import detail
+
+    return detail
+
+
+@pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("large", "small"), SIZES)
+def test_resize(
+    fused: ModuleType, large: tuple[int, int], small: tuple[int, int], kernel: Kernel
+) -> None:
+    for before, after in ((large, small), (small, large)):
+        frames = noise(*before)
+        there = frames.cuda() if CUDA else frames
+        wanted = resize(frames, *after, kernel)
+        assert torch.equal(fused.resize(there, *after, kernel).cpu(), wanted)
+    assert fused.resize(there, *before, kernel) is there
+
+
+@pytest.mark.parametrize(("large", "small"), SIZES)
+def test_transfer(fused: ModuleType, large: tuple[int, int], small: tuple[int, int]) -> None:
+    source, seen = noise(*large, 2), noise(*small, 2, seed=1)
+    edit = (seen // 2 + noise(*small, 2, seed=2) // 2).contiguous()
+    frames = (source, seen, edit)
+    there = [x.cuda() if CUDA else x for x in frames]
+    assert torch.equal(fused.transfer(*there).cpu(), transfer(*frames))
+    assert torch.equal(fused.transfer(there[0], there[1], there[1]).cpu(), source)
