@@ -27,6 +27,7 @@ from data.processes import adopt_environment, worker_context
 from data.sample import EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.store import open_store
+from infra.runtime.errors import UserError
 
 # Shards whose samples are mixed with each other; so many lie on the local disk at a time.
 MIXED_SHARDS = 4
@@ -65,7 +66,7 @@ def loader(
     Raises:
         DatasetError: an unusable dataset; at once for `dataset.json`, when a shard is first opened
             for a shard that is missing or changed.
-        ValueError: an impossible split, or a state of another dataset or split; at once.
+        UserError: an impossible split, or a state of another dataset or split; at once.
     """
     return Loader(uri, batch_size, rank, world_size, seed, workers, shuffle, epochs, state, cache)
 
@@ -95,7 +96,7 @@ class Loader:
             raise ValueError(f"epochs must be at least 1, or None for ever, got {epochs}")
         self.info = read_dataset_info(uri)
         if self.info.samples < world_size * max(1, workers):
-            raise ValueError(
+            raise UserError(
                 f"{uri}: {self.info.samples} samples cannot be split over {world_size} ranks with "
                 f"{max(1, workers)} workers each; use fewer, or a larger dataset"
             )
@@ -151,11 +152,11 @@ class Loader:
         """Makes the next iteration go on after `state`.
 
         Raises:
-            ValueError: the state is of another dataset, seed or split.
+            UserError: the state is of another dataset, seed or split.
         """
         for name, value in self._of.items():
             if state["of"].get(name) != value:
-                raise ValueError(
+                raise UserError(
                     f"the loader's state was saved with {name} {state['of'].get(name)!r}, now it "
                     f"is {value!r}; resume with the same dataset, seed and workers, or start "
                     "without a state"

@@ -21,6 +21,7 @@ import numpy as np
 from data.sample import Pair
 from data.video import VideoError, VideoInfo, probe, read_frames
 from data.video.colour import usual_matrix
+from infra.runtime.errors import UserError
 
 __all__ = ["LeftOut", "Pair", "PairList", "PairListError", "PairReader", "estimate_mask"]
 
@@ -29,7 +30,7 @@ MASK_THRESHOLD = 20  # of 255: above the noise of two separate lossy encodings
 WANTED = ("instruction", "source_path", "edited_path")
 
 
-class PairListError(ValueError):
+class PairListError(UserError):
     """A list of pairs that cannot be used at all."""
 
 

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra.runtime.errors import UserError
+
 # A wrong address is found out in seconds, a short outage survived, a silent server costs a minute.
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 4, 10, 3
 SCRATCH = ".liveedit-"
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A dataset that cannot be read or written; names what, expected, found and the remedy."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from data.drawing import MOTIONS, SHAPES, TEXTURES, coverage, motion, paste, texture
 from data.sample import Pair
+from infra.runtime.errors import UserError
 
 SPLITS = ("train", "heldout")
 HELDOUT_SHARE = 8  # one combination in eight
@@ -101,12 +102,12 @@ def make_pair(
     `origin` holds seed, split, edit, shape, color, to, motion, background and object count.
 
     Raises:
-        ValueError: an unknown split or a size below 16.
+        UserError: an unknown split or a size below 16.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        raise UserError(f"split must be one of {SPLITS}, got {split!r}")
     if min(height, width) < 16 or frames < 1 or fps <= 0:
-        raise ValueError(
+        raise UserError(
             "a synthetic pair needs at least 16x16 pixels, one frame and fps above 0, "
             f"got {height}x{width}, {frames} frames, {fps} fps"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from infra.runtime.errors import UserError
 from modeling.geometry import TEMPORAL_STRIDE, TOKEN_PIXELS, frames_of
 
 # Per-channel statistics of Wan2.1's latents: latents = (mu - mean) / std.
@@ -39,7 +40,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         _at_least_1(self, "dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_tokens")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ValueError(
+            raise UserError(
                 f"dim {self.dim} over num_heads {self.num_heads} gives no even head size; "
                 "choose dim as a multiple of 2 * num_heads"
             )
@@ -66,18 +67,18 @@ class VaeConfig:
         sizes = (*self.widths, *self.depths)
         counts = (len(self.widths), len(self.depths))
         if self.kind == "folded" and (counts != (2, 4) or min(sizes) < 1):
-            raise ValueError(
+            raise UserError(
                 f"vae.widths {self.widths} and vae.depths {self.depths} of a folded VAE must be "
                 "two widths and four depths, such as 128, 160 and 2, 4, 5, 4"
             )
         if self.kind == "tiny" and (len(self.widths) != 4 or min(self.widths) < 1):
-            raise ValueError(
+            raise UserError(
                 f"vae.widths {self.widths} must be four decoder widths, latent side first, such as "
                 "64, 48, 32, 32"
             )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.latent_channels:
-                raise ValueError(
+                raise UserError(
                     f"vae.{name} has {len(getattr(self, name))} values for "
                     f"{self.latent_channels} latent channels; give one a channel"
                 )
@@ -104,9 +105,9 @@ class MaskCacheConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:
-            raise ValueError(f"mask_cache.keep_ratio {self.keep_ratio} is outside (0, 1]")
+            raise UserError(f"mask_cache.keep_ratio {self.keep_ratio} is outside (0, 1]")
         if 0 in self.pruned_steps:
-            raise ValueError(
+            raise UserError(
                 "mask_cache.pruned_steps holds step 0, which has nothing to reuse; start at 1"
             )
 
@@ -130,21 +131,21 @@ class StreamConfig:
         chunk, window, sink = self.chunk_latents, self.window_latents, self.sink_latents
         _at_least_1(self, "height", "width", "fps", "chunk_latents", "window_latents")
         if sink < 0 or self.shift <= 0:
-            raise ValueError(
+            raise UserError(
                 f"stream.sink_latents {sink} must be 0 or more, stream.shift {self.shift} above 0"
             )
         if window % chunk or sink % chunk:
-            raise ValueError(
+            raise UserError(
                 f"stream.window_latents {window} and stream.sink_latents {sink} must be "
                 f"multiples of stream.chunk_latents {chunk}"
             )
         if window < sink + chunk:
-            raise ValueError(
+            raise UserError(
                 f"stream.window_latents {window} does not hold {sink} sink latents and a chunk "
                 f"of {chunk}; raise it to {sink + chunk} or lower stream.sink_latents"
             )
         if self.height % TOKEN_PIXELS or self.width % TOKEN_PIXELS:
-            raise ValueError(
+            raise UserError(
                 f"stream size {self.height}x{self.width} is not a multiple of {TOKEN_PIXELS} "
                 f"pixels; set stream.height={_whole_tokens(self.height)} and "
                 f"stream.width={_whole_tokens(self.width)}"
@@ -155,12 +156,12 @@ class StreamConfig:
             or not steps
             or not 1 <= steps[-1] <= steps[0] <= 1000
         ):
-            raise ValueError(
+            raise UserError(
                 f"stream.timesteps {self.timesteps} must fall from at most 1000 to at least 1, "
                 "e.g. 1000, 750, 500, 250"
             )
         if self.mask_cache and max(self.mask_cache.pruned_steps, default=0) >= len(self.timesteps):
-            raise ValueError(
+            raise UserError(
                 f"mask_cache.pruned_steps {self.mask_cache.pruned_steps} names a step beyond the "
                 f"{len(self.timesteps)} of stream.timesteps"
             )
@@ -186,12 +187,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.transformer.text_dim != self.text.dim:
-            raise ValueError(
+            raise UserError(
                 f"text.dim {self.text.dim} does not fit transformer.text_dim "
                 f"{self.transformer.text_dim}; set both to what the text encoder gives"
             )
         if self.transformer.latent_channels != self.vae.latent_channels:
-            raise ValueError(
+            raise UserError(
                 f"vae.latent_channels {self.vae.latent_channels} does not fit "
                 f"transformer.latent_channels {self.transformer.latent_channels}"
             )
@@ -201,7 +202,7 @@ def _at_least_1(owner: object, *names: str) -> None:
     for name in names:
         if getattr(owner, name) < 1:
             section = type(owner).__name__.removesuffix("Config").lower()
-            raise ValueError(f"{section}.{name} {getattr(owner, name)} is too small; use 1 or more")
+            raise UserError(f"{section}.{name} {getattr(owner, name)} is too small; use 1 or more")
 
 
 def _whole_tokens(pixels: int) -> int:

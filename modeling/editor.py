@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
 from modeling.detail.resample import Resize, resize
 from modeling.detail.transfer import Transfer, transfer
@@ -67,7 +68,7 @@ class StreamingEditor:
         self.timesteps = self.flow.warp(self.settings.timesteps)  # [steps]
         self.accelerated = self.device.type == "cuda"
         if fp8 and not self.accelerated:
-            raise ValueError(f"fp8 needs a GPU, the model is on {self.device}; leave it out")
+            raise UserError(f"fp8 needs a GPU, the model is on {self.device}; leave it out")
         self.resize: Resize
         self.transfer: Transfer
         self.resize, self.transfer = fast_detail() if self.accelerated else (resize, transfer)

@@ -6,11 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from infra.runtime.errors import UserError
+
 _BLOCK = 1 << 20
 _MAX_BLOCKS = 256  # files up to 256 MiB are hashed whole, larger ones at evenly spread blocks
 
 
-class FingerprintError(ValueError):
+class FingerprintError(UserError):
     """A model directory that is not the one that was meant."""
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from infra.runtime.errors import UserError
 from modeling.config import ModelConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.presets import PRESETS
@@ -34,7 +35,7 @@ from modeling.vae.streaming import StreamingVae
 FORMAT_VERSION = 1
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model directory that cannot be read or written; the message names the file and remedy."""
 
 
@@ -128,7 +129,7 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def check_choices(config: ModelConfig) -> None:
-    """ValueError if `config` names a VAE, a text encoder or a policy that does not exist."""
+    """UserError if `config` names a VAE, a text encoder or a policy that does not exist."""
     VAES[config.vae.kind], TEXT_ENCODERS[config.text.kind]
     if config.stream.mask_cache is not None:
         POLICIES[config.stream.mask_cache.policy]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NoReturn, TypeVar
 
+from infra.runtime.errors import UserError
+
 T = TypeVar("T")
 
 
 class Table(dict[str, T]):
-    """What can be chosen by name as `kind`; looking up another name is a ValueError that lists all.
+    """What can be chosen by name as `kind`; looking up another name is a UserError that lists all.
 
     `get` and `in` are a dict's own.
     """
@@ -19,4 +21,4 @@ class Table(dict[str, T]):
         self.kind = kind
 
     def __missing__(self, name: object) -> NoReturn:
-        raise ValueError(f"unknown {self.kind} {name!r}; there are {', '.join(sorted(self))}")
+        raise UserError(f"unknown {self.kind} {name!r}; there are {', '.join(sorted(self))}")

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from infra.runtime.environment import variable
+from infra.runtime.errors import UserError
 from pipelines.commands.bench import bench_app
 from pipelines.commands.data import data_app
 from pipelines.commands.demo import demo
@@ -138,7 +139,8 @@ def main() -> None:
     """Exits with a code of `pipelines.exits`, after an error in one line; 130 is typer's.
 
     SIGTERM, by which schedulers end a program, and SIGHUP, when its terminal closes, are as Ctrl-C.
-    LIVEEDIT_DEBUG=1 shows the traceback of an error.
+    One line is for what can be mended outside of this program (`infra.runtime.errors`, or what the
+    system refuses); LIVEEDIT_DEBUG=1 shows its traceback, too.
     """
     stop = _Stop()
     signal.signal(signal.SIGTERM, stop)
@@ -159,7 +161,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")
     try:
         app()
-    except (ValueError, OSError, TryAgainError) as error:
+    except (UserError, OSError, TryAgainError) as error:
         errors.print(f"[red]Error:[/] {_one_line(error)}", soft_wrap=True)
         sys.exit(exit_code(error))
     finally:

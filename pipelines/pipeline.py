@@ -32,7 +32,7 @@ def run_pipeline(
 ) -> PipelineResult | None:
     """Run every stage of `choice` that is not finished, and then what the caller adds.
 
-    None if `choice` ends before the last stage. Raises ValueError for what the user can mend,
+    None if `choice` ends before the last stage. Raises UserError for what the user can mend,
     before anything starts wherever that can be known, and GateMissedError.
     """
     source = preflight.check(config)

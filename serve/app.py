@@ -18,7 +18,7 @@ from serve.settings import ServeSettings
 
 
 def app(args: dict[str, Any]) -> Application:
-    """`args` are the fields of `ServeSettings`. Raises ValueError that names what is wrong."""
+    """`args` are the fields of `ServeSettings`. Raises UserError that names what is wrong."""
     return build(ServeSettings.from_args(args))
 
 

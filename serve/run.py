@@ -31,6 +31,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus
 
 from infra.runtime.environment import environment, unless_set, variable
+from infra.runtime.errors import UserError
 from infra.runtime.ray import joined_ray, private_ray
 from infra.runtime.ray_private import forget_serve, serve_client, serve_replicas
 from serve import ingress
@@ -46,7 +47,7 @@ CALL_S = 5.0  # for the hub to answer
 TICK_S = 0.3
 
 
-class StartError(ValueError):
+class StartError(UserError):
     """The application did not come up; the message says where to look."""
 
 
@@ -58,13 +59,13 @@ class Tls:
     key: Path
 
     def check(self) -> None:
-        """Raises ValueError for files that make no server."""
+        """Raises UserError for files that make no server."""
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
                 self.certificate, self.key
             )
         except OSError as error:  # ssl.SSLError is one
-            raise ValueError(
+            raise UserError(
                 f"no TLS with certificate {self.certificate} and key {self.key}: {error}; both "
                 "are PEM files, and belong together"
             ) from error
@@ -164,13 +165,13 @@ def start(
     `registry` is the MLflow that models:/ references are looked up in, by default the one that
     training uses.
     On a machine with a GPU whose settings say nothing of GPUs an editor gets one.
-    Raises ValueError for settings that cannot work and StartError.
+    Raises UserError for settings that cannot work and StartError.
     """
     if tls is not None:
         tls.check()
     address = variable("RAY_ADDRESS")
     if address and address.startswith("ray://"):
-        raise ValueError(
+        raise UserError(
             f"RAY_ADDRESS={address} is a Ray client's address; serve from a node of the cluster "
             "with RAY_ADDRESS=auto, or use `serve deploy`"
         )
@@ -181,13 +182,13 @@ def start(
         if settings.device == "auto" and not settings.editor_gpus and torch.cuda.is_available():
             settings = replace(settings, editor_gpus=1.0)
         if settings.fp8 and not (settings.editor_gpus or settings.device.startswith("cuda")):
-            raise ValueError(
+            raise UserError(
                 "serve setting fp8=true needs an editor with a GPU, and this machine has none for "
                 "it; leave it out, or set editor_gpus"
             )
         wanted, there = settings.min_editors * settings.editor_gpus, torch.cuda.device_count()
         if wanted > there:
-            raise ValueError(
+            raise UserError(
                 f"{settings.min_editors} editors with editor_gpus={settings.editor_gpus:g} need "
                 f"{wanted:g} GPUs, and torch sees {there} here; lower min_editors or editor_gpus"
             )
@@ -304,7 +305,7 @@ def _check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             by = _listener(port) if error.errno == errno.EADDRINUSE else None
-            raise ValueError(
+            raise UserError(
                 f"cannot listen on {host}:{port} ({by or error}); stop that, or choose another "
                 f"port, such as --port {free_port()}"
             ) from error
@@ -329,19 +330,19 @@ def free_port() -> int:
 
 
 def _check_serve(host: str, port: int) -> None:
-    """A cluster's Serve listens at one place and has one application of ours. Raises ValueError."""
+    """A cluster's Serve listens at one place and has one application of ours. Raises UserError."""
     client = serve_client()
     if client is None:
         _check_port(host, port)
         return
     there = client.http_config
     if APP in ray_serve.status().applications:
-        raise ValueError(
+        raise UserError(
             f"an application {APP} runs on {there.host}:{there.port} of this cluster already; stop "
             "it first, or change it with `serve deploy`"
         )
     if (there.host, there.port) != (host, port):
-        raise ValueError(
+        raise UserError(
             f"Serve listens on {there.host}:{there.port} in this cluster already, so not on "
             f"{host}:{port}; choose that host and port, or end it with `serve shutdown`"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from infra.runtime.errors import UserError
 from serve.limits import Limits
 from serve.scaling.placement import Scale
 from serve.tenants import read_tenants
@@ -42,11 +43,11 @@ class ServeSettings:
     def __post_init__(self) -> None:
         for name in ("max_sessions", "min_editors", "fronts"):
             if getattr(self, name) < 1:
-                raise ValueError(
+                raise UserError(
                     f"serve setting {name} must be 1 or more, got {getattr(self, name)}"
                 )
         if self.max_editors < self.min_editors:
-            raise ValueError(
+            raise UserError(
                 f"serve setting max_editors={self.max_editors} is less than "
                 f"min_editors={self.min_editors}; raise it"
             )
@@ -56,27 +57,27 @@ class ServeSettings:
                 parts.scheme not in ("http", "https")
                 or origin != f"{parts.scheme}://{parts.netloc}"
             ):
-                raise ValueError(
+                raise UserError(
                     f"serve setting allowed_origins holds {origin!r}; an origin is "
                     "https://HOST or https://HOST:PORT, without a path"
                 )
 
     @classmethod
     def from_args(cls, args: dict[str, Any]) -> ServeSettings:
-        """Raises ValueError that names an unknown key or a value of the wrong type."""
+        """Raises UserError that names an unknown key or a value of the wrong type."""
         values = dict(args)
         limits = values.pop("limits", None) or {}
         if not isinstance(limits, dict):
-            raise ValueError(f"serve setting limits has fields (limits.max_fps), got {limits!r}")
+            raise UserError(f"serve setting limits has fields (limits.max_fps), got {limits!r}")
         origins = values.pop("allowed_origins", ())
         if not isinstance(origins, list | tuple) or not all(isinstance(o, str) for o in origins):
-            raise ValueError(
+            raise UserError(
                 f"serve setting allowed_origins must be a list of origins, got {origins!r}"
             )
         _check("", cls, values, skip={"limits", "allowed_origins"})
         _check("limits.", Limits, limits)
         if "model" not in values:
-            raise ValueError(
+            raise UserError(
                 "serve needs `model`: a model directory, a preset or models:/NAME@ALIAS"
             )
         return cls(**values, allowed_origins=tuple(origins), limits=Limits(**limits))
@@ -86,7 +87,7 @@ class ServeSettings:
         return Scale(self.min_editors, self.max_editors, self.spare_editors, self.downscale_delay_s)
 
     def check_files(self) -> None:
-        """Raises ValueError for a file it names that cannot be used."""
+        """Raises UserError for a file it names that cannot be used."""
         if self.token_file:
             read_tenants(self.token_file)
 
@@ -100,7 +101,7 @@ def _check(
             close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
             hint = f"did you mean {' or '.join(prefix + near for near in close)}?"
             told = hint if close else f"it takes {', '.join(prefix + k for k in sorted(known))}"
-            raise ValueError(f"serve has no setting {prefix}{name}; {told}")
+            raise UserError(f"serve has no setting {prefix}{name}; {told}")
         kinds: dict[str, tuple[type, ...]] = {
             "str": (str,),
             "int": (int,),
@@ -111,4 +112,4 @@ def _check(
         optional = known[name].endswith("None")
         right = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
         if not right and not (optional and value is None):
-            raise ValueError(f"serve setting {prefix}{name} must be {known[name]}, got {value!r}")
+            raise UserError(f"serve setting {prefix}{name} must be {known[name]}, got {value!r}")

@@ -21,6 +21,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from infra.runtime.errors import UserError
+
 log = logging.getLogger(__name__)
 
 HASH = "sha256:"
@@ -53,15 +55,15 @@ def hash_token(token: str) -> str:
 def read_tenants(path: str | Path) -> dict[str, Tenant]:
     """Tenants by the hashes of their tokens.
 
-    Raises ValueError that names the file, the tenant and what is wrong. A file without a token is
+    Raises UserError that names the file, the tenant and what is wrong. A file without a token is
     wrong too: empty it would let nobody in, and absent everybody.
     """
     try:
         sections = tomllib.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the token file {path} cannot be read: {error}") from error
+        raise UserError(f"the token file {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"the token file {path} is no TOML ({error}); it holds tenants and hashes of their "
             "tokens: write them with `liveedit token NAME >> FILE`"
         ) from error
@@ -70,36 +72,36 @@ def read_tenants(path: str | Path) -> dict[str, Tenant]:
         tenant, hashes = _tenant(f"the token file {path}: ", name, section)
         for given in hashes:
             if given in found:
-                raise ValueError(
+                raise UserError(
                     f"the token file {path}: {name} and {found[given].name} have the same token"
                 )
             found[given] = tenant
     if not found:
-        raise ValueError(f"the token file {path} holds no token; `liveedit token NAME` makes one")
+        raise UserError(f"the token file {path} holds no token; `liveedit token NAME` makes one")
     return found
 
 
 def _tenant(where: str, name: str, section: Any) -> tuple[Tenant, list[str]]:
     if not NAME.fullmatch(name) or name == EVERYBODY.name:
-        raise ValueError(f"{where}{name!r} is no tenant's name; letters, digits, . _ and - are")
+        raise UserError(f"{where}{name!r} is no tenant's name; letters, digits, . _ and - are")
     if not isinstance(section, dict):
-        raise ValueError(f"{where}{name} is no section; write [{name}]")
+        raise UserError(f"{where}{name} is no section; write [{name}]")
     limits = dict(section)
     hashes = limits.pop("tokens", None)
     if not isinstance(hashes, list) or not all(
         isinstance(h, str) and re.fullmatch(HASH + "[0-9a-f]{64}", h) for h in hashes
     ):
-        raise ValueError(
+        raise UserError(
             f"{where}{name}.tokens must be a list of hashes, sha256: and 64 hex digits; "
             "`liveedit token NAME` makes them"
         )
     known = {f.name: str(f.type) for f in fields(Tenant) if f.name != "name"}
     for key, value in limits.items():
         if key not in known:
-            raise ValueError(f"{where}{name} has no limit {key}; it takes {sorted(known)}")
+            raise UserError(f"{where}{name} has no limit {key}; it takes {sorted(known)}")
         kinds = int if known[key].startswith("int") else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-            raise ValueError(f"{where}{name}.{key} must be {known[key]} above 0, got {value!r}")
+            raise UserError(f"{where}{name}.{key} must be {known[key]} above 0, got {value!r}")
     return Tenant(name, **limits), hashes
 
 
@@ -121,7 +123,7 @@ class Tenants:
     """The tenants of a file as it is now; without a file everybody is let in, as one tenant."""
 
     def __init__(self, path: str | None = None) -> None:
-        """Raises ValueError for a file that is wrong."""
+        """Raises UserError for a file that is wrong."""
         self._path = Path(path) if path else None
         self._found = read_tenants(path) if path else {}
         self._version = self._stamp()

@@ -74,6 +74,43 @@ def test_imports_point_one_way() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
+    bases, found = {"UserError"}, set()
+    files = [path for folder in FOLDERS - {"tests"} for path in (ROOT / folder).rglob("*.py")]
+    classes = {
+        (".".join(path.relative_to(ROOT).with_suffix("").parts), node.name, ast.unparse(base))
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+    }
+    while added := {c for c in classes if c[2] in bases} - found:
+        found |= added
+        bases |= {name for _, name, _ in added}
+    drawn = re.findall(r"── (\w+) +([\w.]+):", ast.get_docstring(errors_module()) or "")
+    assert sorted(drawn) == sorted((name, module) for module, name, _ in found)
+    assert len(found) > 10
+
+
+def test_doors_that_users_come_in_by_raise_what_becomes_a_line() -> None:
+    doors = [f"pipelines/{room}" for room in ("commands", "config", "stages", "tracking")]
+    files = [file for door in doors for file in (ROOT / door).rglob("*.py")]
+    files += (ROOT / "serve").glob("*.py")
+    raised = {
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and ast.unparse(node.exc.func) == "ValueError"
+    }
+    assert not raised, "raise infra.runtime.errors.UserError or a kind of it"
+
+
+def errors_module() -> ast.Module:
+    return ast.parse((ROOT / "infra" / "runtime" / "errors.py").read_text())
+
+
 def test_no_installed_distribution_owns_our_folder_names() -> None:
     owned = {
         f"{distribution.metadata['Name']}: {path}"

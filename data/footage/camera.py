@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data.footage.material import Material
+from infra.runtime.errors import UserError
 
 CLOSEST = 0.5  # material pixels a view's pixel, at the least: closer would show only blur
 RESTING = {"photo": 0.25, "clip": 0.75}  # share of cameras that do not move
@@ -73,7 +74,7 @@ def _stretch(length: int, frames: int, rng: np.random.Generator) -> tuple[int, i
     if length == 1:
         return 0, 0
     if length < frames:
-        raise ValueError(f"a clip of {length} frames is too short for pairs of {frames}")
+        raise UserError(f"a clip of {length} frames is too short for pairs of {frames}")
     pace = 2 if length >= 2 * frames and rng.random() < 0.25 else 1
     first = int(rng.integers(length - pace * (frames - 1)))
     return (first + pace * (frames - 1), -pace) if rng.random() < 0.2 else (first, pace)

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data.processes import worker_context
 from data.video import VideoError, probe, read_frames
+from infra.runtime.errors import UserError
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 CLIPS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
@@ -32,7 +33,7 @@ SMALLEST_SIDE = 24  # pixels: no level is smaller
 INDEX = "footage.json"
 
 
-class FootageError(ValueError):
+class FootageError(UserError):
     """A folder that holds no usable footage; the message names it and says what is missing."""
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import av
 
+from infra.runtime.errors import UserError
 
-class VideoError(ValueError):
+
+class VideoError(UserError):
     """A video that cannot be read or written; the message names the file and the remedy."""
 
 

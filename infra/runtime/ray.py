@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from infra.runtime.environment import environment, unless_set
+from infra.runtime.errors import UserError
 from infra.runtime.paths import ROOT
 from infra.runtime.ray_private import reread_settings
 
@@ -31,7 +32,7 @@ CONNECT_S = 10.0  # for a cluster to answer
 END_S = 2.0  # for Ray's processes to end by themselves
 
 
-class ClusterError(ValueError):
+class ClusterError(UserError):
     """Ray cannot be started or reached; the message says what to do."""
 
     exit_code = 75  # of a command, see `pipelines.exits`: what is not there may come

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.runtime.environment import set_default, variable
+from infra.runtime.errors import UserError
 from infra.runtime.paths import RUNS
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ LOCATION = "liveedit.location"  # tag on a version: the model directory
 FINGERPRINT = "liveedit.fingerprint"  # and what is in it
 
 
-class RegistryError(ValueError):
+class RegistryError(UserError):
     """A model name, version or alias that the registry does not have, or cannot be reached."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from infra.runtime.errors import UserError
 from modeling.geometry import TOKEN_PIXELS
 
 WORK_SIZES = ("full", "3/4", "1/2", "native")
@@ -24,7 +25,7 @@ def work_size(
     if pixels := re.fullmatch(r"(\d{1,5})x(\d{1,5})", choice):
         asked = int(pixels[2]), int(pixels[1])
         if min(asked) < TOKEN_PIXELS:
-            raise ValueError(
+            raise UserError(
                 f"work size {choice} is too small; both sides need at least {TOKEN_PIXELS} pixels"
             )
         return _whole(asked[0]), _whole(asked[1])
@@ -35,7 +36,7 @@ def work_size(
     if part and 0 < int(part[1]) <= int(part[2]):
         scale = int(part[1]) / int(part[2])
         return _whole(height * scale), _whole(width * scale)
-    raise ValueError(
+    raise UserError(
         f"work size {choice!r} is none; choose one of {', '.join(WORK_SIZES)}, another fraction up "
         "to 1, or width x height in pixels such as 416x240"
     )

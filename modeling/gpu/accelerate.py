@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from infra.runtime.errors import UserError
 from modeling.detail.resample import Resize
 from modeling.detail.transfer import Transfer
 from modeling.diffusion.transformer import Transformer
@@ -31,7 +32,7 @@ def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> For
 
     capability = torch.cuda.get_device_capability()
     if fp8 and capability < (8, 9):
-        raise ValueError(
+        raise UserError(
             f"fp8 needs a GPU of compute capability 8.9 (Ada) or newer, "
             f"{torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}; leave it out"
         )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from infra.runtime.errors import UserError
 from modeling.config import VaeConfig
 from modeling.vae.build import build_vae
 
@@ -94,7 +95,7 @@ def _check(what: str, state_dict: Mapping[str, Tensor], expected: Mapping[str, l
         elif shape != expected[name]:
             problems.append(f"wrong shape {name} {shape}, expected {expected[name]}")
     if problems:
-        raise ValueError(
+        raise UserError(
             f"these weights are not those of {what} of the expected size; {len(problems)} of "
             f"{len(expected)} tensors differ:\n  " + "\n  ".join(problems)
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infra.runtime.errors import UserError
 from modeling.detail.resample import Resize
 from modeling.detail.transfer import Transfer
 from modeling.geometry import SPATIAL_STRIDE, padded_latent_size
@@ -37,7 +38,7 @@ class Picture:
 
     def __init__(self, studio: Studio, size: Size, work: Size, detail: Detail) -> None:
         if detail not in get_args(Detail):
-            raise ValueError(f"detail {detail!r} is none; choose {' or '.join(get_args(Detail))}")
+            raise UserError(f"detail {detail!r} is none; choose {' or '.join(get_args(Detail))}")
         self.size, self.work, self.detail = size, work, detail
         self._studio = studio
         # Of the source itself: what the edit lacks because of the VAE, this lacks as well.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, StreamConfig
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import TextKV, Transformer
@@ -80,7 +81,7 @@ class EditStream:
         detail: Detail,
     ) -> None:
         if min(height, width) < TOKEN_PIXELS:
-            raise ValueError(
+            raise UserError(
                 f"frames of {height}x{width} are too small; both sides need at least "
                 f"{TOKEN_PIXELS} pixels"
             )

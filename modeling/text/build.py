@@ -17,5 +17,5 @@ TEXT_ENCODERS: Table[type[TextEncoder]] = Table(
 
 
 def build_text_encoder(config: TextConfig) -> TextEncoder:
-    """The text encoder a config names; ValueError if its files are not there."""
+    """The text encoder a config names; UserError if its files are not there."""
     return TEXT_ENCODERS[config.kind](config)

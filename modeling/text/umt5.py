@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from infra.runtime.errors import UserError
 from modeling.config import TextConfig
 from modeling.text.encoder import TextEncoder
 
@@ -33,14 +34,14 @@ class Umt5Encoder(TextEncoder):
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config)
         if config.path is None:
-            raise ValueError(
+            raise UserError(
                 "this model uses a UMT5 text encoder but names no folder for it; import one with "
                 "`liveedit import ... --text PATH`"
             )
         self.weights, self.tokenizer_files = umt5_folders(Path(config.path))
         size = json.loads((self.weights / "config.json").read_text()).get("d_model")
         if size != config.dim:
-            raise ValueError(f"{self.weights} gives embeddings of size {size}, not {config.dim}")
+            raise UserError(f"{self.weights} gives embeddings of size {size}, not {config.dim}")
         self._tokenizer: Any = None
 
     def to(self, device: torch.device | str) -> Self:
@@ -105,17 +106,17 @@ class Umt5Encoder(TextEncoder):
 
 
 def umt5_folders(path: Path) -> tuple[Path, Path]:
-    """The folders of the weights and of the tokenizer; ValueError names what is missing."""
+    """The folders of the weights and of the tokenizer; UserError names what is missing."""
     nested = (path / "text_encoder").is_dir()
     weights = path / "text_encoder" if nested else path
     tokenizer = path / "tokenizer" if (path / "tokenizer").is_dir() else path
     if not (weights / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} holds no UMT5 text encoder: {weights}/config.json is missing; give a folder "
             "with text_encoder/ and tokenizer/, or a transformers folder"
         )
     if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise ValueError(
+        raise UserError(
             f"{path} holds no tokenizer: neither tokenizer.json nor spiece.model is in {tokenizer}"
         )
     return weights, tokenizer
@@ -135,7 +136,7 @@ def load_umt5(folder: Path, device: torch.device) -> Any:
     )
     model, info = loaded
     if missing := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
-        raise ValueError(
+        raise UserError(
             f"{folder} is no whole UMT5 encoder, missing or of another shape: {', '.join(missing)}"
         )
     model = model.to(device).eval().requires_grad_(False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infra.runtime.errors import UserError
 from pipelines.bench import SCHEMA
 
 TOLERANCE = 0.15  # stored beside each ratio; a file may be edited to be stricter or laxer
@@ -36,30 +37,30 @@ def ratios(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that `--json` wrote; ValueError if it is none of this version."""
+    """A report that `--json` wrote; UserError if it is none of this version."""
     try:
         report = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; write it with --json {path}") from error
+        raise UserError(f"{path} does not exist; write it with --json {path}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+        raise UserError(f"{path} is no valid JSON: {error}") from error
     schema = report.get("schema") if isinstance(report, dict) else None
     if schema != SCHEMA:
-        raise ValueError(
+        raise UserError(
             f"{path} has schema {schema}, this version reads {SCHEMA}; write it again with --json"
         )
     return dict(report)
 
 
 def require_same_work(report: dict[str, Any], stored: dict[str, Any]) -> None:
-    """ValueError if two reports are not of the same work: then no ratio means anything.
+    """UserError if two reports are not of the same work: then no ratio means anything.
 
     The machines may differ, as long as both are GPUs or both are not.
     """
     now, then = _work(report), _work(stored)
     if different := sorted(key for key in now | then if now.get(key) != then.get(key)):
         told = ", ".join(f"{key} {then.get(key)} there, {now.get(key)} here" for key in different)
-        raise ValueError(f"the stored report measured other work ({told}); measure the same")
+        raise UserError(f"the stored report measured other work ({told}); measure the same")
 
 
 @dataclass(frozen=True)

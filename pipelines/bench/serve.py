@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from infra.runtime.errors import UserError
+
 if TYPE_CHECKING:
     from serve.client.cameras import Load
     from serve.run import Running
@@ -79,5 +81,5 @@ def _cell(value: Any) -> str:
 def parse_counts(text: str) -> list[int]:
     """Numbers of sessions with commas between them, as in "1,2,4"."""
     if not all(part.strip().isdigit() and int(part) for part in text.split(",")):
-        raise ValueError(f"--sessions {text} must be numbers of cameras, e.g. 1,2,4")
+        raise UserError(f"--sessions {text} must be numbers of cameras, e.g. 1,2,4")
     return [int(part) for part in text.split(",")]

@@ -45,7 +45,7 @@ def measure(
 ) -> dict[str, Any]:
     """The whole report but its command line, as JSON values; `note` hears what is going on.
 
-    ValueError, before anything is timed, if the work is not that of the `stored` report.
+    UserError, before anything is timed, if the work is not that of the `stored` report.
     """
     note("building the model")
     began = time.perf_counter()

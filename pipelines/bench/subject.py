@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
 from modeling.detail.resample import resize
 from modeling.detail.transfer import transfer
@@ -47,13 +48,13 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if self.chunks < 2:
-            raise ValueError(f"--chunks {self.chunks} leaves no spread to state; take 2 or more")
+            raise UserError(f"--chunks {self.chunks} leaves no spread to state; take 2 or more")
         if self.sessions < 0:
-            raise ValueError(f"--sessions {self.sessions} is negative; 0 leaves them out")
+            raise UserError(f"--sessions {self.sessions} is negative; 0 leaves them out")
         if self.no_cache and (self.policy or self.keep_ratio or self.scope or self.pruned_steps):
-            raise ValueError("--no-cache excludes --policy, --keep, --scope and --pruned-steps")
+            raise UserError("--no-cache excludes --policy, --keep, --scope and --pruned-steps")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError("--device cuda finds no GPU that this PyTorch can use; see nvidia-smi")
+            raise UserError("--device cuda finds no GPU that this PyTorch can use; see nvidia-smi")
 
     def mask_cache(self, config: ModelConfig) -> MaskCacheConfig | None:
         """The model's mask cache (or the default one) with what was asked for in its place."""
@@ -67,7 +68,7 @@ class BenchOptions:
         }
         base = config.stream.mask_cache or MaskCacheConfig()
         chosen = replace(base, **{k: v for k, v in asked.items() if v is not None})  # type: ignore[arg-type]
-        replace(config.stream, mask_cache=chosen)  # raises ValueError if a step does not exist
+        replace(config.stream, mask_cache=chosen)  # raises UserError if a step does not exist
         return chosen
 
 
@@ -84,7 +85,7 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
         config, transformer, vae, card = PRESETS[options.model], None, None, {"name": options.model}
     else:
         if not Path(options.model).is_dir():
-            raise ValueError(
+            raise UserError(
                 f"{options.model} is neither a model directory nor one of the presets "
                 f"{', '.join(sorted(PRESETS))}"
             )

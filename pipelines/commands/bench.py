@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from infra.runtime.errors import UserError
 from pipelines.commands.bench_serve import bench_serve
 from pipelines.commands.options import parse_pixels
 from pipelines.commands.show import console, errors, examples
@@ -115,9 +116,9 @@ def bench_stream(
 
     for file in (json_file, plot_file):
         if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"folder {file.parent} does not exist; make it first")
+            raise UserError(f"folder {file.parent} does not exist; make it first")
     if plot_file is not None and plot_file.suffix.lower() not in (".png", ".jpg", ".webp"):
-        raise ValueError(f"--plot {plot_file} must end in .png, .jpg or .webp")
+        raise UserError(f"--plot {plot_file} must end in .png, .jpg or .webp")
     stored = read_report(check) if check else None
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     options = BenchOptions(
@@ -168,5 +169,5 @@ bench_app.command(
 def parse_steps(steps: str) -> tuple[int, ...]:
     """Numbers with commas between them, as in "1,2,3"."""
     if not all(step.strip().isdigit() for step in steps.split(",")):
-        raise ValueError(f"--pruned-steps {steps} must be step numbers, e.g. 1,2,3")
+        raise UserError(f"--pruned-steps {steps} must be step numbers, e.g. 1,2,3")
     return tuple(int(step) for step in steps.split(","))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from infra.runtime.errors import UserError
 from pipelines.commands.options import parse_pixels
 from pipelines.commands.show import console, errors
 
@@ -80,9 +81,9 @@ def bench_serve(
 
     counts = parse_counts(sessions)
     if url is not None and kills:
-        raise ValueError("--kills kills replicas of an application started here; leave --url out")
+        raise UserError("--kills kills replicas of an application started here; leave --url out")
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ValueError(f"folder {json_file.parent} does not exist; make it first")
+        raise UserError(f"folder {json_file.parent} does not exist; make it first")
     runs: list[dict[str, object]] = []
     with ExitStack() as stack, errors.status("starting") as status:
         running: Running | None = None
@@ -92,7 +93,7 @@ def bench_serve(
             running = stack.enter_context(application(settings))
             url = running.stream_url
         elif arguments:
-            raise ValueError(f"--url measures what runs there; leave {arguments[0]} out")
+            raise UserError(f"--url measures what runs there; leave {arguments[0]} out")
         model = running.model() if running else served_model(url, token=token)
         height, width = parse_pixels(size) if size else (model["height"], model["width"])
         load = Load(width, height, fps or model["fps"], mode, format, seconds, token, queue)

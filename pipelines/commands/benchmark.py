@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from infra.runtime.errors import UserError
 from pipelines.commands.show import bar, console
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"--beside {path} cannot be read ({error}); give a bench.json") from error
+        raise UserError(f"--beside {path} cannot be read ({error}); give a bench.json") from error
     if not isinstance(report, dict) or report.get("benchmark") != "LiveEdit-Bench":
-        raise ValueError(f"--beside {path} is no report of LiveEdit-Bench; give a bench.json")
+        raise UserError(f"--beside {path} is no report of LiveEdit-Bench; give a bench.json")
     if report["version"] != VERSION:
-        raise ValueError(f"--beside {path} is of version {report['version']}, this is {VERSION}")
+        raise UserError(f"--beside {path} is of version {report['version']}, this is {VERSION}")
     return report
 
 

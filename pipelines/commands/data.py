@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infra.runtime.errors import UserError
 from pipelines.commands.options import check_clip, parse_size
 from pipelines.commands.show import bar, console, examples
 
@@ -72,7 +73,7 @@ def make_bench(target: str, source: Path | None, size: str | None, overwrite: bo
     from pipelines.stages.bench_data import write_bench
 
     if "://" in target:
-        raise ValueError(f"{target}: the benchmark's videos are written to a folder, not to S3")
+        raise UserError(f"{target}: the benchmark's videos are written to a folder, not to S3")
     config = BenchConfig(footage=None if source is None else str(source))
     if size is not None:
         config = replace(config, size=size)

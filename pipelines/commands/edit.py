@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from infra.runtime.errors import UserError
 from pipelines.commands.show import bar, chosen_model, console
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def edit(
     from pipelines.stages.edit_file import check_edit, edit_video, expected_frames
 
     if url is not None and model is not None:
-        raise ValueError(f"--model {model} does nothing beside --url: a server has its own model")
+        raise UserError(f"--model {model} does nothing beside --url: a server has its own model")
     check_edit(source, output, prompt)
     info = probe(source)
     if strict:
@@ -79,7 +80,7 @@ def edit(
         from pipelines.stages.edit_remote import edit_remote
 
         if detail == "off":
-            raise ValueError("--detail off does nothing beside --url yet; leave it out")
+            raise UserError("--detail off does nothing beside --url yet; leave it out")
         run, place = partial(edit_remote, url, token=token), url
     else:
         from pipelines.evaluation.evaluate import load_editor

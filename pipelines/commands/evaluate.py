@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infra.runtime.errors import UserError
 from pipelines.commands.benchmark import BENCH, judge
 from pipelines.commands.options import Overrides
 from pipelines.commands.show import bar, console, metrics_table
@@ -49,7 +50,7 @@ def evaluate(
         judge(model, overrides or [], out=out, outputs=outputs, beside=beside or [], track=track)
         return
     if outputs is not None or beside:
-        raise ValueError("--outputs and --beside belong to bench: liveedit evaluate NAME bench ...")
+        raise UserError("--outputs and --beside belong to bench: liveedit evaluate NAME bench ...")
     from data.manifest import read_dataset_info
     from pipelines.config.load import load_section
     from pipelines.config.pipeline import EvaluateConfig

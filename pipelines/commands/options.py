@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from infra.runtime.errors import UserError
 from modeling.geometry import frames_of, latents_of
 
 MAX_FPS = 1000
@@ -20,25 +21,25 @@ def parse_size(size: str) -> tuple[int, int]:
     """Width x height in multiples of 16, as in "192x128", to (height, width)."""
     width, _, height = size.partition("x")
     if not (height.isdigit() and width.isdigit()) or int(height) % 16 or int(width) % 16:
-        raise ValueError(f"--size {size} must be width x height in multiples of 16, e.g. 192x128")
+        raise UserError(f"--size {size} must be width x height in multiples of 16, e.g. 192x128")
     return int(height), int(width)
 
 
 def check_clip(frames: int, fps: float) -> None:
-    """Raises ValueError for clips that no model can be trained on."""
+    """Raises UserError for clips that no model can be trained on."""
     if frames != frames_of(latents_of(frames)):
         near = frames_of(latents_of(frames)), frames_of(latents_of(frames) + 1)
-        raise ValueError(
+        raise UserError(
             f"--frames {frames} is no whole number of latents, which is 4n-3 frames: "
             f"{near[0]} or {near[1]}"
         )
     if not 0 < fps <= MAX_FPS:
-        raise ValueError(f"--fps {fps:g} must lie above 0 and be at most {MAX_FPS}")
+        raise UserError(f"--fps {fps:g} must lie above 0 and be at most {MAX_FPS}")
 
 
 def parse_pixels(size: str) -> tuple[int, int]:
     """Width x height, as in "832x480", to (height, width)."""
     width, _, height = size.partition("x")
     if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f"--size {size} must be width x height in pixels, e.g. 832x480")
+        raise UserError(f"--size {size} must be width x height in pixels, e.g. 832x480")
     return int(height), int(width)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from infra.runtime.errors import UserError
 from pipelines.commands.show import console
 
 
@@ -26,7 +27,7 @@ def send(
     from pipelines.tracking.tracker import TrackingError, check_reachable
 
     if not (output / "tracking").is_dir():
-        raise ValueError(f"{output} is no output folder of a pipeline: it has no folder tracking")
+        raise UserError(f"{output} is no output folder of a pipeline: it has no folder tracking")
     config = load_config(output / "config.yaml", [f"tracking.uri={uri}"] if uri else [])
     place = config.tracking.uri
     assert place is not None

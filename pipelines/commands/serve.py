@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from infra.runtime.errors import UserError
 from infra.runtime.registry import SCHEME
 from pipelines.commands.show import chosen_model, command_name, console
 
@@ -75,7 +76,7 @@ def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
         return None
     if certificate is None or key is None:
         missing = "--tls-cert" if certificate is None else "--tls-key"
-        raise ValueError(f"TLS needs a certificate and its key; give {missing}, too")
+        raise UserError(f"TLS needs a certificate and its key; give {missing}, too")
     return Tls(certificate, key)
 
 
@@ -96,7 +97,7 @@ def _hurry_when_asked(running: Running) -> None:
 def serve_settings(
     arguments: Iterable[str], defaults: dict[str, Any] | None = None
 ) -> ServeSettings:
-    """`[MODEL] [KEY=VALUE]...` as settings, over `defaults`. Raises ValueError that names a key."""
+    """`[MODEL] [KEY=VALUE]...` as settings, over `defaults`. Raises UserError that names a key."""
     from pipelines.config.merge import plain_overrides
     from serve.settings import ServeSettings
 

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from infra.runtime.errors import UserError
+
 
 def token(
     name: Annotated[str, typer.Argument(help="The tenant: letters, digits, . _ and -.")],
@@ -22,7 +24,7 @@ def token(
     from serve.tenants import NAME, hash_token, new_token
 
     if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no tenant's name; letters, digits, . _ and - are")
+        raise UserError(f"{name!r} is no tenant's name; letters, digits, . _ and - are")
     made = new_token()
     limits = {"max_sessions": sessions, "opens_per_minute": opens, "minutes_per_day": minutes}
     lines = [f'["{name}"]', f'tokens = ["{hash_token(made)}"]']

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from infra.runtime.errors import UserError
 from pipelines.commands.show import console
 
 
@@ -76,6 +77,6 @@ def _propose(settings: list[str]) -> None:
         console.print(f"  [bold]{name:<12}[/]{purpose} Writes to {output}.", soft_wrap=True)
     console.print()
     again = " ".join(["liveedit train demo", *settings, "--dry-run"])
-    raise ValueError(
+    raise UserError(
         f"train needs a configuration, and nothing was started; say for example {again}"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.bench.cases import FPS, VERSION
 from data.video import VideoWriter
+from infra.runtime.errors import UserError
 from pipelines.config.benchmark import BenchConfig
 from pipelines.evaluation.bench.run import checksum_line, clips
 
@@ -25,11 +26,11 @@ def write_bench(
     """Write NAME.mp4 of every chosen clip (H.264 4:4:4 without loss but of colour conversion) and
     `bench.json`, a list of name, instruction and shape; says what the checksums say.
 
-    Raises ValueError if the folder holds a benchmark already and `overwrite` is not set.
+    Raises UserError if the folder holds a benchmark already and `overwrite` is not set.
     """
     index = folder / INDEX
     if index.exists() and not overwrite:
-        raise ValueError(f"{index} is there already; choose another folder or add --overwrite")
+        raise UserError(f"{index} is there already; choose another folder or add --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     height, width = config.shape

@@ -22,6 +22,7 @@ from PIL import Image
 
 from data.video import Damage, VideoError, VideoInfo, VideoWriter, probe, read_timed
 from data.video.output import check_output
+from infra.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from modeling.editor import StreamingEditor
@@ -71,7 +72,7 @@ def edit_video(
     """Edit `source` as `prompt` says into `output`, which appears complete or not at all.
 
     The model works at `work_size` (`modeling.detail.work_size`), and with `detail` "source" what it
-    makes keeps the source's detail. Raises ValueError (VideoError for a file).
+    makes keeps the source's detail. Raises UserError (VideoError for a file).
     """
     check_edit(source, output, prompt)
     info = probe(source)
@@ -161,11 +162,11 @@ def edit_file(
 
 
 def check_edit(source: Path, output: Path, prompt: str) -> None:
-    """Raise a ValueError for what needs no model to be seen."""
+    """Raise a UserError for what needs no model to be seen."""
     if not prompt.strip():
-        raise ValueError('the prompt is empty; say what to change, e.g. --prompt "make it snow"')
+        raise UserError('the prompt is empty; say what to change, e.g. --prompt "make it snow"')
     if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the source itself; give another output file")
+        raise UserError(f"{output} is the source itself; give another output file")
     check_output(output)
 
 

@@ -10,6 +10,7 @@ from typing import Unpack
 import numpy as np
 
 from data.video import VideoWriter, probe, read_frames
+from infra.runtime.errors import UserError
 from modeling.detail.work_size import work_size as work_size_in_pixels
 from pipelines.stages.edit_file import EditReport, FileOptions, check_edit, reported
 from serve.client import EditedFrame, edit_frames, served_model
@@ -31,7 +32,7 @@ def edit_remote(
 ) -> EditReport:
     """As `edit_file.edit_video`, with the model of the server at `url`.
 
-    Raises ValueError for the file, WireError and ConnectError for the server.
+    Raises UserError for the file, WireError and ConnectError for the server.
     """
     check_edit(source, output, prompt)
     info = probe(source)
@@ -65,7 +66,7 @@ def film_file(
     """Stream `source` as a camera would, at its frame rate, and write what comes back.
 
     Where the server dropped frames another edited one stands, so that the result is as long.
-    Raises ValueError when the server ends the stream.
+    Raises UserError when the server ends the stream.
     """
     info = probe(source)
     images = [codec.encode(frame, "jpeg") for frame in read_frames(source, fps=info.fps)]
@@ -84,7 +85,7 @@ def film_file(
 
         report = asyncio.run(camera(url, load, images, prompt, on_frame=show))
         if report.error is not None:
-            raise ValueError(f"{url}: the stream ended: {report.error}")
+            raise UserError(f"{url}: the stream ended: {report.error}")
         for _ in range(len(images) - written):
             writer.write(last[None])
     return report

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from infra.runtime.errors import UserError
 from pipelines.exits import GATE_MISSED
 
 
-class GateMissedError(ValueError):
+class GateMissedError(UserError):
     """A stage is finished and kept, and not good enough to go on from."""
 
     exit_code = GATE_MISSED

@@ -14,6 +14,7 @@ from data.ingest import Mapper, Result, Task
 from data.pairs import LeftOut
 from data.processes import map_in_order
 from infra.runtime.environment import variable
+from infra.runtime.errors import UserError
 from infra.runtime.ray import joined_ray
 
 
@@ -45,7 +46,7 @@ def on_ray(
 ) -> Iterator[Result]:
     """`function` of each task as a Ray task of one core, in their order, `window` at a time.
 
-    Raises ValueError when a file of this machine cannot be seen by another.
+    Raises UserError when a file of this machine cannot be seen by another.
     """
     import ray
 
@@ -67,7 +68,7 @@ def on_ray(
             yield crashed(task)
             continue
         if isinstance(result, LeftOut) and Path(result.path).is_file() and _unseen(result):
-            raise ValueError(
+            raise UserError(
                 f"{result.path} lies on this machine and cannot be seen from {node}; put the pairs "
                 "on storage that all machines of the cluster mount, or set --workers to work here"
             )

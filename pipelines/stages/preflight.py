@@ -17,7 +17,7 @@ from pipelines.tracking.tracker import check_store
 
 
 def check(config: PipelineConfig, *, writes: bool = True) -> Path | None:
-    """Raise a ValueError for what cannot work; returns the model directory to start from.
+    """Raise a UserError for what cannot work; returns the model directory to start from.
 
     A database of MLflow's on this disk is made if it is not there and this `writes`.
     """

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.runtime.environment import environment
+from infra.runtime.errors import UserError
 from infra.runtime.paths import ROOT
 from infra.runtime.registry import client_for
 
@@ -28,7 +29,7 @@ CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
 }
 
 
-class TrackingError(ValueError):
+class TrackingError(UserError):
     """The tracking server or its database cannot be used; the message says what to do."""
 
 

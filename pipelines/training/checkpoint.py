@@ -21,6 +21,7 @@ import torch
 from torch import distributed
 
 from data.loader import Loader
+from infra.runtime.errors import UserError
 from pipelines.training.methods.base import Setting, Stage
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.zero import load_engine, make_universal
@@ -29,7 +30,7 @@ _TAG = "state"  # DeepSpeed's name for the subfolder of an engine
 _UNIVERSAL = "universal"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be written or used; the message says what to do."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from infra.runtime.errors import UserError
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.zero import Engine, import_deepspeed
 
@@ -48,7 +49,7 @@ def make_engine(
 def deepspeed_config(compute: ComputeConfig, stage: TrainedStage) -> dict[str, Any]:
     """The DeepSpeed configuration; everything not named is DeepSpeed's default."""
     if compute.precision == "bf16" and compute.zero_stage == 0:
-        raise ValueError(
+        raise UserError(
             "compute.zero_stage=0 keeps no float32 master weights for compute.precision=bf16; "
             "set compute.zero_stage to 1, 2 or 3, or compute.precision=fp32"
         )

@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 
 from data.loader import loader
 from infra.runtime.environment import set_default
+from infra.runtime.errors import UserError
 from modeling.model_dir import Model, load_model, save_model
 from pipelines.config.load import from_plain
 from pipelines.training import checkpoint
@@ -61,7 +62,7 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
         )
         folder.refuse(message)
         raise TrainingError(message) from error
-    except ValueError as error:
+    except UserError as error:
         folder.refuse(str(error))
         raise
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.runtime.errors import UserError
 
-class TrainingError(ValueError):
+
+class TrainingError(UserError):
     """A training that would fail again in the same way; the message says what to change."""
 
 

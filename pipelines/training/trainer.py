@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from data.manifest import dataset_hash, read_dataset_info
 from infra.runtime.environment import environment, unless_set
+from infra.runtime.errors import UserError
 from modeling.fingerprint import model_fingerprint
 from pipelines.config.load import section_plain, to_plain
 from pipelines.config.pipeline import PipelineConfig
@@ -67,7 +68,7 @@ def train_stage(
         say: called with a line that is worth telling; None prints it to stderr.
 
     Raises:
-        ValueError: what the user can mend: a loss that is not finite, a full disk, a broken
+        UserError: what the user can mend: a loss that is not finite, a full disk, a broken
             dataset, too few GPUs.
     """
     began = time.monotonic()
@@ -248,7 +249,7 @@ def _plain_error(error: BaseException, follow: Follower) -> BaseException:
     failures = getattr(error, "worker_failures", None) or {}
     for failure in failures.values():
         for cause in (failure, getattr(failure, "cause", None), failure.__cause__):
-            if isinstance(cause, ValueError):
+            if isinstance(cause, UserError):
                 return TrainingError(str(cause))
     # A worker's own exceptions come as they were raised; what Ray says itself is of their end.
     lost = [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from infra.runtime.errors import UserError
 from infra.runtime.registry import SCHEME, find_version, located, resolve_uri
 from modeling.fingerprint import check_fingerprint
 from modeling.model_dir import read_config
@@ -32,7 +33,7 @@ class ModelSource:
 def find_model(model: str, registry: str | None = None) -> ModelSource:
     """`model` itself, or the directory behind `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
-    `registry` is MLflow's address, see `resolve_uri`. Raises ValueError with the remedy, also
+    `registry` is MLflow's address, see `resolve_uri`. Raises UserError with the remedy, also
     for a directory whose weights an editor could not load, as far as file headers show.
     """
     found = ModelSource(model)
@@ -47,7 +48,7 @@ def find_model(model: str, registry: str | None = None) -> ModelSource:
 
 def _check(directory: Path) -> None:
     if not (directory / "config.json").is_file():
-        raise ValueError(f"{directory} is no model directory here: it has no config.json")
+        raise UserError(f"{directory} is no model directory here: it has no config.json")
     read_config(directory)
     for part in ("transformer", "vae"):
         file = directory / f"{part}.safetensors"
@@ -55,7 +56,7 @@ def _check(directory: Path) -> None:
             with safe_open(file, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{file} cannot be read ({error}); serving needs transformer and VAE: export or "
                 "import the model again"
             ) from error

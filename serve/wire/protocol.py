@@ -15,6 +15,8 @@ import struct
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from infra.runtime.errors import UserError
+
 SUBPROTOCOL = "liveedit.v1"
 PATH = "/v1/stream"
 MAX_TEXT = 64 * 1024  # characters of a control message
@@ -52,7 +54,7 @@ MAX_INDEX = 2**32 - 1
 RETRY_AFTER_S = 5.0  # what a refusal for lack of room advises
 
 
-class WireError(ValueError):
+class WireError(UserError):
     """What goes out as an `error` message; `code` is one of the protocol's error codes."""
 
     def __init__(self, code: Code, message: str, retry_after_s: float | None = None) -> None:

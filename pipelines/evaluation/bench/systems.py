@@ -9,6 +9,7 @@ import numpy as np
 
 from data.bench.clip import BenchClip
 from data.video import probe, read_frames
+from infra.runtime.errors import UserError
 from pipelines.evaluation.evaluate import edit_clip
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ class Videos:
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
         if not folder.is_dir():
-            raise ValueError(f"--outputs {folder} is no folder of videos")
+            raise UserError(f"--outputs {folder} is no folder of videos")
 
     def check(self, names: list[str]) -> None:
-        """Raise a ValueError that names what is missing."""
+        """Raise a UserError that names what is missing."""
         missing = [name for name in names if self.find(name) is None]
         if missing:
             listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} lacks {len(missing)} of {len(names)} clips: {listed}; give every "
                 f"one as NAME{ENDINGS[0]}, or judge fewer clips (half=, every=, long=false)"
             )
@@ -64,13 +65,13 @@ class Videos:
     def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
         path = self.find(clip.case.name)
         if path is None:
-            raise ValueError(f"{self.folder} lacks {clip.case.name}")
+            raise UserError(f"{self.folder} lacks {clip.case.name}")
         height, width = clip.source.shape[1:3]
         info = probe(path)
         size = None if (info.height, info.width) == (height, width) else (height, width)
         frames = list(read_frames(path, size=size))
         if len(frames) != len(clip.source):
-            raise ValueError(
+            raise UserError(
                 f"{path} has {len(frames)} frames, its source {len(clip.source)}; write one frame "
                 "for each of the source's, at its rate"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from infra.runtime.errors import UserError
+
 COLUMNS = (  # metric, heading, decimals, with interval
     ("gain", "gain dB", 1, True),
     ("success", "success", 2, True),
@@ -42,7 +44,7 @@ def beside(reports: list[dict[str, Any]]) -> str:
     """Several systems in one table, a line each: the same clips, all of them together."""
     shared = [{row["name"] for row in report["clips"]} for report in reports]
     if any(names != shared[0] for names in shared):
-        raise ValueError(
+        raise UserError(
             "the reports are of different clips: "
             + ", ".join(f"{r['system']} {len(n)}" for r, n in zip(reports, shared, strict=True))
             + "; run each with the same half=, every= and long="

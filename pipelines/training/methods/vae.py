@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from data.loader import loader
+from infra.runtime.errors import UserError
 from modeling.config import VaeConfig
 from modeling.diffusion.losses import reconstruction_loss, scale_penalty
 from modeling.geometry import SPATIAL_STRIDE, latents_of
@@ -156,7 +157,7 @@ def crop(batch: dict[str, Any], section: VaeStage, draw: Draw) -> Tensor:
     clips, length, height, width = source.shape[:4]
     frames = section.clip_frames
     if length < frames:
-        raise ValueError(
+        raise UserError(
             f"vae.clip_frames={frames}, but the clips of the dataset have {length} frames; "
             f"set vae.clip_frames to {length} or less"
         )

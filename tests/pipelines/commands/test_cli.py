@@ -18,6 +18,7 @@ from PIL import Image
 
 from data.manifest import read_dataset_info
 from data.video import VideoWriter, probe
+from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError
 from pipelines.cli import main
 from pipelines.exits import TryAgainError
@@ -111,7 +112,7 @@ def test_plan_shows_every_stage(liveedit: Liveedit, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ValueError("mend me"), 1),
+        (UserError("mend me"), 1),
         (OSError("no disk"), 1),
         (GateMissedError("too bad"), 3),
         (TryAgainError("a worker is lost"), 75),
@@ -380,3 +381,16 @@ def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) 
             process.kill()
     with pytest.raises(ValueError, match=r"cut off while being written|no dataset"):
         read_dataset_info(str(tmp_path / "pairs"))
+
+
+def test_a_bug_of_ours_is_no_user_s_mistake(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody can mend outside of the program shows where it was raised."""
+
+    def bug(*_: object) -> None:
+        raise ValueError("not enough values to unpack")
+
+    monkeypatch.setattr("data.shards.check_dataset", bug)
+    with pytest.raises(ValueError, match="not enough values"):
+        liveedit("data", "check", "somewhere")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from data.loader import loader
 from data.sample import EncodedPair
 from data.shards import write_dataset
+from infra.runtime.errors import UserError
 from modeling.model_dir import load_model, read_card, read_config
 from pipelines.config.load import to_plain
 from pipelines.config.pipeline import PipelineConfig
@@ -615,7 +616,7 @@ def test_a_worker_of_ray_that_is_to_stop_saves_first_and_writes_no_model(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ValueError("mend me"), "mend me"),
+        (UserError("mend me"), "mend me"),
         (
             torch.OutOfMemoryError("out of memory: 3 GiB\nand a long table"),
             r"stage foundation ran out of GPU memory \(out of memory: 3 GiB\); lower foundation."
@@ -646,16 +647,20 @@ def test_what_would_fail_again_is_not_tried_again(
         train_loop(run.job())
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])  # PyTorch raises both
 def test_any_other_error_may_be_tried_again(
-    bench: Callable[..., Bench], scripted: Callable[..., Scripted], ray_worker: SimpleNamespace
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    ray_worker: SimpleNamespace,
+    kind: type[Exception],
 ) -> None:
     def script(step: int, micro: int) -> dict[str, float]:
-        raise RuntimeError("a network that stalls")
+        raise kind("a network that stalls")
 
     stage = scripted(script)
     run = bench()
     RunFolder(run.folder).open()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="stalls"):
+        with pytest.raises(kind, match="stalls"):
             train_loop(run.job())
     assert len(stage.asked) == 2

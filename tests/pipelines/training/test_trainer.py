@@ -16,6 +16,7 @@ from ray.train import ControllerError, PreemptionError, WorkerGroupError
 
 from data.manifest import dataset_hash, read_dataset_info
 from data.shards import write_dataset
+from infra.runtime.errors import UserError
 from modeling.fingerprint import model_fingerprint
 from pipelines.config.load import from_plain
 from pipelines.config.pipeline import PipelineConfig
@@ -206,7 +207,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_the_workers_own_error_comes_back_if_it_can_be_mended(run: Run) -> None:
-    mendable = ValueError("lower it")
+    mendable = UserError("lower it")
     outer = RuntimeError("ray")
     outer.worker_failures = {0: RuntimeError("first"), 1: mendable}  # type: ignore[attr-defined]
     found = _plain_error(outer, run.follow)
@@ -220,8 +221,9 @@ def test_the_workers_own_error_comes_back_if_it_can_be_mended(run: Run) -> None:
     chained.__cause__ = mendable
     outer.worker_failures = {0: chained}  # type: ignore[attr-defined]
     assert str(_plain_error(outer, run.follow)) == "lower it"
-    outer.worker_failures = {0: RuntimeError("a stalled network")}  # type: ignore[attr-defined]
-    assert _plain_error(outer, run.follow) is outer
+    for other in (RuntimeError("a stalled network"), ValueError("a bug of ours")):
+        outer.worker_failures = {0: other}  # type: ignore[attr-defined]
+        assert _plain_error(outer, run.follow) is outer
     alone = RuntimeError("ray")
     assert _plain_error(alone, run.follow) is alone
 
