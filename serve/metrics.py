@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 LATENCY_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 SESSION_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 SHARE_BUCKETS = tuple(n / 10 for n in range(1, 11))
+KEPT_APART = 100  # of those that went last; older ones do not come back
 WHO = ("tenant", "model")  # labels of what a session does
 
 Snapshot = list[Metric]
@@ -38,8 +39,8 @@ class _Registry:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"liveedit_{name}", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"liveedit_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"liveedit_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"liveedit_{name}", text, buckets=buckets, registry=self.registry)
@@ -61,6 +62,9 @@ class Metrics(_Registry):
         self.ended = self._counter("sessions_ended_total", "Sessions that ended", "reason", *WHO)
         self.moved = self._counter(
             "sessions_moved_total", "Times a session changed its editor", "why"
+        )
+        self.codec_queue = self._gauge(
+            "codec_queue", "Images that are decoded or encoded, or wait for it"
         )
         self.session_seconds = self._histogram(
             "session_seconds", "Length of a session", SESSION_BUCKETS
@@ -105,7 +109,64 @@ class EditorMetrics(_Registry):
             "editor_chunk_seconds", "What a chunk of the model's own size costs"
         )
         self.queue = self._gauge("editor_queue", "Chunks that wait for the accelerator")
-        self.busy = self._gauge("editor_busy_seconds", "Seconds the accelerator has worked")
+        self.busy = self._counter("editor_busy_seconds_total", "Seconds the accelerator has worked")
+
+
+class HubMetrics(_Registry):
+    """The hub's: what is known of all processes together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self._gauge("hub_bytes", "States and edited frames kept for resuming")
+        self.records = self._gauge("hub_sessions", "Sessions that could be resumed")
+        self.wanted = self._gauge("editors_wanted", "Editors that demand asks for")
+        self.ready = self._gauge("editors_ready", "Editors that are warmed up")
+        self.waiting = self._gauge("sessions_waiting", "Opens that wait for an editor")
+        self.lost = self._counter(
+            "processes_lost_total", "Replicas that went without being asked to", "kind"
+        )
+        self.build = self._gauge("build_info", "1, for what runs here", "version", "ray", "model")
+
+
+COUNTED = ("counter", "histogram")  # types whose numbers stay true when their process is gone
+
+
+class Retired:
+    """What processes that are gone have counted: without it a sum over processes would fall."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Snapshot] = {}  # in order of their going
+        self._folded: Snapshot = []
+
+    def add(self, process: str, metrics: Snapshot) -> None:
+        self._last[process] = [metric for metric in metrics if metric.type in COUNTED]
+        while len(self._last) > KEPT_APART:
+            self._folded = _sum(self._folded, self._last.pop(next(iter(self._last))))
+
+    def back(self, process: str) -> None:
+        """It was only silent, and counts for itself again."""
+        self._last.pop(process, None)
+
+    def snapshot(self) -> Snapshot:
+        total = self._folded
+        for metrics in self._last.values():
+            total = _sum(total, metrics)
+        return total
+
+
+def _sum(one: Snapshot, other: Snapshot) -> Snapshot:
+    """Metric by metric, series by series."""
+    summed = {metric.name: metric for metric in one}
+    for metric in other:
+        values = {(s.name, tuple(s.labels.items())): s for s in metric.samples}
+        for sample in summed[metric.name].samples if metric.name in summed else ():
+            key = (sample.name, tuple(sample.labels.items()))
+            value = sample.value + (values[key].value if key in values else 0.0)
+            values[key] = sample._replace(value=value)
+        total = Metric(metric.name, metric.documentation, metric.type)
+        total.samples = list(values.values())
+        summed[metric.name] = total
+    return list(summed.values())
 
 
 class _Merged:

@@ -37,6 +37,8 @@ class ServeSettings:
     front_cpus: float = 0.5
     stop_s: float = 30.0  # that sessions have to finish when the application is stopped
     drain_s: float = 120.0  # that a replica in the way has for giving its sessions back
+    log_format: str = "text"  # or "json": every field of a line under its name
+    log_dir: str | None = None  # where logs are kept; none: in Ray's folder, which goes with it
     link_host: str | None = None  # replicas listen for each other there; none: their node's address
     limits: Limits = field(default_factory=Limits)
 
@@ -50,6 +52,10 @@ class ServeSettings:
             raise UserError(
                 f"serve setting max_editors={self.max_editors} is less than "
                 f"min_editors={self.min_editors}; raise it"
+            )
+        if self.log_format not in ("text", "json"):
+            raise ValueError(
+                f"serve setting log_format must be text or json, got {self.log_format!r}"
             )
         for origin in self.allowed_origins:
             parts = urlsplit(origin)
@@ -85,6 +91,16 @@ class ServeSettings:
     @property
     def scale(self) -> Scale:
         return Scale(self.min_editors, self.max_editors, self.spare_editors, self.downscale_delay_s)
+
+    @property
+    def logging(self) -> dict[str, Any]:
+        """Of every replica, as Ray Serve takes it; our access log has the real paths."""
+        return {
+            "encoding": self.log_format.upper(),
+            "log_level": "INFO",
+            "logs_dir": self.log_dir,
+            "enable_access_log": False,
+        }
 
     def check_files(self) -> None:
         """Raises UserError for a file it names that cannot be used."""

@@ -105,8 +105,9 @@ def serve_settings(
     model = given.pop(0) if given and "=" not in given[0] else None
     values: Any = {**(defaults or {}), **plain_overrides(given)}
     model = values.pop("model", model)
-    if values.get("token_file"):  # replicas have another working directory
-        values["token_file"] = str(Path(values["token_file"]).absolute())
+    for key in ("token_file", "log_dir"):  # replicas have another working directory
+        if values.get(key):
+            values[key] = str(Path(values[key]).absolute())
     settings = ServeSettings.from_args({"model": model or "", **values})
     if model and model.startswith(SCHEME):
         return settings  # looked up where the application is built: that knows the version's name
@@ -148,7 +149,9 @@ def print_running(console: Console, running: Running, settings: ServeSettings) -
         f"{model['chunk_seconds']:.2f} s a chunk of {model['chunk_frames']} frames",
         "stop": "Ctrl-C",
     }
-    if running.folder is not None:
+    if settings.log_dir:
+        lines["logs"] = settings.log_dir
+    elif running.folder is not None:
         lines["logs"] = f"{running.folder}/session_latest/logs/serve"
     for name, value in lines.items():
         console.print(f"  [bold]{name:<9}[/]{value}", soft_wrap=True)

@@ -53,6 +53,7 @@ class Engine:
             measured=measured,
         )
         self.broken = ""
+        self._busy_told = 0.0  # of `Scheduler.busy_s`, to the metrics
         self._leaving = asyncio.Event()
         self._releases: set[asyncio.Future[None]] = set()
         self._streams: dict[str, EditorStream] = {}  # by session
@@ -111,7 +112,8 @@ class Engine:
         metrics.sessions.set(len(self.capacity.loads))
         metrics.chunk.set(self.capacity.cost((settings.height, settings.width)))
         metrics.queue.set(self.scheduler.waiting)
-        metrics.busy.set(self.scheduler.busy_s)
+        metrics.busy.inc(self.scheduler.busy_s - self._busy_told)
+        self._busy_told = self.scheduler.busy_s
 
     def leave(self) -> None:
         """From now on every session is given back as `Moved` at its next chunk."""

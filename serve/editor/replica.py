@@ -117,6 +117,7 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
     """Options of the editor deployment, for `ray.serve.deployment`."""
     options: dict[str, Any] = {
         "name": "editor",
+        "logging_config": settings.logging,
         "max_ongoing_requests": settings.max_sessions,
         "graceful_shutdown_timeout_s": settings.drain_s,
         "health_check_period_s": 2.0,

@@ -8,9 +8,9 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -33,6 +33,8 @@ from serve.metrics import Metrics, Snapshot, render
 from serve.tenants import Tenant
 from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
 from serve.wire.work import Backend
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Front:
         models: Callable[[], Awaitable[list[dict[str, Any]]]],
         snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
     ) -> None:
-        codecs = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
+        codecs = Codecs(metrics)
         self.services = Services(backend, store, limits, metrics, codecs, accounts, Usage(name))
         self.door, self.grace_s = door, grace_s
         self.connections: set[Connection] = set()
@@ -201,6 +203,20 @@ def unavailable(error: WireError) -> Response:
     return JSONResponse(
         {"error": {"code": error.code, "message": error.message}}, 503, headers=headers
     )
+
+
+class Codecs(ThreadPoolExecutor):
+    """Threads that decode and encode images; `codec_queue` counts what they have to do."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(os.cpu_count(), thread_name_prefix="codec")
+        self._queue = metrics.codec_queue
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
+        done = super().submit(function, *args, **named)
+        self._queue.inc()
+        done.add_done_callback(lambda _: self._queue.dec())
+        return done
 
 
 class _Asgi:

@@ -101,6 +101,7 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
     """Options of the front deployment, for `ray.serve.deployment`."""
     return {
         "name": "front",
+        "logging_config": settings.logging,
         "num_replicas": settings.fronts,
         # Sessions are refused by the front itself, with a message; a few more for plain HTTP.
         "max_ongoing_requests": settings.limits.max_sessions + 64,

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ from infra.runtime.ray_private import serve_replicas
 from serve.hub.commits import CommitAddress, CommitClient, CommitServer
 from serve.hub.ledger import Key, Ledger, Used
 from serve.hub.records import Entry, Header, Progress, Record, SessionStore, Shape
-from serve.metrics import Snapshot
+from serve.metrics import HubMetrics, Retired, Snapshot
 from serve.scaling.decisions import Editor, Request
 from serve.scaling.placement import Answer, Placed, Placement
 from serve.settings import ServeSettings
@@ -70,6 +71,8 @@ class Hub:
         self.app = app
         self.store = SessionStore(settings.limits.resume_s)
         self.ledger = Ledger()
+        self.metrics = HubMetrics()
+        self._retired = Retired()
         self._commits = CommitServer(self.store, link_host(settings))
         self._placement = Placement(settings.scale)
         self._ending = False
@@ -112,6 +115,7 @@ class Hub:
     async def report(self, report: Report) -> Orders:
         self._heard = time.monotonic()
         self._reports[report.process] = (self._heard, report)
+        self._retired.back(report.process)
         leave = report.process in self._stopping
         if report.editor is None:
             if self._ending:
@@ -145,11 +149,32 @@ class Hub:
         return list(found.values())
 
     async def snapshots(self) -> dict[str, Snapshot]:
-        return {report.process: report.metrics for report in self._alive()}
+        """Of every process that lives, of the hub itself, and what the others had counted."""
+        alive = self._alive()
+        metrics, models = self.metrics, {r.model["name"] for r in alive if r.model is not None}
+        metrics.bytes.set(self.store.bytes)
+        metrics.records.set(len(self.store))
+        metrics.wanted.set(self._placement.wanted())
+        metrics.ready.set(sum(report.model is not None for report in alive))
+        metrics.waiting.set(self._placement.waiting)
+        metrics.build.clear()
+        for model in models or {""}:
+            metrics.build.labels(liveedit_version(), ray.__version__, model).set(1)
+        return {
+            **{report.process: report.metrics for report in alive},
+            "hub": metrics.snapshot(),
+            "gone": self._retired.snapshot(),
+        }
 
     def _alive(self) -> list[Report]:
         limit = time.monotonic() - GONE_S
-        self._reports = {name: told for name, told in self._reports.items() if told[0] > limit}
+        for name in [name for name, (heard, _) in self._reports.items() if heard <= limit]:
+            _, report = self._reports.pop(name)
+            self._retired.add(name, report.metrics)
+            if name not in self._stopping and not self._placement.asked_to_go(name):
+                kind = "editor" if report.model is not None else "front"
+                self.metrics.lost.labels(kind).inc()
+                log.warning("%s %s is gone, and nobody had asked it to", kind, name)
         return [report for _, report in self._reports.values()]
 
     async def _watch(self) -> None:
@@ -163,6 +188,13 @@ class Hub:
             except ray.exceptions.RayError as error:  # the controller may be starting or gone
                 log.warning("no word from Serve: %s", error)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def liveedit_version() -> str:
+    try:
+        return version("liveedit")
+    except PackageNotFoundError:  # a copied tree, as in an image
+        return "unknown"
 
 
 def link_host(settings: ServeSettings) -> str:

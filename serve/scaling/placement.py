@@ -78,6 +78,7 @@ class Placement:
         self._editors: dict[str, tuple[float, Editor]] = {}
         self._leaving: frozenset[str] = frozenset()
         self._going: set[str] = set()
+        self._gone_by_order: set[str] = set()  # names are never used again
         self._reserved: dict[str, tuple[float, str, Request]] = {}  # by stream
         self._queue: dict[str, _Asked] = {}
         self._refused: dict[str, tuple[float, Request]] = {}
@@ -177,7 +178,12 @@ class Placement:
         now = self._clock()
         if editor in self._closing(now) and not self._known(editor).streams:
             self._going.add(editor)
+            self._gone_by_order.add(editor)
         return editor in self._going
+
+    def asked_to_go(self, editor: str) -> bool:
+        """Whether it was too many, or Serve stops it: then nothing is wrong when it is gone."""
+        return editor in self._gone_by_order or editor in self._leaving
 
     def _known(self, name: str) -> Editor:
         return next(editor for editor in self.editors if editor.name == name)

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from serve.metrics import EditorMetrics, Metrics
+from serve.metrics import EditorMetrics, HubMetrics, Metrics
 from serve.wire.protocol import Code
 
 INFRA = Path(__file__).parent.parent.parent / "infra"
@@ -44,7 +44,7 @@ def rules() -> list[dict[str, Any]]:
 def labels_of_series() -> dict[str, set[str]]:
     """Every series that /metrics can have, with its labels."""
     found = {}
-    for registry in (Metrics(), EditorMetrics()):
+    for registry in (Metrics(), EditorMetrics(), HubMetrics()):
         for metric in vars(registry).values():
             for described in metric.describe() if hasattr(metric, "describe") else ():
                 for suffix in SUFFIXES[described.type]:
@@ -65,7 +65,7 @@ def test_expressions_name_series_and_labels_of_the_application(expression: str) 
     assert names <= set(SERIES)
     # histogram_quantile and a rate over counters make sense of nothing else.
     for name in re.findall(r"\b(?:rate|increase)\((\w+)", expression):
-        assert name.endswith(("_total", "_bucket", "_sum", "_count", "_busy_seconds"))
+        assert name.endswith(("_total", "_bucket", "_sum", "_count"))
     assert set(re.findall(r'code="(\w+)"', expression)) <= set(get_args(Code))
     known = set.union(TARGET_LABELS, *(SERIES[name] for name in names))
     selected = re.findall(r"(\w+)=~?\"", expression)
@@ -75,7 +75,7 @@ def test_expressions_name_series_and_labels_of_the_application(expression: str) 
 
 def test_every_metric_is_shown() -> None:
     shown = " ".join(panel_expressions())
-    for registry in (Metrics(), EditorMetrics()):
+    for registry in (Metrics(), EditorMetrics(), HubMetrics()):
         for metric in registry.registry.collect():
             assert re.search(rf"\b{metric.name}\b|\b{metric.name}_", shown), metric.name
 
@@ -149,6 +149,34 @@ tests:
           - {{labels: '{{alertname="LiveEditDown"}}', value: 1}}
           - {{labels: '{{alertname="LiveEditEditorsFull"}}', value: 1}}
           - {{labels: '{{alertname="LiveEditInternalErrors"}}', value: 1}}
+  - interval: 1m
+    input_series:
+      - {{series: 'up{{job="liveedit",instance="a"}}', values: '1x30'}}
+      - {{series: 'liveedit_editor_load{{instance="a",process="e"}}', values: '0.1x30'}}
+      - {{series: 'liveedit_sessions{{instance="a",process="f"}}', values: '4x30'}}
+      - {{series: 'liveedit_processes_lost_total{{instance="a",process="hub",kind="editor"}}',
+          values: '0x9 1 2 3 4x20'}}
+      - {{series: 'liveedit_frames_edited_total{{instance="a",process="f"}}', values: '0+900x30'}}
+      - {{series: 'liveedit_frames_dropped_total{{instance="a",process="f"}}',
+          values: '0x9 0+100x20'}}
+      - {{series: 'liveedit_stalls_total{{instance="a",process="f"}}', values: '0x9 0+1x20'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="5.0"}}',
+          values: '0+10x9 90x20'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="10.0"}}',
+          values: '0+10x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="+Inf"}}',
+          values: '0+10x30'}}
+    promql_expr_test:
+      - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
+        eval_time: 8m
+        exp_samples: []
+      - expr: count by (alertname) (ALERTS{{alertstate="firing"}})
+        eval_time: 22m
+        exp_samples:
+          - {{labels: '{{alertname="LiveEditReplicasLost"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditFramesDropped"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditStalls"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditFirstChunkSlow"}}', value: 1}}
 """
 
 

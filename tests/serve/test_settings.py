@@ -42,7 +42,8 @@ def test_every_setting_has_its_type(kind: type) -> None:
         for value in WRONG[str(field.type)]:
             with pytest.raises(ValueError, match=f"{field.name} must be"):
                 ServeSettings.from_args(args(value))
-        for value in RIGHT[str(field.type)]:
+        right = {"log_format": ["text", "json"]}.get(field.name, RIGHT[str(field.type)])
+        for value in right:
             made = ServeSettings.from_args(args(value))
             assert getattr(made if kind is ServeSettings else made.limits, field.name) == value
 
@@ -54,6 +55,7 @@ def test_every_setting_has_its_type(kind: type) -> None:
         ({"model": "demo", "port": 1}, "no setting port"),
         ({"model": "demo", "limits": {"max_size": 1}}, "no setting limits.max_size"),
         ({"model": "demo", "limits": 3}, "limits has fields"),
+        ({"model": "demo", "log_format": "xml"}, "log_format must be text or json, got 'xml'"),
         ({"model": "demo", "max_editors": 1, "min_editors": 2}, "max_editors=1 is less"),
         *[
             ({"model": "demo", "max_editors": 9, name: 0}, f"{name} must be 1 or more, got 0")

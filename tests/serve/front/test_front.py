@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from serve.front.front import Front
+from serve.front.front import Codecs, Front
 from serve.hub.records import LocalStore
+from serve.metrics import Metrics
 from serve.tenants import Tenants
 from serve.wire.protocol import WireError
 from tests.serve.front.world import OPEN, StoreLink, World, frames
@@ -27,6 +30,17 @@ def get(world: World, front: Front, path: str, **headers: str) -> httpx.Response
 
 def a_front(world: World) -> Front:
     return world.front(StoreLink(world.store, world))
+
+
+def test_images_in_the_codecs_are_counted() -> None:
+    metrics, gate = Metrics(), threading.Event()
+    value = metrics.registry.get_sample_value
+    with Codecs(metrics) as codecs:
+        work = [codecs.submit(gate.wait, 10) for _ in range(50)]
+        assert value("liveedit_codec_queue") == 50
+        gate.set()
+        wait(work)
+    assert value("liveedit_codec_queue") == 0
 
 
 def test_a_front_that_leaves_lives_and_is_not_ready() -> None:

@@ -49,7 +49,7 @@ def test_metrics_count_what_happened(small_model: Path) -> None:
     assert values["liveedit_first_chunk_seconds_count", front] == 1
     assert values["liveedit_recomputed_share_count", front] == 3
     assert values["liveedit_gpu_seconds_total", *who] > 0
-    assert values["liveedit_editor_busy_seconds", ("process", "editor")] > 0
+    assert values["liveedit_editor_busy_seconds_total", ("process", "editor")] > 0
 
 
 def test_tokens_guard_the_api_not_the_page(small_model: Path, tmp_path: Path) -> None:

@@ -9,14 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import ActorUnavailableError
 
 from serve.hub import hub
 from serve.hub.hub import GONE_S, Hub, HubStore, Orders, Report
 from serve.hub.records import Entry, Header, Progress, Shape
-from serve.metrics import Metrics
+from serve.metrics import KEPT_APART, Metrics, Retired, render
 from serve.scaling.decisions import Editor, Request, Stream
-from serve.scaling.placement import Full, Placed, Waiting
+from serve.scaling.placement import Full, Placed, Placement, Scale, Waiting
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
@@ -40,6 +41,7 @@ async def actor() -> AsyncIterator[Hub]:
 def report(process: str, model: dict[str, Any] | None = None) -> Report:
     metrics = Metrics()
     metrics.frames.labels("ours", "m").inc(len(process))
+    metrics.first_chunk.observe(0.1)
     return Report(process, metrics.snapshot(), model)
 
 
@@ -48,7 +50,7 @@ async def test_models_are_counted_by_the_editors_that_hold_them(actor: Hub) -> N
         await actor.report(report(process, model))
     await actor.report(report("a", MODEL))  # again: still one editor
     assert await actor.models() == [{**MODEL, "editors": 2}, {"name": "old", "editors": 1}]
-    assert set(await actor.snapshots()) == {"a", "b", "c", "front"}
+    assert set(await actor.snapshots()) == {"a", "b", "c", "front", "hub", "gone"}
     assert "editors" not in MODEL
 
 
@@ -61,7 +63,98 @@ async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.Monke
     assert (await actor.models())[0]["editors"] == 2
     now += 2
     assert (await actor.models())[0]["editors"] == 1
-    assert set(await actor.snapshots()) == {"b"}
+    assert set(await actor.snapshots()) == {"b", "hub", "gone"}
+
+
+def values(text: bytes, name: str) -> dict[str, float]:
+    """By process, over all other labels."""
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            if sample.name == f"liveedit_{name}":
+                process = sample.labels["process"]
+                found[process] = found.get(process, 0.0) + sample.value
+    return found
+
+
+async def test_what_was_counted_outlives_who_counted_it(
+    actor: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("serve.hub.hub.time", SimpleNamespace(monotonic=lambda: now))
+    for process in ("a", "bb", "ccc"):  # each has edited as many frames as its name is long
+        await actor.report(report(process))
+    now += GONE_S + 1
+    await actor.report(report("ccc"))
+    text = render(await actor.snapshots())
+    assert values(text, "frames_edited_total") == {"ccc": 3, "gone": 3}
+    assert values(text, "first_chunk_seconds_count") == {"ccc": 1, "gone": 2}
+    assert values(text, "sessions") == {"ccc": 0}  # a gauge of who is gone means nothing
+    assert values(text, "processes_lost_total") == {"hub": 2}
+    await actor.report(report("bb"))  # it was only silent
+    assert values(render(await actor.snapshots()), "frames_edited_total") == {
+        "bb": 2, "ccc": 3, "gone": 1,
+    }  # fmt: skip
+
+
+def test_of_many_that_went_the_sum_is_kept() -> None:
+    retired = Retired()
+    for number in range(3 * KEPT_APART):
+        metrics = Metrics()
+        metrics.frames.labels("ours", "old" if number % 2 else "new").inc(2)
+        retired.add(str(number), metrics.snapshot())
+    assert len(retired._last) == KEPT_APART
+    text = render({"gone": retired.snapshot()}).decode()
+    for model in ("old", "new"):
+        series = f'liveedit_frames_edited_total{{model="{model}",process="gone",tenant="ours"}}'
+        assert f"{series} {3.0 * KEPT_APART}" in text
+
+
+async def test_who_was_asked_to_go_is_not_lost(actor: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("serve.hub.hub.time", SimpleNamespace(monotonic=lambda: now))
+    for process in ("stopped", "died"):
+        await actor.report(report(process, MODEL))
+    actor._stopping = {"stopped"}
+    now += GONE_S + 1
+    lost = values(render(await actor.snapshots()), "processes_lost_total")
+    assert lost == {"hub": 1}
+
+
+async def test_an_editor_too_many_is_not_lost(monkeypatch: pytest.MonkeyPatch, actor: Hub) -> None:
+    now = time.monotonic()
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("serve.hub.hub.time", clock)
+    actor._placement = Placement(Scale(1, 2, delay_s=0.0), clock=clock.monotonic)
+    told = {}
+    for _ in range(2):
+        now += 1
+        for process in ("a", "b"):
+            editor = Editor(process, 12, 1)
+            told[process] = await actor.report(replace(report(process, MODEL), editor=editor))
+    assert sorted(orders.go for orders in told.values()) == [False, True]
+    now += GONE_S + 1
+    lost = values(render(await actor.snapshots()), "processes_lost_total")
+    assert lost == {"hub": 1}  # the other had not been asked
+
+
+async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
+    token = await actor.create(HEADER)
+    assert actor.store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
+    full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
+    await actor.report(replace(report("a", MODEL), editor=full))
+    await actor.ask(Request("z", "u", (32, 48), 16.0, waits=True))
+    text = render(await actor.snapshots())
+    said = {
+        name: values(text, name)["hub"]
+        for name in ("hub_bytes", "hub_sessions", "editors_wanted", "editors_ready",
+                     "sessions_waiting", "build_info")
+    }  # fmt: skip
+    assert said == {
+        "hub_bytes": len(b"image") + len(b"state"), "hub_sessions": 1, "editors_wanted": 2,
+        "editors_ready": 1, "sessions_waiting": 1, "build_info": 1,
+    }  # fmt: skip
+    assert b'model="m version 3"' in text
 
 
 async def test_a_replica_hears_that_it_has_to_stop(actor: Hub) -> None:
