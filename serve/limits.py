@@ -11,10 +11,10 @@ from serve.wire.protocol import HEADER, Open, WireError
 @dataclass(frozen=True)
 class Limits:
     min_side: int = 16  # pixels
-    max_side: int = 1920
+    max_side: int = 1920  # pixels
     max_pixels: int = 1280 * 720  # of one frame
     min_fps: float = 1.0  # of a source: what it is charged by
-    max_fps: float = 60.0
+    max_fps: float = 60.0  # of a source
     max_prompt: int = 2000  # characters
     open_timeout_s: float = 10.0  # for the first message
     idle_timeout_s: float = 60.0  # without a frame, while none of the session's is being edited
@@ -23,7 +23,7 @@ class Limits:
     max_sessions: int = 256  # of one front
     max_upload: int = 512 * 2**20  # bytes of a video for /v1/edits
     max_video_frames: int = 216_000  # of it: an hour at 60 a second
-    max_video_s: float = 4 * 3600.0
+    max_video_s: float = 4 * 3600.0  # seconds of it
     max_uploads: int = 16  # that come in at once at one front
     upload_idle_s: float = 10.0  # without a byte of an upload
     upload_s: float = 300.0  # for a whole upload

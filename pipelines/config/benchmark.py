@@ -23,7 +23,7 @@ class BenchConfig:
     long: bool = True  # the four clips of 60 s too
     size: str = "224x128"  # width x height; checksums are published for this size
     footage: str | None = None  # folder to film instead of the shipped one (its held-out files)
-    seed: int = 0
+    seed: int = 0  # of the streams' noise
     mask_cache: bool | None = None  # null: as the model directory says; true, false: on, off
     dilate: int = 8  # pixels around the edited region that count neither as edit nor background
     success_db: float = 4.0  # a clip whose gain reaches this is a successful edit

@@ -34,9 +34,9 @@ class DataConfig:
     pairs: int = 96  # synthetic training pairs
     heldout_pairs: int = 8  # synthetic held-out pairs
     frames: int = 33  # frames a clip, 4n - 3 with n a multiple of the model's chunk
-    samples_per_shard: int = 8
+    samples_per_shard: int = 8  # pairs a tar file
     workers: int = 2  # processes that make synthetic pairs; 0 makes them here
-    seed: int = 0
+    seed: int = 0  # another gives other pairs
     encode_batch: int = 1  # clips encoded at once
 
     def __post_init__(self) -> None:
@@ -47,12 +47,12 @@ class DataConfig:
 class ModelSection:
     """The model to train: a preset, changes to its sizes, and weights to start from."""
 
-    preset: str = "demo"
+    preset: str = "demo"  # sizes of all networks
     start: str | None = None  # model directory or models:/NAME@ALIAS; null starts from scratch
     transformer: dict[str, Any] = field(default_factory=dict)  # changes to the preset's sizes
-    vae: dict[str, Any] = field(default_factory=dict)
-    text: dict[str, Any] = field(default_factory=dict)
-    stream: dict[str, Any] = field(default_factory=dict)
+    vae: dict[str, Any] = field(default_factory=dict)  # the same of the VAE: kind, widths ...
+    text: dict[str, Any] = field(default_factory=dict)  # of the text encoder: kind, path ...
+    stream: dict[str, Any] = field(default_factory=dict)  # of the stream: height, window ...
 
     def resolve(self) -> ModelConfig:
         """The preset with the changes applied."""
@@ -69,7 +69,7 @@ class TrackingConfig:
     """Where runs and models are recorded."""
 
     uri: str | None = None  # null: MLFLOW_TRACKING_URI, or sqlite in runs/mlflow.db
-    experiment: str = "liveedit"
+    experiment: str = "liveedit"  # MLflow's, in which the runs are
     model_name: str = "liveedit"  # name in the model registry
     alias: str = "candidate"  # given to every model that a pipeline finishes
     promote: bool = True  # also make it `production` if it passes evaluate.min_*
@@ -82,7 +82,7 @@ class EvaluateConfig:
     SECTION: ClassVar[str] = "evaluate"
 
     clips: int | None = 8  # pairs to edit; null takes all
-    seed: int = 0
+    seed: int = 0  # of the streams' noise
     mask_cache: bool | None = None  # null: as the model directory says; true, false: on, off
     dilate: int = 8  # pixels around the edited region that count neither as edit nor background
     success_db: float = 4.0  # a clip whose gain reaches this is a successful edit
@@ -97,8 +97,8 @@ class EvaluateConfig:
 class PipelineConfig:
     """Everything one pipeline run needs; see recipes/*.yaml."""
 
-    name: str = "demo"
-    seed: int = 0
+    name: str = "demo"  # of the pipeline's run
+    seed: int = 0  # of everything that is drawn
     output: str = "runs/demo"  # folder for data, models, stage records and results
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelSection = field(default_factory=ModelSection)

@@ -55,14 +55,14 @@ class TrainedStage:
     METRICS: ClassVar[tuple[str, ...]] = ("loss",)  # what a gate can ask for
     JUDGED: ClassVar[tuple[str, ...]] = ("loss",)  # what its validation measures
 
-    steps: int = 100
+    steps: int = 100  # updates of the weights; 0 leaves the stage out
     batch_size: int = 1  # clips a worker takes at once
-    grad_accumulation: int = 1
-    learning_rate: float = 1e-4
+    grad_accumulation: int = 1  # batches an update
+    learning_rate: float = 1e-4  # AdamW's, after the warm-up
     final_learning_rate: float = 1.0  # share of learning_rate left at the last step (cosine decay)
     warmup_steps: int = 10  # linear, from 0
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01  # AdamW's
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
     grad_clip: float = 1.0  # global gradient norm; 0 does not clip
     log_every: int = 10  # steps
     checkpoint_every: int = 100  # steps
@@ -179,17 +179,17 @@ class DistillStage(TrainedStage):
 
     steps: int = 100
     learning_rate: float = 2e-6  # generator
-    critic_learning_rate: float = 4e-7
+    critic_learning_rate: float = 4e-7  # of the critic, which tells what the generator makes
     betas: tuple[float, float] = (0.0, 0.999)
     grad_clip: float = 10.0
     generator_every: int = 5  # steps a generator update
     guidance: float = 3.0  # real = c + guidance * (c - u): 3 is classifier-free guidance scale 4
-    dmd_weight: float = 1.0
+    dmd_weight: float = 1.0  # of the distribution matching loss
     regression_weight: float = 0.25  # of half the mean square error to the ground truth
     edit_weight: float = 0.0  # as in foundation, of the regression
     edit_full: float = 1.0
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
-    max_timestep: float = 980.0
+    max_timestep: float = 980.0  # see min_timestep
     ema_decay: float = 0.99  # a generator update
 
     def __post_init__(self) -> None:

@@ -1,0 +1,92 @@
+"""Pages that say what the code says: settings, the wire, messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from pipelines.commands.reference import REQUIRED, page
+from serve.wire.protocol import CLIENT_TYPES, CLOSE_CODES, SERVER_TYPES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def sections(name: str) -> dict[str, str]:
+    """Heading -> text of a page in docs/."""
+    parts = re.split(r"^## (.+)\n", (DOCS / name).read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a page's table rows, headings and rulers left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in cells if not set(row[0]) <= set("- ")][1:] if cells else []
+
+
+def test_the_page_of_settings_is_what_the_dataclasses_say() -> None:
+    made = page()
+    assert (DOCS / "configuration.md").read_text() == made, "make it again: its first lines say how"
+    without = [line for line in made.splitlines() if line.startswith("| `") and "|  |" in line]
+    assert without == [], "a field needs a comment that says what it means"
+    assert f"| `model` | {REQUIRED} | a model directory" in made
+    assert "| `foundation.steps` | 200 | updates of the weights" in made
+
+
+def test_the_page_of_the_wire_has_every_message_field_and_code() -> None:
+    told = sections("wire.md")
+    sent = told["What you send"]
+    opening = {name for row in rows(sent) for name in re.findall(r"`(\w+)`", row[0])}
+    assert opening == {"type", *(field.name for field in fields(CLIENT_TYPES["open"]))}
+    for name in set(CLIENT_TYPES) - {"open"}:
+        assert f'"type":"{name}"' in sent
+    heard = {row[0].strip("`"): row[1] for row in rows(told["What you hear"])}
+    assert {name for name in heard if not name.startswith("(")} == set(SERVER_TYPES)
+    for name, kind in SERVER_TYPES.items():
+        named = re.findall(r"`(\w+)`", heard[name])
+        assert named == [field.name for field in fields(kind)], name
+    codes = {row[0].strip("`"): int(row[1]) for row in rows(told["Errors"])}
+    assert codes == CLOSE_CODES
+
+
+def sources(*patterns: str) -> str:
+    """All of our text, with string literals that go on in the next line joined."""
+    found = [path.read_text() for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    joined = re.sub(r'"\s*\+?\s*\n\s*f?"', "", "\n".join(found))
+    return re.sub(r"\$?\{[^{}\n]*\}", "...", joined)
+
+
+def told_messages(section: str) -> Iterator[str]:
+    for row in rows(sections("troubleshooting.md")[section]):
+        yield from re.findall(r'`([^`]{12,})`|"([^"]{12,})"', row[0])
+
+
+@pytest.mark.parametrize(
+    ("section", "patterns"),
+    [
+        ("On the command line", ("pipelines/**/*.py", "serve/**/*.py")),
+        ("On the page", ("serve/web/*.js",)),
+    ],
+)
+def test_messages_that_are_explained_are_said(section: str, patterns: tuple[str, ...]) -> None:
+    said = sources(*patterns)
+    messages = ["".join(found) for found in told_messages(section)]
+    assert len(messages) >= 3
+    for message in messages:
+        parts = [part.strip() for part in message.split("...") if len(part.strip()) > 3]
+        assert parts, message
+        for part in parts:
+            assert part in said, f"nothing says {part!r}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *DOCS.rglob("*.md"), *ROOT.glob("*/README.md")]
+    for file in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text()):
+            if "://" not in target:
+                assert (file.parent / target).exists(), f"{file.relative_to(ROOT)}: {target}"
