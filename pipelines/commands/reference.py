@@ -73,7 +73,7 @@ def shown(value: Any) -> str:
 
 def comments(kind: type) -> dict[str, str]:
     """What is said of each field: the comment on its line, going on in the lines below, or the
-    docstring's paragraph that begins with its name in backquotes."""
+    one above it, or the docstring's paragraph that begins with its name in backquotes."""
     source = dedent(inspect.getsource(kind))
     told: dict[int, str] = {}
     alone: set[int] = set()
@@ -90,6 +90,11 @@ def comments(kind: type) -> dict[str, str]:
             continue
         assert part.end_lineno is not None
         words = [told[n] for n in range(part.lineno, part.end_lineno + 1) if n in told]
+        if not words:  # a comment of its own, before a long field
+            above = part.lineno - 1
+            while above in alone:
+                words.insert(0, told[above])
+                above -= 1
         line = part.end_lineno + 1
         while words and line in alone:
             words.append(told[line])
