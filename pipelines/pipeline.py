@@ -85,4 +85,4 @@ def run_stages(chain: Chain, source: Path | None) -> PipelineResult:
     foundation = train(chain, "foundation", with_vae, encoded, heldout)
     causal = train(chain, "causal", foundation, encoded, heldout)
     final = train(chain, "distill", causal, encoded, heldout, teacher=foundation)
-    return register(chain, final, evaluate(chain, final, heldout))
+    return register(chain, final, heldout, evaluate(chain, final, heldout))

@@ -24,6 +24,8 @@ from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import EVERYTHING, StageRunner
 
+MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
+
 
 def run_demo(overrides: list[str], console: Console) -> None:
     """Make pairs, train, evaluate, register, edit a video, serve; then say where everything is."""
@@ -90,13 +92,15 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
     known = f"version {result.version}: " if result.version else "not in the registry yet: "
     references = known + ", ".join(f"models:/{name}@{alias}" for alias in result.aliases)
     ui = f"{command_name('mlflow')} ui --backend-store-uri {config.tracking.uri}"
-    if str(config.tracking.uri).startswith("http"):
-        ui = str(config.tracking.uri)
+    server = str(config.tracking.uri) if str(config.tracking.uri).startswith("http") else None
+    links = mlflow_pages(server or MLFLOW_UI, config, result)
     _print_lines(
         console,
         {
             "model": f"{short(result.model)}  ({references})",
-            "runs": ui,
+            **({} if server else {"MLflow": ui}),
+            "runs": links["runs"],
+            **({"version": links["version"]} if result.version else {}),
             "metrics": f"{short(result.table)}, {short(result.report)}",
             "picture": short(result.picture),
         },
@@ -104,6 +108,22 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
     if result.shortfalls:
         reasons = "; ".join(result.shortfalls)
         console.print(f"  not promoted to production: {reasons}", soft_wrap=True)
+
+
+def mlflow_pages(server: str, config: PipelineConfig, result: PipelineResult) -> dict[str, str]:
+    """Addresses that open this run and its version. Without the workflow's type MLflow 3 opens its
+    pages for language models, where neither is."""
+    from infra.runtime.registry import client_for
+
+    kind = "workflowType=machine_learning"
+    pages = {"runs": f"{server}/#/experiments?{kind}"}
+    if result.version is not None:
+        run = client_for(str(config.tracking.uri)).get_run(result.run_id)
+        experiment = run.info.experiment_id
+        pages["runs"] = f"{server}/#/experiments/{experiment}/runs/{result.run_id}?{kind}"
+        name = config.tracking.model_name
+        pages["version"] = f"{server}/#/models/{name}/versions/{result.version}?{kind}"
+    return pages
 
 
 def _run(

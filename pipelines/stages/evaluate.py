@@ -15,6 +15,7 @@ from pipelines.tracking.records import StageRecord, fingerprint_of, write_json
 
 SHOWN_CLIPS = 3  # held-out clips in the side-by-side picture
 TABLE, PICTURE = "metrics.md", "side_by_side.png"
+HELDOUT = "heldout"  # the dataset, as MLflow's pages name it
 
 
 def evaluate(chain: Chain, model: Path, heldout: str) -> StageRecord:
@@ -23,6 +24,7 @@ def evaluate(chain: Chain, model: Path, heldout: str) -> StageRecord:
     target = output / "evaluation.json"
 
     def make(run: Run, key: str) -> dict[str, float]:
+        run.log_input(HELDOUT, heldout, "evaluation")
         editor = load_editor(model, settings.mask_cache)
         samples = read_dataset_info(heldout).samples
         total = min(settings.clips or samples, samples)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pipelines.evaluation.evaluate import shortfalls
 from pipelines.stages.chain import Chain
-from pipelines.stages.evaluate import PICTURE, TABLE
+from pipelines.stages.evaluate import HELDOUT, PICTURE, TABLE
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Run
-from pipelines.tracking.records import StageRecord, fingerprint_of
+from pipelines.tracking.records import StageRecord, digest_of, fingerprint_of
 from pipelines.tracking.versions import publish
 
 
@@ -30,7 +30,7 @@ class PipelineResult:
     run_id: str
 
 
-def register(chain: Chain, model: Path, evaluation: StageRecord) -> PipelineResult:
+def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -> PipelineResult:
     """A version of its own for `model`, which never changes again, and its aliases."""
     tracking, outbox = chain.config.tracking, chain.parent.outbox
     missing = shortfalls(evaluation.metrics, chain.config.evaluate)
@@ -48,6 +48,8 @@ def register(chain: Chain, model: Path, evaluation: StageRecord) -> PipelineResu
             fingerprint=fingerprint,
             metrics=evaluation.metrics,
             aliases=aliases,
+            judged_on=(HELDOUT, digest_of(heldout)),
+            picture=chain.output / PICTURE,
         )
         return {}
 

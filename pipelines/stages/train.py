@@ -25,6 +25,7 @@ def train(
         from pipelines.training.trainer import train_stage  # Ray Train takes seconds to import
 
         chain.start_ray()
+        run.log_input("train", str(dataset), "training")
 
         def on_progress(report: Progress) -> None:
             run.log_metrics(report.metrics, report.step)

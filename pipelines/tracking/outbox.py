@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from infra.runtime.environment import environment, unless_set
-from pipelines.tracking.records import write_json
+from pipelines.tracking.records import digest_of, write_json
 from pipelines.tracking.sender import Sender, will_never_take
 from pipelines.tracking.tracker import CHECK_ENV, code_tags, flatten, root_cause
 
@@ -280,6 +280,13 @@ class Run:
         """A small file (a card, a picture, a table), as it is now, into a folder of the run's."""
         self.outbox.add("artifact", self.mark, file=self.outbox.keep_file(path), folder=folder)
 
+    def log_input(self, name: str, source: str, context: str) -> None:
+        """A dataset that the run reads, for `context` (training, evaluation)."""
+        digest = digest_of(source)
+        self.outbox.add(
+            "input", self.mark, name=name, source=source, digest=digest, context=context
+        )
+
     def reused(self, stage: str, run_id: str) -> None:
         """Link to the run that made a stage's output."""
         self.outbox.add("reused", self.mark, stage=stage, of=run_id)
@@ -292,8 +299,11 @@ class Run:
         fingerprint: str,
         metrics: Mapping[str, float],
         aliases: list[str],
+        judged_on: tuple[str, str] | None = None,
+        picture: Path | None = None,
     ) -> None:
-        """A new version of the model `name`, of this run."""
+        """A new version of the model `name`, of this run: see `registry.register`."""
+        file = {} if picture is None else {"file": self.outbox.keep_file(picture)}
         self.outbox.add(
             "register",
             self.mark,
@@ -302,6 +312,8 @@ class Run:
             fingerprint=fingerprint,
             metrics=dict(metrics),
             aliases=aliases,
+            judged_on=judged_on,
+            **file,
         )
 
     def finish(self) -> None:

@@ -110,6 +110,11 @@ def fingerprint_of(output: str | Path) -> str | None:
     return dataset_hash(info)
 
 
+def digest_of(dataset: str | Path) -> str:
+    """The beginning of a dataset's hash, as MLflow's pages show it."""
+    return str(fingerprint_of(dataset))[:12]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

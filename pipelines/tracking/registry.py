@@ -8,6 +8,8 @@ back at its pipeline run.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,7 @@ from infra.runtime.registry import (
     unknown,
 )
 from modeling.fingerprint import check_fingerprint
+from pipelines.tracking.describe import description
 from pipelines.tracking.records import Records
 from pipelines.tracking.tracker import CHECK_ENV, naming
 
@@ -47,11 +50,15 @@ def register(
     fingerprint: str,
     metrics: dict[str, float],
     aliases: tuple[str, ...],
+    judged_on: tuple[str, str] | None = None,
+    picture: Path | None = None,
 ) -> str:
     """Register the model directory at `location` as a new version of `name`; returns the version.
 
-    A version that already holds this fingerprint at this place is given the aliases instead.
-    `location` must stay as it is for as long as the version: see `pipelines.tracking.versions`.
+    `judged_on` is name and digest of the dataset that gave `metrics`, as an input of the run has
+    them; `picture` is shown among the model's files. A version that already holds this fingerprint
+    at this place is given the aliases instead. `location` must stay as it is for as long as the
+    version: see `pipelines.tracking.versions`.
     """
     from mlflow.exceptions import MlflowException
 
@@ -65,7 +72,11 @@ def register(
             client.create_registered_model(name, description="LiveEdit model directories")
         version = _existing(client, name, location, fingerprint)
         if version is None:
-            version = _create(client, name, location, run_id, fingerprint, metrics)
+            version, model_id = _create(client, name, location, run_id, fingerprint, metrics)
+            text = description(f"models:/{name}/{version}", location, metrics)
+            client.update_model_version(name, version, text)
+            _illustrate(client, model_id, run_id, metrics, judged_on)
+            _attach(client, model_id, location / "card.json", *([picture] if picture else []))
         for alias in aliases:
             _point(client, name, alias, version)
     return version
@@ -213,7 +224,8 @@ def _create(
     run_id: str,
     fingerprint: str,
     metrics: dict[str, float],
-) -> str:
+) -> tuple[str, str]:
+    """The version's number, and the id of the model behind it."""
     import mlflow
 
     tags = {LOCATION: str(location), FINGERPRINT: fingerprint}
@@ -232,4 +244,27 @@ def _create(
         model_id=model.model_id,
         tags=tags | numbers,
     )
-    return str(version.version)
+    return str(version.version), str(model.model_id)
+
+
+def _illustrate(
+    client: MlflowClient,
+    model_id: str,
+    run_id: str,
+    metrics: dict[str, float],
+    judged_on: tuple[str, str] | None,
+) -> None:
+    """What a person sees of numbers on the model's page."""
+    dataset, digest = judged_on or (None, None)
+    for key, value in metrics.items():
+        client.log_metric(
+            run_id, key, value, dataset_name=dataset, dataset_digest=digest, model_id=model_id
+        )
+
+
+def _attach(client: MlflowClient, model_id: str, *files: Path) -> None:
+    """Copies of small files, among the model's artifacts."""
+    with tempfile.TemporaryDirectory(prefix="liveedit-") as folder:
+        for file in files:
+            shutil.copyfile(file, Path(folder) / file.name)
+        client.log_model_artifacts(model_id, folder)

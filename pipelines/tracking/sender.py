@@ -33,13 +33,15 @@ class Sender:
             run.log_metrics(entry["values"], entry["step"], entry["at"])
         elif entry["what"] == "artifact":
             run.log_artifact(files / entry["file"], entry.get("folder") or None)
+        elif entry["what"] == "input":
+            run.log_input(entry["name"], entry["source"], entry["digest"], entry["context"])
         elif entry["what"] == "reused":
             of = find_run(self.uri, self._experiment_id, entry["of"]) or entry["of"]
             run.link_reused(entry["stage"], of)
         elif entry["what"] == "end":
             run.finish(entry["status"], entry["at"])
         else:
-            return self._register(entry, run)
+            return self._register(entry, run, files)
         return None
 
     def _start(self, entry: Mapping[str, Any]) -> None:
@@ -54,7 +56,7 @@ class Sender:
         run.log_params(entry["params"])
         self.runs[mark] = run.run_id
 
-    def _register(self, entry: Mapping[str, Any], run: Tracker) -> str:
+    def _register(self, entry: Mapping[str, Any], run: Tracker, files: Path) -> str:
         return registry.register(
             self.uri,
             entry["name"],
@@ -63,6 +65,8 @@ class Sender:
             fingerprint=entry["fingerprint"],
             metrics=entry["metrics"],
             aliases=tuple(entry["aliases"]),
+            judged_on=tuple(entry["judged_on"]) if entry.get("judged_on") else None,
+            picture=files / entry["file"] if "file" in entry else None,
         )
 
     @cached_property

@@ -7,6 +7,7 @@ MLflow is imported when the first tracker is made; it takes seconds.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -147,6 +148,15 @@ class Tracker:
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copy a small file (a card, a picture, a table) into the run."""
         self._call(self._client.log_artifact, str(path), folder)
+
+    def log_input(self, name: str, source: str, digest: str, context: str) -> None:
+        """A dataset that the run reads: where it lies, and the beginning of its hash."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        kind = "s3" if source.startswith("s3://") else "local"
+        dataset = Dataset(name, digest, kind, json.dumps({"uri": source}))
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+        self._call(self._client.log_inputs, [used])
 
     def link_reused(self, stage: str, run_id: str) -> None:
         """Tag and describe this run with the run that made the output of `stage`."""

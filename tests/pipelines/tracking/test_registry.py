@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -47,6 +48,41 @@ def test_aliases_move_to_the_newest_and_lead_to_its_files(
     assert registry.resolve("models:/liveedit@production", mlflow_uri) == tiny_model
     assert registry.resolve("models:/liveedit@candidate", mlflow_uri) == second
     assert registry.resolve("models:/liveedit/1", mlflow_uri) == tiny_model
+
+
+def test_a_version_s_page_says_what_it_is(
+    mlflow_uri: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "side_by_side.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    run = Tracker.start_pipeline(mlflow_uri, "liveedit", "demo", {})
+    run.log_input("heldout", "s3://bucket/heldout", "abc123", "evaluation")
+    number = registry.register(
+        mlflow_uri,
+        "liveedit",
+        tiny_model,
+        run_id=run.run_id,
+        fingerprint=model_fingerprint(tiny_model),
+        metrics={"gain": 4.5},
+        aliases=("candidate",),
+        judged_on=("heldout", "abc123"),
+        picture=picture,
+    )
+    client = client_for(mlflow_uri)
+    version = client.get_model_version("liveedit", number)
+    assert f"liveedit serve models:/liveedit/{number}" in version.description
+    assert "| gain | 4.5 |" in version.description
+    for name, value in read_card(tiny_model).items():
+        assert f"| {name} | {value} |" in version.description
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    (metric,) = model.metrics
+    assert (metric.key, metric.value) == ("gain", 4.5)
+    assert (metric.dataset_name, metric.dataset_digest) == ("heldout", "abc123")
+    shown = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
+    assert shown == {"card.json", "side_by_side.png"}
+    (used,) = client.get_run(run.run_id).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("heldout", "abc123")
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "evaluation")]
 
 
 def test_registering_leaves_nothing_where_it_was_started(

@@ -1,0 +1,47 @@
+"""What MLflow's pages say of a registered version: its card as text, and what goes in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from modeling.model_dir import read_card, read_config
+
+LONG = 300  # characters of a value of the card, above which it is left to card.json
+
+
+def description(reference: str, location: Path, metrics: Mapping[str, float]) -> str:
+    """Markdown for the version's page: use, signature, example, metrics, card."""
+    stream, card = read_config(location).stream, read_card(location)
+    prompt = (card.get("prompts") or ["make it night"])[0]
+    figures = [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
+    told = {
+        name: text
+        for name, value in card.items()
+        if len(text := value if isinstance(value, str) else json.dumps(value)) <= LONG
+    }
+    return "\n".join(
+        [
+            f"Edits video live, {stream.chunk_latents} latents at a time, made for "
+            f"{stream.width}x{stream.height} at {stream.fps:g} frames a second.",
+            "",
+            "**In** `prompt` text, `frames` uint8 RGB [n, height, width, 3], any n; "
+            "**out** the same number of frames, of the same size.",
+            "",
+            "```sh",
+            f"liveedit serve {reference}",
+            f'liveedit edit in.mp4 out.mp4 --prompt "{prompt}" --model {reference}',
+            "```",
+            "",
+            "| held-out pairs, mean | |",
+            "| --- | --- |",
+            *figures,
+            "",
+            "| card | |",
+            "| --- | --- |",
+            *(f"| {name} | {text.replace('|', '/')} |" for name, text in told.items()),
+            "",
+            f"Files: `{location}`",
+        ]
+    )
