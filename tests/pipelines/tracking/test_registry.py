@@ -79,7 +79,7 @@ def test_a_version_s_page_says_what_it_is(
     assert (metric.key, metric.value) == ("gain", 4.5)
     assert (metric.dataset_name, metric.dataset_digest) == ("heldout", "abc123")
     shown = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
-    assert shown == {"card.json", "side_by_side.png"}
+    assert shown == {"MLmodel", "card.json", "side_by_side.png"}
     (used,) = client.get_run(run.run_id).inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("heldout", "abc123")
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "evaluation")]
