@@ -187,7 +187,7 @@ class DistillStage(TrainedStage):
     dmd_weight: float = 1.0  # of the distribution matching loss
     regression_weight: float = 0.25  # of half the mean square error to the ground truth
     edit_weight: float = 0.0  # as in foundation, of the regression
-    edit_full: float = 1.0  # change of a cell from which it counts whole; see edit_weight
+    edit_full: float = 1.0  # as in foundation, of the regression
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
     max_timestep: float = 980.0  # see min_timestep
     ema_decay: float = 0.99  # a generator update
