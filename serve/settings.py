@@ -54,7 +54,7 @@ class ServeSettings:
                 f"min_editors={self.min_editors}; raise it"
             )
         if self.log_format not in ("text", "json"):
-            raise ValueError(
+            raise UserError(
                 f"serve setting log_format must be text or json, got {self.log_format!r}"
             )
         for origin in self.allowed_origins:
