@@ -11,6 +11,7 @@ B batch, F frames, T tokens of all frames, N heads, D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -51,6 +52,10 @@ class Spans:
     def __init__(self, spans: tuple[Span, ...], positions: tuple[int, ...]) -> None:
         self.spans = spans
         self.positions = positions
+        borders = {0, len(positions)}
+        for span in spans:
+            borders.update(edge for pair in (span.queries, *span.keys) for edge in pair)
+        self._edges = sorted(borders)
         self._frame_tokens = 0
 
     def begin(
@@ -64,18 +69,32 @@ class Spans:
         return fixed_rope_table(self.positions, height, width, head_dim, device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                attention(self._cut(q, (s.queries,)), self._cut(k, s.keys), self._cut(v, s.keys))
-                for s in self.spans
-            ],
-            dim=1,
+        sizes = [(b - a) * self._frame_tokens for a, b in pairwise(self._edges)]
+        # Split, not sliced: a slice's gradient is as large as the whole, and added up as such.
+        parts = [x.split(sizes, dim=1) for x in (q, k, v)]
+        made = [
+            attention(
+                self._take(parts[0], (s.queries,)),
+                self._take(parts[1], s.keys),
+                self._take(parts[2], s.keys),
+            )
+            for s in self.spans
+        ]
+        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+
+    @property
+    def pairs(self) -> int:
+        """How many (query, key) pairs of frames see each other."""
+        return sum(
+            (s.queries[1] - s.queries[0]) * sum(end - start for start, end in s.keys)
+            for s in self.spans
         )
 
-    def _cut(self, x: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
-        size = self._frame_tokens
-        parts = [x[:, a * size : b * size] for a, b in ranges if b > a]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    def _take(self, parts: tuple[Tensor, ...], ranges: tuple[tuple[int, int], ...]) -> Tensor:
+        """The tokens of these frames, of what was split at the edges."""
+        place = self._edges.index
+        taken = [part for a, b in ranges for part in parts[place(a) : place(b)]]
+        return taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -11,12 +11,18 @@ L text tokens, N heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Visibility, attention
@@ -36,7 +42,8 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = False  # blocks are computed again in the backward pass,
+        self.recompute_attention = True  # with their self-attention or without
         dim = config.dim
         channels = config.latent_channels + config.source_channels
         self.patch_embedding = nn.Conv3d(channels, dim, (1, 2, 2), stride=(1, 2, 2))
@@ -89,7 +96,8 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             args = (x, modulation, text_kv.k[layer], text_kv.v[layer], visible, layer, rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *args, use_reentrant=False)
+                keep = noop_context_fn if self.recompute_attention else _KEEP_ATTENTION
+                x = checkpoint(block, *args, use_reentrant=False, context_fn=keep)
             else:
                 x = block(*args)
         x = self.head(x, time)  # [B, T, 4 * C]
@@ -168,6 +176,25 @@ class Transformer(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
+
+
+_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+def _kept(context: Any, op: Any, *args: Any, **_: Any) -> CheckpointPolicy:
+    """Self-attention's results, which sees at least as many keys as it has queries: most of a
+    block's time and a tenth of its memory. The text's is as large and computed soon."""
+    if op in _ATTENTION and args[1].shape[2] >= args[0].shape[2]:  # [B, N, T, D]
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_KEEP_ATTENTION = partial(create_selective_checkpoint_contexts, _kept)
 
 
 class Block(nn.Module):

@@ -12,6 +12,7 @@ import typer
 
 from infra.runtime.errors import UserError
 from pipelines.commands.bench_serve import bench_serve
+from pipelines.commands.bench_train import bench_train
 from pipelines.commands.options import parse_pixels
 from pipelines.commands.show import console, errors, examples
 
@@ -164,6 +165,15 @@ bench_app.command(
         "liveedit bench serve --mode lossless --sessions 2 --kills 20",
     ),
 )(bench_serve)
+
+bench_app.command(
+    "train",
+    epilog=(
+        "Examples: liveedit bench train    "
+        "liveedit bench train wan-1.3b --stages distill --gpus 2,4 --zero 2,3 --json now.json    "
+        "liveedit bench train demo --gpus 2 foundation.batch_size=4"
+    ),
+)(bench_train)
 
 
 def parse_steps(steps: str) -> tuple[int, ...]:

@@ -28,11 +28,12 @@ class ComputeConfig:
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 keeps fp32 master weights; slow on a CPU
     zero_stage: int = 2  # DeepSpeed ZeRO: 0 nothing, 1 optimizer, 2 gradients, 3 weights sharded
     activation_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
+    recompute_attention: bool = False  # with them their attention: less memory still, slower
     loader_workers: int = 0  # processes a worker that read and decode data
     shard_cache: str | None = None  # local folder that keeps shards read from S3; null: re-read
     max_failures: int = 2  # restarts of a stage after a worker died, before it gives up
     keep_checkpoints: int = 2  # newest checkpoints of a running stage: one, should another be bad
-    deterministic: bool = True  # same losses in every run, on a GPU too; attention loses some speed
+    deterministic: bool = True  # same losses in every run; a GPU then trains half as slow again
 
     def __post_init__(self) -> None:
         at_least(self, workers=1, threads_per_worker=1, loader_workers=0)
@@ -191,6 +192,7 @@ class DistillStage(TrainedStage):
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
     max_timestep: float = 980.0  # see min_timestep
     ema_decay: float = 0.99  # a generator update
+    rollout_copy: bool = True  # with ZeRO-3: whole weights on every GPU for the rollouts, faster
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,8 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from infra.runtime.errors import UserError
+from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.zero import Engine, import_deepspeed
+
+
+def gather_by_block(network: nn.Module, compute: ComputeConfig) -> None:
+    """Let ZeRO-3 gather a transformer block's weights together, not those of each of its dozen
+    layers in turn. Call it before `make_engine`.
+
+    Only for a network that runs once a backward pass: DeepSpeed takes a block's gradients when the
+    block is done, and would take those of a second run again.
+    """
+    if compute.zero_stage == 3:
+        import_deepspeed().utils.set_z3_leaf_modules(network, [Block])
 
 
 def make_engine(
@@ -33,7 +45,9 @@ def make_engine(
         {"params": decayed, "weight_decay": stage.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=stage.betas)
+    # Fused, the step needs no memory of its own; otherwise twice the weights in float32.
+    fused = next(network.parameters()).is_cuda
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=stage.betas, fused=fused)
     engine, *_ = deepspeed.initialize(
         model=network,
         optimizer=optimizer,

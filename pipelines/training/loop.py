@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
 from torch import Tensor, distributed
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.loader import loader
 from infra.runtime.environment import set_default
@@ -25,6 +24,7 @@ from pipelines.training import checkpoint
 from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.methods.base import Setting, Stage
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+from pipelines.training.speed import Speed
 from pipelines.training.validation import Validation
 
 
@@ -39,6 +39,9 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(Path(job["folder"]))
     if (message := folder.refusal()) is not None:
         return {"refused": message}
+    import ray.train
+    import ray.train.torch
+
     context = ray.train.get_context()
     setting = make_setting(
         job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
@@ -93,17 +96,37 @@ class Training:
 
     def run(self, job: dict[str, Any], keep: Callable[[Path, int], None]) -> dict[str, Any]:
         """Train to the end and export; `keep` takes a folder with this rank's checkpoint."""
+        validation = self._validation(job)
+        metrics = self.train(keep, validation)
+        if metrics is None:
+            return {"stopped": self.done}
+        metrics = metrics | validation.last
+        output = Path(job["output"])
+        _export(self.setting, self.stage, self.model, job, metrics, self.done, output)
+        if self.setting.rank == 0 and (best := validation.take_best(output)) is not None:
+            metrics |= best["metrics"]
+        return {"metrics": metrics, "steps": self.done}
+
+    def train(
+        self, keep: Callable[[Path, int], None], validation: Validation | None = None
+    ) -> dict[str, float] | None:
+        """All steps, or until `validation` has enough; the last metrics, or None if it was asked to
+        stop and has saved its state."""
         section, stage = self.setting.section, self.stage
         meter = Meter(self.setting, self.folder, resumed=self.done > 0)
         calls = Calls(self.setting, self.folder)
-        validation = self._validation(job)
         stream = iter(self.batches)
         for step in range(self.done, section.steps):
             for name, engine in stage.engines.items():
                 rate = learning_rate_at(step, section, stage.learning_rates[name])
                 set_learning_rate(engine, rate)
             for micro in range(section.grad_accumulation):
-                meter.add(stage.step(next(stream), self.setting.draw(step, micro)), step)
+                with meter.speed.waiting():
+                    batch = next(stream)
+                with _stepping(self.setting):
+                    metrics = stage.step(batch, self.setting.draw(step, micro))
+                meter.add(metrics, step)
+                meter.speed.work(stage.flops(batch, step))
             self.done = step + 1
             self.epochs += section.batch_size * section.grad_accumulation / self._samples
             last = self.done == section.steps
@@ -115,18 +138,13 @@ class Training:
                 self._save(keep)
                 calls.saved()
                 if call == STOP:
-                    return {"stopped": self.done}
-            if validation.is_due(self.done):
+                    return None
+            if validation is not None and validation.is_due(self.done):
                 with meter.not_counted():
                     enough = validation(self.done)
                 if enough:
                     break
-        metrics = meter.last | validation.last
-        output = Path(job["output"])
-        _export(self.setting, stage, self.model, job, metrics, self.done, output)
-        if self.setting.rank == 0 and (best := validation.take_best(output)) is not None:
-            metrics |= best["metrics"]
-        return {"metrics": metrics, "steps": self.done}
+        return meter.last
 
     def _validation(self, job: dict[str, Any]) -> Validation:
         def export(target: Path) -> None:
@@ -159,6 +177,7 @@ class Training:
 
 
 SAVE, STOP = 1, 2
+_REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Calls:
@@ -218,20 +237,22 @@ def build_stage(setting: Setting, model: Model) -> Stage:
 class Meter:
     """Means of metrics over steps and workers, and the guard against losses that are not finite.
 
-    Everything stays on the device until a report, so a step never waits for the host.
+    Everything stays on the device until a report, so a step never waits for the host. A report
+    also says how fast it goes (`speed`).
     """
 
     def __init__(self, setting: Setting, folder: RunFolder, resumed: bool) -> None:
         self.setting = setting
         self.folder = folder
         self.last: dict[str, float] = {}
+        self.speed = Speed(setting.device)
         self._resumed = resumed
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=setting.device)
         self._clear()
 
     def _clear(self) -> None:
         self._values: dict[str, list[Tensor]] = defaultdict(list)
-        self._since = time.monotonic()
+        self.speed.clear()
         self._steps: set[int] = set()
 
     @contextmanager
@@ -239,7 +260,7 @@ class Meter:
         """For what is done between two steps and is no part of either."""
         began = time.monotonic()
         yield
-        self._since += time.monotonic() - began
+        self.speed.began += time.monotonic() - began
 
     def add(self, metrics: dict[str, Tensor], step: int) -> None:
         self._steps.add(step)
@@ -254,25 +275,35 @@ class Meter:
         Raises TrainingError if any loss or gradient norm since the last report was not finite, so
         that no such state is ever saved.
         """
-        worst = self._first_bad.clone()
+        speed, steps = self.speed, max(1, len(self._steps))
+        told = torch.tensor([speed.waited / steps, speed.held_gib()], dtype=torch.float64)
+        worst = torch.cat([self._first_bad[None].double(), told.to(self._first_bad.device)])
         distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
-        if worst >= 0:
+        first_bad, waited, held = worst.tolist()
+        if first_bad >= 0:
             stage = self.setting.stage
             raise TrainingError(
-                f"stage {stage}: the loss or gradient norm is not finite at step {int(worst) + 1} "
-                f"on at least one worker; lower {stage}.learning_rate or "
+                f"stage {stage}: the loss or gradient norm is not finite at step "
+                f"{int(first_bad) + 1} on at least one worker; lower {stage}.learning_rate or "
                 f"{stage}.grad_clip, or look for broken pairs in the dataset"
             )
         means = torch.stack([torch.stack(values).mean() for values in self._values.values()])
         distributed.all_reduce(means)
         means = means / self.setting.world_size
         self.last |= dict(zip(self._values, means.tolist(), strict=True))
-        seconds = (time.monotonic() - self._since) / max(1, len(self._steps))
+        seconds = speed.seconds(steps)
         if self.setting.rank == 0:
-            metrics = {**self.last, "learning_rate": learning_rate, "seconds_per_step": seconds}
-            steps = self.setting.section.steps
+            metrics = {
+                **self.last,
+                "learning_rate": learning_rate,
+                "seconds_per_step": seconds,
+                "data_seconds_per_step": waited,
+                **speed.figures(steps, seconds),
+                **({"gpu_memory_gib": held} if held else {}),
+            }
+            all_steps = self.setting.section.steps
             self.folder.report(
-                Progress(done, steps, metrics, seconds, pid=os.getpid(), resumed=self._resumed)
+                Progress(done, all_steps, metrics, seconds, pid=os.getpid(), resumed=self._resumed)
             )
         self._resumed = False
         self._clear()
@@ -290,6 +321,26 @@ def make_setting(job: dict[str, Any], rank: int, world_size: int, device: torch.
         device=device,
         heldout=job["heldout"],
     )
+
+
+@contextmanager
+def _stepping(setting: Setting) -> Iterator[None]:
+    """Which kernel attends in a step on a GPU: cuDNN's, or where `compute.deterministic` asks for
+    the same bits in every run others, since the gradient of cuDNN's differs from run to run."""
+    if setting.device.type != "cuda":
+        yield
+    elif setting.config.compute.deterministic:
+        # Only while to vary is an error and no mere warning, the gradient of flash attention does
+        # not. A VAE attends to nothing, and may have layers that know no other way.
+        torch.use_deterministic_algorithms(True, warn_only=setting.stage == "vae")
+        with sdpa_kernel(_REPEATABLE):
+            yield
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    else:
+        from modeling.gpu.transformer import fast_attention
+
+        with fast_attention():
+            yield
 
 
 def _prepare(setting: Setting) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from infra.runtime.environment import set_default
 
+_GATHERED = 64  # parameters that `copy_weights` makes whole at a time
 Engine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
 
 
@@ -143,3 +144,18 @@ def full_weights(engine: Engine, keep: bool = True) -> dict[str, Tensor]:
         if keep:
             weights[name] = full.to("cpu", torch.float32, copy=True)
     return weights
+
+
+@torch.no_grad()
+def copy_weights(engine: Engine, target: nn.Module) -> None:
+    """The weights of a ZeRO-3 engine's network, whole, into `target` of the same shape; a
+    collective."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    copies = dict(target.named_parameters())
+    named = list(engine.module.named_parameters())
+    for first in range(0, len(named), _GATHERED):
+        some = named[first : first + _GATHERED]
+        with GatheredParameters([parameter for _, parameter in some]):
+            for name, parameter in some:
+                copies[name].copy_(parameter)

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
+from modeling.diffusion.transformer import Transformer
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.config.stages import ComputeConfig
 from pipelines.tracking.records import CHOOSING, WATCHING
 from pipelines.training.average import Ema
 from pipelines.training.zero import Engine
@@ -141,8 +143,22 @@ class Stage(Protocol):
     def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
         """Losses of the network as it is on one held-out clip, `JUDGED` in the stage's settings."""
 
+    def flops(self, batch: dict[str, Any], step: int) -> float | None:
+        """Model FLOPs of `step` on this batch, on this rank; None where nobody counts them."""
+
     def export(self) -> Exported:
         """The finished model; a collective, whose weights only rank 0 needs to hold."""
+
+
+def prepare_network(network: Transformer, compute: ComputeConfig, device: torch.device) -> None:
+    """Make a transformer ready for training, or for scoring: what it recomputes, and on a GPU the
+    fused blocks, which compute the same function."""
+    network.gradient_checkpointing = compute.activation_checkpointing
+    network.recompute_attention = compute.recompute_attention
+    if device.type == "cuda":
+        from modeling.gpu.training import fuse_blocks  # Triton exists only where there is a GPU
+
+        fuse_blocks(network)
 
 
 def _generator(device: torch.device, words: list[int]) -> torch.Generator:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.diffusion.attention import teacher_forcing
+from modeling.diffusion.attention import Spans, teacher_forcing
 from pipelines.training.methods.base import Draw, draw_timesteps
 from pipelines.training.methods.foundation import FoundationTraining
 
@@ -35,6 +35,9 @@ class CausalTraining(FoundationTraining):
             torch.cat([source, source], dim=1),
             torch.cat([torch.zeros_like(timestep), timestep], dim=1),
             text,
-            teacher_forcing(frames, chunk),
+            self.visibility(frames),
         )
         return self.compare(predicted[:, frames:], source, target, noise, timestep)
+
+    def visibility(self, frames: int) -> Spans:
+        return teacher_forcing(frames, self.stream.chunk_latents)

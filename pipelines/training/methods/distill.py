@@ -13,12 +13,14 @@ target agree at all levels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from modeling.diffusion.attention import bidirectional
+from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
 from modeling.diffusion.losses import (
     dmd_gradient,
@@ -31,9 +33,18 @@ from modeling.diffusion.losses import (
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, ModelError, load_model
 from pipelines.training.average import Ema
-from pipelines.training.engines import make_engine, update
-from pipelines.training.methods.base import Draw, Exported, Setting, draw_timesteps
-from pipelines.training.methods.rollout import exit_step, rollout
+from pipelines.training.engines import gather_by_block, make_engine, update
+from pipelines.training.methods.base import (
+    Draw,
+    Exported,
+    Setting,
+    draw_timesteps,
+    prepare_network,
+)
+from pipelines.training.methods.rollout import exit_step, rollout, seen_pairs
+from pipelines.training.zero import copy_weights
+
+SCORES = 3  # forwards that a generator update is judged by: fake, real with and without text
 
 
 class DistillTraining:
@@ -45,18 +56,29 @@ class DistillTraining:
         self.setting, self.section = setting, section
         self.config, self.stream = model.config.transformer, model.config.stream
         self.schedule = FlowSchedule(self.stream.shift, setting.device)
-        model.transformer.gradient_checkpointing = compute.activation_checkpointing
+        prepare_network(model.transformer, compute, setting.device)
+        if compute.zero_stage == 3:
+            # A recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping of
+            # what was kept does not bear. The critic's are gathered before it begins.
+            model.transformer.recompute_attention = True
         self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"generator": self.generator}
         self.learning_rates = {"generator": section.learning_rate}
         self.matches = section.dmd_weight > 0
         if self.matches:
-            self.real = _teacher(setting)
-            critic = _teacher(setting)
-            critic.gradient_checkpointing = compute.activation_checkpointing
+            self.real, critic = _teacher(setting), _teacher(setting)
+            for network in (self.real, critic):
+                prepare_network(network, compute, setting.device)
+            gather_by_block(critic, compute)
             self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
             self.engines["critic"] = self.critic
             self.learning_rates["critic"] = section.critic_learning_rate
+        self.passed: Any = self.generator.module  # the generator, for forwards without gradient
+        self.copies = compute.zero_stage == 3 and section.rollout_copy
+        if self.copies:
+            self.passed = _empty_copy(setting, model)
+            prepare_network(self.passed, compute, setting.device)
+        self.stale = True  # the copy's weights are not the generator's
         self.average = Ema(self.generator, section.ema_decay)
         self.ema: Ema | None = self.average
 
@@ -65,7 +87,7 @@ class DistillTraining:
         source, target = batch["source"].to(device), batch["target"].to(device)  # [B, F, C, h, w]
         text = batch["text"].to(device)  # [B, L, D]
         metrics: dict[str, Tensor] = {}
-        learns = not self.matches or draw.step % self.section.generator_every == 0
+        learns = self.learns(draw.step)
         made = self.edit(source, text, draw, learns)
         if learns:
             metrics |= self.train_generator(made, source, target, text, draw)
@@ -73,17 +95,35 @@ class DistillTraining:
             metrics |= self.train_critic(made.detach(), source, text, draw)
         return metrics
 
-    def edit(self, source: Tensor, text: Tensor, draw: Draw, learns: bool) -> Tensor:
-        """The generator's clip [B, F, C, h, w], with gradient if it `learns`."""
+    def learns(self, step: int) -> bool:
+        """Whether the generator is updated in this step, and not the critic alone."""
+        return not self.matches or step % self.section.generator_every == 0
+
+    def last_step(self, step: int) -> int:
+        return exit_step(self.setting.seed, step, len(self.stream.timesteps))
+
+    def edit(
+        self,
+        source: Tensor,
+        text: Tensor,
+        draw: Draw,
+        learns: bool,
+        last_step: int | None = None,
+    ) -> Tensor:
+        """The generator's clip [B, F, C, h, w], with gradient if it `learns`; `last_step` None is
+        the one drawn for this step."""
+        if self.copies and self.stale:
+            copy_weights(self.generator, self.passed)
+            self.stale = False
         return rollout(
             self.generator if learns else None,
-            self.generator.module,
+            self.passed,
             self.config,
             self.stream,
             self.schedule,
             source=source,
             text=text,
-            last_step=exit_step(self.setting.seed, draw.step, len(self.stream.timesteps)),
+            last_step=self.last_step(draw.step) if last_step is None else last_step,
             generator=draw.own,
             dtype=self.setting.dtype,
         )
@@ -103,6 +143,7 @@ class DistillTraining:
         metrics["loss"] = loss
         norm = update(self.generator, loss)
         if norm is not None:
+            self.stale = True
             self.average.update()
             metrics["grad_norm"] = norm
         return {name: value.detach() for name, value in metrics.items()}
@@ -148,26 +189,38 @@ class DistillTraining:
         source, target, text = (
             batch[name].to(self.setting.device) for name in ("source", "target", "text")
         )
-        made = rollout(
-            None,
-            self.generator.module,
-            self.config,
-            self.stream,
-            self.schedule,
-            source=source,
-            text=text,
-            last_step=len(self.stream.timesteps) - 1,
-            generator=draw.own,
-            dtype=self.setting.dtype,
-        )
+        made = self.edit(source, text, draw, False, len(self.stream.timesteps) - 1)
         section = self.section
         weight = edit_weight(source, target, section.edit_weight, section.edit_full)
         return {"loss": regression_loss(made, target, weight)}
+
+    def flops(self, batch: dict[str, Any], step: int) -> float:
+        clips, frames, _, height, width = batch["source"].shape
+        count = partial(forward_flops, self.config, height=height, width=width)
+        whole = count(frames=frames, pairs=frames**2)
+        chunks = [
+            count(frames=self.stream.chunk_latents, pairs=pairs)
+            for pairs in seen_pairs(frames, self.stream)
+        ]
+        total = sum(chunks) * (self.last_step(step) + 1) + sum(chunks[:-1])  # steps and refreshes
+        if self.learns(step):
+            total += (FORWARD_AND_BACKWARD - 1) * sum(chunks)
+        if self.matches:
+            total += FORWARD_AND_BACKWARD * whole  # the critic
+            total += SCORES * whole if self.learns(step) else 0.0
+        return int(clips) * total
 
     def export(self) -> Exported:
         card = {"weights": f"average of the generator, decay {self.average.decay}"}
         weights = self.average.full_weights(keep=self.setting.rank == 0)
         return Exported(transformer=weights, card=card)
+
+
+def _empty_copy(setting: Setting, model: Model) -> Transformer:
+    """A network of the generator's shape, in the precision that it computes in."""
+    with torch.device(setting.device):
+        network = Transformer(model.config.transformer)
+    return network.to(setting.dtype).eval().requires_grad_(False)
 
 
 def _teacher(setting: Setting) -> Transformer:

@@ -13,13 +13,20 @@ from typing import Any
 
 from torch import Tensor
 
-from modeling.diffusion.attention import bidirectional
+from modeling.diffusion.attention import Spans, bidirectional
+from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
 from modeling.diffusion.losses import edit_weight, velocity_loss
 from modeling.model_dir import Model
 from pipelines.training.average import Ema
-from pipelines.training.engines import make_engine, update
-from pipelines.training.methods.base import Draw, Exported, Setting, draw_timesteps
+from pipelines.training.engines import gather_by_block, make_engine, update
+from pipelines.training.methods.base import (
+    Draw,
+    Exported,
+    Setting,
+    draw_timesteps,
+    prepare_network,
+)
 from pipelines.training.zero import full_weights
 
 
@@ -29,10 +36,11 @@ class FoundationTraining:
     def __init__(self, setting: Setting, model: Model) -> None:
         assert model.transformer is not None
         section, compute = setting.section, setting.config.compute
-        model.transformer.gradient_checkpointing = compute.activation_checkpointing
+        prepare_network(model.transformer, compute, setting.device)
+        gather_by_block(model.transformer, compute)
         self.rank, self.device = setting.rank, setting.device
         self.section = section
-        self.stream = model.config.stream
+        self.config, self.stream = model.config.transformer, model.config.stream
         self.schedule = FlowSchedule(section.shift, setting.device)
         self.engine = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"transformer": self.engine}
@@ -56,8 +64,25 @@ class FoundationTraining:
         timestep = draw_timesteps(draw, self.schedule, source.shape[0])[:, 0]  # [B]
         noise = draw.normal_like(target)
         noisy = self.schedule.add_noise(target, noise, timestep)
-        predicted = network(noisy, source, timestep, text, bidirectional(source.shape[1]))
+        visible = self.visibility(source.shape[1])
+        predicted = network(noisy, source, timestep, text, visible)
         return self.compare(predicted, source, target, noise, timestep)
+
+    def visibility(self, frames: int) -> Spans:
+        """What the transformer sees in training on clips of so many latents."""
+        return bidirectional(frames)
+
+    def flops(self, batch: dict[str, Any], step: int) -> float:
+        clips, frames, _, height, width = batch["source"].shape
+        visible = self.visibility(frames)
+        forward = forward_flops(
+            self.config,
+            frames=len(visible.positions),
+            pairs=visible.pairs,
+            height=height,
+            width=width,
+        )
+        return FORWARD_AND_BACKWARD * int(clips) * forward
 
     def compare(
         self, predicted: Tensor, source: Tensor, target: Tensor, noise: Tensor, timestep: Tensor

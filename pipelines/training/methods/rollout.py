@@ -75,6 +75,12 @@ def rollout(
     return torch.cat(made, dim=1)
 
 
+def seen_pairs(frames: int, stream: StreamConfig) -> list[int]:
+    """How many (query, key) pairs of latents see each other in each chunk of a rollout."""
+    chunk = stream.chunk_latents
+    return [chunk * min(end, stream.window_latents) for end in range(chunk, frames + chunk, chunk)]
+
+
 def _denoise(
     network: Network,
     schedule: FlowSchedule,

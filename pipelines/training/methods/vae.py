@@ -95,6 +95,9 @@ class VaeTraining:
         pixels = _pixels(crops, self.setting.device)
         return self.loss(self.engine.module, pixels, torch.zeros((), device=pixels.device))[1]
 
+    def flops(self, batch: dict[str, Any], step: int) -> None:
+        return None
+
     def noise_level(self, step: int) -> float:
         """Std of the latents' noise: noise from the first step on drowns what the encoder has only
         begun to say (colour, here), and the decoder then never learns to listen for it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
+import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from data.loader import loader
+from data.loader import Loader, loader
 from data.sample import EncodedPair
 from data.shards import write_dataset
 from infra.runtime.errors import UserError
@@ -41,6 +44,7 @@ from tests.pipelines.training.plain import PlainEngine, use_plain_engines
 pytestmark = pytest.mark.usefixtures("alone")
 STAGES = ("vae", "foundation", "causal", "distill")
 PAIRS = 6
+TIMES = ("seconds_per_step", "data_seconds_per_step", "tflops")
 
 
 def encoded_pair(seed: int) -> EncodedPair:
@@ -176,6 +180,9 @@ class Scripted:
         self.rates.append((one, two))
         return {k: torch.tensor(v) for k, v in self.script(draw.step, micro).items()}
 
+    def flops(self, batch: dict[str, Any], step: int) -> float:
+        return 1e12 * (step + 1)
+
     def export(self) -> Exported:
         return self.exported
 
@@ -251,7 +258,7 @@ def test_what_is_logged_under_which_name(
     bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: Any
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     def script(step: int, micro: int) -> dict[str, float]:
         clock[0] += 0.25
@@ -269,9 +276,36 @@ def test_what_is_logged_under_which_name(
     assert [r.metrics["learning_rate"] for r in run.reports] == pytest.approx([0.05, 0.1, 0.1])
     assert [r.seconds_per_step for r in run.reports] == pytest.approx([0.5] * 3)  # not per batch
     assert [r.metrics["seconds_per_step"] for r in run.reports] == pytest.approx([0.5] * 3)
+    # Two batches a step of 1, 2, ... TFLOP each, in half a second.
+    assert [r.metrics["tflops"] for r in run.reports] == pytest.approx([6.0, 14.0, 22.0])
+    assert {r.metrics["data_seconds_per_step"] for r in run.reports} == {0.0}
     assert made["metrics"] == {"loss": 45.5, "norm": 11.0}
     assert read_card(run.folder / "model")["metrics"] == made["metrics"]
     assert {r.resumed for r in run.reports} == {False}
+
+
+def test_waiting_for_data_is_told_apart(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: Any
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slowly(batches: Any) -> Any:
+        for batch in loader_iter(batches):
+            clock[0] += 3.0
+            yield batch
+
+    def script(step: int, micro: int) -> dict[str, float]:
+        clock[0] += 1.0
+        return {"loss": 1.0}
+
+    scripted(script)
+    run = bench().set(steps=4, grad_accumulation=2, log_every=2)
+    loader_iter = Loader.__iter__
+    monkeypatch.setattr(Loader, "__iter__", slowly)
+    run.run()
+    assert [r.metrics["data_seconds_per_step"] for r in run.reports] == [6.0, 6.0]
+    assert [r.seconds_per_step for r in run.reports] == [8.0, 8.0]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -314,7 +348,8 @@ class OtherRank:
 
     def __call__(self, tensor: Tensor, op: Any = torch.distributed.ReduceOp.SUM) -> None:
         if op == torch.distributed.ReduceOp.MAX:
-            tensor.clamp_(min=self.bad_step)
+            # First bad step, seconds of waiting, GiB held.
+            tensor.copy_(torch.maximum(tensor, torch.tensor([self.bad_step, 2.5, 60.0])))
         else:
             assert op == torch.distributed.ReduceOp.SUM
             tensor += torch.tensor(self.means)
@@ -339,6 +374,8 @@ def test_means_are_over_all_workers_and_the_first_reports(
         assert report.resumed
         assert report.pid > 0
         assert report.metrics["learning_rate"] == 0.5
+        assert report.metrics["data_seconds_per_step"] == 2.5  # the slowest worker's
+        assert report.metrics["gpu_memory_gib"] == 60.0
     meter.add({"loss": torch.tensor(1.0), "psnr": torch.tensor(20.0)}, 2)
     meter.report(3, 0.5)
     assert [report.resumed for report in run.reports] == [True, False][: len(run.reports)]
@@ -383,7 +420,7 @@ def test_a_resumed_training_equals_an_unbroken_one(bench: Callable[..., Bench], 
         assert rest.said == [f"goes on from its checkpoint at step {done}"]  # nothing else changed
         for mine, right in zip(rest.reports, whole.reports[done:], strict=True):
             for name, value in mine.metrics.items():
-                assert name == "seconds_per_step" or value == right.metrics[name], name
+                assert name in TIMES or value == right.metrics[name], name
         found, wanted = weights(rest.folder / "model"), weights(whole.folder / "model")
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
         assert read_config(rest.folder / "model") == read_config(whole.folder / "model")
@@ -546,7 +583,7 @@ def ray_worker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     told = SimpleNamespace(reported=[], waited=0)
 
     def wait(mode: Any) -> None:
-        assert mode == loop.ray.train.CheckpointConsistencyMode.COMMITTED
+        assert mode == ray.train.CheckpointConsistencyMode.COMMITTED
         told.waited += 1
 
     def report(metrics: dict[str, Any], checkpoint: Any) -> None:
@@ -554,10 +591,10 @@ def ray_worker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         shutil.copytree(checkpoint.path, told.keep / f"checkpoint_{metrics['step']:06}")
 
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(loop.ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(loop.ray.train, "get_all_reported_checkpoints", wait)
-    monkeypatch.setattr(loop.ray.train, "report", report)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", wait)
+    monkeypatch.setattr(ray.train, "report", report)
     return told
 
 

@@ -1,0 +1,137 @@
+"""`liveedit bench train`: the command line of the training benchmark."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def bench_train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="As for `liveedit train`: a YAML file, or demo, wan-1.3b, wan-14b; then settings.",
+            show_default="wan-1.3b on GPUs, demo on a CPU",
+        ),
+    ] = None,
+    stages: Annotated[
+        str, typer.Option(metavar="STAGE,STAGE", help="What to time.")
+    ] = "foundation,causal,distill",
+    gpus: Annotated[
+        str,
+        typer.Option(metavar="N,N", help="Workers, one a GPU; without GPUs so many processes."),
+    ] = "1",
+    zero: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="ZeRO stages.", show_default="the configuration's"),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Timed steps of a case, after one that is not.")] = 5,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write all figures there, anew after each case."),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="An earlier --json file: fail if a ratio got worse than it allows."),
+    ] = None,
+) -> None:
+    """Time training steps: seconds, model TFLOP/s, MFU, memory, waiting for data.
+
+    Runs the loop that training runs, with DeepSpeed but without Ray, on drawn
+    weights and latents. --check compares ratios inside a run, so that machines
+    may differ.
+    """
+    import torch
+
+    from pipelines.bench.check import compare, read_report, require_same_work
+    from pipelines.bench.train import TrainOptions, measure
+    from pipelines.config.load import load_config
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ValueError(f"folder {json_file.parent} does not exist; make it first")
+    stored = read_report(check) if check else None
+    cuda = torch.cuda.is_available()
+    given = list(arguments or [])
+    source = given.pop(0) if given and "=" not in given[0] else "wan-1.3b" if cuda else "demo"
+    config = load_config(source, given)
+    options = TrainOptions(
+        config=config,
+        cuda=cuda,
+        stages=tuple(name.strip() for name in stages.split(",")),
+        workers=parse_counts("--gpus", gpus, least=1),
+        zero=parse_counts("--zero", zero, least=0) if zero else (config.compute.zero_stage,),
+        steps=steps,
+    )
+
+    def same_work(begun: dict[str, Any]) -> None:
+        if stored is not None:
+            require_same_work(begun, stored)
+
+    command = shlex.join(["liveedit", *sys.argv[1:]])
+    report: dict[str, Any] = {}
+    console = Console(highlight=False)
+    with Console(stderr=True).status("starting") as status:
+        for report in measure(options, same_work, status.update):
+            report["command"] = command
+            if json_file:
+                json_file.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(table(report))
+    console.print(fact(report), soft_wrap=True)
+    if stored is None:
+        return
+    comparisons = compare(report, stored)
+    for comparison in comparisons:
+        console.print(f"{'[red]worse[/]' if comparison.regressed else '   ok'}  {comparison}")
+    if regressed := [c.name for c in comparisons if c.regressed]:
+        console.print(f"Regressed against {check}: {'; '.join(regressed)}", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def table(report: dict[str, Any]) -> Table:
+    """A row a case."""
+    view = Table(title="training steps", title_justify="left")
+    view.add_column("")
+    for name in ("s a step", "TFLOP/s", "MFU", "data wait", "peak GiB", "start s"):
+        view.add_column(name, justify="right")
+    for case in report["cases"]:
+        if case["out_of_memory"]:
+            view.add_row(case["name"], "out of memory")
+            continue
+        view.add_row(
+            case["name"],
+            f"{case['seconds']:.3g}",
+            f"{case['tflops']:.3g}",
+            f"{case['mfu']:.1%}" if case["mfu"] else "-",
+            f"{case['data_wait_s'] / case['seconds']:.1%}",
+            f"{case['reserved_gib']:.1f}" if case["reserved_gib"] else "-",
+            f"{case['start_s']:.1f}",
+        )
+    return view
+
+
+def fact(report: dict[str, Any]) -> str:
+    """What all rows were measured on."""
+    config, machine = report["config"], report["hardware"]
+    return (
+        f"{config['model']}, {config['frames']} frames at {config['width']}x{config['height']}, "
+        f"{config['compute']['precision']}; {machine.get('gpu') or machine['cpu']}, torch "
+        f"{machine['torch']}, which multiplies matrices at {report['yardstick']['tflops']:.3g} "
+        "TFLOP/s. TFLOP/s and MFU are a worker's, by model FLOPs: forward and backward count as "
+        "three forwards, recomputation as none"
+    )
+
+
+def parse_counts(option: str, text: str, least: int) -> tuple[int, ...]:
+    """Numbers with commas between them, as in "1,2,4"."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) >= least for part in parts):
+        raise ValueError(f"{option} {text} must be numbers from {least} on, e.g. 1,2")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,76 @@
+"""How fast a stage trains on this worker, and what holds it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+GIB = 2**30
+# Dense bf16 matrix products by the vendors' datasheets, TFLOP/s; the first name that is part of the
+# device's own counts.
+PEAK_TFLOPS = {
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.4,
+    "H200": 989.4,
+    "GH200": 989.4,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.2,
+}
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """Of one device; None where it is not known, as of every CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+class Speed:
+    """What this worker's steps since the last `clear` waited for and worked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.peak = device, peak_tflops(device)
+        self.clear()
+
+    def clear(self) -> None:
+        self.began = time.monotonic()
+        self.waited = 0.0  # seconds
+        self.flops: float | None = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the time in which there is no batch."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited += time.monotonic() - began
+
+    def work(self, flops: float | None) -> None:
+        """Count a batch's model FLOPs; one that nobody counted leaves none to tell."""
+        self.flops = None if flops is None or self.flops is None else self.flops + flops
+
+    def seconds(self, steps: int) -> float:
+        """A step."""
+        return (time.monotonic() - self.began) / max(1, steps)
+
+    def held_gib(self) -> float:
+        """Most that the process ever held of the GPU; 0 on a CPU."""
+        if self.device.type != "cuda":
+            return 0.0
+        return torch.cuda.max_memory_reserved(self.device) / GIB
+
+    def figures(self, steps: int, seconds: float) -> dict[str, float]:
+        """Model TFLOP/s of this worker at so many seconds a step, and its share of the peak: MFU"""
+        if self.flops is None:
+            return {}
+        tflops = self.flops / max(1, steps) / seconds / 1e12
+        return {"tflops": tflops} | ({"mfu": tflops / self.peak} if self.peak else {})

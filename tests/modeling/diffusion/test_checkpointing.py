@@ -1,0 +1,69 @@
+"""What is computed a second time in the backward pass, and that nothing changes by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from modeling.config import TransformerConfig
+from modeling.diffusion.attention import Spans, bidirectional, teacher_forcing
+from modeling.diffusion.transformer import Transformer
+
+FRAMES, CHUNK, LAYERS = 4, 2, 3
+CONFIG = TransformerConfig(
+    dim=24, ffn_dim=40, num_heads=2, num_layers=LAYERS, freq_dim=16, text_dim=20, text_tokens=8
+)
+
+
+class Attentions(TorchDispatchMode):
+    """Notes queries and keys of every attention that is really computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(op)
+        if "scaled_dot_product" in name and "backward" not in name:
+            self.seen.append((args[0].shape[2], args[1].shape[2]))
+        return op(*args, **(kwargs or {}))
+
+
+def run(
+    visible: Spans, recomputes: bool, attention_too: bool
+) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
+    torch.manual_seed(0)
+    network = Transformer(CONFIG)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    network.gradient_checkpointing = recomputes
+    network.recompute_attention = attention_too
+    noisy, source = torch.randn(2, 1, len(visible.positions), 16, 8, 12)
+    with Attentions() as attentions:
+        out = network(noisy, source, torch.tensor([500.0]), torch.randn(1, 8, 20), visible)
+        out.square().mean().backward()
+    grads = {name: p.grad for name, p in network.named_parameters()}
+    return {"out": out.detach()} | grads, attentions.seen  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("visible", "spans"),
+    [(bidirectional(FRAMES), 1), (teacher_forcing(FRAMES, CHUNK), 4)],
+    ids=["bidirectional", "teacher_forcing"],
+)
+def test_only_the_texts_attention_is_computed_again(visible: Spans, spans: int) -> None:
+    plain, seen = run(visible, recomputes=False, attention_too=False)
+    tokens = len(visible.positions) * 24
+    text = (tokens, 8)
+    assert len(seen) == LAYERS * (spans + 1)
+    whole, all_again = run(visible, recomputes=True, attention_too=True)
+    assert sorted(all_again) == sorted(2 * seen)
+    kept, again = run(visible, recomputes=True, attention_too=False)
+    assert sorted(again) == sorted(seen + LAYERS * [text])
+    for name, value in plain.items():
+        assert torch.equal(whole[name], value), name
+        assert torch.equal(kept[name], value), name

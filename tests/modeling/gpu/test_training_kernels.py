@@ -1,0 +1,113 @@
+"""The blocks of training on a GPU, in Triton's interpreter at tiny sizes, against the plain blocks:
+outputs and every gradient. On a GPU the same tests run the kernels themselves.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor
+
+from modeling.config import TransformerConfig
+from modeling.diffusion.attention import Spans, bidirectional, teacher_forcing
+from modeling.diffusion.transformer import Transformer
+from modeling.streaming.kv_cache import Cached, KVCache
+
+pytest.importorskip("triton", reason="Triton exists for Linux only")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FRAMES, CHUNK, HEIGHT, WIDTH = 4, 2, 4, 6  # 6 tokens a frame
+CONFIG = TransformerConfig(
+    dim=24, ffn_dim=40, num_heads=2, num_layers=1, freq_dim=16, text_dim=20, text_tokens=8
+)
+
+
+@pytest.fixture(autouse=True)
+def _several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients that tokens share are summed up in parts, the last of which is not full."""
+    from modeling.gpu import training_kernels
+
+    monkeypatch.setattr(training_kernels, "_ROWS", 4)
+
+
+def network() -> Transformer:
+    torch.manual_seed(0)
+    made = Transformer(CONFIG)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made.to(DEVICE)
+
+
+def fused(plain: Transformer) -> Transformer:
+    from modeling.gpu.training import fuse_blocks
+
+    copy = deepcopy(plain)
+    fuse_blocks(copy)
+    return copy
+
+
+def inputs(clips: int, frames: int, levels: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Noisy, source, timestep (one a frame if `levels`) and text."""
+    torch.manual_seed(1)
+    noisy, source = torch.randn(2, clips, frames, 16, HEIGHT, WIDTH, device=DEVICE)
+    shape = (clips, frames) if levels else (clips,)
+    timestep = torch.rand(shape, device=DEVICE) * 1000
+    return noisy, source, timestep, torch.randn(clips, 5, 20, device=DEVICE)
+
+
+def gradients(net: Transformer, given: tuple[Tensor, ...], visible: Spans) -> dict[str, Tensor]:
+    noisy = given[0].clone().requires_grad_()
+    out = net(noisy, *given[1:], visible)  # type: ignore[arg-type]
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
+    (out * weight).sum().backward()
+    found = {name: p.grad for name, p in net.named_parameters()}
+    assert all(grad is not None for grad in found.values())
+    return {"out": out.detach(), "noisy": noisy.grad} | found  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("levels", [False, True], ids=["one level", "a level a frame"])
+@pytest.mark.parametrize("clips", [1, 2])
+def test_outputs_and_gradients_are_the_plain_blocks(
+    clips: int, levels: bool, checkpointing: bool
+) -> None:
+    plain = network()
+    ours = fused(plain)
+    plain.gradient_checkpointing = ours.gradient_checkpointing = checkpointing
+    visible = teacher_forcing(FRAMES // 2, CHUNK) if levels else bidirectional(FRAMES)
+    given = inputs(clips, FRAMES, levels)
+    wanted, found = gradients(plain, given, visible), gradients(ours, given, visible)
+    for name, value in wanted.items():
+        scale = value.abs().max().item()
+        torch.testing.assert_close(found[name], value, atol=2e-5 * scale, rtol=1e-4, msg=name)
+
+
+def test_a_streams_chunks_without_gradient_are_the_plain_blocks() -> None:
+    plain = network()
+    ours = fused(plain)
+    caches = [
+        KVCache(
+            CONFIG, batch=1, latent_height=HEIGHT, latent_width=WIDTH, chunk_latents=CHUNK,
+            window_latents=4, sink_latents=0, device=DEVICE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for _ in range(3):
+        given = inputs(1, CHUNK, levels=False)
+        with torch.no_grad():
+            wanted, found = (
+                net(*given, Cached(cache)) for net, cache in zip((plain, ours), caches, strict=True)
+            )
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        for cache in caches:
+            cache.commit()
+    torch.testing.assert_close(caches[1].k, caches[0].k, atol=1e-4, rtol=1e-4)
+
+
+def test_parameters_stay_where_they_are() -> None:
+    plain = network()
+    ours = fused(plain)
+    assert [name for name, _ in ours.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
