@@ -6,7 +6,7 @@ An impossible value or combination is a ConfigError that names the key, the valu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from modeling.config import ModelConfig
 from modeling.geometry import SPATIAL_STRIDE, frames_of, latents_of
@@ -38,6 +38,7 @@ class DataConfig:
     workers: int = 2  # processes that make synthetic pairs; 0 makes them here
     seed: int = 0  # another gives other pairs
     encode_batch: int = 1  # clips encoded at once
+    encode_precision: Literal["bf16", "fp32"] = "bf16"  # of the VAE on a GPU
 
     def __post_init__(self) -> None:
         at_least(self, pairs=1, heldout_pairs=1, samples_per_shard=1, workers=0, encode_batch=1)

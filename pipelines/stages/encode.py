@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,10 @@ from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import load_model, read_config
 from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
+from modeling.vae.streaming import StreamingVae
+from modeling.vae.wan import WanVae
 from pipelines.stages.chain import Chain
+from pipelines.stages.own_process import from_own_process
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
 
@@ -55,6 +58,7 @@ def encode(chain: Chain, model: Path, pairs: str) -> str:
             threads=max(1, config.compute.loader_workers),
             tasks=_tasks(chain),
             gpus=config.compute.gpus,
+            precision=config.data.encode_precision,
             on_sample=lambda n, of: chain.view.update("encode", n, of, f"{n}/{of} pairs"),
         )
         return {"pairs": float(info.samples)}
@@ -63,6 +67,7 @@ def encode(chain: Chain, model: Path, pairs: str) -> str:
         "model": fingerprint_of(model),
         "pairs": fingerprint_of(pairs),
         "samples_per_shard": config.data.samples_per_shard,
+        "precision": config.data.encode_precision,
     }
     return chain.run("encode", inputs, target, make).output
 
@@ -77,17 +82,23 @@ def encode_dataset(
     threads: int = 1,
     tasks: int = 0,
     gpus: bool | None = None,
+    precision: Literal["bf16", "fp32"] = "bf16",
     on_sample: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetInfo:
     """Encode the dataset at `pairs` with the VAE and text encoder of `model_dir` into `encoded`.
 
-    `tasks` Ray tasks share the shards, each with a GPU unless `gpus` is false; 0 does it here.
+    `tasks` Ray tasks share the shards, each with a GPU unless `gpus` is false; 0 does it here, or
+    in a process that ends where there is a GPU. `precision` is the VAE's on a GPU.
     `threads` read and decode videos. The samples' order is that of `pairs` in any case. The new
     dataset's `made_by` names the pairs, the model and the text encoder by their hashes.
     """
     info = read_dataset_info(pairs)
-    job = EncodeJob(pairs, str(model_dir), batch_size, threads, gpus)
-    samples = _encode_on_ray(job, info, tasks) if tasks else job.run(range(len(info.shards)))
+    job = EncodeJob(pairs, str(model_dir), batch_size, threads, gpus, precision)
+    work = partial(job.run, range(len(info.shards)))
+    if tasks:
+        samples = _encode_on_ray(job, info, tasks)
+    else:
+        samples = from_own_process(work) if job.on_gpu else work()
 
     def counted() -> Iterator[EncodedPair]:
         for done, sample in enumerate(samples, start=1):
@@ -116,20 +127,28 @@ class EncodeJob:
     batch_size: int
     threads: int
     gpus: bool | None  # null: if there is one
+    precision: Literal["bf16", "fp32"]  # of the VAE on a GPU
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.gpus is not False and torch.cuda.is_available()
 
     @torch.no_grad()
     def run(self, shards: Iterable[int]) -> Iterator[EncodedPair]:
         """The pairs of these shards, encoded, in their order."""
-        device = "cuda" if self.gpus is not False and torch.cuda.is_available() else "cpu"
+        device = "cuda" if self.on_gpu else "cpu"
         model = load_model(self.model_dir, device=device, dtype=torch.float32)
+        model.transformer = None
         assert model.vae is not None, f"{self.model_dir} has no VAE"
-        vae: Any = model.vae
+        vae = model.vae
+        mean, std = vae.mean.clone(), vae.std.clone()  # in float32, like what is made of them
+        if self.on_gpu and self.precision == "bf16":
+            vae = _fast(vae)
         text = build_text_encoder(model.config.text).to(torch.device(device))
         for batch in self._batches(shards):
             clips = np.stack([clip for pair in batch for clip in (pair.source, pair.target)])
-            latents, _ = vae.encode(
-                to_pixels(torch.from_numpy(clips), device)
-            )  # [2 B, F, 16, h, w]
+            raw, _ = vae.encode_raw(to_pixels(torch.from_numpy(clips), device))
+            latents = (raw.float() - mean) / std  # [2 B, F, 16, h, w]
             embedded = text.encode([pair.instruction for pair in batch])  # [B, L, D]
             mask = cell_share(torch.from_numpy(np.stack([pair.mask for pair in batch])))
             for n, pair in enumerate(batch):
@@ -205,6 +224,16 @@ def _tasks(chain: Chain) -> int:
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     return min(gpus, compute.workers or gpus)
+
+
+def _fast(vae: StreamingVae) -> StreamingVae:
+    """In bf16, and Wan's on the kernels that streams run on."""
+    vae = vae.to(torch.bfloat16)
+    if isinstance(vae, WanVae):
+        from modeling.gpu.vae import fuse  # Triton exists only where there is a GPU
+
+        fuse(vae)
+    return vae
 
 
 def to_pixels(clips: Tensor, device: torch.device | str) -> Tensor:

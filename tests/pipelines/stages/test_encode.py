@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from data.store import open_store
 from data.synthetic import make_pair
 from pipelines.config.stages import ComputeConfig
 from pipelines.evaluation.evaluate import load_editor
-from pipelines.stages.encode import cell_share, encode_dataset, to_pixels
+from pipelines.stages.encode import EncodeJob, cell_share, encode_dataset, to_pixels
+from pipelines.stages.own_process import from_own_process
 from pipelines.tracking.records import model_fingerprint
 from pipelines.training.session import ray_session
 
@@ -126,3 +128,17 @@ def test_cell_share_follows_the_latents() -> None:
     assert share[0, 0, 0, 0] == 1
     assert share[0, 1, 1, 2] == 0.25
     assert share.sum() == 1.25
+
+
+def test_a_process_of_its_own_encodes_the_same(tiny_model: Path, heldout: str) -> None:
+    """As where there is a GPU, whose memory the process would otherwise keep."""
+    job = EncodeJob(heldout, str(tiny_model), 1, 1, gpus=False, precision="bf16")
+    shards = range(len(read_dataset_info(heldout).shards))
+    here, there = list(job.run(shards)), list(from_own_process(partial(job.run, shards)))
+    assert len(there) == len(here) == 2
+    for mine, theirs in zip(here, there, strict=True):
+        assert mine.instruction == theirs.instruction
+        assert all(
+            (getattr(mine, name) == getattr(theirs, name)).all()
+            for name in ("source", "target", "text", "mask")
+        )
