@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
+from infra.runtime.errors import UserError
 from pipelines.bench import SCHEMA
 from pipelines.bench.check import TOLERANCE
 from pipelines.bench.training_worker import WARM_UP, Case, work
@@ -44,14 +45,14 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if unknown := [stage for stage in self.stages if stage not in STAGES]:
-            raise ValueError(
+            raise UserError(
                 f"--stages {','.join(unknown)} cannot be timed; choose of {', '.join(STAGES)}"
             )
         if self.steps < 1:
-            raise ValueError(f"--steps {self.steps} times nothing; take 1 or more")
+            raise UserError(f"--steps {self.steps} times nothing; take 1 or more")
         gpus = torch.cuda.device_count()
         if self.cuda and max(self.workers) > gpus:
-            raise ValueError(f"--gpus {max(self.workers)}, but this machine has {gpus}; take fewer")
+            raise UserError(f"--gpus {max(self.workers)}, but this machine has {gpus}; take fewer")
         for zero in self.zero:
             replace(self.config.compute, zero_stage=zero)  # ConfigError for what cannot be
 

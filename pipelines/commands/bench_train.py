@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra.runtime.errors import UserError
+
 
 def bench_train(
     arguments: Annotated[
@@ -56,7 +58,7 @@ def bench_train(
     from pipelines.config.load import load_config
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ValueError(f"folder {json_file.parent} does not exist; make it first")
+        raise UserError(f"folder {json_file.parent} does not exist; make it first")
     stored = read_report(check) if check else None
     cuda = torch.cuda.is_available()
     given = list(arguments or [])
@@ -133,5 +135,5 @@ def parse_counts(option: str, text: str, least: int) -> tuple[int, ...]:
     """Numbers with commas between them, as in "1,2,4"."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) >= least for part in parts):
-        raise ValueError(f"{option} {text} must be numbers from {least} on, e.g. 1,2")
+        raise UserError(f"{option} {text} must be numbers from {least} on, e.g. 1,2")
     return tuple(int(part) for part in parts)

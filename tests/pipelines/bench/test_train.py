@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from infra.runtime.errors import UserError
 from modeling.model_dir import load_model
 from pipelines.bench.drawn import draw_model
 from pipelines.bench.train import ratios, summary, together
@@ -139,5 +140,5 @@ def test_mistakes_are_told_before_anything_starts(
     stored.write_text(json.dumps(report))
     given = [str(stored) if a == "STORED" else a for a in arguments]
     result = CliRunner().invoke(bench_app, [*RUN, *given])
-    assert isinstance(result.exception, ValueError)
+    assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
