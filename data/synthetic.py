@@ -11,75 +11,18 @@ train split never shows them, though it shows each of their words in others.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from data.drawing import MOTIONS, SHAPES, TEXTURES, coverage, motion, paste, texture
+from data.kinds import COLOURS, EDITS, PAINTS, Figure
 from data.sample import Pair
 from infra.runtime.errors import UserError
 
 SPLITS = ("train", "heldout")
 HELDOUT_SHARE = 8  # one combination in eight
 VERSION = 1  # raise it when a seed gives another pair than before
-
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 34, 38),
-    "orange": (250, 138, 20),
-    "yellow": (250, 224, 40),
-    "green": (30, 150, 52),
-    "cyan": (40, 214, 220),
-    "blue": (32, 70, 214),
-    "purple": (122, 36, 160),
-    "pink": (250, 130, 196),
-}
-ACCENTS: dict[str, tuple[int, int, int]] = {"white": (248, 248, 248), "black": (14, 14, 14)}
-_ALL = COLOURS | ACCENTS
-
-# Weights: recolouring is what people ask for most and what a small model learns first.
-EDITS = {"recolor": 0.40, "reshape": 0.20, "remove": 0.14, "stripes": 0.14, "outline": 0.12}
-PHRASES: dict[str, tuple[str, ...]] = {
-    "recolor": (
-        "make the {color} {shape} {to}",
-        "turn the {color} {shape} {to}",
-        "paint the {color} {shape} {to}",
-        "change the color of the {color} {shape} to {to}",
-    ),
-    "reshape": (
-        "turn the {color} {shape} into a {to}",
-        "change the {color} {shape} into a {to}",
-        "replace the {color} {shape} with a {color} {to}",
-    ),
-    "remove": (
-        "remove the {color} {shape}",
-        "delete the {color} {shape}",
-        "erase the {color} {shape} from the video",
-    ),
-    "stripes": (
-        "give the {color} {shape} {to} stripes",
-        "add {to} stripes to the {color} {shape}",
-        "put {to} stripes on the {color} {shape}",
-    ),
-    "outline": (
-        "give the {color} {shape} a {to} outline",
-        "draw a {to} outline around the {color} {shape}",
-        "outline the {color} {shape} in {to}",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One drawn object and its way through the picture."""
-
-    shape: str
-    color: str
-    radius: float
-    centres: np.ndarray  # [F, 2]
-    angles: np.ndarray  # [F] radians
-    stripes: str | None = None
-    outline: str | None = None
 
 
 def is_heldout(edit: str, shape: str, color: str, to: str) -> bool:
@@ -139,14 +82,15 @@ def make_pair(
                 _angles(frames, fps, rng),
             )
         )
-    phrase = PHRASES[edit][int(rng.integers(len(PHRASES[edit])))]
+    phrases = EDITS[edit].phrases
+    phrase = phrases[int(rng.integers(len(phrases)))]
 
     scene = background
     for thing in others:
         draw_figure(scene, thing)
     source, target = scene.copy(), scene
     draw_figure(source, chosen)
-    edited = _edited(chosen, edit, to)
+    edited = EDITS[edit].edit(chosen, to)
     if edited is not None:
         draw_figure(target, edited)
     source8, target8 = _to_uint8(source), _to_uint8(target)
@@ -175,26 +119,11 @@ def make_pair(
 
 def _choose(rng: np.random.Generator, split: str) -> tuple[str, str, str, str]:
     while True:
-        edit = str(rng.choice(list(EDITS), p=list(EDITS.values())))
+        edit = str(rng.choice(list(EDITS), p=[kind.weight for kind in EDITS.values()]))
         shape, color = str(rng.choice(list(SHAPES))), str(rng.choice(list(COLOURS)))
-        arguments = {
-            "recolor": [c for c in COLOURS if c != color],
-            "reshape": [s for s in SHAPES if s != shape],
-            "remove": [""],
-            "stripes": list(ACCENTS),
-            "outline": [*ACCENTS, *(c for c in COLOURS if c != color)],
-        }[edit]
-        to = str(rng.choice(arguments))
+        to = str(rng.choice(EDITS[edit].arguments(shape, color)))
         if is_heldout(edit, shape, color, to) == (split == "heldout"):
             return edit, shape, color, to
-
-
-def _edited(thing: Figure, edit: str, to: str) -> Figure | None:
-    if edit == "remove":
-        return None
-    field = {"recolor": "color", "reshape": "shape", "stripes": "stripes", "outline": "outline"}
-    changes: dict[str, Any] = {field[edit]: to}
-    return replace(thing, **changes)
 
 
 def _camera(frames: int, fps: float, unit: float, rng: np.random.Generator) -> np.ndarray:
@@ -259,14 +188,14 @@ def draw_figure(video: np.ndarray, thing: Figure) -> None:
 
     # Light from the upper left, the same for every fill: what a recolouring must keep.
     light = 1 - 0.16 * np.clip((x + y) / (2 * r), -1, 1)
-    fill = np.array(_ALL[thing.color]) * light[..., None]
+    fill = np.array(PAINTS[thing.color]) * light[..., None]
     if thing.stripes:
         pitch = 0.62 * r
         wave = np.abs((own_x / pitch) % 1 - 0.5) * pitch - 0.25 * pitch
         share = coverage(wave)[..., None]
-        fill = fill * (1 - share) + np.array(_ALL[thing.stripes]) * light[..., None] * share
+        fill = fill * (1 - share) + np.array(PAINTS[thing.stripes]) * light[..., None] * share
     if thing.outline:
-        paint = np.broadcast_to(np.array(_ALL[thing.outline], np.float64), fill.shape)
+        paint = np.broadcast_to(np.array(PAINTS[thing.outline], np.float64), fill.shape)
         paste(video, thing.centres, paint, coverage(distance - band))
     paste(video, thing.centres, np.clip(fill, 0, 255), coverage(distance))
 

@@ -19,7 +19,8 @@ from data.drawing import SHAPES
 from data.footage import regions
 from data.footage.material import Footage, FootageError, Material
 from data.footage.objects import PAINTS, PLACES, Thing
-from data.synthetic import ACCENTS, COLOURS, Figure, is_heldout
+from data.kinds import ACCENTS, COLOURS, Figure
+from data.synthetic import is_heldout
 
 OWN_FOOTAGE = Path(__file__).parent / "footage"
 CHECKSUMS = Path(__file__).parent / "checksums.json"

@@ -12,7 +12,7 @@ from data.bench.scene import Object, Scene, Shot
 from data.footage import looks, regions
 from data.footage.objects import Thing, resting
 from data.footage.weather import rain, snow
-from data.synthetic import Figure
+from data.kinds import Figure
 
 LookAt = Callable[[np.ndarray, int], np.ndarray]  # (float32 [n, H, W, 3], its first frame)
 BACKGROUNDS: dict[str, tuple[looks.Look, float]] = {

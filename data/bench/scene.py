@@ -17,7 +17,8 @@ from data.drawing import MOTIONS, TEXTURES, bounce, motion
 from data.footage.camera import Path, affine, drift, shoot
 from data.footage.material import Material
 from data.footage.objects import Thing, covered, draw
-from data.synthetic import Figure, draw_figure, muted_texture
+from data.kinds import Figure
+from data.synthetic import draw_figure, muted_texture
 
 Object = Thing | Figure
 PACE = {"still": 0.0, "slow": 0.6, "fast": 1.8}  # of objects, over what training pairs show

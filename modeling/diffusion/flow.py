@@ -34,9 +34,6 @@ class FlowSchedule:
         self.timesteps = (1000 * sigmas).float().to(device)  # [1000]
         self._weights = (weights * GRID / weights.sum()).float().to(device)
 
-    def to(self, device: torch.device | str) -> FlowSchedule:
-        return FlowSchedule(self.shift, device)
-
     def warp(self, places: Sequence[int]) -> Tensor:
         """Timesteps at `places` of the unshifted grid: 1000 is pure noise, 0 would be clean."""
         for place in places:

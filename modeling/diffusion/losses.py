@@ -6,9 +6,29 @@ results are scalars.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
+
+from modeling.diffusion.flow import FlowSchedule
+from modeling.tables import Table
+
+
+def uniform(schedule: FlowSchedule, timestep: Tensor) -> Tensor:
+    """All noise levels alike."""
+    return torch.ones_like(timestep, dtype=torch.float32)
+
+
+def published(schedule: FlowSchedule, timestep: Tensor) -> Tensor:
+    return schedule.loss_weight(timestep)
+
+
+# What a clip's loss counts at its noise level: timesteps [B] or [B, F] -> weights of that shape.
+WEIGHTINGS: Table[Callable[[FlowSchedule, Tensor], Tensor]] = Table(
+    "weighting", {"uniform": uniform, "published": published}
+)
 
 
 def velocity_loss(predicted: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -81,12 +81,18 @@ def resolved_yaml(config: PipelineConfig) -> str:
 
 
 def _check_choices(config: PipelineConfig) -> None:
-    from modeling.model_dir import check_choices  # imports PyTorch, which takes seconds
+    from modeling.diffusion.losses import WEIGHTINGS  # import PyTorch, which takes seconds
+    from modeling.model_dir import check_choices
 
     try:
         check_choices(config.model.resolve())
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
+    for section in (config.foundation, config.causal):
+        try:
+            WEIGHTINGS[section.weighting]
+        except ValueError as error:
+            raise ConfigError(f"{section.SECTION}.weighting: {error}") from error
 
 
 def _find(source: str | Path) -> Path:
@@ -105,5 +111,6 @@ def _find(source: str | Path) -> Path:
 
 
 def section_plain(section: object) -> dict[str, Any]:
-    """One section as plain values, for hashing."""
-    return asdict(cast(Any, section))
+    """One section as plain values, for hashing; a method that is the stage's own says nothing."""
+    values = asdict(cast(Any, section))
+    return {name: value for name, value in values.items() if (name, value) != ("method", None)}

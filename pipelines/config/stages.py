@@ -56,6 +56,7 @@ class TrainedStage:
     METRICS: ClassVar[tuple[str, ...]] = ("loss",)  # what a gate can ask for
     JUDGED: ClassVar[tuple[str, ...]] = ("loss",)  # what its validation measures
 
+    method: str | None = None  # an entry of training/methods/table.py; null: the stage's own
     steps: int = 100  # updates of the weights; 0 leaves the stage out
     batch_size: int = 1  # clips a worker takes at once
     grad_accumulation: int = 1  # batches an update
@@ -152,7 +153,7 @@ class FoundationStage(TrainedStage):
 
     steps: int = 200
     shift: float = 8.0  # of the noise levels that are drawn
-    weighting: Literal["uniform", "published"] = "uniform"  # see methods/foundation.py
+    weighting: str = "uniform"  # of noise levels, an entry of diffusion/losses.py's WEIGHTINGS
     edit_weight: float = 0.0  # further loss of cells that the edit changes; see diffusion/losses.py
     edit_full: float = 1.0  # mean square change of a cell from which on it has all of edit_weight
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible

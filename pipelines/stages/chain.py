@@ -12,20 +12,21 @@ from pipelines.stages.runner import StageRunner, Work
 from pipelines.tracking.records import StageRecord
 from pipelines.training.session import ray_session
 
-STAGES = (
-    "data",
-    "heldout",
-    "start",
-    "vae",
-    "encode",
-    "foundation",
-    "causal",
-    "distill",
-    "evaluate",
-    "register",
-)
-# Raise a stage's number when its code gives another result for the same inputs.
-VERSIONS = dict.fromkeys(STAGES, 1) | {"register": 2}
+# In the order in which they run. Raise a stage's number when its code gives another result for the
+# same inputs.
+VERSIONS = {
+    "data": 1,
+    "heldout": 1,
+    "start": 1,
+    "vae": 1,
+    "encode": 1,
+    "foundation": 1,
+    "causal": 1,
+    "distill": 1,
+    "evaluate": 1,
+    "register": 2,
+}
+STAGES = tuple(VERSIONS)
 
 
 class Chain:

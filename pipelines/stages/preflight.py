@@ -14,6 +14,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.stages.start import start_source
 from pipelines.tracking.tracker import check_store
+from pipelines.training.methods.table import METHODS
 
 
 def check(config: PipelineConfig, *, writes: bool = True) -> Path | None:
@@ -25,6 +26,8 @@ def check(config: PipelineConfig, *, writes: bool = True) -> Path | None:
     _check_machine(config)
     if config.compute.address is not None:
         check_address(config.compute.address, "compute.address")
+    for stage in TRAINED_STAGES:
+        _check_method(stage, getattr(config, stage).method or stage)
     start = start_source(config)
     chunk = config.model.resolve().stream.chunk_latents
     for key in ("train", "heldout"):
@@ -52,6 +55,13 @@ def _check_clips(where: str, info: DatasetInfo, chunk: int) -> None:
             f"needs 4n-3 frames with n a multiple of {chunk}, and sizes that are multiples of "
             f"{TOKEN_PIXELS}: ingest it again with such a size"
         )
+
+
+def _check_method(stage: str, method: str) -> None:
+    try:
+        METHODS[method]
+    except ValueError as error:
+        raise ConfigError(f"{stage}.method: {error}") from error
 
 
 def _check_machine(config: PipelineConfig) -> None:

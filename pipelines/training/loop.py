@@ -23,6 +23,7 @@ from pipelines.config.load import from_plain
 from pipelines.training import checkpoint
 from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.methods.base import Setting, Stage
+from pipelines.training.methods.table import build_stage
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 from pipelines.training.speed import Speed
 from pipelines.training.validation import Validation
@@ -206,32 +207,6 @@ class Calls:
         answer, self._last = self._last, torch.full_like(self._last, call)
         distributed.all_reduce(self._last, op=distributed.ReduceOp.MAX)
         return int(answer)
-
-
-def build_stage(setting: Setting, model: Model) -> Stage:
-    """The stage called `setting.stage`, with `model` as what it starts from."""
-    if setting.stage == "vae":
-        from pipelines.training.methods.vae import VaeTraining
-
-        return VaeTraining(setting, model)
-    if model.transformer is None:
-        raise TrainingError(
-            f"stage {setting.stage} starts from {setting.start}, which holds no transformer; "
-            "give a model directory with transformer.safetensors"
-        )
-    if setting.stage == "foundation":
-        from pipelines.training.methods.foundation import FoundationTraining
-
-        return FoundationTraining(setting, model)
-    if setting.stage == "causal":
-        from pipelines.training.methods.causal import CausalTraining
-
-        return CausalTraining(setting, model)
-    if setting.stage == "distill":
-        from pipelines.training.methods.distill import DistillTraining
-
-        return DistillTraining(setting, model)
-    raise TrainingError(f"there is no stage {setting.stage!r}: vae, foundation, causal, distill")
 
 
 class Meter:

@@ -16,7 +16,7 @@ from torch import Tensor
 from modeling.diffusion.attention import Spans, bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
-from modeling.diffusion.losses import edit_weight, velocity_loss
+from modeling.diffusion.losses import WEIGHTINGS, edit_weight, velocity_loss
 from modeling.model_dir import Model
 from pipelines.training.average import Ema
 from pipelines.training.engines import gather_by_block, make_engine, update
@@ -89,9 +89,8 @@ class FoundationTraining:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         section = self.section
         weight = edit_weight(source, target, section.edit_weight, section.edit_full)
-        if section.weighting == "published":
-            level = self.schedule.loss_weight(timestep)  # [B] or [B, F]
-            weight = weight * level.reshape(*level.shape, *(1,) * (5 - level.dim()))
+        level = WEIGHTINGS[section.weighting](self.schedule, timestep)  # [B] or [B, F]
+        weight = weight * level.reshape(*level.shape, *(1,) * (5 - level.dim()))
         loss = velocity_loss(predicted, velocity(target, noise), weight)
         return loss, {"loss": loss.detach()}
 

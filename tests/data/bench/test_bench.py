@@ -10,7 +10,8 @@ from data.bench.cases import CASES, CUT_AT, FPS, Case
 from data.bench.clip import OWN_FOOTAGE, BenchClip, make_clip, published_checksums
 from data.bench.scene import Scene
 from data.footage.material import Footage, FootageError, prepare, read_heldout
-from data.synthetic import COLOURS, is_heldout
+from data.kinds import COLOURS
+from data.synthetic import is_heldout
 
 SMALL = (64, 112)
 

@@ -32,11 +32,12 @@ from pipelines.config.load import to_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.training import loop
 from pipelines.training.engines import learning_rate_at
-from pipelines.training.loop import Meter, Training, build_stage, make_setting, train_loop
+from pipelines.training.loop import Meter, Training, make_setting, train_loop
 from pipelines.training.methods.base import Draw, Exported, Setting
 from pipelines.training.methods.causal import CausalTraining
 from pipelines.training.methods.distill import DistillTraining
 from pipelines.training.methods.foundation import FoundationTraining
+from pipelines.training.methods.table import build_stage
 from pipelines.training.methods.vae import VaeTraining
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 from tests.pipelines.training.plain import PlainEngine, use_plain_engines
@@ -563,8 +564,10 @@ def test_stages_by_name(bench: Callable[..., Bench]) -> None:
             TrainingError, match=rf"stage {name} starts from .* no transformer; give"
         ):
             build_stage(run.setting(), without)
-    with pytest.raises(TrainingError, match="no stage 'paint': vae, foundation, causal, distill"):
-        build_stage(replace(run.setting(), stage="paint"), model)
+    with pytest.raises(
+        UserError, match=r"method .paint.; there are causal, distill, foundation, vae"
+    ):
+        build_stage(run.set(method="paint").setting(), model)
 
 
 def test_a_setting_is_the_job(bench: Callable[..., Bench]) -> None:
