@@ -56,8 +56,13 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
         # would lose a checkpoint that lies whole on the disk.
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
 
+    def is_leaving() -> bool:
+        return ray.train.get_preemption_info() is not None
+
+    # A Ray of our own is on this machine alone, which tells nobody before it goes.
+    leaving = is_leaving if setting.config.compute.address else None
     try:
-        return Training(setting, folder).run(job, keep)
+        return Training(setting, folder).run(job, keep, leaving)
     except torch.OutOfMemoryError as error:
         message = (
             f"stage {setting.stage} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
@@ -95,10 +100,16 @@ class Training:
             self.done, self.epochs = checkpoint.load(saved, setting, self.stage, self.batches)
             self._say_where(saved, wrong)
 
-    def run(self, job: dict[str, Any], keep: Callable[[Path, int], None]) -> dict[str, Any]:
-        """Train to the end and export; `keep` takes a folder with this rank's checkpoint."""
+    def run(
+        self,
+        job: dict[str, Any],
+        keep: Callable[[Path, int], None],
+        leaving: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Train to the end and export; `keep` takes a folder with this rank's checkpoint, and
+        `leaving` says whether a worker's machine is about to be taken away: a collective."""
         validation = self._validation(job)
-        metrics = self.train(keep, validation)
+        metrics = self.train(keep, validation, leaving)
         if metrics is None:
             return {"stopped": self.done}
         metrics = metrics | validation.last
@@ -109,13 +120,16 @@ class Training:
         return {"metrics": metrics, "steps": self.done}
 
     def train(
-        self, keep: Callable[[Path, int], None], validation: Validation | None = None
+        self,
+        keep: Callable[[Path, int], None],
+        validation: Validation | None = None,
+        leaving: Callable[[], bool] | None = None,
     ) -> dict[str, float] | None:
         """All steps, or until `validation` has enough; the last metrics, or None if it was asked to
         stop and has saved its state."""
         section, stage = self.setting.section, self.stage
         meter = Meter(self.setting, self.folder, resumed=self.done > 0)
-        calls = Calls(self.setting, self.folder)
+        calls = Calls(self.setting, self.folder, leaving)
         stream = iter(self.batches)
         for step in range(self.done, section.steps):
             for name, engine in stage.engines.items():
@@ -138,7 +152,7 @@ class Training:
             if saves:
                 self._save(keep)
                 calls.saved()
-                if call == STOP:
+                if call & STOP:
                     return None
             if validation is not None and validation.is_due(self.done):
                 with meter.not_counted():
@@ -177,21 +191,27 @@ class Training:
                 raise checkpoint.writing_failed(error, part, setting.stage, self.done) from error
 
 
-SAVE, STOP = 1, 2
+SAVE, STOP, ASK = 1, 2, 4  # bits
+ASK_SECONDS = 10.0  # between two questions whether a machine is about to leave, which take a while
 _REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Calls:
-    """Between two steps: must the state be saved, by the clock or because the driver is stopped?
+    """Between two steps: must the state be saved, by the clock, because the driver is stopped, or
+    because a machine is about to be taken away?
 
     All workers get the same answer at the same step, one step after the call, so that none waits
     for a device that is busy with the step just begun.
     """
 
-    def __init__(self, setting: Setting, folder: RunFolder) -> None:
-        self.setting, self.folder = setting, folder
+    def __init__(
+        self, setting: Setting, folder: RunFolder, leaving: Callable[[], bool] | None = None
+    ) -> None:
+        self.setting, self.folder, self.leaving = setting, folder, leaving
         self.seconds = 60 * setting.section.checkpoint_minutes
         self._last = torch.zeros((), dtype=torch.int64, device=setting.device)
+        self._asked = time.monotonic()
+        self._left = False  # saved for that: the machine goes, this process with it or without
         self.saved()
 
     def saved(self) -> None:
@@ -202,11 +222,18 @@ class Calls:
         """SAVE, STOP or 0, the same on all workers; a collective."""
         call = 0
         if self.setting.rank == 0:
-            due = self.seconds > 0 and time.monotonic() - self._since >= self.seconds
+            now = time.monotonic()
+            due = self.seconds > 0 and now - self._since >= self.seconds
             call = STOP if self.folder.is_to_stop() else SAVE if due else 0
-        answer, self._last = self._last, torch.full_like(self._last, call)
+            if self.leaving and not self._left and now - self._asked >= ASK_SECONDS:
+                call, self._asked = call | ASK, now
+        last, self._last = self._last, torch.full_like(self._last, call)
         distributed.all_reduce(self._last, op=distributed.ReduceOp.MAX)
-        return int(answer)
+        answer = int(last)
+        if answer & ASK and self.leaving and self.leaving():
+            self._left = True
+            answer |= SAVE
+        return answer & ~ASK
 
 
 class Meter:

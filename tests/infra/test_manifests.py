@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 import yaml
 from ray.scripts.scripts import drain_node
 from ray.serve.schema import ServeDeploySchema
+from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 from typer.testing import CliRunner
 
 from data.store import open_store
@@ -99,6 +101,30 @@ def test_sessions_have_the_time_to_leave(service: Any, settings: ServeSettings) 
         assert (program, subcommand) == ("ray", "drain-node")
         taken = drain_node.make_context(subcommand, arguments).params
         assert taken["deadline_remaining_seconds"] >= settings.drain_s
+
+
+def test_a_worker_of_the_job_that_is_taken_away_has_the_time_to_save(job: Any) -> None:
+    for _, pod in pods_of(job)[1:]:
+        (container,) = pod["containers"]
+        command = container["lifecycle"]["preStop"]["exec"]["command"][-1]
+        drain, _, wait = command.partition(" && ")
+        program, subcommand, *arguments = shlex.split(drain)
+        assert (program, subcommand) == ("ray", "drain-node")
+        taken = drain_node.make_context(subcommand, arguments).params
+        assert taken["reason"] == "DRAIN_NODE_REASON_PREEMPTION"  # what Ray Train looks for
+        assert pod["terminationGracePeriodSeconds"] > taken["deadline_remaining_seconds"]
+        assert f"{{1..{taken['deadline_remaining_seconds']}}}" in wait
+        # The loop as bash runs it: it ends without a worker of Ray Train's, and not with one; here
+        # under a name of its own, as others may train on this machine.
+        assert RayTrainWorker.__name__ in wait.replace("[R]", "R")
+        wait = wait.replace("[R]ayTrain", "[R]ayTest")
+        assert subprocess.run(["bash", "-c", wait], timeout=30, check=False).returncode == 0
+        with subprocess.Popen(["bash", "-c", "exec -a ray::RayTestWorker sleep 600"]) as worker:
+            try:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    subprocess.run(["bash", "-c", wait], timeout=3, check=False)
+            finally:
+                worker.kill()
 
 
 def test_every_process_that_may_own_sockets_loads_the_ingress(service: Any) -> None:

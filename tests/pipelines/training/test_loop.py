@@ -653,6 +653,32 @@ def test_a_worker_of_ray_that_is_to_stop_saves_first_and_writes_no_model(
     assert [step for step, _ in again.asked] == [5, 6, 7, 8]
 
 
+def test_a_machine_that_is_about_to_leave_is_saved_for_once(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: Any
+) -> None:
+    clock, asked = [100.0], []
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+
+    def script(step: int, micro: int) -> dict[str, float]:
+        clock[0] += 4
+        return {"loss": 1.0}
+
+    def leaving() -> bool:
+        asked.append(clock[0])
+        return len(asked) >= 2  # not yet when first asked
+
+    scripted(script)
+    run = bench().set(steps=20, checkpoint_every=100, checkpoint_minutes=0)
+    run.training().run(run.job(), run.keep, leaving)
+    assert asked == [116, 128]  # no more often than every ten seconds, known one step later
+    assert [step for step, _ in run.saved] == [7]  # and no longer when it is known
+
+    asked.clear()
+    alone = bench("foundation", "alone").set(steps=20, checkpoint_every=100)
+    alone.run()  # nobody can say
+    assert (asked, alone.saved) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
