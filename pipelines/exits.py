@@ -4,6 +4,7 @@
 1    the configuration, the data or the machine; mend what the last line names, for the same
      command would end in the same way (2 if it is the command line itself)
 3    a stage missed its gate; everything is kept: train it on, or move the gate
+4    --plan --exit-code: a stage would run
 75   a worker, a node or a service was lost; the same command goes on from what is kept
 130  stopped by Ctrl-C, SIGTERM or SIGHUP; the same command goes on from what is kept
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 MEND = 1
 GATE_MISSED = 3
+WOULD_RUN = 4
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 

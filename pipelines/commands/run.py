@@ -77,10 +77,11 @@ def run_train(
 
 def print_plan(
     config: PipelineConfig, console: Console, *, first: str | None = None, only: str | None = None
-) -> None:
-    """What `run_train` would do."""
+) -> bool:
+    """What `run_train` would do; whether that is anything."""
     lines = plan_pipeline(config, StageView(console, ()), Choice(STAGES, first, only))
     console.print(table(lines))
+    return any(line.runs for line in lines)
 
 
 def print_result(config: PipelineConfig, result: PipelineResult, console: Console) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from infra.runtime.errors import UserError
 from pipelines.commands.show import console
+from pipelines.exits import WOULD_RUN
 
 
 def train(
@@ -21,6 +22,10 @@ def train(
     plan: Annotated[
         bool,
         typer.Option("--plan", help="Show which stages would run and why, then stop."),
+    ] = False,
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="With --plan: exit with 4 if any stage would run."),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -61,7 +66,9 @@ def train(
     from pipelines.commands.run import print_plan, run_train
 
     if plan:
-        print_plan(config, console, first=first, only=only)
+        runs = print_plan(config, console, first=first, only=only)
+        if runs and exit_code:
+            raise typer.Exit(WOULD_RUN)
     else:
         run_train(config, console, first=first, only=only)
 

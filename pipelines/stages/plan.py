@@ -40,6 +40,10 @@ class Planned:
     seconds: float | None = None
     states_gib: float | None = None  # a worker's, see expect.states_gib
 
+    @property
+    def runs(self) -> bool:
+        return self.does not in ("finished", "passed over")
+
 
 class Planner(StageRunner):
     """Takes a runner's place; `lines` are what it was asked, in order."""

@@ -82,6 +82,8 @@ def test_a_plan_says_why_with_what_and_how_long(first: Place) -> None:
     assert causal.states_gib is not None
     assert planned["vae"] == Planned("vae", "passed over", "vae.steps=0")
     assert planned["data"] == Planned("data", "finished")
+    idle = [stage for stage, line in planned.items() if not line.runs]
+    assert idle == ["data", "heldout", "start", "vae"]
     assert planned["distill"].why == "another start, another dataset, another teacher"
 
 

@@ -106,6 +106,8 @@ def test_plan_shows_every_stage(liveedit: Liveedit, tmp_path: Path) -> None:
     lines = {line.split()[0]: " ".join(line.split()) for line in result.stdout.splitlines()}
     assert lines["foundation"].startswith("foundation runs not done yet 2 4 ")
     assert lines["vae"] == "vae passed over vae.steps=0"
+    asked = liveedit("train", "demo", "vae.steps=0", "--plan", "--exit-code")
+    assert asked.returncode == 4
     assert not (tmp_path / "runs").exists()
 
 

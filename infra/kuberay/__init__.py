@@ -1,0 +1,1 @@
+"""KubeRay manifests, and RayJobs made of them."""

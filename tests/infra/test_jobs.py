@@ -1,0 +1,150 @@
+"""RayJobs that are made of rayjob.yaml, and the CronJob that creates one if there is work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra.kuberay.job import MANIFEST, create_if_needed, ray_job
+from pipelines.exits import WOULD_RUN
+from pipelines.stages.chain import STAGES
+from tests.infra.test_manifests import KUBERAY, load
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_job_of_one_stage_is_the_whole_one_s_but_for_that(stage: str) -> None:
+    whole, one = load(MANIFEST), ray_job(stage, "team-a")
+    assert one["metadata"]["name"] == f"liveedit-train-{stage}"
+    assert one["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team-a"}
+    command = shlex.split(one["spec"]["entrypoint"])
+    assert command == [*shlex.split(whole["spec"]["entrypoint"]), "--only", stage]
+    for name in ("backoffLimit", "rayClusterSpec"):
+        assert one["spec"][name] == whole["spec"][name]
+    # What Kueue asks of a RayJob that it manages.
+    assert one["spec"]["shutdownAfterJobFinishes"] is True
+    assert "clusterSelector" not in one["spec"]
+    assert len(one["spec"]["rayClusterSpec"]["workerGroupSpecs"]) <= 6
+    assert ray_job()["spec"] == whole["spec"]
+
+
+class Cluster(HTTPServer):
+    """The one path of Kubernetes' API that is asked."""
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, str, str | None]] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Cluster
+
+    def answer(self, body: dict[str, Any]) -> None:
+        self.server.asked.append((self.command, self.path, self.headers["Authorization"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def do_GET(self) -> None:
+        self.answer({"items": self.server.jobs})
+
+    def do_POST(self) -> None:
+        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.jobs.append(job)
+        self.answer(job)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as cluster:
+        thread = threading.Thread(target=cluster.serve_forever, daemon=True)
+        thread.start()
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Path:
+    (tmp_path / "namespace").write_text("video")
+    (tmp_path / "token").write_text("secret\n")
+    return tmp_path
+
+
+def planned(folder: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `liveedit` that notes its arguments and exits with `code`."""
+    program = folder / "liveedit"
+    program.write_text(f'#!/bin/sh\necho "$@" > {folder}/told\nexit {code}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder / "told"
+
+
+def test_a_job_is_created_once_if_the_plan_has_something_to_run(
+    cluster: Cluster, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = planned(account, WOULD_RUN, monkeypatch)
+    api = f"http://127.0.0.1:{cluster.server_port}"
+    said = create_if_needed(ray_job(queue="team-a"), api, account)
+    (job,) = cluster.jobs
+    assert said == f"created {job['metadata']['name']}"
+    assert job["metadata"]["name"].startswith("liveedit-train-20")
+    assert job["metadata"]["labels"] == {
+        "kueue.x-k8s.io/queue-name": "team-a",
+        "liveedit.job": "liveedit-train",
+    }
+    assert job["spec"] == load(MANIFEST)["spec"]
+    entrypoint = job["spec"]["entrypoint"].removeprefix("liveedit ")
+    assert told.read_text().strip() == f"{entrypoint} --plan --exit-code"
+    path = "/apis/ray.io/v1/namespaces/video/rayjobs"
+    assert cluster.asked == [
+        ("GET", f"{path}?labelSelector=liveedit.job%3Dliveedit-train", "Bearer secret"),
+        ("POST", path, "Bearer secret"),
+    ]
+    for state in ({}, {"jobDeploymentStatus": "Running"}, {"jobDeploymentStatus": "Suspended"}):
+        job["status"] = state
+        assert (
+            create_if_needed(ray_job(), api, account) == f"{job['metadata']['name']} is under way"
+        )
+    job["status"] = {"jobDeploymentStatus": "Complete"}
+    assert create_if_needed(ray_job(), api, account).startswith("created")
+
+
+def test_no_job_is_created_without_work_or_without_a_plan(
+    cluster: Cluster, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = f"http://127.0.0.1:{cluster.server_port}"
+    planned(account, 0, monkeypatch)
+    assert create_if_needed(ray_job(), api, account) == "nothing has changed"
+    planned(account, 1, monkeypatch)
+    with pytest.raises(OSError, match=r"--plan --exit-code ended with 1"):
+        create_if_needed(ray_job(), api, account)
+    assert cluster.jobs == []
+
+
+def test_the_cron_job_may_do_what_it_does_and_sees_what_the_job_sees() -> None:
+    documents = {d["kind"]: d for d in yaml.safe_load_all((KUBERAY / "cronjob.yaml").read_text())}
+    (rule,) = documents["Role"]["rules"]
+    assert rule == {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["list", "create"]}
+    pod = documents["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    account = documents["ServiceAccount"]["metadata"]["name"]
+    assert pod["serviceAccountName"] == account
+    assert documents["RoleBinding"]["subjects"] == [{"kind": "ServiceAccount", "name": account}]
+    assert documents["RoleBinding"]["roleRef"]["name"] == documents["Role"]["metadata"]["name"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "infra.kuberay.job", "--create-if-needed"]
+    head = load(MANIFEST)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    for name in ("image", "envFrom", "volumeMounts"):
+        assert container[name] == head["containers"][0][name], name
+    assert pod["volumes"] == head["volumes"]
