@@ -99,13 +99,25 @@ class MaskCacheConfig:
     """Which tokens of a chunk are recomputed in which steps (`modeling.streaming.mask_cache`)."""
 
     policy: str = "budget"  # an entry of `modeling.streaming.policies.POLICIES`
-    keep_ratio: float = 0.3  # share recomputed in a pruned step
+    keep_ratio: float = 0.3  # share recomputed in a pruned step; "follow" finds its own
+    threshold: float = 0.02  # "follow": mean square change of latents that is an edit
+    dilate: int = 1  # "follow": tokens added around what is edited
     pruned_steps: tuple[int, ...] = (1, 2)  # indices into the step list
     scope: Literal["attention", "block"] = "attention"  # what a pruned token skips
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:
             raise UserError(f"mask_cache.keep_ratio {self.keep_ratio} is outside (0, 1]")
+        if self.threshold <= 0 or self.dilate < 0:
+            raise UserError(
+                f"mask_cache.threshold {self.threshold} must be above 0, mask_cache.dilate "
+                f"{self.dilate} 0 or more"
+            )
+        if self.policy == "follow" and self.scope != "block":
+            raise UserError(
+                f"mask_cache.scope {self.scope} does not fit policy follow, whose tokens skip the "
+                "whole transformer; set scope to block"
+            )
         if 0 in self.pruned_steps:
             raise UserError(
                 "mask_cache.pruned_steps holds step 0, which has nothing to reuse; start at 1"

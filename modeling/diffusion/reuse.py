@@ -31,6 +31,11 @@ class Reuse:
         self.fixed_size = fixed_size
         self._outputs = outputs
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing at all is to be computed."""
+        return self.scope == "block" and self.tokens is not None and len(self.tokens) == 0
+
     def exchange(self, layer: int, output: Tensor) -> Tensor:
         """Self-attention outputs of the tokens computed, [B, T or K, dim], to those of all T.
 

@@ -1,10 +1,12 @@
 """The mask cache: recompute the tokens that the edit changes, reuse the others.
 
-Which tokens change is read off the chunk before: where its edited latents differ most from the
-source. A policy (`policies.POLICIES`) turns that importance into a list of kept tokens; in the
-pruned steps only these are recomputed. A pruned token skips self-attention (`scope="attention"`:
-its output of the last full step stands in, as published) or the whole transformer (`scope="block"`:
-its clean estimate of the step before stands in).
+In the pruned steps only the tokens that a policy (`policies.POLICIES`) keeps are recomputed. Most
+policies read them off the chunk before: where its edited latents differ most from the source. A
+pruned token then skips self-attention (`scope="attention"`: its output of the last full step stands
+in, as published) or the whole transformer (`scope="block"`: its clean estimate of the step before
+stands in). A policy that follows (`streaming.follow`) reads them off the first step of the chunk
+itself; what it does not keep is not edited, so it skips the whole transformer and the source stands
+in: how many tokens that are is the picture's business, from none to all.
 
 B batch, F latents of a chunk, C channels, H x W latent size, K kept tokens.
 """
@@ -17,6 +19,7 @@ from torch import Tensor
 from modeling.config import MaskCacheConfig, TransformerConfig
 from modeling.diffusion.reuse import Reuse
 from modeling.geometry import PATCH
+from modeling.streaming import follow
 from modeling.streaming.policies import POLICIES
 
 
@@ -43,10 +46,61 @@ class MaskCache:
             stored, 1, self.token_count, transformer.dim, device=device, dtype=dtype
         )
         self.tokens: Tensor | None = None  # [K]; None recomputes all, as in a stream's first chunk
+        # Of a policy that follows: the last latent's undilated mask [h, w], and its source
+        self._before: Tensor | None = None
+        self._source: Tensor | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether the tokens of a chunk are chosen after its own first step."""
+        return self.policy.follows
+
+    def new_prompt(self) -> None:
+        """What was edited by the old prompt says nothing about the new one."""
+        if self.follows:
+            self._before = self._source = None
+
+    def carried(self) -> Tensor | None:
+        """What goes from one chunk to the next, as indices of tokens: part of a stream's state."""
+        if not self.follows:
+            return self.tokens
+        return None if self._before is None else self._before.flatten().nonzero().squeeze(1)
+
+    def carry_on(self, tokens: Tensor | None, source: Tensor | None) -> None:
+        """Go on where `carried` gave `tokens` and the last source latent was [C, H, W]."""
+        if not self.follows:
+            self.tokens = tokens
+        elif tokens is not None and source is not None:
+            before = torch.zeros(self.grid[1] * self.grid[2], dtype=torch.bool).to(tokens.device)
+            self._before = before.index_fill(0, tokens, True).view(self.grid[1:])
+            self._source = source.half()
+
+    def settle(self, step: int, estimate: Tensor, before: Tensor, source: Tensor) -> Tensor:
+        """The clean latents after `step`, from its estimate, those before it and the source, all
+        [1, F, C, H, W]: what is not recomputed is replaced by what stands in for it."""
+        if self.follows:
+            if step == 0:
+                self._choose(estimate, source)
+            return estimate if self.tokens is None else self._among(estimate, source)
+        if self.tokens is None or self.config.scope != "block":
+            return estimate
+        return self._among(estimate, before) if step in self.config.pruned_steps else estimate
+
+    def _among(self, estimate: Tensor, others: Tensor) -> Tensor:
+        return torch.where(self.cell_mask(), estimate, others)
+
+    def _choose(self, estimate: Tensor, source: Tensor) -> None:
+        before = self._before
+        if self._source is not None and follow.is_cut(self._source, source[0, 0]):
+            before = None
+        found = follow.undilated(estimate[0], source[0], before, threshold=self.config.threshold)
+        kept = follow.grow(found, self.config.dilate)
+        self._before, self._source = found[-1], source[0, -1].half()
+        self.tokens = None if kept.all() else kept.flatten().nonzero().squeeze(1)
 
     def reuse(self, step: int) -> Reuse | None:
         """What step `step` of the current chunk reuses or keeps; None leaves it plain and dense."""
-        if self.tokens is None:
+        if self.tokens is None or (self.follows and step == 0):
             return None
         if step in self.config.pruned_steps:
             return self._reuse(self.tokens, fixed_size=self.policy.fixed_size)
@@ -59,6 +113,9 @@ class MaskCache:
 
     def observe(self, edited: Tensor, source: Tensor) -> None:
         """Choose the next chunk's tokens from this chunk's latents [1, F, C, H, W]."""
+        if self.follows:
+            return
+        assert self.policy.choose is not None
         importance = (edited.float() - source.float()).square().mean(dim=2)[0]  # [F, H, W]
         tokens = self.policy.choose(importance, self.config.keep_ratio)
         if self.tokens is not None and len(self.tokens) == len(tokens):

@@ -1,11 +1,12 @@
-"""Which tokens of the next chunk a mask cache recomputes; a new rule is a line in `POLICIES`.
+"""Which tokens of a chunk a mask cache recomputes; a new rule is a line in `POLICIES`.
 
-Both read importance off latent cells and choose tokens of 2 x 2 cells:
+Two read importance off the latent cells of the chunk before and choose tokens of 2 x 2 cells:
 - `published`: LiveEdit's. The top `keep_ratio` cells of each latent; a token survives with at
   least 3 of its 4 cells; lists are cut in raster order to the shortest of the chunk's latents, so
   thin or scattered edits keep fewer tokens than asked for.
 - `budget`: the top `keep_ratio` tokens of the chunk by their most important cell, after a 3 x 3
   maximum that lets a moving edit be found at its border. Always exactly the same number of tokens.
+And `follow` (`streaming.follow`) asks the chunk's own first step, and keeps as many as it must.
 
 F latents of a chunk, H x W latent size, K kept tokens.
 """
@@ -51,14 +52,16 @@ def _cut_to_shortest(kept: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Policy:
-    """`choose(importance [F, H, W], keep_ratio)` gives the kept tokens' indices [K], rising.
+    """`choose(importance [F, H, W], keep_ratio)` gives the kept tokens' indices [K], rising; None
+    for a policy that `follows`, which is asked within the chunk.
 
     `fixed_size`: K depends on `keep_ratio` and the chunk's size alone, so that one CUDA graph
     serves all chunks.
     """
 
-    choose: Callable[[Tensor, float], Tensor]
+    choose: Callable[[Tensor, float], Tensor] | None
     fixed_size: bool
+    follows: bool = False
 
 
 POLICIES: Table[Policy] = Table(
@@ -66,5 +69,6 @@ POLICIES: Table[Policy] = Table(
     {
         "published": Policy(published_tokens, fixed_size=False),
         "budget": Policy(budget_tokens, fixed_size=True),
+        "follow": Policy(None, fixed_size=False, follows=True),
     },
 )

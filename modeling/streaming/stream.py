@@ -121,7 +121,7 @@ class EditStream:
         self._decoder: VaeState | None = None
         # [2, F, C, H, W] edited and source in float16 on the host, sinks first
         self._history: list[Tensor] = []
-        self._next_tokens: Tensor | None = None  # on the host: the next chunk's `MaskCache.tokens`
+        self._next_tokens: Tensor | None = None  # on the host: `MaskCache.carried`
         # Frames that do not fill a chunk yet, and the source latents of those that are encoded.
         self._pending = torch.empty(0, height, width, 3, dtype=torch.uint8)
         self._source: list[Tensor] = []  # each [1, f, C, H, W]
@@ -136,6 +136,9 @@ class EditStream:
         text = self.editor.encode_prompt(prompt)
         self._text.k.copy_(text.k)  # in place, because captured CUDA graphs read it there
         self._text.v.copy_(text.v)
+        if self._mask:
+            self._mask.new_prompt()
+            self._next_tokens = _on_host(self._mask.carried())
         self.prompt = prompt
 
     @property
@@ -226,10 +229,12 @@ class EditStream:
         self._pending = state.pending.clone()
         self.chunks, self.frames = state.chunks, state.frames
         self._next_tokens = tokens = state.mask_tokens
-        if self._mask:
-            self._mask.tokens = None if tokens is None else tokens.to(editor.device, copy=True)
         chunk = editor.settings.chunk_latents
         self._history = list(state.history.split(chunk, dim=1)) if state.chunks else []
+        if self._mask:
+            last = self._history[-1][1, -1].to(editor.device) if self._history else None
+            on_device = None if tokens is None else tokens.to(editor.device, copy=True)
+            self._mask.carry_on(on_device, last)
         if state.kv is not None:
             if state.source is not None:
                 self._source = [state.source.to(editor.device)]
@@ -291,16 +296,15 @@ class EditStream:
         source = torch.cat(self._source, dim=1)
         self._source = []
         steps = len(self.editor.timesteps)
+        edited = self._denoise(source)
         mask = to_host(self._mask.token_mask()) if self._mask else _all_tokens(source)
         recomputed = self._mask.recomputed(steps) if self._mask else 1.0
-        edited = self._denoise(source)
         pixels, self._decoder = self.editor.vae.decode(edited, self._decoder)
         out = to_host(self._picture.give(pixels, source, keep))
         self._remember(edited, source)
         if self._mask:
             self._mask.observe(edited, source)
-            assert self._mask.tokens is not None
-            self._next_tokens = to_host(self._mask.tokens)
+            self._next_tokens = _on_host(self._mask.carried())
         done = clock.mark()
         self._forward.refresh(edited, source, self._text)
         work, self._work = [*self._work, (began, done)], [(done, clock.mark())]
@@ -326,12 +330,10 @@ class EditStream:
         x, x0 = self._noise(source), source
         for step, t in enumerate(editor.timesteps):
             reuse = self._mask.reuse(step) if self._mask else None
-            t = t[None]
-            velocity = self._forward(x, source, t, self._text, reuse)
-            estimate = editor.flow.to_x0(x, velocity, t)
-            if self._mask and reuse and reuse.scope == "block":
-                estimate = torch.where(self._mask.cell_mask(), estimate, x0)
-            x0 = estimate
+            if reuse is None or not reuse.idle:
+                velocity = self._forward(x, source, t[None], self._text, reuse)
+                estimate = editor.flow.to_x0(x, velocity, t[None])
+                x0 = self._mask.settle(step, estimate, x0, source) if self._mask else estimate
             if step + 1 < len(editor.timesteps):
                 x = editor.flow.add_noise(x0, self._noise(x0), editor.timesteps[step + 1][None])
         return x0
@@ -348,6 +350,10 @@ class EditStream:
 
     def _noise(self, like: Tensor) -> Tensor:
         return to_device(torch.randn(like.shape, generator=self._generator), like.device)
+
+
+def _on_host(tokens: Tensor | None) -> Tensor | None:
+    return None if tokens is None else to_host(tokens)
 
 
 def _all_tokens(source: Tensor) -> Tensor:
