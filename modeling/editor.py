@@ -34,6 +34,7 @@ from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditStream
 from modeling.text.build import build_text_encoder
 from modeling.text.encoder import TextEncoder
+from modeling.text.words import unknown_words
 from modeling.vae.streaming import StreamingVae
 
 SAMPLED = 64  # numbers of each weight that tell networks without a directory apart
@@ -109,6 +110,10 @@ class StreamingEditor:
     def text(self) -> TextEncoder:
         """The text encoder, loaded when the first prompt needs it."""
         return build_text_encoder(self.config.text).to(self.device)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of the prompt that this model was never taught, as far as its card says."""
+        return unknown_words(prompt, frozenset(self.card.get("words", ())))
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> TextKV:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import string
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -43,6 +44,15 @@ def split_words(prompt: str) -> list[str]:
     """Lower-cased words without the punctuation at their ends."""
     words = (word.strip(string.punctuation) for word in prompt.lower().split())
     return [word for word in words if word]
+
+
+def unknown_words(prompt: str, known: Collection[str]) -> list[str]:
+    """Words of the prompt that a model was never taught, each once, as `known` lists those that it
+    was (`words` of its card); none if it lists nothing.
+    """
+    if not known:
+        return []
+    return [word for word in dict.fromkeys(split_words(prompt)) if word not in known]
 
 
 def word_vector(word: str, dim: int) -> Tensor:

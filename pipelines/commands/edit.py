@@ -86,7 +86,15 @@ def edit(
         from pipelines.evaluation.evaluate import load_editor
 
         place = chosen_model(model)
-        run = partial(edit_video, load_editor(place), detail=detail)
+        editor = load_editor(place)
+        if strange := editor.unknown_words(prompt):
+            console.print(
+                f"this model does not know: {', '.join(strange)}; it edits by the rest",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
+        run = partial(edit_video, editor, detail=detail)
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:
