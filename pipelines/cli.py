@@ -14,6 +14,7 @@ import typer
 
 from infra.runtime.environment import variable
 from infra.runtime.errors import UserError
+from pipelines.commands.ablate import ablate
 from pipelines.commands.bench import bench_app
 from pipelines.commands.data import data_app
 from pipelines.commands.demo import demo
@@ -76,6 +77,15 @@ app.command(
         "liveedit evaluate models:/liveedit@production s3://bucket/heldout mask_cache=true",
     )
 )(evaluate)
+
+app.command(
+    epilog=examples(
+        "liveedit ablate MODEL steps=1,2,4 every=5 long=false",
+        "liveedit ablate MODEL cache=none,published,follow half=natural",
+        "liveedit ablate runs/demo/models stages=foundation,causal,distill half=drawn",
+    )
+)(ablate)
+
 
 app.command(
     epilog=examples(

@@ -7,8 +7,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from infra.runtime.errors import UserError
 from pipelines.commands.show import bar, console
 
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from pipelines.evaluation.bench.systems import System
 
 BENCH = "bench"  # in the place of a dataset
-WIDTH = 130  # of the table, also where the terminal is narrower
 
 
 def judge(
@@ -34,8 +31,8 @@ def judge(
     from pipelines.config.load import load_section
     from pipelines.evaluation.bench.pictures import plot, sheet
     from pipelines.evaluation.bench.run import Judged, chosen, run
+    from pipelines.evaluation.bench.table import SHORT, lines, markdown
     from pipelines.evaluation.bench.table import beside as compare
-    from pipelines.evaluation.bench.table import markdown
     from pipelines.tracking.records import write_json
 
     config = load_section(BenchConfig, overrides)
@@ -57,7 +54,7 @@ def judge(
     files[1].write_text(text + markdown(report), encoding="utf-8")
     plot(report, files[2])
     sheet(judged).save(files[3], quality=90)
-    _print(report)
+    print_table(*lines(report, SHORT))
     if others:
         table = compare([report, *others])
         (folder / "beside.md").write_text(table, encoding="utf-8")
@@ -96,16 +93,13 @@ def _system(model: str, outputs: Path | None, config: BenchConfig) -> System:
     from pipelines.evaluation.evaluate import load_editor
     from pipelines.tracking.registry import locate
 
-    return OurModel(load_editor(locate(model), config.mask_cache), config.seed)
+    editor = load_editor(locate(model), config.mask_cache)
+    return OurModel(editor, config.seed, config.work_size, config.detail)
 
 
-def _print(report: dict[str, Any]) -> None:
-    from pipelines.evaluation.bench.table import SHORT, lines
-
-    heads, rows = lines(report, SHORT)
-    table = Table(box=None, pad_edge=False)
-    for head in heads:
-        table.add_column(head, no_wrap=True, min_width=len(head))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table, width=max(console.width, WIDTH), soft_wrap=True)
+def print_table(heads: list[str], rows: list[list[str]]) -> None:
+    """In lines that are not broken, if need be wider than the terminal."""
+    widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
+    for row in [heads, *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        console.print("  ".join(cells).rstrip(), markup=False, soft_wrap=True)

@@ -24,6 +24,8 @@ class BenchConfig:
     size: str = "224x128"  # width x height; checksums are published for this size
     footage: str | None = None  # folder to film instead of the shipped one (its held-out files)
     seed: int = 0  # of the streams' noise
+    work_size: str = "native"  # at which the model sees the clips (modeling.detail.work_size)
+    detail: bool = True  # give edits the source's own detail
     mask_cache: bool | None = None  # null: as the model directory says; true, false: on, off
     dilate: int = 8  # pixels around the edited region that count neither as edit nor background
     success_db: float = 4.0  # a clip whose gain reaches this is a successful edit

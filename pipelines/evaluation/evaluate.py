@@ -114,12 +114,13 @@ def edit_pair(editor: StreamingEditor, batch: dict[str, Any], config: EvaluateCo
 
 
 def edit_clip(
-    editor: StreamingEditor, source: np.ndarray, instruction: str, seed: int
+    editor: StreamingEditor, source: np.ndarray, instruction: str, seed: int, **options: Any
 ) -> tuple[list[EditedChunk], float]:
-    """The chunks of uint8 [F, H, W, 3] streamed through the editor, and the seconds it took."""
+    """The chunks of uint8 [F, H, W, 3] streamed through the editor, and the seconds it took;
+    `options` are `work_size` and `detail` of `StreamingEditor.open`."""
     height, width = source.shape[1:3]
     started = time.monotonic()
-    stream = editor.open(instruction, height=height, width=width, seed=seed)
+    stream = editor.open(instruction, height=height, width=width, seed=seed, **options)
     chunks: list[EditedChunk] = []
     for first in range(0, len(source), PUSH_FRAMES):
         chunks += stream.push(source[first : first + PUSH_FRAMES])

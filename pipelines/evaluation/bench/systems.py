@@ -30,11 +30,20 @@ class System(Protocol):
 class OurModel:
     """A model directory through the editor that serves it."""
 
-    def __init__(self, editor: StreamingEditor, seed: int) -> None:
+    def __init__(
+        self,
+        editor: StreamingEditor,
+        seed: int,
+        work_size: str = "full",
+        detail: bool = False,
+    ) -> None:
         self.editor, self.seed, self.name = editor, seed, editor.name
+        self.options = {"work_size": work_size, "detail": "source" if detail else "off"}
 
     def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
-        chunks, seconds = edit_clip(self.editor, clip.source, clip.instruction, self.seed)
+        chunks, seconds = edit_clip(
+            self.editor, clip.source, clip.instruction, self.seed, **self.options
+        )
         share = float(np.mean([chunk.recomputed for chunk in chunks]))
         edit = np.concatenate([chunk.frames for chunk in chunks])
         return edit, {"recomputed": share, "fps": len(edit) / seconds}

@@ -126,10 +126,11 @@ def test_drift_is_the_first_against_the_last() -> None:
     clip = made()
     edit = clip.truth + 1
     ends = round(ENDS * FRAMES)
-    edit[-ends:] += 9
-    assert measure(clip, edit, dilate=8)["drift"] == pytest.approx(20)
+    edit[-ends:-1] += 9
+    drift = 10 * np.log10(((ends - 1) * 100 + 1) / ends)
+    assert measure(clip, edit, dilate=8)["drift"] == pytest.approx(drift)
     edit[-ends - 1] += 50
-    assert measure(clip, edit, dilate=8)["drift"] == pytest.approx(20)
+    assert measure(clip, edit, dilate=8)["drift"] == pytest.approx(drift)
 
 
 def test_long_clips_are_measured_as_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,133 @@
+"""A grid of what can be varied in a trained model: which cache, how many steps, and so on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from modeling.config import MaskCacheConfig, StreamConfig
+from pipelines.config.merge import ConfigError
+
+GRID = 1000  # of timesteps
+# cache=: the policy and what a token that it does not keep skips
+CACHES: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "published": {"policy": "published", "scope": "attention"},
+    "attention": {"policy": "budget", "scope": "attention"},
+    "block": {"policy": "budget", "scope": "block"},
+    "follow": {"policy": "follow", "scope": "block"},
+}
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split("+"))
+
+
+def _truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ConfigError(f"{text} is neither true nor false")
+    return text == "true"
+
+
+AXES: dict[str, Callable[[str], Any]] = {  # in the order of the table's columns
+    "stages": str,
+    "cache": str,
+    "keep": float,  # share kept by the policies of a fixed share
+    "pruned": _numbers,  # steps in which the cache prunes, from 0: 1+2
+    "threshold": float,  # of follow
+    "dilate": int,
+    "steps": int,
+    "window": int,  # latents
+    "sinks": int,
+    "seed": int,
+    "work_size": str,
+    "detail": _truth,
+}
+ALSO_SETTINGS = ("seed", "work_size", "detail")  # of the benchmark, where nothing is varied
+Variant = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`variants`: one dictionary of axis: value for each line of the table, the first the baseline;
+    `settings`: the words that are no axis."""
+
+    variants: tuple[Variant, ...]
+    settings: tuple[str, ...]
+
+
+def parse_grid(words: Iterable[str]) -> Grid:
+    """`cache=none,follow steps=1,4 clips=8` -> four variants and clips=8. Raises ConfigError."""
+    axes: dict[str, list[Any]] = {}
+    settings = []
+    for word in words:
+        name, _, values = word.partition("=")
+        if name not in AXES or (name in ALSO_SETTINGS and "," not in values):
+            settings.append(word)
+            continue
+        try:
+            axes[name] = [AXES[name](value) for value in values.split(",")]
+        except ValueError as error:
+            raise ConfigError(f"{word}: {error}") from error
+    if not axes:
+        raise ConfigError(f"nothing is varied; give one of {', '.join(AXES)}, e.g. steps=1,2,4")
+    for name in axes.get("cache", []):
+        if name not in CACHES:
+            raise ConfigError(f"cache={name} is none of {', '.join(CACHES)}")
+    columns = [name for name in AXES if name in axes]
+    rows = [dict(zip(columns, row, strict=True)) for row in product(*(axes[n] for n in columns))]
+    return Grid(tuple(_without_what_does_nothing(rows)), tuple(settings))
+
+
+def _without_what_does_nothing(rows: Iterable[Variant]) -> Iterable[Variant]:
+    """Each distinct variant once: what says nothing about a row's cache is left out of the row."""
+    seen: list[Variant] = []
+    for row in rows:
+        cache = row.get("cache")
+        idle = {
+            "none": ("keep", "pruned", "threshold", "dilate"),
+            "follow": ("keep",),
+            None: (),
+        }.get(cache, ("threshold", "dilate"))
+        row = {name: value for name, value in row.items() if name not in idle}
+        if row not in seen:
+            seen.append(row)
+    return seen
+
+
+def stream_of(stream: StreamConfig, variant: Mapping[str, Any]) -> StreamConfig:
+    """`stream` as `variant` wants it. Raises ValueError for what does not fit together."""
+    changes: dict[str, Any] = {}
+    if "steps" in variant:
+        steps = int(variant["steps"])
+        if not 1 <= steps <= GRID:
+            raise ConfigError(f"steps={steps} must be at least 1 and at most {GRID}")
+        changes["timesteps"] = tuple(round(GRID * (steps - n) / steps) for n in range(steps))
+    for name, field in (("window", "window_latents"), ("sinks", "sink_latents")):
+        if name in variant:
+            changes[field] = variant[name]
+    cache = stream.mask_cache
+    if "cache" in variant:
+        chosen = CACHES[variant["cache"]]
+        cache = None if chosen is None else replace(cache or MaskCacheConfig(), **chosen)
+    if cache is not None:
+        names = {"keep": "keep_ratio", "pruned": "pruned_steps", "threshold": "threshold",
+                 "dilate": "dilate"}  # fmt: skip
+        cache = replace(cache, **{names[n]: variant[n] for n in names if n in variant})
+        count = len(changes.get("timesteps", stream.timesteps))
+        if "pruned" not in variant:
+            after_first = tuple(range(1, count))  # follow has nothing to lose in any of them
+            some = tuple(step for step in cache.pruned_steps if step < count)
+            cache = replace(cache, pruned_steps=after_first if cache.policy == "follow" else some)
+    return replace(stream, mask_cache=cache, **changes)
+
+
+def label(variant: Variant) -> str:
+    """As it was asked for: `cache=follow steps=4`."""
+
+    def text(value: Any) -> str:
+        return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    return " ".join(f"{name}={text(value)}" for name, value in variant.items())

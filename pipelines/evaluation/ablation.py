@@ -1,0 +1,172 @@
+"""One model in many variants on the same clips: what each costs against the first, clip by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from infra.runtime.registry import resolve_uri
+from modeling.config import ModelConfig
+from modeling.editor import StreamingEditor
+from modeling.model_dir import load_model
+from pipelines.config.ablation import Grid, Variant, label, stream_of
+from pipelines.config.benchmark import BenchConfig
+from pipelines.evaluation.bench.intervals import mean_with_interval
+from pipelines.evaluation.bench.run import Judged, run
+from pipelines.evaluation.bench.systems import OurModel
+from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
+from pipelines.tracking.tracker import Tracker, check_reachable
+
+COLUMNS = (  # metric, heading, decimals
+    ("gain", "gain dB", 2),
+    ("loss", "loss dB", 2),
+    ("success", "success", 2),
+    ("background_psnr", "outside dB", 2),
+    ("kept_psnr", "kept dB", 2),
+    ("temporal_outside", "flicker out", 2),
+    ("sharpness", "sharp", 2),
+    ("skipped", "tokens not computed", 2),
+    ("saved", "work not done", 2),
+    ("fps", "FPS", 1),
+)
+
+
+def variant_editor(model: Path, variant: Variant) -> StreamingEditor:
+    """The model at `model` (with `stages`, the one of that name in it) as `variant` wants it."""
+    place = model / str(variant["stages"]) if "stages" in variant else model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    loaded = load_model(place, device=device, dtype=dtype)
+    stream = stream_of(loaded.config.stream, variant)
+    config = replace(loaded.config, stream=stream)
+    return StreamingEditor(replace(loaded, config=config), mask_cache=stream.mask_cache)
+
+
+def ablate(
+    model: Path,
+    grid: Grid,
+    config: BenchConfig,
+    *,
+    on_clip: Callable[[str, Judged], None] = lambda variant, judged: None,
+    on_variant: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> list[dict[str, Any]]:
+    """A report of the benchmark for each variant, with its name (`variant`) and, in `against`, what
+    it loses and spares against the first on the same clips."""
+    reports: list[dict[str, Any]] = []
+    for variant in grid.variants:
+        editor = variant_editor(model, variant)
+        system = OurModel(
+            editor,
+            variant.get("seed", config.seed),
+            variant.get("work_size", config.work_size),
+            variant.get("detail", config.detail),
+        )
+        name = label(variant)
+        report = run(system, config, on_clip=partial(on_clip, name))
+        report["variant"] = name
+        report["forwards"] = len(editor.timesteps) + 1  # the steps and the refresh
+        baseline = reports[0] if reports else report
+        share = skipped_work(editor.config)
+        report["against"] = compare(baseline, report, share, config.resamples)
+        reports.append(report)
+        on_variant(report)
+    return reports
+
+
+def compare(
+    baseline: dict[str, Any], report: dict[str, Any], share: float, resamples: int
+) -> dict[str, dict[str, float]]:
+    """Mean loss of gain over the same clips, tokens not computed, and work not done (of the
+    baseline's, were it dense); `share` is what a pruned token is spared of a forward."""
+    gains = {row["name"]: row["gain"] for row in baseline["clips"] if "gain" in row}
+    loss = [gains[row["name"]] - row["gain"] for row in report["clips"] if row["name"] in gains]
+    skipped = [1 - row["recomputed"] for row in report["clips"]]
+    forwards = report["forwards"] / baseline["forwards"]
+    saved = [1 - forwards * (1 - share * value) for value in skipped]
+    values = {"loss": loss, "skipped": skipped, "saved": saved}
+    return {name: mean_with_interval(of, resamples) for name, of in values.items() if of}
+
+
+def skipped_work(config: ModelConfig) -> float:
+    """Share of a token's multiplications in a forward that a pruned token is spared.
+
+    With scope "attention" its projections and attention over the full window; text and feed-forward
+    run for every token.
+    """
+    cache, sizes, stream = config.stream.mask_cache, config.transformer, config.stream
+    if cache is None or cache.scope == "block":
+        return 1.0
+    dim = sizes.dim
+    keys = stream.window_latents * (stream.height // 16) * (stream.width // 16)
+    own = 4 * dim * dim + 2 * keys * dim
+    rest = 2 * dim * dim + 2 * sizes.text_tokens * dim + 2 * dim * sizes.ffn_dim
+    return own / (own + rest)
+
+
+def log_reports(command: str, reports: list[dict[str, Any]], files: list[Path]) -> str:
+    """Log to MLflow: a parent run and a child for each variant; says where."""
+    uri = resolve_uri(None)
+    check_reachable(uri)
+    about = {"command": command, "made": reports[0]["made"], **reports[0]["settings"]}
+    parent = Tracker.start_pipeline(uri, EXPERIMENT, "ablation", about)
+    for report in reports:
+        child = parent.start_stage(report["variant"], {"variant": report["variant"]})
+        against = {name: value["mean"] for name, value in report["against"].items()}
+        child.log_metrics(figures(report) | against)
+        child.finish()
+    for file in files:
+        parent.log_artifact(file)
+    parent.finish()
+    return f"MLflow run {parent.run_id} in {uri}"
+
+
+def table(reports: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and a line for each variant."""
+    values = [_all(report) | report["against"] for report in reports]
+    shown = [column for column in COLUMNS if any(column[0] in entry for entry in values)]
+    heads = ["", *(heading for _, heading, _ in shown)]
+    return heads, [
+        [report["variant"], *(_cell(entry.get(name), places) for name, _, places in shown)]
+        for report, entry in zip(reports, values, strict=True)
+    ]
+
+
+def markdown(reports: list[dict[str, Any]]) -> str:
+    heads, rows = table(reports)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def plot(reports: list[dict[str, Any]], path: Path) -> None:
+    """Write `path`: what each variant loses for the work that it does not do."""
+    figure = Figure(figsize=(9, 5), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for report in reports:
+        loss, saved = (report["against"].get(name) for name in ("loss", "saved"))
+        if loss is None or saved is None:
+            continue
+        steps = {"y": loss["mean"], "x": saved["mean"]}
+        error = [[max(0, loss["mean"] - loss["low"])], [max(0, loss["high"] - loss["mean"])]]
+        axes.errorbar(**steps, yerr=error, fmt="o", capsize=2, label=report["variant"])
+    axes.axhline(0.2, color="#d73027", linewidth=1)
+    axes.set_xlabel("share of the denoising work that is not done")
+    axes.set_ylabel("gain lost against the first variant, dB (95 %)")
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _all(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    overall: dict[str, Any] = report["overall"]
+    return dict(overall["all"] if "all" in overall else next(iter(overall.values())))
+
+
+def _cell(value: dict[str, float] | None, places: int) -> str:
+    return "-" if value is None else f"{value['mean']:.{places}f}"

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling.config import MaskCacheConfig, ModelConfig
+from pipelines.config.ablation import label, parse_grid, stream_of
+from pipelines.config.merge import ConfigError
+from pipelines.evaluation.ablation import compare, skipped_work, variant_editor
+from tests.known_editors import CONFIG, write_known_model
+from tests.pipelines.commands.test_cli import Liveedit, liveedit
+
+__all__ = ["liveedit"]  # a fixture
+
+
+def labels(*words: str) -> list[str]:
+    return [label(variant) for variant in parse_grid(words).variants]
+
+
+def test_a_grid_is_every_combination_in_the_tables_order() -> None:
+    assert labels("steps=1,2", "cache=none,follow") == [
+        "cache=none steps=1", "cache=none steps=2", "cache=follow steps=1", "cache=follow steps=2",
+    ]  # fmt: skip
+    grid = parse_grid(["steps=2", "every=5", "half=drawn"])
+    assert grid.settings == ("every=5", "half=drawn")
+    assert labels("pruned=1+2,3") == ["pruned=1+2", "pruned=3"]
+
+
+def test_what_does_nothing_is_not_measured_twice() -> None:
+    assert labels("cache=none,published,follow", "keep=0.1,0.3", "threshold=0.01,0.02") == [
+        "cache=none",
+        "cache=published keep=0.1",
+        "cache=published keep=0.3",
+        "cache=follow threshold=0.01",
+        "cache=follow threshold=0.02",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["every=5"], "nothing is varied"),
+        (["cache=feedforward"], "cache=feedforward is none of none, published"),
+        (["steps=four"], "steps=four: invalid literal"),
+    ],
+)
+def test_a_wrong_grid_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_grid(words)
+
+
+def stream(**variant: Any) -> Any:
+    return stream_of(CONFIG.stream, variant)
+
+
+def test_variants_of_a_stream() -> None:
+    assert stream(steps=4).timesteps == (1000, 750, 500, 250)
+    assert stream(steps=3).timesteps == (1000, 667, 333)
+    assert stream(cache="none").mask_cache is None
+    assert stream(cache="published", keep=0.1).mask_cache == MaskCacheConfig(
+        policy="published", keep_ratio=0.1
+    )
+    assert stream(cache="block").mask_cache == MaskCacheConfig(scope="block")
+    follow = stream(cache="follow", threshold=0.5, dilate=0).mask_cache
+    assert (follow.policy, follow.scope, follow.threshold, follow.dilate) == (
+        "follow", "block", 0.5, 0,
+    )  # fmt: skip
+    assert follow.pruned_steps == (1, 2, 3)
+    assert stream(cache="follow", steps=2).mask_cache.pruned_steps == (1,)
+    assert stream(cache="published", steps=2).mask_cache.pruned_steps == (1,)
+    assert stream(cache="follow", pruned=(3,)).mask_cache.pruned_steps == (3,)
+    assert (stream(window=6, sinks=0).window_latents, stream(window=6, sinks=0).sink_latents) == (
+        6, 0,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="steps=0"):
+        stream(steps=0)
+
+
+def model_config(**cache: Any) -> ModelConfig:
+    chosen = MaskCacheConfig(**cache) if cache else None
+    return replace(CONFIG, stream=replace(CONFIG.stream, mask_cache=chosen))
+
+
+def test_work_that_a_pruned_token_is_spared() -> None:
+    """By hand: dim 132, feed-forward 8, 24 words, 12 latents of 4 x 6 tokens."""
+    assert skipped_work(model_config()) == 1
+    assert skipped_work(model_config(scope="block")) == 1
+    own = 4 * 132**2 + 2 * 288 * 132
+    rest = 2 * 132**2 + 2 * 24 * 132 + 2 * 132 * 8
+    assert skipped_work(model_config(scope="attention")) == pytest.approx(own / (own + rest))
+
+
+def rows(*gains: float, computed: float) -> dict[str, Any]:
+    clips = [{"name": str(n), "gain": gain, "recomputed": computed} for n, gain in enumerate(gains)]
+    return {"clips": [*clips, {"name": "none", "recomputed": computed}], "forwards": 5}
+
+
+def test_loss_is_on_the_same_clips() -> None:
+    dense, pruned = rows(5.0, 7.0, computed=1.0), rows(4.0, 6.5, computed=0.6)
+    found = compare(dense, pruned, 0.5, 50)
+    assert found["loss"]["mean"] == pytest.approx(0.75)
+    assert found["loss"]["clips"] == 2
+    assert found["skipped"]["mean"] == pytest.approx(0.4)
+    assert found["saved"]["mean"] == pytest.approx(0.2)
+    fewer = rows(5.0, 7.0, computed=1.0) | {"forwards": 2}
+    assert compare(dense, fewer, 1.0, 50)["saved"]["mean"] == pytest.approx(0.6)
+    assert compare(dense, dense, 1.0, 50)["loss"]["mean"] == 0
+
+
+def test_a_variant_is_the_model_with_another_stream(tmp_path: Path) -> None:
+    write_known_model(tmp_path / "models" / "distill", name="mine")
+    editor = variant_editor(tmp_path / "models", {"stages": "distill", "steps": 2, "cache": "none"})
+    assert editor.name == "mine"
+    assert len(editor.timesteps) == 2
+    assert editor.mask_cache is None
+    pruned = variant_editor(tmp_path / "models" / "distill", {"cache": "follow"})
+    assert pruned.mask_cache is not None
+    assert pruned.mask_cache.policy == "follow"
+
+
+def test_from_the_command_line(liveedit: Liveedit, tmp_path: Path) -> None:
+    write_known_model(tmp_path / "known")
+    few = ["half=drawn", "every=29", "long=false", "size=48x32", "detail=false"]
+    result = liveedit("ablate", "known", "cache=none,follow", *few, "--out", "out")
+    assert result.returncode == 0, result.stderr
+    reports = json.loads((tmp_path / "out" / "ablation.json").read_text())["reports"]
+    assert [report["variant"] for report in reports] == ["cache=none", "cache=follow"]
+    assert [len(report["clips"]) for report in reports] == [2, 2]
+    assert reports[0]["overall"]["drawn"]["recomputed"]["mean"] == 1
+    assert reports[1]["overall"]["drawn"]["recomputed"]["mean"] < 1
+    assert reports[1]["against"]["saved"]["mean"] > 0
+    text = (tmp_path / "out" / "ablation.md").read_text()
+    assert "liveedit ablate known cache=none,follow" in text
+    assert "| cache=follow |" in text
+    assert (tmp_path / "out" / "ablation.png").stat().st_size > 1000
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("liveedit-bench")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(parents) == 1
+    assert {run.info.run_name for run in children} == {"cache=none", "cache=follow"}
+    assert all("saved" in run.data.metrics for run in children)
