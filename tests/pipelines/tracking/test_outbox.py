@@ -32,6 +32,7 @@ def tell_all(outbox: Outbox, model: Path) -> None:
     """A pipeline with one stage, from its begin to a registered model."""
     parent = outbox.start_pipeline("demo", {"data": {"pairs": 4}})
     stage = parent.start_stage("vae", {"steps": 2}, "key")
+    stage.log_input("train", str(model), "training")  # anything that has a hash
     stage.log_metrics({"loss": 2.0}, step=1)
     picture = outbox.output / "picture.txt"
     picture.write_text("first")
@@ -42,8 +43,15 @@ def tell_all(outbox: Outbox, model: Path) -> None:
     parent.reused("data", stage.mark)
     fingerprint = model_fingerprint(model)
     parent.register(
-        "liveedit", model, fingerprint=fingerprint, metrics={"gain": 5.0}, aliases=["candidate"]
+        "liveedit",
+        model,
+        fingerprint=fingerprint,
+        metrics={"gain": 5.0},
+        aliases=["candidate"],
+        judged_on=("heldout", "abc123"),
+        picture=picture,
     )
+    picture.unlink()
     parent.finish()
 
 
@@ -64,7 +72,15 @@ def check_all(uri: str, model: Path, folder: Path) -> None:
     assert Path(copy).read_text() == "first"
     assert registry.resolve("models:/liveedit@candidate", uri) == model
     assert len(registry.versions("liveedit", uri)) == 1
-    assert registry.versions("liveedit", uri)[0].run_id == parent.info.run_id
+    (version,) = registry.versions("liveedit", uri)
+    assert version.run_id == parent.info.run_id
+    (used,) = stage.inputs.dataset_inputs
+    digest = model_fingerprint(model)[:12]
+    assert (used.dataset.name, used.dataset.digest) == ("train", digest)
+    shown = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert [(m.dataset_name, m.dataset_digest) for m in shown.metrics] == [("heldout", "abc123")]
+    files = {file.path for file in client.list_logged_model_artifacts(shown.model_id)}
+    assert files == {"MLmodel", "card.json", "picture.txt"}
 
 
 def all_runs(uri: str) -> dict[str, MlflowRun]:
