@@ -121,6 +121,15 @@ def prepare(
     return {split: Footage(folder, split) for split in SPLITS}
 
 
+def names_by_split(source: str | Path) -> dict[str, list[str]]:
+    """The photos and clips in a folder by the split they belong to; none is opened."""
+    listed = read_heldout(Path(source))
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for file in _files(Path(source)):
+        names["heldout" if is_heldout(file.name, listed) else "train"].append(file.name)
+    return names
+
+
 def footage_hash(source: str | Path) -> str:
     """SHA-256 over names and bytes of a folder's photos and clips: what a dataset was made from."""
     digest = hashlib.sha256()

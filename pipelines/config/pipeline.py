@@ -25,17 +25,18 @@ from pipelines.config.stages import (
 
 @dataclass
 class DataConfig:
-    """The pairs to learn from and to be judged on; a null dataset is made synthetically."""
+    """The pairs to learn from and to be judged on; what is null is drawn or made of `footage`."""
 
     SECTION: ClassVar[str] = "data"
 
     train: str | None = None  # dataset of pairs, a folder or s3://bucket/prefix
     heldout: str | None = None  # likewise, for evaluation; never trained on
-    pairs: int = 96  # synthetic training pairs
-    heldout_pairs: int = 8  # synthetic held-out pairs
+    footage: str | None = None  # folder of photos and clips that pairs are made of; null draws them
+    pairs: int = 96  # training pairs that are made
+    heldout_pairs: int = 8  # held-out pairs that are made
     frames: int = 33  # frames a clip, 4n - 3 with n a multiple of the model's chunk
     samples_per_shard: int = 8  # pairs a tar file
-    workers: int = 2  # processes that make synthetic pairs; 0 makes them here
+    workers: int = 2  # processes that make pairs; 0 makes them here
     seed: int = 0  # another gives other pairs
     encode_batch: int = 1  # clips encoded at once
     encode_precision: Literal["bf16", "fp32"] = "bf16"  # of the VAE on a GPU

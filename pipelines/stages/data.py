@@ -45,7 +45,7 @@ class PairRecipe:
 
 
 def pairs(chain: Chain, split: str) -> str:
-    """The pipeline's `train` or `heldout` pairs: those that the user gave, or synthetic ones."""
+    """The pipeline's `train` or `heldout` pairs: those that the user gave, or made ones."""
     data, stream = chain.config.data, chain.model.stream
     stage = "data" if split == "train" else "heldout"
     given = data.train if split == "train" else data.heldout
@@ -69,21 +69,26 @@ def pairs(chain: Chain, split: str) -> str:
             workers=data.workers,
             overwrite=True,
         )
-        make_synthetic(
-            target,
-            recipe,
-            on_pair=lambda done: chain.view.update(stage, done, count, f"{done}/{count} pairs"),
-        )
+
+        def on_pair(done: int) -> None:
+            chain.view.update(stage, done, count, f"{done}/{count} pairs")
+
+        if data.footage is None:
+            make_synthetic(target, recipe, on_pair=on_pair)
+        else:
+            make_from_footage(target, Path(data.footage), recipe, on_pair=on_pair)
         return {"pairs": float(count)}
 
-    inputs = {
-        "generator": synthetic.VERSION,
+    inputs: dict[str, Any] = {
+        "generator": synthetic.VERSION if data.footage is None else FOOTAGE_VERSION,
         "pairs": count,
         "size": [stream.height, stream.width, data.frames, stream.fps],
         "seed": data.seed,
         "split": split,
         "samples_per_shard": data.samples_per_shard,
     }
+    if data.footage is not None:
+        inputs["footage"] = footage_hash(data.footage)
     return chain.run(stage, inputs, target, make).output
 
 

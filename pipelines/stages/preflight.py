@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from data.footage.material import HELDOUT_LIST, SPLITS, names_by_split
 from data.manifest import DatasetInfo, read_dataset_info
 from infra.runtime.ray import check_address
 from modeling.geometry import TOKEN_PIXELS, frames_of, latents_of
@@ -40,6 +41,8 @@ def check(config: PipelineConfig, *, writes: bool = True) -> Path | None:
             for stage in TRAINED_STAGES:
                 if getattr(config, stage).steps:
                     config.check_batch(stage, info.samples)
+    if config.data.footage is not None:
+        _check_footage(config.data.footage, config)
     check_store(config.tracking.uri, writes=writes)  # last: it may make a database
     return start
 
@@ -62,6 +65,16 @@ def _check_method(stage: str, method: str) -> None:
         METHODS[method]
     except ValueError as error:
         raise ConfigError(f"{stage}.method: {error}") from error
+
+
+def _check_footage(folder: str, config: PipelineConfig) -> None:
+    names = names_by_split(folder)
+    for split in SPLITS:
+        if getattr(config.data, split) is None and not names[split]:
+            raise ConfigError(
+                f"data.footage={folder} holds no photo or clip for the {split} split; add files, "
+                f"or say in its {HELDOUT_LIST} which are held out"
+            )
 
 
 def _check_machine(config: PipelineConfig) -> None:

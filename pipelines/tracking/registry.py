@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 DEMO_OUTPUT = RUNS / "demo"
-SHIPPED = ROOT / "pipelines" / "start" / "demo"
+SHIPPED = ROOT / "pipelines" / "start" / "natural"
 BEFORE = "liveedit.before."  # and an alias, tag on a model: the versions that had it, latest last
 
 
@@ -152,7 +152,7 @@ def locate(model: str | None) -> Path:
 
 
 def choose(model: str | None) -> Chosen:
-    """A path, `models:/NAME@ALIAS`, or null for the demo's model.
+    """A path, `models:/NAME@ALIAS`, or null for the model at hand.
 
     Null is the model that the last pipeline in runs/demo of the working directory finished, else
     that in runs/demo of this tree, else the one shipped with it. Raises RegistryError.
@@ -164,7 +164,7 @@ def choose(model: str | None) -> Chosen:
             if record and (Path(record.output) / "config.json").is_file():
                 return Chosen(Path(record.output), f"made by the last demo in {folder}")
         if (SHIPPED / "config.json").is_file():
-            return Chosen(SHIPPED, "the start model that ships: no `liveedit demo` has finished")
+            return Chosen(SHIPPED, "the model that ships: no `liveedit demo` has finished")
         raise RegistryError(
             "there is no model yet: run `liveedit demo` to train one, or name a model directory "
             "or models:/liveedit@production"

@@ -18,7 +18,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -369,6 +371,24 @@ def test_given_pairs_are_used_as_they_are_and_known_by_their_content(
     assert set(first.run(*given)[1]) == {"evaluate"}
     dataset(tmp_path / "train", 20)
     assert set(first.run(*given)[1]) == after("vae")
+
+
+def test_pairs_are_made_of_the_footage_that_is_given_and_known_by_its_content(
+    first: Place, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "kept.png"):
+        Image.fromarray(rng.integers(0, 256, (96, 144, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "heldout.txt").write_text("kept.png\n")
+    given = f"data.footage={tmp_path}"
+    assert set(first.run(given)[1]) == DATA
+    for split, file in (("train", "a.png"), ("heldout", "kept.png")):
+        made_by = read_dataset_info(first.out / "data" / split).made_by
+        assert made_by["generator"] == "footage"
+        assert (made_by["split"], made_by["files"]) == (split, [file])
+    assert first.run(given)[1] == []
+    Image.fromarray(rng.integers(0, 256, (96, 144, 3), np.uint8)).save(tmp_path / "a.png")
+    assert set(first.run(given)[1]) == DATA
 
 
 def test_a_given_start_is_known_by_its_content(first: Place, tmp_path: Path) -> None:

@@ -47,6 +47,25 @@ def test_what_fits_passes(mlflow_uri: str, heldout: str, tiny_model: Path) -> No
     assert check(configured(mlflow_uri, f"model.start={tiny_model}")) == tiny_model
 
 
+def test_footage_must_have_files_for_every_split_that_is_made(
+    mlflow_uri: str, heldout: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")  # only names are looked at
+    (tmp_path / "b.mp4").write_bytes(b"")
+    footage = f"data.footage={tmp_path}"
+    (tmp_path / "heldout.txt").write_text("b.mp4\n")
+    check(configured(mlflow_uri, footage))
+    (tmp_path / "heldout.txt").write_text("")
+    with pytest.raises(ConfigError, match=rf"{footage} holds no photo or clip for the heldout"):
+        check(configured(mlflow_uri, footage))
+    check(configured(mlflow_uri, footage, f"data.heldout={heldout}"))
+    (tmp_path / "heldout.txt").write_text("a.jpg\nb.mp4\n")
+    with pytest.raises(ConfigError, match=r"for the train split; add files"):
+        check(configured(mlflow_uri, footage))
+    with pytest.raises(ConfigError, match=r"nowhere holds no photo or clip for the train split"):
+        check(configured(mlflow_uri, f"data.footage={tmp_path / 'nowhere'}"))
+
+
 def test_datasets_that_cannot_be_trained_on(
     mlflow_uri: str, heldout: str, tiny_model: Path, tmp_path: Path
 ) -> None:

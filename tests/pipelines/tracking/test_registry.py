@@ -226,7 +226,7 @@ def test_the_demo_s_model_is_meant_from_any_folder(
     shutil.rmtree(tmp_path / "tree")
     assert registry.choose(None).path == copied / "models" / "distill"
     shutil.rmtree(copied)
-    assert "the start model that ships" in registry.choose(None).why
+    assert "the model that ships" in registry.choose(None).why
 
 
 def changed(model: Path, target: Path) -> Path:
