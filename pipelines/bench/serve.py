@@ -49,6 +49,7 @@ def table(runs: list[dict[str, Any]]) -> Table:
     view.add_column("")
     for run in runs:
         killed = f", {run['kills']} kills" if run["kills"] else ""
+        killed += f", {run['attacks']}" if run.get("attacks") else ""
         sessions = f"{run['sessions']} session{'s' * (run['sessions'] > 1)}"
         view.add_column(sessions + killed, justify="right")
     for label, names in _ROWS.items():
@@ -83,3 +84,14 @@ def parse_counts(text: str) -> list[int]:
     if not all(part.strip().isdigit() and int(part) for part in text.split(",")):
         raise UserError(f"--sessions {text} must be numbers of cameras, e.g. 1,2,4")
     return [int(part) for part in text.split(",")]
+
+
+def parse_attacks(text: str | None) -> list[str]:
+    """Names of attacks with commas between them; none for null."""
+    from serve.client.attacks import ATTACKS
+
+    names = [name.strip() for name in text.split(",")] if text else []
+    for name in names:
+        if name not in ATTACKS:
+            raise UserError(f"--attack {name} is none; there are {', '.join(ATTACKS)}")
+    return names

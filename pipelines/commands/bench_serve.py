@@ -44,6 +44,13 @@ def bench_serve(
     kill_every: Annotated[
         float, typer.Option(help="Seconds between kills; a front and an editor in turn.", min=1)
     ] = 10.0,
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="One more run of most sessions beside them: slow-upload, scan-bomb, false-fps.",
+        ),
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="WIDTHxHEIGHT", help="Pixels.", show_default="the model's"),
@@ -74,12 +81,12 @@ def bench_serve(
     import torch
 
     from pipelines.bench.machine import hardware
-    from pipelines.bench.serve import TAIL_S, facts, killer, parse_counts, table
+    from pipelines.bench.serve import TAIL_S, facts, killer, parse_attacks, parse_counts, table
     from pipelines.commands.serve import application, serve_settings
     from serve.client import served_model
     from serve.client.cameras import Load, measure
 
-    counts = parse_counts(sessions)
+    counts, attacks = parse_counts(sessions), parse_attacks(attack)
     if url is not None and kills:
         raise UserError("--kills kills replicas of an application started here; leave --url out")
     if json_file is not None and not json_file.absolute().parent.is_dir():
@@ -100,6 +107,9 @@ def bench_serve(
         for count in counts:
             status.update(f"{count} sessions, {seconds:g} s")
             runs.append(measure(url, load, count).to_dict())
+        if attacks:
+            status.update(f"{max(counts)} sessions beside {attack}, {seconds:g} s")
+            runs.append(measure(url, load, max(counts), attacks=attacks).to_dict())
         if running is not None and kills:
             load = replace(load, seconds=max(seconds, kills * kill_every + TAIL_S))
             status.update(f"{max(counts)} sessions, {kills} kills, {load.seconds:g} s")

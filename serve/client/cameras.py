@@ -14,12 +14,13 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from serve.client import ConnectError, EditedFrame, Stream, connect, served_model
+from serve.client.attacks import ATTACKS
 from serve.wire import codec
 from serve.wire.protocol import Chunk, Dropped, Format, InQueue, Mode, WireError
 
@@ -72,6 +73,7 @@ class BenchReport:
     kills: int
     seconds: float
     editors: list[int]  # that were ready, every second
+    attacks: list[str]
 
     def summary(self) -> dict[str, float | int | str | None]:
         """The numbers to report; percentiles over all chunks of all sessions."""
@@ -88,6 +90,7 @@ class BenchReport:
             "sessions": len(cameras),
             "sessions_held": len(good),
             "kills": self.kills,
+            "attacks": ", ".join(self.attacks),
             "editors_first": self.editors[0] if self.editors else None,
             "editors_most": max(self.editors, default=None),
             "editors_last": self.editors[-1] if self.editors else None,
@@ -129,12 +132,13 @@ def measure(
     *,
     kill: Callable[[], Awaitable[bool]] | None = None,
     kill_every_s: float = 10.0,
+    attacks: Sequence[str] = (),
 ) -> BenchReport:
     """Run `sessions` cameras at once; with `kill`, call it every `kill_every_s` meanwhile.
 
-    `kill` says whether there was something to kill.
+    `kill` says whether there was something to kill. `attacks` (of `ATTACKS`) run beside them.
     """
-    return asyncio.run(_measure(url, load, sessions, kill, kill_every_s))
+    return asyncio.run(_measure(url, load, sessions, kill, kill_every_s, attacks))
 
 
 async def _measure(
@@ -143,6 +147,7 @@ async def _measure(
     sessions: int,
     kill: Callable[[], Awaitable[bool]] | None,
     kill_every_s: float,
+    attacks: Sequence[str],
 ) -> BenchReport:
     started = time.monotonic()
     kills = 0
@@ -155,11 +160,15 @@ async def _measure(
 
     editors: list[int] = []
     beside = [asyncio.create_task(killing()), asyncio.create_task(_count(url, load.token, editors))]
+    for name in attacks:
+        attack = ATTACKS[name](url, load.width, load.height, load.token)
+        beside.append(asyncio.ensure_future(attack))
     cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)
-    return BenchReport(load, list(cameras), kills, time.monotonic() - started, editors)
+    seconds = time.monotonic() - started
+    return BenchReport(load, list(cameras), kills, seconds, editors, list(attacks))
 
 
 async def _count(url: str, token: str | None, editors: list[int]) -> None:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
+
+from serve.client.attacks import ATTACKS, bomb
 from serve.client.cameras import Load, measure, percentile
-from tests.serve.conftest import Server
+from serve.limits import Limits
+from serve.wire import codec
+from serve.wire.protocol import WireError
+from tests.serve.conftest import Server, serving
 
 
 def test_cameras_are_measured(server: Server) -> None:
@@ -33,6 +40,28 @@ def test_a_live_camera_and_a_kill_that_finds_nothing(server: Server) -> None:
     assert report["frames_edited"] + report["frames_dropped"] == 48  # type: ignore[operator]
     assert report["kills"] == 0
     assert asked >= 2
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_an_honest_camera_beside_an_attack(small_model: Path, name: str) -> None:
+    with serving(small_model, Limits(max_uploads=4)) as attacked:
+        load = Load(width=48, height=32, mode="lossless", seconds=8.0, fps=8.0)
+        report = measure(attacked.url, load, 1, attacks=[name]).to_dict()
+        refused = attacked.front.services.metrics.refused
+        told = {sample.labels["code"] for m in refused.collect() for sample in m.samples}
+        admitted = attacked.front.services.metrics.admitted.collect()[0].samples
+    assert report["attacks"] == name
+    assert (report["frames_edited"], report["frames_lost"], report["errors"]) == (64, 0, None)
+    # It did attack: uploads are turned away, and the others have been sessions beside the camera.
+    assert ("at_capacity" in told) is (name == "slow-upload")
+    assert (sum(s.value for s in admitted) > 1) is (name != "slow-upload")
+
+
+def test_a_bomb_is_one() -> None:
+    image = bomb(1280, 720)
+    assert 50_000 < len(image) <= 62_000
+    with pytest.raises(WireError, match="scans; at most 20"):
+        codec.decode(image, "jpeg", width=1280, height=720)
 
 
 def test_a_server_that_is_not_there_is_an_error_in_the_report() -> None:

@@ -1,0 +1,109 @@
+"""What a hostile client does beside honest cameras: for `liveedit bench serve --attack`.
+
+Each runs until it is cancelled, and needs no more than any client has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import struct
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+from websockets.asyncio.client import connect as connect_socket
+from websockets.exceptions import WebSocketException
+from websockets.typing import Subprotocol
+
+from serve.client.api import connect
+from serve.client.stream import ConnectError, stream_url
+from serve.wire import codec
+from serve.wire.protocol import SUBPROTOCOL, Open, WireError, to_json
+
+Attack = Callable[[str, int, int, str | None], Awaitable[None]]  # url, width, height, token
+
+BOMB = 62_000  # bytes: ten seconds of decoding at 1280x720, where scans are not bounded
+UPLOADS = 330
+PAUSE_S = 0.05  # between two bombs
+
+
+def bomb(width: int, height: int, size: int = BOMB) -> bytes:
+    """A progressive JPEG of `size` bytes whose last scan comes again and again."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+    picture.save(buffer, "JPEG", progressive=True)
+    image = buffer.getvalue()
+    scan = image[image.rindex(codec.SCAN) : -2]
+    return image[:-2] + scan * max(1, (size - len(image)) // len(scan)) + image[-2:]
+
+
+async def scan_bomb(url: str, width: int, height: int, token: str | None) -> None:
+    """Opens, sends a bomb and leaves without waiting for what becomes of it."""
+    message = Open("x", width, height, 16.0, "lossless", "jpeg")
+    frame = struct.pack("<IIQ", 0, 0, 0) + bomb(width, height)
+    headers = {"Authorization": f"Bearer {token}"} if token else None
+    while True:
+        with contextlib.suppress(OSError, WebSocketException):
+            async with connect_socket(
+                stream_url(url), subprotocols=[Subprotocol(SUBPROTOCOL)], compression=None,
+                additional_headers=headers,
+            ) as socket:  # fmt: skip
+                await socket.send(to_json(message))
+                await socket.recv()
+                await socket.send(frame)
+        await asyncio.sleep(PAUSE_S)
+
+
+async def slow_upload(url: str, width: int, height: int, token: str | None) -> None:
+    """Uploads that begin and stop, and begin again when they were turned away."""
+    parts = urlsplit(stream_url(url))
+    head = (
+        f"POST /v1/edits HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 1000000\r\n"
+        f"Authorization: Bearer {token}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    ).encode()
+
+    async def upload() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+                try:
+                    writer.write(head)
+                    await reader.read()  # until the server has had enough
+                finally:
+                    writer.close()
+            await asyncio.sleep(1.0)
+
+    await asyncio.gather(*(upload() for _ in range(UPLOADS)))
+
+
+async def false_fps(url: str, width: int, height: int, token: str | None) -> None:
+    """Lossless at the lowest rate that is taken, by its word; sent as fast as it goes."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    while True:
+        with contextlib.suppress(WireError, ConnectError):
+            async with (
+                connect(
+                    url, "x", width=width, height=height, fps=1.0, mode="lossless", token=token
+                ) as stream,
+                asyncio.TaskGroup() as tasks,
+            ):
+                reading = tasks.create_task(_drain(stream.events()))
+                while not reading.done():
+                    await stream.send(picture)
+        await asyncio.sleep(1.0)
+
+
+async def _drain(events: object) -> None:
+    async for _ in events:  # type: ignore[attr-defined]
+        pass
+
+
+ATTACKS: dict[str, Attack] = {
+    "slow-upload": slow_upload,
+    "scan-bomb": scan_bomb,
+    "false-fps": false_fps,
+}
