@@ -56,8 +56,8 @@ class TrainedStage:
     METRICS: ClassVar[tuple[str, ...]] = ("loss",)  # what a gate can ask for
     JUDGED: ClassVar[tuple[str, ...]] = ("loss",)  # what its validation measures
 
-    method: str | None = None  # an entry of training/methods/table.py; null: the stage's own
     steps: int = 100  # updates of the weights; 0 leaves the stage out
+    method: str | None = None  # an entry of training/methods/table.py; null: the stage's own
     batch_size: int = 1  # clips a worker takes at once
     grad_accumulation: int = 1  # batches an update
     learning_rate: float = 1e-4  # AdamW's, after the warm-up
