@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from infra.runtime.errors import UserError
+from pipelines.commands.bench_detail import bench_detail
 from pipelines.commands.bench_serve import bench_serve
 from pipelines.commands.bench_train import bench_train
 from pipelines.commands.options import parse_pixels
@@ -174,6 +175,9 @@ bench_app.command(
         "liveedit bench train demo --gpus 2 foundation.batch_size=4"
     ),
 )(bench_train)
+
+
+bench_app.command("detail")(bench_detail)
 
 
 def parse_steps(steps: str) -> tuple[int, ...]:
