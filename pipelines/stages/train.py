@@ -28,7 +28,7 @@ def train(
         run.log_input("train", str(dataset), "training")
 
         def on_progress(report: Progress) -> None:
-            run.log_metrics(report.metrics, report.step)
+            run.log_metrics({**report.metrics, **report.system}, report.step)
             for file in map(Path, report.files):
                 run.log_artifact(file, f"validation/{file.parent.name}")
             chain.view.update(stage, report.step, report.steps, report.line())

@@ -26,6 +26,7 @@ from pipelines.training.methods.base import Setting, Stage
 from pipelines.training.methods.table import build_stage
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 from pipelines.training.speed import Speed
+from pipelines.training.system import system_metrics
 from pipelines.training.validation import Validation
 
 
@@ -135,6 +136,7 @@ class Training:
             for name, engine in stage.engines.items():
                 rate = learning_rate_at(step, section, stage.learning_rates[name])
                 set_learning_rate(engine, rate)
+                meter.rates[f"learning_rate_{name}"] = rate
             for micro in range(section.grad_accumulation):
                 with meter.speed.waiting():
                     batch = next(stream)
@@ -247,6 +249,7 @@ class Meter:
         self.setting = setting
         self.folder = folder
         self.last: dict[str, float] = {}
+        self.rates: dict[str, float] = {}  # of every network
         self.speed = Speed(setting.device)
         self._resumed = resumed
         self._first_bad = torch.full((), -1, dtype=torch.int64, device=setting.device)
@@ -298,6 +301,7 @@ class Meter:
             metrics = {
                 **self.last,
                 "learning_rate": learning_rate,
+                **(self.rates if len(self.rates) > 1 else {}),
                 "seconds_per_step": seconds,
                 "data_seconds_per_step": waited,
                 **speed.figures(steps, seconds),
@@ -305,7 +309,15 @@ class Meter:
             }
             all_steps = self.setting.section.steps
             self.folder.report(
-                Progress(done, all_steps, metrics, seconds, pid=os.getpid(), resumed=self._resumed)
+                Progress(
+                    done,
+                    all_steps,
+                    metrics,
+                    seconds,
+                    pid=os.getpid(),
+                    resumed=self._resumed,
+                    system=system_metrics(self.setting.device, self.folder.path),
+                )
             )
         self._resumed = False
         self._clear()

@@ -29,6 +29,7 @@ class Progress:
     seconds_per_step: float  # 0 in the report of a validation
     pid: int = 0  # of the first worker
     resumed: bool = False  # the first report after a start from a checkpoint
+    system: dict[str, float] = field(default_factory=dict)  # of its machine, see system_metrics
     files: list[str] = field(default_factory=list)  # that show how far it is, of a validation
 
     @property

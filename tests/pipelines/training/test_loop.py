@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray.train
 import ray.train.torch
@@ -275,6 +276,8 @@ def test_what_is_logged_under_which_name(
     assert third.metrics["loss"] == pytest.approx(45.5)
     assert [r.metrics["norm"] for r in run.reports] == [8.0, 8.0, 11.0]  # kept until there is more
     assert [r.metrics["learning_rate"] for r in run.reports] == pytest.approx([0.05, 0.1, 0.1])
+    rates = [(r.metrics["learning_rate_one"], r.metrics["learning_rate_two"]) for r in run.reports]
+    assert rates == [pytest.approx((r, 3 * r)) for r in (0.05, 0.1, 0.1)]
     assert [r.seconds_per_step for r in run.reports] == pytest.approx([0.5] * 3)  # not per batch
     assert [r.metrics["seconds_per_step"] for r in run.reports] == pytest.approx([0.5] * 3)
     # Two batches a step of 1, 2, ... TFLOP each, in half a second.
@@ -283,6 +286,11 @@ def test_what_is_logged_under_which_name(
     assert made["metrics"] == {"loss": 45.5, "norm": 11.0}
     assert read_card(run.folder / "model")["metrics"] == made["metrics"]
     assert {r.resumed for r in run.reports} == {False}
+    for report in run.reports:
+        memory = psutil.virtual_memory().total / 1e6
+        assert 0 < report.system["system/system_memory_usage_megabytes"] < memory
+        assert 0 <= report.system["system/cpu_utilization_percentage"] <= 100
+        assert report.system["system/disk_available_megabytes"] > 0
 
 
 def test_waiting_for_data_is_told_apart(
