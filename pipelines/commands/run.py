@@ -113,18 +113,15 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
 
 def mlflow_pages(server: str, config: PipelineConfig, result: PipelineResult) -> dict[str, str]:
     """Addresses that open this run and its version. Without the workflow's type MLflow 3 opens its
-    pages for language models, where neither is."""
-    from infra.runtime.registry import client_for
-
+    pages for language models, where neither is. Nothing is asked: MLflow may be gone by now."""
     kind = "workflowType=machine_learning"
-    pages = {"runs": f"{server}/#/experiments?{kind}"}
-    if result.version is not None:
-        run = client_for(str(config.tracking.uri)).get_run(result.run_id)
-        experiment = run.info.experiment_id
-        pages["runs"] = f"{server}/#/experiments/{experiment}/runs/{result.run_id}?{kind}"
-        name = config.tracking.model_name
-        pages["version"] = f"{server}/#/models/{name}/versions/{result.version}?{kind}"
-    return pages
+    if result.version is None:  # MLflow does not know the run either
+        return {"runs": f"{server}/#/experiments?{kind}"}
+    version = f"models/{config.tracking.model_name}/versions/{result.version}"
+    return {
+        "runs": f"{server}/#/runs/{result.run_id}?{kind}",  # leads to that of its experiment
+        "version": f"{server}/#/{version}?{kind}",
+    }
 
 
 def _run(

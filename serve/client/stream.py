@@ -29,6 +29,7 @@ from websockets.exceptions import (
 )
 from websockets.typing import Subprotocol
 
+from infra.runtime.errors import UserError
 from serve.wire import codec
 from serve.wire.protocol import (
     PATH,
@@ -342,6 +343,6 @@ def stream_url(url: str) -> str:
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     if scheme not in ("ws", "wss") or not parts.netloc:
-        raise ConnectError(f"{url!r} is no server address; write ws://HOST:PORT")
+        raise UserError(f"{url!r} is no server address; write ws://HOST:PORT")
     prefix = parts.path.rstrip("/").removesuffix(PATH)  # of a proxy in front of the server
     return urlunsplit((scheme, parts.netloc, prefix + PATH, parts.query, ""))

@@ -39,6 +39,8 @@ def test_a_mask_cache() -> None:
         "keep_ratio": 0.3,
         "pruned_steps": (1, 2),
         "scope": "attention",
+        "threshold": 0.02,
+        "dilate": 1,
     }
 
 

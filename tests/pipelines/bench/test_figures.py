@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,8 @@ def test_what_is_asked_for_is_timed() -> None:
     editor = build_editor(replace(OPTIONS, **ASKED))
     told = describe(editor, OPTIONS, (48, 64))
     assert (told["height"], told["width"], told["dtype"]) == (48, 64, "float32")
-    assert told["mask_cache"] == {**ASKED, "pruned_steps": [2, 3]}
+    wanted = asdict(MaskCacheConfig(**ASKED))
+    assert told["mask_cache"] == {**wanted, "pruned_steps": [2, 3]}
     assert told["chunk_frames"] == 12
     assert noise_frames(2, 3, 4).shape == (2, 3, 4, 3)
     with pytest.raises(ValueError, match="neither a model directory nor one of the presets"):

@@ -107,6 +107,8 @@ def test_the_page_says_where_everything_is_and_why_it_was_not_promoted(
         str(tmp_path / "side.png"),
         "1.2 dB",
         f"mlflow ui --backend-store-uri {mlflow_uri}",
+        "/#/runs/run?workflowType=machine_learning",
+        "/#/models/liveedit/versions/7?workflowType=machine_learning",
     ):
         assert words in page.getvalue()
     said = (
