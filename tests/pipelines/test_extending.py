@@ -85,7 +85,9 @@ def test_a_policy(example: Example) -> None:
     share = (whole + 0.5 * len(pruned.pruned_steps)) / (steps + 1)
     assert chunks[-1].recomputed == pytest.approx(share)
     wrong = replace(CONFIG, stream=replace(CONFIG.stream, mask_cache=MaskCacheConfig("top_hafl")))
-    with pytest.raises(UserError, match="policy 'top_hafl'; there are budget, follow, published, top_half"):
+    with pytest.raises(
+        UserError, match="policy 'top_hafl'; there are budget, follow, published, top_half"
+    ):
         check_choices(wrong)
 
 

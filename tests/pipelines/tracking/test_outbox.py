@@ -168,7 +168,7 @@ def test_a_server_that_never_answers_is_not_waited_for(
         f"MLflow at {address} does not have all of this yet (no answer)"
     ]
     written = (tmp_path / "tracking" / "journal.jsonl").read_text().splitlines()
-    assert len(written) == 10
+    assert len(written) == 11
 
 
 SCRIPT = """
