@@ -181,7 +181,9 @@ async def test_a_slow_reader_slows_only_itself(small_model: Path) -> None:
                 await asyncio.sleep(0.05)
             assert session.next_frame < 120, "the server read on without bound"
             flooding.cancel()
-        assert server.front.services.metrics.ended.labels("too_slow")._value.get() == 1
+        (ended,) = server.front.services.metrics.ended.collect()
+        totals = [sample for sample in ended.samples if sample.name.endswith("_total")]
+        assert {one.labels["reason"]: one.value for one in totals} == {"close": 1, "too_slow": 1}
 
 
 async def send_all(stream: Stream, frames: np.ndarray) -> None:
