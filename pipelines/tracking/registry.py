@@ -229,7 +229,9 @@ def _create(
     import mlflow
 
     tags = {LOCATION: str(location), FINGERPRINT: fingerprint}
-    mlflow.set_tracking_uri(client.tracking_uri)  # the external-model call has no client form
+    # The external-model call has no client form, and MLflow would leave its address to all children.
+    with environment({"MLFLOW_TRACKING_URI": client.tracking_uri}):
+        mlflow.set_tracking_uri(client.tracking_uri)
     # In the run's experiment: the default one would put MLflow's note of the model, and the folder
     # for it, wherever this process was started.
     experiment = client.get_run(run_id).info.experiment_id

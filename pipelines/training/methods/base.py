@@ -154,7 +154,10 @@ def prepare_network(network: Transformer, compute: ComputeConfig, device: torch.
     """Make a transformer ready for training, or for scoring: what it recomputes, and on a GPU the
     fused blocks, which compute the same function."""
     network.gradient_checkpointing = compute.activation_checkpointing
-    network.recompute_attention = compute.recompute_attention
+    # Under ZeRO-3 a recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping
+    # of what was kept does not bear. Gathering whole blocks before (DeepSpeed's leaf modules) does,
+    # but a training that goes on from a checkpoint then fails in its first backward pass.
+    network.recompute_attention = compute.recompute_attention or compute.zero_stage == 3
     if device.type == "cuda":
         from modeling.gpu.training import fuse_blocks  # Triton exists only where there is a GPU
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,7 @@ def test_a_stopped_edit_leaves_nothing_and_no_traceback(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(signal.signal, stop, signal.SIG_DFL),  # nohup, above pytest, ignores it
     ) as process:
         try:
             while not list(tmp_path.glob(".out*")):

@@ -156,6 +156,8 @@ def test_an_open_tab_hears_of_the_stop(tmp_path: Path) -> None:
         folder = Path(command.said(r"logs +(\S+)/session_latest")[1])
         command.said(r"stop +Ctrl-C")
         with open_tab(page) as tab:
+            while isinstance(tab.recv(timeout=60), str):  # until an edited frame: all have come
+                pass
             os.killpg(command.process.pid, signal.SIGINT)
             heard = [message for message in tab if isinstance(message, str)]
         assert json.loads(heard[-1]) == {"type": "closed", "frames": 9, "reason": "stopped"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from modeling.fingerprint import FingerprintError, model_fingerprint
 from modeling.model_dir import read_card
 from pipelines import cli
 from pipelines.tracking import registry
+from pipelines.tracking.outbox import Outbox
 from pipelines.tracking.records import Records, StageRecord
 from pipelines.tracking.tracker import Tracker
 from pipelines.tracking.versions import publish
@@ -346,3 +348,21 @@ def test_the_commands_list_show_promote_and_take_back(
     assert f"{second} (CHANGED since it was registered)" in shown
     assert "metric.gain" in shown
     assert "as registered" in said("show", "models:/liveedit@production")
+
+
+def test_registering_leaves_no_address_behind(
+    tmp_path: Path, tiny_model: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with Outbox(tmp_path, mlflow_uri, "test", print) as outbox:
+        run = outbox.start_pipeline("demo", {})
+        run.register(
+            "mine",
+            tiny_model,
+            fingerprint=model_fingerprint(tiny_model),
+            metrics={},
+            aliases=["candidate"],
+        )
+        run.finish()
+    assert registry.resolve("models:/mine@candidate", mlflow_uri) == tiny_model
+    assert "MLFLOW_TRACKING_URI" not in os.environ
