@@ -229,7 +229,7 @@ def _create(
     import mlflow
 
     tags = {LOCATION: str(location), FINGERPRINT: fingerprint}
-    # The external-model call has no client form, and MLflow would leave its address to all children.
+    # The external-model call has no client form; MLflow would leave the address to all children.
     with environment({"MLFLOW_TRACKING_URI": client.tracking_uri}):
         mlflow.set_tracking_uri(client.tracking_uri)
     # In the run's experiment: the default one would put MLflow's note of the model, and the folder
