@@ -15,6 +15,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from infra.runtime.errors import UserError
 from serve.client import ConnectError, WireError, connect
 from serve.client import stream as client_stream
 from serve.client.stream import Stream, stream_url
@@ -340,5 +341,5 @@ def test_addresses(url: str, address: str) -> None:
 
 @pytest.mark.parametrize("url", ["h:1", "ftp://h", "ws://", "", "/v1/stream"])
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(ConnectError, match="write ws://HOST:PORT"):
+    with pytest.raises(UserError, match="write ws://HOST:PORT"):
         stream_url(url)

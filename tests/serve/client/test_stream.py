@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.runtime.errors import UserError
 from modeling.editor import StreamingEditor
 from serve.client import ConnectError, EditedFrame, Event, Stream, connect, edit_frames
 from serve.client import stream as client_stream
@@ -69,7 +70,7 @@ def test_the_sync_client_ends_early_and_passes_errors_on(server: Server) -> None
         list(edit_frames(server.url, clip(1, width=8, height=8), "make it red", fps=16))
     with pytest.raises(ConnectError, match="cannot be reached"):
         list(edit_frames("ws://127.0.0.1:9", clip(1), "make it red", fps=16))
-    with pytest.raises(ConnectError, match="ws://HOST:PORT"):
+    with pytest.raises(UserError, match="ws://HOST:PORT"):
         list(edit_frames("127.0.0.1:9", clip(1), "make it red", fps=16))
 
     def broken_source() -> object:
