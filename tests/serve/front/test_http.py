@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from data.video import VideoWriter, probe, read_frames, read_timed
 from serve.client import edit_frames
 from serve.limits import Limits
+from serve.wire.protocol import WireError
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.tokens import write_tokens
 
@@ -166,6 +167,17 @@ def test_wrong_uploads(
     response = post(server, video(clip(9)) if data is None else data, **fields)
     assert response.status_code == status
     assert named in response.json()["error"]["message"]
+
+
+def test_what_a_front_has_become_during_the_upload_counts(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([None, WireError("draining", "this server is going away; open again")])
+    monkeypatch.setattr(server.front.edits, "_refusal", lambda: next(answers))
+    response = post(server, video(clip(9)), prompt="x")
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "draining"
+    assert server.front.open_connections == 0
 
 
 def test_uploads_are_limited_and_paths_stay_inside(small_model: Path) -> None:
