@@ -53,6 +53,7 @@ def test_without_a_file_everybody_is_let_in(text: str) -> None:
         ("Bearer a", "", (), "a"),
         ("bearer  a ", "b", ("liveedit.token.c",), "a"),
         ("Bearer wrong", "a", (), "wrong"),  # not mended by the address
+        ("Bearer", "a", ("liveedit.token.b",), ""),
         ("Basic a", "", (), ""),
         ("a", "", (), ""),
         ("", "a", (), "a"),

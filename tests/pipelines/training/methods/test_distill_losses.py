@@ -236,6 +236,46 @@ def test_the_rollout_and_who_judges_it(rank: int) -> None:
                 assert torch.equal(found, given[name])
 
 
+def test_held_out_clips_are_judged_by_what_the_whole_stream_makes_of_them() -> None:
+    """All four steps of every chunk, whichever a training step would end at."""
+    here = setting("distill", edit_weight=2.0, edit_full=1.5)
+    training, given = make(here), batch()
+    calls = training.generator.module.calls
+    found = training.judge(given, here.draw(0, 0))
+    assert [call.grad for call in calls] == [False] * (2 * 4 + 1)
+    made = training.edit(given["source"], given["text"], here.draw(0, 0), False, 3).double()
+    change = (given["target"] - given["source"]).double().square().mean(dim=2, keepdim=True)
+    weight = 1 + 2.0 * (change / 1.5).clamp(max=1)
+    loss = 0.5 * (weight * (made - given["target"]).square()).mean()
+    assert set(found) == {"loss"}
+    assert found["loss"].item() == pytest.approx(loss.item(), rel=1e-4)
+    training.judge(given, here.draw(1, 0))
+    assert len(calls) == 3 * (2 * 4 + 1)  # whatever step it is
+
+
+def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied: list[list[float]] = []
+
+    def copy(engine: Any, target: PlainNetwork) -> None:
+        target.load_state_dict(engine.module.state_dict())
+        copied.append(target.factors.tolist())
+
+    monkeypatch.setattr(module, "_empty_copy", lambda *_: PlainNetwork().requires_grad_(False))
+    monkeypatch.setattr(module, "copy_weights", copy)
+    here = setting("distill", generator_every=2, learning_rate=1e-2)
+    here.config.compute.zero_stage = 3
+    training = make(here)
+    for step in range(5):
+        before = training.generator.module.factors.tolist()
+        training.passed.calls.clear()
+        training.step(batch(step), here.draw(step, 0))
+        assert training.passed.factors.tolist() == before
+        assert training.passed.calls
+    assert len(copied) == 3  # at first, and after the updates of steps 0 and 2
+
+
 def test_all_that_is_drawn_for_a_step_differs() -> None:
     """First noise of the rollout, of the scores and of the critic, on two ranks and in two steps:
     none equals another."""
