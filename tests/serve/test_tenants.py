@@ -131,10 +131,18 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_not(
             assert tenants.find("new") == Tenant("a", max_sessions=2)
     assert len(caplog.records) == 2  # each change is said once
     assert "tenants stay as they were: the token file" in caplog.text
+    # In place, and as long as before.
+    write_tokens(path, {"a": "new"})
+    assert tenants.find("new") == Tenant("a")
+    here = path.stat()
+    write_tokens(path, {"a": "now"})
+    os.utime(path, ns=(here.st_atime_ns, here.st_mtime_ns + 1))
+    assert (path.stat().st_ino, path.stat().st_size) == (here.st_ino, here.st_size)
+    assert (tenants.find("new"), tenants.find("now")) == (None, Tenant("a"))
     # As Kubernetes does it: another file takes the name.
     write_tokens(tmp_path / "next", {"b": "next"})
     os.replace(tmp_path / "next", path)
-    assert (tenants.find("new"), tenants.find("next")) == (None, Tenant("b"))
+    assert (tenants.find("now"), tenants.find("next")) == (None, Tenant("b"))
 
 
 def test_the_command_writes_what_the_server_reads(tmp_path: Path) -> None:

@@ -91,6 +91,20 @@ def test_teacher_forcing(reference: Reference, transformer: Transformer) -> None
     assert_close(out[:, 9:], reference.latents("output.teacher_forcing"))
 
 
+def test_a_short_text_is_a_text_with_zeros_behind_it(
+    reference: Reference, transformer: Transformer
+) -> None:
+    """As Wan does; a softmax over fewer keys would be another network."""
+    text = reference.tensors["input.text"]
+    padded = torch.zeros(text.shape[0], transformer.config.text_tokens, text.shape[2])
+    padded[:, :3] = text[:, :3]
+    for short, whole in zip(
+        transformer.prepare_text(text[:, :3]), transformer.prepare_text(padded), strict=True
+    ):
+        assert short.shape[2] == transformer.config.text_tokens
+        torch.testing.assert_close(short, whole)
+
+
 @pytest.mark.parametrize(
     ("output", "frames", "window", "sinks"),
     [("full", 9, 9, 0), ("window", 15, 9, 0), ("window_sink", 15, 9, 3)],

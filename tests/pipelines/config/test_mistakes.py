@@ -273,6 +273,7 @@ WORDS = [
     ("causal.gate.min_validation_gain=1", "causal.gate.min_validation_gain asks for no metric of"),
     ("vae.gate.psnr=1", "vae.gate.psnr asks for no metric of that stage; there are max_loss, min"),
     ("vae.gate.min_psnr=nan", "vae.gate.min_psnr=nan lets nothing pass; use a number"),
+    ("vae.gate.min_psnr=inf", "vae.gate.min_psnr=inf lets nothing pass; use a number"),
     ("vae.gate.min_psnr=x", "vae.gate.min_psnr: Value 'x'"),
     ("learning_rate=1", "unknown key 'learning_rate'; did you mean vae.learning_rate"),
     (

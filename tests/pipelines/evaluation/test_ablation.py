@@ -76,8 +76,10 @@ def test_variants_of_a_stream() -> None:
     assert (stream(window=6, sinks=0).window_latents, stream(window=6, sinks=0).sink_latents) == (
         6, 0,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="steps=0"):
-        stream(steps=0)
+    assert stream(steps=1000, cache="none").timesteps == tuple(range(1000, 0, -1))
+    for steps in (0, 1001):
+        with pytest.raises(ConfigError, match=f"steps={steps} must be at least 1 and at most 1000"):
+            stream(steps=steps)
 
 
 def model_config(**cache: Any) -> ModelConfig:

@@ -17,6 +17,7 @@ from serve.scaling.placement import (
     DECIDE_S,
     LEFT_S,
     RESERVED_S,
+    START_S,
     Full,
     Placed,
     Placement,
@@ -301,6 +302,24 @@ def test_what_is_expected_follows_lengths_and_starts(placement: Placement, clock
     # One of two sessions, which last 8 s, ends in 4 s; an editor would take 30.
     assert placement.ask(request("2")) == Waiting(1, 4.0)
     assert placement.ask(request("3")) == Waiting(2, 8.0)
+
+
+def test_who_waits_hears_when_the_editor_that_is_started_will_be_there(
+    placement: Placement, clock: Clock
+) -> None:
+    placement.report(editor("a", 0.7))
+    assert placement.ask(request("1")) == Waiting(1, START_S)
+    clock.now += 9.0
+    placement.report(editor("a", 0.7))
+    assert placement.ask(request("1")) == Waiting(1, START_S - 9.0)
+    for _ in range(3):
+        clock.now += 9.0
+        placement.report(editor("a", 0.7))
+        told = placement.ask(request("1"))
+    assert told == Waiting(1, 1.0)  # any moment
+    placement.report(editor("b", 0.7))
+    # The next is expected to take as long as this one did.
+    assert placement.ask(request("1")) == Waiting(1, 36.0)
 
 
 def test_refused_demand_starts_an_editor(placement: Placement, clock: Clock) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from modeling.diffusion.flow import FlowSchedule
-from pipelines.training.methods.base import Draw, draw_timesteps
-from tests.pipelines.training.plain import setting
+from pipelines.config.stages import ComputeConfig
+from pipelines.training.methods.base import Draw, draw_timesteps, prepare_network
+from tests.pipelines.training.plain import PlainNetwork, setting
 
 
 def draw(seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 4) -> Draw:
@@ -98,6 +99,18 @@ def test_the_networks_type_is_the_precision() -> None:
     assert here.dtype == torch.float32
     here.config.compute.precision = "bf16"
     assert here.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_attention_is_kept_for_the_backward_pass_but_under_zero_3(zero: int, asked: bool) -> None:
+    network = PlainNetwork()
+    compute = ComputeConfig(
+        zero_stage=zero, recompute_attention=asked, activation_checkpointing=True
+    )
+    prepare_network(network, compute, torch.device("cpu"))  # type: ignore[arg-type]
+    assert network.gradient_checkpointing
+    assert network.recompute_attention is (asked or zero == 3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
