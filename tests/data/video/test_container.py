@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.video import VideoError, VideoWriter, probe
+from data.video.boxes import MAX_FRAMES, index_lie
 from tests.data.conftest import MakeVideo, numbered
 from tests.data.video.test_clock import edited, shown
 
@@ -65,6 +66,32 @@ def test_an_index_that_promises_what_cannot_be_is_not_built(
         probe(path)
     with pytest.raises(VideoError, match="more than a file of"):
         probe(io.BytesIO(data))
+
+
+def box(kind: bytes, *inside: bytes) -> bytes:
+    return struct.pack(">I", 8 + sum(map(len, inside))) + kind + b"".join(inside)
+
+
+@pytest.mark.parametrize(
+    ("handler", "count", "fits"),
+    [
+        (b"vide", MAX_FRAMES, True),
+        (b"vide", MAX_FRAMES + 1, False),  # for days of video there would be bytes enough
+        (b"soun", MAX_FRAMES + 1, True),  # three minutes and a half
+        (b"soun", 4 * (3 * 10**6 + 140), True),
+        (b"soun", 4 * (3 * 10**6 + 140) + 1, False),
+    ],
+)
+def test_a_track_has_so_many_frames_at_most(handler: bytes, count: int, fits: bool) -> None:
+    stated = box(b"stsz", struct.pack(">3I", 0, 0, count))
+    media = box(
+        b"mdia", box(b"hdlr", bytes(8) + handler + bytes(12)), box(b"minf", box(b"stbl", stated))
+    )
+    data = box(b"ftyp", b"isom") + box(b"moov", box(b"trak", media)) + box(b"mdat")
+    data += box(b"free", bytes(3 * 10**6 + 140 - len(data) - 8))
+    assert len(data) == 3 * 10**6 + 140
+    lie = index_lie(io.BytesIO(data))
+    assert lie is None if fits else f"states {count} frames" in str(lie)
 
 
 def test_the_same_in_a_fragment(make_video: MakeVideo, tmp_path: Path) -> None:

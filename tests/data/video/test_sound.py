@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from data.video import VideoWriter, probe, read_frames
+from data.video import VideoWriter, probe, read_frames, read_timed
 from tests.data.conftest import MakeVideo, numbered
 
 
@@ -50,6 +50,17 @@ def test_audio_that_mp4_players_do_not_know_becomes_aac(
     assert len(samples) / 48000 == pytest.approx(1.0, abs=0.03)
     spectrum = np.abs(np.fft.rfft(samples[2048:34816]))
     assert np.argmax(spectrum) * 48000 / 32768 == pytest.approx(440, abs=3)
+
+
+@pytest.mark.parametrize(("late", "shown"), [(0.06, 0.0), (0.1, 0.0), (0.2, 0.25)])
+def test_sound_that_begins_a_little_early_moves_no_frame(
+    make_video: MakeVideo, late: float, shown: float
+) -> None:
+    """As much as an encoder's padding is; more is heard before there is a picture, for whole
+    frames."""
+    times = [Fraction(n, 16) + Fraction(late) for n in range(16)]
+    source = make_video("in.mkv", audio="flac", audio_seconds=1.5, times=times)
+    assert [float(time) for time, _ in read_timed(source)] == [shown + n / 16 for n in range(16)]
 
 
 def test_audio_ends_with_a_shorter_video(make_video: MakeVideo, tmp_path: Path) -> None:

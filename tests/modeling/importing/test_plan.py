@@ -109,6 +109,25 @@ def test_the_card_says_where_each_part_is_from(published: Published, tmp_path: P
     assert 0.8 < plan.bytes_to_write / weights < 1
 
 
+def test_what_only_a_config_says_is_taken_from_it(published: Published, tmp_path: Path) -> None:
+    folder = shutil.copytree(published.diffusers, tmp_path / "theirs")
+    mean, std = [n / 10 for n in range(16)], [1 + n / 10 for n in range(16)]
+    said: dict[str, dict[str, Any]] = {
+        "vae": {"latents_mean": mean, "latents_std": std},
+        "transformer": {"eps": 1e-5},
+        "text_encoder": {"layer_norm_epsilon": 1e-4, "relative_attention_max_distance": 64},
+    }
+    for part, values in said.items():
+        file = folder / part / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    to = do_import(folder, tmp_path / "one")
+    config = read_config(to)
+    assert (config.vae.mean, config.vae.std) == (tuple(mean), tuple(std))
+    assert config.transformer.eps == 1e-5
+    text = json.loads((to / "text" / "text_encoder" / "config.json").read_text())
+    assert said["text_encoder"].items() <= text.items()
+
+
 def test_parts_from_several_places(published: Published, tmp_path: Path) -> None:
     torch.manual_seed(1)
     tiny = build_vae(TINY_VAE).state_dict()
@@ -308,6 +327,20 @@ class TestRefusals:
         usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
         monkeypatch.setattr(importers.shutil, "disk_usage", lambda place: usage)
         self.refuse(r"takes 0\.0 GB and .* has 0\.0 GB free", published.wan, tmp_path)
+
+
+def test_a_disk_needs_room_for_the_weights_and_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 10**9
+    for free in (needed + importers._ROOM, needed + importers._ROOM - 1):
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(importers.shutil, "disk_usage", lambda place, found=usage: found)
+        if free >= needed + importers._ROOM:
+            importers.check_space(tmp_path / "to", needed)
+        else:
+            with pytest.raises(CheckpointError, match=r"takes 1\.0 GB and .* has 1\.1 GB free"):
+                importers.check_space(tmp_path / "to", needed)
 
 
 def test_what_is_there_is_kept(published: Published, tmp_path: Path) -> None:

@@ -30,6 +30,25 @@ def test_training_in_one_pass_gives_what_a_stream_gives() -> None:
         torch.testing.assert_close(at_once, streamed)
 
 
+def test_what_stands_still_stays_as_it_is_from_the_first_frame_on() -> None:
+    """A stream begins as if its first picture had always been there, and a latent's one picture is
+    the last of the four that it would be later."""
+    torch.manual_seed(1)
+    vae = build_vae(SMALL).double().eval()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    still = torch.rand(1, 1, 3, 16, 24, dtype=torch.float64).expand(-1, 9, -1, -1, -1)
+    latents, _ = vae.encode_raw(still)
+    for n in (1, 2):
+        torch.testing.assert_close(latents[:, n], latents[:, 0])
+    frames, _ = vae.decode_raw(latents[:, :1].expand(-1, 3, -1, -1, -1))
+    for n in (4, 8):
+        torch.testing.assert_close(frames[:, n], frames[:, 0])
+    torch.testing.assert_close(frames[:, 1:5], frames[:, 5:])
+    assert not torch.allclose(frames[:, 1], frames[:, 4])
+
+
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="two widths and four depths"):
         VaeConfig(kind="folded", widths=(8, 12), depths=(1, 2, 2))

@@ -9,10 +9,10 @@ import pytest
 
 from serve.client.stream import stream_url
 from serve.front.driver import MAX_DEATHS, drive
-from serve.front.session import Session
+from serve.front.session import Delivery, Session
 from serve.metrics import Metrics
 from serve.wire.protocol import WireError
-from serve.wire.work import EditorLostError, Event, Opening, Ready, Take
+from serve.wire.work import Edited, EditorLostError, Event, Opening, Ready, Take
 
 
 class Mortal:
@@ -28,20 +28,48 @@ class Mortal:
         raise EditorLostError("it is dead")
 
 
+def fed_session() -> Session:
+    """With the frames of a first chunk."""
+    session = Session("s", prompt="red", mode="live", width=48, height=32)
+    for n in range(9):
+        session.feed(n, 0, np.zeros((32, 48, 3), np.uint8))
+    return session
+
+
 @pytest.mark.anyio
 async def test_a_chunk_that_kills_editors_is_not_tried_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("serve.front.driver.FIRST_PAUSE_S", 0.001)
-    backend, session = Mortal(), Session("s", prompt="red", mode="live", width=48, height=32)
-    for n in range(9):
-        session.feed(n, 0, np.zeros((32, 48, 3), np.uint8))
+    backend, session = Mortal(), fed_session()
     events = drive(backend, session, Opening("s", "red", 48, 32, 16.0, "live"), Metrics())
     assert isinstance(await anext(events), Ready)
     with pytest.raises(WireError, match="2 editors were lost over one chunk") as raised:
         await anext(events)
     assert raised.value.code == "internal"
     assert backend.deaths == MAX_DEATHS == 2
+
+
+class Starting(Mortal):
+    """One whose first editors die before they are given anything."""
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        yield Ready("m", 12, 9, 0)
+        if self.deaths < 2 * MAX_DEATHS:
+            self.deaths += 1
+            raise EditorLostError("it is dead")
+        work = await take()
+        yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"state")
+
+
+@pytest.mark.anyio
+async def test_who_had_no_work_did_not_die_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.front.driver.FIRST_PAUSE_S", 0.001)
+    backend, session = Starting(), fed_session()
+    events = drive(backend, session, Opening("s", "red", 48, 32, 16.0, "live"), Metrics())
+    assert isinstance(await anext(events), Ready)
+    assert isinstance(await anext(events), Delivery)
+    assert backend.deaths == 2 * MAX_DEATHS
 
 
 @pytest.mark.parametrize(
