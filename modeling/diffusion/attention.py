@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from modeling.diffusion.reuse import Reuse
-from modeling.diffusion.rope import Rope, fixed_rope_table
+from modeling.diffusion.rope import Rope, fixed_rope_table, rotate, time_shift
 
 
 class Visibility(Protocol):
@@ -38,10 +38,14 @@ class Visibility(Protocol):
 
 @dataclass(frozen=True)
 class Span:
-    """Frames `queries` see the keys of frames `keys`; both are (start, end) pairs."""
+    """Frames `queries` see the keys of frames `keys`; both are (start, end) pairs.
+
+    The first of `keys` are seen `moved` latents later than they are, as a stream sees its sinks.
+    """
 
     queries: tuple[int, int]
     keys: tuple[tuple[int, int], ...]
+    moved: int = 0
 
 
 class Spans:
@@ -57,6 +61,7 @@ class Spans:
             borders.update(edge for pair in (span.queries, *span.keys) for edge in pair)
         self._edges = sorted(borders)
         self._frame_tokens = 0
+        self._shifts: dict[int, Rope] = {}
 
     def begin(
         self, frames: int, height: int, width: int, head_dim: int, device: torch.device
@@ -66,6 +71,11 @@ class Spans:
                 f"this visibility covers {len(self.positions)} frames, the input has {frames}"
             )
         self._frame_tokens = height * width
+        self._shifts = {
+            span.moved: time_shift(span.moved, head_dim, device)
+            for span in self.spans
+            if span.moved
+        }
         return fixed_rope_table(self.positions, height, width, head_dim, device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -75,7 +85,7 @@ class Spans:
         made = [
             attention(
                 self._take(parts[0], (s.queries,)),
-                self._take(parts[1], s.keys),
+                self._keys(parts[1], s),
                 self._take(parts[2], s.keys),
             )
             for s in self.spans
@@ -89,6 +99,12 @@ class Spans:
             (s.queries[1] - s.queries[0]) * sum(end - start for start, end in s.keys)
             for s in self.spans
         )
+
+    def _keys(self, parts: tuple[Tensor, ...], span: Span) -> Tensor:
+        if not span.moved:
+            return self._take(parts, span.keys)
+        sinks = rotate(self._take(parts, span.keys[:1]), self._shifts[span.moved])
+        return torch.cat([sinks, self._take(parts, span.keys[1:])], dim=1)
 
     def _take(self, parts: tuple[Tensor, ...], ranges: tuple[tuple[int, int], ...]) -> Tensor:
         """The tokens of these frames, of what was split at the edges."""
@@ -114,16 +130,31 @@ def chunk_causal(frames: int, chunk: int) -> Spans:
     return Spans(tuple(Span((a, b), ((0, b),)) for a, b in chunks), tuple(range(frames)))
 
 
-def teacher_forcing(frames: int, chunk: int) -> Spans:
+def teacher_forcing(
+    frames: int,
+    chunk: int,
+    *,
+    window: int | None = None,
+    sinks: int = 0,
+    window_positions: bool = True,
+) -> Spans:
     """For a clip of `frames` stacked twice on the frame axis, clean half first (2 * frames).
 
     A clean chunk sees the clean chunks up to itself; a noisy chunk sees itself and the clean
     chunks before it, which is what a cache of refreshed chunks shows at inference. Both halves
-    have the same positions.
+    have the same positions. `window` (None: all), `sinks` and `window_positions` are those of a
+    stream, of which each chunk then sees what a `KVCache` of them shows.
     """
-    chunks = _chunks(frames, chunk)
-    clean = [Span((a, b), ((0, b),)) for a, b in chunks]
-    noisy = [Span((frames + a, frames + b), ((0, a), (frames + a, frames + b))) for a, b in chunks]
+    clean, noisy = [], []
+    for a, b in _chunks(frames, chunk):
+        before: tuple[tuple[int, int], ...] = ((0, a),) if a else ()
+        moved = 0
+        if window is not None and b > window:
+            recent = a - (window - chunk - sinks)
+            before = tuple((x, y) for x, y in ((0, sinks), (recent, a)) if x < y)
+            moved = b - window if window_positions and sinks else 0
+        clean.append(Span((a, b), (*before, (a, b)), moved))
+        noisy.append(Span((frames + a, frames + b), (*before, (frames + a, frames + b)), moved))
     return Spans((*clean, *noisy), tuple(range(frames)) * 2)
 
 

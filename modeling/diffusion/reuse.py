@@ -29,7 +29,7 @@ class Reuse:
         self.scope = scope
         self.tokens = tokens
         self.fixed_size = fixed_size
-        self._outputs = outputs
+        self.outputs = outputs
 
     @property
     def idle(self) -> bool:
@@ -43,6 +43,6 @@ class Reuse:
         stay as they are.
         """
         if self.tokens is None:
-            self._outputs[layer] = output
+            self.outputs[layer] = output
             return output
-        return self._outputs[layer].index_copy(1, self.tokens, output)
+        return self.outputs[layer].index_copy(1, self.tokens, output)

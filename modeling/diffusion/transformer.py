@@ -27,6 +27,7 @@ from torch.utils.checkpoint import (
 from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Visibility, attention
 from modeling.diffusion.rope import Rope, rotate
+from modeling.diffusion.sequence import Sequence
 
 
 class TextKV(NamedTuple):
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         self.config = config
         self.gradient_checkpointing = False  # blocks are computed again in the backward pass,
         self.recompute_attention = True  # with their self-attention or without
+        self.sequence: Sequence | None = None  # the ranks that share every clip's tokens
         dim = config.dim
         channels = config.latent_channels + config.source_channels
         self.patch_embedding = nn.Conv3d(channels, dim, (1, 2, 2), stride=(1, 2, 2))
@@ -72,6 +74,7 @@ class Transformer(nn.Module):
         timestep: [B], or [B, F] for one a latent, on the 0..1000 scale.
         text: embeddings [B, L, text_dim] or what `prepare_text` made of them.
         With a block-scope `visible.reuse`, tokens that are not kept come back as zeros.
+        Ranks that share a `sequence` are all given the same, and all get the whole.
         """
         latents = noisy if source is None else torch.cat([noisy, source.to(noisy)], dim=2)
         batch, frames, channels, height, width = latents.shape
@@ -83,16 +86,21 @@ class Transformer(nn.Module):
         if height % 2 or width % 2:
             raise ValueError(f"latent size {height}x{width} must be even; pad the video to 16s")
         grid = (height // 2, width // 2)
+        reuse = visible.reuse
+        kept = reuse.tokens if reuse is not None and reuse.scope == "block" else None
+        shared = None
+        if self.sequence is not None:
+            visible = shared = self.sequence.share(visible, frames, grid[0] * grid[1])
         rope = visible.begin(frames, *grid, self.config.head_dim, latents.device)
         text_kv = text if isinstance(text, TextKV) else self.prepare_text(text)
 
         x = self.embed_patches(latents)  # [B, T, dim]
         time = self.embed_time(timestep)  # [B, F or 1, dim]
         modulation = self.time_projection(time).unflatten(-1, (6, -1))  # [B, F or 1, 6, dim]
-        reuse = visible.reuse
-        kept = reuse.tokens if reuse is not None and reuse.scope == "block" else None
         if kept is not None:
             x = x[:, kept]  # [B, K, dim]
+        if shared is not None:
+            x = x[:, shared.split.own]
         for layer, block in enumerate(self.blocks):
             args = (x, modulation, text_kv.k[layer], text_kv.v[layer], visible, layer, rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -101,6 +109,8 @@ class Transformer(nn.Module):
             else:
                 x = block(*args)
         x = self.head(x, time)  # [B, T, 4 * C]
+        if shared is not None:
+            x = shared.split.whole(x)
         if kept is not None:
             tokens = frames * grid[0] * grid[1]
             x = x.new_zeros(batch, tokens, x.shape[-1]).index_copy(1, kept, x)

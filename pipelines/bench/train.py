@@ -53,6 +53,8 @@ class TrainOptions:
         gpus = torch.cuda.device_count()
         if self.cuda and max(self.workers) > gpus:
             raise UserError(f"--gpus {max(self.workers)}, but this machine has {gpus}; take fewer")
+        for workers in self.workers:
+            self.config.compute.check_sharing(workers)
         for zero in self.zero:
             replace(self.config.compute, zero_stage=zero)  # ConfigError for what cannot be
 
@@ -201,7 +203,10 @@ def _describe(options: TrainOptions) -> dict[str, Any]:
     config = options.config
     model = config.model.resolve()
     compute = section_plain(config.compute)
-    kept = ("precision", "activation_checkpointing", "deterministic", "loader_workers")
+    kept = (
+        *("precision", "activation_checkpointing", "deterministic", "loader_workers"),
+        "sequence_parallel",
+    )
     return {
         "model": config.name,
         "frames": config.data.frames,

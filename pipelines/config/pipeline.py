@@ -5,11 +5,12 @@ An impossible value or combination is a ConfigError that names the key, the valu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from modeling.config import ModelConfig
-from modeling.geometry import SPATIAL_STRIDE, frames_of, latents_of
+from modeling.geometry import SPATIAL_STRIDE, TOKEN_PIXELS, frames_of, latents_of
 from modeling.presets import PRESETS
 from pipelines.config.merge import ConfigError, merge
 from pipelines.config.rules import at_least
@@ -122,6 +123,7 @@ class PipelineConfig:
             )
         model = self.model.resolve()
         self._check_frames(model.stream.chunk_latents)
+        self._check_sequence(model)
         for name in TRAINED_STAGES:
             if self.data.train is None and getattr(self, name).steps:
                 self.check_batch(name, self.data.pairs)
@@ -146,14 +148,26 @@ class PipelineConfig:
     def check_batch(self, stage: str, samples: int) -> None:
         """Raise when the workers together ask for more samples at once than the dataset has."""
         workers = self.compute.workers or 2  # null: two, or more on more GPUs
+        groups = max(1, workers // self.compute.sharing(stage))
         batch = getattr(self, stage).batch_size
-        if workers * batch > samples:
+        if groups * batch > samples:
             raise ConfigError(
                 f"{stage}.batch_size={batch} on compute.workers={workers} asks for "
-                f"{workers * batch} samples at once, and the dataset has {samples}; lower "
-                f"{stage}.batch_size to {max(1, samples // workers)} or give more data "
+                f"{groups * batch} samples at once, and the dataset has {samples}; lower "
+                f"{stage}.batch_size to {max(1, samples // groups)} or give more data "
                 "(data.pairs, data.train)"
             )
+
+    def _check_sequence(self, model: ModelConfig) -> None:
+        size, heads = self.compute.sequence_parallel, model.transformer.num_heads
+        stream = model.stream
+        tokens = stream.height * stream.width // TOKEN_PIXELS**2
+        for count, what in ((heads, "heads"), (tokens, "tokens of a latent")):
+            if count % size:
+                raise ConfigError(
+                    f"compute.sequence_parallel={size} does not divide the model's {count} {what}; "
+                    f"use a divisor, such as {math.gcd(heads, tokens, size)}"
+                )
 
     def _check_frames(self, chunk: int) -> None:
         frames, latents = self.data.frames, latents_of(self.data.frames)

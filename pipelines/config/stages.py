@@ -26,6 +26,7 @@ class ComputeConfig:
     cpus_per_worker: float = 1.0  # what Ray reserves
     threads_per_worker: int = 1  # OMP and torch threads of a worker without a GPU
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 keeps fp32 master weights; slow on a CPU
+    sequence_parallel: int = 1  # workers that share every clip, each with a part of its tokens
     zero_stage: int = 2  # DeepSpeed ZeRO: 0 nothing, 1 optimizer, 2 gradients, 3 weights sharded
     activation_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
     recompute_attention: bool = False  # with them their attention: less memory still, slower
@@ -36,9 +37,10 @@ class ComputeConfig:
     deterministic: bool = True  # same losses in every run; a GPU then trains half as slow again
 
     def __post_init__(self) -> None:
-        at_least(self, workers=1, threads_per_worker=1, loader_workers=0)
+        at_least(self, workers=1, threads_per_worker=1, loader_workers=0, sequence_parallel=1)
         at_least(self, max_failures=0, keep_checkpoints=1)
         above_0(self, "cpus_per_worker")
+        self.check_sharing(self.workers)
         if self.zero_stage not in range(4):
             raise ConfigError(f"compute.zero_stage={self.zero_stage} does not exist; use 0 to 3")
         if self.precision == "bf16" and self.zero_stage == 0:
@@ -46,6 +48,18 @@ class ComputeConfig:
                 "compute.zero_stage=0 keeps no float32 master weights for compute.precision=bf16; "
                 "set compute.zero_stage to 1, 2 or 3, or compute.precision=fp32"
             )
+
+    def check_sharing(self, workers: int | None) -> None:
+        """ConfigError unless so many workers (None: not known yet) make whole groups."""
+        if workers is not None and workers % self.sequence_parallel:
+            raise ConfigError(
+                f"compute.sequence_parallel={self.sequence_parallel} does not divide "
+                f"compute.workers={workers} into groups; use a divisor, or other workers"
+            )
+
+    def sharing(self, stage: str) -> int:
+        """How many workers share every clip in `stage`; a VAE has no tokens to share."""
+        return 1 if stage == "vae" else self.sequence_parallel
 
 
 @dataclass
@@ -170,6 +184,10 @@ class CausalStage(FoundationStage):
     """Velocity matching, a chunk sees itself and the clean chunks before it."""
 
     SECTION: ClassVar[str] = "causal"
+
+    history: Literal["stream", "full"] = (
+        "stream"  # seen of earlier chunks: the stream's window, all
+    )
 
 
 @dataclass

@@ -110,7 +110,8 @@ class Planner(StageRunner):
             f"goes on at {done}" if done else "runs",
             why,
             workers,
-            workers and workers * section.batch_size * section.grad_accumulation,
+            workers
+            and workers // compute.sharing(stage) * section.batch_size * section.grad_accumulation,
             expect.seconds_from(before, left, expect.clips_trained(old)),
             workers and expect.states_gib(stage, model, compute, workers),
         )

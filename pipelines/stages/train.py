@@ -61,9 +61,12 @@ def train(
     if chooses:  # the pairs that choose, and how often, decide the result
         given["heldout"] = fingerprint_of(heldout)
         chooses |= {name: values[name] for name in ("validate_every", "validate_clips")}
+    sharing = config.compute.sharing(stage)
+    shared = {"sequence_parallel": sharing} if sharing > 1 else {}
     inputs = {
         "config": {k: v for k, v in values.items() if k not in (*WATCHING, *CHOOSING)} | chooses,
         "workers": config.compute.workers,
+        **shared,
         "precision": config.compute.precision,
         **given,
     }

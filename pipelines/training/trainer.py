@@ -218,6 +218,7 @@ def _workers(compute: ComputeConfig) -> tuple[int, bool]:
             f"compute.workers={workers} with a GPU each, but the Ray cluster has {gpus} GPUs; "
             f"set compute.workers={gpus}, or compute.gpus=false"
         )
+    compute.check_sharing(workers)
     cpus = resources.get("CPU", 0)
     if workers * compute.cpus_per_worker > cpus:
         raise TrainingError(

@@ -92,7 +92,7 @@ class Validation:
                 sums[name] = sums.get(name, 0.0) + counts * value.double()
         means = torch.stack(list(sums.values()))
         distributed.all_reduce(means)
-        values = (means / total).tolist()
+        values = (means / (total * setting.sharing)).tolist()
         return {f"validation_{name}": value for name, value in zip(sums, values, strict=True)}
 
     def edit(self, model: Path, done: int) -> list[str]:
@@ -158,7 +158,7 @@ class Validation:
         """(place, batch of one) of this rank's clips, the last of them again where another rank has
         one more."""
         assert self.setting.heldout is not None
-        rank, workers = self.setting.rank, self.setting.world_size
+        rank, workers = self.setting.data_rank, self.setting.data_workers
         pairs = loader(
             self.setting.heldout, batch_size=1, rank=0, world_size=1, shuffle=False, epochs=1
         )

@@ -75,12 +75,9 @@ class Capacity:
         """
         cost = self.cost((opening.height, opening.width))
         share = decisions.share_of(cost, opening.fps, self.chunk_frames)
+        shares = [self.share(name) for name in self.loads]
         if not decisions.admits(
-            self.load,
-            len(self.loads),
-            share,
-            max_sessions=self.max_sessions,
-            measured=self.measured,
+            shares, share, max_sessions=self.max_sessions, measured=self.measured
         ):
             raise WireError(
                 "at_capacity",

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
+from modeling.diffusion.sequence import Sequence
 from modeling.diffusion.transformer import Transformer
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.config.stages import ComputeConfig
 from pipelines.tracking.records import CHOOSING, WATCHING
 from pipelines.training.average import Ema
 from pipelines.training.zero import Engine
@@ -55,6 +56,32 @@ class Setting:
         """What the networks compute in."""
         return torch.bfloat16 if self.config.compute.precision == "bf16" else torch.float32
 
+    @property
+    def sharing(self) -> int:
+        """How many workers, one after another, share every clip."""
+        return self.config.compute.sharing(self.stage)
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the groups that take clips of their own this worker belongs to."""
+        return self.rank // self.sharing
+
+    @property
+    def data_workers(self) -> int:
+        return self.world_size // self.sharing
+
+    @cached_property
+    def sequence(self) -> Sequence | None:
+        """Who shares this worker's clips, None for nobody; a collective when it is first asked."""
+        size = self.sharing
+        if size == 1:
+            return None
+        groups = [
+            distributed.new_group(list(range(first, first + size)))
+            for first in range(0, self.world_size, size)
+        ]
+        return Sequence(groups[self.data_rank], self.rank % size, size)
+
     def plain(self) -> dict[str, Any]:
         """The stage's settings by name, but those that change nothing, and the workers."""
         values = {
@@ -62,22 +89,26 @@ class Setting:
             for name, value in asdict(self.section).items()
             if name not in (*WATCHING, *CHOOSING)
         }
-        return values | {"compute.workers": self.world_size}
+        return values | {
+            "compute.workers": self.world_size,
+            "compute.sequence_parallel": self.sharing,
+        }
 
     def draw(self, step: int, micro: int) -> Draw:
         return Draw(self, step, micro)
 
 
 class Draw:
-    """The random numbers of one batch: they depend on seed, step, accumulation and rank alone, so
-    a resumed training draws what an unbroken one would, with no random state to keep."""
+    """The random numbers of one batch: they depend on seed, step, accumulation and who shares the
+    clips alone, so a resumed training draws what an unbroken one would, with no random state to
+    keep."""
 
     def __init__(self, setting: Setting, step: int, micro: int) -> None:
         self.step = step
-        self.rank, self.world_size = setting.rank, setting.world_size
+        self.rank, self.world_size = setting.data_rank, setting.data_workers
         self.device = setting.device
         place = [setting.seed, step, micro]
-        self.own = _generator(self.device, [*place, 1 + setting.rank])
+        self.own = _generator(self.device, [*place, 1 + self.rank])
         self.shared = _generator(self.device, [*place, 0])  # the same on all ranks
 
     def normal_like(self, like: Tensor) -> Tensor:
@@ -150,15 +181,19 @@ class Stage(Protocol):
         """The finished model; a collective, whose weights only rank 0 needs to hold."""
 
 
-def prepare_network(network: Transformer, compute: ComputeConfig, device: torch.device) -> None:
-    """Make a transformer ready for training, or for scoring: what it recomputes, and on a GPU the
-    fused blocks, which compute the same function."""
+def prepare_network(network: Transformer, setting: Setting) -> None:
+    """Make a transformer ready for training, or for scoring: who shares its tokens, what it
+    recomputes, and on a GPU the fused blocks, which compute the same function."""
+    compute, sequence = setting.config.compute, setting.sequence
+    if sequence is not None:
+        sequence.heads_of(network.config)  # UserError where they cannot be shared out
+    network.sequence = sequence
     network.gradient_checkpointing = compute.activation_checkpointing
     # Under ZeRO-3 a recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping
     # of what was kept does not bear. Gathering whole blocks before (DeepSpeed's leaf modules) does,
     # but a training that goes on from a checkpoint then fails in its first backward pass.
     network.recompute_attention = compute.recompute_attention or compute.zero_stage == 3
-    if device.type == "cuda":
+    if setting.device.type == "cuda":
         from modeling.gpu.training import fuse_blocks  # Triton exists only where there is a GPU
 
         fuse_blocks(network)

@@ -2,8 +2,10 @@
 
 The clip is stacked twice on the frame axis: a clean half, which is what a stream's cache holds
 after its refresh (timestep 0, source channels beside it as there), and a noisy half whose chunks
-see themselves and the clean chunks before them. Each chunk draws its own noise level; only the
-noisy half is judged. The published code has this layout in its model but trains on noisy history.
+see themselves and, of the clean chunks before them, what the stream's window would show at the
+positions that it has there (`history="full"`: all of them, as published). Each chunk draws its own
+noise level; only the noisy half is judged. The published code has this layout in its model but
+trains on noisy history.
 """
 
 from __future__ import annotations
@@ -40,4 +42,13 @@ class CausalTraining(FoundationTraining):
         return self.compare(predicted[:, frames:], source, target, noise, timestep)
 
     def visibility(self, frames: int) -> Spans:
-        return teacher_forcing(frames, self.stream.chunk_latents)
+        stream = self.stream
+        if self.section.history == "full":
+            return teacher_forcing(frames, stream.chunk_latents)
+        return teacher_forcing(
+            frames,
+            stream.chunk_latents,
+            window=stream.window_latents,
+            sinks=stream.sink_latents,
+            window_positions=stream.window_positions,
+        )

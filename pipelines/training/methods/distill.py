@@ -55,8 +55,10 @@ class DistillTraining:
         section, compute = setting.section, setting.config.compute
         self.setting, self.section = setting, section
         self.config, self.stream = model.config.transformer, model.config.stream
+        sequence = setting.sequence
+        self.attention = sequence.heads_of(self.config) if sequence else self.config
         self.schedule = FlowSchedule(self.stream.shift, setting.device)
-        prepare_network(model.transformer, compute, setting.device)
+        prepare_network(model.transformer, setting)
         self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"generator": self.generator}
         self.learning_rates = {"generator": section.learning_rate}
@@ -64,7 +66,7 @@ class DistillTraining:
         if self.matches:
             self.real, critic = _teacher(setting), _teacher(setting)
             for network in (self.real, critic):
-                prepare_network(network, compute, setting.device)
+                prepare_network(network, setting)
             self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
             self.engines["critic"] = self.critic
             self.learning_rates["critic"] = section.critic_learning_rate
@@ -72,7 +74,7 @@ class DistillTraining:
         self.copies = compute.zero_stage == 3 and section.rollout_copy
         if self.copies:
             self.passed = _empty_copy(setting, model)
-            prepare_network(self.passed, compute, setting.device)
+            prepare_network(self.passed, setting)
         self.stale = True  # the copy's weights are not the generator's
         self.average = Ema(self.generator, section.ema_decay)
         self.ema: Ema | None = self.average
@@ -113,7 +115,7 @@ class DistillTraining:
         return rollout(
             self.generator if learns else None,
             self.passed,
-            self.config,
+            self.attention,
             self.stream,
             self.schedule,
             source=source,

@@ -36,7 +36,7 @@ class FoundationTraining:
     def __init__(self, setting: Setting, model: Model) -> None:
         assert model.transformer is not None
         section, compute = setting.section, setting.config.compute
-        prepare_network(model.transformer, compute, setting.device)
+        prepare_network(model.transformer, setting)
         self.rank, self.device = setting.rank, setting.device
         self.section = section
         self.config, self.stream = model.config.transformer, model.config.stream

@@ -48,7 +48,7 @@ def rollout(
     timestep 0 that writes the chunk into the history, go through `passed` without gradient. So a
     chunk's gradient sees its history as constant.
 
-    `dtype` is the network's, for the keys and values that are remembered.
+    `config` are the sizes and `dtype` the type of the keys and values that are remembered.
     """
     frames, chunk = source.shape[1], stream.chunk_latents
     timesteps = schedule.warp(stream.timesteps)[: last_step + 1]

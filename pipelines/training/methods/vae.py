@@ -141,8 +141,8 @@ class VaeTraining:
         batches = loader(
             self.setting.dataset,
             batch_size=1,
-            rank=self.setting.rank,
-            world_size=self.setting.world_size,
+            rank=self.setting.data_rank,
+            world_size=self.setting.data_workers,
             shuffle=False,
             epochs=1,
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modeling.config import TransformerConfig
-from modeling.diffusion.attention import chunk_causal
+from modeling.diffusion.attention import chunk_causal, teacher_forcing
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import rotate
 from modeling.diffusion.transformer import Transformer
@@ -210,3 +210,38 @@ def test_impossible_windows() -> None:
         cache(10)
     with pytest.raises(ValueError, match="does not hold 6 sinks"):
         cache(6, 6)
+
+
+@pytest.mark.parametrize(
+    ("window", "sinks", "window_positions"),
+    [(9, 3, True), (12, 6, True), (9, 0, True), (6, 3, True), (9, 3, False), (21, 3, True)],
+)
+def test_teacher_forcing_with_a_window_is_what_a_stream_of_clean_chunks_sees(
+    transformer: Transformer, window: int, sinks: int, window_positions: bool
+) -> None:
+    frames, text = 21, torch.ones(1, 4, 8)
+    clean, source = latents(frames)
+    noisy = latents(frames, seed=2)[0]
+    kv = cache(window, sinks, window_positions=window_positions)
+    chunks = []
+    for first in range(0, frames, CHUNK):
+        piece = slice(first, first + CHUNK)
+        at_level = (noisy[:, piece], source[:, piece], torch.tensor([700.0]))
+        chunks.append(transformer(*at_level, text, Cached(kv)))
+        transformer(clean[:, piece], source[:, piece], torch.zeros(1), text, Cached(kv))
+        kv.commit()
+    visible = teacher_forcing(
+        frames, CHUNK, window=window, sinks=sinks, window_positions=window_positions
+    )
+    timestep = torch.cat([torch.zeros(1, frames), torch.full((1, frames), 700.0)], dim=1)
+    at_once = (torch.cat([clean, noisy], dim=1), torch.cat([source, source], dim=1), timestep)
+    out = transformer(*at_once, text, visible)[:, frames:]
+    torch.testing.assert_close(out, torch.cat(chunks, dim=1), atol=1e-5, rtol=1e-5)
+    full = transformer(*at_once, text, teacher_forcing(frames, CHUNK))[:, frames:]
+    assert ((out - full).abs().amax(dim=(0, 2, 3, 4)) > 1e-4).tolist() == [
+        at >= window for at in range(frames)
+    ]
+    stacked = teacher_forcing(frames, CHUNK, window=window, sinks=sinks)
+    assert stacked.pairs == 2 * CHUNK * sum(
+        min(end, window) for end in range(CHUNK, frames + 1, CHUNK)
+    )

@@ -203,6 +203,7 @@ def refuses(
 def other_rates(config: PipelineConfig) -> None:
     config.distill.steps, config.distill.learning_rate = 9, 5e-4
     config.distill.weight_decay = 0.25
+    config.compute.sequence_parallel = 2
 
 
 def fewer_steps(config: PipelineConfig) -> None:
@@ -212,6 +213,8 @@ def fewer_steps(config: PipelineConfig) -> None:
 def check_rates(rank: int, folder: Path, *, place: Place) -> None:
     training = place.training(rank, other_rates)
     assert training.done == 3
+    network = training.stage.engines["generator"].module
+    assert (network.sequence.rank, network.sequence.size) == (rank, 2)
     for engine in training.stage.engines.values():
         decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
         assert decays == [0.25, 0.0]
@@ -226,6 +229,7 @@ def test_other_settings_go_on_and_are_named_and_what_cannot_be_meant_is_refused(
     assert said.count("goes on from its checkpoint at step 3, with other settings: ") == 1
     for text in ("distill.steps 4 -> 9", "learning_rate 0.001 -> 0.0005", "decay 0.01 -> 0.25"):
         assert text in said
+    assert "compute.sequence_parallel 1 -> 2" in said
     assert "compute.workers" not in said
     refused = {
         partial(zero, 3): r"compute.zero_stage was 2 and is 3; set it back, or move .* away",

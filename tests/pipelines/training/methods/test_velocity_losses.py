@@ -147,9 +147,19 @@ def test_the_causal_stage_sees_true_history_and_is_judged_on_the_noisy_half() ->
     assert torch.equal(levels, levels[:, :, :1].expand_as(levels))  # one a chunk
     assert levels.unique().numel() == CLIPS * FRAMES // CHUNK  # of its own
     sees = {s.queries: s.keys for s in call.visible.spans}
-    assert sees[(6, 9)] == ((0, 0), (6, 9))  # the first noisy chunk: itself alone
+    assert sees[(6, 9)] == ((6, 9),)  # the first noisy chunk: itself alone
     assert sees[(9, 12)] == ((0, 3), (9, 12))  # the second: the clean chunk before it, and itself
     assert call.visible.positions == (*range(FRAMES), *range(FRAMES))
+
+
+def test_history_is_the_streams_window_or_all_of_it() -> None:
+    frames = 24  # the stream's window is 12, with 3 sinks
+    streams, full = (
+        make(setting("causal", history=history))[0].visibility(frames).spans[-1]
+        for history in ("stream", "full")
+    )
+    assert (streams.keys, streams.moved) == (((0, 3), (15, 21), (45, 48)), 12)
+    assert (full.keys, full.moved) == (((0, 21), (45, 48)), 0)
 
 
 @both

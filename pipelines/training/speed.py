@@ -54,9 +54,11 @@ class Speed:
         finally:
             self.waited += time.monotonic() - began
 
-    def work(self, flops: float | None) -> None:
-        """Count a batch's model FLOPs; one that nobody counted leaves none to tell."""
-        self.flops = None if flops is None or self.flops is None else self.flops + flops
+    def work(self, flops: float | None, sharing: int = 1) -> None:
+        """Count a batch's model FLOPs, which so many workers share; one that nobody counted leaves
+        none to tell."""
+        known = flops is not None and self.flops is not None
+        self.flops = self.flops + flops / sharing if known else None  # type: ignore[operator]
 
     def seconds(self, steps: int) -> float:
         """A step."""

@@ -1,1 +1,0 @@
-"""What is seen of a training from outside: its figures, and where it stands."""

@@ -1,0 +1,187 @@
+"""Every stage on two groups of two gloo ranks, each with a clip, against one process with both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed
+
+from modeling.config import ModelConfig, StreamConfig
+from modeling.diffusion.transformer import Transformer
+from modeling.model_dir import Model
+from modeling.presets import PRESETS
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.config.stages import ComputeConfig
+from pipelines.training.engines import make_engine
+from pipelines.training.methods import distill, foundation
+from pipelines.training.methods.base import Setting
+from pipelines.training.methods.table import build_stage
+from pipelines.training.zero import import_deepspeed
+from tests.pipelines.training.plain import PlainEngine
+from tests.pipelines.training.test_engines import on_ranks
+
+SHARING, GROUPS, FRAMES = 2, 2, 12
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+DEMO = PRESETS["demo"]
+CONFIG: ModelConfig = replace(
+    DEMO,
+    transformer=replace(
+        DEMO.transformer, dim=24, ffn_dim=40, num_heads=2, num_layers=2, text_dim=8, text_tokens=6
+    ),
+    text=replace(DEMO.text, dim=8, tokens=6),
+    stream=StreamConfig(height=32, width=64, window_latents=6, sink_latents=3),
+)
+
+
+class NotingEngine(PlainEngine):
+    """Keeps the gradients of its last update, of which ranks take the mean as DeepSpeed does."""
+
+    gradients: Tensor
+
+    def step(self) -> None:
+        parameters = list(self.module.parameters())
+        self.gradients = torch.cat([p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
+        if getattr(self.module, "sequence", None) is not None:
+            distributed.all_reduce(self.gradients)
+            self.gradients /= distributed.get_world_size()
+        sizes = [p.numel() for p in parameters]
+        for p, mean in zip(parameters, self.gradients.split(sizes), strict=True):
+            p.grad = mean.view_as(p).clone()
+        super().step()
+
+
+def network(seed: int = 0) -> Transformer:
+    torch.manual_seed(seed)
+    net = Transformer(CONFIG.transformer)
+    for parameter in net.parameters():  # the head starts at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+def batch(clip: int) -> dict[str, Tensor]:
+    """What the loader gives one data rank."""
+    generator = torch.Generator().manual_seed(clip)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    shape = (1, FRAMES, 16, 4, 8)
+    return {"source": normal(*shape), "target": normal(*shape), "text": normal(1, 5, 8)}
+
+
+def setting(stage: str, rank: int, world: int, sharing: int, **compute: Any) -> Setting:
+    config = PipelineConfig()
+    config.compute = ComputeConfig(sequence_parallel=sharing, **compute)
+    config.distill.generator_every = 1
+    here = Path("nowhere")
+    return Setting(config, stage, here, "", {}, rank, world, torch.device("cpu"))
+
+
+def train(here: Setting, config: ModelConfig = CONFIG) -> tuple[Any, dict[str, Tensor]]:
+    """A stage after one step on its rank's clip, and what it logs."""
+    stage = build_stage(here, Model(config, network(), None, {}, None))
+    return stage, stage.step(batch(here.data_rank), here.draw(0, 0))
+
+
+def compare(rank: int, folder: Path, stage: str, config: ModelConfig) -> None:
+    """Losses and gradients of every network."""
+    whole = [train(setting(stage, clip, GROUPS, 1), config) for clip in range(GROUPS)]
+    own, metrics = train(setting(stage, rank, SHARING * GROUPS, SHARING), config)
+    for name, value in metrics.items():
+        if "grad_norm" not in name:
+            clip = whole[rank // SHARING][1]
+            torch.testing.assert_close(value, clip[name], **CLOSE, msg=name)
+    for name, engine in own.engines.items():
+        mean = torch.stack([w.engines[name].gradients for w, _ in whole]).mean(dim=0)
+        assert mean.abs().max() > 1e-3
+        torch.testing.assert_close(engine.gradients, mean, **CLOSE, msg=name)
+
+
+def compare_all(rank: int, folder: Path) -> None:
+    distill._teacher = lambda here: network(1)  # type: ignore[attr-defined]
+    for module in (foundation, distill):
+        module.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
+    for stage in ("foundation", "causal", "distill"):
+        compare(rank, folder, stage, CONFIG)
+    for module in (foundation, distill):
+        module.make_engine = make_engine  # type: ignore[attr-defined]
+    of_deepspeed(rank)
+
+
+def of_deepspeed(rank: int) -> None:
+    """The gradient norm that DeepSpeed finds, where weights are sharded over both kinds of ranks"""
+    foundation.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
+    whole = [train(setting("foundation", clip, GROUPS, 1))[0] for clip in range(GROUPS)]
+    gradients = torch.stack([stage.engine.gradients for stage in whole])
+    foundation.make_engine = make_engine  # type: ignore[attr-defined]
+    for zero in (2, 3):
+        here = setting("foundation", rank, SHARING * GROUPS, SHARING, zero_stage=zero)
+        _, metrics = train(here)
+        wanted = gradients.mean(dim=0).norm()
+        torch.testing.assert_close(metrics["grad_norm"], wanted, **CLOSE, msg=f"ZeRO-{zero}")
+
+
+def test_shared_clips_give_the_losses_and_gradients_of_whole_ones(tmp_path: Path) -> None:
+    import_deepspeed()  # once for all ranks
+    on_ranks(SHARING * GROUPS, compare_all, tmp_path, start="fork")
+
+
+def test_workers_that_share_a_clip_draw_the_same(tmp_path: Path) -> None:
+    def drawn(rank: int, world: int, sharing: int) -> list[Tensor]:
+        draw = setting("foundation", rank, world, sharing).draw(3, 1)
+        return [draw.normal_like(torch.empty(9)), draw.spread(2), draw.keep(9, 0.5)]
+
+    for rank in range(6):
+        here = setting("foundation", rank, 6, 2)
+        assert (here.data_rank, here.data_workers) == (rank // 2, 3)
+        for own, alone in zip(drawn(rank, 6, 2), drawn(rank // 2, 3, 1), strict=True):
+            assert torch.equal(own, alone)
+    vae = setting("vae", 4, 6, 2)  # convolutions have no tokens to share
+    assert (vae.data_rank, vae.data_workers) == (4, 6)
+    assert vae.sequence is None
+
+
+def _whole_pipeline(**compute: Any) -> PipelineConfig:
+    return PipelineConfig(compute=ComputeConfig(**compute))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ComputeConfig(sequence_parallel=0), "sequence_parallel=0 is too small; use 1"),
+        (
+            lambda: ComputeConfig(workers=6, sequence_parallel=4),
+            r"sequence_parallel=4 does not divide compute.workers=6 into groups; use a divisor",
+        ),
+        (
+            lambda: _whole_pipeline(sequence_parallel=4),
+            r"sequence_parallel=4 does not divide the model's 6 heads; use a divisor, such as 2",
+        ),
+        (
+            lambda: PipelineConfig(
+                compute=ComputeConfig(sequence_parallel=3),
+                model=_whole_pipeline().model.__class__(stream={"height": 32, "width": 32}),
+            ),
+            r"does not divide the model's 4 tokens of a latent",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_batch_is_counted_by_groups() -> None:
+    with pytest.raises(ConfigError, match="asks for 24 samples at once, and the dataset has 20"):
+        PipelineConfig(compute=ComputeConfig(workers=12)).check_batch("vae", 20)
+    config = _whole_pipeline(workers=12, sequence_parallel=6)
+    config.foundation.batch_size = 10
+    config.check_batch("foundation", 20)
+    with pytest.raises(ConfigError, match=r"asks for 20 samples .*batch_size to 9"):
+        config.check_batch("foundation", 19)
