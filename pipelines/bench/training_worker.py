@@ -24,7 +24,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.training.loop import Training
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.speed import GIB
+from pipelines.training.watch.speed import GIB
 
 TIMEOUT = timedelta(minutes=5)  # of a collective; a process that died is noticed sooner
 SAMPLES = 8  # at least so many are drawn, or two batches for each worker

@@ -75,9 +75,12 @@ class Capacity:
         """
         cost = self.cost((opening.height, opening.width))
         share = decisions.share_of(cost, opening.fps, self.chunk_frames)
-        shares = [self.share(name) for name in self.loads]
         if not decisions.admits(
-            shares, share, max_sessions=self.max_sessions, measured=self.measured
+            self.load,
+            len(self.loads),
+            share,
+            max_sessions=self.max_sessions,
+            measured=self.measured,
         ):
             raise WireError(
                 "at_capacity",

@@ -7,8 +7,10 @@ standard library is used: Serve pickles the policy into its controller.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 # Share of the accelerator's time that may be promised. Sessions complete their chunks when they
@@ -50,9 +52,13 @@ class Editor:
     costs: Mapping[Size, float] = field(default_factory=dict)
     measured: bool = True  # shares count, not only sessions
 
-    @property
+    @cached_property
     def load(self) -> float:
         return sum(stream.share for stream in self.streams.values())
+
+    @cached_property
+    def sessions(self) -> frozenset[str]:
+        return frozenset(stream.session for stream in self.streams.values())
 
 
 @dataclass(frozen=True)
@@ -81,23 +87,30 @@ def share_of(cost: float, fps: float, chunk_frames: int) -> float:
     return cost * fps / chunk_frames
 
 
-def admits(shares: Iterable[float], share: float, *, max_sessions: int, measured: bool) -> bool:
-    """Whether an editor that has these shares takes another.
+def admits(load: float, sessions: int, share: float, *, max_sessions: int, measured: bool) -> bool:
+    """Whether an editor that has so many sessions, of this load, takes another.
 
     The first is always taken: alone it may be late, and a live one then drops frames, but nothing
     is gained by an accelerator that stands idle.
     """
-    shares = list(shares)
-    if len(shares) >= max_sessions:
+    if sessions >= max_sessions:
         return False
-    return not shares or not measured or sum(shares) + share <= HEADROOM
+    return not sessions or not measured or load + share <= HEADROOM
+
+
+def share_at(editor: Editor, request: Request) -> float:
+    """Of the editor's accelerator, that the stream would take."""
+    return share_of(cost_of(editor.costs, request.size), request.fps, editor.chunk_frames)
 
 
 def has_room(editor: Editor, request: Request) -> bool:
     """An older stream of the same session makes room for the newer: it is its ghost."""
-    others = [s.share for s in editor.streams.values() if s.session != request.session]
-    share = share_of(cost_of(editor.costs, request.size), request.fps, editor.chunk_frames)
-    return admits(others, share, max_sessions=editor.max_sessions, measured=editor.measured)
+    load, sessions = editor.load, len(editor.streams)
+    if request.session in editor.sessions:
+        others = [s.share for s in editor.streams.values() if s.session != request.session]
+        load, sessions = sum(others), len(others)
+    share = share_at(editor, request)
+    return admits(load, sessions, share, max_sessions=editor.max_sessions, measured=editor.measured)
 
 
 # --- placement
@@ -108,14 +121,46 @@ def place(
 ) -> Editor | None:
     """The emptiest editor with room; one of `avoid` only where no other has any."""
     open_ = [editor for editor in editors if has_room(editor, request)]
-    if not open_:
-        return None
-    return min(open_, key=lambda e: (e.name in avoid, e.load, len(e.streams), e.name))
+    return min(open_, key=lambda editor: _rank(editor, avoid), default=None)
+
+
+def _rank(editor: Editor, avoid: frozenset[str]) -> tuple[bool, float, int, str]:
+    return editor.name in avoid, editor.load, len(editor.streams), editor.name
+
+
+def place_all(
+    editors: Sequence[Editor], requests: Iterable[Request], avoid: frozenset[str] = frozenset()
+) -> tuple[list[Editor], list[Request]]:
+    """`place` for one after another: the editors as they are then, and who found no room.
+
+    Editors are kept in order, so that a thousand of them and a long queue take milliseconds.
+    """
+    ranked = sorted((_rank(editor, avoid), editor) for editor in editors)  # names differ
+    left: list[Request] = []
+    held = {session for editor in editors for session in editor.sessions}
+    refused: set[tuple[Size, float]] = set()  # fits nowhere, and loads only grow
+    for request in requests:
+        known = request.session in held
+        shape = (request.size, request.fps)
+        if shape in refused and not known:
+            left.append(request)
+            continue
+        at = next((n for n, (_, e) in enumerate(ranked) if has_room(e, request)), None)
+        if at is None:
+            left.append(request)
+            refused.add(shape)
+            continue
+        after = with_stream(ranked.pop(at)[1], request)
+        insort(ranked, (_rank(after, avoid), after))
+        held.add(request.session)
+        if known:  # its ghost may have been dearer
+            refused.clear()
+    return [editor for _, editor in ranked], left
 
 
 def with_stream(editor: Editor, request: Request) -> Editor:
     """The editor as it will be when it has this stream."""
-    share = share_of(cost_of(editor.costs, request.size), request.fps, editor.chunk_frames)
+    share = share_at(editor, request)
     kept = {n: s for n, s in editor.streams.items() if s.session != request.session}
     return replace(editor, streams={**kept, request.stream: Stream(request.session, share)})
 
@@ -139,16 +184,22 @@ def expected_s(place: int, sessions: int, session_s: float, starting_s: float | 
 
 
 def packed(shares: Iterable[float], *, max_sessions: int, measured: bool) -> int:
-    """Editors that would do for these shares: first fit, largest first."""
-    bins: list[list[float]] = []
+    """Editors that would do for these shares: largest first, each into the fullest with room."""
+    open_: list[tuple[float, int]] = []  # load and sessions of those below `max_sessions`, in order
+    closed = 0
     for share in sorted(shares, reverse=True):
-        for held in bins:
-            if admits(held, share, max_sessions=max_sessions, measured=measured):
-                held.append(share)
-                break
+        full_for = partial(_full, share=share, max_sessions=max_sessions, measured=measured)
+        at = bisect_left(open_, True, key=full_for)  # by load, so room comes before no room
+        load, sessions = open_.pop(at - 1) if at else (0.0, 0)
+        if sessions + 1 < max_sessions:
+            insort(open_, (load + share, sessions + 1))
         else:
-            bins.append([share])
-    return len(bins)
+            closed += 1
+    return closed + len(open_)
+
+
+def _full(held: tuple[float, int], share: float, max_sessions: int, measured: bool) -> bool:
+    return not admits(*held, share, max_sessions=max_sessions, measured=measured)
 
 
 def needed(editors: Sequence[Editor], waiting: Sequence[Request], spare: int = 0) -> int:
@@ -159,16 +210,10 @@ def needed(editors: Sequence[Editor], waiting: Sequence[Request], spare: int = 0
     """
     if not editors:
         return max(1, spare)
-    state, left = list(editors), []
-    for request in line(waiting):
-        found = place(state, request)
-        if found is None:
-            left.append(request)
-        else:
-            state[state.index(found)] = with_stream(found, request)
+    state, left = place_all(editors, line(waiting))
     one = editors[0]
     if left:
-        shares = [share_of(cost_of(one.costs, r.size), r.fps, one.chunk_frames) for r in left]
+        shares = [share_at(one, request) for request in left]
     else:
         shares = [stream.share for editor in state for stream in editor.streams.values()]
     more = packed(shares, max_sessions=one.max_sessions, measured=one.measured) + spare

@@ -23,6 +23,9 @@ START_S = 30.0  # of an editor, until one has been seen to start
 SESSION_S = 120.0  # of a session, until some have ended
 KNOWN_ENDS = 50  # sessions whose length counts for what is expected
 EDITOR_GONE_S = 10.0
+DECIDE_S = (
+    0.25  # how long a decision on the number of editors holds: reports come every millisecond
+)
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,20 @@ class Placement:
     def __init__(self, scale: Scale, clock: Callable[[], float] = time.monotonic) -> None:
         self.scale = scale
         self._clock = clock
+        # As they said they are, and with what was placed at them since.
         self._editors: dict[str, tuple[float, Editor]] = {}
         self._leaving: frozenset[str] = frozenset()
         self._going: set[str] = set()
         self._gone_by_order: set[str] = set()  # names are never used again
-        self._reserved: dict[str, tuple[float, str, Request]] = {}  # by stream
+        self._reserved: dict[str, dict[str, tuple[float, Request]]] = {}  # by editor and stream
         self._queue: dict[str, _Asked] = {}
         self._refused: dict[str, tuple[float, Request]] = {}
         self._opened: dict[str, float] = {}
         self._lengths: deque[float] = deque(maxlen=KNOWN_ENDS)
         self._history: list[Need] = []
         self._wanted_since: tuple[int, float] = (0, 0.0)
+        self._decided: float | None = None  # when
+        self._closing: frozenset[str] = frozenset()
         self._start_s = START_S
 
     # --- what is told
@@ -95,9 +101,16 @@ class Placement:
         now = self._clock()
         if editor.name not in self._editors and self._starting_since is not None:
             self._start_s = now - self._starting_since
+        placed = {
+            stream: (at, request)
+            for stream, (at, request) in self._reserved.pop(editor.name, {}).items()
+            if stream not in editor.streams and now - at < RESERVED_S
+        }
+        if placed:
+            self._reserved[editor.name] = placed
+        for _, request in placed.values():
+            editor = decisions.with_stream(editor, request)
         self._editors[editor.name] = (now, editor)
-        for stream in editor.streams:
-            self._reserved.pop(stream, None)
 
     def gone(self, editors: frozenset[str]) -> None:
         """Serve stops these: they take nothing more."""
@@ -105,7 +118,6 @@ class Placement:
 
     def released(self, stream: str) -> None:
         """A stream is over; its editor's next report says so, too."""
-        self._reserved.pop(stream, None)
         self._queue.pop(stream, None)
         if (opened := self._opened.pop(stream, None)) is not None:
             self._lengths.append(self._clock() - opened)
@@ -113,6 +125,7 @@ class Placement:
             if stream in editor.streams:
                 left = {n: s for n, s in editor.streams.items() if n != stream}
                 self._editors[name] = (at, replace(editor, streams=left))
+                self._reserved.get(name, {}).pop(stream, None)
 
     # --- what is asked
 
@@ -121,18 +134,19 @@ class Placement:
         now = self._clock()
         asked = self._queue.setdefault(request.stream, _Asked(request, now, now))
         asked.request, asked.last = request, now
-        self._sweep(now)
+        self._decide()
         order = decisions.line(a.request for a in self._queue.values())
         place = order.index(request)
-        state, avoid = self.editors, self._closing(now)
-        for before in order[:place]:  # they have their turn first, when they ask
-            found = decisions.place(state, before, avoid)
-            if found is not None:
-                state[state.index(found)] = decisions.with_stream(found, before)
-        found = decisions.place(state, request, avoid)
+        state = self.editors
+        found = decisions.place(state, request, self._closing)
+        if found is not None and place:  # they have their turn first, when they ask
+            state, _ = decisions.place_all(state, order[:place], self._closing)
+            found = decisions.place(state, request, self._closing)
         if found is not None:
             del self._queue[request.stream]
-            self._reserved[request.stream] = (now, found.name, request)
+            at, known = self._editors[found.name]
+            self._editors[found.name] = (at, decisions.with_stream(known, request))
+            self._reserved.setdefault(found.name, {})[request.stream] = (now, request)
             self._opened[request.stream] = now
             return Placed(found.name)
         if request.waits or request.again:
@@ -148,13 +162,9 @@ class Placement:
 
     @property
     def editors(self) -> list[Editor]:
-        """As they will be when all that was placed is there."""
+        """As they will be when all that was placed is there; without those that go."""
         away = self._leaving | self._going
-        state = {name: e for name, (_, e) in self._editors.items() if name not in away}
-        for _, name, request in self._reserved.values():
-            if name in state:
-                state[name] = decisions.with_stream(state[name], request)
-        return list(state.values())
+        return [editor for name, (_, editor) in self._editors.items() if name not in away]
 
     @property
     def waiting(self) -> int:
@@ -162,21 +172,13 @@ class Placement:
 
     def wanted(self) -> int:
         """Editors that there should be now."""
-        now, scale = self._clock(), self.scale
-        self._sweep(now)
-        demand = [asked.request for asked in self._queue.values()]
-        demand += [request for _, request in self._refused.values()]
-        need = decisions.needed(self.editors, demand, scale.spare_editors)
-        need = max(scale.min_editors, min(scale.max_editors, need))
-        self._history, number = decisions.wanted(self._history, Need(now, need), scale.delay_s)
-        if number != self._wanted_since[0]:
-            self._wanted_since = (number, now)
-        return number
+        self._decide()
+        return self._wanted_since[0]
 
     def may_go(self, editor: str) -> bool:
         """Whether this editor is too many and empty: then it is to leave."""
-        now = self._clock()
-        if editor in self._closing(now) and not self._known(editor).streams:
+        self._decide()
+        if editor in self._closing and not self._editors[editor][1].streams:
             self._going.add(editor)
             self._gone_by_order.add(editor)
         return editor in self._going
@@ -185,14 +187,23 @@ class Placement:
         """Whether it was too many, or Serve stops it: then nothing is wrong when it is gone."""
         return editor in self._gone_by_order or editor in self._leaving
 
-    def _known(self, name: str) -> Editor:
-        return next(editor for editor in self.editors if editor.name == name)
-
-    def _closing(self, now: float) -> frozenset[str]:
-        if self.scale.min_editors == self.scale.max_editors:
-            return frozenset()
+    def _decide(self) -> None:
+        """How many editors there shall be and which are too many, anew every `DECIDE_S`."""
+        now, scale = self._clock(), self.scale
+        if self._decided is not None and now - self._decided < DECIDE_S:
+            return
+        self._decided = now
+        self._sweep(now)
         state = self.editors
-        return decisions.closing(state, len(state) - self.wanted())
+        demand = [asked.request for asked in self._queue.values()]
+        demand += [request for _, request in self._refused.values()]
+        need = decisions.needed(state, demand, scale.spare_editors)
+        need = max(scale.min_editors, min(scale.max_editors, need))
+        self._history, number = decisions.wanted(self._history, Need(now, need), scale.delay_s)
+        if number != self._wanted_since[0]:
+            self._wanted_since = (number, now)
+        fixed = scale.min_editors == scale.max_editors
+        self._closing = decisions.closing(state, 0 if fixed else len(state) - number)
 
     @property
     def _starting_since(self) -> float | None:
@@ -203,7 +214,7 @@ class Placement:
     def _sweep(self, now: float) -> None:
         self._editors = {n: t for n, t in self._editors.items() if now - t[0] < EDITOR_GONE_S}
         self._going &= set(self._editors)
-        self._reserved = {n: r for n, r in self._reserved.items() if now - r[0] < RESERVED_S}
+        self._reserved = {n: r for n, r in self._reserved.items() if n in self._editors}
         self._queue = {n: a for n, a in self._queue.items() if now - a.last < LEFT_S}
         # Who was refused comes again after as long as the refusal advised.
         self._refused = {n: r for n, r in self._refused.items() if now - r[0] < RETRY_AFTER_S}

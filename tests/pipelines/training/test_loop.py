@@ -33,7 +33,7 @@ from pipelines.config.load import to_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.training import loop
 from pipelines.training.engines import learning_rate_at
-from pipelines.training.loop import Meter, Training, make_setting, train_loop
+from pipelines.training.loop import Training, make_setting, train_loop
 from pipelines.training.methods.base import Draw, Exported, Setting
 from pipelines.training.methods.causal import CausalTraining
 from pipelines.training.methods.distill import DistillTraining
@@ -41,6 +41,7 @@ from pipelines.training.methods.foundation import FoundationTraining
 from pipelines.training.methods.table import build_stage
 from pipelines.training.methods.vae import VaeTraining
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+from pipelines.training.watch.meter import Meter
 from tests.pipelines.training.plain import PlainEngine, use_plain_engines
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -372,7 +373,7 @@ def test_means_are_over_all_workers_and_the_first_reports(
     folder = RunFolder(run.folder)
     folder.open()
     meter = Meter(run.setting(rank, 2), folder, resumed=True)
-    monkeypatch.setattr(loop.distributed, "all_reduce", OtherRank(-1, [6.0, 1.0]))
+    monkeypatch.setattr(torch.distributed, "all_reduce", OtherRank(-1, [6.0, 1.0]))
     meter.add({"loss": torch.tensor(1.0), "psnr": torch.tensor(20.0)}, 0)
     meter.add({"loss": torch.tensor(3.0), "psnr": torch.tensor(22.0)}, 1)
     meter.report(2, 0.5)
@@ -389,7 +390,7 @@ def test_means_are_over_all_workers_and_the_first_reports(
     meter.report(3, 0.5)
     assert [report.resumed for report in run.reports] == [True, False][: len(run.reports)]
 
-    monkeypatch.setattr(loop.distributed, "all_reduce", OtherRank(4, [1.0, 1.0]))
+    monkeypatch.setattr(torch.distributed, "all_reduce", OtherRank(4, [1.0, 1.0]))
     meter.add({"loss": torch.tensor(1.0), "psnr": torch.tensor(20.0)}, 5)
     with pytest.raises(TrainingError, match="not finite at step 5 on at least one worker"):
         meter.report(6, 0.5)
@@ -665,7 +666,7 @@ def test_a_machine_that_is_about_to_leave_is_saved_for_once(
     bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: Any
 ) -> None:
     clock, asked = [100.0], []
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     def script(step: int, micro: int) -> dict[str, float]:
         clock[0] += 4

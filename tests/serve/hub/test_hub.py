@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from serve.hub.hub import GONE_S, Hub, HubStore, Orders, Report
 from serve.hub.records import Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
 from serve.scaling.decisions import Editor, Request, Stream
-from serve.scaling.placement import Full, Placed, Placement, Scale, Waiting
+from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
@@ -144,6 +145,7 @@ async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
     full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
     await actor.report(replace(report("a", MODEL), editor=full))
     await actor.ask(Request("z", "u", (32, 48), 16.0, waits=True))
+    await asyncio.sleep(DECIDE_S)
     text = render(await actor.snapshots())
     said = {
         name: values(text, name)["hub"]
@@ -168,6 +170,7 @@ async def test_an_editor_hears_how_many_are_wanted_and_whether_it_goes(actor: Hu
     told = await actor.report(replace(report("a", MODEL), editor=full))
     assert told == Orders(leave=False, go=False, wanted=1)
     assert isinstance(await actor.ask(Request("y", "t", (32, 48), 16.0)), Full)
+    await asyncio.sleep(DECIDE_S)
     assert (await actor.report(replace(report("a", MODEL), editor=full))).wanted == 2
     waits = Request("z", "u", (32, 48), 16.0, waits=True)
     assert isinstance(await actor.ask(waits), Waiting)

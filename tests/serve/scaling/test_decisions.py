@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve.scaling import decisions
-from serve.scaling.decisions import Editor, Need, Request, Stream
+from serve.scaling.decisions import HEADROOM, Editor, Need, Request, Stream
 from serve.scaling.placement import (
     ASKS_S,
+    DECIDE_S,
     LEFT_S,
     RESERVED_S,
     START_S,
@@ -59,7 +64,10 @@ class Clock:
 def test_admission(
     shares: list[float], share: float, sessions: int, measured: bool, taken: bool
 ) -> None:
-    assert decisions.admits(shares, share, max_sessions=sessions, measured=measured) is taken
+    assert (
+        decisions.admits(sum(shares), len(shares), share, max_sessions=sessions, measured=measured)
+        is taken
+    )
 
 
 def test_the_cost_of_a_new_size_is_by_area_from_the_nearest_known_one() -> None:
@@ -100,7 +108,79 @@ def test_a_ghost_makes_room_for_its_own_session_only() -> None:
     assert after.load == pytest.approx(0.4 + 0.28)
 
 
+requests = st.lists(
+    st.builds(
+        Request,
+        stream=st.uuids().map(str),
+        session=st.sampled_from(["sa0", "sb1", *"uvwxyz"]),  # some are at an editor: ghosts
+        size=st.sampled_from([SIZE, (64, 96)]),
+        fps=st.sampled_from([8.0, 16.0, 30.0]),
+    ),
+    max_size=8,
+)
+editors = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from([0.1, 0.2, 0.4, 0.7]), max_size=4), st.sampled_from([0.1, 0.21])
+    ),
+    max_size=5,
+).map(
+    lambda made: [
+        editor("abcde"[n], *shares, cost=cost, max_sessions=4)
+        for n, (shares, cost) in enumerate(made)
+    ]
+)
+
+
+@settings(max_examples=300)
+@given(editors, requests, st.frozensets(st.sampled_from("abcde"), max_size=2))
+def test_many_are_placed_as_one_after_another(
+    editors: list[Editor], requests: list[Request], avoid: frozenset[str]
+) -> None:
+    state, left = list(editors), []
+    for asked in requests:
+        found = decisions.place(state, asked, avoid)
+        if found is None:
+            left.append(asked)
+        else:
+            state[state.index(found)] = decisions.with_stream(found, asked)
+    after, refused = decisions.place_all(editors, requests, avoid)
+    assert refused == left
+    assert {e.name: e.streams for e in after} == {e.name: e.streams for e in state}
+
+
 # --- scaling
+
+
+@given(
+    st.lists(st.sampled_from([0.05, 0.1, 0.25, 0.3, 0.45, 0.9]), max_size=12),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_packing_keeps_the_limits_of_an_editor(
+    shares: list[float], most: int, measured: bool
+) -> None:
+    """No fewer editors than could hold it all, and one each only where no two fit together."""
+    number = decisions.packed(shares, max_sessions=most, measured=measured)
+    least = -(-len(shares) // most)
+    if not measured:
+        assert number == least
+        return
+    alone = sum(share > HEADROOM for share in shares)  # each has an editor of its own
+    rest = sum(share for share in shares if share <= HEADROOM)
+    least = max(least, alone + math.ceil(rest / HEADROOM - 1e-9))
+    assert least <= number
+    two_fit = most > 1 and len(shares) > 1 and sum(sorted(shares)[:2]) <= HEADROOM
+    assert (number < len(shares)) == two_fit
+
+
+def test_packing_takes_the_fullest_with_room() -> None:
+    pack = partial(decisions.packed, max_sessions=8, measured=True)
+    assert pack([0.5, 0.3, 0.3, 0.5]) == 2
+    assert pack([0.6, 0.5, 0.3, 0.2]) == 2  # 0.3 goes to 0.5, 0.2 to 0.6
+    assert pack([0.9, 0.1]) == 2  # more than an editor has: alone, and nothing beside it
+    assert pack([0.1] * 8) == 1
+    assert pack([0.1] * 9) == 2
+    assert pack([]) == 0
 
 
 def test_editors_are_needed_for_what_fits_nowhere() -> None:
@@ -247,6 +327,7 @@ def test_refused_demand_starts_an_editor(placement: Placement, clock: Clock) -> 
     assert placement.wanted() == 1
     for name in "123":  # two of them fit in one
         assert isinstance(placement.ask(request(name, waits=False)), Full)
+    clock.now += DECIDE_S
     assert placement.wanted() == 3
     clock.now += RETRY_AFTER_S
     placement.report(editor("a", 0.7))
