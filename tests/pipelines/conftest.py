@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,10 +19,12 @@ from modeling.model_dir import save_model
 from modeling.presets import PRESETS
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
+from pipelines.stages.chain import STAGES
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.outbox import Outbox
+from tests.pipelines.place import CONFIG, Place, Training
+from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 
-HEIGHT, WIDTH, FRAMES = 32, 48, 21
 torch.set_num_threads(1)  # tiny networks: more threads would wait for each other
 
 
@@ -92,3 +95,30 @@ def outbox(mlflow_uri: str, tmp_path: Path) -> Iterator[Outbox]:
     with Outbox(tmp_path, mlflow_uri, "liveedit", said.append) as outbox:
         yield outbox
     assert not said
+
+
+@pytest.fixture(scope="module")
+def place(_migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A pipeline that was run once."""
+    folder = tmp_path_factory.mktemp("decisions")
+    (folder / "tiny.yaml").write_text(CONFIG)
+    shutil.copy(_migrated, folder / "mlflow.db")
+    training = Training()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.training.trainer.train_stage", training)
+        patch.setattr(
+            "pipelines.stages.chain.ray_session", lambda compute: contextlib.nullcontext()
+        )
+        place = Place(folder, f"sqlite:///{folder / 'mlflow.db'}", training)
+        _, ran = place.run()
+        assert ran == list(STAGES)
+        place.keep()
+        yield place
+
+
+@pytest.fixture
+def first(place: Place) -> Place:
+    """The same, as the first run left it."""
+    place.put_back()
+    place.training.deaf = ""
+    return place

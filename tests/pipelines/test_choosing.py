@@ -1,7 +1,5 @@
 """`--plan`, `--from`, `--only` and gates, on the pipeline whose trainings take milliseconds."""
 
-# ruff: noqa: F811  # fixtures that are imported
-
 from __future__ import annotations
 
 from io import StringIO
@@ -9,9 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from pipelines.config.load import load_config
 from pipelines.config.merge import ConfigError
-from pipelines.config.pipeline import PipelineConfig
 from pipelines.pipeline import plan_pipeline, run_pipeline
 from pipelines.stages.chain import STAGES
 from pipelines.stages.choice import Choice
@@ -21,12 +17,7 @@ from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
 from pipelines.tracking.records import Records
 from pipelines.tracking.tracker import client_for
-from tests.pipelines.test_pipeline_decisions import Place, first, place  # noqa: F401
-
-
-def configured(place: Place, *overrides: str) -> PipelineConfig:
-    places = [f"output={place.out}", f"tracking.uri={place.uri}"]
-    return load_config(place.folder / "tiny.yaml", [*places, *overrides])
+from tests.pipelines.place import Place
 
 
 def go(
@@ -37,14 +28,14 @@ def go(
     """The result, the stages that ran, and all that was said."""
     said = StringIO()
     with StageView(Console(file=said, width=200), STAGES) as view:
-        result = run_pipeline(configured(place, *overrides), view, choice=Choice(STAGES, **choice))
+        result = run_pipeline(place.configured(*overrides), view, choice=Choice(STAGES, **choice))
     lines = said.getvalue().splitlines()
     return result, [line.split()[0] for line in lines if "started" in line], said.getvalue()
 
 
 def plan(place: Place, *overrides: str, **choice: str) -> dict[str, Planned]:
     view = StageView(Console(file=StringIO()), STAGES)
-    lines = plan_pipeline(configured(place, *overrides), view, Choice(STAGES, **choice))
+    lines = plan_pipeline(place.configured(*overrides), view, Choice(STAGES, **choice))
     return {line.stage: line for line in lines}
 
 

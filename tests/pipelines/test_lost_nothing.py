@@ -20,8 +20,8 @@ from pipelines.stages.chain import STAGES
 from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
 from pipelines.tracking import registry
-from tests.pipelines.conftest import HEIGHT, WIDTH
 from tests.pipelines.mlflow_server import free_port, mlflow_server
+from tests.pipelines.sizes import HEIGHT, WIDTH
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"""
@@ -77,7 +77,8 @@ def test_what_was_rolled_back_stays_so_when_nothing_changed(folder: Path, mlflow
     assert now.version == 1
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_train_with_a_dead_mlflow_ends_well_and_one_command_sends_all(
     folder: Path, mlflow_uri: str
 ) -> None:

@@ -18,7 +18,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.preflight import check
 from pipelines.stages.start import start_model, start_source
-from tests.pipelines.conftest import HEIGHT, WIDTH
+from tests.pipelines.sizes import HEIGHT, WIDTH
 
 TINY = [
     "model.transformer={dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2}",

@@ -24,11 +24,10 @@ from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.trainer import make_job
 from pipelines.training.zero import full_weights, import_deepspeed
-from tests.pipelines.conftest import FRAMES, HEIGHT, WIDTH
+from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.test_engines import on_ranks
 
 import_deepspeed()  # once for all ranks
-on_forks = partial(on_ranks, start="fork")
 Change = Callable[[PipelineConfig], None]
 
 
@@ -149,10 +148,10 @@ def test_any_number_of_workers_goes_on_with_the_same_networks_averages_and_momen
     place: Place, tmp_path: Path, stage: int
 ) -> None:
     change = partial(zero, stage)
-    on_forks(2, partial(place.run, change=change), tmp_path)
+    on_ranks(2, partial(place.run, change=change), tmp_path)
     for world in (2, 1, 3):
-        on_forks(world, partial(look, place=place, name=f"at-{world}", change=change), tmp_path)
-        on_forks(world, partial(steps_on, place=place, name=f"on-{world}", change=change), tmp_path)
+        on_ranks(world, partial(look, place=place, name=f"at-{world}", change=change), tmp_path)
+        on_ranks(world, partial(steps_on, place=place, name=f"on-{world}", change=change), tmp_path)
     same, moved = torch.load(tmp_path / "at-2.pt"), torch.load(tmp_path / "on-2.pt")
     assert int(same["done"]) == 3
     assert float(same["epochs"]) == pytest.approx(1.5)
@@ -174,12 +173,12 @@ def damage(file: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     place: Place, tmp_path: Path
 ) -> None:
-    on_forks(2, place.run, tmp_path)
+    on_ranks(2, place.run, tmp_path)
     newest, middle, oldest = RunFolder(tmp_path).checkpoints()
-    on_forks(2, partial(look, place=place, name="good"), tmp_path)
+    on_ranks(2, partial(look, place=place, name="good"), tmp_path)
     weights = sorted(newest.rglob("*optim_states.pt"))[-1]  # of the second rank
     weights.write_bytes(weights.read_bytes()[:-100])
-    on_forks(2, partial(look, place=place, name="before"), tmp_path)
+    on_ranks(2, partial(look, place=place, name="before"), tmp_path)
     assert int(torch.load(tmp_path / "good.pt")["done"]) == 3
     assert int(torch.load(tmp_path / "before.pt")["done"]) == 2
     said = (tmp_path / "said.txt").read_text()
@@ -187,10 +186,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert said.endswith("goes on from its checkpoint at step 2\n")
 
     (middle / "manifest-1.json").unlink()  # the upload of one rank never came
-    on_forks(2, partial(look, place=place, name="oldest"), tmp_path)
+    on_ranks(2, partial(look, place=place, name="oldest"), tmp_path)
     assert int(torch.load(tmp_path / "oldest.pt")["done"]) == 1
     damage(oldest / "worker-0.pt")
-    on_forks(2, partial(refuses, place=place, match=r"no checkpoint in .* is whole"), tmp_path)
+    on_ranks(2, partial(refuses, place=place, match=r"no checkpoint in .* is whole"), tmp_path)
 
 
 def refuses(
@@ -223,8 +222,8 @@ def check_rates(rank: int, folder: Path, *, place: Place) -> None:
 def test_other_settings_go_on_and_are_named_and_what_cannot_be_meant_is_refused(
     place: Place, tmp_path: Path
 ) -> None:
-    on_forks(2, place.run, tmp_path)
-    on_forks(2, partial(check_rates, place=place), tmp_path)
+    on_ranks(2, place.run, tmp_path)
+    on_ranks(2, partial(check_rates, place=place), tmp_path)
     said = (tmp_path / "said.txt").read_text()
     assert said.count("goes on from its checkpoint at step 3, with other settings: ") == 1
     for text in ("distill.steps 4 -> 9", "learning_rate 0.001 -> 0.0005", "decay 0.01 -> 0.25"):
@@ -236,7 +235,7 @@ def test_other_settings_go_on_and_are_named_and_what_cannot_be_meant_is_refused(
         fewer_steps: r"taken after 3 steps and distill.steps is 2",
     }
     for change, match in refused.items():
-        on_forks(2, partial(refuses, place=place, match=match, change=change), tmp_path)
+        on_ranks(2, partial(refuses, place=place, match=match, change=change), tmp_path)
     files = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
     assert files == ["checkpoint_000001", "checkpoint_000002", "checkpoint_000003"]
 
@@ -262,15 +261,15 @@ def stopped(rank: int, folder: Path, *, place: Place) -> None:
 def test_the_state_is_saved_by_the_clock_and_when_the_driver_is_stopped(
     place: Place, tmp_path: Path
 ) -> None:
-    on_forks(2, partial(place.run, change=seldom), tmp_path)
+    on_ranks(2, partial(place.run, change=seldom), tmp_path)
     assert not RunFolder(tmp_path).checkpoints()
     assert load_model(tmp_path / "model").transformer is not None
     shutil.rmtree(tmp_path / "model")
-    on_forks(2, partial(stopped, place=place), tmp_path)
+    on_ranks(2, partial(stopped, place=place), tmp_path)
     assert not (tmp_path / "model").exists()
     (tmp_path / "stop").unlink()
     shutil.rmtree(tmp_path / "checkpoint_000002")
-    on_forks(2, partial(place.run, change=by_the_clock), tmp_path)
+    on_ranks(2, partial(place.run, change=by_the_clock), tmp_path)
     assert [path.name for path in RunFolder(tmp_path).checkpoints()] == ["checkpoint_000002"]
 
 

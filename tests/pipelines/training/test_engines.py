@@ -176,14 +176,12 @@ def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
     on_ranks(WORLD, function, folder)
 
 
-def on_ranks(
-    world: int, function: Callable[[int, Path], None], folder: Path, start: str = "spawn"
-) -> None:
-    """Forked ranks begin at once, with all that this process has imported."""
+def on_ranks(world: int, function: Callable[[int, Path], None], folder: Path) -> None:
+    """Forked, so that ranks begin at once, with all that this process has imported."""
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (world, function, folder, meeting)
-        multiprocessing.start_processes(_rank, arguments, nprocs=world, start_method=start)
+        multiprocessing.start_processes(_rank, arguments, nprocs=world, start_method="fork")
 
 
 def _rank(

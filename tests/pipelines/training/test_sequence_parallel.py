@@ -129,7 +129,7 @@ def of_deepspeed(rank: int) -> None:
 
 def test_shared_clips_give_the_losses_and_gradients_of_whole_ones(tmp_path: Path) -> None:
     import_deepspeed()  # once for all ranks
-    on_ranks(SHARING * GROUPS, compare_all, tmp_path, start="fork")
+    on_ranks(SHARING * GROUPS, compare_all, tmp_path)
 
 
 def test_workers_that_share_a_clip_draw_the_same(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""All stages as real Ray Train jobs on two workers, chained, interrupted, killed and resumed."""
+"""All stages one after the other on two ranks, and the last as a real Ray Train job on two workers,
+interrupted, killed and resumed: it must equal the unbroken one."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 
 from data.loader import loader
 from data.shards import write_dataset
@@ -30,11 +31,12 @@ from pipelines.training.checkpoint import CheckpointError
 from pipelines.training.loop import Training, make_setting
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 from pipelines.training.session import ray_session
-from pipelines.training.trainer import StageOutcome, make_job, train_stage
-from tests.pipelines.conftest import FRAMES, HEIGHT, WIDTH
-from tests.pipelines.training.test_engines import on_two_ranks
+from pipelines.training.trainer import make_job, train_stage
+from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
+from tests.pipelines.training.test_engines import on_ranks
 
 ROOT = Path(__file__).parents[3]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def config_in(folder: Path) -> PipelineConfig:
@@ -69,18 +71,30 @@ class Follow:
             os.kill(report.pid, signal.SIGKILL)
             self.kill_after = None
 
-    def losses(self, name: str = "loss") -> list[float]:
-        return [report.metrics[name] for report in self.reports]
+
+@dataclass(frozen=True)
+class Trained:
+    """What `chain` made."""
+
+    folder: Path
+
+    @property
+    def encoded(self) -> str:
+        return str(self.folder / "encoded")
+
+    def model(self, stage: str) -> Path:
+        return self.folder / "models" / stage
+
+    def reports(self, stage: str) -> list[Progress]:
+        return RunFolder(self.folder / stage).reports(0)[0]
+
+    def losses(self, stage: str) -> list[float]:
+        return [report.metrics["loss"] for report in self.reports(stage)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("training")
-
-
-@pytest.fixture(scope="module")
-def pairs(folder: Path) -> str:
-    uri = str(folder / "pairs")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("training") / "pairs")
     samples = [
         partial(make_pair, seed, height=HEIGHT, width=WIDTH, frames=FRAMES) for seed in range(8)
     ]
@@ -89,62 +103,62 @@ def pairs(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with ray_session(ComputeConfig()):
-        yield
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, pairs: str) -> Trained:
+    folder = tmp_path_factory.mktemp("training")
+    on_ranks(2, partial(chain, start=tiny_model, pairs=pairs), folder)
+    return Trained(folder)
 
 
-def run(
-    stage: str, folder: Path, start: Path, dataset: str, follow: Follow, **extra: Any
-) -> StageOutcome:
-    return train_stage(
-        stage,
-        config_in(folder),
-        start=start,
-        dataset=dataset,
-        output=folder / "models" / stage,
-        extra=extra,
-        on_progress=follow,
-    )
+def chain(rank: int, folder: Path, *, start: Path, pairs: str) -> None:
+    """Each stage goes on from the one before, without Ray and without a pause; then two ways to
+    fail."""
+    config, made = config_in(folder), Trained(folder)
 
+    def prepared(
+        name: str, start: Path, dataset: str, *, stage: str | None = None, **extra: Any
+    ) -> tuple[Training, Any]:
+        job = make_job(stage or name, config, start, dataset, made.model(name), extra)
+        here = RunFolder(folder / name)
+        if rank == 0:
+            here.open()
+        distributed.barrier()
+        return Training(setting(job, rank), here), job
 
-@pytest.fixture(scope="module")
-def vae(ray: None, folder: Path, tiny_model: Path, pairs: str) -> tuple[StageOutcome, Follow]:
-    follow = Follow()
-    return run("vae", folder, tiny_model, pairs, follow), follow
+    def train(stage: str, start: Path, dataset: str, **extra: Any) -> Training:
+        training, job = prepared(stage, start, dataset, **extra)
+        training.run(job, lambda part, step: None)
+        distributed.barrier()
+        return training
 
+    train("vae", start, pairs)
+    if rank == 0:
+        encode_dataset(pairs, made.encoded, made.model("vae"), batch_size=4, samples_per_shard=4)
+    distributed.barrier()
+    train("foundation", made.model("vae"), made.encoded)
+    train("causal", made.model("foundation"), made.encoded)
+    teacher = made.model("foundation")
+    distill = train("distill", made.model("causal"), made.encoded, teacher=teacher)
 
-@pytest.fixture(scope="module")
-def encoded(folder: Path, pairs: str, vae: tuple[StageOutcome, Follow]) -> str:
-    uri = str(folder / "encoded")
-    encode_dataset(pairs, uri, vae[0].model_dir, batch_size=4, samples_per_shard=4)
-    return uri
+    full = folder / f"full-{rank}"
+    full.mkdir()
+    (full / f"worker-{rank}.pt").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"stage distill .* step 9 .* No space left"):
+        checkpoint.save(full, distill.setting, distill.stage, 9, {}, 0.0)
 
-
-@pytest.fixture(scope="module")
-def foundation(
-    folder: Path, encoded: str, vae: tuple[StageOutcome, Follow]
-) -> tuple[StageOutcome, Follow]:
-    follow = Follow()
-    return run("foundation", folder, vae[0].model_dir, encoded, follow), follow
-
-
-@pytest.fixture(scope="module")
-def causal(
-    folder: Path, encoded: str, foundation: tuple[StageOutcome, Follow]
-) -> tuple[StageOutcome, Follow]:
-    follow = Follow()
-    return run("causal", folder, foundation[0].model_dir, encoded, follow), follow
+    config.foundation.learning_rate = 1e30
+    training, job = prepared("never", made.model("vae"), made.encoded, stage="foundation")
+    with pytest.raises(TrainingError, match=r"stage foundation: .* not finite at step \d+ "):
+        training.run(job, lambda part, step: None)
+    assert not made.model("never").exists()
 
 
 def test_the_vae_learns_and_its_model_standardises_latents(
-    vae: tuple[StageOutcome, Follow], pairs: str, tiny_model: Path
+    trained: Trained, pairs: str, tiny_model: Path
 ) -> None:
-    outcome, follow = vae
-    assert [report.step for report in follow.reports] == list(range(3, 61, 3))
-    assert torch.isfinite(torch.tensor(follow.losses())).all()
+    assert [report.step for report in trained.reports("vae")] == list(range(3, 61, 3))
+    assert torch.isfinite(torch.tensor(trained.losses("vae"))).all()
 
-    start, model = load_model(tiny_model), load_model(outcome.model_dir)
+    start, model = load_model(tiny_model), load_model(trained.model("vae"))
     batch = next(iter(loader(pairs, batch_size=8, shuffle=False, epochs=1)))
     clips = to_pixels(torch.cat([batch["source"], batch["target"]]), "cpu")
     assert reconstruction_db(model.vae, clips) > reconstruction_db(start.vae, clips) + 0.5
@@ -160,7 +174,7 @@ def test_the_vae_learns_and_its_model_standardises_latents(
     assert after is not None
     for name, value in before.state_dict().items():
         assert torch.equal(value, after.state_dict()[name]), f"the vae stage changed {name}"
-    card = read_card(outcome.model_dir)
+    card = read_card(trained.model("vae"))
     assert card["stage"] == "vae"
     assert card["dataset"]["hash"]
     assert card["parent"]["fingerprint"]
@@ -172,46 +186,40 @@ def reconstruction_db(vae: Any, clips: torch.Tensor) -> float:
     return float(10 * torch.log10(4 / (decoded - clips).square().mean()))
 
 
-def test_the_foundation_learns(foundation: tuple[StageOutcome, Follow]) -> None:
-    outcome, follow = foundation
-    losses = follow.losses()
+def test_the_foundation_learns(trained: Trained) -> None:
+    losses = trained.losses("foundation")
     assert losses[-1] < 0.8 * losses[0]
-    assert outcome.metrics["loss"] == losses[-1]
-    checkpoints = outcome.model_dir.parent.parent / "checkpoints"
-    assert not list(checkpoints.glob("foundation-*")), "a finished stage leaves its checkpoints"
 
 
-def test_the_causal_stage_goes_on_from_the_foundation(
-    causal: tuple[StageOutcome, Follow], foundation: tuple[StageOutcome, Follow]
-) -> None:
-    outcome, follow = causal
-    assert torch.isfinite(torch.tensor(follow.losses())).all()
-    assert read_config(outcome.model_dir) == read_config(foundation[0].model_dir)
+def test_the_causal_stage_goes_on_from_the_foundation(trained: Trained) -> None:
+    assert len(trained.losses("causal")) == 6
+    assert torch.isfinite(torch.tensor(trained.losses("causal"))).all()
+    assert read_config(trained.model("causal")) == read_config(trained.model("foundation"))
 
 
 def test_distill_interrupted_killed_and_resumed_equals_an_unbroken_run(
-    folder: Path,
-    encoded: str,
-    foundation: tuple[StageOutcome, Follow],
-    causal: tuple[StageOutcome, Follow],
-    tmp_path: Path,
+    trained: Trained, tmp_path: Path
 ) -> None:
-    start, teacher = causal[0].model_dir, foundation[0].model_dir
-
-    on_two_ranks(partial(unbroken, start=start, teacher=teacher, encoded=encoded), tmp_path)
-    expected, _ = RunFolder(tmp_path).reports(0)
+    start, teacher = trained.model("causal"), trained.model("foundation")
+    expected = trained.reports("distill")
     assert [report.step for report in expected] == list(range(1, 31))
 
-    kept = interrupted(folder, start, teacher, encoded)
+    kept = interrupted(tmp_path, start, teacher, trained.encoded)
     assert 3 < kept < 20  # some steps after it was told to stop
 
     follow = Follow(kill_after=23)
-    outcome = run("distill", folder, start, encoded, follow, teacher=teacher)
+    with ray_session(ComputeConfig()):
+        outcome = train_stage(
+            "distill", config_in(tmp_path), start=start, dataset=trained.encoded,
+            output=tmp_path / "models" / "distill", extra={"teacher": teacher}, on_progress=follow,
+        )  # fmt: skip
     steps = [report.step for report in follow.reports]
     again = [report.step for report in follow.reports if report.resumed]
     assert again[0] == kept + 1
     assert again[1] in (22, 25)  # after it was killed, from the last third step that was saved
     assert steps[-3:] == [28, 29, 30]
+    assert outcome.metrics["loss"] == follow.reports[-1].metrics["loss"]
+    assert not list((tmp_path / "checkpoints").glob("*")), "a finished stage leaves its checkpoints"
 
     losses = {report.step: report.metrics for report in expected}
     for report in follow.reports:
@@ -219,35 +227,11 @@ def test_distill_interrupted_killed_and_resumed_equals_an_unbroken_run(
             # A metric of generator steps is reported once the resumed run has seen one.
             if name in report.metrics:
                 assert report.metrics[name] == losses[report.step][name], (report.step, name)
-    made, wanted = load_model(outcome.model_dir), load_model(tmp_path / "model")
+    made, wanted = load_model(outcome.model_dir), load_model(trained.model("distill"))
     assert made.transformer is not None
     assert wanted.transformer is not None
     for name, value in wanted.transformer.state_dict().items():
         assert torch.equal(made.transformer.state_dict()[name], value), name
-
-
-def unbroken(rank: int, folder: Path, *, start: Path, teacher: Path, encoded: str) -> None:
-    """The distill stage without Ray, without a pause; then two ways to fail."""
-    config = config_in(folder)
-    extra = {"teacher": teacher}
-    job = make_job("distill", config, start, encoded, folder / "model", extra)
-    here = RunFolder(folder)
-    training = Training(setting(job, rank), here)
-    training.run(job, lambda part, step: None)
-
-    full = folder / f"full-{rank}"
-    full.mkdir()
-    (full / f"worker-{rank}.pt").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match=r"stage distill .* step 9 .* No space left"):
-        checkpoint.save(full, training.setting, training.stage, 9, {}, 0.0)
-
-    config.foundation.learning_rate = 1e30
-    job = make_job("foundation", config, start, encoded, folder / "never", {})
-    training = Training(setting(job, rank), RunFolder(folder / "nan"))
-    (folder / "nan").mkdir(exist_ok=True)
-    with pytest.raises(TrainingError, match=r"stage foundation: .* not finite at step \d+ "):
-        training.run(job, lambda part, step: None)
-    assert not (folder / "never").exists()
 
 
 def setting(job: dict[str, Any], rank: int) -> Any:

@@ -1,7 +1,5 @@
 """Validation in the loop, with plain PyTorch in DeepSpeed's place."""
 
-# ruff: noqa: F811  # fixtures that are imported
-
 from __future__ import annotations
 
 import json
@@ -26,19 +24,11 @@ from pipelines.stages.encode import encode_dataset
 from pipelines.training.methods.base import Draw, Exported, FixedDraw, Setting
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.validation import Validation
-from tests.pipelines.conftest import FRAMES, HEIGHT, WIDTH
+from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
+from tests.pipelines.training.benches import STAGES, Bench, Scripted
 from tests.pipelines.training.test_engines import on_two_ranks
-from tests.pipelines.training.test_loop import (  # noqa: F401
-    STAGES,
-    Bench,
-    Scripted,
-    _engines,
-    bench,
-    encoded,
-    scripted,
-)
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}  # nothing is learned
 
 

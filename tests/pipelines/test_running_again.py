@@ -1,181 +1,27 @@
-"""What the pipeline decides, by names and hashes: what runs again, who learns from whom and from
-what, who is judged on what, and who becomes `production`.
-
-Everything is real but the training: a trained stage leaves a model whose weights are a function of
-all that it was told, in milliseconds.
-"""
+"""What the pipeline runs again, and who learns from whom and from what, by names and hashes."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from data.manifest import dataset_hash, read_dataset_info
-from data.shards import write_dataset
+from data.manifest import read_dataset_info
 from data.synthetic import make_pair
 from infra.runtime.registry import client_for
-from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_config
-from pipelines.config.load import load_config
-from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
-from pipelines.pipeline import run_pipeline
 from pipelines.stages.chain import STAGES, VERSIONS
-from pipelines.stages.progress import StageView
-from pipelines.stages.register import PipelineResult
 from pipelines.tracking.records import Records, fingerprint_of
 from pipelines.tracking.registry import resolve
-from pipelines.training.trainer import StageOutcome
-from tests.pipelines.conftest import HEIGHT, WIDTH
-
-CONFIG = f"""
-name: tiny
-data: {{pairs: 2, heldout_pairs: 2, frames: 9, samples_per_shard: 1, workers: 0}}
-model:
-  transformer: {{dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 1}}
-  vae: {{widths: [8, 8, 8, 8]}}
-  stream: {{height: {HEIGHT}, width: {WIDTH}, window_latents: 6, mask_cache: null}}
-compute: {{workers: 1, gpus: false}}
-vae: {{steps: 1, batch_size: 1, clip_frames: 5}}
-foundation: {{steps: 1}}
-causal: {{steps: 1}}
-distill: {{steps: 1}}
-evaluate: {{clips: 2, min_gain_db: -100, min_background_db: -100}}
-"""
-
-
-@dataclass
-class Training:
-    """Stands for `train_stage`, and remembers what it was told."""
-
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)
-    deaf: str = ""  # a stage that makes the same model whatever it is told
-
-    def __call__(
-        self,
-        stage: str,
-        config: PipelineConfig,
-        *,
-        start: Path,
-        dataset: str,
-        output: Path,
-        extra: dict[str, Any],
-        on_progress: object = None,
-        say: object = None,
-    ) -> StageOutcome:
-        self.told[stage] = {"start": start, "dataset": dataset, **extra}
-        decides = {
-            "key": extra["key"],
-            "start": model_fingerprint(start),
-            "dataset": dataset_hash(read_dataset_info(dataset)),
-            "teacher": fingerprint_of(extra["teacher"]) if "teacher" in extra else None,
-        }
-        seed = stage if stage == self.deaf else stage + json.dumps(decides, sort_keys=True)
-        shutil.rmtree(output, ignore_errors=True)
-        shutil.copytree(start, output)
-        file = output / f"{'vae' if stage == 'vae' else 'transformer'}.safetensors"
-        weights = load_file(file)
-        name = min(weights)
-        shift = hashlib.sha256(seed.encode()).digest()[0] + 1
-        source = load_file(start / file.name)[name] if stage != self.deaf else weights[name] * 0
-        weights[name] = source + 1e-6 * shift
-        save_file(weights, file)
-        return StageOutcome(output, {"loss": 1.0}, 1, 0.0)
-
-
-@dataclass
-class Place:
-    """A pipeline's output and database, which can be put back to how they were."""
-
-    folder: Path
-    uri: str
-    training: Training
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "out"
-
-    def run(self, *overrides: str) -> tuple[PipelineResult, list[str]]:
-        """The result and the stages that were not reused or passed over."""
-        places = [f"output={self.out}", f"tracking.uri={self.uri}"]
-        config = load_config(self.folder / "tiny.yaml", [*places, *overrides])
-        self.training.told.clear()
-        said = StringIO()
-        with StageView(Console(file=said, width=200), STAGES) as view:
-            result = run_pipeline(config, view)
-        assert view.finished == list(STAGES)
-        return result, [
-            line.split()[0] for line in said.getvalue().splitlines() if "started" in line
-        ]
-
-    def keep(self) -> None:
-        shutil.copytree(self.out, self.folder / "kept")
-
-    def put_back(self) -> None:
-        shutil.rmtree(self.out)
-        shutil.copytree(self.folder / "kept", self.out)
-
-    def aliases(self, name: str) -> dict[str, str]:
-        found = client_for(self.uri).get_registered_model(name).aliases
-        return {alias: str(version) for alias, version in found.items()}
-
-    def hash_of(self, name: str) -> str:
-        found = fingerprint_of(self.out / name)
-        assert found is not None
-        return found
-
-    def version_of(self, name: str) -> Path:
-        """Where a version with the files of the model `name` lies."""
-        return self.out / "versions" / self.hash_of(f"models/{name}")[:16]
-
-
-def dataset(uri: Path, first: int) -> str:
-    """Two pairs of the shape of `CONFIG`."""
-    recipe = partial(make_pair, height=HEIGHT, width=WIDTH, frames=9)
-    samples = [partial(recipe, n) for n in (first, first + 1)]
-    write_dataset(uri, samples, made_by={}, samples_per_shard=1, overwrite=True)
-    return str(uri)
-
-
-@pytest.fixture(scope="module")
-def place(_migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A pipeline that was run once."""
-    folder = tmp_path_factory.mktemp("decisions")
-    (folder / "tiny.yaml").write_text(CONFIG)
-    shutil.copy(_migrated, folder / "mlflow.db")
-    training = Training()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.training.trainer.train_stage", training)
-        patch.setattr(
-            "pipelines.stages.chain.ray_session", lambda compute: contextlib.nullcontext()
-        )
-        place = Place(folder, f"sqlite:///{folder / 'mlflow.db'}", training)
-        _, ran = place.run()
-        assert ran == list(STAGES)
-        place.keep()
-        yield place
-
-
-@pytest.fixture
-def first(place: Place) -> Place:
-    """The same, as the first run left it."""
-    place.put_back()
-    place.training.deaf = ""
-    return place
+from tests.pipelines.place import Place, dataset
+from tests.pipelines.sizes import HEIGHT, WIDTH
 
 
 def after(stage: str) -> set[str]:
@@ -184,13 +30,12 @@ def after(stage: str) -> set[str]:
 
 
 DATA = after("data") - {"start"}
-AGAIN: dict[str, set[str]] = {
+LEARNED: dict[str, set[str]] = {
     # pairs
     "data.seed=1": DATA,
     "data.frames=21": DATA,
     "data.samples_per_shard=2": DATA,
     "data.pairs=3": DATA - {"heldout"},
-    "data.heldout_pairs=3": {"heldout", "evaluate"},
     # the model
     "seed=1": after("start"),
     "model.transformer.num_layers=2": after("start"),
@@ -212,7 +57,9 @@ AGAIN: dict[str, set[str]] = {
     "distill.guidance=2": after("distill"),
     "distill.ema_decay=0.5": after("distill"),
     "distill.steps=0": after("evaluate"),
-    # judging
+}
+JUDGED: dict[str, set[str]] = {
+    "data.heldout_pairs=3": {"heldout", "evaluate"},
     "evaluate.clips=1": {"evaluate"},
     "evaluate.seed=1": {"evaluate"},
     "evaluate.dilate=1": {"evaluate"},
@@ -224,9 +71,14 @@ AGAIN: dict[str, set[str]] = {
 }
 
 
-@pytest.mark.parametrize("change", AGAIN)
-def test_what_a_setting_changes_runs_again_and_nothing_else(first: Place, change: str) -> None:
-    assert set(first.run(change)[1]) == AGAIN[change]
+@pytest.mark.parametrize("change", LEARNED)
+def test_what_a_setting_changes_is_to_run_again_and_nothing_else(first: Place, change: str) -> None:
+    assert first.planned(change) == LEARNED[change]
+
+
+@pytest.mark.parametrize("change", JUDGED)
+def test_what_judges_runs_again_and_nothing_else(first: Place, change: str) -> None:
+    assert set(first.run(change)[1]) == JUDGED[change]
 
 
 def test_what_ran_again_is_kept_and_what_decides_nothing_runs_nothing(first: Place) -> None:
@@ -410,68 +262,3 @@ def test_a_given_start_is_known_by_its_content(first: Place, tmp_path: Path) -> 
     weights[min(weights)] += 1
     save_file(weights, given / "vae.safetensors")
     assert set(first.run(*changed)[1]) == after("start")
-
-
-GATE: list[tuple[list[str], list[str], list[str]]] = [
-    ([], ["candidate", "production"], []),
-    (["evaluate.min_gain_db=1000"], ["candidate"], ["gain"]),
-    (["evaluate.min_background_db=1000"], ["candidate"], ["background_psnr"]),
-    (
-        ["evaluate.min_gain_db=1000", "evaluate.min_background_db=1000"],
-        ["candidate"],
-        ["gain", "background_psnr"],
-    ),
-    (["tracking.promote=false"], ["candidate"], []),
-    (["tracking.alias=canary"], ["canary", "production"], []),
-]
-
-
-@pytest.mark.parametrize(("overrides", "aliases", "missing"), GATE)
-def test_production_is_who_passed_the_gate(
-    first: Place, overrides: list[str], aliases: list[str], missing: list[str]
-) -> None:
-    name = f"gate-{GATE.index((overrides, aliases, missing))}"
-    result, _ = first.run(f"tracking.model_name={name}", *overrides)
-    assert result.aliases == aliases
-    assert [reason.split()[0] for reason in result.shortfalls] == missing
-    assert first.aliases(name) == dict.fromkeys(aliases, result.version)
-
-
-def test_production_stays_with_the_model_that_passed_before(first: Place) -> None:
-    name = "tracking.model_name=careful"
-    good, _ = first.run(name)
-    bad, _ = first.run(name, "distill.steps=2", "evaluate.min_gain_db=1000")
-    assert good.version != bad.version
-    assert first.aliases("careful") == {"candidate": bad.version, "production": good.version}
-
-
-def test_the_registry_says_what_was_judged(first: Place) -> None:
-    result, _ = first.run("tracking.model_name=said")
-    tags = client_for(first.uri).get_model_version("said", result.version).tags
-    report = json.loads(result.report.read_text())
-    assert result.metrics == report["mean"]
-    assert tags["metric.gain"] == f"{report['mean']['gain']:.4g}"
-    assert tags["liveedit.location"] == str(first.version_of("distill"))
-    assert tags["liveedit.fingerprint"] == first.hash_of("models/distill")
-
-
-def test_a_registry_without_our_version_gets_it_again(first: Place, tmp_path: Path) -> None:
-    first.run("tracking.model_name=lost")
-    client_for(first.uri).delete_registered_model("lost")
-    result, ran = first.run("tracking.model_name=lost")
-    assert ran == ["register"]
-    assert resolve("models:/lost@candidate", first.uri) == result.model
-    client_for(first.uri).set_model_version_tag(
-        "lost", result.version, "liveedit.location", str(tmp_path)
-    )  # an entry that points elsewhere is not ours
-    result, ran = first.run("tracking.model_name=lost")
-    assert ran == ["register"]
-    assert resolve("models:/lost@candidate", first.uri) == result.model
-
-
-def test_what_other_trainings_left_stays(first: Place) -> None:
-    for name in ("causal-old", "distill-old"):
-        (first.out / "checkpoints" / name).mkdir(parents=True)
-    first.run("distill.steps=2")
-    left = sorted(path.name for path in (first.out / "checkpoints").iterdir())
-    assert left == ["causal-old", "distill-old"]

@@ -1,0 +1,173 @@
+"""The loop as Ray Train runs it: going on, leaving, and what is tried again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+import ray.train.torch
+import torch
+
+from infra.runtime.errors import UserError
+from pipelines.training.loop import train_loop
+from pipelines.training.run_folder import RunFolder
+from tests.pipelines.training.benches import Bench, Scripted
+
+pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
+
+
+@pytest.fixture
+def ray_worker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What Ray Train tells a worker; it keeps checkpoints in the folder `keep`."""
+    told = SimpleNamespace(reported=[], waited=0)
+
+    def wait(mode: Any) -> None:
+        assert mode == ray.train.CheckpointConsistencyMode.COMMITTED
+        told.waited += 1
+
+    def report(metrics: dict[str, Any], checkpoint: Any) -> None:
+        told.reported.append(metrics)
+        shutil.copytree(checkpoint.path, told.keep / f"checkpoint_{metrics['step']:06}")
+
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray.train, "get_all_reported_checkpoints", wait)
+    monkeypatch.setattr(ray.train, "report", report)
+    return told
+
+
+def test_a_worker_of_ray_goes_on_from_its_checkpoint(
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    ray_worker: SimpleNamespace,
+) -> None:
+    stage = scripted(lambda step, micro: {"loss": 1.0})
+    run = bench().set(steps=3, checkpoint_every=2)
+    RunFolder(run.folder).open()
+    (run.folder / ".part-0").mkdir()  # of a worker that was killed
+    ray_worker.keep = run.folder
+    assert train_loop(run.job()) == {"metrics": {"loss": 1.0}, "steps": 3}
+    assert ray_worker.reported == [{"step": 2}]
+    assert ray_worker.waited == 1  # until the checkpoint is safe
+    assert [step for step, _ in stage.asked] == [0, 1, 2]
+
+    again = scripted(lambda step, micro: {"loss": 1.0})
+    train_loop(run.job())
+    assert [step for step, _ in again.asked] == [2]
+    assert again.keys == stage.keys[2:]
+    assert run.said == ["goes on from its checkpoint at step 2"]
+
+
+def test_a_worker_of_ray_that_is_to_stop_saves_first_and_writes_no_model(
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    ray_worker: SimpleNamespace,
+) -> None:
+    run = bench().set(steps=9, log_every=9, checkpoint_every=9)
+    folder = RunFolder(run.folder)
+    folder.open()
+    ray_worker.keep = run.folder
+
+    def script(step: int, micro: int) -> dict[str, float]:
+        if step == 3:
+            folder.ask_to_stop()
+        return {"loss": 1.0}
+
+    scripted(script)
+    # Known after step 4, and saved after the next one: see `Calls`.
+    assert train_loop(run.job()) == {"stopped": 5}
+    assert ray_worker.reported == [{"step": 5}]
+    assert folder.saved_step() == 5
+    assert [report.step for report in run.reports] == [5]
+    assert not (run.folder / "model").exists()
+    assert folder.refusal() is None
+
+    folder.open()  # the next start is not to stop
+    again = scripted(lambda step, micro: {"loss": 1.0})
+    assert train_loop(run.job()) == {"metrics": {"loss": 1.0}, "steps": 9}
+    assert [step for step, _ in again.asked] == [5, 6, 7, 8]
+
+
+def test_a_machine_that_is_about_to_leave_is_saved_for_once(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: Any
+) -> None:
+    clock, asked = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def script(step: int, micro: int) -> dict[str, float]:
+        clock[0] += 4
+        return {"loss": 1.0}
+
+    def leaving() -> bool:
+        asked.append(clock[0])
+        return len(asked) >= 2  # not yet when first asked
+
+    scripted(script)
+    run = bench().set(steps=20, checkpoint_every=100, checkpoint_minutes=0)
+    run.training().run(run.job(), run.keep, leaving)
+    assert asked == [116, 128]  # no more often than every ten seconds, known one step later
+    assert [step for step, _ in run.saved] == [7]  # and no longer when it is known
+
+    asked.clear()
+    alone = bench("foundation", "alone").set(steps=20, checkpoint_every=100)
+    alone.run()  # nobody can say
+    assert (asked, alone.saved) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UserError("mend me"), "mend me"),
+        (
+            torch.OutOfMemoryError("out of memory: 3 GiB\nand a long table"),
+            r"stage foundation ran out of GPU memory \(out of memory: 3 GiB\); lower foundation."
+            r"batch_size, set compute.activation_checkpointing=true, or raise compute.zero_stage",
+        ),
+    ],
+)
+def test_what_would_fail_again_is_not_tried_again(
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    ray_worker: SimpleNamespace,
+    error: Exception,
+    words: str,
+) -> None:
+    def script(step: int, micro: int) -> dict[str, float]:
+        raise error
+
+    stage = scripted(script)
+    run = bench()
+    RunFolder(run.folder).open()
+    with pytest.raises(ValueError, match=words) as raised:
+        train_loop(run.job())
+    assert len(stage.asked) == 1
+    assert train_loop(run.job()) == {"refused": str(raised.value)}
+    assert len(stage.asked) == 1  # the restarted worker does not repeat it
+    RunFolder(run.folder).open()  # a new start forgets
+    with pytest.raises(ValueError, match=words):
+        train_loop(run.job())
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])  # PyTorch raises both
+def test_any_other_error_may_be_tried_again(
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    ray_worker: SimpleNamespace,
+    kind: type[Exception],
+) -> None:
+    def script(step: int, micro: int) -> dict[str, float]:
+        raise kind("a network that stalls")
+
+    stage = scripted(script)
+    run = bench()
+    RunFolder(run.folder).open()
+    for _ in range(2):
+        with pytest.raises(kind, match="stalls"):
+            train_loop(run.job())
+    assert len(stage.asked) == 2
