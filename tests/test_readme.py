@@ -22,6 +22,7 @@ from data.video import VideoWriter, probe
 from tests.modeling.published import publish
 from tests.serve.conftest import Server, clip, serving
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PORT = "localhost:8000"  # in the texts; the tests' server has another

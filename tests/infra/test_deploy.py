@@ -29,6 +29,7 @@ from tests.serve.tokens import write_tokens
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "a-token-for-this-test"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # What a head node is, without what `ray start` shares with other Rays of this machine.
 HEAD = """
@@ -125,9 +126,6 @@ def url(dashboard: str, environment: dict[str, str], config: Any, folder: Path) 
     command = [serve, "status", "--address", dashboard]
     status = subprocess.run(command, env=environment, capture_output=True, text=True)
     raise AssertionError(f"not ready: {answer}\n{status.stdout}{status.stderr}")
-
-
-pytestmark = pytest.mark.timeout(420)
 
 
 def test_the_deployed_application_edits_for_whoever_has_a_token(url: str) -> None:

@@ -24,11 +24,12 @@ import s3fs
 from infra.stack import parts
 from serve.run import free_port
 from tests.infra.test_monitoring import EXPRESSIONS
+from tests.processes import command_of
 from tests.serve.conftest import serving
 from tests.serve.models import save_small_model
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAMES = ("mlflow", "s3", "prometheus", "grafana")
 
 
@@ -156,10 +157,3 @@ def test_what_cannot_start_says_why_and_stops_the_rest(tmp_path: Path) -> None:
         start(tmp_path)
     left = [p for p in psutil.process_iter() if str(tmp_path) in " ".join(command_of(p))]
     assert not left
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

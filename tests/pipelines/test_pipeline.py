@@ -30,6 +30,8 @@ from pipelines.tracking.registry import resolve
 from pipelines.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent.parent
+# Five starts of training workers, on a busy machine too.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CONFIG = """
 name: tiny
 data: {pairs: 4, heldout_pairs: 2, frames: 21, samples_per_shard: 2, workers: 0}
@@ -37,7 +39,7 @@ model:
   transformer: {dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2}
   vae: {widths: [16, 12, 8, 8]}
   stream: {height: 32, width: 48, window_latents: 6}
-compute: {workers: 2, gpus: false}
+compute: {workers: 1, gpus: false}
 vae: {steps: 4, log_every: 1, batch_size: 1, clip_frames: 5}
 foundation: {steps: 2, log_every: 1, validate_every: 2, sample_clips: 1}
 causal: {steps: 2, log_every: 1}
@@ -113,9 +115,6 @@ def wait_for_progress(checkpoints: Path, process: subprocess.Popen[str]) -> bool
 @pytest.fixture(scope="module")
 def first(interrupted: str, folder: Path, database: str) -> tuple[PipelineResult, StageView]:
     return go(configured(folder, database))
-
-
-pytestmark = pytest.mark.timeout(1800)  # five starts of training workers, on a busy machine too
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(

@@ -17,6 +17,7 @@ from tests.serve.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.models import save_small_model
 
+pytestmark = pytest.mark.slow
 CARD = {
     "name": "small",
     "sample": "shapes",
@@ -92,9 +93,8 @@ def test_views_overlay_and_recording(browser: Chrome, server: Server) -> None:
     assert browser.execute_script(divider) == "60%"
     browser.execute_script("document.querySelector('details').open = true")
     page["mask"].click()
-    page.more(15)
-    assert page.pixels("tint")[..., 3].any(), "nothing is tinted"
-    assert "% of the picture" in page["tinted"].text
+    page.until(lambda: page.pixels("tint")[..., 3].any(), "nothing is tinted")
+    page.until(lambda: "% of the picture" in page["tinted"].text, "no share is told")
     recorded = browser.execute_script(
         "const seen = HTMLCanvasElement.prototype.captureStream;"
         "HTMLCanvasElement.prototype.captureStream = function (...a) {"

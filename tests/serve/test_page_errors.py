@@ -25,6 +25,7 @@ from tests.serve.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.conftest import Server, serving
 from tests.serve.tokens import write_tokens
 
+pytestmark = pytest.mark.slow
 SERVER = {  # what a server that really runs is brought to say, by the tests below
     "unauthorized", "at_capacity", "unsupported_size", "stopped", "unreachable",
     "spent",

@@ -31,7 +31,7 @@ from tests.known_editors import (
 from tests.serve.client.test_stream import edited_without_server, send_all
 from tests.serve.conftest import Server, clip, serving
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 RED, BLUE = "paint it red", "paint it blue"
 

@@ -1,40 +1,30 @@
-"""TLS by the server itself, and by a proxy that serves it under a prefix."""
+"""TLS by a proxy that serves under a prefix; a server of its own that speaks it is tested in
+tests/pipelines/commands/test_serve.py."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
 from serve.client import connect, edit_frames, served_model
-from serve.run import Tls, free_port, start
+from serve.run import Tls, start
 from serve.settings import ServeSettings
+from tests.serve.certificate import make_certificate
 from tests.serve.conftest import Server, clip
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
-    """A certificate for this machine that nobody has signed."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = Tls(folder / "cert.pem", folder / "key.pem")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
-         "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", made.key, "-out",
-         made.certificate],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return made
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -90,28 +80,6 @@ async def test_clients_find_their_way_through_a_proxy_with_a_prefix(
             lambda: list(edit_frames(f"https://{place}/", clip(9), "red", fps=16))
         )
         assert np.shape(frames) == (9, 32, 48, 3)
-
-
-def test_a_server_with_a_certificate_speaks_tls_only(
-    small_model: Path, tls: Tls, trusted: None
-) -> None:
-    settings = ServeSettings(
-        str(small_model), measured_capacity=False, editor_cpus=0.5, front_cpus=0.25
-    )
-    running = start(settings, port=free_port(), cpus=4, tls=tls)
-    try:
-        assert running.url.startswith("https://")
-        assert running.stream_url.startswith("wss://")
-        assert served_model(running.url)["name"] == running.model()["name"] == "small"
-        context = ssl.create_default_context(cafile=str(tls.certificate))
-        page = httpx.get(running.url, verify=context)
-        assert "<title>LiveEdit" in page.text
-        frames = list(edit_frames(running.stream_url, clip(9), "make it red", fps=16))
-        assert len(frames) == 9
-        with pytest.raises(httpx.TransportError):
-            httpx.get(running.url.replace("https", "http"))
-    finally:
-        running.stop()
 
 
 def test_files_that_make_no_certificate_are_named_before_anything_starts(

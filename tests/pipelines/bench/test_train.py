@@ -21,20 +21,21 @@ from pipelines.bench.training_worker import Case
 from pipelines.commands.bench import bench_app
 from pipelines.config.load import load_config
 
+pytestmark = pytest.mark.slow
 SMALL = ["demo", "data.frames=21", "model.stream.height=32", "model.stream.width=48", "vae.crop=32"]
 RUN = ["train", *SMALL, "compute.precision=fp32", "--steps", "2"]
 LEARNS = ["compute.activation_checkpointing=true", "distill.generator_every=1",
           "distill.learning_rate=1e-3"]  # fmt: skip
-CASES = [("foundation", 2), ("foundation", 3), ("distill", 2), ("distill", 3)]
+CASES = [("distill", 2), ("distill", 3)]  # whose critic trains as the other stages do
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     file = tmp_path_factory.mktemp("bench") / "train.json"
-    asked = ["--stages", "foundation,distill", "--gpus", "2", "--zero", "2,3", "--json", str(file)]
+    asked = ["--stages", "distill", "--gpus", "2", "--zero", "2,3", "--json", str(file)]
     result = CliRunner().invoke(bench_app, [*RUN, *asked, *LEARNS])
     assert result.exit_code == 0, result.output
-    for words in ("foundation, 2", "distill, 2", "21 frames at 48x32"):
+    for words in ("distill, 2", "21 frames at 48x32"):
         assert words in result.output
     return dict(json.loads(file.read_text()))
 
@@ -56,10 +57,9 @@ def test_every_case_has_its_figures(report: dict[str, Any]) -> None:
 
 def test_sharded_weights_train_to_the_same_losses(report: dict[str, Any]) -> None:
     """With ZeRO-3 blocks are gathered whole, and rollouts go through a copy that must not lag."""
-    two, three, distill_two, distill_three = report["cases"]
-    assert three["loss"] == pytest.approx(two["loss"], rel=1e-5)
-    assert distill_three["loss"] == pytest.approx(distill_two["loss"], rel=1e-4)
-    assert distill_three["model_tflop"] == pytest.approx(distill_two["model_tflop"])
+    two, three = report["cases"]
+    assert three["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    assert three["model_tflop"] == pytest.approx(two["model_tflop"])
 
 
 def test_ratios_are_of_one_run() -> None:

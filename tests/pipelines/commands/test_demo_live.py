@@ -22,7 +22,8 @@ from pipelines.tracking.outbox import Outbox
 from tests.serve.models import save_small_model
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_candidate_is_served_and_streamed_once(
     tmp_path: Path, mlflow_uri: str, outbox: Outbox
 ) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,12 +13,10 @@ from data.shard_reader import ShardFolder
 from data.shards import write_dataset
 from data.store import open_store
 from data.synthetic import make_pair
-from pipelines.config.stages import ComputeConfig
 from pipelines.evaluation.evaluate import load_editor
 from pipelines.stages.encode import EncodeJob, cell_share, encode_dataset, to_pixels
 from pipelines.stages.own_process import from_own_process
 from pipelines.tracking.records import model_fingerprint
-from pipelines.training.session import ray_session
 
 
 def test_encoded_pairs_are_the_vae_s_latents(
@@ -95,28 +92,6 @@ def test_pixels_by_hand() -> None:
     pixels = to_pixels(clip, "cpu")
     assert pixels.shape == (1, 2, 3, 4, 6)
     assert torch.allclose(pixels[0, 1, :, 3, 5], torch.tensor([-1.0, 1.0, -0.6]))
-
-
-def test_ray_tasks_give_the_same_dataset(tiny_model: Path, heldout: str, tmp_path: Path) -> None:
-    here, there = str(tmp_path / "here"), str(tmp_path / "there")
-    seen: list[int] = []
-
-    def encode(encoded: str, **settings: Any) -> None:
-        encode_dataset(
-            heldout, encoded, tiny_model, batch_size=1, samples_per_shard=2, gpus=False, **settings
-        )
-
-    encode(here, threads=2)
-    with ray_session(ComputeConfig()):
-        encode(there, tasks=2, on_sample=lambda done, total: seen.append(done))
-    assert seen == [1, 2]
-    batches = zip(
-        *(loader(uri, batch_size=2, shuffle=False, epochs=1) for uri in (here, there)), strict=True
-    )
-    for a, b in batches:
-        assert a["instruction"] == b["instruction"]
-        for name in ("source", "target", "text", "mask"):
-            assert torch.allclose(a[name], b[name], atol=2e-3)  # threads sum in another order
 
 
 def test_cell_share_follows_the_latents() -> None:

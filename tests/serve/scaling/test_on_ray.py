@@ -15,7 +15,7 @@ from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import InQueue, WireError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""`liveedit serve` on a Ray cluster that runs already."""
+"""What works on a Ray cluster that runs already: pairs, encoding, `liveedit serve`."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,25 +11,43 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from data.ingest import ingest
+from data.loader import loader
+from data.manifest import dataset_hash, read_dataset_info
 from infra.runtime.ray import ClusterError
+from pipelines.config.stages import ComputeConfig
+from pipelines.stages.encode import encode_dataset
+from pipelines.stages.ingest import on_ray
+from pipelines.training.session import ray_session
 from serve.client import edit_frames
 from serve.run import free_port, start
 from serve.settings import ServeSettings
+from tests.data.test_ingest import make_list, pairs
+from tests.data.workers import crash_at_five
 from tests.serve.conftest import clip
+from tests.serve.models import save_small_model
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0  # a busy machine takes its time
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_model(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a Ray head of its own."""
     port = free_port()
@@ -69,6 +88,67 @@ def command(address: str, model: Path, port: int) -> subprocess.Popen[str]:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_pairs_are_ingested_there(tmp_path: Path, cluster: str) -> None:
+    path = make_list(tmp_path, 5, bad=(3,))
+    here, _ = ingest(pairs(path), str(tmp_path / "here"), samples_per_shard=2)
+    arguments = ["--frames", "9", "--size", "48x32", "--samples-per-shard", "2"]
+    run = subprocess.run(
+        [BIN / "liveedit", "data", "ingest", path, "there", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_ADDRESS": cluster},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert run.returncode == 0, run.stderr
+    said = " ".join(run.stdout.split())
+    assert f"5 pairs on 4 cores of the Ray cluster at {cluster}" in said
+    assert "gone.mp4: no such file" in said
+    there = read_dataset_info(str(tmp_path / "there"))
+    assert dataset_hash(there) == dataset_hash(here)
+
+
+def test_its_tasks_survive_a_crash_and_encode_the_same(
+    tmp_path: Path, cluster: str, tiny_model: Path, heldout: str
+) -> None:
+    here, there = str(tmp_path / "here"), str(tmp_path / "there")
+    seen: list[int] = []
+
+    def encode(encoded: str, **settings: Any) -> None:
+        encode_dataset(
+            heldout, encoded, tiny_model, batch_size=1, samples_per_shard=2, gpus=False, **settings
+        )
+
+    encode(here, threads=2)
+    with ray_session(ComputeConfig(address=cluster)):
+        work = partial(on_ray, window=4)
+        results = work(crash_at_five, range(8), crashed=lambda item: -item)  # type: ignore[arg-type, misc]
+        assert list(results) == [n * n if n != 5 else -5 for n in range(8)]
+        encode(there, tasks=2, on_sample=lambda done, total: seen.append(done))
+    assert seen == [1, 2]
+    batches = zip(
+        *(loader(uri, batch_size=2, shuffle=False, epochs=1) for uri in (here, there)), strict=True
+    )
+    for a, b in batches:
+        assert a["instruction"] == b["instruction"]
+        for name in ("source", "target", "text", "mask"):
+            assert torch.allclose(a[name], b[name], atol=2e-3)  # threads sum in another order
+
+
+def test_weights_that_no_editor_can_load_are_named(tmp_path: Path, cluster: str) -> None:
+    model = save_small_model(tmp_path / "small")
+    config = json.loads((model / "config.json").read_text())
+    config["transformer"]["num_layers"] += 1
+    (model / "config.json").write_text(json.dumps(config))
+    served = command(cluster, model, free_port())
+    _, error = served.communicate(timeout=PATIENCE_S)
+    assert served.returncode == 1
+    said = error.splitlines()[-1]  # after what Ray warns of
+    assert "the application did not start: " in said
+    assert "does not fit its config.json: missing blocks.2" in said
+    assert "Traceback" not in error
 
 
 def test_the_application_joins_a_cluster_and_leaves_nothing_there(
