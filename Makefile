@@ -3,12 +3,14 @@
 # make mutants   change the core on purpose, 300 times, and list what no test notices (an hour)
 # make venv   the environment    make clean  remove the environment and everything made in runs/
 #
+# ARGS="tests/data -k pause" are further arguments of a command, WORKERS=4 processes run the tests.
 # PYTHON=python3.12 picks the interpreter that the environment is made from (3.11 or newer).
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ARGS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test mutants check format clean
@@ -33,7 +35,7 @@ demo: $(STAMP)
 	$(BIN)/liveedit demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants $(ARGS)

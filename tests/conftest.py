@@ -1,4 +1,4 @@
-"""What must be so before anything is imported.
+"""What must be so before anything is imported, and in which order files are begun.
 
 Ctrl-C must reach what the tests start, even where it is ignored for themselves: a shell starts
 `make test &` with SIGINT ignored, and children inherit that for ever.
@@ -13,8 +13,17 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Between workers files with a slow test go first: none is left with one at the end."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)

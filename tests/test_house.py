@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = {"data", "infra", "modeling", "pipelines", "serve", "tests"}
 # Declared for what they do without being imported: forms of HTTP requests, WebSockets of uvicorn,
 # and tools that are programs.
-UNSEEN = {"python-multipart", "pytest-timeout", "ruff", "mypy", "import-linter", "nanio"}
+UNSEEN = {
+    *("python-multipart", "pytest-timeout", "pytest-xdist"),
+    *("ruff", "mypy", "import-linter", "nanio"),
+}
 COMES_WITH_TORCH = {"cuda", "triton"}  # of the one version that fits it
 COMES_WITH_TRANSFORMERS = {"tokenizers"}
 # The named doors: what a library does not promise to keep is used in one file each.
