@@ -8,7 +8,7 @@ standard library is used: Serve pickles the policy into its controller.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -116,26 +116,46 @@ def has_room(editor: Editor, request: Request) -> bool:
 # --- placement
 
 
+Rank = Callable[[Editor], tuple[Any, ...]]
+
+
+def emptiest(editor: Editor) -> tuple[Any, ...]:
+    """The order in which editors are tried; the simulation knows others, which lost."""
+    return editor.load, len(editor.streams), editor.name
+
+
 def place(
-    editors: Sequence[Editor], request: Request, avoid: frozenset[str] = frozenset()
+    editors: Sequence[Editor],
+    request: Request,
+    avoid: frozenset[str] = frozenset(),
+    rank: Rank = emptiest,
 ) -> Editor | None:
     """The emptiest editor with room; one of `avoid` only where no other has any."""
-    open_ = [editor for editor in editors if has_room(editor, request)]
-    return min(open_, key=lambda editor: _rank(editor, avoid), default=None)
 
+    def order(editor: Editor) -> tuple[Any, ...]:
+        return editor.name in avoid, *rank(editor)
 
-def _rank(editor: Editor, avoid: frozenset[str]) -> tuple[bool, float, int, str]:
-    return editor.name in avoid, editor.load, len(editor.streams), editor.name
+    first = min(editors, key=order, default=None)
+    if first is None or has_room(first, request):  # which it has, unless sizes and costs differ
+        return first
+    return min((e for e in editors if has_room(e, request)), key=order, default=None)
 
 
 def place_all(
-    editors: Sequence[Editor], requests: Iterable[Request], avoid: frozenset[str] = frozenset()
+    editors: Sequence[Editor],
+    requests: Iterable[Request],
+    avoid: frozenset[str] = frozenset(),
+    rank: Rank = emptiest,
 ) -> tuple[list[Editor], list[Request]]:
     """`place` for one after another: the editors as they are then, and who found no room.
 
     Editors are kept in order, so that a thousand of them and a long queue take milliseconds.
     """
-    ranked = sorted((_rank(editor, avoid), editor) for editor in editors)  # names differ
+
+    def entry(editor: Editor) -> tuple[Any, ...]:
+        return editor.name in avoid, *rank(editor), editor.name, editor
+
+    ranked = sorted(map(entry, editors))  # names differ, so editors are never compared
     left: list[Request] = []
     held = {session for editor in editors for session in editor.sessions}
     refused: set[tuple[Size, float]] = set()  # fits nowhere, and loads only grow
@@ -145,17 +165,17 @@ def place_all(
         if shape in refused and not known:
             left.append(request)
             continue
-        at = next((n for n, (_, e) in enumerate(ranked) if has_room(e, request)), None)
+        at = next((n for n, (*_, e) in enumerate(ranked) if has_room(e, request)), None)
         if at is None:
             left.append(request)
             refused.add(shape)
             continue
-        after = with_stream(ranked.pop(at)[1], request)
-        insort(ranked, (_rank(after, avoid), after))
+        after = with_stream(ranked.pop(at)[-1], request)
+        insort(ranked, entry(after))
         held.add(request.session)
         if known:  # its ghost may have been dearer
             refused.clear()
-    return [editor for _, editor in ranked], left
+    return [editor for *_, editor in ranked], left
 
 
 def with_stream(editor: Editor, request: Request) -> Editor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve.scaling import decisions
-from serve.scaling.decisions import Editor, Need, Request
+from serve.scaling.decisions import Editor, Need, Rank, Request, Size
 from serve.wire.protocol import RETRY_AFTER_S
 
 RESERVED_S = 10.0  # for a placed stream to show in its editor's reports
@@ -21,11 +21,10 @@ ASKS_S = 0.5  # how often one that waits asks again
 LEFT_S = 5.0  # who has not asked for so long is no longer in the queue
 START_S = 30.0  # of an editor, until one has been seen to start
 SESSION_S = 120.0  # of a session, until some have ended
+KNOWN_SHAPES = 64  # sizes and rates that are remembered to have found no room
 KNOWN_ENDS = 50  # sessions whose length counts for what is expected
 EDITOR_GONE_S = 10.0
-DECIDE_S = (
-    0.25  # how long a decision on the number of editors holds: reports come every millisecond
-)
+DECIDE_S = 0.25  # how long a decision on the number of editors holds
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,15 @@ class _Asked:
 
 
 class Placement:
-    def __init__(self, scale: Scale, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        clock: Callable[[], float] = time.monotonic,
+        rank: Rank = decisions.emptiest,
+    ) -> None:
         self.scale = scale
         self._clock = clock
+        self._rank = rank
         # As they said they are, and with what was placed at them since.
         self._editors: dict[str, tuple[float, Editor]] = {}
         self._leaving: frozenset[str] = frozenset()
@@ -85,6 +90,8 @@ class Placement:
         self._gone_by_order: set[str] = set()  # names are never used again
         self._reserved: dict[str, dict[str, tuple[float, Request]]] = {}  # by editor and stream
         self._queue: dict[str, _Asked] = {}
+        # Sizes and rates that no editor has room for: a long queue asks twice a second each.
+        self._no_room: dict[tuple[Size, float], Request] = {}
         self._refused: dict[str, tuple[float, Request]] = {}
         self._opened: dict[str, float] = {}
         self._lengths: deque[float] = deque(maxlen=KNOWN_ENDS)
@@ -110,10 +117,12 @@ class Placement:
             self._reserved[editor.name] = placed
         for _, request in placed.values():
             editor = decisions.with_stream(editor, request)
-        self._editors[editor.name] = (now, editor)
+        self._know(editor, now)
 
     def gone(self, editors: frozenset[str]) -> None:
         """Serve stops these: they take nothing more."""
+        if self._leaving - editors:
+            self._no_room.clear()
         self._leaving = editors
 
     def released(self, stream: str) -> None:
@@ -124,8 +133,9 @@ class Placement:
         for name, (at, editor) in self._editors.items():
             if stream in editor.streams:
                 left = {n: s for n, s in editor.streams.items() if n != stream}
-                self._editors[name] = (at, replace(editor, streams=left))
+                self._know(replace(editor, streams=left), at)
                 self._reserved.get(name, {}).pop(stream, None)
+                break
 
     # --- what is asked
 
@@ -137,11 +147,7 @@ class Placement:
         self._decide()
         order = decisions.line(a.request for a in self._queue.values())
         place = order.index(request)
-        state = self.editors
-        found = decisions.place(state, request, self._closing)
-        if found is not None and place:  # they have their turn first, when they ask
-            state, _ = decisions.place_all(state, order[:place], self._closing)
-            found = decisions.place(state, request, self._closing)
+        found = self._found(request, order[:place])
         if found is not None:
             del self._queue[request.stream]
             at, known = self._editors[found.name]
@@ -150,7 +156,7 @@ class Placement:
             self._opened[request.stream] = now
             return Placed(found.name)
         if request.waits or request.again:
-            streams = sum(len(editor.streams) for editor in state)
+            streams = sum(len(editor.streams) for editor in self.editors)
             length = sum(self._lengths) / len(self._lengths) if self._lengths else SESSION_S
             starting = None
             if self._starting_since is not None:
@@ -159,6 +165,28 @@ class Placement:
         del self._queue[request.stream]
         self._refused[request.stream] = (now, request)
         return Full()
+
+    def _know(self, editor: Editor, at: float) -> None:
+        self._editors[editor.name] = (at, editor)
+        if self._no_room:
+            left = self._no_room.items()
+            self._no_room = {s: r for s, r in left if not decisions.has_room(editor, r)}
+
+    def _found(self, request: Request, before: list[Request]) -> Editor | None:
+        shape = (request.size, request.fps)
+        state, avoid = self.editors, self._closing
+        ghost = any(request.session in editor.sessions for editor in state)  # makes room for it
+        if shape in self._no_room and not ghost:
+            return None
+        found = decisions.place(state, request, avoid, self._rank)
+        if found is None:
+            if len(self._no_room) >= KNOWN_SHAPES:  # strangers choose sizes and rates
+                self._no_room.clear()
+            self._no_room[shape] = request
+        elif before:  # they have their turn first, when they ask
+            state, _ = decisions.place_all(state, before, avoid, self._rank)
+            found = decisions.place(state, request, avoid, self._rank)
+        return found
 
     @property
     def editors(self) -> list[Editor]:

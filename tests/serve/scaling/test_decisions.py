@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from serve.scaling import decisions
 from serve.scaling.decisions import HEADROOM, Editor, Need, Request, Stream
@@ -318,6 +319,7 @@ def test_who_waits_hears_when_the_editor_that_is_started_will_be_there(
         told = placement.ask(request("1"))
     assert told == Waiting(1, 1.0)  # any moment
     placement.report(editor("b", 0.7))
+    clock.now += DECIDE_S
     # The next is expected to take as long as this one did.
     assert placement.ask(request("1")) == Waiting(1, 36.0)
 
@@ -375,5 +377,57 @@ def test_editors_that_stop_take_nothing(placement: Placement, clock: Clock) -> N
     placement.report(editor("b"))  # where it would go: a, the first of two empty ones, closes
     placement.gone(frozenset("b"))
     assert placement.ask(request("1")) == Placed("a")
+    placement.gone(frozenset("ab"))
+    assert isinstance(placement.ask(request("3")), Waiting)
+    placement.gone(frozenset("a"))
+    assert placement.ask(request("3")) == Placed("b")
     clock.now += 11.0
     assert isinstance(placement.ask(request("2")), Waiting)  # a has not reported: it is gone
+
+
+class PlacementMachine(RuleBasedStateMachine):
+    """What is remembered to have found no room changes no answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        scale = Scale(1, 8, delay_s=3.0)
+        self.placement, self.plain = Placement(scale, self.clock), Placement(scale, self.clock)
+
+    @rule(
+        name=st.sampled_from("abc"),
+        shares=st.lists(st.sampled_from([0.1, 0.3, 0.5]), max_size=3),
+        cost=st.sampled_from([0.21, 0.4]),
+    )
+    def report(self, name: str, shares: list[float], cost: float) -> None:
+        for placement in (self.placement, self.plain):
+            placement.report(editor(name, *shares, cost=cost))
+
+    @rule(
+        stream=st.sampled_from("xyz"),
+        fps=st.sampled_from([4.0, 16.0]),
+        waits=st.booleans(),
+        again=st.booleans(),
+    )
+    def ask(self, stream: str, fps: float, waits: bool, again: bool) -> None:
+        asked = request(stream, waits=waits, again=again, fps=fps)
+        self.plain._no_room.clear()
+        assert self.placement.ask(asked) == self.plain.ask(asked)
+
+    @rule(stream=st.sampled_from(["x", "y", "z", "a0", "b1"]))
+    def released(self, stream: str) -> None:
+        for placement in (self.placement, self.plain):
+            placement.released(stream)
+
+    @rule(stopped=st.frozensets(st.sampled_from("abc"), max_size=2))
+    def gone(self, stopped: frozenset[str]) -> None:
+        for placement in (self.placement, self.plain):
+            placement.gone(stopped)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+
+TestPlacement = PlacementMachine.TestCase
+TestPlacement.settings = settings(max_examples=40, stateful_step_count=20)
