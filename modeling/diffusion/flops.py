@@ -12,18 +12,25 @@ FORWARD_AND_BACKWARD = 3  # a backward pass is two products for every one of the
 
 
 def forward_flops(
-    config: TransformerConfig, *, frames: int, pairs: int, height: int, width: int
+    config: TransformerConfig,
+    *,
+    frames: float,
+    pairs: float,
+    height: int,
+    width: int,
+    attending: float = 1.0,
 ) -> float:
     """One forward of the transformer over a clip.
 
     `frames` latents of height x width cells are computed, and `pairs` (query latent, key latent)
-    see each other in self-attention.
+    see each other in self-attention, which a share of the tokens, `attending`, takes part in.
     """
     dim, latent_tokens = config.dim, height * width // 4
     tokens = frames * latent_tokens
     self_attention = 4 * dim * pairs * latent_tokens**2
     cross_attention = 4 * dim * tokens * config.text_tokens
-    products = tokens * (6 * dim**2 + 2 * dim * config.ffn_dim)  # q k v o, q o, feed-forward
+    # q k v o, q o, feed-forward
+    products = tokens * ((4 * attending + 2) * dim**2 + 2 * dim * config.ffn_dim)
     text_products = config.text_tokens * 2 * dim**2  # k and v
     layer = self_attention + cross_attention + 2 * (products + text_products)
     channels = 2 * config.latent_channels + config.source_channels  # patches in, and out

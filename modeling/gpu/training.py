@@ -35,8 +35,10 @@ def _forward(
     layer: int,
     rope: Rope,
 ) -> Tensor:
-    """`Block.forward` without reuse; x [B, T, dim], modulation [B, F or 1, 6, dim]."""
-    assert visible.reuse is None, "training computes every token"
+    """`Block.forward`; x [B, T, dim], modulation [B, F or 1, 6, dim]."""
+    reuse = visible.reuse
+    if reuse is not None and reuse.scope == "attention":  # two kinds of tokens in one block
+        return Block.forward(block, x, modulation, text_k, text_v, visible, layer, rope)
     batch, tokens, dim = x.shape
     modulations = (block.modulation + modulation).unbind(2)  # each [B, F or 1, dim]
     shift1, scale1, gate1, shift2, scale2, gate2 = (m.reshape(-1, dim) for m in modulations)

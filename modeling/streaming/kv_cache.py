@@ -27,8 +27,7 @@ from modeling.diffusion.rope import Rope, rope_table, time_shift, turn
 class KVCache:
     """Self-attention keys and values of all layers for `batch` streams in step.
 
-    `latent_height` x `latent_width` is the latent grid. `rolls=False` refuses to forget: a
-    rollout with gradient then need not copy the history it saw (see `Cached`).
+    `latent_height` x `latent_width` is the latent grid.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class KVCache:
         window_latents: int,
         sink_latents: int = 0,
         window_positions: bool = True,
-        rolls: bool = True,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -63,7 +61,6 @@ class KVCache:
         self.slots = window_latents // chunk_latents
         self.sink_slots = sink_latents // chunk_latents
         self.window_positions = window_positions
-        self.rolls = rolls
         self.turn = turn  # a GPU has a kernel for it
         shape = (config.num_layers, batch, self.slots * self.slot_tokens)
         heads = (config.num_heads, config.head_dim)
@@ -137,11 +134,6 @@ class KVCache:
         self._place()
 
     def _roll(self) -> None:
-        if not self.rolls:
-            raise RuntimeError(
-                f"a cache of {self.slots} chunks that must not roll is full; "
-                "make its window as long as the clip"
-            )
         ring = self.slots - 1 - self.sink_slots  # chunks between the sinks and the current one
         if ring == 0:
             return
@@ -168,21 +160,15 @@ class KVCache:
 class Cached:
     """Visibility of one chunk: its own keys and the history of `cache`.
 
-    Without gradient the chunk's keys are written into its slot; the last forward before `commit`
-    decides what stays. With gradient nothing is written and the history is constant; a cache that
-    rolls is copied first, since activation checkpointing reads it again in the backward pass.
-    `reuse` names the tokens that are recomputed; only their keys are then seen beside the history,
-    as published.
+    The chunk's keys are written into its slot; the last forward before `commit` decides what stays.
+    So there is no gradient: that is what `history.Remembered` is for. `reuse` names the tokens that
+    are recomputed; only their keys are then seen beside the history, as published.
     """
 
     def __init__(self, cache: KVCache, reuse: Reuse | None = None) -> None:
         self.cache = cache
         self.reuse = reuse
         self._start = cache.start
-        history_k, history_v = cache.k[:, :, : cache.start], cache.v[:, :, : cache.start]
-        if torch.is_grad_enabled() and cache.rolls:
-            history_k, history_v = history_k.clone(), history_v.clone()
-        self._history_k, self._history_v = history_k, history_v  # [layers, B, start, N, D]
 
     def begin(
         self, frames: int, height: int, width: int, head_dim: int, device: torch.device
@@ -195,14 +181,9 @@ class Cached:
         rope, reuse = self.cache.rope, self.reuse
         if reuse is not None and reuse.tokens is not None:
             return rope.select(reuse.tokens)
-        # The next chunk overwrites the rotations, and a backward pass still needs these.
-        return Rope(*(x.clone() for x in rope)) if torch.is_grad_enabled() else rope
+        return rope
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and k.requires_grad:
-            keys = torch.cat([self._history_k[layer], k], dim=1)
-            values = torch.cat([self._history_v[layer], v], dim=1)
-            return attention(q, keys, values)
         start, end = self._start, self._start + k.shape[1]
         keys, values = self.cache.k[layer], self.cache.v[layer]
         keys[:, start:end] = k

@@ -123,6 +123,11 @@ class MaskCache:
         else:
             self.tokens = tokens
 
+    def let_go(self) -> None:
+        """Leave what a backward pass will read as it is: what comes is written elsewhere."""
+        self._outputs = torch.empty_like(self._outputs)
+        self.tokens = None if self.tokens is None else self.tokens.clone()
+
     def token_mask(self) -> Tensor:
         """Recomputed tokens of a pruned step, bool [F, H/2, W/2]."""
         mask = torch.ones(self.token_count, dtype=torch.bool, device=self._outputs.device)

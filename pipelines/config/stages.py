@@ -208,6 +208,9 @@ class DistillStage(TrainedStage):
     regression_weight: float = 0.25  # of half the mean square error to the ground truth
     edit_weight: float = 0.0  # as in foundation, of the regression
     edit_full: float = 1.0  # as in foundation, of the regression
+    mask_cache: bool = True  # rollouts prune tokens as the stream will, if the model does
+    gradient_chunks: int | None = None  # last chunks of a rollout that learn; null: all scored ones
+    scored_chunks: int | None = None  # last chunks that truth, teacher and critic see; null: all
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale
     max_timestep: float = 980.0  # see min_timestep
     ema_decay: float = 0.99  # a generator update
@@ -216,6 +219,17 @@ class DistillStage(TrainedStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, generator_every=1, dmd_weight=0, regression_weight=0)
+        at_least(self, gradient_chunks=1, scored_chunks=1)
+        if (
+            self.gradient_chunks
+            and self.scored_chunks
+            and self.gradient_chunks > self.scored_chunks
+        ):
+            raise ConfigError(
+                f"distill.gradient_chunks={self.gradient_chunks} is more than "
+                f"distill.scored_chunks={self.scored_chunks}: nobody says what the others should "
+                "learn; lower it, or leave it out"
+            )
         above_0(self, "critic_learning_rate", "edit_full")
         shares(self, "ema_decay")
         if not 0 <= self.min_timestep < self.max_timestep <= 1000:

@@ -13,6 +13,7 @@ target agree at all levels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,7 @@ from pipelines.training.methods.base import (
     draw_timesteps,
     prepare_network,
 )
-from pipelines.training.methods.rollout import exit_step, rollout, seen_pairs
+from pipelines.training.methods.rollout import exit_step, rollout, rollout_flops
 from pipelines.training.zero import copy_weights
 
 SCORES = 3  # forwards that a generator update is judged by: fake, real with and without text
@@ -55,8 +56,8 @@ class DistillTraining:
         section, compute = setting.section, setting.config.compute
         self.setting, self.section = setting, section
         self.config, self.stream = model.config.transformer, model.config.stream
-        sequence = setting.sequence
-        self.attention = sequence.heads_of(self.config) if sequence else self.config
+        if not section.mask_cache:
+            self.stream = replace(self.stream, mask_cache=None)
         self.schedule = FlowSchedule(self.stream.shift, setting.device)
         prepare_network(model.transformer, setting)
         self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
@@ -86,6 +87,7 @@ class DistillTraining:
         metrics: dict[str, Tensor] = {}
         learns = self.learns(draw.step)
         made = self.edit(source, text, draw, learns)
+        made, source, target = (self.scored(clip) for clip in (made, source, target))
         if learns:
             metrics |= self.train_generator(made, source, target, text, draw)
         if self.matches:
@@ -98,6 +100,11 @@ class DistillTraining:
 
     def last_step(self, step: int) -> int:
         return exit_step(self.setting.seed, step, len(self.stream.timesteps))
+
+    def scored(self, clip: Tensor) -> Tensor:
+        """The end of [B, F, ...] that truth, teacher and critic look at."""
+        chunks = self.section.scored_chunks
+        return clip if chunks is None else clip[:, -chunks * self.stream.chunk_latents :]
 
     def edit(
         self,
@@ -115,13 +122,15 @@ class DistillTraining:
         return rollout(
             self.generator if learns else None,
             self.passed,
-            self.attention,
+            self.config,
             self.stream,
             self.schedule,
             source=source,
             text=text,
             last_step=self.last_step(draw.step) if last_step is None else last_step,
             generator=draw.own,
+            gradient_chunks=self.section.gradient_chunks or self.section.scored_chunks,
+            sequence=self.setting.sequence,
             dtype=self.setting.dtype,
         )
 
@@ -194,14 +203,14 @@ class DistillTraining:
     def flops(self, batch: dict[str, Any], step: int) -> float:
         clips, frames, _, height, width = batch["source"].shape
         count = partial(forward_flops, self.config, height=height, width=width)
-        whole = count(frames=frames, pairs=frames**2)
-        chunks = [
-            count(frames=self.stream.chunk_latents, pairs=pairs)
-            for pairs in seen_pairs(frames, self.stream)
-        ]
-        total = sum(chunks) * (self.last_step(step) + 1) + sum(chunks[:-1])  # steps and refreshes
+        seen = self.scored(batch["source"]).shape[1]
+        whole = count(frames=seen, pairs=seen**2)
+        last = self.last_step(step)
+        steps = [rollout_flops(count, frames, self.stream, place) for place in range(last + 1)]
+        total = sum(map(sum, steps)) + sum(rollout_flops(count, frames, self.stream, None)[:-1])
         if self.learns(step):
-            total += (FORWARD_AND_BACKWARD - 1) * sum(chunks)
+            learning = self.section.gradient_chunks or self.section.scored_chunks or frames
+            total += (FORWARD_AND_BACKWARD - 1) * sum(steps[-1][-learning:])
         if self.matches:
             total += FORWARD_AND_BACKWARD * whole  # the critic
             total += SCORES * whole if self.learns(step) else 0.0

@@ -1,4 +1,5 @@
-"""Self-forcing: the generator makes a clip chunk by chunk, as a stream will, over its own history.
+"""Self-forcing: the generator makes a clip chunk by chunk, as a stream will: over its own history,
+with the stream's window and mask cache.
 
 B batch, F latents, C channels, h x w latent size.
 """
@@ -6,14 +7,19 @@ B batch, F latents, C channels, h x w latent size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.flow import FlowSchedule
-from modeling.streaming.kv_cache import Cached, KVCache
+from modeling.diffusion.reuse import Reuse
+from modeling.diffusion.sequence import Sequence
+from modeling.streaming.history import History, Remembered
+from modeling.streaming.mask_cache import MaskCache
+from modeling.streaming.policies import POLICIES
 
 Network = Callable[..., Tensor]  # Transformer.forward
 
@@ -38,82 +44,127 @@ def rollout(
     text: Tensor,
     last_step: int,
     generator: torch.Generator,
+    gradient_chunks: int | None = None,
+    sequence: Sequence | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Clean latents [B, F, C, h, w] that the generator makes of `source` [B, F, C, h, w].
 
     Each chunk is denoised from pure noise along `stream.timesteps` and ends after step
-    `last_step` (0 is the first) with that step's clean estimate. Only that step has gradient,
-    through `trained` (the engine; None for a rollout without any); all others, and the refresh at
-    timestep 0 that writes the chunk into the history, go through `passed` without gradient. So a
-    chunk's gradient sees its history as constant.
+    `last_step` (0 is the first) with that step's clean estimate. Only that step of the last
+    `gradient_chunks` chunks (None: of all) has gradient, through `trained` (the engine; None for a
+    rollout without any); all others, and the refresh at timestep 0 that writes the chunk into the
+    history, go through `passed` without gradient. So a chunk's gradient sees its history as
+    constant.
 
-    `config` are the sizes and `dtype` the type of the keys and values that are remembered.
+    With `stream.mask_cache` the pruned steps recompute what a stream's would, clip by clip, since
+    each has tokens of its own. `sequence` are the ranks that share the clips; `dtype` is the
+    network's, for the keys and values that are remembered.
     """
-    frames, chunk = source.shape[1], stream.chunk_latents
+    make = partial(
+        _roll,
+        *(trained, passed, config, stream, schedule),
+        last_step=last_step,
+        generator=generator,
+        gradient_chunks=gradient_chunks,
+        sequence=sequence,
+        dtype=dtype,
+    )
+    if stream.mask_cache is None:
+        return make(source=source, text=text)
+    clips = zip(source.split(1), text.split(1), strict=True)
+    return torch.cat([make(source=clip, text=said) for clip, said in clips])
+
+
+def _roll(
+    trained: Network | None,
+    passed: Network,
+    config: TransformerConfig,
+    stream: StreamConfig,
+    schedule: FlowSchedule,
+    *,
+    source: Tensor,
+    text: Tensor,
+    last_step: int,
+    generator: torch.Generator,
+    gradient_chunks: int | None,
+    sequence: Sequence | None,
+    dtype: torch.dtype,
+) -> Tensor:
     timesteps = schedule.warp(stream.timesteps)[: last_step + 1]
-    cache = _cache(config, stream, source, dtype)
-    starts = range(0, frames, chunk)
+    batch, (height, width) = source.shape[0], source.shape[3:]
+    place: dict[str, Any] = {
+        "latent_height": height,
+        "latent_width": width,
+        "device": source.device,
+    }
+    heads = sequence.heads_of(config) if sequence else config
+    history = History(heads, stream, batch=batch, dtype=dtype, **place)
+    mask = stream.mask_cache and MaskCache(
+        stream.mask_cache, config, chunk_latents=stream.chunk_latents, dtype=dtype, **place
+    )
+    pieces = source.split(stream.chunk_latents, dim=1)
+    without = 0 if gradient_chunks is None else len(pieces) - gradient_chunks
     made = []
-    for start in starts:
-        piece = source[:, start : start + chunk]
-        noisy = _noise_like(piece, generator)
-        with torch.no_grad():
-            for now, following in pairwise(timesteps):
-                estimate = _denoise(passed, schedule, noisy, piece, now, text, cache)
+    for number, piece in enumerate(pieces):
+        noisy, clean = _noise_like(piece, generator), piece
+        for step, timestep in enumerate(timesteps):
+            last = step == last_step
+            learns = last and trained is not None and number >= without
+            network = trained if learns and trained is not None else passed
+            reuse = mask.reuse(step) if mask else None
+            if reuse is not None and last and reuse.tokens is None:
+                reuse = None  # kept for a step that does not come
+            with torch.set_grad_enabled(learns):
+                times = _each(timestep, piece)
+                visible = Remembered(history, _never_idle(reuse))
+                estimate = schedule.to_x0(noisy, network(noisy, piece, times, text, visible), times)
+                clean = mask.settle(step, estimate, clean, piece) if mask else estimate
+            if learns and mask and reuse is not None:
+                mask.let_go()
+            if not last:
                 noise = _noise_like(piece, generator)
-                noisy = schedule.add_noise(estimate, noise, _each(following, piece))
-        with torch.set_grad_enabled(trained is not None):
-            network = trained or passed
-            clean = _denoise(network, schedule, noisy, piece, timesteps[-1], text, cache)
+                noisy = schedule.add_noise(clean, noise, _each(timesteps[step + 1], piece))
         made.append(clean)
-        if start != starts[-1]:
+        if mask:
+            mask.observe(clean.detach(), piece)
+        if number + 1 < len(pieces):
             with torch.no_grad():
-                zero = torch.zeros_like(timesteps[0])
-                passed(clean.detach(), piece, _each(zero, piece), text, Cached(cache))
-                cache.commit()
+                kept, zero = history.empty(), _each(torch.zeros_like(timesteps[0]), piece)
+                passed(clean.detach(), piece, zero, text, Remembered(history, keeps=kept))
+                history.commit(*kept)
     return torch.cat(made, dim=1)
 
 
-def seen_pairs(frames: int, stream: StreamConfig) -> list[int]:
-    """How many (query, key) pairs of latents see each other in each chunk of a rollout."""
-    chunk = stream.chunk_latents
-    return [chunk * min(end, stream.window_latents) for end in range(chunk, frames + chunk, chunk)]
+def _never_idle(reuse: Reuse | None) -> Reuse | None:
+    """All ranks run equally many forwards: what a stream leaves out computes a token for nothing,
+    which `MaskCache.settle` puts aside."""
+    if reuse is None or not reuse.idle:
+        return reuse
+    nothing = torch.zeros(1, dtype=torch.long, device=reuse.outputs.device)
+    return Reuse(reuse.scope, reuse.outputs, nothing, fixed_size=False)
 
 
-def _denoise(
-    network: Network,
-    schedule: FlowSchedule,
-    noisy: Tensor,
-    source: Tensor,
-    timestep: Tensor,
-    text: Tensor,
-    cache: KVCache,
-) -> Tensor:
-    """The clean estimate [B, chunk, C, h, w] in float32."""
-    times = _each(timestep, source)
-    return schedule.to_x0(noisy, network(noisy, source, times, text, Cached(cache)), times)
+def rollout_flops(
+    count: Callable[..., float], frames: int, stream: StreamConfig, step: int | None
+) -> list[float]:
+    """Of denoising step `step` of each chunk of a rollout over `frames` latents, or of its refresh.
 
-
-def _cache(
-    config: TransformerConfig, stream: StreamConfig, source: Tensor, dtype: torch.dtype
-) -> KVCache:
-    """Memory for the clip's history; a clip that fits the window never rolls and needs no sinks."""
-    batch, frames, _, height, width = source.shape
-    rolls = frames > stream.window_latents
-    return KVCache(
-        config,
-        batch=batch,
-        latent_height=height,
-        latent_width=width,
-        chunk_latents=stream.chunk_latents,
-        window_latents=stream.window_latents if rolls else frames,
-        sink_latents=stream.sink_latents if rolls else 0,
-        window_positions=stream.window_positions and rolls,
-        rolls=rolls,
-        device=source.device,
-        dtype=dtype,
-    )
+    `count` is `forward_flops` of the network. Pruned steps count the share of tokens that the mask
+    cache may keep at most; a policy that follows the picture may keep all.
+    """
+    chunk, mask = stream.chunk_latents, stream.mask_cache
+    kept = 1.0
+    if mask and step in mask.pruned_steps and not POLICIES[mask.policy].follows:
+        kept = mask.keep_ratio
+    made: list[float] = []
+    for end in range(chunk, frames + chunk, chunk):
+        share = kept if made else 1.0  # the first has nothing to go by
+        computed = chunk * (share if mask and mask.scope == "block" else 1.0)
+        before = min(end, stream.window_latents) - chunk
+        pairs = chunk * share * (before + chunk * share)
+        made.append(count(frames=computed, pairs=pairs, attending=share * chunk / computed))
+    return made
 
 
 def _each(timestep: Tensor, latents: Tensor) -> Tensor:

@@ -156,33 +156,6 @@ def test_ring_equals_a_shifted_window(
         kv.commit()
 
 
-def test_gradient_leaves_the_cache_alone(transformer: Transformer) -> None:
-    """Same output with and without gradient; the history is constant and survives checkpointing."""
-    kv = cache(6, 0)
-    stream(transformer, kv, latents(9))
-    before = kv.state_dict()
-    noisy, source = latents(3, seed=5)
-    args = (source, torch.tensor([500.0]), torch.ones(1, 4, 8))
-    leaf = noisy.clone().requires_grad_()
-    transformer.gradient_checkpointing = True
-    out = transformer(leaf, *args, Cached(kv))
-    after = kv.state_dict()
-    plain = transformer(noisy, *args, Cached(kv))
-    kv.commit()  # the ring turns over before the backward pass reads the history again
-    kv.k.normal_()
-    out.square().sum().backward()
-    transformer.gradient_checkpointing = False
-    assert all(torch.equal(before[name], after[name]) for name in ("k", "v"))  # type: ignore[arg-type]
-    torch.testing.assert_close(out.detach(), plain)
-
-    kv.load_state_dict(before)
-    again = noisy.clone().requires_grad_()
-    transformer(again, *args, Cached(kv)).square().sum().backward()
-    assert leaf.grad is not None
-    assert again.grad is not None
-    torch.testing.assert_close(leaf.grad, again.grad)
-
-
 def test_state_restores_bit_for_bit(transformer: Transformer) -> None:
     kv, other = cache(12, 3), cache(12, 3)
     stream(transformer, kv, latents(18))
@@ -196,13 +169,6 @@ def test_state_of_another_size_is_refused() -> None:
         cache(12, 3).load_state_dict(
             {**cache(12, 3).state_dict(), "k": torch.zeros(1, 1, 0, 2, 24)}
         )
-
-
-def test_a_cache_that_must_not_roll_says_so(transformer: Transformer) -> None:
-    kv = cache(6, rolls=False)
-    stream(transformer, kv, latents(3))
-    with pytest.raises(RuntimeError, match="must not roll"):
-        stream(transformer, kv, latents(3))
 
 
 def test_impossible_windows() -> None:

@@ -25,7 +25,9 @@ from pipelines.training.methods.base import Setting
 CLIPS, FRAMES, CHUNK, CHANNELS, HEIGHT, WIDTH = 4, 6, 3, 16, 4, 6
 CONFIG: ModelConfig = replace(
     PRESETS["demo"],
-    stream=replace(PRESETS["demo"].stream, height=32, width=48, chunk_latents=CHUNK),
+    stream=replace(
+        PRESETS["demo"].stream, height=32, width=48, chunk_latents=CHUNK, mask_cache=None
+    ),
 )
 
 

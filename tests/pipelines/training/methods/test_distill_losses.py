@@ -7,6 +7,7 @@ gradient that the generator gets can be worked out here from what they were aske
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,14 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.config import MaskCacheConfig
 from modeling.diffusion.attention import Spans
 from modeling.diffusion.flow import FlowSchedule
-from modeling.model_dir import ModelError
+from modeling.model_dir import Model, ModelError
 from pipelines.training.methods import distill as module
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.distill import DistillTraining
 from pipelines.training.methods.rollout import exit_step
 from tests.pipelines.training.plain import (
+    CHUNK,
     CLIPS,
     CONFIG,
     FRAMES,
@@ -217,7 +220,7 @@ def test_the_rollout_and_who_judges_it(rank: int) -> None:
         last = exit_step(5, step, 4)
         assert len(calls) == 2 * (last + 1) + 1  # two chunks and one refresh
         assert all(torch.equal(call.text, given["text"]) for call in calls)
-        assert {call.visible.cache.k.dtype for call in calls} == {here.dtype}
+        assert {call.visible.history.empty()[0].dtype for call in calls} == {here.dtype}
         assert torch.equal(calls[0].source, given["source"][:, :3])
         assert torch.equal(calls[-1].source, given["source"][:, 3:])
         learns = step % 2 == 0
@@ -367,3 +370,28 @@ def test_a_teacher_is_needed_and_must_be_one(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "load_model", lambda *_, **__: SimpleNamespace(transformer=None))
     with pytest.raises(ModelError, match=r"teacher nowhere holds no transformer; give a"):
         make(setting("distill"))
+
+
+def test_a_long_rollout_is_judged_by_its_last_chunks() -> None:
+    here = setting("distill", scored_chunks=1, generator_every=1, seed=2)
+    training = make(here)
+    given = batch(frames=4 * CHUNK)
+    training.step(given, here.draw(0, 0))
+    made = [call for call in training.generator.module.calls if call.grad]
+    assert len(made) == 1  # what nobody judges has no gradient
+    assert torch.equal(made[0].source, given["source"][:, -CHUNK:])
+    judges = [*training.critic.module.calls, *training.real.calls]
+    assert len(judges) == 4
+    for call in judges:
+        assert torch.equal(call.source, given["source"][:, -CHUNK:])
+    shorter = make(setting("distill", generator_every=1, seed=2))
+    assert training.flops(given, 0) < shorter.flops(given, 0)
+
+
+def test_a_model_without_its_mask_cache() -> None:
+    """Rollouts prune as the stream will, unless told not to."""
+    pruned = replace(CONFIG, stream=replace(CONFIG.stream, mask_cache=MaskCacheConfig()))
+    for wanted in (True, False):
+        here = setting("distill", mask_cache=wanted)
+        given = Model(pruned, PlainNetwork(*GENERATOR), None, {}, None)  # type: ignore[arg-type]
+        assert (DistillTraining(here, given).stream.mask_cache is not None) is wanted

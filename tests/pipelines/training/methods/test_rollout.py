@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from modeling.config import StreamConfig, TransformerConfig
+from modeling.config import MaskCacheConfig, StreamConfig, TransformerConfig
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import Transformer
+from modeling.editor import StreamingEditor
+from modeling.model_dir import Model
+from modeling.presets import PRESETS
+from modeling.text.build import build_text_encoder
+from modeling.vae.build import build_vae
 from pipelines.training.methods.rollout import exit_step, rollout
 
 CONFIG = TransformerConfig(
@@ -112,3 +118,84 @@ def test_exit_steps_depend_on_seed_and_step_alone_and_cover_all() -> None:
     counts = torch.bincount(torch.tensor(drawn), minlength=4)
     assert counts.shape == (4,)
     assert counts.min() > 60  # 100 expected
+
+
+def test_only_the_last_chunks_learn() -> None:
+    network, source = Recorder(), source_of(4).requires_grad_()
+    made = rollout(
+        network, network, CONFIG, STREAM, FlowSchedule(5.0), source=source,
+        text=torch.ones(1, 4, 8), last_step=0, gradient_chunks=2,
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    assert [grad for grad, time in network.calls if time > 0] == [False, False, True, True]
+    (gradient,) = torch.autograd.grad(made.square().sum(), source)
+    assert (gradient.abs().amax(dim=(0, 2, 3, 4)) > 0).tolist() == [False, False, True, True]
+
+
+MASKS = {
+    "published": MaskCacheConfig(policy="published", keep_ratio=0.5),
+    "budget": MaskCacheConfig(policy="budget", keep_ratio=0.3),
+    "budget, block": MaskCacheConfig(policy="budget", keep_ratio=0.3, scope="block"),
+    "follow": MaskCacheConfig(policy="follow", scope="block", threshold=0.4, dilate=0),
+    "follow nothing": MaskCacheConfig(policy="follow", scope="block", threshold=1e9),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@torch.no_grad()
+def test_a_rollout_is_what_a_stream_with_that_mask_cache_makes(name: str) -> None:
+    """Beyond the window; the stream's own loop, without its VAE."""
+    demo = PRESETS["demo"]
+    small = replace(demo.transformer, dim=24, ffn_dim=32, num_heads=2, num_layers=2)
+    settings = replace(
+        demo.stream, height=32, width=64, chunk_latents=2, window_latents=6, sink_latents=2,
+        mask_cache=MASKS[name],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = Transformer(small)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    config = replace(demo, transformer=small, stream=settings)
+    editor = StreamingEditor(
+        Model(config, network, build_vae(demo.vae), {}, None), mask_cache=MASKS[name]
+    )
+    stream = editor.open("make it blue", height=32, width=64, seed=5)
+    source = torch.randn(1, 10, 16, 4, 8, generator=torch.Generator().manual_seed(2))
+    chunks, shares = [], []
+    for piece in source.split(2, dim=1):
+        chunks.append(stream._denoise(piece))
+        assert stream._mask is not None
+        shares.append(stream._mask.recomputed(4))
+        stream._mask.observe(chunks[-1], piece)
+        stream._forward.refresh(chunks[-1], piece, stream._text)
+    text = build_text_encoder(demo.text).encode(["make it blue"])
+    calls: list[int] = []
+
+    def counting(*args: Any) -> Tensor:
+        calls.append(1)
+        out: Tensor = network(*args)
+        return out
+
+    made = rollout(
+        None, counting, small, settings, FlowSchedule(settings.shift), source=source,
+        text=text, last_step=3,
+        generator=torch.Generator().manual_seed(5),
+    )  # fmt: skip
+    torch.testing.assert_close(made, torch.cat(chunks, dim=1), atol=1e-4, rtol=1e-4)
+    assert min(shares) < 1
+    assert len(calls) == 5 * 4 + 4  # equally many on all ranks, whatever the picture
+
+
+@pytest.mark.parametrize("name", [name for name in MASKS if name != "follow nothing"])
+def test_a_pruned_step_learns_alike_when_blocks_are_computed_again(name: str) -> None:
+    """By then later chunks have gone on with the mask cache."""
+    stream = replace(STREAM, mask_cache=MASKS[name])
+    gradients = []
+    for checkpointing in (False, True):
+        network = Recorder()
+        network.network.gradient_checkpointing = checkpointing
+        run(network, source_of(5), last_step=1, stream=stream).square().mean().backward()
+        gradients.append([p.grad for p in network.network.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

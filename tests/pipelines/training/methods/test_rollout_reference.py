@@ -20,7 +20,7 @@ from modeling.diffusion.attention import attention
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.rope import Rope, rope_table, rotate
 from modeling.diffusion.transformer import Transformer
-from modeling.streaming.kv_cache import Cached
+from modeling.streaming.history import Remembered
 from pipelines.training.methods.rollout import rollout
 
 CONFIG = TransformerConfig(
@@ -153,7 +153,7 @@ def test_clip_and_gradient_equal_those_without_a_cache(
 
 
 def test_what_is_remembered_has_the_networks_type(network: Transformer) -> None:
-    seen: list[Cached] = []
+    seen: list[Remembered] = []
     small = deepcopy(network).bfloat16()
 
     def noting(*args: Any) -> Tensor:
@@ -173,4 +173,4 @@ def test_what_is_remembered_has_the_networks_type(network: Transformer) -> None:
         generator=torch.Generator(),
         dtype=torch.bfloat16,
     )
-    assert {visible.cache.k.dtype for visible in seen} == {torch.bfloat16}
+    assert {keys.dtype for visible in seen for keys, _ in visible.history.seen} == {torch.bfloat16}
