@@ -37,4 +37,4 @@ def build(settings: ServeSettings, registry: str | None = None) -> Application:
     front = ray_serve.deployment(**front_replica.describe_deployment(settings))(
         front_replica.FrontReplica
     )
-    return front.bind(settings, editor.bind(settings, model))
+    return front.bind(settings, model.trained, editor.bind(settings, model))

@@ -13,6 +13,7 @@ class Limits:
     min_side: int = 16  # pixels
     max_side: int = 1920  # pixels
     max_pixels: int = 1280 * 720  # of one frame
+    max_work_pixels: int = 1280 * 720  # of one frame as the model sees it
     min_fps: float = 1.0  # of a source: what it is charged by
     max_fps: float = 60.0  # of a source
     max_prompt: int = 2000  # characters
@@ -55,6 +56,15 @@ class Limits:
                     "bad_request", f"open.received must not be negative, got {message.received}"
                 )
         self.check_prompt(message.prompt)
+
+    def check_work_size(self, choice: str, height: int, width: int) -> None:
+        """Raises WireError `unsupported_size` where the model would see too much at once."""
+        if max(width, height) > self.max_side or width * height > self.max_work_pixels:
+            raise WireError(
+                "unsupported_size",
+                f"work size {choice} is {width}x{height} here; sides up to {self.max_side} pixels "
+                f"and at most {self.max_work_pixels} pixels in all: choose a smaller one",
+            )
 
     def check_video(self, frames: int, seconds: float) -> None:
         """Raises WireError for a video that would hold an editor too long."""

@@ -14,11 +14,13 @@ from serve.hub.records import LocalStore, SessionStore
 from serve.metrics import EditorMetrics, Metrics, Snapshot
 from serve.settings import ServeSettings
 from serve.tenants import Tenants
+from serve.work_sizes import WorkSizes
 
 
 async def local_front(settings: ServeSettings) -> Front:
     """A front whose editor and session store are in this process, warmed up."""
     editor = StreamingEditor.load(settings.model)
+    native = editor.settings.height, editor.settings.width
     engine = Engine(editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity)
     await asyncio.to_thread(engine.warm_up)
     metrics, editors = Metrics(), EditorMetrics()
@@ -33,7 +35,7 @@ async def local_front(settings: ServeSettings) -> Front:
     return Front(
         backend=engine,
         store=LocalStore(SessionStore(settings.limits.resume_s)),
-        limits=settings.limits,
+        sizes=WorkSizes(native, settings.limits, settings.work_size, settings.detail),
         metrics=metrics,
         door=Door(Tenants(settings.token_file), settings.allowed_origins),
         accounts=LocalAccounts(Ledger()),

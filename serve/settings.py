@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from infra.runtime.errors import UserError
+from modeling.detail.work_size import work_size
 from serve.limits import Limits
 from serve.scaling.placement import Scale
 from serve.tenants import read_tenants
+from serve.wire.protocol import Detail
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class ServeSettings:
     model: str
     device: str = "auto"  # "auto" is cuda where there is one
     fp8: bool = False  # most linear layers in 8 bits, on GPUs that can
+    work_size: str = "native"  # that frames are edited at, where the client does not choose
+    detail: Detail = "source"  # and what of the source the edit gets; or "off"
     token_file: str | None = None  # tenants and hashes of their tokens; none: everybody is let in
     allowed_origins: tuple[str, ...] = ()  # pages from elsewhere that may use it: https://HOST
     max_sessions: int = 8  # of one editor replica
@@ -52,6 +56,15 @@ class ServeSettings:
             raise UserError(
                 f"serve setting max_editors={self.max_editors} is less than "
                 f"min_editors={self.min_editors}; raise it"
+            )
+        try:
+            work_size(self.work_size, 480, 832, (480, 832))
+        except UserError as error:
+            raise UserError(f"serve setting work_size: {error}") from error
+        if self.detail not in get_args(Detail):
+            raise UserError(
+                f"serve setting detail must be one of {', '.join(get_args(Detail))}, got "
+                f"{self.detail!r}"
             )
         if self.log_format not in ("text", "json"):
             raise UserError(
@@ -120,6 +133,7 @@ def _check(
             raise UserError(f"serve has no setting {prefix}{name}; {told}")
         kinds: dict[str, tuple[type, ...]] = {
             "str": (str,),
+            "Detail": (str,),
             "int": (int,),
             "float": (int, float),
             "bool": (bool,),

@@ -18,7 +18,8 @@ def work_size(
 
     "full" is the frames' own size, "3/4", "1/2" (any fraction up to 1) that part of both sides,
     "native" the area that the model was `trained` at in the frames' shape, and "416x240" a width
-    and a height. All but "full" become multiples of 16. ValueError for anything else.
+    and a height. All but the frames' own size become multiples of 16, so that what `in_words` says
+    of the answer means the same again. UserError for anything else.
     """
     if choice == "full":
         return height, width
@@ -28,7 +29,7 @@ def work_size(
             raise UserError(
                 f"work size {choice} is too small; both sides need at least {TOKEN_PIXELS} pixels"
             )
-        return _whole(asked[0]), _whole(asked[1])
+        return asked if asked == (height, width) else (_whole(asked[0]), _whole(asked[1]))
     if choice == "native" and trained is not None:
         scale = math.sqrt(trained[0] * trained[1] / (height * width))
         return _whole(height * scale), _whole(width * scale)
@@ -40,6 +41,11 @@ def work_size(
         f"work size {choice!r} is none; choose one of {', '.join(WORK_SIZES)}, another fraction up "
         "to 1, or width x height in pixels such as 416x240"
     )
+
+
+def in_words(size: tuple[int, int]) -> str:
+    """(height, width) as WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}"
 
 
 def _whole(pixels: float) -> int:

@@ -27,16 +27,20 @@ def edit(
         typer.Option(help="A model directory or models:/NAME@ALIAS (default: the demo's)."),
     ] = None,
     work_size: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Size the model works at: native (the area it was trained at), full, 3/4, 1/2, "
-            "or WIDTHxHEIGHT. The result has the source's size in any case."
+            "or WIDTHxHEIGHT. The result has the source's size in any case.",
+            show_default="native; beside --url what the server says",
         ),
-    ] = "native",
+    ] = None,
     detail: Annotated[
-        Literal["source", "off"],
-        typer.Option(help="Give the edit the source's own detail, or only enlarge it."),
-    ] = "source",
+        Literal["source", "off"] | None,
+        typer.Option(
+            help="Give the edit the source's own detail, or only enlarge it.",
+            show_default="source; beside --url what the server says",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another result.")] = 0,
     fps: Annotated[
         float | None,
@@ -79,8 +83,6 @@ def edit(
     if url is not None:
         from pipelines.stages.edit_remote import edit_remote
 
-        if detail == "off":
-            raise UserError("--detail off does nothing beside --url yet; leave it out")
         run, place = partial(edit_remote, url, token=token), url
     else:
         from pipelines.evaluation.evaluate import load_editor
@@ -94,7 +96,8 @@ def edit(
                 markup=False,
                 soft_wrap=True,
             )
-        run = partial(edit_video, editor, detail=detail)
+        run = partial(edit_video, editor)
+        work_size, detail = work_size or "native", detail or "source"
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:
@@ -106,6 +109,7 @@ def edit(
             output,
             prompt,
             work_size=work_size,
+            detail=detail,
             seed=seed,
             fps=fps,
             strict=strict,

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from data.video import VideoWriter, probe, read_frames
 from infra.runtime.errors import UserError
+from modeling.detail.work_size import in_words
 from modeling.detail.work_size import work_size as work_size_in_pixels
 from pipelines.stages.edit_file import EditReport, FileOptions, check_edit, reported
 from serve.client import EditedFrame, edit_frames, served_model
 from serve.client.cameras import CameraReport, Load, camera, percentile
 from serve.wire import codec
-from serve.wire.protocol import Chunk, ServerMessage
+from serve.wire.protocol import Chunk, Detail, Opened, ServerMessage
+
+ROUNDING = 1e-6  # a side that is whole but for its last bits is whole
 
 
 def edit_remote(
@@ -25,34 +30,48 @@ def edit_remote(
     output: Path,
     prompt: str,
     *,
-    work_size: str = "native",
+    work_size: str | None = None,
+    detail: Detail | None = None,
     seed: int = 0,
     token: str | None = None,
     **options: Unpack[FileOptions],
 ) -> EditReport:
-    """As `edit_file.edit_video`, with the model of the server at `url`.
+    """As `edit_file.edit_video`, with the model of the server at `url`; null is its own choice.
 
-    Raises UserError for the file, WireError and ConnectError for the server.
+    Frames larger than the server takes are sent as large as it does. Raises UserError for the file,
+    WireError and ConnectError for the server.
     """
     check_edit(source, output, prompt)
     info = probe(source)
     model = served_model(url, token=token)
-    trained = model["height"], model["width"]
-    height, width = work_size_in_pixels(work_size, info.height, info.width, trained)
+    size = within(info.height, info.width, model)
     shares: list[float] = []
+    worked = in_words(size)  # what a server that does not say does
 
     def heard(message: ServerMessage) -> None:
+        nonlocal worked
         if isinstance(message, Chunk):
             shares.append(message.recomputed)
+        elif isinstance(message, Opened):
+            worked = message.work_size or worked
 
     def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         # A file has no clock of its own: the server plans with the rate of its model.
         return edit_frames(
-            url, frames, prompt, fps=model["fps"], seed=seed, token=token, on_event=heard
-        )
+            url, frames, prompt, fps=model["fps"], seed=seed, work_size=work_size, detail=detail,
+            token=token, on_event=heard,
+        )  # fmt: skip
 
-    size = height, width
-    return reported(edit, source, output, size, shares, work=size, **options)
+    report = reported(edit, source, output, size, shares, work=size, **options)
+    height, width = work_size_in_pixels(worked, *size)
+    return replace(report, height=height, width=width)
+
+
+def within(height: int, width: int, model: dict[str, Any]) -> tuple[int, int]:
+    """The largest size of this shape that the server takes, by what it says of its `model`."""
+    pixels, side = model.get("max_pixels", math.inf), model.get("max_side", math.inf)
+    scale = min(1.0, math.sqrt(pixels / (height * width)), side / max(height, width))
+    return int(height * scale + ROUNDING), int(width * scale + ROUNDING)
 
 
 def film_file(

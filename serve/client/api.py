@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 
 from serve.client.stream import UNREAD, ConnectError, EditedFrame, Stream, stream_url
-from serve.wire.protocol import PATH, Format, InQueue, Mode, Open, ServerMessage, WireError
+from serve.wire.protocol import PATH, Detail, Format, InQueue, Mode, Open, ServerMessage, WireError
 
 ANSWER_S = 20.0  # for a plain HTTP request
 
@@ -40,6 +40,8 @@ async def connect(
     mode: Mode = "lossless",
     format: Format = "jpeg",
     seed: int | None = None,
+    work_size: str | None = None,
+    detail: Detail | None = None,
     token: str | None = None,
     mask: bool = False,
     on_queue: Callable[[InQueue], None] | None = None,
@@ -50,10 +52,14 @@ async def connect(
     ConnectError when there is no server; one that cuts the connection before it answers (its front
     died or is starting) is asked again for `client_stream.FIRST_S`. With `on_queue` an open that
     finds no room waits for it, and `on_queue` is told its place.
+
+    The model edits at `work_size` ("native", "full", "1/2", "416x240"; see docs/wire.md), None is
+    the server's choice, and what comes back has the size that was sent: with `detail` "source" and
+    its detail, with "off" enlarged. `Stream.opened` says what it became.
     """
     message = Open(
         prompt, width, height, fps, mode, format, seed=seed, mask=True if mask else None,
-        queue=True if on_queue else None,
+        queue=True if on_queue else None, work_size=work_size, detail=detail,
     )  # fmt: skip
     stream = Stream(url, message, token=token, on_queue=on_queue)
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -108,12 +114,15 @@ def edit_frames(
     fps: float,
     format: Format = "jpeg",
     seed: int | None = None,
+    work_size: str | None = None,
+    detail: Detail | None = None,
     token: str | None = None,
     on_event: Callable[[ServerMessage], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Lossless, without asyncio: uint8 [height, width, 3] in, the same number of edited ones out.
 
-    `frames` are taken in another thread; `on_event` is called there with the server's messages.
+    `frames` are taken in another thread; `on_event` is called there with the server's messages, the
+    first of which is `opened`.
     """
     source = iter(frames)
     first = next(source, None)
@@ -130,6 +139,8 @@ def edit_frames(
         stream.finish()
 
     async def read(stream: Stream) -> None:
+        if on_event is not None and stream.opened is not None:
+            on_event(stream.opened)
         async for event in stream.events():
             if isinstance(event, EditedFrame):
                 await _put(out, event.pixels, stopped)
@@ -141,7 +152,7 @@ def edit_frames(
         async with (
             connect(
                 url, prompt, width=width, height=height, fps=fps, format=format, seed=seed,
-                token=token,
+                work_size=work_size, detail=detail, token=token,
             ) as stream,
             asyncio.TaskGroup() as tasks,
         ):  # fmt: skip

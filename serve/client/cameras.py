@@ -22,7 +22,7 @@ import numpy as np
 from serve.client import ConnectError, EditedFrame, Stream, connect, served_model
 from serve.client.attacks import ATTACKS
 from serve.wire import codec
-from serve.wire.protocol import Chunk, Dropped, Format, InQueue, Mode, WireError
+from serve.wire.protocol import Chunk, Detail, Dropped, Format, InQueue, Mode, WireError
 
 PROMPTS = ("make the square red", "make the square blue", "turn the scene into night")
 PICTURES = 24  # encoded once and sent in turn, so that a camera costs the client little
@@ -43,6 +43,8 @@ class Load:
     seconds: float = 20.0
     token: str | None = None
     queue: bool = False  # wait where there is no room
+    work_size: str | None = None  # None: the server's
+    detail: Detail | None = None
 
 
 @dataclass
@@ -228,6 +230,8 @@ async def camera(
             mode=load.mode,
             format=load.format,
             seed=seed,
+            work_size=load.work_size,
+            detail=load.detail,
             token=load.token,
             on_queue=_unheard if load.queue else None,
         ) as stream:

@@ -6,14 +6,18 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from modeling.editor import StreamingEditor
+from modeling.streaming.device import DeviceClock, to_device, to_host
 from serve.scaling import decisions
-from serve.scaling.decisions import Size
+from serve.scaling.decisions import Size, Sizes
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import Opening
+from serve.work_sizes import sizes_of
 
 NEWEST = 0.1  # weight of the newest chunk in what is known of the cost
+SHOWN_AT = 2  # times the model's own sides: frames whose showing is measured
 
 
 @dataclass
@@ -30,7 +34,8 @@ class Capacity:
     def __init__(self, *, chunk_frames: int, max_sessions: int, measured: bool = True) -> None:
         self.chunk_frames, self.max_sessions, self.measured = chunk_frames, max_sessions, measured
         self.loads: dict[str, Load] = {}  # by a name of the stream's own, not its session's
-        self.costs: dict[Size, float] = {}  # seconds a chunk, by (height, width)
+        self.costs: dict[Sizes, float] = {}  # seconds a chunk
+        self.frame_s = 0.0  # of them for every pixel of a frame, outside of the networks
         self._names = itertools.count()
 
     def warm_up(self, editor: StreamingEditor) -> float:
@@ -40,25 +45,27 @@ class Capacity:
         allocation), the second still on a GPU, which counts a chunk's refresh with the next chunk.
         The third costs what all others will.
         """
-        settings = editor.settings
-        stream = editor.open("warm up", height=settings.height, width=settings.width)
+        settings, sizes = editor.settings, native(editor)
+        height, width = sizes.frame
+        stream = editor.open("warm up", height=height, width=width, detail="source")
         cost = 0.0
         for _ in range(settings.window_latents // settings.chunk_latents + 2):
-            frames = np.zeros((stream.wanted_frames, settings.height, settings.width, 3), np.uint8)
+            frames = np.zeros((stream.wanted_frames, height, width, 3), np.uint8)
             for chunk in stream.push(frames):
                 cost = chunk.compute_ms / 1000
-        self.costs[settings.height, settings.width] = cost
+        self.costs[sizes] = cost
+        self.frame_s = _frame_seconds(editor)
         return cost
 
-    def observe(self, size: Size, seconds: float, name: str | None = None) -> None:
-        """A chunk of this size, of stream `name`, took so long."""
-        self.costs[size] = _moved(self.costs.get(size, seconds), seconds)
+    def observe(self, sizes: Sizes, seconds: float, name: str | None = None) -> None:
+        """A chunk of these sizes, of stream `name`, took so long."""
+        self.costs[sizes] = _moved(self.costs.get(sizes, seconds), seconds)
         if name in self.loads:
             self.loads[name].cost = _moved(self.loads[name].cost, seconds)
 
-    def cost(self, size: Size) -> float:
-        """Seconds a chunk of (height, width)."""
-        return decisions.cost_of(self.costs, size)
+    def cost(self, sizes: Sizes) -> float:
+        """Seconds a chunk."""
+        return decisions.cost_of(self.costs, sizes, self.frame_s)
 
     def share(self, name: str) -> float:
         load = self.loads[name]
@@ -73,7 +80,7 @@ class Capacity:
 
         Raises WireError `at_capacity` when it does not fit.
         """
-        cost = self.cost((opening.height, opening.width))
+        cost = self.cost(sizes_of(opening))
         share = decisions.share_of(cost, opening.fps, self.chunk_frames)
         if not decisions.admits(
             self.load,
@@ -94,6 +101,30 @@ class Capacity:
 
     def release(self, name: str) -> None:
         self.loads.pop(name, None)
+
+
+def native(editor: StreamingEditor) -> Sizes:
+    """Frames of the size that the model was trained at, edited as they are."""
+    own: Size = (editor.settings.height, editor.settings.width)
+    return Sizes(own, own)
+
+
+@torch.no_grad()
+def _frame_seconds(editor: StreamingEditor) -> float:
+    """Seconds a chunk and pixel of a frame that a stream spends outside of its networks, where it
+    works at another size: making frames small, and their edit large again. The second time counts.
+    """
+    settings, clock = editor.settings, DeviceClock(editor.device)
+    height, width = SHOWN_AT * settings.height, SHOWN_AT * settings.width
+    frames = torch.zeros(settings.chunk_frames, height, width, 3, dtype=torch.uint8)
+    for _ in range(2):
+        began = clock.mark()
+        large = to_device(frames, editor.device)
+        small = editor.resize(large, settings.height, settings.width, "bicubic")
+        to_host(editor.transfer(large, small, small))
+        done = clock.mark()
+        clock.wait(done)
+    return clock.between(began, done) / 1000 / (height * width)
 
 
 def _moved(before: float, seconds: float) -> float:

@@ -18,13 +18,14 @@ import torch
 from modeling.editor import StreamingEditor
 from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
-from serve.editor.capacity import Capacity
+from serve.editor.capacity import Capacity, native
 from serve.editor.scheduler import Ran, Scheduler
 from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
 from serve.scaling.decisions import Editor, Stream
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
+from serve.work_sizes import sizes_of
 
 SHOWN = ("name", "prompts", "words", "sample")  # what the page wants of a model's card
 MAX_CHUNK_S = 30.0  # a size whose chunk would cost more is refused
@@ -85,7 +86,8 @@ class Engine:
             "first_chunk_frames": settings.first_chunk_frames,
             "steps": len(settings.timesteps),
             "device": str(editor.device),
-            "chunk_seconds": round(self.capacity.cost((settings.height, settings.width)), 4),
+            "chunk_seconds": round(self.capacity.cost(native(self.editor)), 4),
+            "frame_seconds": self.capacity.frame_s,
             "card": {name: editor.card[name] for name in SHOWN if name in editor.card},
         }
 
@@ -103,14 +105,14 @@ class Engine:
             streams,
             dict(capacity.costs),
             capacity.measured,
+            capacity.frame_s,
         )
 
     def gauge(self, metrics: EditorMetrics) -> None:
         """Sets the editor's gauges to what is true now."""
-        settings = self.editor.settings
         metrics.load.set(self.capacity.load)
         metrics.sessions.set(len(self.capacity.loads))
-        metrics.chunk.set(self.capacity.cost((settings.height, settings.width)))
+        metrics.chunk.set(self.capacity.cost(native(self.editor)))
         metrics.queue.set(self.scheduler.waiting)
         metrics.busy.inc(self.scheduler.busy_s - self._busy_told)
         self._busy_told = self.scheduler.busy_s
@@ -180,12 +182,13 @@ class Engine:
 
     def _check_cost(self, opening: Opening) -> None:
         """A size whose chunks are far beyond this editor is refused before they are tried."""
-        cost = self.capacity.cost((opening.height, opening.width))
+        cost = self.capacity.cost(sizes_of(opening))
         if cost > MAX_CHUNK_S:
             raise WireError(
                 "unsupported_size",
-                f"a chunk of {opening.width}x{opening.height} would take about {cost:.0f} s here; "
-                f"at most {MAX_CHUNK_S:g} s: send smaller frames",
+                f"a chunk of {opening.width}x{opening.height}, edited at {opening.work_size}, "
+                f"would take about {cost:.0f} s here; at most {MAX_CHUNK_S:g} s: choose a smaller "
+                "work size, or send smaller frames",
             )
 
     async def _end_older(self, opening: Opening) -> None:
@@ -218,7 +221,7 @@ class Engine:
 
     async def _run(self, at: EditorStream, function: Callable[[], T], *, due: float) -> Ran[T]:
         """On the accelerator."""
-        cost = self.capacity.cost((at.opening.height, at.opening.width))
+        cost = self.capacity.cost(sizes_of(at.opening))
         try:
             return await at.run(self.scheduler, function, due=due, cost_s=cost)
         except torch.AcceleratorError as error:  # a CUDA context does not come back from these
@@ -236,7 +239,7 @@ class Engine:
             return _nothing(work, opening, stream, ran.wait_s)
         # A GPU answers before it has refreshed its caches; the chunk costs that, too.
         cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
-        self.capacity.observe((opening.height, opening.width), cost, name)
+        self.capacity.observe(sizes_of(opening), cost, name)
         return Edited(
             number=work.number,
             index=chunk.index,
@@ -261,8 +264,9 @@ def _open(editor: StreamingEditor, opening: Opening) -> EditStream:
                 "this session was edited by another model than is served now; open a new session",
             ) from error
     return editor.open(
-        opening.prompt, height=opening.height, width=opening.width, seed=opening.seed
-    )
+        opening.prompt, height=opening.height, width=opening.width, seed=opening.seed,
+        work_size=opening.work_size, detail=opening.detail,
+    )  # fmt: skip
 
 
 def _begin(stream: EditStream, frames: np.ndarray) -> None:

@@ -23,6 +23,13 @@ class ModelSource:
     name: str | None = None
     fingerprint: str | None = None
 
+    @property
+    def trained(self) -> tuple[int, int]:
+        """Height and width that it was trained at."""
+        known = self.directory in PRESETS
+        stream = (PRESETS[self.directory] if known else read_config(self.directory)).stream
+        return stream.height, stream.width
+
     def check(self) -> None:
         """Raise a FingerprintError if a registered version's files are no longer what they were;
         before every load, because replicas start long after the version was looked up."""

@@ -27,6 +27,7 @@ from serve.wire.protocol import (
     to_json,
 )
 from serve.wire.work import Opening, SupersededError
+from serve.work_sizes import WorkSizes
 
 log = logging.getLogger(__name__)
 
@@ -146,19 +147,20 @@ class Connection:
                 "bad_request", f"offer the WebSocket subprotocol {SUBPROTOCOL} and open again"
             )
         message = await self._first_message()
-        limits = self.services.limits
+        sizes, limits = self.services.sizes, self.services.limits
         limits.check_open(message)
         await self.socket.expect(limits.max_message(message.width, message.height))
         record = None
         if message.resume is not None:
+            work_size = sizes.of(message)[0] if message.work_size else None
             shape = Shape(
                 message.width, message.height, message.mode, message.format,
-                self.visitor.tenant.name,
+                work_size, message.detail, self.visitor.tenant.name,
             )  # fmt: skip
             received = message.received or 0
             record = await self.services.store.claim(message.resume, received, shape)
         if record is None:
-            session, opening = _new(message, self.visitor)
+            session, opening = _new(message, self.visitor, sizes)
         else:
             session, opening = _resumed(message, record)
         account = self.services.account(self.visitor, opening)
@@ -205,8 +207,9 @@ class Connection:
         return message
 
 
-def _new(message: Open, visitor: Visitor) -> tuple[Session, Opening]:
+def _new(message: Open, visitor: Visitor, sizes: WorkSizes) -> tuple[Session, Opening]:
     name = secrets.token_hex(6)
+    work_size, detail = sizes.of(message)
     opening = Opening(
         session=name,
         prompt=message.prompt,
@@ -218,6 +221,8 @@ def _new(message: Open, visitor: Visitor) -> tuple[Session, Opening]:
         mask=bool(message.mask),
         waits=bool(message.queue),
         tenant=visitor.tenant.name,
+        work_size=work_size,
+        detail=detail,
     )
     return _session(opening), opening
 

@@ -24,9 +24,10 @@ from serve.front.door import Visitor
 from serve.front.driver import drive
 from serve.front.running import Services
 from serve.front.session import Delivery, Session, State
-from serve.front.upload import check_video, read_form
+from serve.front.upload import Asked, check_video, read_form
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
 from serve.wire.work import Opening, Ready
+from serve.work_sizes import WorkSizes
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class Edits:
             edit.end(WireError("draining", "this server is going away; send the video again"))
 
     async def post(self, request: Request) -> Response:
-        """multipart/form-data with `video`, `prompt` and optionally `seed`; answers video/mp4."""
+        """multipart/form-data with `video`, `prompt` and optionally `seed`, `work_size` and
+        `detail`; answers video/mp4."""
         visitor: Visitor = request.state.visitor
         full = self._refusal()
         if full is None and self._uploads >= self.services.limits.max_uploads:
@@ -69,12 +71,12 @@ class Edits:
         try:
             folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="liveedit-")))
             path = folder / "video"
-            prompt, seed = await self._uploaded(request, path)
-            asked, info = await check_video(path, self.services.limits, prompt, seed)
+            asked = await self._uploaded(request, path)
+            wanted, info = await check_video(path, self.services.limits, asked)
             differs = await asyncio.to_thread(differences, path)
             if (full := self._refusal()) is not None:  # the upload took its time
                 raise full
-            edit = Edit(self.services, visitor, path, asked, info)
+            edit = Edit(self.services, visitor, path, wanted, info)
             self.open.add(edit)
             files.callback(self.open.discard, edit)
             body = edit.run()
@@ -94,14 +96,17 @@ class Edits:
         except BaseException:
             files.close()
             raise
-        headers = {"X-LiveEdit-Session": edit.session.name}
+        headers = {
+            "X-LiveEdit-Session": edit.session.name,
+            "X-LiveEdit-Work-Size": edit.opening.work_size,
+        }
         if differs:
             log.info("session %s: %s", edit.session.name, "; ".join(differs))
             # Names in a file may hold any letter, a header only these.
             headers["X-LiveEdit-Differs"] = "; ".join(differs).encode("ascii", "replace").decode()
         return _EditedVideo(_all(first, body), files, headers)
 
-    async def _uploaded(self, request: Request, path: Path) -> tuple[str, int]:
+    async def _uploaded(self, request: Request, path: Path) -> Asked:
         self._uploads += 1
         try:
             return await read_form(request, self.services.limits, path)
@@ -129,7 +134,7 @@ class Edit:
         self, services: Services, visitor: Visitor, path: Path, message: Open, info: VideoInfo
     ) -> None:
         self.services, self.visitor, self.path, self.info = services, visitor, path, info
-        self.opening = _opening(message, visitor)
+        self.opening = _opening(message, visitor, services.sizes)
         self.session = Session(
             self.opening.session,
             prompt=message.prompt,
@@ -269,7 +274,8 @@ class _EditedVideo(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-def _opening(message: Open, visitor: Visitor) -> Opening:
+def _opening(message: Open, visitor: Visitor, sizes: WorkSizes) -> Opening:
+    work_size, detail = sizes.of(message)
     return Opening(
         session=secrets.token_hex(6),
         prompt=message.prompt,
@@ -279,6 +285,8 @@ def _opening(message: Open, visitor: Visitor) -> Opening:
         mode="lossless",
         seed=message.seed or 0,
         tenant=visitor.tenant.name,
+        work_size=work_size,
+        detail=detail,
     )
 
 

@@ -28,11 +28,11 @@ from serve.front.running import Services
 from serve.front.socket import Receive, Scope, Send, Socket
 from serve.hub.ledger import Accounts, Usage
 from serve.hub.records import HOLDER_BEAT_S, Store
-from serve.limits import Limits
 from serve.metrics import Metrics, Snapshot, render
 from serve.tenants import Tenant
 from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
 from serve.wire.work import Backend
+from serve.work_sizes import WorkSizes
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class Front:
     """Owns the connections of one process. `app` is what a server runs.
 
     Args:
+        sizes: What may be asked for, and the size that frames are edited at.
         door: Who is let in.
         accounts: Where tenants' limits are kept.
         name: Of this process, among the application's.
@@ -59,7 +60,7 @@ class Front:
         *,
         backend: Backend,
         store: Store,
-        limits: Limits,
+        sizes: WorkSizes,
         metrics: Metrics,
         door: Door,
         accounts: Accounts,
@@ -69,7 +70,7 @@ class Front:
         snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
     ) -> None:
         codecs = Codecs(metrics)
-        self.services = Services(backend, store, limits, metrics, codecs, accounts, Usage(name))
+        self.services = Services(backend, store, sizes, metrics, codecs, accounts, Usage(name))
         self.door, self.grace_s = door, grace_s
         self.connections: set[Connection] = set()
         self._models, self._snapshots = models, snapshots
@@ -176,9 +177,21 @@ class Front:
 
     async def models(self, request: Request) -> Response:
         try:
-            return JSONResponse({"models": await self._models()})
+            models = await self._models()
+            return JSONResponse({"models": [{**model, **self._takes()} for model in models]})
         except WireError as error:
             return unavailable(error)
+
+    def _takes(self) -> dict[str, Any]:
+        """What holds for sessions with any model here."""
+        sizes, limits = self.services.sizes, self.services.limits
+        return {
+            "work_size": sizes.choice,
+            "detail": sizes.detail,
+            "max_side": limits.max_side,
+            "max_pixels": limits.max_pixels,
+            "max_work_pixels": limits.max_work_pixels,
+        }
 
     async def health(self, request: Request) -> Response:
         """The process answers."""

@@ -35,6 +35,7 @@ from serve.wire.work import (
     Take,
     Work,
 )
+from serve.work_sizes import sizes_of
 
 T = TypeVar("T")
 Start = Callable[[Coroutine[Any, Any, T]], "asyncio.Future[T]"]
@@ -84,7 +85,7 @@ class RayBackend:
     async def _placed(self, opening: Opening) -> AsyncGenerator[Queued | str]:
         """Queued while nobody has room, then the editor. Raises WireError `at_capacity`."""
         request = Request(
-            opening.stream, opening.session, (opening.height, opening.width), opening.fps,
+            opening.stream, opening.session, sizes_of(opening), opening.fps,
             opening.epoch, opening.waits, opening.again,
         )  # fmt: skip
         while True:

@@ -21,6 +21,7 @@ from serve.settings import ServeSettings
 from serve.tenants import Tenants
 from serve.wire.link import Inbox
 from serve.wire.protocol import RETRY_AFTER_S, WireError
+from serve.work_sizes import WorkSizes
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,10 @@ ANSWER_S = 3.0  # for the hub, which a scrape or a page waits for
 
 @ray_serve.ingress()
 class FrontReplica:
-    def __init__(self, settings: ServeSettings, editors: DeploymentHandle) -> None:
+    def __init__(
+        self, settings: ServeSettings, trained: tuple[int, int], editors: DeploymentHandle
+    ) -> None:
+        """`trained` is the height and width of the model's own training."""
         join_serve_log()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
@@ -39,7 +43,7 @@ class FrontReplica:
         self.front = Front(
             backend=RayBackend(editors, Inbox(link_host(settings)), self.hub),
             store=self.hub,
-            limits=settings.limits,
+            sizes=WorkSizes(trained, settings.limits, settings.work_size, settings.detail),
             metrics=self.metrics,
             door=Door(Tenants(settings.token_file), settings.allowed_origins),
             accounts=self.hub,

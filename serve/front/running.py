@@ -43,6 +43,7 @@ from serve.wire.protocol import (
     to_json,
 )
 from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError
+from serve.work_sizes import WorkSizes
 
 TICK_S = 0.5  # how often the time limits are looked at
 CORES = os.cpu_count() or 1
@@ -56,11 +57,15 @@ class Services:
 
     backend: Backend
     store: Store
-    limits: Limits
+    sizes: WorkSizes
     metrics: Metrics
     codecs: Executor
     accounts: Accounts
     usage: Usage
+
+    @property
+    def limits(self) -> Limits:
+        return self.sizes.limits
 
     def account(self, visitor: Visitor, opening: Opening) -> Account:
         return Account(
@@ -295,6 +300,8 @@ def opened_message(header: Header, token: str, next_frame: int) -> str:
             width=opening.width,
             height=opening.height,
             next_frame=next_frame,
+            work_size=opening.work_size,
+            detail=opening.detail,
         )
     )
 

@@ -1,13 +1,14 @@
-"""The form of `POST /v1/edits`, taken in within limits: a video, a prompt, a seed."""
+"""The form of `POST /v1/edits`, taken in within limits: a video, and what to make of it."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 import time
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast, get_args
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -16,17 +17,28 @@ from starlette.types import Message
 
 from data.video import VideoInfo, probe
 from serve.limits import Limits
-from serve.wire.protocol import Open, WireError
+from serve.wire.protocol import Detail, Open, WireError
 
-FIELDS = ("prompt", "seed", "video")
+FIELDS = ("prompt", "seed", "video", "work_size", "detail")
 MAX_SEED_DIGITS = 19  # of 2^63
 
 
-async def read_form(request: Request, limits: Limits, path: Path) -> tuple[str, int]:
-    """Stores the video at `path`; returns prompt and seed. Raises WireError."""
+@dataclass(frozen=True)
+class Asked:
+    """What the form says beside the video; None is the server's default."""
+
+    prompt: str
+    seed: int = 0
+    work_size: str | None = None
+    detail: Detail | None = None
+
+
+async def read_form(request: Request, limits: Limits, path: Path) -> Asked:
+    """Stores the video at `path`. Raises WireError."""
     try:
         async with _limited(request, limits).form(max_files=1, max_fields=8) as form:
             video, prompt, seed = form.get("video"), form.get("prompt"), form.get("seed", "0")
+            work_size, detail = form.get("work_size"), form.get("detail")
             unknown = sorted(set(form) - set(FIELDS))
             if unknown:
                 raise WireError(
@@ -44,15 +56,26 @@ async def read_form(request: Request, limits: Limits, path: Path) -> tuple[str, 
         raise WireError("bad_request", f"the field seed must be a whole number, got {shown!r}")
     if len(seed) > MAX_SEED_DIGITS:
         raise WireError("bad_request", f"the field seed has {len(seed)} digits; at most 2^63 - 1")
-    return prompt, int(seed)
+    if work_size is not None and not isinstance(work_size, str):
+        raise WireError("bad_request", "the field work_size must be text, got a file")
+    if detail is not None and detail not in get_args(Detail):
+        shown = str(detail)[:60]
+        raise WireError(
+            "bad_request",
+            f"the field detail must be one of {', '.join(get_args(Detail))}, got {shown!r}",
+        )
+    return Asked(prompt, int(seed), work_size, cast(Detail | None, detail))
 
 
-async def check_video(path: Path, limits: Limits, prompt: str, seed: int) -> tuple[Open, VideoInfo]:
+async def check_video(path: Path, limits: Limits, asked: Asked) -> tuple[Open, VideoInfo]:
     """The session that the video asks for. Raises WireError and VideoError."""
     info = await asyncio.to_thread(probe, path)
     limits.check_video(info.frames or 0, info.duration)
     fps = max(limits.min_fps, float(min(info.fps, Fraction(limits.max_fps))))
-    message = Open(prompt, info.width, info.height, fps, "lossless", "rgb24", seed=seed)
+    message = Open(
+        asked.prompt, info.width, info.height, fps, "lossless", "rgb24", seed=asked.seed,
+        work_size=asked.work_size, detail=asked.detail,
+    )  # fmt: skip
     limits.check_open(message)
     return message, info
 

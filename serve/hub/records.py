@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
-from serve.wire.protocol import Format, Mode, WireError
+from serve.wire.protocol import Detail, Format, Mode, WireError
 from serve.wire.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
@@ -51,12 +51,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Shape:
-    """What an open that resumes a session must say as the first one did."""
+    """What an open that resumes a session must say as the first one did; None where it may be
+    silent and is."""
 
     width: int
     height: int
     mode: Mode
     format: Format
+    work_size: str | None = None
+    detail: Detail | None = None
     tenant: str = ""
 
 
@@ -71,9 +74,12 @@ class Header:
     def check_shape(self, now: Shape) -> None:
         """Raises WireError `bad_request`, naming what is another."""
         first = self.opening
-        before = Shape(first.width, first.height, first.mode, self.format, first.tenant)
+        before = Shape(
+            first.width, first.height, first.mode, self.format, first.work_size, first.detail,
+            first.tenant,
+        )  # fmt: skip
         for name, value in asdict(now).items():
-            if value != getattr(before, name):
+            if value is not None and value != getattr(before, name):
                 raise WireError(
                     "bad_request",
                     f"the session to resume has {name} {getattr(before, name)!r}, open says "

@@ -21,12 +21,21 @@ Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What a chunk's cost depends on: the networks see `work`, what comes and goes is `frame`."""
+
+    frame: Size
+    work: Size
+    detail: str = "source"  # or "off", which saves a decoding
+
+
+@dataclass(frozen=True)
 class Request:
     """What an open asks for. `epoch` tells an older stream of the same session from a newer."""
 
     stream: str
     session: str
-    size: Size
+    sizes: Sizes
     fps: float
     epoch: int = 0
     waits: bool = False  # its client understands `queued`
@@ -43,14 +52,16 @@ class Stream:
 
 @dataclass(frozen=True)
 class Editor:
-    """What is known of one editor. `costs` are seconds a chunk by size."""
+    """What is known of one editor. `costs` are seconds a chunk, of which `frame_s` for every pixel
+    of a frame are spent outside of the networks."""
 
     name: str
     chunk_frames: int
     max_sessions: int
     streams: Mapping[str, Stream] = field(default_factory=dict)
-    costs: Mapping[Size, float] = field(default_factory=dict)
+    costs: Mapping[Sizes, float] = field(default_factory=dict)
     measured: bool = True  # shares count, not only sessions
+    frame_s: float = 0.0
 
     @cached_property
     def load(self) -> float:
@@ -72,15 +83,26 @@ class Need:
 # --- admission
 
 
-def cost_of(costs: Mapping[Size, float], size: Size) -> float:
-    """Seconds a chunk; by area from the nearest known size when new, 0 when nothing is known."""
-    if size in costs:
-        return costs[size]
+def cost_of(costs: Mapping[Sizes, float], sizes: Sizes, frame_s: float = 0.0) -> float:
+    """Seconds a chunk. Unknown sizes are guessed from those that are worked at the most alike: the
+    networks' part by the area that they see, the rest by the frame's. 0 when nothing is known."""
+    if sizes in costs:
+        return costs[sizes]
     if not costs:
         return 0.0
-    area = size[0] * size[1]
-    known = min(costs, key=lambda s: abs(s[0] * s[1] - area))
-    return costs[known] * area / (known[0] * known[1])
+    work, frame = _area(sizes.work), _area(sizes.frame)
+    known = min(
+        costs,
+        key=lambda s: (
+            s.detail != sizes.detail, abs(_area(s.work) - work), abs(_area(s.frame) - frame)
+        ),
+    )  # fmt: skip
+    networks = max(0.0, costs[known] - frame_s * _area(known.frame))
+    return networks * work / _area(known.work) + frame_s * frame
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
 
 
 def share_of(cost: float, fps: float, chunk_frames: int) -> float:
@@ -100,7 +122,8 @@ def admits(load: float, sessions: int, share: float, *, max_sessions: int, measu
 
 def share_at(editor: Editor, request: Request) -> float:
     """Of the editor's accelerator, that the stream would take."""
-    return share_of(cost_of(editor.costs, request.size), request.fps, editor.chunk_frames)
+    cost = cost_of(editor.costs, request.sizes, editor.frame_s)
+    return share_of(cost, request.fps, editor.chunk_frames)
 
 
 def has_room(editor: Editor, request: Request) -> bool:
@@ -158,10 +181,10 @@ def place_all(
     ranked = sorted(map(entry, editors))  # names differ, so editors are never compared
     left: list[Request] = []
     held = {session for editor in editors for session in editor.sessions}
-    refused: set[tuple[Size, float]] = set()  # fits nowhere, and loads only grow
+    refused: set[tuple[Sizes, float]] = set()  # fits nowhere, and loads only grow
     for request in requests:
         known = request.session in held
-        shape = (request.size, request.fps)
+        shape = (request.sizes, request.fps)
         if shape in refused and not known:
             left.append(request)
             continue

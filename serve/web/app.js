@@ -6,6 +6,7 @@ import { Live } from "./live.js";
 import { Numbers } from "./numbers.js";
 import { Prompts } from "./prompts.js";
 import { Recorder } from "./recorder.js";
+import { offers, parsed, seconds, sent, workSize } from "./sizes.js";
 import { Source, cameras, canShareScreen } from "./source.js";
 import { Stage } from "./stage.js";
 import { editWhole } from "./whole.js";
@@ -28,6 +29,7 @@ let run = null; // the session that goes on
 let upload = null; // AbortController of the file that is edited whole
 let recorder = null;
 let retrying = null; // the interval that counts down to another try
+let work = ""; // the working size that is chosen; empty is the server's choice
 let after = null; // what to do when the session has ended, instead of showing the preview
 
 // A token given in the address (better behind # than behind ?, which goes to the server) is taken
@@ -134,6 +136,7 @@ function welcome(text = null) {
   show("apply", false);
   stage.say(text);
   if (!text && source && model) {
+    offerWork();
     const first = model.first_chunk_frames / rate() + chunkSeconds() + SPARE_S;
     get("note").textContent = `first edit in about ${Math.ceil(first)} s`;
     warn(chunkSeconds());
@@ -142,29 +145,40 @@ function welcome(text = null) {
 
 const rate = () => Number(get("rate").value) || model.fps;
 
+// What is sent and comes back: the source's own size, unless Settings says otherwise.
 function size() {
-  const fitting = source.fit(model.width * model.height);
+  const own = sent(source.size, model, rate());
   return {
-    width: Number(get("width").value) || fitting.width,
-    height: Number(get("height").value) || fitting.height,
+    width: Number(get("width").value) || own.width,
+    height: Number(get("height").value) || own.height,
   };
 }
 
-// By what the server measured at the model's own size.
-function chunkSeconds() {
-  const { width, height } = size();
-  return (model.chunk_seconds * width * height) / (model.width * model.height);
+const working = () => workSize(work || model.work_size, size(), model);
+const chunkSeconds = () => seconds(size(), working(), model);
+
+// The choice is there where there is one.
+function offerWork() {
+  const found = offers(size(), model, rate());
+  if (work && !found.some(({ value }) => value === work)) found.push({ value: work, text: work });
+  const options = found.map(({ value, text }) => new Option(text, value, false, value === work));
+  get("work").replaceChildren(...options);
+  show("working", found.length > 1);
 }
 
 function warn(seconds) {
-  const advice = seconds && advise({ seconds, frames: model.chunk_frames, fps: rate(), ...size() });
+  const advice = seconds && advise({ seconds, frames: model.chunk_frames, fps: rate(), ...working() });
   show("advice", !!advice);
   if (!advice) return;
   get("advice-text").textContent = advice.text;
   get("slower").textContent = `Send ${advice.fps} frames a second`;
   get("slower").onclick = () => change({ rate: advice.fps });
-  get("smaller").textContent = `Use ${advice.width}x${advice.height}`;
-  get("smaller").onclick = () => change({ width: advice.width, height: advice.height });
+  show("smaller", !!advice.work);
+  get("smaller").textContent = `Edit at ${advice.work}, with the source's detail`;
+  get("smaller").onclick = () => {
+    work = advice.work;
+    change({});
+  };
 }
 
 // Settings count from the next start, which is now where one goes on.
@@ -222,6 +236,7 @@ async function start() {
   const open = {
     type: "open", prompt: prompts.value, ...size(), fps: rate(), mode: "live", format: "jpeg",
     seed: Number(get("seed").value) || 0, mask: true, queue: true,
+    ...(work && { work_size: work }),
   };
   stage.begin(open.width, open.height);
   stage.say("connecting");
@@ -246,7 +261,8 @@ async function start() {
 }
 
 function hear(message) {
-  if (message.type === "mask") stage.overlay.take(message);
+  if (message.type === "opened") stage.overlay.work = parsed(message.work_size);
+  else if (message.type === "mask") stage.overlay.take(message);
   else if (message.type === "dropped") numbers.drop(message.frames);
   else if (message.type === "prompt_applied") run.on.state("live", "live");
   else if (message.type === "chunk") {
@@ -294,7 +310,7 @@ async function whole() {
   const { duration } = source.video;
   try {
     const edited = await editWhole(get("file").files[0], {
-      prompt: prompts.value, seed: Number(get("seed").value) || 0, token: get("token").value,
+      prompt: prompts.value, seed: Number(get("seed").value) || 0, token: get("token").value, work,
       signal: upload.signal,
       progress: (s) => stage.say(`${s.toFixed(1)} of ${duration.toFixed(1)} s are edited`),
     });
@@ -365,6 +381,10 @@ for (const input of document.querySelectorAll("input[name=from]")) {
 }
 get("file").addEventListener("change", () => choose("file"));
 get("device").addEventListener("change", () => choose("camera"));
+get("work").addEventListener("change", () => {
+  work = get("work").value;
+  change({});
+});
 for (const field of ["width", "height", "rate"]) {
   get(field).addEventListener("change", () => run || !source || welcome());
 }

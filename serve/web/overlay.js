@@ -6,6 +6,7 @@ export class Overlay {
   constructor(canvas) {
     this.canvas = canvas;
     this.mask = null;
+    this.work = null; // the size that the model sees, whose squares of 16 pixels a mask has
   }
 
   // {latents, rows, columns, data: base64 of bits}; holds for the frames that follow.
@@ -27,13 +28,14 @@ export class Overlay {
     const latent = Math.min(latents - 1, place);
     this.frame += 1;
     if (!visible) return 0;
+    const [x, y] = [(16 * width) / this.work.width, (16 * height) / this.work.height];
     let tinted = 0;
     context.fillStyle = TINT;
     for (let row = 0; row < rows; row++) {
       for (let column = 0; column < columns; column++) {
         const bit = (latent * rows + row) * columns + column;
         if (!(bytes[bit >> 3] & (128 >> (bit & 7)))) continue;
-        context.fillRect(column * 16, row * 16, 16, 16);
+        context.fillRect(column * x, row * y, x, y);
         tinted += 1;
       }
     }

@@ -52,11 +52,8 @@ export class Source {
     return stream ? stream.getTracks().every((track) => track.readyState === "ended") : false;
   }
 
-  // The frame's size for a model of so many pixels: the source's shape, in steps of 16.
-  fit(pixels) {
-    const ratio = this.video.videoWidth / this.video.videoHeight;
-    const whole = (side) => Math.max(16, 16 * Math.round(side / 16));
-    return { width: whole(Math.sqrt(pixels * ratio)), height: whole(Math.sqrt(pixels / ratio)) };
+  get size() {
+    return { width: this.video.videoWidth, height: this.video.videoHeight };
   }
 
   // Covers the canvas: scaled and cut around the centre, never stretched.

@@ -4,10 +4,11 @@ import { Mp4Clock } from "./mp4.js";
 
 // Returns the edited MP4 as a Blob; `progress(seconds)` hears how much of it is edited.
 // Throws {code, message} of the server, or what fetch throws.
-export async function editWhole(file, { prompt, seed, token, signal, progress }) {
+export async function editWhole(file, { prompt, seed, token, work, signal, progress }) {
   const form = new FormData();
   form.append("prompt", prompt);
   form.append("seed", String(seed));
+  if (work) form.append("work_size", work);
   form.append("video", file, file.name);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const request = { method: "POST", body: form, headers, signal };

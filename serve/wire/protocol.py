@@ -23,6 +23,7 @@ MAX_TEXT = 64 * 1024  # characters of a control message
 
 Mode = Literal["live", "lossless"]
 Format = Literal["jpeg", "png", "webp", "rgb24"]
+Detail = Literal["source", "off"]  # what an edit made at another size gets of the source
 Code = Literal[
     "bad_request",
     "unauthorized",
@@ -78,6 +79,8 @@ class Open:
     received: int | None = None
     mask: bool | None = None
     queue: bool | None = None
+    work_size: str | None = None  # as `modeling.detail.work_size` reads it; None: the server's
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Opened:
     width: int
     height: int
     next_frame: int
+    work_size: str | None = None  # WIDTHxHEIGHT
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True)
@@ -199,9 +204,15 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "Mode": (str,),
     "Format": (str,),
+    "Detail": (str,),
     "Code": (str,),
 }
-_CHOICES = {"Mode": get_args(Mode), "Format": get_args(Format), "Code": get_args(Code)}
+_CHOICES = {
+    "Mode": get_args(Mode),
+    "Format": get_args(Format),
+    "Detail": get_args(Detail),
+    "Code": get_args(Code),
+}
 
 
 def to_json(message: Message) -> str:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serve.wire.protocol import Code, Mode
+from serve.wire.protocol import Code, Detail, Mode
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Opening:
     waits: bool = False  # the client wants to hear of its place when there is no room
     again: bool = False  # the session had an editor before
     tenant: str = ""  # whose session it is
+    work_size: str = "full"  # that the model edits at; from a client's open always WIDTHxHEIGHT
+    detail: Detail = "off"
 
 
 @dataclass(frozen=True)

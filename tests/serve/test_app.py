@@ -139,6 +139,7 @@ async def test_streams_models_and_metrics(running: Running) -> None:
     await asyncio.gather(*(stream(running, 60, seed=n) for n in range(3)))
     (model,) = httpx.get(f"{running.url}/v1/models").json()["models"]
     assert (model["name"], model["editors"]) == ("small", 2)
+    assert (model["work_size"], model["detail"], model["max_side"]) == ("native", "source", 1920)
     text = httpx.get(f"{running.url}/metrics").text
     assert text.count("liveedit_editor_load{") == 2
     assert text.count("liveedit_sessions{") == 2

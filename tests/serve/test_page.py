@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from selenium.webdriver import Chrome, Keys
 
 from data.video import VideoWriter, probe, read_frames
 from serve.limits import Limits
+from serve.scaling.decisions import Sizes
 from tests.serve.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.models import save_small_model
@@ -35,7 +37,10 @@ def browser() -> Iterator[Chrome]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = save_small_model(tmp_path_factory.mktemp("model") / "small", card=CARD)
-    with serving(model) as running:
+    with serving(model, limits=Limits(max_pixels=320 * 240)) as running:
+        engine: Any = running.front.services.backend
+        engine.capacity.costs = {Sizes((32, 48), (32, 48)): 0.1}  # however busy the machine is
+        engine.capacity.frame_s = 1e-7
         yield running
 
 
@@ -52,6 +57,7 @@ def test_one_click_edits_the_sample(browser: Chrome, server: Server) -> None:
     assert float(page["fps"].text) > 0
     assert float(page["delay"].text) > 0
     assert 0 < int(page["recomputed"].text) <= 100
+    assert page.pixels("edited").shape[:2] == (128, 192)  # the clip's own size; the model's is less
     page.shot("sample")
     page.stop()
     assert page["start"].text == "Edit this clip"
@@ -164,7 +170,7 @@ def test_portrait_stays_portrait(browser: Chrome, server: Server, tmp_path: Path
     page["start"].click()
     page.more(12)
     height, width, _ = page.pixels("edited").shape
-    assert (width, height) == (32, 48)  # of 96x160, in as many pixels as the model's 48x32
+    assert (width, height) == (96, 160)  # its own size, whatever the model's
     box = page["stage"].rect
     assert box["height"] > box["width"]
     page.stop()
@@ -261,8 +267,61 @@ def test_a_slow_machine_is_told_and_offered_what_fits(browser: Chrome, server: S
     told = browser.execute_async_script(advise, about)
     assert "3.0 s for 0.75 s" in told["text"]
     assert told["fps"] == 3  # 0.85 * 12 / 3.0
-    assert (told["width"], told["height"]) == (96, 64)  # 0.46 of each side, in sixteens, above 64
+    assert told["work"] == "96x64"  # 0.46 of each side, in sixteens, above 64
     assert browser.execute_async_script(advise, {**about, "seconds": 0.75}) is None
+    least = {**about, "width": 64, "height": 64}
+    assert browser.execute_async_script(advise, least)["work"] is None
+
+
+MODEL = {
+    "width": 224, "height": 128, "chunk_frames": 12, "work_size": "native", "max_side": 1920,
+    "max_pixels": 1280 * 720, "max_work_pixels": 1280 * 720, "chunk_seconds": 0.3,
+    "frame_seconds": 1e-7,
+}  # fmt: skip
+USUAL = "224x128, the server's choice"
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "sent", "offered"),
+    [
+        # 0.6375 s are there at 16 fps; of 0.3 s the networks take 0.297.
+        ((448, 256), {}, (448, 256), [USUAL, "320x176, finer"]),
+        ((1280, 720), {}, (1280, 720), [USUAL]),
+        ((1920, 1080), {}, (1280, 720), [USUAL]),
+        (
+            (720, 1280),
+            {"max_side": 640},
+            (360, 640),
+            ["128x224, the server's choice", "176x320, finer"],
+        ),
+        ((224, 128), {}, (224, 128), [USUAL]),
+        ((448, 256), {"max_work_pixels": 50_000}, (448, 256), [USUAL]),
+        # A pixel costs ten times as much: 0.366 s are left for them.
+        ((1280, 720), {"frame_seconds": 1e-6}, (806, 452), [USUAL]),
+        ((448, 256), {"chunk_seconds": 0.7}, (224, 128), [USUAL, "160x96, faster"]),
+        ((448, 256), {"work_size": "1/2"}, (448, 256), [USUAL, "320x176, finer"]),
+        ((448, 256), {"work_size": "full"}, (224, 128), [USUAL]),
+    ],
+)
+def test_the_source_s_size_is_sent_and_work_sizes_are_offered_where_they_help(
+    browser: Chrome,
+    server: Server,
+    source: tuple[int, int],
+    model: dict[str, Any],
+    sent: tuple[int, int],
+    offered: list[str],
+) -> None:
+    if browser.current_url == "data:,":
+        Page(browser, server.http)
+    found, texts = browser.execute_async_script(
+        "const [width, height, model, done] = arguments;"
+        "import('./sizes.js').then(({ sent, offers }) => {"
+        "  const frame = sent({ width, height }, model, 16);"
+        "  done([[frame.width, frame.height], offers(frame, model, 16).map((o) => o.text)]); })",
+        *source,
+        MODEL | model,
+    )
+    assert (tuple(found), texts) == (sent, offered)
 
 
 @pytest.mark.parametrize("width", [360, 390, 1366, 1920])

@@ -47,7 +47,9 @@ def refusing() -> Iterator[str]:
     async def models(request: Request) -> JSONResponse:
         model = {"name": "none", "device": "cpu", "width": 48, "height": 32, "fps": 16}
         chunks = {"chunk_frames": 12, "first_chunk_frames": 9, "chunk_seconds": 0.1}
-        return JSONResponse({"models": [model | chunks]})
+        sizes = {"work_size": "native", "frame_seconds": 0.0, "max_work_pixels": 921600}
+        limits = {"max_side": 1920, "max_pixels": 921600}
+        return JSONResponse({"models": [model | chunks | sizes | limits]})
 
     async def stream(channel: WebSocket) -> None:
         await channel.accept(subprotocol="liveedit.v1")
@@ -151,6 +153,7 @@ def test_a_size_that_the_server_does_not_take(browser: Chrome, small_model: Path
         page = Page(browser, small.http)
         page.loaded()
         page["prompt"].send_keys("make it blue")
+        browser.execute_script("document.getElementById('width').value = 100")
         page["start"].click()
         assert "cannot edit frames of this size" in page.complaint()
         browser.execute_script("document.getElementById('width').value = 9000")

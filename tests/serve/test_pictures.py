@@ -17,7 +17,7 @@ import pytest
 from data.video import probe, read_frames
 from serve.client import EditedFrame, connect, edit_frames
 from serve.limits import Limits
-from serve.wire.protocol import Dropped, Format, PromptApplied
+from serve.wire.protocol import Detail, Dropped, Format, PromptApplied
 from serve.wire.work import Opening
 from tests.data.conftest import write_raw
 from tests.known_editors import (
@@ -26,6 +26,7 @@ from tests.known_editors import (
     assert_edited,
     block_clip,
     expected_edit,
+    known_editor,
     write_known_model,
 )
 from tests.serve.client.test_stream import edited_without_server, send_all
@@ -38,7 +39,8 @@ RED, BLUE = "paint it red", "paint it blue"
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(write_known_model(tmp_path_factory.mktemp("model") / "known")) as running:
+    model = write_known_model(tmp_path_factory.mktemp("model") / "known")
+    with serving(model, work_size="full", detail="off") as running:
         yield running
 
 
@@ -54,6 +56,24 @@ def test_every_format_brings_the_right_picture(
         source = source.mean(-1, keepdims=True).astype(np.uint8).repeat(3, -1)
     edited = np.stack(list(edit_frames(known.url, source, RED, fps=16, format=format)))
     assert_edited(edited, source, RED, within)
+
+
+@pytest.mark.parametrize("detail", ["source", "off"])
+def test_a_stream_is_edited_at_the_size_it_asks_for(known: Server, detail: Detail) -> None:
+    """And comes back in its own, to the bit as it is edited here."""
+    source = block_clip(21, 64, 96, seed=6)
+    source[:, :, ::2] //= 2  # stripes that half the size does not show
+    told: list[Any] = []
+    there = edit_frames(
+        known.url, source, RED, fps=16, format="rgb24", seed=3, work_size="1/2", detail=detail,
+        on_event=told.append,
+    )  # fmt: skip
+    here = known_editor().open(RED, height=64, width=96, seed=3, work_size="48x32", detail=detail)
+    wanted = np.concatenate([chunk.frames for chunk in here.push(source)])
+    found = np.stack(list(there))
+    np.testing.assert_array_equal(found, wanted)
+    assert (told[0].work_size, told[0].detail) == ("48x32", detail)
+    assert (np.abs(np.diff(found[..., 0].astype(int))).mean() > 30) is (detail == "source")
 
 
 async def stream(
@@ -269,6 +289,15 @@ def test_the_metrics_of_an_upload(tmp_path: Path) -> None:
             ({}, {"prompt": "x", "seed": seed}, 400, "bad_request", "seed")
             for seed in ("-1", "1.5", "one", "", "²", " 1", str(2**63))
         ],
+        ({}, {"prompt": "x", "work_size": "2/1"}, 400, "bad_request", "work size '2/1' is none"),
+        ({}, {"prompt": "x", "detail": "on"}, 400, "bad_request", "must be one of source, off"),
+        (
+            {"max_work_pixels": 64 * 96 - 1},
+            {"prompt": "x", "work_size": "96x64"},
+            422,
+            "unsupported_size",
+            "work size 96x64",
+        ),
         ({"max_pixels": 64 * 96 - 1}, {"prompt": "x"}, 422, "unsupported_size", "96x64"),
         ({"max_side": 95}, {"prompt": "x"}, 422, "unsupported_size", "96x64"),
         ({"min_side": 65}, {"prompt": "x"}, 422, "unsupported_size", "96x64"),

@@ -19,9 +19,11 @@ WRONG: dict[str, list[Any]] = {
     "float": ["1", True, None, [1.0]],
     "bool": [1, "true", None],
     "str | None": [1, True],
+    "Detail": [1, None],
 }
 RIGHT: dict[str, list[Any]] = {
     "str": ["x"], "int": [7], "float": [7, 7.5], "bool": [True, False], "str | None": [None, "x"],
+    "Detail": ["source", "off"],
 }  # fmt: skip
 
 
@@ -42,7 +44,8 @@ def test_every_setting_has_its_type(kind: type) -> None:
         for value in WRONG[str(field.type)]:
             with pytest.raises(ValueError, match=f"{field.name} must be"):
                 ServeSettings.from_args(args(value))
-        right = {"log_format": ["text", "json"]}.get(field.name, RIGHT[str(field.type)])
+        special = {"log_format": ["text", "json"], "work_size": ["native", "full", "416x240"]}
+        right = special.get(field.name, RIGHT[str(field.type)])
         for value in right:
             made = ServeSettings.from_args(args(value))
             assert getattr(made if kind is ServeSettings else made.limits, field.name) == value
@@ -56,6 +59,8 @@ def test_every_setting_has_its_type(kind: type) -> None:
         ({"model": "demo", "limits": {"max_size": 1}}, "no setting limits.max_size"),
         ({"model": "demo", "limits": 3}, "limits has fields"),
         ({"model": "demo", "log_format": "xml"}, "log_format must be text or json, got 'xml'"),
+        ({"model": "demo", "detail": "on"}, "detail must be one of source, off, got 'on'"),
+        ({"model": "demo", "work_size": "half"}, "work_size: work size 'half' is none; choose"),
         ({"model": "demo", "max_editors": 1, "min_editors": 2}, "max_editors=1 is less"),
         *[
             ({"model": "demo", "max_editors": 9, name: 0}, f"{name} must be 1 or more, got 0")
@@ -97,6 +102,8 @@ def test_the_borders_are_fine() -> None:
 def test_the_defaults_are_those_that_were_written_down() -> None:
     limits = DEFAULTS.limits
     assert (limits.min_side, limits.max_side, limits.max_pixels) == (16, 1920, 1280 * 720)
+    assert limits.max_work_pixels == 1280 * 720
+    assert (DEFAULTS.work_size, DEFAULTS.detail) == ("native", "source")
     assert (limits.max_fps, limits.max_prompt) == (60.0, 2000)
     assert (limits.open_timeout_s, limits.idle_timeout_s, limits.stalled_reader_s) == (10, 60, 60)
     assert (limits.resume_s, limits.max_sessions, limits.max_upload) == (60, 256, 512 * 2**20)

@@ -18,6 +18,7 @@ from serve.editor.capacity import Capacity
 from serve.front.outbox import Outbox
 from serve.hub.records import Entry
 from serve.run import free_port, start
+from serve.scaling.decisions import Sizes
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
@@ -45,7 +46,7 @@ def opening(name: str, size: tuple[int, int] = (128, 192), fps: float = 16.0) ->
 def test_sessions_are_admitted_by_what_a_chunk_costs() -> None:
     capacity = Capacity(chunk_frames=12, max_sessions=8)
     for _ in range(50):
-        capacity.observe((128, 192), 0.21)
+        capacity.observe(Sizes((128, 192), (128, 192), "off"), 0.21)
     # A chunk lasts 0.75 s at 16 frames a second: a session is 28 % of the accelerator.
     first = capacity.admit(opening("a"))
     capacity.admit(opening("b"))

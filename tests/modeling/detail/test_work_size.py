@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from modeling.detail.work_size import work_size
+from modeling.detail.work_size import in_words, work_size
 
 TRAINED = (128, 224)
 
@@ -19,6 +19,7 @@ TRAINED = (128, 224)
         ("1/2", (20, 33), (16, 16)),
         ("416x240", (480, 832), (240, 416)),
         ("413x235", (480, 832), (240, 416)),
+        ("413x235", (235, 413), (235, 413)),  # the frames' own
         ("1000x16", (480, 832), (16, 992)),
         ("native", (480, 832), (128, 224)),
         ("native", (832, 480), (224, 128)),
@@ -28,6 +29,7 @@ TRAINED = (128, 224)
 )
 def test_what_a_choice_means(choice: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:
     assert work_size(choice, *size, TRAINED) == wanted
+    assert work_size(in_words(wanted), *size) == wanted  # as a server hands it on
 
 
 @pytest.mark.parametrize(

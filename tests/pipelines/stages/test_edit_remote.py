@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from modeling.editor import StreamingEditor
 from pipelines.cli import main
 from pipelines.exits import MEND, TRY_AGAIN
 from pipelines.stages.edit_file import edit_video
-from pipelines.stages.edit_remote import edit_remote, film_file, live_numbers
+from pipelines.stages.edit_remote import edit_remote, film_file, live_numbers, within
 from serve.client import EditedFrame, WireError, edit_frames, served_model
 from serve.client.cameras import CameraReport, Load
 from serve.limits import Limits
@@ -49,26 +50,33 @@ def liveedit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_length_rate_size_and_sound_are_kept(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source, out = with_sound(tmp_path / "in.mkv", 2.0), tmp_path / "out.mp4"
     arguments = ["edit", str(source), str(out), "--prompt", "x", "--url", server.url]
-    assert liveedit(monkeypatch, *arguments) == 0
+    assert liveedit(monkeypatch, *arguments, "--work-size", "1/2", "--detail", "source") == 0
+    assert "edited at 32x16" in capsys.readouterr().out
     before, after = probe(source), probe(out)
     assert (after.width, after.height, after.fps) == (before.width, before.height, before.fps)
     assert after.has_audio
     assert len(list(read_frames(out))) == 60
 
 
+@pytest.mark.parametrize("detail", ["source", "off"])
 def test_the_edit_is_the_one_that_the_model_makes_here(
-    server: Server, tiny_model: Path, tmp_path: Path
+    server: Server, tiny_model: Path, tmp_path: Path, detail: str
 ) -> None:
     source = write(tmp_path / "in.mp4", frames(23, 32, 48), Fraction(16))
-    there = edit_remote(server.url, source, tmp_path / "there.mp4", "x", seed=3, side_by_side=True)
+    asked: dict[str, Any] = {"work_size": "32x16", "detail": detail, "seed": 3}
+    there = edit_remote(server.url, source, tmp_path / "there.mp4", "x", side_by_side=True, **asked)
     here = edit_video(
         StreamingEditor.load(tiny_model),
-        source, tmp_path / "here.mp4", "x", detail="off", seed=3, side_by_side=True,
+        source, tmp_path / "here.mp4", "x", side_by_side=True, **asked,
     )  # fmt: skip
+    assert (here.height, here.width) == (16, 32)
     assert (there.frames, there.height, there.width) == (here.frames, here.height, here.width)
     assert there.recomputed == pytest.approx(here.recomputed)
     remote, local = (
@@ -81,8 +89,9 @@ def test_the_edit_is_the_one_that_the_model_makes_here(
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose edits are known."""
-    with serving(write_known_model(tmp_path_factory.mktemp("known") / "model")) as running:
+    """A server whose edits are known: of what is sent, without its detail."""
+    model = write_known_model(tmp_path_factory.mktemp("known") / "model")
+    with serving(model, work_size="full", detail="off") as running:
         yield running
 
 
@@ -93,9 +102,7 @@ def test_a_file_comes_back_edited_in_its_place_time_and_colours(
     video = block_clip(23, 48, 64, seed=1)
     source, out = exact(tmp_path / "in.mkv", video), tmp_path / "out.mp4"
     heard: list[int] = []
-    report = edit_remote(
-        known.url, source, out, prompt, work_size="full", side_by_side=True, progress=heard.append
-    )
+    report = edit_remote(known.url, source, out, prompt, side_by_side=True, progress=heard.append)
     both = read(out)
     assert_same(both[:, :, :64], video)
     assert_same(both[:, :, 64:], expected_edit(video, prompt))
@@ -172,6 +179,22 @@ def test_a_stream_that_the_server_ends_leaves_no_film(
     assert not (tmp_path / "out.mp4").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ({}, (1080, 1920)),  # a server that does not say
+        ({"max_pixels": 1920 * 1080, "max_side": 1920}, (1080, 1920)),
+        ({"max_pixels": 1280 * 720, "max_side": 1920}, (720, 1280)),
+        ({"max_pixels": 10**9, "max_side": 960}, (540, 960)),
+        ({"max_pixels": 1280 * 720 - 1, "max_side": 1920}, (719, 1279)),
+    ],
+)
+def test_frames_are_sent_as_large_as_the_server_takes(
+    said: dict[str, int], size: tuple[int, int]
+) -> None:
+    assert within(1080, 1920, said) == size
+
+
 def test_a_viewer_s_numbers_by_hand() -> None:
     report = CameraReport(
         first_chunk_ms=1500.0,
@@ -240,16 +263,19 @@ def test_a_running_server_is_measured(
 def test_a_token_and_limits_of_the_server(tiny_model: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.mp4", frames(9, 32, 48), Fraction(16))
     tokens = write_tokens(tmp_path / "tokens")
-    limits = Limits(max_pixels=4000)
+    limits = Limits(max_pixels=1000, max_work_pixels=4000)
     with serving(tiny_model, limits, token_file=str(tokens)) as guarded:
         with pytest.raises(WireError, match="Authorization"):
             edit_remote(guarded.url, source, tmp_path / "out.mp4", "x")
-        with pytest.raises(WireError, match="cannot be edited here"):
+        with pytest.raises(WireError, match="choose a smaller"):
             edit_remote(
                 guarded.url, source, tmp_path / "out.mp4", "x", work_size="96x64", token="secret"
             )
         assert served_model(guarded.http, token="secret")["name"] == "tiny"
-        edit_remote(guarded.url, source, tmp_path / "out.mp4", "x", token="secret")
+        report = edit_remote(guarded.url, source, tmp_path / "out.mp4", "x", token="secret")
+        assert (report.height, report.width) == (25, 38)  # as large as it takes them
+    info = probe(tmp_path / "out.mp4")
+    assert (info.height, info.width) == (32, 48)
     assert len(list(read_frames(tmp_path / "out.mp4"))) == 9
 
 

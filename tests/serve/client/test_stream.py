@@ -28,7 +28,8 @@ pytestmark = pytest.mark.anyio
 
 def edited_without_server(model: Path, frames: np.ndarray, prompt: str, seed: int) -> np.ndarray:
     editor = StreamingEditor.load(model)
-    stream = editor.open(prompt, height=frames.shape[1], width=frames.shape[2], seed=seed)
+    height, width = frames.shape[1:3]
+    stream = editor.open(prompt, height=height, width=width, seed=seed, detail="source")
     chunks = [chunk.frames for chunk in stream.push(frames)]
     rest = stream.flush()
     return np.concatenate(chunks + ([rest.frames] if rest else []))

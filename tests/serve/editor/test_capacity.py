@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.editor.capacity import Capacity
+from serve.scaling.decisions import Sizes
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
 from tests.known_editors import known_editor
 
 SIZE = (128, 192)
+SIZES = Sizes(SIZE, SIZE, "off")
 
 
 def opening(name: str, size: tuple[int, int] = SIZE, fps: float = 16.0) -> Opening:
@@ -22,7 +24,7 @@ def opening(name: str, size: tuple[int, int] = SIZE, fps: float = 16.0) -> Openi
 
 def capacity(cost: float, *, max_sessions: int = 8, measured: bool = True) -> Capacity:
     made = Capacity(chunk_frames=12, max_sessions=max_sessions, measured=measured)
-    made.observe(SIZE, cost)
+    made.observe(SIZES, cost)
     return made
 
 
@@ -67,7 +69,7 @@ def test_four_fifths_of_the_accelerator_may_be_promised(cost: float, taken: list
 
 def test_the_border_itself_is_taken() -> None:
     made = Capacity(chunk_frames=10, max_sessions=8)
-    made.observe(SIZE, 0.4)
+    made.observe(SIZES, 0.4)
     assert takes(made, opening("a", fps=10.0), opening("b", fps=10.0)) == [True, True]
     assert made.load == 0.8
     assert takes(made, opening("c", fps=0.01)) == [False]
@@ -106,14 +108,14 @@ def test_a_streams_share_follows_what_its_own_chunks_cost() -> None:
     made = capacity(0.1)
     dear, cheap = made.admit(opening("a")), made.admit(opening("b"))
     for _ in range(200):
-        made.observe(SIZE, 0.45, dear)
+        made.observe(SIZES, 0.45, dear)
     assert made.share(dear) == pytest.approx(0.45 * 16 / 12)
     assert made.share(cheap) == pytest.approx(0.1 * 16 / 12)
     assert made.load == pytest.approx(0.55 * 16 / 12)
     # A new one would cost what chunks of its size cost now: 0.6, of which 0.07 is left.
     assert takes(made, opening("c")) == [False]
     before = made.share(cheap)
-    made.observe(SIZE, 1.1, cheap)
+    made.observe(SIZES, 1.1, cheap)
     assert made.share(cheap) == pytest.approx(0.9 * before + 0.1 * 1.1 * 16 / 12)
 
 
@@ -134,28 +136,37 @@ def test_each_stream_of_a_session_is_released_by_itself() -> None:
 
 def test_one_slow_chunk_decides_nothing_and_many_do() -> None:
     made = capacity(0.1)
-    made.observe(SIZE, 1.1)
-    assert made.cost(SIZE) == pytest.approx(0.9 * 0.1 + 0.1 * 1.1)
-    made.observe(SIZE, 0.1)
-    assert made.cost(SIZE) == pytest.approx(0.9 * 0.2 + 0.1 * 0.1)
+    made.observe(SIZES, 1.1)
+    assert made.cost(SIZES) == pytest.approx(0.9 * 0.1 + 0.1 * 1.1)
+    made.observe(SIZES, 0.1)
+    assert made.cost(SIZES) == pytest.approx(0.9 * 0.2 + 0.1 * 0.1)
     for _ in range(100):
-        made.observe(SIZE, 0.5)
-    assert made.cost(SIZE) == pytest.approx(0.5, rel=0.01)
+        made.observe(SIZES, 0.5)
+    assert made.cost(SIZES) == pytest.approx(0.5, rel=0.01)
 
 
-def test_an_unknown_size_costs_by_area_from_the_nearest() -> None:
+def test_unknown_sizes_are_guessed_and_known_ones_measured() -> None:
     made = Capacity(chunk_frames=12, max_sessions=8)
-    assert made.cost(SIZE) == 0.0  # nothing is known yet
-    made.observe((100, 100), 0.1)
-    made.observe((200, 200), 1.0)
-    assert made.cost((100, 110)) == pytest.approx(0.11)
-    assert made.cost((50, 50)) == pytest.approx(0.025)
-    assert made.cost((200, 220)) == pytest.approx(1.1)
-    assert made.cost((400, 200)) == pytest.approx(2.0)
-    assert made.cost((220, 100)) == pytest.approx(0.22)  # 12,000 pixels off here, 18,000 there
-    assert made.cost((100, 100)) == 0.1  # to ask changes nothing
-    made.observe((100, 110), 0.3)
-    assert made.cost((100, 110)) == pytest.approx(0.3)  # the first measurement counts whole
+    assert made.cost(SIZES) == 0.0  # nothing is known yet
+    made.observe(Sizes((100, 100), (100, 100)), 0.1)
+    assert made.cost(Sizes((100, 100), (200, 100))) == pytest.approx(0.2)
+    made.frame_s = 5e-6  # half of what was measured
+    assert made.cost(Sizes((200, 100), (200, 100))) == pytest.approx(0.2)
+    assert made.cost(Sizes((400, 100), (100, 100))) == pytest.approx(0.05 + 0.2)
+    assert made.cost(Sizes((100, 100), (100, 100))) == 0.1  # to ask changes nothing
+    made.observe(Sizes((400, 100), (100, 100)), 0.3)
+    # The first measurement counts whole, and only for these sizes.
+    assert made.cost(Sizes((400, 100), (100, 100))) == pytest.approx(0.3)
+    assert made.cost(Sizes((100, 100), (100, 100))) == 0.1
+
+
+def test_a_session_counts_by_the_size_it_is_worked_at() -> None:
+    made = Capacity(chunk_frames=12, max_sessions=8)
+    made.observe(Sizes((480, 832), (480, 832)), 0.8)
+    small = replace(opening("a", (480, 832)), work_size="416x240", detail="source")
+    assert takes(made, small, small) == [True, True]  # 0.2 s each, and 0.6 s may be promised
+    assert made.load == pytest.approx(2 * 0.2 * 16 / 12)
+    assert takes(made, replace(small, work_size="full")) == [False]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=30))
@@ -198,4 +209,5 @@ def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     assert chunks == 6
     made = Capacity(chunk_frames=12, max_sessions=8)
     assert made.warm_up(editor) == 0.25
-    assert made.cost((settings.height, settings.width)) == 0.25
+    own = settings.height, settings.width
+    assert made.cost(Sizes(own, own)) == 0.25

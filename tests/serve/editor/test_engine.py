@@ -18,6 +18,7 @@ from modeling.streaming.state import StreamState
 from serve.editor.engine import Engine
 from serve.editor.stream import FURTHEST_S, EditorStream
 from serve.metrics import EditorMetrics
+from serve.scaling.decisions import Sizes
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready, Take, Work
 from tests.known_editors import assert_edited, block_clip, expected_edit, known_editor
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.anyio
 RED, BLUE = "paint it red", "paint it blue"
 SOURCE = block_clip(33, 32, 48)
 OPENING = Opening("s", RED, 48, 32, 12.0, "lossless", seed=5)
+SMALL = replace(OPENING, work_size="32x16", detail="source")
+SIZES = Sizes((32, 48), (32, 48), "off")
 
 
 @pytest.fixture
@@ -127,11 +130,24 @@ async def test_a_state_of_another_model_is_refused(engine: Engine) -> None:
     assert engine.capacity.loads == {}
 
 
+async def test_a_stream_is_edited_at_its_working_size(engine: Engine) -> None:
+    _, *edited = await events(engine, replace(SMALL, mask=True), *WORKS)
+    local = engine.editor.open(RED, height=32, width=48, seed=5, work_size="32x16", detail="source")
+    (wanted,) = local.push(SOURCE[:9])
+    np.testing.assert_array_equal(edited[0].frames, wanted.frames)
+    assert edited[0].mask.shape == (3, 1, 2)  # of what the model sees
+    assert engine.capacity.costs.keys() == {Sizes((32, 48), (16, 32), "source")}
+    kept = StreamState.from_bytes(edited[0].state)
+    assert (kept.work_height, kept.work_width, kept.detail) == (16, 32, "source")
+
+
+@pytest.mark.parametrize("opening", [OPENING, SMALL])
 async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
-    engine: Engine,
+    engine: Engine, opening: Opening
 ) -> None:
+    _, *unbroken = await events(engine, opening, *WORKS)
     source = Source(*WORKS[:2])
-    async with aclosing(engine.edit(OPENING, source.take)) as stream:
+    async with aclosing(engine.edit(opening, source.take)) as stream:
         assert isinstance(await anext(stream), Ready)
         assert isinstance(await anext(stream), Edited)
         moving = asyncio.ensure_future(anext(stream))
@@ -144,13 +160,13 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
     assert moved.ahead == 4
     StreamState.from_bytes(moved.state)
     assert engine.capacity.loads == {}
-    (_, given_back) = await events(engine, OPENING, *WORKS)
+    (_, given_back) = await events(engine, opening, *WORKS)
     assert isinstance(given_back, Moved)  # at once, before any work
     engine.stay()
-    _, *edited = await events(engine, replaced(state=moved.state), *WORKS[2:])
-    assert len(edited[0].frames) == 12
-    wanted = expected_edit(SOURCE, BLUE)[9:21]
-    assert np.abs(edited[0].frames.astype(int) - wanted).max() <= 1
+    _, *edited = await events(engine, replace(opening, state=moved.state), *WORKS[2:])
+    assert [len(one.frames) for one in edited] == [12, 12]
+    for one, wanted in zip(edited, unbroken[1:], strict=True):
+        np.testing.assert_array_equal(one.frames, wanted.frames)
 
 
 class Time:
@@ -231,15 +247,15 @@ async def test_nobody_is_put_back_for_ever(clock: Time) -> None:
 
 async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:
     took = iter([0.0, 0.25, 0.1, 0.2, 0.1, 0.1, 0.1])
-    seen: list[tuple[tuple[int, int], float]] = []
+    seen: list[tuple[Sizes, float]] = []
     run, observe = engine.scheduler.run, engine.capacity.observe
 
     async def timed(*args: Any, **named: Any) -> Any:
         return replace(await run(*args, **named), run_s=next(took))
 
-    def noted(size: tuple[int, int], seconds: float, *more: Any) -> None:
-        seen.append((size, seconds))
-        observe(size, seconds, *more)
+    def noted(sizes: Sizes, seconds: float, *more: Any) -> None:
+        seen.append((sizes, seconds))
+        observe(sizes, seconds, *more)
 
     engine.scheduler.run = timed  # type: ignore[method-assign]
     engine.capacity.observe = noted  # type: ignore[method-assign]
@@ -259,8 +275,8 @@ async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:
     engine.editor.open = cheap  # type: ignore[method-assign]
     _, first, second, third = await events(engine, OPENING, *WORKS)
     # The first: what the device says it took, its refresh with it. The second: both its works.
-    assert seen[0] == ((32, 48), pytest.approx(0.28))
-    assert seen[1] == ((32, 48), pytest.approx(0.3))
+    assert seen[0] == (SIZES, pytest.approx(0.28))
+    assert seen[1] == (SIZES, pytest.approx(0.3))
     assert (first.compute_ms, first.ahead_ms) == pytest.approx((250.0, 0.0))
     assert (second.compute_ms, second.ahead_ms) == pytest.approx((200.0, 100.0))
     assert second.device_s == pytest.approx(0.3)
@@ -323,7 +339,7 @@ async def test_a_chunk_that_never_ends_makes_the_engine_unhealthy(
         return decode(*args, **named)
 
     engine.editor.vae.decode = stand  # type: ignore[method-assign, assignment]
-    engine.capacity.observe((32, 48), cost)
+    engine.capacity.observe(SIZES, cost)
     session = asyncio.create_task(events(engine, OPENING, *WORKS))
     while not inside.is_set():
         await asyncio.sleep(0.001)
@@ -371,10 +387,10 @@ async def test_the_gauges_say_what_is(engine: Engine) -> None:
 
 
 async def test_a_model_is_described(engine: Engine) -> None:
-    engine.capacity.observe((64, 96), 0.123456)
+    engine.capacity.observe(Sizes((64, 96), (64, 96)), 0.123456)
     told = engine.describe()
     assert told == {
         "name": "known", "width": 96, "height": 64, "fps": engine.editor.settings.fps,
         "chunk_frames": 12, "first_chunk_frames": 9, "steps": 4, "device": "cpu",
-        "chunk_seconds": 0.1235, "card": {"name": "known"},
+        "chunk_seconds": 0.1235, "frame_seconds": 0.0, "card": {"name": "known"},
     }  # fmt: skip

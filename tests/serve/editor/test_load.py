@@ -17,13 +17,14 @@ from serve.editor import stream as editor_stream
 from serve.editor.engine import Engine
 from serve.editor.stream import EditorStream
 from serve.limits import Limits
+from serve.scaling.decisions import Sizes
 from serve.wire.protocol import Open, WireError
 from serve.wire.work import Edited, Event, Opening, Ready, SupersededError, Work
 from tests.serve.conftest import clip
 
 pytestmark = pytest.mark.anyio
 
-SIZE = (32, 48)
+SIZES = Sizes((32, 48), (32, 48), "off")
 OPENING = Opening("one", "red", 48, 32, 16.0, "live")
 
 
@@ -36,7 +37,7 @@ def editor(small_model: Path) -> StreamingEditor:
 @pytest.fixture
 def engine(editor: StreamingEditor) -> Iterator[Engine]:
     running = Engine(editor, measured=False)
-    running.capacity.costs[SIZE] = 0.1
+    running.capacity.costs[SIZES] = 0.1
     yield running
     running.stop()
 
@@ -140,8 +141,8 @@ async def test_a_chunk_whose_client_has_gone_counts_until_it_is_done(
 
 
 async def test_a_size_that_cannot_be_done_in_time_is_refused(engine: Engine) -> None:
-    engine.capacity.costs = {SIZE: 0.1}
-    with pytest.raises(WireError, match="1280x720 would take about 60 s here; at most 30 s") as no:
+    engine.capacity.costs = {SIZES: 0.1}
+    with pytest.raises(WireError, match="1280x720, edited at full, would take about 60 s") as no:
         await opened(engine, replace(OPENING, width=1280, height=720))
     assert no.value.code == "unsupported_size"
     assert not engine.capacity.loads
@@ -154,7 +155,7 @@ async def test_a_sessions_share_follows_what_its_chunks_cost(engine: Engine) -> 
     assert engine.capacity.load == pytest.approx(0.1 * 16 / 12)
     (name,) = engine.capacity.loads
     for _ in range(60):
-        engine.capacity.observe(SIZE, 0.45, name)
+        engine.capacity.observe(SIZES, 0.45, name)
     assert engine.capacity.load == pytest.approx(0.6, abs=0.01)
     with pytest.raises(WireError, match="60%") as raised:
         await opened(engine, replace(OPENING, session="two"))

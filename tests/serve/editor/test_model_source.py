@@ -88,7 +88,8 @@ def test_a_reference_is_the_version_that_it_names(
         assert find_model(reference, registry.uri) == wanted
     # The application has it once, so that all its replicas have the same version.
     front = build(ServeSettings("models:/editor@candidate"), registry.uri)._bound_deployment
-    settings, editor = front.init_args
+    settings, trained, editor = front.init_args
+    assert trained == (64, 96)
     assert settings.model == str(other)
     assert editor._bound_deployment.init_args == (settings, second)
     for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):

@@ -31,6 +31,26 @@ def test_the_first_message_is_waited_for_as_long_as_the_limit_says() -> None:
         assert late.messages[0]["type"] == "opened"
 
 
+def test_a_session_keeps_its_working_size() -> None:
+    with World() as world:
+        plain = world.connect(OPEN)
+        assert plain.messages[0]["work_size"] == "48x48"  # of a model for 64x48
+        assert plain.messages[0]["detail"] == "source"
+        wire = world.connect(OPEN | {"work_size": "1/1", "detail": "off"}, *frames(0, 9))
+        first = wire.messages[0]
+        assert (first["work_size"], first["detail"]) == ("16x16", "off")
+        resume = OPEN | {"resume": first["resume"], "received": 9}
+        for name, value in (("work_size", "32x32"), ("detail", "source"), ("work_size", "half")):
+            wire = world.connect(resume | {name: value})
+            ends_with(wire, "bad_request", 1008)
+            assert name.replace("_", " ") in wire.messages[-1]["message"].replace("_", " ")
+        for same in ({}, {"work_size": "full"}, {"work_size": "16x16", "detail": "off"}):
+            back = world.connect(resume | same)
+            assert back.messages[0]["work_size"] == "16x16"
+            opening = world.editors.openings[-1]
+            assert (opening.work_size, opening.detail) == ("16x16", "off")
+
+
 def test_a_session_without_frames_ends_as_if_it_was_closed() -> None:
     with World(replace(LIMITS, idle_timeout_s=30.0)) as world:
         wire = world.connect(OPEN, *frames(0, 2))

@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError
 
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
-from serve.scaling.decisions import Editor, Request, Stream
+from serve.scaling.decisions import Editor, Request, Sizes, Stream
 from serve.scaling.placement import Answer, Placement, Scale
 from serve.wire.link import Address, EditorLink, Inbox
 from serve.wire.protocol import WireError
@@ -190,10 +190,13 @@ async def test_a_stream_is_one_call_and_its_chunks_go_over_the_link() -> None:
 
 async def test_a_stream_asks_for_what_it_is() -> None:
     hub = Hub()
-    opening = replace(OPENING, session="x", epoch=3, waits=True, again=True)
+    opening = replace(
+        OPENING, session="x", epoch=3, waits=True, again=True, work_size="32x16", detail="source"
+    )
     _, handle = await run(good, hub=hub, opening=opening)
     (asked,), (given,) = hub.asked, handle.openings
-    assert asked == Request(given.stream, "x", (4, 6), 16.0, epoch=3, waits=True, again=True)
+    sizes = Sizes((4, 6), (16, 32), "source")
+    assert asked == Request(given.stream, "x", sizes, 16.0, epoch=3, waits=True, again=True)
     assert given == replace(opening, stream=asked.stream)
 
 

@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[list[str | bytes | dict[str, Any]], Code, str]] = {
             ("width", "64"), ("width", 64.5), ("width", True), ("height", None), ("height", [16]),
             ("fps", "16"), ("fps", True), ("prompt", None), ("prompt", 3), ("mode", "fast"),
             ("mode", 1), ("format", "gif"), ("format", {}), ("seed", 1.5), ("seed", True),
-            ("resume", 5), ("received", "9"), ("mask", 1),
+            ("resume", 5), ("received", "9"), ("mask", 1), ("work_size", 2), ("detail", "on"),
         )
     },
     "fps 0": ([opening(fps=0)], "bad_request", "open.fps"),

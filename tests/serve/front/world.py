@@ -27,6 +27,7 @@ from serve.metrics import Metrics
 from serve.tenants import Tenants
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
 from serve.wire.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
+from serve.work_sizes import WorkSizes
 from tests.serve.front.clock import Clock
 
 SIDE = 16  # pixels
@@ -313,7 +314,7 @@ class World:
         front = Front(
             backend=self.editors,
             store=link,
-            limits=self.limits,
+            sizes=WorkSizes((48, 64), self.limits),
             metrics=self.metrics,
             door=self.door,
             accounts=LocalAccounts(self.ledger),

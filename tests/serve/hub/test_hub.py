@@ -17,7 +17,7 @@ from serve.hub import hub
 from serve.hub.hub import GONE_S, Hub, HubStore, Orders, Report
 from serve.hub.records import Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
-from serve.scaling.decisions import Editor, Request, Stream
+from serve.scaling.decisions import Editor, Request, Sizes, Stream
 from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
@@ -25,6 +25,7 @@ from serve.wire.work import Opening, Ready
 
 pytestmark = pytest.mark.anyio
 
+SIZES = Sizes((32, 48), (32, 48))
 HEADER = Header(Opening("s", "red", 48, 32, 16.0, "lossless"), "jpeg", Ready("m", 12, 9, 0))
 SETTINGS = ServeSettings("demo", link_host="127.0.0.1", max_editors=3)
 SHAPE = Shape(48, 32, "lossless", "jpeg")
@@ -144,7 +145,7 @@ async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
     assert actor.store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
     full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
     await actor.report(replace(report("a", MODEL), editor=full))
-    await actor.ask(Request("z", "u", (32, 48), 16.0, waits=True))
+    await actor.ask(Request("z", "u", SIZES, 16.0, waits=True))
     await asyncio.sleep(DECIDE_S)
     text = render(await actor.snapshots())
     said = {
@@ -169,10 +170,10 @@ async def test_an_editor_hears_how_many_are_wanted_and_whether_it_goes(actor: Hu
     full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
     told = await actor.report(replace(report("a", MODEL), editor=full))
     assert told == Orders(leave=False, go=False, wanted=1)
-    assert isinstance(await actor.ask(Request("y", "t", (32, 48), 16.0)), Full)
+    assert isinstance(await actor.ask(Request("y", "t", SIZES, 16.0)), Full)
     await asyncio.sleep(DECIDE_S)
     assert (await actor.report(replace(report("a", MODEL), editor=full))).wanted == 2
-    waits = Request("z", "u", (32, 48), 16.0, waits=True)
+    waits = Request("z", "u", SIZES, 16.0, waits=True)
     assert isinstance(await actor.ask(waits), Waiting)
     await actor.report(replace(report("b", MODEL), editor=replace(full, name="b", streams={})))
     assert await actor.ask(waits) == Placed("b")
@@ -223,7 +224,7 @@ async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.Monke
     assert await store.beat([("token", 0)]) == []
     await store.release("token", 0)
     # Any editor will do: it decides itself whether it has room.
-    assert await store.ask(Request("x", "s", (32, 48), 16.0)) == Placed("")
+    assert await store.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
     await store.released("x")
     with pytest.raises(ActorUnavailableError):
         await store.create(HEADER)

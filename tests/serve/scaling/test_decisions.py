@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from serve.scaling import decisions
-from serve.scaling.decisions import HEADROOM, Editor, Need, Request, Stream
+from serve.scaling.decisions import HEADROOM, Editor, Need, Request, Sizes, Stream
 from serve.scaling.placement import (
     ASKS_S,
     DECIDE_S,
@@ -27,18 +27,18 @@ from serve.scaling.placement import (
 )
 from serve.wire.protocol import RETRY_AFTER_S
 
-SIZE = (128, 192)
+SIZES = Sizes((128, 192), (128, 192))
 
 
 def editor(name: str, *shares: float, cost: float = 0.21, **options: int) -> Editor:
     """With sessions of these shares; another one at 16 fps needs 0.21 * 16 / 12 = 0.28."""
     streams = {f"{name}{n}": Stream(f"s{name}{n}", share) for n, share in enumerate(shares)}
     limits = {"max_sessions": 8, **options}
-    return Editor(name, 12, limits["max_sessions"], streams, {SIZE: cost})
+    return Editor(name, 12, limits["max_sessions"], streams, {SIZES: cost})
 
 
 def request(stream: str, *, waits: bool = True, again: bool = False, fps: float = 16.0) -> Request:
-    return Request(stream, f"session-{stream}", SIZE, fps, waits=waits, again=again)
+    return Request(stream, f"session-{stream}", SIZES, fps, waits=waits, again=again)
 
 
 class Clock:
@@ -71,12 +71,32 @@ def test_admission(
     )
 
 
-def test_the_cost_of_a_new_size_is_by_area_from_the_nearest_known_one() -> None:
-    costs = {(100, 100): 1.0, (400, 400): 30.0}
-    assert decisions.cost_of(costs, (100, 100)) == 1.0
-    assert decisions.cost_of(costs, (100, 50)) == 0.5
-    assert decisions.cost_of(costs, (400, 300)) == 22.5
-    assert decisions.cost_of({}, (100, 100)) == 0.0
+def square(frame: int, work: int, detail: str = "source") -> Sizes:
+    return Sizes((frame, frame), (work, work), detail)
+
+
+def test_the_cost_of_new_sizes_is_by_the_areas_of_frame_and_work() -> None:
+    """From those that are worked at the most alike."""
+    costs = {square(100, 100): 1.0, square(400, 400): 30.0}
+    assert decisions.cost_of(costs, square(100, 100)) == 1.0
+    assert decisions.cost_of(costs, square(700, 100)) == 1.0
+    assert decisions.cost_of(costs, Sizes((9, 9), (100, 50))) == 0.5
+    assert decisions.cost_of(costs, Sizes((9, 9), (400, 300))) == 22.5
+    assert decisions.cost_of({}, square(100, 100)) == 0.0
+    # A tenth of a millisecond for every pixel of a frame: all of the first, half of the second.
+    assert decisions.cost_of(costs, square(200, 100), 1e-4) == pytest.approx(0.0 + 4.0)
+    assert decisions.cost_of(costs, square(200, 400), 1e-4) == pytest.approx(14.0 + 4.0)
+    assert decisions.cost_of(costs, square(200, 200), 1e-4) == pytest.approx(0.0 + 4.0)
+    assert decisions.cost_of(costs, square(200, 800), 1e-5) == pytest.approx(4 * 28.4 + 0.4)
+    # More per pixel than a chunk took in all is no less than nothing for the networks.
+    assert decisions.cost_of(costs, square(100, 200), 1e-2) == pytest.approx(100.0)
+
+
+def test_known_costs_with_the_same_detail_come_first() -> None:
+    costs = {square(8, 8): 1.0, square(8, 16, "off"): 40.0, square(4, 8): 3.0}
+    assert decisions.cost_of(costs, square(16, 16)) == 4.0
+    assert decisions.cost_of(costs, square(4, 4)) == 0.75  # by the frame where work is alike
+    assert decisions.cost_of(costs, square(8, 8, "off")) == 10.0
 
 
 # --- placement
@@ -101,7 +121,7 @@ def test_the_only_place_is_always_found(count: int) -> None:
 
 def test_a_ghost_makes_room_for_its_own_session_only() -> None:
     full = editor("a", 0.4, 0.4)
-    ghost = Request("new", "sa1", SIZE, 16.0, epoch=1)
+    ghost = Request("new", "sa1", SIZES, 16.0, epoch=1)
     assert decisions.place([full], request("other")) is None
     assert decisions.place([full], ghost) is full
     after = decisions.with_stream(full, ghost)
@@ -114,7 +134,7 @@ requests = st.lists(
         Request,
         stream=st.uuids().map(str),
         session=st.sampled_from(["sa0", "sb1", *"uvwxyz"]),  # some are at an editor: ghosts
-        size=st.sampled_from([SIZE, (64, 96)]),
+        sizes=st.sampled_from([SIZES, Sizes((64, 96), (64, 96))]),
         fps=st.sampled_from([8.0, 16.0, 30.0]),
     ),
     max_size=8,
@@ -268,7 +288,7 @@ def test_what_was_placed_counts_before_the_editor_says_so(
 def test_an_editors_report_replaces_what_was_placed(placement: Placement) -> None:
     placement.ask(request("1"))
     placement.report(
-        Editor("a", 12, 8, {"1": Stream("session-1", 0.7)}, {SIZE: 0.21})  # dearer than thought
+        Editor("a", 12, 8, {"1": Stream("session-1", 0.7)}, {SIZES: 0.21})  # dearer than thought
     )
     assert [e.load for e in placement.editors] == [0.7]
     assert isinstance(placement.ask(request("2", waits=False)), Full)

@@ -115,6 +115,8 @@ def test_messages_of_a_later_version_are_passed_over_by_clients() -> None:
         (json.dumps(OPEN | {"fps": "16"}), "open.fps"),
         (json.dumps(OPEN | {"mode": "fast"}), "open.mode"),
         (json.dumps(OPEN | {"format": "gif"}), "open.format"),
+        (json.dumps(OPEN | {"work_size": 2}), "open.work_size"),
+        (json.dumps(OPEN | {"detail": "on"}), "open.detail must be one of ('source', 'off')"),
         (json.dumps(OPEN | {"prompt": None}), "open.prompt"),
         ('{"type":"prompt","prompt":7}', "prompt.prompt"),
         ('{"type":"close","now":true}', "now"),

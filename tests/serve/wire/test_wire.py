@@ -82,8 +82,9 @@ def test_a_session_to_the_letter(server: Server) -> None:
         opened = hear(connection)
         assert set(opened) == {
             "type", "session", "resume", "model", "chunk_frames", "first_chunk_frames",
-            "width", "height", "next_frame",
+            "width", "height", "next_frame", "work_size", "detail",
         }  # fmt: skip
+        assert (opened["work_size"], opened["detail"]) == ("48x32", "source")
         assert opened["type"] == "opened"
         assert opened["model"] == "small"
         numbers = ("chunk_frames", "first_chunk_frames", "width", "height", "next_frame")
