@@ -11,6 +11,7 @@ last = stream.flush()
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -88,17 +89,21 @@ class StreamingEditor:
         dtype: torch.dtype | None = None,
         mask_cache: MaskCacheConfig | Literal["model"] | None = "model",
         fp8: bool = False,
+        tell: Callable[[str], None] = lambda doing: None,
     ) -> StreamingEditor:
         """Load a model directory (or a preset's name, with random weights).
 
         `dtype` None is float32 on a CPU and bfloat16 on a GPU. `mask_cache` "model" takes what
         the model was exported with, None recomputes every token. `fp8` computes most linear
-        layers in 8 bits: faster and further off. ModelError if the directory cannot be read,
-        ValueError if the device has no fp8.
+        layers in 8 bits: faster and further off. `tell` hears what takes its time. ModelError if
+        the directory cannot be read, ValueError if the device has no fp8.
         """
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        tell("loading weights")
         model = load_model(path, device=device, dtype=dtype)
+        if torch.device(device).type == "cuda":
+            tell("compiling kernels")
         chosen = model.config.stream.mask_cache if mask_cache == "model" else mask_cache
         return cls(model, mask_cache=chosen, fp8=fp8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from serve.limits import Limits
 from serve.scaling.placement import Scale
 from serve.tenants import read_tenants
 from serve.wire.protocol import Detail
+
+FRAME = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")  # width and height
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class ServeSettings:
     fp8: bool = False  # most linear layers in 8 bits, on GPUs that can
     work_size: str = "native"  # that frames are edited at, where the client does not choose
     detail: Detail = "source"  # and what of the source the edit gets; or "off"
+    warm_sizes: tuple[str, ...] = ()  # of frames, WIDTHxHEIGHT, that editors are warm for at start
     token_file: str | None = None  # tenants and hashes of their tokens; none: everybody is let in
     allowed_origins: tuple[str, ...] = ()  # pages from elsewhere that may use it: https://HOST
     max_sessions: int = 8  # of one editor replica
@@ -70,6 +74,12 @@ class ServeSettings:
             raise UserError(
                 f"serve setting log_format must be text or json, got {self.log_format!r}"
             )
+        for size in self.warm_sizes:
+            if not FRAME.fullmatch(size):
+                raise UserError(
+                    f"serve setting warm_sizes holds {size!r}; a size of frames is WIDTHxHEIGHT, "
+                    "such as 1280x720"
+                )
         for origin in self.allowed_origins:
             parts = urlsplit(origin)
             if (
@@ -88,18 +98,24 @@ class ServeSettings:
         limits = values.pop("limits", None) or {}
         if not isinstance(limits, dict):
             raise UserError(f"serve setting limits has fields (limits.max_fps), got {limits!r}")
-        origins = values.pop("allowed_origins", ())
-        if not isinstance(origins, list | tuple) or not all(isinstance(o, str) for o in origins):
-            raise UserError(
-                f"serve setting allowed_origins must be a list of origins, got {origins!r}"
-            )
-        _check("", cls, values, skip={"limits", "allowed_origins"})
+        lists = {name: values.pop(name, ()) for name in ("allowed_origins", "warm_sizes")}
+        for name, given in lists.items():
+            if not isinstance(given, list | tuple) or not all(isinstance(o, str) for o in given):
+                raise UserError(f"serve setting {name} must be a list of texts, got {given!r}")
+        _check("", cls, values, skip={"limits", *lists})
         _check("limits.", Limits, limits)
         if "model" not in values:
             raise UserError(
                 "serve needs `model`: a model directory, a preset or models:/NAME@ALIAS"
             )
-        return cls(**values, allowed_origins=tuple(origins), limits=Limits(**limits))
+        tuples: dict[str, Any] = {name: tuple(given) for name, given in lists.items()}
+        return cls(**values, **tuples, limits=Limits(**limits))
+
+    @property
+    def warm_frames(self) -> list[tuple[int, int]]:
+        """Heights and widths of `warm_sizes`."""
+        found = [FRAME.fullmatch(size) for size in self.warm_sizes]
+        return [(int(size[2]), int(size[1])) for size in found if size]
 
     @property
     def scale(self) -> Scale:

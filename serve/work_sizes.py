@@ -38,6 +38,10 @@ class WorkSizes:
         self.limits.check_work_size(choice, *size)
         return in_words(size), message.detail or self.detail
 
+    def usual(self, frame: tuple[int, int]) -> Sizes:
+        """Of frames (height, width) whose client says nothing."""
+        return Sizes(frame, work_size(self.choice, *frame, self.native), self.detail)
+
 
 def sizes_of(opening: Opening) -> Sizes:
     """What a chunk of it costs depends on these."""

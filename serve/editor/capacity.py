@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from modeling.detail.work_size import in_words
 from modeling.editor import StreamingEditor
 from modeling.streaming.device import DeviceClock, to_device, to_host
 from serve.scaling import decisions
 from serve.scaling.decisions import Size, Sizes
-from serve.wire.protocol import RETRY_AFTER_S, WireError
+from serve.wire.protocol import RETRY_AFTER_S, Detail, WireError
 from serve.wire.work import Opening
 from serve.work_sizes import sizes_of
 
 NEWEST = 0.1  # weight of the newest chunk in what is known of the cost
+KNOWN = 64  # sizes whose cost is remembered: clients choose them
 SHOWN_AT = 2  # times the model's own sides: frames whose showing is measured
 
 
@@ -38,28 +41,29 @@ class Capacity:
         self.frame_s = 0.0  # of them for every pixel of a frame, outside of the networks
         self._names = itertools.count()
 
-    def warm_up(self, editor: StreamingEditor) -> float:
-        """Edits chunks of the model's own size; returns the seconds that one costs.
-
-        The first that sees a full window pays for what is done once (kernel choice, graphs,
-        allocation), the second still on a GPU, which counts a chunk's refresh with the next chunk.
-        The third costs what all others will.
+    def warm_up(
+        self,
+        editor: StreamingEditor,
+        sizes: Iterable[Sizes] = (),
+        tell: Callable[[str], None] = lambda doing: None,
+    ) -> float:
+        """Edits chunks of the model's own size, and of `sizes`; returns the seconds that one of the
+        former costs. `tell` hears what is done.
         """
-        settings, sizes = editor.settings, native(editor)
-        height, width = sizes.frame
-        stream = editor.open("warm up", height=height, width=width, detail="source")
-        cost = 0.0
-        for _ in range(settings.window_latents // settings.chunk_latents + 2):
-            frames = np.zeros((stream.wanted_frames, height, width, 3), np.uint8)
-            for chunk in stream.push(frames):
-                cost = chunk.compute_ms / 1000
-        self.costs[sizes] = cost
+        own = native(editor)
+        for each in dict.fromkeys([own, *sizes]):
+            tell(f"warming {in_words(each.frame)} at {in_words(each.work)}")
+            self.costs[each] = _chunk_seconds(editor, each)
+        tell("measuring capacity")
         self.frame_s = _frame_seconds(editor)
-        return cost
+        return self.costs[own]
 
     def observe(self, sizes: Sizes, seconds: float, name: str | None = None) -> None:
         """A chunk of these sizes, of stream `name`, took so long."""
-        self.costs[sizes] = _moved(self.costs.get(sizes, seconds), seconds)
+        # At the end, so that what is forgotten was not met for longest.
+        self.costs[sizes] = _moved(self.costs.pop(sizes, seconds), seconds)
+        if len(self.costs) > KNOWN:
+            del self.costs[next(iter(self.costs))]
         if name in self.loads:
             self.loads[name].cost = _moved(self.loads[name].cost, seconds)
 
@@ -107,6 +111,26 @@ def native(editor: StreamingEditor) -> Sizes:
     """Frames of the size that the model was trained at, edited as they are."""
     own: Size = (editor.settings.height, editor.settings.width)
     return Sizes(own, own)
+
+
+def _chunk_seconds(editor: StreamingEditor, sizes: Sizes) -> float:
+    """What a chunk costs when its window is full.
+
+    The first that sees a full window pays for what is done once (kernel choice, graphs,
+    allocation), the second still on a GPU, which counts a chunk's refresh with the next chunk.
+    The third costs what all others will.
+    """
+    settings, (height, width) = editor.settings, sizes.frame
+    detail: Detail = "source" if sizes.detail == "source" else "off"
+    stream = editor.open(
+        "warm up", height=height, width=width, work_size=in_words(sizes.work), detail=detail
+    )
+    cost = 0.0
+    for _ in range(settings.window_latents // settings.chunk_latents + 2):
+        frames = np.zeros((stream.wanted_frames, height, width, 3), np.uint8)
+        for chunk in stream.push(frames):
+            cost = chunk.compute_ms / 1000
+    return cost
 
 
 @torch.no_grad()

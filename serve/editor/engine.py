@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from serve.editor.capacity import Capacity, native
 from serve.editor.scheduler import Ran, Scheduler
 from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
-from serve.scaling.decisions import Editor, Stream
+from serve.scaling.decisions import Editor, Sizes, Stream
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
 from serve.work_sizes import sizes_of
@@ -59,9 +59,14 @@ class Engine:
         self._releases: set[asyncio.Future[None]] = set()
         self._streams: dict[str, EditorStream] = {}  # by session
 
-    def warm_up(self) -> float:
-        """Seconds that a chunk of the model's own size costs here; before any session."""
-        return self.capacity.warm_up(self.editor)
+    def warm_up(
+        self, sizes: Iterable[Sizes] = (), tell: Callable[[str], None] = lambda doing: None
+    ) -> float:
+        """Seconds that a chunk of the model's own size costs here; before any session.
+
+        Streams of `sizes` start as quickly as those of that size; `tell` hears what is done.
+        """
+        return self.capacity.warm_up(self.editor, sizes, tell)
 
     def check(self) -> None:
         """Raises RuntimeError when the accelerator's thread is stuck or the device is broken."""

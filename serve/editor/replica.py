@@ -23,6 +23,7 @@ from serve.settings import ServeSettings
 from serve.wire.link import Address, EditorLink
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Queued, Ready, Refused, Superseded, SupersededError
+from serve.work_sizes import WorkSizes
 
 log = logging.getLogger(__name__)
 
@@ -32,25 +33,34 @@ class EditorReplica:
 
     def __init__(self, settings: ServeSettings, model: ModelSource) -> None:
         join_serve_log()
+        context = ray_serve.get_replica_context()
+        self.process = context.replica_id.unique_id
+        self.hub = HubStore(context.app_name, settings)
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model.check()
-        editor = StreamingEditor.load(settings.model, device=device, fp8=settings.fp8)
+        editor = StreamingEditor.load(
+            settings.model, device=device, fp8=settings.fp8, tell=self._tell
+        )
         editor.name = model.name or editor.name
         self.engine = Engine(
             editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity
         )
         # Before the replica counts as started: a session must not meet a cold model.
-        seconds = self.engine.warm_up()
+        sizes = WorkSizes(model.trained, settings.limits, settings.work_size, settings.detail)
+        usual = [sizes.usual(frame) for frame in settings.warm_frames]
+        seconds = self.engine.warm_up(usual, self._tell)
         log.info("%s on %s: a chunk costs %.0f ms", editor.name, device, seconds * 1000)
         self.metrics = EditorMetrics()
-        context = ray_serve.get_replica_context()
-        self.process = context.replica_id.unique_id
-        self.hub = HubStore(context.app_name, settings)
         self._reporting: asyncio.Task[None] | None = None
         self._wanted, self._told_at = 0, 0.0
         self._going = False
+
+    def _tell(self, doing: str) -> None:
+        """What it does before it is ready, for `/readyz`."""
+        log.info("%s: %s", self.process, doing)
+        self.hub.starting(self.process, doing)
 
     async def edit(
         self, opening: Opening, address: Address

@@ -60,7 +60,9 @@ class FrontReplica:
     async def models(self) -> list[dict[str, Any]]:
         models: list[dict[str, Any]] = await self._ask("models")
         if not models:
-            raise WireError("at_capacity", "no editor is warmed up yet", RETRY_AFTER_S)
+            doing: str = await self._ask("started")
+            message = f"no editor is warmed up yet{doing and ': '}{doing}"
+            raise WireError("at_capacity", message, RETRY_AFTER_S)
         return models
 
     async def snapshots(self) -> dict[str, Snapshot]:

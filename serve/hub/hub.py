@@ -79,6 +79,7 @@ class Hub:
         self._left: dict[str, int] = {}  # connections of each front that knows of the stop
         self._reports: dict[str, tuple[float, Report]] = {}
         self._stopping: set[str] = set()
+        self._starting: dict[str, tuple[float, str]] = {}  # since when an editor does what
         self._heard = time.monotonic()
         self._watching = asyncio.ensure_future(self._watch())
 
@@ -115,6 +116,7 @@ class Hub:
     async def report(self, report: Report) -> Orders:
         self._heard = time.monotonic()
         self._reports[report.process] = (self._heard, report)
+        self._starting.pop(report.process, None)
         self._retired.back(report.process)
         leave = report.process in self._stopping
         if report.editor is None:
@@ -124,6 +126,19 @@ class Hub:
         self._placement.report(report.editor)
         go = not leave and self._placement.may_go(report.process)
         return Orders(leave, go, self._placement.wanted())
+
+    async def starting(self, process: str, doing: str) -> None:
+        """An editor that cannot report yet says what it does."""
+        self._heard = time.monotonic()
+        self._starting[process] = (self._heard, doing)
+
+    async def started(self) -> str:
+        """What editors that are not ready do, and for how long; empty when there are none."""
+        now = time.monotonic()
+        return "; ".join(
+            f"editor {process} is {doing}, for {now - since:.0f} s"
+            for process, (since, doing) in self._starting.items()
+        )
 
     # --- streams, see Placement
 
@@ -185,6 +200,8 @@ class Hub:
                 found = await asyncio.to_thread(serve_replicas, self.app)
                 self._stopping = {replica.name for replica in found if replica.stopping}
                 self._placement.gone(frozenset(self._stopping))
+                there = {replica.name for replica in found if not replica.stopping}
+                self._starting = {n: s for n, s in self._starting.items() if n in there}
             except ray.exceptions.RayError as error:  # the controller may be starting or gone
                 log.warning("no word from Serve: %s", error)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
@@ -237,6 +254,10 @@ class HubStore:
         except RayActorError:
             self.hub = hub_actor(self.app, self.settings)
             return await getattr(self.hub, method).remote(*args)
+
+    def starting(self, process: str, doing: str) -> None:
+        """See `Hub.starting`; nobody waits for it."""
+        self.hub.starting.remote(process, doing)
 
     async def create(self, header: Header) -> str:
         token: str = await self.call("create", header)

@@ -30,7 +30,7 @@ RIGHT: dict[str, list[Any]] = {
 @pytest.mark.parametrize("kind", [ServeSettings, Limits])
 def test_every_setting_has_its_type(kind: type) -> None:
     for field in fields(kind):
-        if field.name in ("limits", "allowed_origins"):
+        if field.name in ("limits", "allowed_origins", "warm_sizes"):
             continue
 
         def args(value: Any, name: str = field.name) -> dict[str, Any]:
@@ -91,6 +91,16 @@ def test_an_origin_is_an_origin(wrong: Any) -> None:
     assert ServeSettings.from_args(args).allowed_origins == ("https://a", "http://b:8000")
     with pytest.raises(ValueError, match="serve setting allowed_origins"):
         ServeSettings.from_args(args | {"allowed_origins": wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong", ["832x480", [1], ["832"], ["832x"], ["0x480"], ["832x480x3"], ["full"], ["832X480"]]
+)
+def test_a_size_to_be_warm_for_is_a_size(wrong: Any) -> None:
+    args = {"model": "demo", "warm_sizes": ["832x480", "480x832"]}
+    assert ServeSettings.from_args(args).warm_frames == [(480, 832), (832, 480)]
+    with pytest.raises(ValueError, match="serve setting warm_sizes"):
+        ServeSettings.from_args(args | {"warm_sizes": wrong})
 
 
 def test_the_borders_are_fine() -> None:

@@ -58,7 +58,7 @@ def test_length_rate_size_and_sound_are_kept(
     source, out = with_sound(tmp_path / "in.mkv", 2.0), tmp_path / "out.mp4"
     arguments = ["edit", str(source), str(out), "--prompt", "x", "--url", server.url]
     assert liveedit(monkeypatch, *arguments, "--work-size", "1/2", "--detail", "source") == 0
-    assert "edited at 32x16" in capsys.readouterr().out
+    assert "edited at 32x32" in capsys.readouterr().out
     before, after = probe(source), probe(out)
     assert (after.width, after.height, after.fps) == (before.width, before.height, before.fps)
     assert after.has_audio
@@ -272,7 +272,9 @@ def test_a_token_and_limits_of_the_server(tiny_model: Path, tmp_path: Path) -> N
                 guarded.url, source, tmp_path / "out.mp4", "x", work_size="96x64", token="secret"
             )
         assert served_model(guarded.http, token="secret")["name"] == "tiny"
-        report = edit_remote(guarded.url, source, tmp_path / "out.mp4", "x", token="secret")
+        report = edit_remote(
+            guarded.url, source, tmp_path / "out.mp4", "x", work_size="full", token="secret"
+        )
         assert (report.height, report.width) == (25, 38)  # as large as it takes them
     info = probe(tmp_path / "out.mp4")
     assert (info.height, info.width) == (32, 48)

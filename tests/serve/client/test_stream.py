@@ -232,7 +232,7 @@ async def test_frames_ahead_of_their_chunk_move_with_the_stream(small_model: Pat
     frames = clip(33)
     engine = Engine(StreamingEditor.load(small_model))
     session = Session("s", prompt="make it red", mode="lossless", width=48, height=32)
-    opening = Opening("s", "make it red", 48, 32, 16.0, "lossless", seed=5)
+    opening = Opening("s", "make it red", 48, 32, 16.0, "lossless", seed=5, detail="source")
     given: list[int] = []
 
     def feed(count: int) -> None:

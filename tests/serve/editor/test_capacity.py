@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.editor.capacity import Capacity
+from serve.editor.capacity import KNOWN, Capacity
 from serve.scaling.decisions import Sizes
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
@@ -187,9 +187,9 @@ def test_the_load_is_that_of_the_sessions_that_are_there(steps: list[tuple[str, 
 def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The third that sees a full window, whatever those before took."""
+    """The third that sees a full window, whatever those before took; for every size."""
     editor = known_editor()
-    costs = iter([9.0, 9.0, 9.0, 9.0, 8.0, 0.25, 7.0, 7.0])
+    costs = iter([9.0, 9.0, 9.0, 9.0, 8.0, 0.25, 9.0, 9.0, 9.0, 9.0, 8.0, 0.125, 7.0, 7.0])
     opened = editor.open
 
     def timed(*args: object, **named: object) -> object:
@@ -207,7 +207,22 @@ def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     settings = editor.settings
     chunks = settings.window_latents // settings.chunk_latents + 2
     assert chunks == 6
-    made = Capacity(chunk_frames=12, max_sessions=8)
-    assert made.warm_up(editor) == 0.25
+    made, told = Capacity(chunk_frames=12, max_sessions=8), list[str]()
     own = settings.height, settings.width
-    assert made.cost(Sizes(own, own)) == 0.25
+    small = Sizes((50, 34), (16, 32), "off")
+    assert made.warm_up(editor, [small, Sizes(own, own)], told.append) == 0.25
+    assert made.costs == {Sizes(own, own): 0.25, small: 0.125}
+    assert told == ["warming 96x64 at 96x64", "warming 34x50 at 32x16", "measuring capacity"]
+    assert made.frame_s > 0
+
+
+def test_sizes_that_were_not_met_for_longest_are_forgotten() -> None:
+    """Clients choose them, and every report has them all."""
+    made = Capacity(chunk_frames=12, max_sessions=8)
+    for side in range(KNOWN):
+        made.observe(Sizes((side + 1, 1), (16, 16)), 0.1)
+    made.observe(Sizes((1, 1), (16, 16)), 0.2)
+    made.observe(SIZES, 0.3)
+    assert len(made.costs) == KNOWN
+    assert Sizes((2, 1), (16, 16)) not in made.costs
+    assert made.cost(Sizes((1, 1), (16, 16))) == pytest.approx(0.11)

@@ -68,6 +68,24 @@ async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.Monke
     assert set(await actor.snapshots()) == {"b", "hub", "gone"}
 
 
+async def test_what_editors_do_before_they_are_ready_is_known(
+    actor: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("serve.hub.hub.time", SimpleNamespace(monotonic=lambda: now))
+    assert await actor.started() == ""
+    await actor.starting("a", "loading weights")
+    now += 5
+    await actor.starting("b", "loading weights")
+    await actor.starting("a", "warming 832x480 at 416x240")
+    now += 2.4
+    assert await actor.started() == (
+        "editor a is warming 832x480 at 416x240, for 2 s; editor b is loading weights, for 2 s"
+    )
+    await actor.report(report("a", MODEL))
+    assert await actor.started() == "editor b is loading weights, for 2 s"
+
+
 def values(text: bytes, name: str) -> dict[str, float]:
     """By process, over all other labels."""
     found: dict[str, float] = {}
