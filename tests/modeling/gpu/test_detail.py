@@ -44,4 +44,5 @@ def test_transfer(fused: ModuleType, large: tuple[int, int], small: tuple[int, i
     frames = (source, seen, edit)
     there = [x.cuda() if CUDA else x for x in frames]
     assert torch.equal(fused.transfer(*there).cpu(), transfer(*frames))
-    assert torch.equal(fused.transfer(there[0], there[1], there[1]).cpu(), source)
+    if CUDA or (large, small) == SIZES[0]:  # else the line above says it, and takes seconds
+        assert torch.equal(fused.transfer(there[0], there[1], there[1]).cpu(), source)

@@ -172,10 +172,6 @@ def compare_bf16(folder: Path) -> None:
                 assert not torch.equal(value, value.bfloat16().float()), f"{name} is rounded"
 
 
-def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
-    on_ranks(WORLD, function, folder)
-
-
 def on_ranks(world: int, function: Callable[[int, Path], None], folder: Path) -> None:
     """Forked, so that ranks begin at once, with all that this process has imported."""
     folder.mkdir(exist_ok=True)
@@ -203,7 +199,7 @@ def _rank(
 
 
 def test_several_engines_equal_plain_pytorch_at_every_zero_stage(tmp_path: Path) -> None:
-    on_two_ranks(compare, tmp_path)
+    on_ranks(WORLD, compare, tmp_path)
 
 
 def test_the_cpu_kernel_is_still_switched_off_by_the_name_we_use() -> None:

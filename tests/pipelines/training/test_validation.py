@@ -18,15 +18,11 @@ from data.video import probe
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flow import FlowSchedule
 from modeling.model_dir import load_model, read_card
-from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import evaluate, load_editor
 from pipelines.stages.encode import encode_dataset
-from pipelines.training.methods.base import Draw, Exported, FixedDraw, Setting
-from pipelines.training.run_folder import RunFolder
-from pipelines.training.validation import Validation
+from pipelines.training.methods.base import Draw, Exported, FixedDraw
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.benches import STAGES, Bench, Scripted
-from tests.pipelines.training.test_engines import on_two_ranks
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}  # nothing is learned
@@ -198,36 +194,3 @@ def test_what_was_best_is_known_after_a_restart_and_nothing_counts_twice(
     assert (made["steps"], made["metrics"]["validation_loss"]) == (8, 1)
     state = json.loads((run.folder / "validation" / "best.json").read_text())
     assert state["history"] == [[2, 1.0], [4, 5.0], [6, 6.0], [8, 7.0]]
-
-
-class Places:
-    """A stage whose loss says which clip it was, and with which noise."""
-
-    def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        clip = torch.as_tensor(batch["source"]).float().mean()
-        return {"loss": clip + torch.rand((), generator=draw.own), "place": torch.tensor(draw.rank)}
-
-
-def measure(rank: int, folder: Path, world: int = 2) -> None:
-    given = json.loads((folder.parent / "given.json").read_text())
-    config = PipelineConfig()
-    config.vae.validate_clips = given["clips"]
-    place = Path(given["heldout"])
-    setting = Setting(
-        config, "vae", place, "", {}, rank, world, torch.device("cpu"), given["heldout"]
-    )
-    validation = Validation(setting, Places(), None, RunFolder(folder), None)  # type: ignore[arg-type]
-    (folder / f"{world}-{rank}.json").write_text(json.dumps(validation.losses()))
-
-
-@pytest.mark.parametrize("clips", [1, 2, 8])
-def test_two_ranks_share_the_clips_and_give_what_one_gives(
-    heldout: str, tmp_path: Path, clips: int
-) -> None:
-    (tmp_path / "given.json").write_text(json.dumps({"heldout": heldout, "clips": clips}))
-    on_two_ranks(measure, tmp_path / "ranks")
-    measure(0, tmp_path / "ranks", world=1)
-    files = [tmp_path / "ranks" / f"{name}.json" for name in ("1-0", "2-0", "2-1")]
-    one, *two = [json.loads(file.read_text()) for file in files]
-    assert two == [pytest.approx(one)] * 2
-    assert one["validation_place"] == (0 if clips == 1 else 0.5)  # there are two pairs
