@@ -37,6 +37,10 @@ class TextKV(NamedTuple):
     v: Tensor
 
 
+# A layer's keys and values, each [B, L, N, D], or the embedded text [B, L, dim] to make them of.
+Words = Tensor | tuple[Tensor, Tensor]
+
+
 class Transformer(nn.Module):
     """Predicts the velocity noise - x0 of noisy latents from source latents and text."""
 
@@ -92,7 +96,10 @@ class Transformer(nn.Module):
         if self.sequence is not None:
             visible = shared = self.sequence.share(visible, frames, grid[0] * grid[1])
         rope = visible.begin(frames, *grid, self.config.head_dim, latents.device)
-        text_kv = text if isinstance(text, TextKV) else self.prepare_text(text)
+        # Keys and values of embeddings are made in the blocks: ZeRO-3 gathers a block's weights
+        # for its own forward alone.
+        kv = text if isinstance(text, TextKV) else None
+        context = self.embed_text(text) if isinstance(text, Tensor) else None
 
         x = self.embed_patches(latents)  # [B, T, dim]
         time = self.embed_time(timestep)  # [B, F or 1, dim]
@@ -102,7 +109,8 @@ class Transformer(nn.Module):
         if shared is not None:
             x = x[:, shared.split.own]
         for layer, block in enumerate(self.blocks):
-            args = (x, modulation, text_kv.k[layer], text_kv.v[layer], visible, layer, rope)
+            words = context if kv is None else (kv.k[layer], kv.v[layer])
+            args = (x, modulation, words, visible, layer, rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 keep = noop_context_fn if self.recompute_attention else _KEEP_ATTENTION
                 x = checkpoint(block, *args, use_reentrant=False, context_fn=keep)
@@ -118,6 +126,12 @@ class Transformer(nn.Module):
 
     def prepare_text(self, text: Tensor) -> TextKV:
         """Cross-attention keys and values of embeddings [B, L <= text_tokens, text_dim]."""
+        context = self.embed_text(text)
+        pairs = [block.cross_attn.keys_values(context) for block in self.layers()]
+        return TextKV(torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs]))
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """[B, L <= text_tokens, text_dim] -> [B, text_tokens, dim]."""
         config = self.config
         if (
             text.dim() != 3
@@ -129,9 +143,8 @@ class Transformer(nn.Module):
                 f"{config.text_tokens}, {config.text_dim}]"
             )
         text = F.pad(text, (0, 0, 0, config.text_tokens - text.shape[1]))
-        context = self.text_embedding(text.to(self.dtype))
-        pairs = [block.cross_attn.keys_values(context) for block in self.layers()]
-        return TextKV(torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs]))
+        embedded: Tensor = self.text_embedding(text.to(self.dtype))
+        return embedded
 
     def layers(self) -> Iterator[Block]:
         """`blocks`, typed."""
@@ -227,13 +240,12 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        text_k: Tensor,
-        text_v: Tensor,
+        text: Words,
         visible: Visibility,
         layer: int,
         rope: Rope,
     ) -> Tensor:
-        """x [B, T, dim], modulation [B, F or 1, 6, dim], text k and v [B, L, N, D] -> x."""
+        """x [B, T, dim], modulation [B, F or 1, 6, dim] -> x."""
         reuse = visible.reuse
         kept = reuse.tokens if reuse is not None and reuse.scope == "attention" else None
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).unbind(2)
@@ -244,7 +256,7 @@ class Block(nn.Module):
         if reuse is not None and reuse.scope == "attention":
             y = reuse.exchange(layer, y)
         x = add_gated(x, y, gate1)
-        x = x + self.cross_attn(self.norm3(x).to(x.dtype), text_k, text_v)
+        x = x + self.cross_attn(self.norm3(x).to(x.dtype), text)
         y = self.ffn(modulate(self.norm2(x), shift2, scale2))
         return add_gated(x, y, gate2)
 
@@ -277,14 +289,16 @@ class SelfAttention(AttentionWeights):
 class CrossAttention(AttentionWeights):
     """Attention to the text, without positions."""
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """x [B, T, dim], k and v [B, L, N, D] -> [B, T, dim]."""
+    def forward(self, x: Tensor, text: Words) -> Tensor:
+        """[B, T, dim] -> [B, T, dim]."""
         q = self.heads(self.norm_q(self.q(x)))
-        return self.o(attention(q, k, v).flatten(2))
+        return self.o(attention(q, *self.keys_values(text)).flatten(2))
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, L, dim] -> keys and values [B, L, N, D]."""
-        return self.heads(self.norm_k(self.k(context))), self.heads(self.v(context))
+    def keys_values(self, text: Words) -> tuple[Tensor, Tensor]:
+        """Each [B, L, N, D]."""
+        if isinstance(text, tuple):
+            return text
+        return self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))
 
 
 class Head(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modeling.diffusion.attention import Visibility, attention
 from modeling.diffusion.rope import Rope
-from modeling.diffusion.transformer import Block, Transformer, add_gated
+from modeling.diffusion.transformer import Block, Transformer, Words, add_gated
 from modeling.gpu.training_kernels import add_norm, norm_rotate
 
 
@@ -29,8 +29,7 @@ def _forward(
     block: Block,
     x: Tensor,
     modulation: Tensor,
-    text_k: Tensor,
-    text_v: Tensor,
+    text: Words,
     visible: Visibility,
     layer: int,
     rope: Rope,
@@ -38,7 +37,7 @@ def _forward(
     """`Block.forward`; x [B, T, dim], modulation [B, F or 1, 6, dim]."""
     reuse = visible.reuse
     if reuse is not None and reuse.scope == "attention":  # two kinds of tokens in one block
-        return Block.forward(block, x, modulation, text_k, text_v, visible, layer, rope)
+        return Block.forward(block, x, modulation, text, visible, layer, rope)
     batch, tokens, dim = x.shape
     modulations = (block.modulation + modulation).unbind(2)  # each [B, F or 1, dim]
     shift1, scale1, gate1, shift2, scale2, gate2 = (m.reshape(-1, dim) for m in modulations)
@@ -55,7 +54,7 @@ def _forward(
         rows, y, gate1, norm.weight[None], norm.bias[None], modulated=False, eps=norm.eps
     )
     q = norm_rotate(cross.q(h), cross.norm_q.weight, None, cross.norm_q.eps)
-    y = attention(cross.heads(q.view(batch, tokens, dim)), text_k, text_v)
+    y = attention(cross.heads(q.view(batch, tokens, dim)), *cross.keys_values(text))
     y = cross.o(y.reshape(-1, dim))
     rows, h = add_norm(rows, y, None, scale2, shift2, modulated=True, eps=eps)
     y = block.ffn(h)

@@ -14,8 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from infra.runtime.errors import UserError
+from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.zero import Engine, import_deepspeed
+
+
+def gather_by_block(network: nn.Module, compute: ComputeConfig) -> None:
+    """Let ZeRO-3 gather a transformer block's weights together, not those of each of its dozen
+    layers in turn. Call it before `make_engine`.
+
+    Only for a network that runs once a backward pass: DeepSpeed takes a block's gradients when the
+    block is done, and would take those of a second run again.
+    """
+    if compute.zero_stage == 3:
+        import_deepspeed().utils.set_z3_leaf_modules(network, [Block])
 
 
 def make_engine(

@@ -189,10 +189,7 @@ def prepare_network(network: Transformer, setting: Setting) -> None:
         sequence.heads_of(network.config)  # UserError where they cannot be shared out
     network.sequence = sequence
     network.gradient_checkpointing = compute.activation_checkpointing
-    # Under ZeRO-3 a recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping
-    # of what was kept does not bear. Gathering whole blocks before (DeepSpeed's leaf modules) does,
-    # but a training that goes on from a checkpoint then fails in its first backward pass.
-    network.recompute_attention = compute.recompute_attention or compute.zero_stage == 3
+    network.recompute_attention = compute.recompute_attention
     if setting.device.type == "cuda":
         from modeling.gpu.training import fuse_blocks  # Triton exists only where there is a GPU
 

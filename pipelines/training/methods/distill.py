@@ -34,7 +34,7 @@ from modeling.diffusion.losses import (
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, ModelError, load_model
 from pipelines.training.average import Ema
-from pipelines.training.engines import make_engine, update
+from pipelines.training.engines import gather_by_block, make_engine, update
 from pipelines.training.methods.base import (
     Draw,
     Exported,
@@ -60,6 +60,10 @@ class DistillTraining:
             self.stream = replace(self.stream, mask_cache=None)
         self.schedule = FlowSchedule(self.stream.shift, setting.device)
         prepare_network(model.transformer, setting)
+        if compute.zero_stage == 3:
+            # A recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping of
+            # what was kept does not bear. The critic's are gathered before it begins.
+            model.transformer.recompute_attention = True
         self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"generator": self.generator}
         self.learning_rates = {"generator": section.learning_rate}
@@ -68,6 +72,7 @@ class DistillTraining:
             self.real, critic = _teacher(setting), _teacher(setting)
             for network in (self.real, critic):
                 prepare_network(network, setting)
+            gather_by_block(critic, compute)
             self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
             self.engines["critic"] = self.critic
             self.learning_rates["critic"] = section.critic_learning_rate

@@ -19,7 +19,7 @@ from modeling.diffusion.flow import FlowSchedule, velocity
 from modeling.diffusion.losses import WEIGHTINGS, edit_weight, velocity_loss
 from modeling.model_dir import Model
 from pipelines.training.average import Ema
-from pipelines.training.engines import make_engine, update
+from pipelines.training.engines import gather_by_block, make_engine, update
 from pipelines.training.methods.base import (
     Draw,
     Exported,
@@ -37,6 +37,7 @@ class FoundationTraining:
         assert model.transformer is not None
         section, compute = setting.section, setting.config.compute
         prepare_network(model.transformer, setting)
+        gather_by_block(model.transformer, compute)
         self.rank, self.device = setting.rank, setting.device
         self.section = section
         self.config, self.stream = model.config.transformer, model.config.stream

@@ -1,4 +1,5 @@
-"""What is computed a second time in the backward pass, and that nothing changes by it."""
+"""What is computed a second time in the backward pass, that nothing changes by it, and that a
+block's layers work in the block's own forward alone."""
 
 from __future__ import annotations
 
@@ -6,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Spans, bidirectional, teacher_forcing
-from modeling.diffusion.transformer import Transformer
+from modeling.diffusion.transformer import Block, Transformer
 
 FRAMES, CHUNK, LAYERS = 4, 2, 3
 CONFIG = TransformerConfig(
@@ -67,3 +68,25 @@ def test_only_the_texts_attention_is_computed_again(visible: Spans, spans: int) 
     for name, value in plain.items():
         assert torch.equal(whole[name], value), name
         assert torch.equal(kept[name], value), name
+
+
+def test_a_blocks_layers_are_used_within_its_forward_alone() -> None:
+    """ZeRO-3, which gathers a block's weights for its forward and lets them go after it, ended in
+    the first backward pass of a training that went on from a checkpoint: the text's keys were made
+    before the blocks."""
+    network = Transformer(CONFIG)
+    within: list[nn.Module] = []
+    used: list[tuple[nn.Module, bool]] = []
+    for block in network.layers():
+        block.register_forward_pre_hook(lambda block, _: within.append(block))
+        block.register_forward_hook(lambda block, *_: within.remove(block))
+        for layer in block.modules():
+            if not isinstance(layer, Block) and list(layer.parameters(recurse=False)):
+                own = set(block.modules())
+                layer.register_forward_pre_hook(
+                    lambda layer, _, own=own: used.append((layer, any(b in own for b in within)))
+                )
+    noisy, source = torch.randn(2, 1, FRAMES, 16, 8, 12)
+    network(noisy, source, torch.tensor([500.0]), torch.randn(1, 8, 20), bidirectional(FRAMES))
+    assert len({layer for layer, _ in used}) == LAYERS * 15
+    assert all(inside for _, inside in used)
