@@ -24,6 +24,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.training.loop import Training
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.saver import Write
 from pipelines.training.watch.speed import GIB
 
 TIMEOUT = timedelta(minutes=5)  # of a collective; a process that died is noticed sooner
@@ -137,7 +138,7 @@ def _run(
     }
 
 
-def _keep_nothing(part: Path, step: int) -> None:
+def _keep_nothing(write: Write, step: int) -> None:
     raise AssertionError(f"a benchmark saved its state at step {step}")
 
 

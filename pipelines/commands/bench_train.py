@@ -25,17 +25,37 @@ def bench_train(
         ),
     ] = None,
     stages: Annotated[
-        str, typer.Option(metavar="STAGE,STAGE", help="What to time.")
-    ] = "foundation,causal,distill",
+        str | None,
+        typer.Option(
+            metavar="STAGE,STAGE", help="What to time.", show_default="foundation,causal,distill"
+        ),
+    ] = None,
     gpus: Annotated[
-        str,
-        typer.Option(metavar="N,N", help="Workers, one a GPU; without GPUs so many processes."),
-    ] = "1",
+        str | None,
+        typer.Option(
+            metavar="N,N",
+            help="Workers, one a GPU; without GPUs so many processes.",
+            show_default="1",
+        ),
+    ] = None,
     zero: Annotated[
         str | None,
         typer.Option(metavar="N,N", help="ZeRO stages.", show_default="the configuration's"),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Timed steps of a case, after one that is not.")] = 5,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Timed steps of a case, after one that is not; with --kills all steps.",
+            show_default="5, or 10 a kill",
+        ),
+    ] = None,
+    kills: Annotated[
+        int,
+        typer.Option(
+            help="Kill workers at so many drawn steps instead, and compare the final weights."
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of the steps and workers of --kills.")] = 0,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write all figures there, anew after each case."),
@@ -50,15 +70,22 @@ def bench_train(
     Runs the loop that training runs, with DeepSpeed but without Ray, on drawn
     weights and latents. --check compares ratios inside a run, so that machines
     may differ.
+
+    With --kills it runs a small training (demo, distill, 2 workers, if nothing
+    else is said) twice under Ray, once killing workers, and ends with 1 if the
+    weights are not the same bits.
     """
     import torch
 
     from pipelines.bench.check import compare, read_report, require_same_work
-    from pipelines.bench.train import TrainOptions, measure
+    from pipelines.bench.train import STAGES, TrainOptions, measure
     from pipelines.config.load import load_config
 
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"folder {json_file.parent} does not exist; make it first")
+    if kills:
+        _bench_kills(list(arguments or []), stages, gpus, kills, steps, seed, json_file)
+        return
     stored = read_report(check) if check else None
     cuda = torch.cuda.is_available()
     given = list(arguments or [])
@@ -67,10 +94,10 @@ def bench_train(
     options = TrainOptions(
         config=config,
         cuda=cuda,
-        stages=tuple(name.strip() for name in stages.split(",")),
-        workers=parse_counts("--gpus", gpus, least=1),
+        stages=tuple(name.strip() for name in (stages or ",".join(STAGES)).split(",")),
+        workers=parse_counts("--gpus", gpus or "1", least=1),
         zero=parse_counts("--zero", zero, least=0) if zero else (config.compute.zero_stage,),
-        steps=steps,
+        steps=5 if steps is None else steps,
     )
 
     def same_work(begun: dict[str, Any]) -> None:
@@ -95,6 +122,63 @@ def bench_train(
     if regressed := [c.name for c in comparisons if c.regressed]:
         console.print(f"Regressed against {check}: {'; '.join(regressed)}", soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _bench_kills(
+    given: list[str],
+    stages: str | None,
+    gpus: str | None,
+    kills: int,
+    steps: int | None,
+    seed: int,
+    json_file: Path | None,
+) -> None:
+    from pipelines.bench.kills import measure
+    from pipelines.config.load import load_config
+
+    source = given.pop(0) if given and "=" not in given[0] else "demo"
+    (workers,) = parse_counts("--gpus", gpus or "2", least=1)[:1]
+    console = Console(highlight=False)
+    with Console(stderr=True).status("starting") as status:
+        report = measure(
+            load_config(source, given),
+            stages or "distill",
+            workers,
+            kills,
+            steps,
+            seed,
+            status.update,
+        )
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=2) + "\n")
+    console.print(kills_table(report))
+    same, done = not report["different"], len(report["kills"])
+    console.print(
+        f"{report['stage']}, {report['workers']} workers, {report['steps']} steps: "
+        f"{report['seconds_alone']:.1f} s alone, {report['seconds_killed']:.1f} s with "
+        f"{done} kills",
+        soft_wrap=True,
+    )
+    if same:
+        console.print("The weights are the same, bit for bit.")
+    if not same:
+        raise UserError(
+            f"{len(report['different'])} weights differ after the kills, {report['different'][0]} "
+            "is the first: a training that goes on from a checkpoint is not the one it was"
+        )
+    if done < kills:
+        raise UserError(f"the training ended before {kills - done} of the kills; give more --steps")
+
+
+def kills_table(report: dict[str, Any]) -> Table:
+    """A row a kill."""
+    view = Table(title="kills", title_justify="left")
+    for name in ("at step", "worker", "went on from step", "s lost"):
+        view.add_column(name, justify="right")
+    for kill in report["kills"]:
+        lost = "-" if kill["lost"] is None else f"{kill['lost']:.1f}"
+        view.add_row(*map(str, (kill["step"], kill["worker"], kill["from_step"], lost)))
+    return view
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -33,12 +33,13 @@ class ComputeConfig:
     loader_workers: int = 0  # processes a worker that read and decode data
     shard_cache: str | None = None  # local folder that keeps shards read from S3; null: re-read
     max_failures: int = 2  # restarts of a stage after a worker died, before it gives up
+    hang_minutes: float = 20.0  # a worker that takes longer over one part of a step hangs; 0: never
     keep_checkpoints: int = 2  # newest checkpoints of a running stage: one, should another be bad
     deterministic: bool = True  # same losses in every run; a GPU then trains half as slow again
 
     def __post_init__(self) -> None:
         at_least(self, workers=1, threads_per_worker=1, loader_workers=0, sequence_parallel=1)
-        at_least(self, max_failures=0, keep_checkpoints=1)
+        at_least(self, max_failures=0, keep_checkpoints=1, hang_minutes=0)
         above_0(self, "cpus_per_worker")
         self.check_sharing(self.workers)
         if self.zero_stage not in range(4):
@@ -84,6 +85,7 @@ class TrainedStage:
     checkpoint_every: int = 100  # steps
     checkpoint_minutes: float = 30.0  # the latest after so long, whatever the steps; 0 does not
     seed: int | None = None  # null: the pipeline's
+    profile: int = 0  # steps of the first worker that PyTorch's profiler records, for the run
     validate_every: int = 0  # steps; 0 does not
     validate_clips: int = 8  # held-out pairs whose loss is taken, with the same noise every time
     sample_clips: int = 2  # held-out pairs edited by the stream, as picture and mp4
@@ -93,7 +95,7 @@ class TrainedStage:
     gate: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        at_least(self, validate_every=0, validate_clips=1, sample_clips=0, patience=0)
+        at_least(self, validate_every=0, validate_clips=1, sample_clips=0, patience=0, profile=0)
         check_gate(self, self.gate, (*self.METRICS, *self.validated))
         self._check_best()
         at_least(self, steps=0, batch_size=1, grad_accumulation=1, warmup_steps=0)

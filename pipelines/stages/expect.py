@@ -40,8 +40,11 @@ def clips_trained(section: Mapping[str, Any], steps: int | None = None) -> float
     return float((section.get("steps", 0) if steps is None else steps) * batch)
 
 
-def states_gib(stage: str, model: ModelConfig, compute: ComputeConfig, workers: int) -> float:
-    """What weights, gradients, optimizer and averages take of a worker's memory.
+def states_gib(
+    stage: str, model: ModelConfig, compute: ComputeConfig, workers: int, matches: bool = True
+) -> float:
+    """What weights, gradients, optimizer and averages take of a worker's memory. A distill stage
+    that `matches` distributions (dmd_weight above 0) has a teacher and a critic.
 
     Counted, not measured: activations and buffers come on top. DeepSpeed keeps bf16 weights and
     gradients beside float32 masters and Adam's two moments; ZeRO 1 shards the last, 2 the gradients
@@ -59,4 +62,5 @@ def states_gib(stage: str, model: ModelConfig, compute: ComputeConfig, workers: 
     if stage != "distill":
         return count * trained / GIB
     average = _MASTER / (workers if zero else 1)
-    return count * (2 * trained + average + size) / GIB  # generator and critic, and the teacher
+    scores = trained + size if matches else 0  # critic and teacher
+    return count * (trained + average + scores) / GIB

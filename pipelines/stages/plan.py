@@ -113,7 +113,10 @@ class Planner(StageRunner):
             workers
             and workers // compute.sharing(stage) * section.batch_size * section.grad_accumulation,
             expect.seconds_from(before, left, expect.clips_trained(old)),
-            workers and expect.states_gib(stage, model, compute, workers),
+            workers
+            and expect.states_gib(
+                stage, model, compute, workers, matches=getattr(section, "dmd_weight", 1.0) > 0
+            ),
         )
 
 

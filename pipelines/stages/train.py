@@ -28,9 +28,10 @@ def train(
         run.log_input("train", str(dataset), "training")
 
         def on_progress(report: Progress) -> None:
-            run.log_metrics({**report.metrics, **report.system}, report.step)
-            for file in map(Path, report.files):
-                run.log_artifact(file, f"validation/{file.parent.name}")
+            if metrics := {**report.metrics, **report.system}:
+                run.log_metrics(metrics, report.step)
+            for file, place in report.files.items():
+                run.log_artifact(Path(file), place)
             chain.view.update(stage, report.step, report.steps, report.line())
 
         extra = {"key": key, "same": same, "heldout": heldout} | {

@@ -22,7 +22,7 @@ from modeling.fingerprint import model_fingerprint
 # Settings that change nothing of what a training makes.
 WATCHING = (
     *("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "gate"),
-    *("validate_every", "validate_clips", "sample_clips", "rollout_copy"),
+    *("validate_every", "validate_clips", "sample_clips", "rollout_copy", "profile"),
 )
 # Settings that decide which of a training's models is the result, if they are set.
 CHOOSING = ("keep_best", "patience")

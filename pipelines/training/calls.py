@@ -11,7 +11,7 @@ from torch import distributed
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
 
-SAVE, STOP, ASK = 1, 2, 4  # bits
+SAVE, STOP, LEAVE, ASK = 1, 2, 4, 8  # bits
 ASK_SECONDS = 10.0  # between two questions whether a machine is about to leave, which take a while
 
 
@@ -38,7 +38,7 @@ class Calls:
         self._last.zero_()
 
     def after_step(self) -> int:
-        """SAVE, STOP or 0, the same on all workers; a collective."""
+        """SAVE, STOP and LEAVE, or 0, the same on all workers; a collective."""
         call = 0
         if self.setting.rank == 0:
             now = time.monotonic()
@@ -51,5 +51,5 @@ class Calls:
         answer = int(last)
         if answer & ASK and self.leaving and self.leaving():
             self._left = True
-            answer |= SAVE
+            answer |= LEAVE
         return answer & ~ASK

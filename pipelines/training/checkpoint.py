@@ -1,8 +1,9 @@
 """Checkpoints of a stage in mid-training: everything that an exact continuation needs.
 
-Each rank writes its own part (its shards of every engine's optimizer and master weights, of the
-EMA, its place in the data, and a manifest with the checksums of these files) and Ray merges the
-parts into one folder. There is no random state to keep: see `stages.base.Draw`.
+Each rank has its own part: its shards of every engine's optimizer and master weights, of the EMA,
+its place in the data, and a manifest with the checksums of these files. It is taken between two
+steps, as a copy in memory, and written behind the next ones (`pipelines.training.saver`). There is
+no random state to keep: see `methods.base.Draw`.
 
 On as many workers as wrote it a checkpoint goes on bit by bit. On another number DeepSpeed's
 universal checkpoint is made of it; optimizer and averages are the same then, but each worker takes
@@ -14,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from data.loader import Loader
 from infra.runtime.errors import UserError
 from pipelines.training.methods.base import Setting, Stage
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.zero import load_engine, make_universal
+from pipelines.training.zero import load_engine, make_universal, save_engine
 
 _TAG = "state"  # DeepSpeed's name for the subfolder of an engine
 _UNIVERSAL = "universal"
@@ -34,52 +37,97 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written or used; the message says what to do."""
 
 
-def save(
-    folder: Path, setting: Setting, stage: Stage, step: int, loader: dict[str, Any], epochs: float
-) -> None:
-    """Write this rank's part of the state after `step` steps into `folder`; a collective.
+@dataclass(frozen=True)
+class Snapshot:
+    """A rank's part of a state, in memory: the next step does not change it."""
 
-    `loader` is this rank's place in the data, which it has read `epochs` times.
+    place: Path  # where its files are written, until all of them are
+    states: dict[Path, Any]  # by file
+    manifest: dict[str, Any]  # all but the checksums
+    stage: str
+
+    def write(self, target: Path) -> None:
+        """Write the files and their checksums, and move them to `target`, which other ranks share.
+
+        The manifest comes last, so that a checkpoint that lacks one was never finished. Raises
+        CheckpointError if it is the disk that fails.
+        """
+        try:
+            files = {}
+            for path, state in self.states.items():
+                with path.open("wb") as file:
+                    torch.save(state, file)
+            for path in sorted(path for path in self.place.rglob("*") if path.is_file()):
+                files[str(path.relative_to(self.place))] = _checksum(path)
+            for name in files:
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.place / name).replace(target / name)
+            unfinished = self.place / "manifest.json"
+            unfinished.write_text(json.dumps(self.manifest | {"files": files}))
+            unfinished.replace(target / _manifest(self.manifest["rank"]))
+        except (OSError, RuntimeError) as error:
+            raise _writing_failed(error, target, self.stage, self.manifest["step"]) from error
+        finally:
+            shutil.rmtree(self.place, ignore_errors=True)
+
+
+def take(
+    place: Path,
+    setting: Setting,
+    stage: Stage,
+    step: int,
+    loader: dict[str, Any],
+    epochs: float,
+    copy: Callable[[Any], Any],
+) -> Snapshot:
+    """This rank's part of the state after `step` steps; a collective.
+
+    `loader` is this rank's place in the data, which it has read `epochs` times; `copy` gives a
+    state's copy in this machine's memory. Nothing but folders is written in `place`.
     """
-    try:
-        for name, engine in stage.engines.items():
-            engine.save_checkpoint(str(folder / name), tag=_TAG, save_latest=False)
-        state = {
-            "step": step,
-            "epochs": epochs,
-            "loader": loader,
-            "ema": stage.ema.state_dict() if stage.ema else None,
-        }
-        with (folder / f"worker-{setting.rank}.pt").open("wb") as file:
-            torch.save(state, file)
-        manifest = {
-            "step": step,
-            "workers": setting.world_size,
-            "layout": _layout(setting, stage),
-            "settings": setting.plain(),
-            "files": {
-                str(path.relative_to(folder)): _checksum(path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            },
-        }
-        (folder / _manifest(setting.rank)).write_text(json.dumps(manifest))
-    except (OSError, RuntimeError) as error:
-        raise writing_failed(error, folder, setting.stage, step) from error
+    states: dict[Path, Any] = {}
+
+    def collect(state_dict: Any, path: str) -> None:
+        states[Path(path)] = copy(state_dict)
+
+    for name, engine in stage.engines.items():
+        save_engine(engine, place / name, _TAG, collect)
+    own = {
+        "step": step,
+        "epochs": epochs,
+        "loader": loader,
+        "ema": stage.ema.state_dict() if stage.ema else None,
+    }
+    states[place / f"worker-{setting.rank}.pt"] = copy(own)
+    manifest = {
+        "rank": setting.rank,
+        "step": step,
+        "workers": setting.world_size,
+        "layout": _layout(setting, stage),
+        "settings": setting.plain(),
+    }
+    return Snapshot(place, states, manifest, setting.stage)
 
 
 def choose(folder: RunFolder, setting: Setting) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint in `folder`, and what is wrong with newer ones; a collective.
 
-    Raises CheckpointError where there are checkpoints and none is whole.
+    One that was never finished, as when a worker is killed while it writes, is removed if there is
+    an older one. Raises CheckpointError where there are checkpoints and none is whole.
     """
     wrong: list[str] = []
+    unfinished: list[Path] = []
     for saved in folder.checkpoints():
         mine = _damage(saved, setting.rank, setting.world_size)
         found: list[Any] = [None] * setting.world_size
         distributed.all_gather_object(found, mine)
         if not any(found):
+            if setting.rank == 0:
+                for leftover in unfinished:
+                    shutil.rmtree(leftover)
             return saved, wrong
+        if _is_unfinished(saved):
+            unfinished.append(saved)
         wrong.append(f"{saved.name}: {next(filter(None, found))}")
     if wrong:
         raise CheckpointError(
@@ -141,7 +189,7 @@ def changed_settings(saved: Path, setting: Setting) -> list[str]:
     ]
 
 
-def writing_failed(error: Exception, folder: Path, stage: str, step: int) -> Exception:
+def _writing_failed(error: Exception, folder: Path, stage: str, step: int) -> Exception:
     """The error to raise for what went wrong while a checkpoint was written: a CheckpointError if
     it was the disk, `error` itself otherwise."""
     by_torch = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
@@ -197,6 +245,17 @@ def _damage(saved: Path, rank: int, world_size: int) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _is_unfinished(saved: Path) -> bool:
+    """Whether some rank never wrote its manifest."""
+    if not (saved / _manifest(0)).is_file():
+        return True
+    try:
+        workers = json.loads((saved / _manifest(0)).read_text())["workers"]
+    except (ValueError, KeyError):
+        return False
+    return not all((saved / _manifest(rank)).is_file() for rank in range(workers))
 
 
 def _checksum(path: Path) -> str:

@@ -13,15 +13,26 @@ from infra.runtime.errors import UserError
 from modeling.model_dir import load_model
 from pipelines.config.load import from_plain
 from pipelines.training import checkpoint
-from pipelines.training.calls import STOP, Calls
+from pipelines.training.calls import LEAVE, STOP, Calls
 from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.export import export_model
 from pipelines.training.kernels import prepare, stepping
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.table import build_stage
 from pipelines.training.run_folder import RunFolder, TrainingError
+from pipelines.training.saver import Keep, Saver, Write
 from pipelines.training.validation import Validation
 from pipelines.training.watch.meter import Meter
+from pipelines.training.watch.profiler import Profiler
+from pipelines.training.watch.watchdog import (
+    COMPUTES,
+    EXPORTS,
+    READS,
+    REPORTS,
+    SAVES,
+    VALIDATES,
+    Watchdog,
+)
 
 
 def train_loop(job: dict[str, Any]) -> dict[str, Any]:
@@ -45,11 +56,22 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
 
     folder.clear_part(context.get_world_rank())
 
-    def keep(part: Path, step: int) -> None:
-        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(part))
-        # The report is only queued. Until Ray's controller has taken it, the end of this training
-        # would lose a checkpoint that lies whole on the disk.
-        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+    def keep(write: Write, step: int) -> None:
+        def upload(part: Any, name: str) -> Any:
+            try:
+                write(folder.path / name)
+            except UserError as error:
+                folder.refuse(str(error))
+                raise
+            return ray.train.Checkpoint.from_directory(folder.path / name)
+
+        ray.train.report(
+            {"step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(folder.path),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=upload,
+        )
 
     def is_leaving() -> bool:
         return ray.train.get_preemption_info() is not None
@@ -57,7 +79,13 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
     # A Ray of our own is on this machine alone, which tells nobody before it goes.
     leaving = is_leaving if setting.config.compute.address else None
     try:
-        return Training(setting, folder).run(job, keep, leaving)
+        seconds = 60 * setting.config.compute.hang_minutes
+        with Watchdog(folder, setting.rank, setting.world_size, seconds) as watchdog:
+            made = Training(setting, folder, watchdog.at).run(job, keep, leaving)
+        # A report is only queued. Until Ray's controller has taken it, the end of this training
+        # would lose a checkpoint that lies whole on the disk.
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+        return made
     except torch.OutOfMemoryError as error:
         message = (
             f"stage {setting.stage} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
@@ -74,8 +102,15 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
 class Training:
     """One worker's part of a stage's training, from the last whole checkpoint in `folder`."""
 
-    def __init__(self, setting: Setting, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        folder: RunFolder,
+        note: Callable[[int, int, int], None] = lambda step, doing, batch: None,
+    ) -> None:
+        """`note` is told what comes now, see `Watchdog.at`."""
         prepare(setting)
+        self.note = note
         self.setting, self.folder = setting, folder
         saved, wrong = checkpoint.choose(folder, setting)
         self.model = load_model(setting.start, device=setting.device, dtype=torch.float32)
@@ -98,17 +133,18 @@ class Training:
     def run(
         self,
         job: dict[str, Any],
-        keep: Callable[[Path, int], None],
+        keep: Keep,
         leaving: Callable[[], bool] | None = None,
     ) -> dict[str, Any]:
-        """Train to the end and export; `keep` takes a folder with this rank's checkpoint, and
-        `leaving` says whether a worker's machine is about to be taken away: a collective."""
+        """Train to the end and export; `leaving` says whether a worker's machine is about to be
+        taken away: a collective."""
         validation = self._validation(job)
         metrics = self.train(keep, validation, leaving)
         if metrics is None:
             return {"stopped": self.done}
         metrics = metrics | validation.last
         output = Path(job["output"])
+        self.note(self.done, EXPORTS, 0)
         export_model(self.setting, self.stage, self.model, job, metrics, self.done, output)
         if self.setting.rank == 0 and (best := validation.take_best(output)) is not None:
             metrics |= best["metrics"]
@@ -116,7 +152,7 @@ class Training:
 
     def train(
         self,
-        keep: Callable[[Path, int], None],
+        keep: Keep,
         validation: Validation | None = None,
         leaving: Callable[[], bool] | None = None,
     ) -> dict[str, float] | None:
@@ -125,6 +161,8 @@ class Training:
         section, stage = self.setting.section, self.stage
         meter = Meter(self.setting, self.folder, resumed=self.done > 0)
         calls = Calls(self.setting, self.folder, leaving)
+        saver = Saver(self.setting, self.folder, stage, keep)
+        profiler = Profiler(self.setting, self.folder, self.done)
         stream = iter(self.batches)
         for step in range(self.done, section.steps):
             for name, engine in stage.engines.items():
@@ -132,29 +170,41 @@ class Training:
                 set_learning_rate(engine, rate)
                 meter.rates[f"learning_rate_{name}"] = rate
             for micro in range(section.grad_accumulation):
+                self.note(step, READS, micro)
                 with meter.speed.waiting():
                     batch = next(stream)
+                self.note(step, COMPUTES, micro)
                 with stepping(self.setting):
                     metrics = stage.step(batch, self.setting.draw(step, micro))
                 meter.add(metrics, step)
-                meter.speed.work(stage.flops(batch, step), self.setting.sharing)
+                meter.speed.work(stage.flops(batch, step), batch, self.setting.sharing)
             self.done = step + 1
+            profiler.step()
+            self.note(step, REPORTS, section.grad_accumulation)
             self.epochs += section.batch_size * section.grad_accumulation / self._samples
             last = self.done == section.steps
             call = calls.after_step()
             saves = (self.done % section.checkpoint_every == 0 or call > 0) and not last
             if self.done % section.log_every == 0 or last or saves:
                 meter.report(self.done, learning_rate_at(step, section, section.learning_rate))
+            saver.check()
             if saves:
-                self._save(keep)
+                self.note(step, SAVES, section.grad_accumulation)
+                with meter.speed.saving():
+                    saver.save(self.done, self.batches.state_dict(), self.epochs)
+                    if call & (STOP | LEAVE):  # what comes next may be the end of this process
+                        saver.wait()
                 calls.saved()
                 if call & STOP:
                     return None
             if validation is not None and validation.is_due(self.done):
+                self.note(step, VALIDATES, section.grad_accumulation)
                 with meter.not_counted():
                     enough = validation(self.done)
                 if enough:
                     break
+        profiler.close()
+        saver.wait()
         return meter.last
 
     def _validation(self, job: dict[str, Any]) -> Validation:
@@ -176,15 +226,6 @@ class Training:
         changed = checkpoint.changed_settings(saved, self.setting)
         with_others = f", with other settings: {', '.join(changed)}" if changed else ""
         self.folder.say(f"goes on from its checkpoint at step {self.done}{with_others}")
-
-    def _save(self, keep: Callable[[Path, int], None]) -> None:
-        setting, place = self.setting, self.batches.state_dict()
-        with self.folder.part(setting.rank) as part:
-            checkpoint.save(part, setting, self.stage, self.done, place, self.epochs)
-            try:
-                keep(part, self.done)
-            except OSError as error:
-                raise checkpoint.writing_failed(error, part, setting.stage, self.done) from error
 
 
 def make_setting(job: dict[str, Any], rank: int, world_size: int, device: torch.device) -> Setting:

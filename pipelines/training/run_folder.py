@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +29,7 @@ class Progress:
     pid: int = 0  # of the first worker
     resumed: bool = False  # the first report after a start from a checkpoint
     system: dict[str, float] = field(default_factory=dict)  # of its machine, see system_metrics
-    files: list[str] = field(default_factory=list)  # that show how far it is, of a validation
+    files: dict[str, str] = field(default_factory=dict)  # for the run, and where there
 
     @property
     def seconds_left(self) -> float:
@@ -45,7 +44,6 @@ class Progress:
         return "  ".join([f"step {self.step}/{self.steps}", *shown])
 
 
-_PART = ".part-"  # and the worker's rank
 _SHOWN = (
     "validation_loss",
     "validation_gain",
@@ -63,6 +61,7 @@ class RunFolder:
         self._progress = path / "progress.jsonl"
         self._refusal = path / "refused.txt"
         self._said = path / "said.txt"
+        self._hang = path / "hung.txt"
         self._stop = path / "stop"
 
     def open(self) -> None:
@@ -71,7 +70,10 @@ class RunFolder:
         self._progress.write_text("")
         self._said.write_text("")
         self._refusal.unlink(missing_ok=True)
+        self._hang.unlink(missing_ok=True)
         self._stop.unlink(missing_ok=True)
+        for part in self.path.glob(".part-*"):  # of workers that were killed while they saved
+            shutil.rmtree(part, ignore_errors=True)
 
     def report(self, progress: Progress) -> None:
         with self._progress.open("a") as file:
@@ -96,6 +98,14 @@ class RunFolder:
         end = data.rfind(b"\n") + 1
         return data[:end].decode().splitlines(), offset + end
 
+    def tell_hang(self, text: str) -> None:
+        """Say which worker hangs, and keep it for whoever asks why the training ended."""
+        self.say(text)
+        self._hang.write_text(text)
+
+    def hang(self) -> str | None:
+        return self._hang.read_text() if self._hang.is_file() else None
+
     def ask_to_stop(self) -> None:
         """Make the workers save their state and end."""
         self._stop.touch()
@@ -111,20 +121,20 @@ class RunFolder:
     def refusal(self) -> str | None:
         return self._refusal.read_text() if self._refusal.is_file() else None
 
-    @contextlib.contextmanager
-    def part(self, rank: int) -> Iterator[Path]:
-        """Where a worker writes its part of a checkpoint, until Ray has merged the parts: on the
-        disk that must hold them anyway."""
-        folder = self.path / f"{_PART}{rank}"
+    def new_part(self, rank: int) -> Path:
+        """A new folder where a worker writes its part of a checkpoint until it is whole: on the
+        disk that must hold it anyway."""
+        self.clear_part(rank)
+        folder = self._part(rank)
         folder.mkdir()
-        try:
-            yield folder
-        finally:
-            self.clear_part(rank)
+        return folder
 
     def clear_part(self, rank: int) -> None:
         """Remove what a worker that was killed left of its part."""
-        shutil.rmtree(self.path / f"{_PART}{rank}", ignore_errors=True)
+        shutil.rmtree(self._part(rank), ignore_errors=True)
+
+    def _part(self, rank: int) -> Path:
+        return self.path / f".part-{rank}"
 
     def checkpoints(self) -> list[Path]:
         """Those in this folder, whole or not, newest first."""

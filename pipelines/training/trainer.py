@@ -262,6 +262,11 @@ def _plain_error(error: BaseException, follow: Follower) -> BaseException:
         lost.append(root_cause(error))
     if not lost:
         return error
+    if (hang := follow.folder.hang()) is not None:
+        return TryAgainError(
+            f"stage {follow.stage} stood still more often than compute.max_failures allows: "
+            f"{hang}. {follow.where_it_goes_on()}"
+        )
     return TryAgainError(
         f"stage {follow.stage} lost {lost[0]} more often than compute.max_failures allows. "
         f"{follow.where_it_goes_on()}"

@@ -27,6 +27,7 @@ from modeling.editor import StreamingEditor
 from modeling.model_dir import Model
 from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
+from modeling.text.encoder import TextEncoder
 from pipelines.evaluation.evaluate import EditedClip, evaluate
 from pipelines.evaluation.picture import side_by_side
 from pipelines.tracking.records import write_json
@@ -70,7 +71,7 @@ class Validation:
             self.export(draft)
         enough = False
         if self.setting.rank == 0:
-            files = self.edit(draft, done) if self.section.sample_clips else []
+            files = self.edit(draft, done) if self.section.sample_clips else {}
             report = Progress(done, self.section.steps, self.last, 0.0, files=files)
             self.folder.report(report)
             enough = self._judge(draft, done)
@@ -95,7 +96,7 @@ class Validation:
         values = (means / (total * setting.sharing)).tolist()
         return {f"validation_{name}": value for name, value in zip(sums, values, strict=True)}
 
-    def edit(self, model: Path, done: int) -> list[str]:
+    def edit(self, model: Path, done: int) -> dict[str, str]:
         """Edit the first clips with the model just written; the files that show it."""
         assert self.setting.heldout is not None
         editor = StreamingEditor.load(model, device=self.setting.device)
@@ -113,7 +114,7 @@ class Validation:
         del editor
         if self.setting.device.type == "cuda":
             torch.cuda.empty_cache()  # training needs what the stream used
-        return [str(file) for file in sorted(place.iterdir())]
+        return {str(file): f"validation/{place.name}" for file in sorted(place.iterdir())}
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -162,11 +163,14 @@ class Validation:
         pairs = loader(
             self.setting.heldout, batch_size=1, rank=0, world_size=1, shuffle=False, epochs=1
         )
+        text = None
+        if self.setting.stage != "vae":  # once for all clips, and gone after them: UMT5 is 11 GB
+            text = build_text_encoder(self.model.config.text).to(self.setting.device)
         mine: list[tuple[int, dict[str, Any]]] = []
         spare: dict[str, Any] = {}
         for place, batch in enumerate(islice(pairs, total)):
             if place % workers == rank or not mine:
-                spare = batch if self.setting.stage == "vae" else self._encode(batch)
+                spare = self._encode(batch, text) if text else batch
             if place % workers == rank:
                 mine.append((place, spare))
         most = -(-total // workers)
@@ -174,14 +178,13 @@ class Validation:
         yield from [(total, spare)] * (most - len(mine))
 
     @torch.no_grad()
-    def _encode(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _encode(self, batch: dict[str, Any], text: TextEncoder) -> dict[str, Any]:
         vae: Any = self.model.vae
         device = self.setting.device
         encoded: dict[str, Any] = {}
         for name in ("source", "target"):
             pixels = from_uint8(torch.as_tensor(batch[name]).to(device).permute(0, 1, 4, 2, 3))
             encoded[name] = vae.encode(pixels)[0].half().float().cpu()  # as shards keep them
-        text = build_text_encoder(self.model.config.text).to(device)
         encoded["text"] = text.encode(batch["instruction"]).half().float().cpu()
         return encoded
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -58,6 +58,19 @@ def _light_imports() -> Iterator[None]:
         torch.compile = compile_
         if mlflow is None:
             del sys.modules["mlflow"]
+
+
+def save_engine(
+    engine: Engine, folder: Path, tag: str, collect: Callable[[Any, str], None]
+) -> None:
+    """Give each file of DeepSpeed's checkpoint in `folder` to `collect(state_dict, path)` instead
+    of writing it; a collective."""
+    files = engine.checkpoint_engine
+    before, files.save = files.save, collect
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    finally:
+        files.save = before
 
 
 def load_engine(engine: Engine, folder: Path, tag: str) -> None:

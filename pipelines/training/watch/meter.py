@@ -60,10 +60,12 @@ class Meter:
         that no such state is ever saved.
         """
         speed, steps = self.speed, max(1, len(self._steps))
-        told = torch.tensor([speed.waited / steps, speed.held_gib()], dtype=torch.float64)
+        told = torch.tensor(
+            [speed.waited / steps, speed.saved / steps, speed.held_gib()], dtype=torch.float64
+        )
         worst = torch.cat([self._first_bad[None].double(), told.to(self._first_bad.device)])
         distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
-        first_bad, waited, held = worst.tolist()
+        first_bad, waited, saved, held = worst.tolist()
         if first_bad >= 0:
             stage = self.setting.stage
             raise TrainingError(
@@ -83,6 +85,7 @@ class Meter:
                 **(self.rates if len(self.rates) > 1 else {}),
                 "seconds_per_step": seconds,
                 "data_seconds_per_step": waited,
+                "save_seconds_per_step": saved,
                 **speed.figures(steps, seconds),
                 **({"gpu_memory_gib": held} if held else {}),
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -43,20 +44,30 @@ class Speed:
     def clear(self) -> None:
         self.began = time.monotonic()
         self.waited = 0.0  # seconds
+        self.saved = 0.0  # seconds in which no step ran because the state was saved
         self.flops: float | None = 0.0
+        self.tokens = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """For the time in which there is no batch."""
         began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.waited += time.monotonic() - began
+        yield
+        self.waited += time.monotonic() - began
 
-    def work(self, flops: float | None, sharing: int = 1) -> None:
-        """Count a batch's model FLOPs, which so many workers share; one that nobody counted leaves
-        none to tell."""
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """For the time in which a save holds the steps up."""
+        began = time.monotonic()
+        yield
+        self.saved += time.monotonic() - began
+
+    def work(self, flops: float | None, batch: dict[str, Any], sharing: int = 1) -> None:
+        """Count a batch's model FLOPs, where one that nobody counted leaves none to tell, and its
+        tokens, which pixels (of the vae stage) have none of; so many workers share both."""
+        if "text" in batch:
+            clips, frames, _, height, width = batch["source"].shape
+            self.tokens += clips * frames * height * width / 4 / sharing
         known = flops is not None and self.flops is not None
         self.flops = self.flops + flops / sharing if known else None  # type: ignore[operator]
 
@@ -71,8 +82,13 @@ class Speed:
         return torch.cuda.max_memory_reserved(self.device) / GIB
 
     def figures(self, steps: int, seconds: float) -> dict[str, float]:
-        """Model TFLOP/s of this worker at so many seconds a step, and its share of the peak: MFU"""
-        if self.flops is None:
-            return {}
-        tflops = self.flops / max(1, steps) / seconds / 1e12
-        return {"tflops": tflops} | ({"mfu": tflops / self.peak} if self.peak else {})
+        """Of this worker at so many seconds a step: tokens of the pairs a second, model TFLOP/s,
+        and their share of the peak, MFU."""
+        figures = {}
+        if self.tokens:
+            figures["tokens_per_second"] = self.tokens / max(1, steps) / seconds
+        if self.flops is not None:
+            figures["tflops"] = self.flops / max(1, steps) / seconds / 1e12
+            if self.peak:
+                figures["mfu"] = figures["tflops"] / self.peak
+        return figures

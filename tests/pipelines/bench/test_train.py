@@ -6,6 +6,7 @@ No test depends on how long anything takes.
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from typer.testing import CliRunner
 from infra.runtime.errors import UserError
 from modeling.model_dir import load_model
 from pipelines.bench.drawn import draw_model
+from pipelines.bench.kills import Killer
 from pipelines.bench.train import ratios, summary, together
 from pipelines.bench.training_worker import Case
 from pipelines.commands.bench import bench_app
 from pipelines.config.load import load_config
+from pipelines.training.run_folder import Progress
 
 pytestmark = pytest.mark.slow
 SMALL = ["demo", "data.frames=21", "model.stream.height=32", "model.stream.width=48", "vae.crop=32"]
@@ -120,9 +123,40 @@ def test_drawn_weights_are_not_zero(tmp_path: Path) -> None:
     assert all(name.endswith(".bias") for name in biases)
 
 
+def test_kills_fall_on_any_worker_at_drawn_steps_and_tell_what_they_cost() -> None:
+    clock, killed = [100.0], []
+    killer = Killer(
+        [2, 5, 6],
+        random.Random(4),
+        kill=killed.append,
+        workers=lambda pid: [pid, pid + 1],
+        clock=lambda: clock[0],
+    )
+
+    def report(step: int, pid: int) -> None:
+        clock[0] += 1
+        killer(Progress(step, 9, {}, 0.1, pid=pid))
+
+    for step in (1, 2, 3):
+        report(step, 40)  # the third was on its way when the worker died
+    clock[0] += 10
+    for step in (1, 2, 3, 4, 7):  # the one that is read comes too late for both
+        report(step, 50)
+    for step in (4, 5, 6, 7, 8, 9):
+        report(step, 60)
+    assert [(kill.step, kill.from_step, kill.lost) for kill in killer.kills] == [
+        (2, 0, 13.0),
+        (7, 3, 4.0),
+    ]
+    assert [pid // 10 for pid in killed] == [4, 5]
+    assert [pid % 10 for pid in killed] == [kill.worker for kill in killer.kills]
+    assert {kill.worker for kill in killer.kills} == {0, 1}  # as seed 4 draws
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--kills", "9", "--steps", "5"], "--kills 9 do not fit into 5 steps"),
         (["--stages", "foundation,vae"], "--stages vae cannot be timed"),
         (["--gpus", "0"], "--gpus 0 must be numbers from 1 on"),
         (["--gpus", "two"], "--gpus two must be numbers"),

@@ -59,6 +59,8 @@ def test_states_of_a_worker(precision: str, zero: int, size: float) -> None:
     distill = expect.states_gib("distill", demo, compute, 4) * GIB / count
     average, teacher = 4 / (4 if zero else 1), 2 if precision == "bf16" else 4
     assert distill == pytest.approx(2 * size + average + teacher)
+    alone = expect.states_gib("distill", demo, compute, 4, matches=False) * GIB / count
+    assert alone == pytest.approx(size + average)  # neither critic nor teacher
     assert expect.states_gib("vae", demo, compute, 4) < expect.states_gib(
         "causal", demo, compute, 4
     )

@@ -20,11 +20,15 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.training.loop import Training, make_setting
 from pipelines.training.methods.base import Draw, Exported, Setting
 from pipelines.training.run_folder import Progress, RunFolder
+from pipelines.training.saver import Write
 from tests.pipelines.training.plain import PlainEngine
 
 STAGES = ("vae", "foundation", "causal", "distill")
 PAIRS = 6
-TIMES = ("seconds_per_step", "data_seconds_per_step", "tflops")
+TIMES = (
+    *("seconds_per_step", "data_seconds_per_step", "save_seconds_per_step"),
+    *("tflops", "tokens_per_second"),
+)
 
 
 def encoded_pair(seed: int) -> EncodedPair:
@@ -91,10 +95,9 @@ class Bench:
     def run(self, saved: Path | None = None) -> dict[str, Any]:
         return self.training(saved).run(self.job(), self.keep)
 
-    def keep(self, part: Path, step: int) -> None:
-        copy = self.folder / f"saved-{step}"
-        shutil.copytree(part, copy)
-        self.saved.append((step, copy))
+    def keep(self, write: Write, step: int) -> None:
+        self.saved.append((step, self.folder / f"saved-{step}"))
+        write(self.folder / f"saved-{step}")
 
     @property
     def reports(self) -> list[Progress]:

@@ -86,6 +86,7 @@ class PlainEngine:
         self.forwards = 0  # a network that steps must be called through its engine
         self.micro = 0
         self._config = SimpleNamespace(load_universal_checkpoint=None)
+        self.checkpoint_engine = SimpleNamespace(save=torch.save)
         self.norm: Tensor | None = None
 
     def __call__(self, *args: Any) -> Any:
@@ -117,7 +118,7 @@ class PlainEngine:
         place = Path(folder) / tag
         place.mkdir(parents=True)
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, place / "engine.pt")
+        self.checkpoint_engine.save(state, str(place / "engine.pt"))
 
     def load_checkpoint(self, folder: str, tag: str) -> None:
         state = torch.load(Path(folder) / tag / "engine.pt", weights_only=True)

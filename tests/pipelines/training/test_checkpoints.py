@@ -22,6 +22,7 @@ from pipelines.training.checkpoint import CheckpointError
 from pipelines.training.loop import Training, make_setting
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.saver import Write
 from pipelines.training.trainer import make_job
 from pipelines.training.zero import full_weights, import_deepspeed
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
@@ -78,8 +79,8 @@ class Place:
         setting, job = self.setting(rank, change)
         Training(setting, RunFolder(self.folder)).run(job, self.keep)
 
-    def keep(self, part: Path, step: int) -> None:
-        shutil.copytree(part, self.folder / f"checkpoint_{step:06}", dirs_exist_ok=True)
+    def keep(self, write: Write, step: int) -> None:
+        write(self.folder / f"checkpoint_{step:06}")
         distributed.barrier()
 
 
@@ -188,6 +189,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     (middle / "manifest-1.json").unlink()  # the upload of one rank never came
     on_ranks(2, partial(look, place=place, name="oldest"), tmp_path)
     assert int(torch.load(tmp_path / "oldest.pt")["done"]) == 1
+    assert (newest.exists(), middle.exists()) == (True, False)  # of no use to anybody
     damage(oldest / "worker-0.pt")
     on_ranks(2, partial(refuses, place=place, match=r"no checkpoint in .* is whole"), tmp_path)
 

@@ -82,23 +82,19 @@ def test_what_is_said_comes_back_whole_and_once(folder: RunFolder) -> None:
     assert folder.said(offset)[0] == ["a line that is being written"]
 
 
-def test_a_part_is_there_while_it_is_saved(folder: RunFolder) -> None:
+def test_a_part_is_empty_at_first_and_no_killed_worker_leaves_one(folder: RunFolder) -> None:
     def parts() -> list[Path]:
         return sorted(folder.path.glob(".*"))
 
-    assert parts() == []
-    with folder.part(0) as mine, folder.part(1) as other:
-        assert mine.is_dir()
-        assert mine.parent == folder.path  # on the disk that must hold it anyway
-        assert parts() == [mine, other]
-    assert parts() == []
-    with pytest.raises(OSError, match="full"), folder.part(0):
-        raise OSError("full")
-    assert parts() == []
-    (folder.path / mine.name).mkdir()  # what a worker left that was killed
+    mine, other = folder.new_part(0), folder.new_part(1)
+    assert mine.parent == folder.path  # on the disk that must hold it anyway
+    assert parts() == [mine, other]
+    (mine / "left").touch()  # by a worker that was killed
+    assert folder.new_part(0) == mine
+    assert not list(mine.iterdir())
     folder.clear_part(1)
     assert parts() == [mine]
-    folder.clear_part(0)
+    folder.open()
     assert parts() == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import time
 from collections.abc import Callable
@@ -103,9 +105,12 @@ def test_what_is_logged_under_which_name(
     assert rates == [pytest.approx((r, 3 * r)) for r in (0.05, 0.1, 0.1)]
     assert [r.seconds_per_step for r in run.reports] == pytest.approx([0.5] * 3)  # not per batch
     assert [r.metrics["seconds_per_step"] for r in run.reports] == pytest.approx([0.5] * 3)
+    # Two clips a step of 6 latents of 2 x 3 tokens, in half a second.
+    assert {r.metrics["tokens_per_second"] for r in run.reports} == {144.0}
     # Two batches a step of 1, 2, ... TFLOP each, in half a second.
     assert [r.metrics["tflops"] for r in run.reports] == pytest.approx([6.0, 14.0, 22.0])
-    assert {r.metrics["data_seconds_per_step"] for r in run.reports} == {0.0}
+    for name in ("data", "save"):
+        assert {r.metrics[f"{name}_seconds_per_step"] for r in run.reports} == {0.0}
     assert made["metrics"] == {"loss": 45.5, "norm": 11.0}
     assert read_card(run.folder / "model")["metrics"] == made["metrics"]
     assert {r.resumed for r in run.reports} == {False}
@@ -138,6 +143,27 @@ def test_waiting_for_data_is_told_apart(
     run.run()
     assert [r.metrics["data_seconds_per_step"] for r in run.reports] == [6.0, 6.0]
     assert [r.seconds_per_step for r in run.reports] == [8.0, 8.0]
+
+
+def test_a_profile_of_some_steps_goes_to_the_run(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted]
+) -> None:
+    def script(step: int, micro: int) -> dict[str, float]:
+        with torch.profiler.record_function(f"this is step {step}"):
+            return {"loss": 1.0}
+
+    scripted(script)
+    run = bench().set(steps=9, log_every=9, profile=2)
+    run.run()
+    trace, last = run.reports
+    ((file, place),) = trace.files.items()
+    assert (trace.step, place, last.files) == (5, "profile", {})
+    with gzip.open(file, "rt") as text:
+        names = {event.get("name") for event in json.load(text)["traceEvents"]}
+    assert {name for name in names if str(name).startswith("this is")} == {
+        "this is step 3",
+        "this is step 4",
+    }
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -180,8 +206,8 @@ class OtherRank:
 
     def __call__(self, tensor: Tensor, op: Any = torch.distributed.ReduceOp.SUM) -> None:
         if op == torch.distributed.ReduceOp.MAX:
-            # First bad step, seconds of waiting, GiB held.
-            tensor.copy_(torch.maximum(tensor, torch.tensor([self.bad_step, 2.5, 60.0])))
+            # First bad step, seconds of waiting for data and for a save, GiB held.
+            tensor.copy_(torch.maximum(tensor, torch.tensor([self.bad_step, 2.5, 0.5, 60.0])))
         else:
             assert op == torch.distributed.ReduceOp.SUM
             tensor += torch.tensor(self.means)
@@ -207,6 +233,7 @@ def test_means_are_over_all_workers_and_the_first_reports(
         assert report.pid > 0
         assert report.metrics["learning_rate"] == 0.5
         assert report.metrics["data_seconds_per_step"] == 2.5  # the slowest worker's
+        assert report.metrics["save_seconds_per_step"] == 0.5
         assert report.metrics["gpu_memory_gib"] == 60.0
     meter.add({"loss": torch.tensor(1.0), "psnr": torch.tensor(20.0)}, 2)
     meter.report(3, 0.5)

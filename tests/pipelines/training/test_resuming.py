@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from infra.runtime.errors import UserError
 from modeling.model_dir import load_model, read_config
+from pipelines.training import saver
+from pipelines.training.saver import Write
 from tests.pipelines.training.benches import PAIRS, STAGES, TIMES, Bench, Scripted, write
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
@@ -26,7 +31,8 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_resumed_training_equals_an_unbroken_one(bench: Callable[..., Bench], stage: str) -> None:
-    """Bit for bit: weights, average, optimizer, place in the data and in the schedule."""
+    """Bit for bit: weights, average, optimizer, place in the data and in the schedule; what is
+    written only after another step is the state before it."""
     given: dict[str, Any] = {
         "steps": 6,
         "checkpoint_every": 2,
@@ -39,7 +45,17 @@ def test_a_resumed_training_equals_an_unbroken_one(bench: Callable[..., Bench], 
     if stage == "distill":
         given |= {"generator_every": 2, "critic_learning_rate": 1e-2, "ema_decay": 0.3}
     whole = bench(stage, "whole").set(**given)
-    whole.run()
+    training = whole.training()
+
+    def keep(write: Write, step: int) -> None:
+        def behind() -> None:
+            while training.done == step:  # the next step has changed all there is
+                time.sleep(0.001)
+            whole.keep(write, step)
+
+        Thread(target=behind).start()
+
+    training.run(whole.job(), keep)
     assert [step for step, _ in whole.saved] == [2, 4]
     assert whole.said == []
     for done, saved in whole.saved:
@@ -98,14 +114,56 @@ def test_a_checkpoint_of_something_else_is_refused(
         run.training(saved)
 
 
-def test_a_full_disk_is_named_and_leaves_no_part(
+def test_a_disk_that_fails_behind_the_steps_is_named_at_the_next_and_leaves_no_part(
     bench: Callable[..., Bench], scripted: Callable[..., Scripted]
 ) -> None:
-    def full(part: Path, step: int) -> None:
-        raise OSError(28, "No space left on device")
+    run = bench().set(steps=9, checkpoint_every=3)
+    failed = Event()
 
-    scripted(lambda step, micro: {"loss": 1.0})
-    run = bench().set(steps=5, checkpoint_every=2)
-    with pytest.raises(ValueError, match=r"stage foundation .* at step 2 .*No space left"):
-        run.training().run(run.job(), full)
+    def script(step: int, micro: int) -> dict[str, float]:
+        assert step < 4 or not failed.is_set()
+        assert step < 3 or failed.wait(60)  # in step 3, after 3 steps were saved
+        return {"loss": 1.0}
+
+    def keep(write: Write, step: int) -> None:
+        def behind() -> None:
+            with pytest.raises(UserError):
+                write(run.folder / "progress.jsonl" / "no folder")
+            failed.set()
+
+        Thread(target=behind).start()
+
+    scripted(script)
+    with pytest.raises(ValueError, match=r"stage foundation .* at step 3 .*Not a directory"):
+        run.training().run(run.job(), keep)
+    assert failed.is_set()
     assert not any(run.folder.glob(".part*"))
+    assert not (run.folder / "model").exists()
+
+
+def test_the_next_save_waits_for_the_one_before_and_says_so(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(saver, "TOLD_SECONDS", 0.03)
+    scripted(lambda step, micro: {"loss": 1.0})
+    run = bench().set(steps=6, checkpoint_every=2)
+    training = run.training()
+    order: list[str] = []
+
+    def keep(write: Write, step: int) -> None:
+        order.append(f"takes {step}")
+
+        def behind() -> None:
+            while training.done < min(step + 2, 6):  # the next save's, or the end
+                time.sleep(0.001)
+            time.sleep(0.1)
+            write(run.folder / f"saved-{step}")
+            order.append(f"wrote {step}")
+
+        Thread(target=behind).start()
+
+    training.run(run.job(), keep)
+    assert order[:3] == ["takes 2", "wrote 2", "takes 4"]
+    assert (run.folder / "saved-4" / "manifest-0.json").is_file()  # before the training ended
+    (said,) = run.said
+    assert said.startswith("step 4 waited 0 s until the checkpoint before was written; save less o")

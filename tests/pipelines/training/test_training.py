@@ -126,7 +126,7 @@ def chain(rank: int, folder: Path, *, start: Path, pairs: str) -> None:
 
     def train(stage: str, start: Path, dataset: str, **extra: Any) -> Training:
         training, job = prepared(stage, start, dataset, **extra)
-        training.run(job, lambda part, step: None)
+        training.run(job, lambda write, step: write(folder / "kept"))
         distributed.barrier()
         return training
 
@@ -142,13 +142,15 @@ def chain(rank: int, folder: Path, *, start: Path, pairs: str) -> None:
     full = folder / f"full-{rank}"
     full.mkdir()
     (full / f"worker-{rank}.pt").symlink_to("/dev/full")
+    of = (distill.setting, distill.stage, 9, {}, 0.0)
+    taken = checkpoint.take(full, *of, copy=lambda state: state)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"stage distill .* step 9 .* No space left"):
-        checkpoint.save(full, distill.setting, distill.stage, 9, {}, 0.0)
+        taken.write(folder / "kept")
 
     config.foundation.learning_rate = 1e30
     training, job = prepared("never", made.model("vae"), made.encoded, stage="foundation")
     with pytest.raises(TrainingError, match=r"stage foundation: .* not finite at step \d+ "):
-        training.run(job, lambda part, step: None)
+        training.run(job, lambda write, step: write(folder / "kept"))
     assert not made.model("never").exists()
 
 
@@ -216,7 +218,7 @@ def test_distill_interrupted_killed_and_resumed_equals_an_unbroken_run(
     steps = [report.step for report in follow.reports]
     again = [report.step for report in follow.reports if report.resumed]
     assert again[0] == kept + 1
-    assert again[1] in (22, 25)  # after it was killed, from the last third step that was saved
+    assert again[1] in (19, 22, 25)  # after it was killed, from the last third step that was saved
     assert steps[-3:] == [28, 29, 30]
     assert outcome.metrics["loss"] == follow.reports[-1].metrics["loss"]
     assert not list((tmp_path / "checkpoints").glob("*")), "a finished stage leaves its checkpoints"

@@ -18,8 +18,10 @@ from data.video import probe
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flow import FlowSchedule
 from modeling.model_dir import load_model, read_card
+from modeling.text.build import build_text_encoder
 from pipelines.evaluation.evaluate import evaluate, load_editor
 from pipelines.stages.encode import encode_dataset
+from pipelines.training import validation
 from pipelines.training.methods.base import Draw, Exported, FixedDraw
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.benches import STAGES, Bench, Scripted
@@ -60,6 +62,7 @@ def test_every_stage_is_judged_with_the_same_noise_and_shown(
     for report in run.reports:
         if report.step in found and report.files:
             video, picture = report.files
+            assert set(report.files.values()) == {f"validation/step-{report.step:06d}"}
             assert Path(video).name == "sample-0.mp4"
             info = probe(video)
             assert (info.width, info.height, info.frames) == (3 * WIDTH, HEIGHT, FRAMES)
@@ -87,10 +90,17 @@ def test_samples_are_what_the_exported_model_gives(
 
 
 def test_the_loss_is_the_training_s_own_on_held_out_latents(
-    validated: Callable[..., Bench], heldout: str, tmp_path: Path
+    validated: Callable[..., Bench], heldout: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
+    built: list[Any] = []  # text encoders: UMT5 takes minutes to load
+    monkeypatch.setattr(
+        validation,
+        "build_text_encoder",
+        lambda config: built.append(config) or build_text_encoder(config),
+    )
     run = validated(steps=2, sample_clips=0, validate_clips=8, **STILL)
     run.run()
+    assert len(built) == 1  # for two clips
     encode_dataset(heldout, str(tmp_path / "latents"), run.start, batch_size=1, samples_per_shard=2)
     model = load_model(run.start)
     assert model.transformer is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,16 +22,25 @@ pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
 
 @pytest.fixture
 def ray_worker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What Ray Train tells a worker; it keeps checkpoints in the folder `keep`."""
+    """What Ray Train tells a worker, whose checkpoints come into the folder `keep`."""
     told = SimpleNamespace(reported=[], waited=0)
 
     def wait(mode: Any) -> None:
         assert mode == ray.train.CheckpointConsistencyMode.COMMITTED
         told.waited += 1
 
-    def report(metrics: dict[str, Any], checkpoint: Any) -> None:
+    def report(
+        metrics: dict[str, Any],
+        checkpoint: Any,
+        checkpoint_upload_mode: Any,
+        delete_local_checkpoint_after_upload: bool,
+        checkpoint_upload_fn: Callable[[Any, str], Any],
+    ) -> None:
+        assert checkpoint_upload_mode == ray.train.CheckpointUploadMode.ASYNC
+        assert not delete_local_checkpoint_after_upload
         told.reported.append(metrics)
-        shutil.copytree(checkpoint.path, told.keep / f"checkpoint_{metrics['step']:06}")
+        name = f"checkpoint_{metrics['step']:06}"
+        assert checkpoint_upload_fn(checkpoint, name).path == str(told.keep / name)
 
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)

@@ -1,0 +1,82 @@
+"""Saves a training's state behind its steps.
+
+A step waits while the state is copied into this machine's memory, and no longer: the copy is
+written, with its checksums, by a thread. The next save waits for it; if it fails, the next step
+does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from pipelines.training import checkpoint
+from pipelines.training.methods.base import Setting, Stage
+from pipelines.training.run_folder import RunFolder
+
+Write = Callable[[Path], None]
+# Takes what writes this rank's part of the state after so many steps into the folder that all ranks
+# share, and calls it once, in any thread; a collective.
+Keep = Callable[[Write, int], None]
+TOLD_SECONDS = 1.0  # a shorter wait is not worth telling
+
+
+class Saver:
+    """Of one worker."""
+
+    def __init__(self, setting: Setting, folder: RunFolder, stage: Stage, keep: Keep) -> None:
+        self.setting, self.folder, self.stage, self.keep = setting, folder, stage, keep
+        cuda = setting.device.type == "cuda"
+        # Its buffers, as large as the state and pinned beside a GPU, are used again by every save.
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=cuda,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=cuda,
+            )
+        )
+        self._writing: Future[None] | None = None
+
+    def save(self, step: int, loader: dict[str, Any], epochs: float) -> None:
+        """See `checkpoint.take`; a collective. Raises what the save before failed with."""
+        began = time.monotonic()
+        self.wait()
+        waited = time.monotonic() - began
+        if waited > TOLD_SECONDS and self.setting.rank == 0:
+            self.folder.say(
+                f"step {step} waited {waited:.0f} s until the checkpoint before was written; save "
+                f"less often ({self.setting.stage}.checkpoint_every, checkpoint_minutes), or to a "
+                "faster disk"
+            )
+        place = self.folder.new_part(self.setting.rank)
+        copy = self._stager.stage
+        taken = checkpoint.take(place, self.setting, self.stage, step, loader, epochs, copy)
+        writing: Future[None] = Future()
+
+        def write(target: Path) -> None:
+            try:
+                taken.write(target)
+            except BaseException as error:
+                writing.set_exception(error)
+                raise
+            writing.set_result(None)
+
+        self._writing = writing
+        self.keep(write, step)
+
+    def check(self) -> None:
+        """Raise what a save that has ended failed with."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last save is on the disk; raises what it failed with."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()

@@ -1,0 +1,103 @@
+"""Which worker hangs, and where: two workers of one folder, each a thread of this process."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.training.run_folder import RunFolder
+from pipelines.training.watch.watchdog import COMPUTES, READS, Watchdog
+
+SECONDS = 1.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path)
+    folder.open()
+    return folder
+
+
+class Workers:
+    """Two that stand still until `release`; `codes` are what they end with."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.release = folder, threading.Event()
+        self.codes: list[int] = []
+        self.ended = threading.Semaphore(0)
+        self.threads: list[threading.Thread] = []
+        self.together = threading.Barrier(1)
+
+    def start(self, rank: int, *place: int) -> None:
+        def end(code: int) -> None:
+            self.codes.append(code)
+            self.ended.release()
+
+        def reads_a_shard_that_never_comes() -> None:
+            with Watchdog(self.folder, rank, 2, SECONDS, end) as watchdog:
+                self.together.wait()
+                watchdog.at(*place)
+                self.release.wait()
+
+        thread = threading.Thread(target=reads_a_shard_that_never_comes)
+        thread.start()
+        self.threads.append(thread)
+
+
+@pytest.fixture
+def workers(folder: RunFolder) -> Iterator[Workers]:
+    made = Workers(folder)
+    yield made
+    made.release.set()
+    for thread in made.threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("behind", [(7, READS, 1), (7, COMPUTES, 0)])
+def test_the_worker_that_is_furthest_behind_is_named_with_its_place_and_stack(
+    folder: RunFolder, workers: Workers, behind: tuple[int, ...]
+) -> None:
+    workers.together = threading.Barrier(2)
+    workers.start(0, 7, COMPUTES, 1)  # waits for the other's gradients
+    workers.start(1, *behind)
+    for _ in range(2):
+        assert workers.ended.acquire(timeout=60)
+    assert workers.codes == [75, 75]
+    hang = folder.hang()
+    assert hang is not None
+    doing = "reading data" if behind[1] == READS else "computing"
+    assert re.match(rf"worker 1 has been {doing} after step 7 for \d+ s \(process \d+ on ", hang)
+    assert "reads_a_shard_that_never_comes" in hang
+    assert "worker 0" not in hang
+    assert folder.said(0)[0] == [hang]  # once
+    for rank in (0, 1):
+        place, stacks = (folder.path / f"hang-{rank}.txt").read_text().split("\n", 1)
+        assert json.loads(place)["batch"] == (1, behind[2])[rank]
+        assert "in reads_a_shard_that_never_comes" in stacks  # by faulthandler, of all threads
+    folder.open()
+    assert folder.hang() is None
+
+
+def test_a_worker_that_cannot_even_write_is_the_one(folder: RunFolder, workers: Workers) -> None:
+    workers.start(1, 7, COMPUTES)
+    assert workers.ended.acquire(timeout=60)
+    hang = str(folder.hang())
+    assert hang.startswith("worker 0 of 2 hangs and says nothing, as of a process that was stopped")
+    assert "worker 1 has been computing after step 7" in hang
+
+
+@pytest.mark.parametrize("limit", [1.2, 0.0])
+def test_who_gets_on_and_who_is_not_watched_is_left_alone(folder: RunFolder, limit: float) -> None:
+    codes: list[int] = []
+    with Watchdog(folder, 0, 1, limit, codes.append) as watchdog:
+        for step in range(8):
+            watchdog.at(step, COMPUTES)
+            threading.Event().wait(0.25)
+    assert codes == []
+    assert folder.hang() is None
+    assert not list(folder.path.glob("hang-*"))
