@@ -137,8 +137,9 @@ class RunFolder:
         return self.path / f".part-{rank}"
 
     def checkpoints(self) -> list[Path]:
-        """Those in this folder, whole or not, newest first."""
-        return sorted(self.path.glob("checkpoint_*"), reverse=True)
+        """Those in this folder, whole or not, newest first; Ray's own list of them is a file."""
+        found = [path for path in self.path.glob("checkpoint_*") if path.is_dir()]
+        return sorted(found, reverse=True)
 
     def others(self) -> list[Path]:
         """Folders of other trainings of this stage that have checkpoints."""

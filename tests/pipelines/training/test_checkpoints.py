@@ -281,6 +281,8 @@ def test_checkpoints_of_another_training_of_the_stage_are_known(tmp_path: Path) 
         (tmp_path / name / "checkpoint_1").mkdir(parents=True)
     (tmp_path / "distill-empty").mkdir()
     assert ours.others() == [tmp_path / "distill-b"]
+    (tmp_path / "distill-a" / "checkpoint_manager_snapshot.json").touch()  # Ray's list of them
+    assert ours.checkpoints() == [tmp_path / "distill-a" / "checkpoint_1"]
     assert ours.saved_step() == 0  # of one without a manifest
     (tmp_path / "distill-a" / "checkpoint_1" / "manifest-0.json").write_text('{"step": 7}')
     assert ours.saved_step() == 7
