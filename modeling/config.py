@@ -94,6 +94,9 @@ class TextConfig:
     path: str | None = None  # "umt5": folder with weights and tokenizer
 
 
+Scope = Literal["attention", "feedforward", "block"]  # self-attention, feed-forward, or both
+
+
 @dataclass(frozen=True)
 class MaskCacheConfig:
     """Which tokens of a chunk are recomputed in which steps (`modeling.streaming.mask_cache`)."""
@@ -103,7 +106,7 @@ class MaskCacheConfig:
     threshold: float = 0.02  # "follow": mean square change of latents that is an edit
     dilate: int = 1  # "follow": tokens added around what is edited
     pruned_steps: tuple[int, ...] = (1, 2)  # indices into the step list
-    scope: Literal["attention", "block"] = "attention"  # what a pruned token skips
+    scope: Scope = "attention"  # what a pruned token skips
 
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_ratio <= 1.0:

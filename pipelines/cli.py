@@ -80,9 +80,9 @@ app.command(
 
 app.command(
     epilog=examples(
-        "liveedit ablate MODEL steps=1,2,4 every=5 long=false",
-        "liveedit ablate MODEL cache=none,published,follow half=natural",
-        "liveedit ablate runs/demo/models stages=foundation,causal,distill half=drawn",
+        "liveedit ablate MODEL bench steps=1,2,4 every=5 long=false",
+        "liveedit ablate MODEL data/heldout cache=none,attention,feedforward,block,follow",
+        "liveedit ablate runs/demo/models bench stages=foundation,causal,distill half=drawn",
     )
 )(ablate)
 

@@ -21,6 +21,7 @@ from data.footage.material import Footage, FootageError, Material
 from data.footage.objects import PAINTS, PLACES, Thing
 from data.kinds import ACCENTS, COLOURS, Figure
 from data.synthetic import is_heldout
+from infra.runtime.errors import UserError
 
 OWN_FOOTAGE = Path(__file__).parent / "footage"
 CHECKSUMS = Path(__file__).parent / "checksums.json"
@@ -98,7 +99,13 @@ def _edited_motion(case: Case, scene: Scene, camera: np.ndarray) -> np.ndarray:
 @cache
 def published_checksums() -> dict[str, str]:
     """Clip name: checksum, of the clips of `SIZE` on the shipped footage."""
-    stored = json.loads(CHECKSUMS.read_text(encoding="utf-8"))
+    try:
+        stored = json.loads(CHECKSUMS.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"the benchmark's checksums cannot be read ({CHECKSUMS}: {error}); restore the file "
+            "from the repository"
+        ) from error
     if stored["version"] != VERSION:
         raise ValueError(f"{CHECKSUMS} is of version {stored['version']}, the cases of {VERSION}")
     return dict(stored["clips"])

@@ -75,24 +75,24 @@ def gains(seen: Tensor, edit: Tensor) -> Tensor:
     The slope of e on s in a window, (cov(s, e) + FLAT) / (var(s) + FLAT), then the mean of 3 x 3
     slopes. Pictures go on beyond their border with its last pixel.
     """
-    padded = torch.stack([_beyond(seen, REACH), _beyond(edit, REACH)])
+    padded = torch.stack([beyond(seen, REACH), beyond(edit, REACH)])
     gain = torch.empty_like(seen)
     for strip in _strips(seen.shape[1]):
         gain[:, strip] = _slopes(*padded[:, :, strip.start : strip.stop + 2 * REACH].int())
-    mean = _sums(_beyond(gain, 1).short(), 3).add_(4).float().div_(9)  # and cut off
+    mean = sums(beyond(gain, 1).short(), 3).add_(4).float().div_(9)  # and cut off
     return mean.to(torch.uint8)
 
 
 def _slopes(s: Tensor, e: Tensor) -> Tensor:
     """Of windows around all pixels but REACH at each border, int32 [n, H, W, 3] from 0 to 255."""
-    sum_s, sum_e, sum_ss, sum_se = _sums(torch.stack([s, e, s * s, s * e]), 2 * REACH + 1)
+    sum_s, sum_e, sum_ss, sum_se = sums(torch.stack([s, e, s * s, s * e]), 2 * REACH + 1)
     covariance = sum_se.mul_(WINDOW).addcmul_(sum_s, sum_e, value=-1).add_(EPSILON)
     variance = sum_ss.mul_(WINDOW).addcmul_(sum_s, sum_s, value=-1).add_(EPSILON)
     slope = covariance.float().mul_(ONE).div_(variance.float()).add_(0.5).floor_()
     return slope.clamp_(-ZERO, 255 - ZERO).int().add_(ZERO)
 
 
-def _beyond(x: Tensor, reach: int) -> Tensor:
+def beyond(x: Tensor, reach: int) -> Tensor:
     """[n, H, W, 3] with `reach` more pixels on every side."""
     for axis in (1, 2):
         length = x.shape[axis]
@@ -101,7 +101,7 @@ def _beyond(x: Tensor, reach: int) -> Tensor:
     return x
 
 
-def _sums(x: Tensor, count: int) -> Tensor:
+def sums(x: Tensor, count: int) -> Tensor:
     """Sums over squares of `count` = 2^k - 1 neighbours, [..., H, W, 3], by doubling."""
     for axis in (-3, -2):
         length = x.shape[axis] - count + 1

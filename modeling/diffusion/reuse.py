@@ -5,22 +5,22 @@ B batch, T tokens of a chunk, K kept tokens.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
+
+from modeling.config import Scope
 
 
 class Reuse:
     """What one forward recomputes (`tokens`, [K], None for all) and where it keeps its outputs.
 
-    `scope` is what a token that is left out skips. `outputs` [layers, B, T, dim] holds each layer's
-    self-attention output before its gate. `fixed_size`: all chunks keep equally many tokens, listed
-    at the same place in memory.
+    `scope` is what a token that is left out skips. `outputs` [layers, B, T, dim] holds what it
+    names put out in each layer, before its gate. `fixed_size`: all chunks keep equally many tokens,
+    listed at the same place in memory.
     """
 
     def __init__(
         self,
-        scope: Literal["attention", "block"],
+        scope: Scope,
         outputs: Tensor,
         tokens: Tensor | None,
         *,
@@ -36,8 +36,13 @@ class Reuse:
         """Whether nothing at all is to be computed."""
         return self.scope == "block" and self.tokens is not None and len(self.tokens) == 0
 
+    @property
+    def attending(self) -> Tensor | None:
+        """The tokens [K] that self-attention is computed of; None is all."""
+        return None if self.scope == "feedforward" else self.tokens
+
     def exchange(self, layer: int, output: Tensor) -> Tensor:
-        """Self-attention outputs of the tokens computed, [B, T or K, dim], to those of all T.
+        """Outputs of the tokens computed, [B, T or K, dim], to those of all T.
 
         A dense step's outputs are stored; a pruned step's are put among the stored ones, which
         stay as they are.

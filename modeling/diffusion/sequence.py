@@ -107,11 +107,13 @@ class Shared:
         self.split = by_latents(self.sequence, self.frames, self.latent_tokens, device)
         self.attending = self.split
         reuse = self.whole.reuse
-        if reuse is not None and reuse.scope == "attention":
+        if reuse is not None and reuse.scope != "block":
             own = self.split.own
             local = None
             if reuse.tokens is not None:
-                self.attending, local = self._kept(reuse.tokens)
+                kept, local = self._kept(reuse.tokens)
+                if reuse.attending is not None:
+                    self.attending = kept
             self.reuse = _OwnReuse(reuse, own, local)
         elif reuse is not None and reuse.tokens is not None:
             indices = torch.arange(len(reuse.tokens), device=device)

@@ -247,17 +247,25 @@ class Block(nn.Module):
     ) -> Tensor:
         """x [B, T, dim], modulation [B, F or 1, 6, dim] -> x."""
         reuse = visible.reuse
-        kept = reuse.tokens if reuse is not None and reuse.scope == "attention" else None
+        scope = None if reuse is None else reuse.scope
+        kept = None if reuse is None or scope == "block" else reuse.tokens
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + modulation).unbind(2)
         h = modulate(self.norm1(x), shift1, scale1)
-        q, k, v = self.self_attn.project(h if kept is None else h[:, kept])
+        if kept is not None and scope == "attention":
+            h = h[:, kept]
+        q, k, v = self.self_attn.project(h)
         y = visible.attend(layer, rotate(q, rope), rotate(k, rope), v)
         y = self.self_attn.o(y.flatten(2))
-        if reuse is not None and reuse.scope == "attention":
+        if reuse is not None and scope == "attention":
             y = reuse.exchange(layer, y)
         x = add_gated(x, y, gate1)
         x = x + self.cross_attn(self.norm3(x).to(x.dtype), text)
-        y = self.ffn(modulate(self.norm2(x), shift2, scale2))
+        h = modulate(self.norm2(x), shift2, scale2)
+        if kept is not None and scope == "feedforward":
+            h = h[:, kept]
+        y = self.ffn(h)
+        if reuse is not None and scope == "feedforward":
+            y = reuse.exchange(layer, y)
         return add_gated(x, y, gate2)
 
 

@@ -36,7 +36,7 @@ def _forward(
 ) -> Tensor:
     """`Block.forward`; x [B, T, dim], modulation [B, F or 1, 6, dim]."""
     reuse = visible.reuse
-    if reuse is not None and reuse.scope == "attention":  # two kinds of tokens in one block
+    if reuse is not None and reuse.scope != "block":  # two kinds of tokens in one block
         return Block.forward(block, x, modulation, text, visible, layer, rope)
     batch, tokens, dim = x.shape
     modulations = (block.modulation + modulation).unbind(2)  # each [B, F or 1, dim]

@@ -142,27 +142,32 @@ class FusedTransformer:
         """All layers; the result is x + gate * y, with the sum left to whoever needs it next."""
         modulation = self._modulation + self._net.time_projection(time).view(1, 6, -1)
         kept = None if reuse is None else reuse.tokens
-        stores = reuse is not None and reuse.scope == "attention"
+        scope = None if reuse is None else reuse.scope
+        attending = None if reuse is None else reuse.attending
         y: Tensor | None = None
         gate: Tensor | None = None
         norms = partial(add_norm, eps=self._eps, fp8=bool(self._fp8))
         for layer, block in enumerate(self._net.layers()):
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation[layer]
             x, h = norms(x, y, gate, scale1, shift1, modulated=True)
-            if stores and kept is not None:
+            if kept is not None and scope == "attention":
                 h = h.rows(kept) if isinstance(h, Fp8) else h[kept]
-            q, keys, values = self._project(layer, h, kept, cache)
+            q, keys, values = self._project(layer, h, attending, cache)
             if keys_only and layer == len(self._modulation) - 1:
                 return x, x, gate2  # what is left to compute is for the output only
             attn = block.self_attn
             y = attn.o(attend(q, keys, values).flatten(1))
-            if stores and reuse is not None:
+            if reuse is not None and scope == "attention":
                 y = reuse.exchange(layer, y[None])[0]
             norm = block.norm3
             x, h = norms(x, y, gate1, norm.weight, norm.bias, modulated=False)
             y = self._cross(layer, block.cross_attn, h, text)
             x, h = norms(x, y, None, scale2, shift2, modulated=True)
+            if kept is not None and scope == "feedforward":
+                h = h.rows(kept) if isinstance(h, Fp8) else h[kept]
             y, gate = self._feed_forward(layer, block.ffn, h), gate2
+            if reuse is not None and scope == "feedforward":
+                y = reuse.exchange(layer, y[None])[0]
         assert y is not None
         assert gate is not None
         return x, y, gate

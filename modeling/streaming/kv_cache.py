@@ -179,8 +179,8 @@ class Cached:
                 f"{self.cache.chunk_latents} latents of {self.cache.grid[0]}x{self.cache.grid[1]}"
             )
         rope, reuse = self.cache.rope, self.reuse
-        if reuse is not None and reuse.tokens is not None:
-            return rope.select(reuse.tokens)
+        if reuse is not None and reuse.attending is not None:
+            return rope.select(reuse.attending)
         return rope
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 In the pruned steps only the tokens that a policy (`policies.POLICIES`) keeps are recomputed. Most
 policies read them off the chunk before: where its edited latents differ most from the source. A
 pruned token then skips self-attention (`scope="attention"`: its output of the last full step stands
-in, as published) or the whole transformer (`scope="block"`: its clean estimate of the step before
-stands in). A policy that follows (`streaming.follow`) reads them off the first step of the chunk
-itself; what it does not keep is not edited, so it skips the whole transformer and the source stands
-in: how many tokens that are is the picture's business, from none to all.
+in, as published), the feed-forward layer (`scope="feedforward"`: likewise) or the whole transformer
+(`scope="block"`: its clean estimate of the step before stands in). A policy that follows
+(`streaming.follow`) reads them off the first step of the chunk itself; what it does not keep is not
+edited, so it skips the whole transformer and the source stands in: how many tokens that are is the
+picture's business, from none to all.
 
 B batch, F latents of a chunk, C channels, H x W latent size, K kept tokens.
 """
@@ -41,7 +42,7 @@ class MaskCache:
         self.policy = POLICIES[config.policy]
         self.grid = (chunk_latents, latent_height // PATCH, latent_width // PATCH)
         self.token_count = self.grid[0] * self.grid[1] * self.grid[2]
-        stored = transformer.num_layers if config.scope == "attention" else 0
+        stored = 0 if config.scope == "block" else transformer.num_layers
         self._outputs = torch.zeros(
             stored, 1, self.token_count, transformer.dim, device=device, dtype=dtype
         )
@@ -104,7 +105,7 @@ class MaskCache:
             return None
         if step in self.config.pruned_steps:
             return self._reuse(self.tokens, fixed_size=self.policy.fixed_size)
-        if self.config.scope == "attention" and step + 1 in self.config.pruned_steps:
+        if self.config.scope != "block" and step + 1 in self.config.pruned_steps:
             return self._reuse(None, fixed_size=True)
         return None
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infra.runtime.errors import UserError
+from modeling.detail.gate import only_edited
 from modeling.detail.resample import Resize
 from modeling.detail.transfer import Transfer
 from modeling.geometry import SPATIAL_STRIDE, padded_latent_size
@@ -71,7 +72,8 @@ class Picture:
             return self._studio.resize(edit, *self.size, "bicubic")
         large, self._large = torch.cat(self._large)[:count], []
         reproduced, self.reproducer = self._studio.vae.decode(source, self.reproducer)
-        return self._studio.transfer(large, self._frames(reproduced, count), edit)
+        seen = self._frames(reproduced, count)
+        return self._studio.transfer(large, seen, only_edited(seen, edit))
 
     def _frames(self, pixels: Tensor, count: int) -> Tensor:
         """[1, n, 3, padded h, padded w] in [-1, 1] -> uint8 [count, h, w, 3]."""

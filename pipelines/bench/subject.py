@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from infra.runtime.errors import UserError
-from modeling.config import MaskCacheConfig, ModelConfig, TextConfig, VaeConfig
+from modeling.config import MaskCacheConfig, ModelConfig, Scope, TextConfig, VaeConfig
 from modeling.detail.resample import resize
 from modeling.detail.transfer import transfer
 from modeling.detail.work_size import work_size
@@ -40,7 +40,7 @@ class BenchOptions:
     no_cache: bool = False
     policy: Literal["published", "budget"] | None = None
     keep_ratio: float | None = None
-    scope: Literal["attention", "block"] | None = None
+    scope: Scope | None = None
     pruned_steps: tuple[int, ...] | None = None
     fp8: bool = False
     work_size: str = "full"  # at which the model sees frames of `size`

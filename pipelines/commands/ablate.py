@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands.benchmark import print_table
+from infra.runtime.errors import UserError
+from pipelines.commands.benchmark import BENCH, check_published, print_table
 from pipelines.commands.show import bar, console
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.judges import Judge
 
 
 def ablate(
@@ -16,47 +20,50 @@ def ablate(
         str,
         typer.Argument(help="A model directory, models:/NAME@ALIAS, or runs/X/models (stages=)."),
     ],
-    words: Annotated[
-        list[str],
-        typer.Argument(metavar="KEY=A,B,C...", help="What varies, and settings of the benchmark."),
+    dataset: Annotated[
+        str, typer.Argument(help="A dataset of pairs: a folder or s3://...; or bench.")
     ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=A,B,C...", help="What varies, and settings of the evaluation."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of table, plot and every number.")] = Path(
         "runs/ablation"
     ),
     track: Annotated[bool, typer.Option(help="Log a run for each variant to MLflow.")] = True,
 ) -> None:
-    """Measure every combination on the same clips of LiveEdit-Bench, against the first.
+    """Measure every combination on the same clips, against the first.
 
-    Varies: cache (none, published, attention, block, follow), keep, pruned (1+2), threshold,
-    dilate, steps, window, sinks, seed, work_size, detail, stages. Settings as for `evaluate MODEL
-    bench`: half, every, long, size, footage.
+    Varies: cache (none, published, attention, feedforward, block, follow), keep, pruned (1+2),
+    threshold, dilate, steps, window, sinks, seed, work_size, detail, stages. Settings as for
+    `evaluate MODEL DATASET`: clips, seed, success_db; for bench half, every, long, size, footage.
     """
-    from pipelines.config.ablation import parse_grid
-    from pipelines.config.benchmark import BenchConfig
-    from pipelines.config.load import load_section
+    from pipelines.config.ablation import ALSO_SETTINGS, parse_grid
     from pipelines.evaluation.ablation import ablate as run
     from pipelines.evaluation.ablation import log_reports, markdown, plot, table
-    from pipelines.evaluation.bench.run import chosen
     from pipelines.tracking.records import write_json
     from pipelines.tracking.registry import locate
 
-    grid = parse_grid(words)
-    config = load_section(BenchConfig, grid.settings)
+    if "=" in dataset:
+        raise UserError(f"{dataset} is no dataset; name one after the model, or bench")
+    words = words or []
+    grid = parse_grid(words, ALSO_SETTINGS if dataset == BENCH else ("seed",))
+    judge = _judge(dataset, grid.settings)
     with_stages = any("stages" in variant for variant in grid.variants)
     place = Path(model) if with_stages else Path(locate(model))
-    with bar("clips", len(grid.variants) * len(chosen(config))) as (progress, task):
+    with bar("clips", len(grid.variants) * judge.clips) as (progress, task):
 
-        def show(name: str, judged: Any) -> None:
+        def show(name: str) -> None:
             progress.update(task, advance=1, note=name)
 
         def done(report: dict[str, Any]) -> None:
             if not console.is_terminal:
                 console.print(f"done: {report['variant']}", soft_wrap=True)
 
-        reports = run(place, grid, config, on_clip=show, on_variant=done)
+        reports = run(place, grid, judge, on_clip=show, on_variant=done)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "ablation.json", {"reports": reports})
-    command = f"liveedit ablate {model} {' '.join(words)}"
+    command = f"liveedit ablate {model} {dataset} {' '.join(words)}"
     text = f"`{command}`: {reports[0]['made']}\n\n{markdown(reports)}"
     (out / "ablation.md").write_text(text, encoding="utf-8")
     plot(reports, out / "ablation.png")
@@ -65,3 +72,16 @@ def ablate(
     if track:
         files = [out / name for name in ("ablation.json", "ablation.md", "ablation.png")]
         console.print(log_reports(command, reports, files), markup=False, soft_wrap=True)
+
+
+def _judge(dataset: str, settings: tuple[str, ...]) -> Judge:
+    from pipelines.config.benchmark import BenchConfig
+    from pipelines.config.load import load_section
+    from pipelines.config.pipeline import EvaluateConfig
+    from pipelines.evaluation.judges import Bench, Pairs
+
+    if dataset != BENCH:
+        return Pairs(dataset, load_section(EvaluateConfig, settings))
+    config = load_section(BenchConfig, settings)
+    check_published(config)
+    return Bench(config)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from infra.runtime.errors import UserError
+from modeling.config import Scope
 from pipelines.commands.bench_detail import bench_detail
 from pipelines.commands.bench_serve import bench_serve
 from pipelines.commands.bench_train import bench_train
@@ -76,7 +77,7 @@ def bench_stream(
         typer.Option(help="How the mask cache chooses tokens.", show_default="the model's"),
     ] = None,
     scope: Annotated[
-        Literal["attention", "block"] | None,
+        Scope | None,
         typer.Option(help="What a pruned token skips.", show_default="the model's"),
     ] = None,
     pruned_steps: Annotated[

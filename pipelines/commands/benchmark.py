@@ -38,6 +38,7 @@ def judge(
     config = load_section(BenchConfig, overrides)
     others = [read_report(path) for path in beside]
     system = _system(model, outputs, config)
+    check_published(config)
     judged: list[Judged] = []
     with bar("clips", len(chosen(config))) as (progress, task):
 
@@ -65,6 +66,16 @@ def judge(
         from pipelines.evaluation.bench.tracked import log_report
 
         console.print(log_report(report, files), markup=False, soft_wrap=True)
+
+
+def check_published(config: BenchConfig) -> None:
+    """Refuse, before anything is edited, clips that are not the published ones."""
+    from pipelines.evaluation.bench.run import check_clips, chosen, has_checksums
+
+    if not config.published or not has_checksums(config):
+        return
+    with bar("checksums", len(chosen(config))) as (progress, task):
+        check_clips(config, on_clip=lambda: progress.advance(task))
 
 
 def read_report(path: Path) -> dict[str, Any]:

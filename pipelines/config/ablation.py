@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -16,6 +16,7 @@ CACHES: dict[str, dict[str, Any] | None] = {
     "none": None,
     "published": {"policy": "published", "scope": "attention"},
     "attention": {"policy": "budget", "scope": "attention"},
+    "feedforward": {"policy": "budget", "scope": "feedforward"},
     "block": {"policy": "budget", "scope": "block"},
     "follow": {"policy": "follow", "scope": "block"},
 }
@@ -58,13 +59,13 @@ class Grid:
     settings: tuple[str, ...]
 
 
-def parse_grid(words: Iterable[str]) -> Grid:
+def parse_grid(words: Iterable[str], also_settings: Sequence[str] = ALSO_SETTINGS) -> Grid:
     """`cache=none,follow steps=1,4 clips=8` -> four variants and clips=8. Raises ConfigError."""
     axes: dict[str, list[Any]] = {}
     settings = []
     for word in words:
         name, _, values = word.partition("=")
-        if name not in AXES or (name in ALSO_SETTINGS and "," not in values):
+        if name not in AXES or (name in also_settings and "," not in values):
             settings.append(word)
             continue
         try:

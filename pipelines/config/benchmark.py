@@ -23,6 +23,7 @@ class BenchConfig:
     long: bool = True  # the four clips of 60 s too
     size: str = "224x128"  # width x height; checksums are published for this size
     footage: str | None = None  # folder to film instead of the shipped one (its held-out files)
+    published: bool = True  # refuse clips that are not the published ones to the pixel
     seed: int = 0  # of the streams' noise
     work_size: str = "native"  # at which the model sees the clips (modeling.detail.work_size)
     detail: bool = True  # give edits the source's own detail

@@ -17,11 +17,9 @@ from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
 from modeling.model_dir import load_model
 from pipelines.config.ablation import Grid, Variant, label, stream_of
-from pipelines.config.benchmark import BenchConfig
 from pipelines.evaluation.bench.intervals import mean_with_interval
-from pipelines.evaluation.bench.run import Judged, run
-from pipelines.evaluation.bench.systems import OurModel
 from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
+from pipelines.evaluation.judges import Judge
 from pipelines.tracking.tracker import Tracker, check_reachable
 
 COLUMNS = (  # metric, heading, decimals
@@ -52,29 +50,23 @@ def variant_editor(model: Path, variant: Variant) -> StreamingEditor:
 def ablate(
     model: Path,
     grid: Grid,
-    config: BenchConfig,
+    judge: Judge,
     *,
-    on_clip: Callable[[str, Judged], None] = lambda variant, judged: None,
+    on_clip: Callable[[str], None] = lambda variant: None,
     on_variant: Callable[[dict[str, Any]], None] = lambda report: None,
 ) -> list[dict[str, Any]]:
-    """A report of the benchmark for each variant, with its name (`variant`) and, in `against`, what
-    it loses and spares against the first on the same clips."""
+    """A report for each variant, with its name (`variant`) and, in `against`, what it loses and
+    spares against the first on the same clips."""
     reports: list[dict[str, Any]] = []
     for variant in grid.variants:
         editor = variant_editor(model, variant)
-        system = OurModel(
-            editor,
-            variant.get("seed", config.seed),
-            variant.get("work_size", config.work_size),
-            variant.get("detail", config.detail),
-        )
         name = label(variant)
-        report = run(system, config, on_clip=partial(on_clip, name))
+        report = judge.judge(editor, variant, partial(on_clip, name))
         report["variant"] = name
         report["forwards"] = len(editor.timesteps) + 1  # the steps and the refresh
         baseline = reports[0] if reports else report
         share = skipped_work(editor.config)
-        report["against"] = compare(baseline, report, share, config.resamples)
+        report["against"] = compare(baseline, report, share, judge.resamples)
         reports.append(report)
         on_variant(report)
     return reports
@@ -97,17 +89,20 @@ def compare(
 def skipped_work(config: ModelConfig) -> float:
     """Share of a token's multiplications in a forward that a pruned token is spared.
 
-    With scope "attention" its projections and attention over the full window; text and feed-forward
-    run for every token.
+    With scope "attention" its projections and attention over the full window, with "feedforward"
+    those two layers; the rest runs for every token.
     """
     cache, sizes, stream = config.stream.mask_cache, config.transformer, config.stream
     if cache is None or cache.scope == "block":
         return 1.0
     dim = sizes.dim
     keys = stream.window_latents * (stream.height // 16) * (stream.width // 16)
-    own = 4 * dim * dim + 2 * keys * dim
-    rest = 2 * dim * dim + 2 * sizes.text_tokens * dim + 2 * dim * sizes.ffn_dim
-    return own / (own + rest)
+    text = 2 * dim * dim + 2 * sizes.text_tokens * dim
+    layers = {
+        "attention": 4 * dim * dim + 2 * keys * dim,
+        "feedforward": 2 * dim * sizes.ffn_dim,
+    }
+    return layers[cache.scope] / (sum(layers.values()) + text)
 
 
 def log_reports(command: str, reports: list[dict[str, Any]], files: list[Path]) -> str:

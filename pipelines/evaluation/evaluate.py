@@ -57,10 +57,12 @@ def evaluate(
     config: EvaluateConfig,
     *,
     on_clip: Callable[[EditedClip], None] = lambda clip: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Edit the pairs of `dataset` and compare; returns the report as JSON values.
 
-    `on_clip` sees every edited clip, one at a time, in the dataset's order.
+    `on_clip` sees every edited clip, one at a time, in the dataset's order; `options` are those of
+    `edit_clip`.
     """
     info = read_dataset_info(dataset)
     if info.kind != "pairs":
@@ -73,7 +75,7 @@ def evaluate(
     for batch in loader(
         dataset, batch_size=1, rank=0, world_size=1, seed=0, shuffle=False, epochs=1
     ):
-        clip = edit_pair(editor, batch, config)
+        clip = edit_pair(editor, batch, config, **options)
         clips.append({"instruction": clip.instruction, **clip.metrics})
         on_clip(clip)
         if len(clips) == config.clips:
@@ -92,14 +94,16 @@ def evaluate(
     }
 
 
-def edit_pair(editor: StreamingEditor, batch: dict[str, Any], config: EvaluateConfig) -> EditedClip:
+def edit_pair(
+    editor: StreamingEditor, batch: dict[str, Any], config: EvaluateConfig, **options: Any
+) -> EditedClip:
     """Stream the one pair of `batch` through the editor and measure the result."""
     from pipelines.evaluation.metrics import clip_metrics
 
     source, truth, mask = (np.asarray(batch[name][0]) for name in ("source", "target", "mask"))
     instruction = str(batch["instruction"][0])
     frames, height, width, _ = source.shape
-    chunks, seconds = edit_clip(editor, source, instruction, config.seed)
+    chunks, seconds = edit_clip(editor, source, instruction, config.seed, **options)
     edit = np.concatenate([chunk.frames for chunk in chunks])
     recomputed = np.concatenate(
         [

@@ -88,8 +88,10 @@ def grow(region: Tensor, pixels: int) -> Tensor:
     """`region [F, H, W]` with `pixels` added on every side."""
     if not pixels:
         return region
-    size = 2 * pixels + 1
-    return max_pool2d(region[:, None].float(), size, stride=1, padding=pixels)[:, 0].bool()
+    grown = region[:, None].float()
+    for side in ((2 * pixels + 1, 1), (1, 2 * pixels + 1)):  # a square, one axis at a time
+        grown = max_pool2d(grown, side, stride=1, padding=(side[0] // 2, side[1] // 2))
+    return grown[:, 0].bool()
 
 
 def summary(clips: Sequence[dict[str, float]], success_db: float) -> dict[str, float]:

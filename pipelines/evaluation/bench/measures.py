@@ -133,8 +133,9 @@ def _add_stretch(
     add("edited", (e - t).square()[new], inside[new])
     add("source", (s - t).square()[new], inside[new])
     add("background", (e - s).square()[new], outside[new])
-    add("edited_ssim", ssim_map(e[new], t[new]), inside[new])
-    add("background_ssim", ssim_map(e[new], s[new]), outside[new])
+    for name, other, region in (("edited", t, inside), ("background", s, outside)):
+        if region[new].any():  # the SSIM is most of a measurement's time
+            add(f"{name}_ssim", ssim_map(e[new], other[new]), region[new])
     everywhere = torch.ones_like(inside[new])
     add("edit_gradient", _gradient(e[new]), everywhere[:, 1:, 1:])
     add("truth_gradient", _gradient(t[new]), everywhere[:, 1:, 1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,14 @@ import numpy as np
 from data.bench.cases import CASES, FPS, HALVES, VERSION, Case
 from data.bench.clip import OWN_FOOTAGE, SIZE, BenchClip, make_clip, published_checksums
 from data.footage.material import Footage, footage_hash, prepare
+from infra.runtime.errors import UserError
 from pipelines.config.benchmark import BenchConfig
 from pipelines.evaluation.bench.intervals import groups, with_success
 from pipelines.evaluation.bench.measures import measure, psnr_by_second
 from pipelines.evaluation.bench.systems import System
 
 KEPT_SHARE = 0.01  # of blocks that may change where nothing was to be done
+MAKERS = ("numpy", "pillow", "av")  # whose versions may move a pixel of a clip
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,23 @@ def clips(config: BenchConfig) -> Iterator[BenchClip]:
     with _footage(config) if natural else _none() as footage:
         for case in cases:
             yield make_clip(case, footage, config.shape)
+
+
+def check_clips(config: BenchConfig, *, on_clip: Callable[[], None] = lambda: None) -> None:
+    """Make the chosen clips once and compare them with `data/bench/checksums.json`, before hours
+    are spent on them. UserError that names those which differ, and what to do."""
+    made: dict[str, str] = {}
+    for clip in clips(config):
+        made[clip.case.name] = clip.checksum()
+        on_clip()
+    if wrong := not_published(made):
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in MAKERS)
+        raise UserError(
+            f"{len(wrong)} of {len(made)} clips are not the published ones ({_some(wrong)}), so "
+            f"their figures compare with no table. Other versions of what makes them (here "
+            f"{versions}) round otherwise: install those of constraints.txt, or measure all the "
+            "same with published=false; the report then says so"
+        )
 
 
 def run(
@@ -95,15 +115,28 @@ def checksum_line(made: dict[str, str], config: BenchConfig) -> str:
         return f"{count}, filmed from {config.footage}: figures of this footage alone"
     if config.shape != SIZE:
         return f"{count} at {config.size}: checksums are published for {SIZE[1]}x{SIZE[0]} only"
-    published = published_checksums()
-    differ = [name for name, checksum in made.items() if published[name] != checksum]
-    if differ:
+    if differ := not_published(made):
         return (
             f"{count}; {len(differ)} differ from the published ones in some pixels "
-            f"({', '.join(differ[:3])}{' ...' if len(differ) > 3 else ''}): another version of "
-            "NumPy, Pillow or FFmpeg rounds otherwise; compare with care"
+            f"({_some(differ)}): another version of NumPy, Pillow or FFmpeg rounds otherwise; "
+            "compare with care"
         )
     return f"{count}, each with the published checksum"
+
+
+def has_checksums(config: BenchConfig) -> bool:
+    """Whether checksums are published for the clips that `config` makes."""
+    return config.footage is None and config.shape == SIZE
+
+
+def not_published(made: dict[str, str]) -> list[str]:
+    """The clips, name: checksum, that are not as published."""
+    published = published_checksums()
+    return [name for name, checksum in made.items() if published[name] != checksum]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 @contextmanager

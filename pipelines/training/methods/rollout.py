@@ -155,7 +155,8 @@ def rollout_flops(
     """
     chunk, mask = stream.chunk_latents, stream.mask_cache
     kept = 1.0
-    if mask and step in mask.pruned_steps and not POLICIES[mask.policy].follows:
+    counted = mask and mask.scope != "feedforward"  # whose share is counted whole
+    if mask and counted and step in mask.pruned_steps and not POLICIES[mask.policy].follows:
         kept = mask.keep_ratio
     made: list[float] = []
     for end in range(chunk, frames + chunk, chunk):

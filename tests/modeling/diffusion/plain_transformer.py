@@ -23,12 +23,12 @@ class Seen(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """What a pruned step computes: the tokens `kept`, [K]. With scope "attention", `full` are the
-    self-attention outputs [T, dim] of every layer in the last step without pruning."""
+    """What a pruned step computes: the tokens `kept`, [K]. With scope "attention" or "feedforward",
+    `full` are every layer's outputs [T, dim] of both, in this order, in the last full step."""
 
     scope: str
     kept: Tensor
-    full: list[Tensor]
+    full: list[tuple[Tensor, Tensor]]
 
 
 def forward(
@@ -40,12 +40,12 @@ def forward(
     before: Sequence[tuple[int, list[Seen]]],
     place: int,
     pruned: Pruned | None = None,
-) -> tuple[Tensor, list[Seen], list[Tensor]]:
+) -> tuple[Tensor, list[Seen], list[tuple[Tensor, Tensor]]]:
     """Velocity [F, C, H, W] of noisy and source `latents` [F, 2 * C, H, W] at timestep `t`.
 
     `text` is [L, text_dim]. `before` are the chunks that this one sees, each with the RoPE time of
     its first latent; this one's is `place`. Also gives what later chunks see of this one, and the
-    self-attention outputs, both by layer.
+    outputs of self-attention and feed-forward, both by layer.
     """
 
     def linear(name: str, x: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def forward(
     text = linear("text_embedding.0", F.pad(text, (0, 0, 0, config.text_tokens - len(text))))
     text = linear("text_embedding.2", F.gelu(text, approximate="tanh"))
 
-    some = slice(None) if pruned is None else pruned.kept
+    some = slice(None) if pruned is None or pruned.scope == "feedforward" else pruned.kept
     if pruned and pruned.scope == "block":
         x = x[some]
     seen, outputs = [], []
@@ -96,15 +96,20 @@ def forward(
         y = attend(rotate(q, place, grid, some), torch.cat(keys), torch.cat(values))
         y = linear(f"{name}.self_attn.o", y)
         if pruned and pruned.scope == "attention":
-            y = pruned.full[layer].index_copy(0, pruned.kept, y)
+            y = pruned.full[layer][0].index_copy(0, pruned.kept, y)
         seen.append(Seen(k, v))
-        outputs.append(y)
+        attended = y
         x = x + gate1 * y
         h = norm(x) * weights[f"{name}.norm3.weight"] + weights[f"{name}.norm3.bias"]
         k, v = (heads(f"{name}.cross_attn.{kind}", text) for kind in "kv")
         x = x + linear(f"{name}.cross_attn.o", attend(heads(f"{name}.cross_attn.q", h), k, v))
         h = linear(f"{name}.ffn.0", norm(x) * (1 + scale2) + shift2)
-        x = x + gate2 * linear(f"{name}.ffn.2", F.gelu(h, approximate="tanh"))
+        y = linear(f"{name}.ffn.2", F.gelu(h, approximate="tanh"))
+        if pruned and pruned.scope == "feedforward":
+            dropped = torch.ones(len(y), dtype=torch.bool).index_fill(0, pruned.kept, False)
+            y = torch.where(dropped[:, None], pruned.full[layer][1], y)
+        outputs.append((attended, y))
+        x = x + gate2 * y
 
     shift, scale = weights["head.modulation"][0] + time
     x = linear("head.head", norm(x) * (1 + scale) + shift)

@@ -86,8 +86,9 @@ def forwards(
         MaskCacheConfig(policy="budget", scope="attention"),
         MaskCacheConfig(policy="budget", scope="block", pruned_steps=(1, 2)),
         MaskCacheConfig(policy="published", scope="attention"),
+        MaskCacheConfig(policy="budget", scope="feedforward"),
     ],
-    ids=["attention", "block", "published"],
+    ids=["attention", "block", "published", "feedforward"],
 )
 def test_transformer(
     networks: tuple[Transformer, Transformer], config: MaskCacheConfig, height: int, width: int

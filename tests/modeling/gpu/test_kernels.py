@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.config import MaskCacheConfig, TransformerConfig, VaeConfig
+from modeling.config import MaskCacheConfig, Scope, TransformerConfig, VaeConfig
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import Rope, rope_table, rotate, time_shift
 from modeling.diffusion.transformer import TextKV, Transformer
@@ -233,10 +233,11 @@ class FusedForward:
         self._cache.commit()
 
 
-@pytest.mark.parametrize(("scope", "policy"), [("attention", "published"), ("block", "budget")])
-def test_transformer(
-    scope: Literal["attention", "block"], policy: Literal["budget", "published"]
-) -> None:
+@pytest.mark.parametrize(
+    ("scope", "policy"),
+    [("attention", "published"), ("feedforward", "budget"), ("block", "budget")],
+)
+def test_transformer(scope: Scope, policy: Literal["budget", "published"]) -> None:
     """Dense, storing, pruned and refresh forwards while the window fills, is full and rolls."""
     from modeling.gpu.transformer import FusedTransformer
 

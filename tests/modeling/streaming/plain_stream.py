@@ -118,7 +118,7 @@ class PlainStream:
 
     def _forward(
         self, x: Tensor, source: Tensor, t: float, prompt: str, pruned: Pruned | None = None
-    ) -> tuple[Tensor, list[Seen], list[Tensor]]:
+    ) -> tuple[Tensor, list[Seen], list[tuple[Tensor, Tensor]]]:
         settings, chunk = self.config.stream, len(self.past)
         places = [*self._visible(chunk), chunk]
         before = [self.past[i].seen for i in places[:-1]]

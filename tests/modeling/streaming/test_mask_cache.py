@@ -102,7 +102,7 @@ def test_budget_policy_keeps_exactly_its_share() -> None:
 
 
 @pytest.mark.parametrize("policy", ["published", "budget"])
-@pytest.mark.parametrize("scope", ["attention", "block"])
+@pytest.mark.parametrize("scope", ["attention", "feedforward", "block"])
 def test_keeping_all_equals_dense(transformer: Transformer, policy: str, scope: str) -> None:
     mask = mask_cache(policy=policy, scope=scope, keep_ratio=1.0)
     mask.observe(*latents(CHUNK, seed=7))
@@ -135,7 +135,7 @@ def test_pruned_tokens_keep_the_last_full_output(transformer: Transformer) -> No
     assert torch.equal(full._outputs[1], stored)
 
 
-@pytest.mark.parametrize("scope", ["attention", "block"])
+@pytest.mark.parametrize("scope", ["attention", "feedforward", "block"])
 def test_pruned_steps_leave_no_trace_in_a_rolling_window(
     transformer: Transformer, scope: str
 ) -> None:

@@ -90,7 +90,7 @@ def mask_caches(steps: int) -> st.SearchStrategy[MaskCacheConfig | None]:
     return st.none() | st.builds(
         MaskCacheConfig,
         policy=st.sampled_from(["published", "budget"]),
-        scope=st.sampled_from(["attention", "block"]),
+        scope=st.sampled_from(["attention", "feedforward", "block"]),
         keep_ratio=st.sampled_from([0.1, 0.3, 0.5, 0.8, 1.0]),
         pruned_steps=st.sets(st.integers(1, steps - 1)).map(sorted).map(tuple),
     )

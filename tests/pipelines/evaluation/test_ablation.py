@@ -10,7 +10,10 @@ import pytest
 from modeling.config import MaskCacheConfig, ModelConfig
 from pipelines.config.ablation import label, parse_grid, stream_of
 from pipelines.config.merge import ConfigError
-from pipelines.evaluation.ablation import compare, skipped_work, variant_editor
+from pipelines.config.pipeline import EvaluateConfig
+from pipelines.evaluation.ablation import ablate, compare, skipped_work, table, variant_editor
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.judges import Pairs
 from tests.known_editors import CONFIG, write_known_model
 from tests.pipelines.commands.test_cli import Liveedit, liveedit
 
@@ -44,7 +47,7 @@ def test_what_does_nothing_is_not_measured_twice() -> None:
     ("words", "message"),
     [
         (["every=5"], "nothing is varied"),
-        (["cache=feedforward"], "cache=feedforward is none of none, published"),
+        (["cache=both"], "cache=both is none of none, published"),
         (["steps=four"], "steps=four: invalid literal"),
     ],
 )
@@ -65,6 +68,7 @@ def test_variants_of_a_stream() -> None:
         policy="published", keep_ratio=0.1
     )
     assert stream(cache="block").mask_cache == MaskCacheConfig(scope="block")
+    assert stream(cache="feedforward").mask_cache == MaskCacheConfig(scope="feedforward")
     follow = stream(cache="follow", threshold=0.5, dilate=0).mask_cache
     assert (follow.policy, follow.scope, follow.threshold, follow.dilate) == (
         "follow", "block", 0.5, 0,
@@ -94,6 +98,8 @@ def test_work_that_a_pruned_token_is_spared() -> None:
     own = 4 * 132**2 + 2 * 288 * 132
     rest = 2 * 132**2 + 2 * 24 * 132 + 2 * 132 * 8
     assert skipped_work(model_config(scope="attention")) == pytest.approx(own / (own + rest))
+    found = skipped_work(model_config(scope="feedforward"))
+    assert found == pytest.approx(2 * 132 * 8 / (own + rest))
 
 
 def rows(*gains: float, computed: float) -> dict[str, Any]:
@@ -124,10 +130,34 @@ def test_a_variant_is_the_model_with_another_stream(tmp_path: Path) -> None:
     assert pruned.mask_cache.policy == "follow"
 
 
+def test_on_pairs_of_a_dataset(tiny_model: Path, heldout: str) -> None:
+    judge = Pairs(heldout, EvaluateConfig(clips=5))
+    grid = parse_grid(["cache=none,block", "work_size=1/2", "clips=5"], ("seed",))
+    assert grid.settings == ("clips=5",)
+    seen: list[str] = []
+    reports = ablate(tiny_model, grid, judge, on_clip=seen.append)
+    assert judge.clips == 2
+    assert seen == ["cache=none work_size=1/2"] * 2 + ["cache=block work_size=1/2"] * 2
+    assert [row["name"] for row in reports[0]["clips"]] == ["0", "1"]
+    assert all(row["success"] == (row["gain"] >= 4) for row in reports[0]["clips"])
+    assert reports[0]["overall"]["pairs"]["recomputed"]["mean"] == 1
+    assert reports[1]["against"]["skipped"]["mean"] > 0
+    assert "2 pairs of" in reports[0]["made"]
+    assert table(reports)[1][0][0] == "cache=none work_size=1/2"
+    editor = variant_editor(tiny_model, {"cache": "none"})
+    whole, half = (
+        evaluate(editor, heldout, judge.config, work_size=size)["clips"][0]["gain"]
+        for size in ("full", "1/2")
+    )
+    assert whole != half == reports[0]["clips"][0]["gain"]
+
+
 def test_from_the_command_line(liveedit: Liveedit, tmp_path: Path) -> None:
     write_known_model(tmp_path / "known")
+    refused = liveedit("ablate", "known", "cache=none,follow")
+    assert "cache=none,follow is no dataset" in refused.stderr
     few = ["half=drawn", "every=29", "long=false", "size=48x32", "detail=false"]
-    result = liveedit("ablate", "known", "cache=none,follow", *few, "--out", "out")
+    result = liveedit("ablate", "known", "bench", "cache=none,follow", *few, "--out", "out")
     assert result.returncode == 0, result.stderr
     reports = json.loads((tmp_path / "out" / "ablation.json").read_text())["reports"]
     assert [report["variant"] for report in reports] == ["cache=none", "cache=follow"]
@@ -136,7 +166,7 @@ def test_from_the_command_line(liveedit: Liveedit, tmp_path: Path) -> None:
     assert reports[1]["overall"]["drawn"]["recomputed"]["mean"] < 1
     assert reports[1]["against"]["saved"]["mean"] > 0
     text = (tmp_path / "out" / "ablation.md").read_text()
-    assert "liveedit ablate known cache=none,follow" in text
+    assert "liveedit ablate known bench cache=none,follow" in text
     assert "| cache=follow |" in text
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 1000
     from mlflow import MlflowClient

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import data.bench.clip as clip_module
 from data.bench.cases import CASES
-from data.bench.clip import BenchClip
+from data.bench.clip import BenchClip, published_checksums
 from data.video import VideoWriter
+from infra.runtime.errors import UserError
+from pipelines.commands.benchmark import check_published
 from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success
 from pipelines.evaluation.bench.pictures import plot, sheet
-from pipelines.evaluation.bench.run import Judged, checksum_line, chosen, clips, run
+from pipelines.evaluation.bench.run import Judged, check_clips, checksum_line, chosen, clips, run
 from pipelines.evaluation.bench.systems import OurModel, Videos
 from pipelines.evaluation.bench.table import COLUMNS, beside, lines, markdown
 from pipelines.stages.bench_data import write_bench
@@ -107,6 +111,31 @@ def test_the_report_says_which_clips_they_are() -> None:
     assert next(iter(made)) in checksum_line(wrong, BenchConfig())
     assert "figures of this footage" in checksum_line(made, BenchConfig(footage="mine"))
     assert "224x128 only" in checksum_line(made, BenchConfig(size="48x32"))
+
+
+def test_clips_that_are_not_the_published_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(published_checksums.cache_clear)
+    config = BenchConfig(half="drawn", every=25, long=False)
+    seen: list[None] = []
+    check_clips(config, on_clip=lambda: seen.append(None))
+    assert len(seen) == 3
+    stored = json.loads(clip_module.CHECKSUMS.read_text())
+    name = chosen(config)[1].name
+    stored["clips"][name] = "0" * 16
+    changed = tmp_path / "checksums.json"
+    changed.write_text(json.dumps(stored))
+    monkeypatch.setattr(clip_module, "CHECKSUMS", changed)
+    published_checksums.cache_clear()
+    with pytest.raises(UserError, match=rf"1 of 3 clips are not .*\({name}\).*published=false"):
+        check_published(config)
+    check_published(replace(config, published=False))  # asked for: the report says so
+    check_published(replace(config, size="48x32"))  # nothing is published for it
+    changed.write_text("{")
+    published_checksums.cache_clear()
+    with pytest.raises(UserError, match=r"checksums cannot be read \(.*restore the file"):
+        check_published(config)
 
 
 def test_videos_of_another_system(config: BenchConfig, tmp_path: Path) -> None:
