@@ -132,7 +132,7 @@ def test_pruned_tokens_keep_the_last_full_output(transformer: Transformer) -> No
     chosen = torch.zeros(mask.token_count, dtype=torch.bool).index_fill(0, mask.tokens, True)
     assert filled[:, chosen].eq(0).all()
     assert torch.equal(filled[:, ~chosen], stored[:, ~chosen])
-    assert torch.equal(full._outputs[1], stored)
+    assert torch.equal(full.outputs[1], stored)
 
 
 @pytest.mark.parametrize("scope", ["attention", "feedforward", "block"])
