@@ -94,7 +94,7 @@ class Remembered:
         if self._moved:
             self._shift = time_shift(self._moved, head_dim, device)
         rope = fixed_rope_table(self._times, height, width, head_dim, device)
-        tokens = None if self.reuse is None else self.reuse.tokens
+        tokens = None if self.reuse is None else self.reuse.attending
         return rope if tokens is None else rope.select(tokens)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

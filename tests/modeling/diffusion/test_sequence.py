@@ -76,7 +76,8 @@ def of_a_whole_clip(net: Transformer, shared: Transformer, sequence: Sequence) -
 def of_a_stream(net: Transformer, shared: Transformer, sequence: Sequence) -> None:
     """Chunks over a window that rolls, with every kind of reuse."""
     text = drawn(1, 3, 8)
-    for policy, scope in (("budget", "block"), ("published", "attention")):
+    kinds = ("budget", "block"), ("published", "attention"), ("budget", "feedforward")
+    for policy, scope in kinds:
         # 7 tokens of a chunk's 12 do not divide by the ranks, nor do the latents' shares of them.
         config = MaskCacheConfig(policy=policy, scope=scope, keep_ratio=0.6, pruned_steps=(1,))  # type: ignore[arg-type]
         made = []
