@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from modeling.config import ModelConfig
+from modeling.diffusion.lora import adapt
 from modeling.diffusion.transformer import Transformer
 from modeling.vae.build import build_vae
 from pipelines.config.stages import ComputeConfig
@@ -40,19 +42,29 @@ def clips_trained(section: Mapping[str, Any], steps: int | None = None) -> float
     return float((section.get("steps", 0) if steps is None else steps) * batch)
 
 
+def parameters(stage: str, section: Any, model: ModelConfig) -> tuple[int, int]:
+    """How many parameters the stage's own network has, and how many of them are trained."""
+    with torch.device("meta"):
+        network: nn.Module = (
+            build_vae(model.vae) if stage == "vae" else Transformer(model.transformer)
+        )
+    if getattr(section, "lora_rank", 0):
+        adapt(network, section.lora_rank, section.lora_alpha, section.lora_targets)
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
 def states_gib(
-    stage: str, model: ModelConfig, compute: ComputeConfig, workers: int, matches: bool = True
+    stage: str, section: Any, model: ModelConfig, compute: ComputeConfig, workers: int
 ) -> float:
     """What weights, gradients, optimizer and averages take of a worker's memory. A distill stage
-    that `matches` distributions (dmd_weight above 0) has a teacher and a critic.
+    that matches distributions (dmd_weight above 0) has a teacher and a critic.
 
     Counted, not measured: activations and buffers come on top. DeepSpeed keeps bf16 weights and
     gradients beside float32 masters and Adam's two moments; ZeRO 1 shards the last, 2 the gradients
     too, 3 all.
     """
-    with torch.device("meta"):
-        network = build_vae(model.vae) if stage == "vae" else Transformer(model.transformer)
-    count = sum(parameter.numel() for parameter in network.parameters())
+    count, trained_count = parameters(stage, section, model)
     size = 2 if compute.precision == "bf16" else 4
     zero = compute.zero_stage
     weights = size / (workers if zero == 3 else 1)
@@ -60,7 +72,7 @@ def states_gib(
     optimizer = (_ADAM + _MASTER) / workers if zero else _ADAM
     trained = weights + gradients + optimizer
     if stage != "distill":
-        return count * trained / GIB
+        return (count * weights + trained_count * (gradients + optimizer)) / GIB
     average = _MASTER / (workers if zero else 1)
-    scores = trained + size if matches else 0  # critic and teacher
+    scores = trained + size if section.dmd_weight > 0 else 0  # critic and teacher
     return count * (trained + average + scores) / GIB

@@ -39,6 +39,7 @@ class Planned:
     batch: int | None = None  # clips a step, all workers together
     seconds: float | None = None
     states_gib: float | None = None  # a worker's, see expect.states_gib
+    trained: int | None = None  # parameters of the stage's own network
 
     @property
     def runs(self) -> bool:
@@ -113,17 +114,15 @@ class Planner(StageRunner):
             workers
             and workers // compute.sharing(stage) * section.batch_size * section.grad_accumulation,
             expect.seconds_from(before, left, expect.clips_trained(old)),
-            workers
-            and expect.states_gib(
-                stage, model, compute, workers, matches=getattr(section, "dmd_weight", 1.0) > 0
-            ),
+            workers and expect.states_gib(stage, section, model, compute, workers),
+            expect.parameters(stage, section, model)[1],
         )
 
 
 def table(lines: list[Planned]) -> Table:
     """For a terminal; a figure that nobody knows is left out."""
     why = Column("why", overflow="fold")
-    heads = ("stage", "does", why, "workers", "batch", "time", "states a worker")
+    heads = ("stage", "does", why, "workers", "batch", "time", "trains", "states a worker")
     shown = Table(*heads, box=None, pad_edge=False)
     for line in lines:
         shown.add_row(
@@ -133,9 +132,14 @@ def table(lines: list[Planned]) -> Table:
             str(line.workers or ""),
             str(line.batch or ""),
             "" if line.seconds is None else duration(line.seconds),
+            "" if line.trained is None else million(line.trained),
             "" if line.states_gib is None else f"{line.states_gib:.3g} GiB",
         )
     return shown
+
+
+def million(parameters: int) -> str:
+    return f"{parameters / 1e6:.3g} M" if parameters < 1e9 else f"{parameters / 1e9:.3g} B"
 
 
 def duration(seconds: float) -> str:

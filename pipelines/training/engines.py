@@ -31,16 +31,23 @@ def gather_by_block(network: nn.Module, compute: ComputeConfig) -> None:
 
 
 def make_engine(
-    network: nn.Module, compute: ComputeConfig, stage: TrainedStage, learning_rate: float
+    network: nn.Module,
+    compute: ComputeConfig,
+    stage: TrainedStage,
+    learning_rate: float,
+    whole: bool = True,
 ) -> Engine:
-    """An engine that trains all parameters of `network`, which moves to the engine's precision.
+    """An engine that trains all parameters of `network`, or where not `whole` those that already
+    ask for gradients; it moves to the engine's precision.
 
     The process group must exist. Every rank must hand in the same weights.
     """
     deepspeed = import_deepspeed()
-    network.requires_grad_(True)
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    others = [p for p in network.parameters() if p.dim() <= 1]  # biases and norms: no weight decay
+    if whole:
+        network.requires_grad_(True)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.dim() > 1]
+    others = [p for p in trained if p.dim() <= 1]  # biases and norms: no weight decay
     groups = [
         {"params": decayed, "weight_decay": stage.weight_decay},
         {"params": others, "weight_decay": 0.0},

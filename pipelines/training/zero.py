@@ -144,7 +144,7 @@ def shard_starts(engine: Engine) -> dict[str, int]:
 
 
 def full_weights(engine: Engine, keep: bool = True) -> dict[str, Tensor]:
-    """All weights of the engine's network, whole and in float32 on the CPU; a collective.
+    """All trained weights of the engine's network, whole and in float32 on the CPU; a collective.
 
     A rank that does not `keep` them takes part and gets an empty dict.
     """
@@ -152,6 +152,8 @@ def full_weights(engine: Engine, keep: bool = True) -> dict[str, Tensor]:
 
     weights = {}
     for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         full = safe_get_full_fp32_param(parameter)
         full = parameter.detach() if full is None else full
         if keep:

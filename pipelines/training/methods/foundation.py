@@ -16,8 +16,9 @@ from torch import Tensor
 from modeling.diffusion.attention import Spans, bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
+from modeling.diffusion.lora import adapt, merged
 from modeling.diffusion.losses import WEIGHTINGS, edit_weight, velocity_loss
-from modeling.model_dir import Model
+from modeling.model_dir import Model, load_model
 from pipelines.training.average import Ema
 from pipelines.training.engines import gather_by_block, make_engine, update
 from pipelines.training.methods.base import (
@@ -38,11 +39,16 @@ class FoundationTraining:
         section, compute = setting.section, setting.config.compute
         prepare_network(model.transformer, setting)
         gather_by_block(model.transformer, compute)
-        self.rank, self.device = setting.rank, setting.device
+        self.rank, self.device, self.start = setting.rank, setting.device, setting.start
         self.section = section
         self.config, self.stream = model.config.transformer, model.config.stream
         self.schedule = FlowSchedule(section.shift, setting.device)
-        self.engine = make_engine(model.transformer, compute, section, section.learning_rate)
+        if section.lora_rank:
+            adapt(model.transformer, section.lora_rank, section.lora_alpha, section.lora_targets)
+        whole = section.lora_rank == 0
+        self.engine = make_engine(
+            model.transformer, compute, section, section.learning_rate, whole=whole
+        )
         self.engines = {"transformer": self.engine}
         self.ema: Ema | None = None
         self.learning_rates = {"transformer": section.learning_rate}
@@ -99,4 +105,13 @@ class FoundationTraining:
         return self.loss(self.engine.module, source, target, text, draw)[1]
 
     def export(self) -> Exported:
-        return Exported(transformer=full_weights(self.engine, keep=self.rank == 0))
+        section, keep = self.section, self.rank == 0
+        weights = full_weights(self.engine, keep=keep)
+        if not section.lora_rank:
+            return Exported(transformer=weights)
+        card = {"weights": f"merged with adapters of rank {section.lora_rank}"}
+        if keep:  # with the start's own weights, which training rounds to its precision
+            start = load_model(self.start).transformer
+            assert start is not None
+            weights = merged(start.state_dict(), weights, section.lora_alpha / section.lora_rank)
+        return Exported(transformer=weights, card=card)

@@ -5,9 +5,9 @@ from safetensors.torch import load_file
 
 from infra.runtime.paths import ROOT
 from modeling.presets import PRESETS
-from pipelines.config.stages import ComputeConfig
+from pipelines.config.stages import CausalStage, ComputeConfig, DistillStage, VaeStage
 from pipelines.stages import expect
-from pipelines.stages.plan import duration
+from pipelines.stages.plan import duration, million
 from pipelines.tracking.records import StageRecord
 
 GIB = 2**30
@@ -52,18 +52,36 @@ BYTES = [
 def test_states_of_a_worker(precision: str, zero: int, size: float) -> None:
     compute = ComputeConfig(precision=precision, zero_stage=zero)  # type: ignore[arg-type]
     demo = PRESETS["demo"]
-    count = expect.states_gib("causal", demo, ComputeConfig(zero_stage=0), 1) * GIB / 16
+    count = (
+        expect.states_gib("causal", CausalStage(), demo, ComputeConfig(zero_stage=0), 1) * GIB / 16
+    )
     shipped = load_file(SHIPPED / "transformer.safetensors").values()
     assert count == sum(weights.numel() for weights in shipped)
-    assert expect.states_gib("causal", demo, compute, 4) * GIB == pytest.approx(count * size)
-    distill = expect.states_gib("distill", demo, compute, 4) * GIB / count
+    assert expect.states_gib("causal", CausalStage(), demo, compute, 4) * GIB == pytest.approx(
+        count * size
+    )
+    distill = expect.states_gib("distill", DistillStage(), demo, compute, 4) * GIB / count
     average, teacher = 4 / (4 if zero else 1), 2 if precision == "bf16" else 4
     assert distill == pytest.approx(2 * size + average + teacher)
-    alone = expect.states_gib("distill", demo, compute, 4, matches=False) * GIB / count
+    free = DistillStage(dmd_weight=0)
+    alone = expect.states_gib("distill", free, demo, compute, 4) * GIB / count
     assert alone == pytest.approx(size + average)  # neither critic nor teacher
-    assert expect.states_gib("vae", demo, compute, 4) < expect.states_gib(
-        "causal", demo, compute, 4
-    )
+    causal = expect.states_gib("causal", CausalStage(), demo, compute, 4)
+    assert expect.states_gib("vae", VaeStage(), demo, compute, 4) < causal
+
+
+def test_adapters_leave_little_to_train() -> None:
+    demo, compute = PRESETS["demo"], ComputeConfig(precision="bf16", zero_stage=2)
+    stage = CausalStage(lora_rank=4, lora_targets=("self_attn.q", "ffn.0"))
+    sizes, channels = demo.transformer, 32
+    count, trained = expect.parameters("causal", stage, demo)
+    layer = 4 * (2 * sizes.dim) + 4 * (sizes.dim + sizes.ffn_dim)
+    adapters = sizes.num_layers * layer
+    assert count == expect.parameters("causal", CausalStage(), demo)[0] + adapters
+    assert trained == adapters + sizes.dim * (4 * channels + 1)  # and the patches
+    states = expect.states_gib("causal", stage, demo, compute, 4) * GIB
+    assert states == pytest.approx(2 * count + trained * (2 + 12) / 4)
+    assert (million(12_345_678), million(1_419_000_000)) == ("12.3 M", "1.42 B")
 
 
 def test_workers_are_known_where_the_machine_is_this_one() -> None:

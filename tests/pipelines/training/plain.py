@@ -76,9 +76,15 @@ class PlainEngine:
     """What the project asks of a DeepSpeed engine, for one process."""
 
     def __init__(
-        self, network: nn.Module, compute: ComputeConfig, stage: TrainedStage, rate: float
+        self,
+        network: nn.Module,
+        compute: ComputeConfig,
+        stage: TrainedStage,
+        rate: float,
+        whole: bool = True,
     ) -> None:
-        network.requires_grad_(True)
+        if whole:
+            network.requires_grad_(True)
         self.module, self.stage, self.rate = network, stage, rate
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=rate, betas=stage.betas)
         self.rates: list[float] = []  # of every step that was taken

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
+from modeling.diffusion.lora import adapt
 from modeling.diffusion.losses import dmd_gradient, gradient_as_loss
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training import engines
@@ -31,7 +32,12 @@ from pipelines.training.engines import (
     set_learning_rate,
     update,
 )
-from pipelines.training.zero import full_weights, import_deepspeed, load_engine
+from pipelines.training.zero import (
+    full_weights,
+    import_deepspeed,
+    load_engine,
+    make_universal,
+)
 
 WORLD = 2
 STEPS = 6
@@ -137,6 +143,7 @@ def compare(rank: int, folder: Path) -> None:
     """Both checks in one start of the two processes, which costs more than they do."""
     compare_fp32(folder)
     compare_bf16(folder)
+    compare_adapters(folder)
 
 
 def compare_fp32(folder: Path) -> None:
@@ -170,6 +177,44 @@ def compare_bf16(folder: Path) -> None:
             for name, value in weights.items():
                 assert value.dtype == torch.float32, name
                 assert not torch.equal(value, value.bfloat16().float()), f"{name} is rounded"
+
+
+def adapted(seed: int) -> nn.Module:
+    net = network(seed)
+    adapt(net, 2, 4.0, ("0", "2"))
+    return net
+
+
+def compare_adapters(folder: Path) -> None:
+    """With frozen weights beside what is trained; saved and loaded in the middle, in both ways."""
+    plain = adapted(0)
+    optimizer = torch.optim.AdamW((p for p in plain.parameters() if p.requires_grad), lr=1e-2)
+    for step in range(STEPS):
+        loss = torch.stack([plain(batch(step, r)).square().mean() for r in range(WORLD)]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), STAGE.grad_clip)
+        optimizer.step()
+    wanted = {name: p.detach() for name, p in plain.named_parameters() if p.requires_grad}
+    assert len(wanted) == 4
+    for zero_stage, tag in ((2, "t"), (2, "universal"), (3, "t"), (3, "universal")):
+        compute, place = ComputeConfig(zero_stage=zero_stage), folder / f"lora{zero_stage}{tag}"
+        engine = make_engine(adapted(0), compute, STAGE, 1e-2, whole=False)
+        for step in range(STEPS):
+            if step == 3:
+                engine.save_checkpoint(str(place), tag="t", save_latest=False)
+                distributed.barrier()
+                if tag == "universal" and distributed.get_rank() == 0:
+                    make_universal(place / "t", place / tag)
+                distributed.barrier()
+                engine = make_engine(adapted(0), compute, STAGE, 1e-2, whole=False)
+                load_engine(engine, place, tag)
+            update(engine, engine(batch(step, distributed.get_rank())).square().mean())
+        found = full_weights(engine)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            message = f"ZeRO-{zero_stage} {tag} {name}"
+            torch.testing.assert_close(found[name], value, atol=2e-6, rtol=1e-5, msg=message)
 
 
 def on_ranks(world: int, function: Callable[[int, Path], None], folder: Path) -> None:

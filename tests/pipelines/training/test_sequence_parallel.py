@@ -45,7 +45,7 @@ class NotingEngine(PlainEngine):
     gradients: Tensor
 
     def step(self) -> None:
-        parameters = list(self.module.parameters())
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.gradients = torch.cat([p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
         if getattr(self.module, "sequence", None) is not None:
             distributed.all_reduce(self.gradients)
@@ -75,10 +75,13 @@ def batch(clip: int) -> dict[str, Tensor]:
     return {"source": normal(*shape), "target": normal(*shape), "text": normal(1, 5, 8)}
 
 
-def setting(stage: str, rank: int, world: int, sharing: int, **compute: Any) -> Setting:
+def setting(
+    stage: str, rank: int, world: int, sharing: int, adapters: int = 0, **compute: Any
+) -> Setting:
     config = PipelineConfig()
     config.compute = ComputeConfig(sequence_parallel=sharing, **compute)
     config.distill.generator_every = 1
+    config.foundation.lora_rank = adapters
     here = Path("nowhere")
     return Setting(config, stage, here, "", {}, rank, world, torch.device("cpu"))
 
@@ -115,16 +118,18 @@ def compare_all(rank: int, folder: Path) -> None:
 
 
 def of_deepspeed(rank: int) -> None:
-    """The gradient norm that DeepSpeed finds, where weights are sharded over both kinds of ranks"""
-    foundation.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
-    whole = [train(setting("foundation", clip, GROUPS, 1))[0] for clip in range(GROUPS)]
-    gradients = torch.stack([stage.engine.gradients for stage in whole])
-    foundation.make_engine = make_engine  # type: ignore[attr-defined]
-    for zero in (2, 3):
-        here = setting("foundation", rank, SHARING * GROUPS, SHARING, zero_stage=zero)
+    """The gradient norm that DeepSpeed finds, where weights are sharded over both kinds of ranks,
+    all of them trained or adapters beside them."""
+    for zero, adapters in ((2, 0), (3, 0), (3, 2)):
+        foundation.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
+        clips = [setting("foundation", clip, GROUPS, 1, adapters) for clip in range(GROUPS)]
+        whole = torch.stack([train(clip)[0].engine.gradients for clip in clips]).mean(dim=0).norm()
+        foundation.make_engine = make_engine  # type: ignore[attr-defined]
+        compute = {"zero_stage": zero, "activation_checkpointing": True}
+        here = setting("foundation", rank, SHARING * GROUPS, SHARING, adapters, **compute)
         _, metrics = train(here)
-        wanted = gradients.mean(dim=0).norm()
-        torch.testing.assert_close(metrics["grad_norm"], wanted, **CLOSE, msg=f"ZeRO-{zero}")
+        message = f"ZeRO-{zero}, rank {adapters}"
+        torch.testing.assert_close(metrics["grad_norm"], whole, **CLOSE, msg=message)
 
 
 def test_shared_clips_give_the_losses_and_gradients_of_whole_ones(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from modeling.diffusion.attention import Spans
+from modeling.diffusion.transformer import Transformer
+from modeling.model_dir import Model, save_model
 from pipelines.training.methods import foundation as module
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.causal import CausalTraining
@@ -23,6 +27,7 @@ from pipelines.training.methods.foundation import FoundationTraining
 from tests.pipelines.training.plain import (
     CHUNK,
     CLIPS,
+    CONFIG,
     FRAMES,
     Call,
     PlainNetwork,
@@ -249,3 +254,33 @@ def test_engine_and_export(stage: str, rank: int, monkeypatch: pytest.MonkeyPatc
     made = training.export()  # a rank that writes nothing holds nothing
     assert made.transformer == {"engine": training.engine, "kept": rank == 0}
     assert made.vae is None
+
+
+@both
+def test_adapters_are_trained_and_merged_with_the_starts_own_weights(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = replace(CONFIG.transformer, dim=24, ffn_dim=32, num_heads=2, num_layers=1, text_dim=8)
+    config = replace(CONFIG, transformer=sizes, text=replace(CONFIG.text, dim=8))
+    torch.manual_seed(0)
+    network = Transformer(sizes)
+    torch.nn.init.normal_(network.head.head.weight, std=0.1)  # or there is no gradient yet
+    save_model(tmp_path / "start", config, transformer=network, card={})
+    start = deepcopy(network.state_dict())
+    asked = {"lora_rank": 2, "lora_alpha": 8.0, "lora_targets": ("self_attn.v",)}
+    here = replace(setting(stage, **asked), start=tmp_path / "start")
+    training = KINDS[stage](here, Model(config, network, None, {}, None))
+    training.step(batch(), here.draw(0, 0))
+    trained = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
+    monkeypatch.setattr(module, "full_weights", lambda engine, keep: trained if keep else {})
+    made = training.export()
+    assert made.transformer is not None
+    assert made.card == {"weights": "merged with adapters of rank 2"}
+    changed = {name for name, value in made.transformer.items() if not value.equal(start[name])}
+    value = "blocks.0.self_attn.v"
+    assert changed == {f"{value}.weight", "patch_embedding.weight", "patch_embedding.bias"}
+    change = 4.0 * trained[f"{value}.lora_up"] @ trained[f"{value}.lora_down"]
+    found = made.transformer[f"{value}.weight"]
+    torch.testing.assert_close(found, start[f"{value}.weight"] + change)
+    training.rank = 1  # which writes nothing
+    assert training.export().transformer == {}

@@ -1,0 +1,73 @@
+"""Adapters beside linear layers: nothing at the start, merged without a trace at the end."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra.runtime.errors import UserError
+from modeling.config import TransformerConfig
+from modeling.diffusion.attention import bidirectional
+from modeling.diffusion.lora import TARGETS, adapt, merged
+from modeling.diffusion.transformer import Transformer
+
+CONFIG = TransformerConfig(
+    dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,
+    latent_channels=4, source_channels=4,
+)  # fmt: skip
+RANK, ALPHA = 3, 6.0
+
+
+def network() -> Transformer:
+    torch.manual_seed(0)
+    net = Transformer(CONFIG)
+    for parameter in net.parameters():  # the head starts at zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def answer(net: Transformer) -> Tensor:
+    latents = torch.randn(2, 3, 4, 4, 6, generator=torch.Generator().manual_seed(1))
+    text = torch.ones(2, 4, 8)
+    out: Tensor = net(
+        latents, latents.flip(1), torch.tensor([900.0, 100.0]), text, bidirectional(3)
+    )
+    return out
+
+
+def test_what_was_trained_is_merged_into_a_transformer_like_any_other() -> None:
+    start = network()
+    net = copy.deepcopy(start)
+    adapt(net, RANK, ALPHA, TARGETS)
+    assert torch.equal(answer(net), answer(start))  # nothing yet
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    layers = {name.rpartition(".")[0] for name in trained if "lora" in name}
+    ends = [f"{attention}.{part}" for attention in ("self_attn", "cross_attn") for part in "qkvo"]
+    ends += ["ffn.0", "ffn.2"]
+    assert layers == {f"blocks.{block}.{end}" for block in (0, 1) for end in ends}
+    others = {name for name in trained if "lora" not in name}
+    assert others == {"patch_embedding.weight", "patch_embedding.bias"}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        answer(net).square().mean().backward()
+        optimizer.step()
+    for name, value in start.state_dict().items():
+        assert torch.equal(net.state_dict()[name], value) is (name not in others), name
+    whole = network()
+    values = {name: p.detach() for name, p in trained.items()}
+    whole.load_state_dict(merged(start.state_dict(), values, ALPHA / RANK))
+    assert (answer(net) - answer(start)).abs().max() > 1e-2
+    torch.testing.assert_close(answer(whole), answer(net), atol=1e-5, rtol=1e-5)
+
+
+def test_targets_are_ends_of_names() -> None:
+    net = network()
+    adapt(net, RANK, ALPHA, ("self_attn.v", "head.head"))
+    layers = {n.rpartition(".")[0] for n, _ in net.named_parameters() if "lora" in n}
+    assert layers == {"blocks.0.self_attn.v", "blocks.1.self_attn.v", "head.head"}
+    with pytest.raises(UserError, match=r"lora_targets w, q\.k name no linear layer; .* self_attn"):
+        adapt(network(), RANK, ALPHA, ("w", "v", "q.k"))
