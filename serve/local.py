@@ -9,8 +9,8 @@ from modeling.editor import StreamingEditor
 from serve.editor.engine import Engine
 from serve.front.door import Door
 from serve.front.front import Front
-from serve.hub.ledger import Ledger, LocalAccounts
-from serve.hub.records import LocalStore, SessionStore
+from serve.hub.ledger import Ledger
+from serve.hub.records import SessionStore
 from serve.metrics import EditorMetrics, Metrics, Snapshot
 from serve.settings import ServeSettings
 from serve.tenants import Tenants
@@ -34,11 +34,11 @@ async def local_front(settings: ServeSettings) -> Front:
 
     return Front(
         backend=engine,
-        store=LocalStore(SessionStore(settings.limits.resume_s)),
+        store=SessionStore(settings.limits.resume_s),
         sizes=WorkSizes(native, settings.limits, settings.work_size, settings.detail),
         metrics=metrics,
         door=Door(Tenants(settings.token_file), settings.allowed_origins),
-        accounts=LocalAccounts(Ledger()),
+        ledger=Ledger(),
         models=models,
         snapshots=snapshots,
     )

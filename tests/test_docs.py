@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.commands.reference import REQUIRED, page
-from serve.wire.protocol import CLIENT_TYPES, CLOSE_CODES, SERVER_TYPES
+from serve.wire.codes import CODES
+from serve.wire.protocol import CLIENT_TYPES, SERVER_TYPES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -51,7 +52,7 @@ def test_the_page_of_the_wire_has_every_message_field_and_code() -> None:
         named = re.findall(r"`(\w+)`", heard[name])
         assert named == [field.name for field in fields(kind)], name
     codes = {row[0].strip("`"): int(row[1]) for row in rows(told["Errors"])}
-    assert codes == CLOSE_CODES
+    assert codes == {code: fate.close for code, fate in CODES.items()}
 
 
 def sources(*patterns: str) -> str:

@@ -31,6 +31,7 @@ from websockets.typing import Subprotocol
 
 from infra.runtime.errors import UserError
 from serve.wire import codec
+from serve.wire.codes import CODES
 from serve.wire.protocol import (
     PATH,
     SPENT,
@@ -57,8 +58,6 @@ log = logging.getLogger(__name__)
 RESUME_S = 60.0  # that a server keeps a session without its connection
 FIRST_S = 20.0  # for a first connection that a server cut before it answered
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-AGAIN = ("draining", "internal", "at_capacity")  # errors after which a stream is resumed
-FIRST_AGAIN = ("draining",)  # and after which a new one is asked for again
 IN_VAIN = 5  # resumed connections that brought nothing, after which the stream is given up
 CUT_SHORT = {  # reasons of `closed` after which frames may be missing
     STOPPED: "the server was stopped",
@@ -187,8 +186,8 @@ class Stream:
                         raise ConnectError(f"{self.url} cannot be reached: {error}") from error
                     failure = error
                 except WireError as error:
-                    again = AGAIN if self._resume else FIRST_AGAIN
-                    if error.code not in again:
+                    fate = CODES[error.code]
+                    if not (fate.resume if self._resume else fate.again):
                         raise
                     failure = error
                 if self.closed is not None:
@@ -308,7 +307,7 @@ class Stream:
             raise WireError("bad_request", "the server sent a frame before opened")
         message = parse_server(data)
         if isinstance(message, Error):
-            raise WireError(message.code, message.message, message.retry_after_s)
+            raise WireError.of(message)
         return message
 
     async def _change(self) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -126,10 +126,6 @@ class Engine:
         """From now on every session is given back as `Moved` at its next chunk."""
         self._leaving.set()
 
-    def stay(self) -> None:
-        """The opposite of `leave`."""
-        self._leaving.clear()
-
     def stop(self) -> None:
         self.scheduler.stop()
 
@@ -137,13 +133,42 @@ class Engine:
         """See `work.Backend.edit`. Raises WireError `unsupported_size`, too."""
         self._check_cost(opening)
         await self._end_older(opening)
+        settings = self.editor.settings
+        with self._admitted(opening) as at:
+            opened = await self._run(at, partial(_open, self.editor, opening), due=0.0)
+            stream = opened.value
+            yield Ready(
+                model=self.editor.name,
+                chunk_frames=settings.chunk_frames,
+                first_chunk_frames=settings.first_chunk_frames,
+                chunks=stream.chunks,
+            )
+            ahead_s = 0.0
+            while True:
+                work = await at.until(self._next(take))
+                if work is None:
+                    snapshot = await self._run(at, stream.snapshot, due=0.0)
+                    state = await asyncio.to_thread(snapshot.value.to_bytes)
+                    yield Moved(state, ahead=stream.pending_frames)
+                    return
+                if work.more:
+                    begin = partial(_begin, stream, work.frames)
+                    due = at.due(len(work.frames), 2.0)
+                    ahead_s += (await self._run(at, begin, due=due)).run_s
+                    continue
+                yield await self._edit(at, stream, work, ahead_s)
+                ahead_s = 0.0
+                if work.last:
+                    return
+
+    @contextmanager
+    def _admitted(self, opening: Opening) -> Iterator[EditorStream]:
+        """A stream that is counted in. Raises WireError `at_capacity`."""
         name = self.capacity.admit(opening)
-        stream = EditorStream(opening, self.editor.settings.chunk_frames)
+        stream = EditorStream(name, opening, self.editor.settings.chunk_frames)
         self._streams[opening.session] = stream
         try:
-            async with aclosing(self._edit_all(name, stream, take)) as events:
-                async for event in events:
-                    yield event
+            yield stream
         finally:
             if self._streams.get(opening.session) is stream:
                 del self._streams[opening.session]
@@ -151,39 +176,9 @@ class Engine:
             if not stream.running:
                 self.capacity.release(name)
             else:  # its client is gone, its chunk still takes the accelerator
-                release = asyncio.ensure_future(self._release(name, stream))
+                release = asyncio.ensure_future(self._release(stream))
                 self._releases.add(release)
                 release.add_done_callback(self._releases.discard)
-
-    async def _edit_all(
-        self, name: str, at: EditorStream, take: Take
-    ) -> AsyncGenerator[Ready | Edited | Moved]:
-        opening, settings = at.opening, self.editor.settings
-        opened = await self._run(at, partial(_open, self.editor, opening), due=0.0)
-        stream = opened.value
-        yield Ready(
-            model=self.editor.name,
-            chunk_frames=settings.chunk_frames,
-            first_chunk_frames=settings.first_chunk_frames,
-            chunks=stream.chunks,
-        )
-        ahead_s = 0.0
-        while True:
-            work = await at.until(self._next(take))
-            if work is None:
-                snapshot = await self._run(at, stream.snapshot, due=0.0)
-                state = await asyncio.to_thread(snapshot.value.to_bytes)
-                yield Moved(state, ahead=stream.pending_frames)
-                return
-            if work.more:
-                begin = partial(_begin, stream, work.frames)
-                due = at.due(len(work.frames), 2.0)
-                ahead_s += (await self._run(at, begin, due=due)).run_s
-                continue
-            yield await self._edit(name, at, stream, work, ahead_s)
-            ahead_s = 0.0
-            if work.last:
-                return
 
     def _check_cost(self, opening: Opening) -> None:
         """A size whose chunks are far beyond this editor is refused before they are tried."""
@@ -207,9 +202,9 @@ class Engine:
         while self._streams.get(opening.session) is older:
             await asyncio.sleep(0.001)
 
-    async def _release(self, name: str, stream: EditorStream) -> None:
+    async def _release(self, stream: EditorStream) -> None:
         await stream.idle()
-        self.capacity.release(name)
+        self.capacity.release(stream.name)
 
     async def _next(self, take: Take) -> Work | None:
         """The next work, or None when this editor is leaving."""
@@ -234,7 +229,7 @@ class Engine:
             raise
 
     async def _edit(
-        self, name: str, at: EditorStream, stream: EditStream, work: Work, ahead_s: float
+        self, at: EditorStream, stream: EditStream, work: Work, ahead_s: float
     ) -> Edited:
         opening = at.opening
         due = at.due(len(work.frames), 1.0)
@@ -244,7 +239,7 @@ class Engine:
             return _nothing(work, opening, stream, ran.wait_s)
         # A GPU answers before it has refreshed its caches; the chunk costs that, too.
         cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
-        self.capacity.observe(sizes_of(opening), cost, name)
+        self.capacity.observe(sizes_of(opening), cost, at.name)
         return Edited(
             number=work.number,
             index=chunk.index,

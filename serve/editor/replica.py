@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from modeling.editor import StreamingEditor
 from serve.editor.engine import Engine
 from serve.editor.model_source import ModelSource
-from serve.hub.hub import GONE_S, REPORT_S, HubStore, Orders, Report
+from serve.hub.hub import GONE_S, REPORT_S, HubClient, Orders, Report
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
 from serve.settings import ServeSettings
-from serve.wire.link import Address, EditorLink
-from serve.wire.protocol import WireError
-from serve.wire.work import Opening, Queued, Ready, Refused, Superseded, SupersededError
+from serve.wire.conversation import KINDS, answer
+from serve.wire.link import Address, Link
+from serve.wire.work import Opening
 from serve.work_sizes import WorkSizes
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class EditorReplica:
         join_serve_log()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
-        self.hub = HubStore(context.app_name, settings)
+        self.hub = HubClient(context.app_name, settings)
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,33 +61,19 @@ class EditorReplica:
         log.info("%s: %s", self.process, doing)
         self.hub.starting(self.process, doing)
 
-    async def edit(
-        self, opening: Opening, address: Address
-    ) -> AsyncGenerator[Ready | Refused | Superseded]:
-        """One stream: Ready, then nothing until it is over.
-
-        Its work is fetched from the front's inbox at `address`, and its events go there.
-        """
-        log.info("session %s: stream %s opens", opening.session, address.stream)
-        link: EditorLink | None = None
+    async def edit(self, opening: Opening, address: Address) -> None:
+        """Lasts as long as the stream, and holds its place; all that is said goes to `address`."""
+        log.info("session %s: stream %s opens", opening.session, opening.stream)
         try:
-            link = await EditorLink.connect(address)
-            async for event in self.engine.edit(opening, link.take):
-                if isinstance(event, Ready):
-                    yield event
-                else:
-                    assert not isinstance(event, Queued), "the hub keeps the queue"
-                    await link.send(event)
-        except SupersededError:
-            yield Superseded()
-        except WireError as error:
-            yield Refused(error.code, error.message, error.retry_after_s)
-        except OSError as error:
-            log.info("session %s: stream %s: %s", opening.session, address.stream, error)
-        finally:
-            if link is not None:
+            link = await Link.connect(address, KINDS)
+            try:
+                await answer(self.engine, opening, link)
+            finally:
                 link.close()
-            log.info("session %s: stream %s ends", opening.session, address.stream)
+        except OSError as error:
+            log.info("session %s: stream %s: %s", opening.session, opening.stream, error)
+        finally:
+            log.info("session %s: stream %s ends", opening.session, opening.stream)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raises when this replica must be replaced."""

@@ -20,8 +20,10 @@ T = TypeVar("T")
 
 
 class EditorStream:
-    def __init__(self, opening: Opening, chunk_frames: int) -> None:
-        self.opening = opening
+    """`name` is what it is counted in by."""
+
+    def __init__(self, name: str, opening: Opening, chunk_frames: int) -> None:
+        self.name, self.opening = name, opening
         self.running = False  # a job of it is on the accelerator
         self._turn = 0.0  # time.monotonic(): when its next frames would come at its own rate
         self._chunk_frames = chunk_frames

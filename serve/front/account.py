@@ -10,7 +10,7 @@ import time
 
 from serve.front.door import Visitor
 from serve.front.session import Delivery
-from serve.hub.ledger import Accounts, Usage
+from serve.hub.ledger import Ledger, Usage
 from serve.logs import event
 from serve.metrics import Metrics
 from serve.wire.work import Opening
@@ -27,14 +27,14 @@ class Account:
         opening: Opening,
         *,
         metrics: Metrics,
-        accounts: Accounts,
+        ledger: Ledger,
         usage: Usage,
     ) -> None:
         self.visitor, self.opening = visitor, opening
         self.admitted = False
         self.gpu_s = 0.0
         self.key = (opening.session, opening.epoch)
-        self._metrics, self._accounts, self._usage = metrics, accounts, usage
+        self._metrics, self._ledger, self._usage = metrics, ledger, usage
         self._model = ""
         self._started = time.monotonic()
         self._edited = self._dropped = 0
@@ -42,7 +42,7 @@ class Account:
 
     async def enter(self) -> None:
         """Before it asks for an editor. Raises WireError `at_capacity` when its tenant may not."""
-        await self._accounts.enter(self.key, self.visitor.tenant)
+        await self._ledger.enter(self.key, self.visitor.tenant)
         self._usage.begin(self.key, self.visitor.tenant.name)
 
     def opened(self, model: str) -> None:
@@ -108,7 +108,7 @@ class Account:
                 tenant=self.visitor.tenant.name, client=self.visitor.client, model=self._model,
             )  # fmt: skip
         self._usage.end(self.key)
-        await self._accounts.leave(self.key)
+        await self._ledger.leave(self.key)
 
     @property
     def _who(self) -> dict[str, str]:

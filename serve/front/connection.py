@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from serve.front.account import refused
 from serve.front.door import Visitor, client_of
@@ -15,25 +14,21 @@ from serve.front.running import TICK_S, RunningSession, Services, opened_message
 from serve.front.session import Session, State
 from serve.front.socket import Disconnected, Socket
 from serve.hub.records import Record, Shape
+from serve.wire.codes import CODES, Code
 from serve.wire.protocol import (
-    CLOSE_CODES,
     NORMAL_CLOSE,
     STOPPED,
     SUBPROTOCOL,
-    Error,
     Open,
     WireError,
     parse_client,
     to_json,
 )
 from serve.wire.work import Opening, SupersededError
-from serve.work_sizes import WorkSizes
 
 log = logging.getLogger(__name__)
 
 GONE = 1001  # close code for a socket whose session another one has taken over
-# After these errors of a running session it can be resumed; after others it is over.
-RESUMABLE = ("at_capacity", "draining", "internal", "too_slow")
 
 
 class Connection:
@@ -121,11 +116,10 @@ class Connection:
             log.info("session %s: %s: %s", self._name, error.code, error.message)
         try:
             async with asyncio.timeout(TICK_S):
-                message = Error(error.code, error.message, error.retry_after_s)
-                await self.socket.send(to_json(message))
+                await self.socket.send(to_json(error.told))
         except (Disconnected, TimeoutError):
             pass  # nobody reads it
-        await self.socket.close(CLOSE_CODES[error.code])
+        await self.socket.close(CODES[error.code].close)
 
     async def _let_go(self, outcome: str) -> None:
         """Shielded: this may run because the connection's task was cancelled."""
@@ -134,8 +128,8 @@ class Connection:
             self.running.session.to(State.CLOSED)
         await asyncio.shield(self.running.account.ended(outcome))
         if held := self.held:
-            over = outcome in CLOSE_CODES and outcome not in RESUMABLE
-            forget = over and self.running.account.admitted
+            fate = CODES.get(cast(Code, outcome))
+            forget = fate is not None and not fate.kept and self.running.account.admitted
             await asyncio.shield(self.services.store.release(*held, forget=forget))
 
     async def _serve(self, refusal: WireError | None) -> None:
@@ -160,18 +154,18 @@ class Connection:
             received = message.received or 0
             record = await self.services.store.claim(message.resume, received, shape)
         if record is None:
-            session, opening = _new(message, self.visitor, sizes)
+            session = Session(Opening.of(message, self.visitor.tenant.name, *sizes.of(message)))
         else:
-            session, opening = _resumed(message, record)
-        account = self.services.account(self.visitor, opening)
+            session = _resumed(message, record)
         self.running = running = RunningSession(
-            self.socket, self.services, session, opening, account, message.format, record,
+            self.socket, self.services, session,
+            self.services.account(self.visitor, session.opening), message.format, record,
             message.resume or "",
         )  # fmt: skip
         if record is not None and record.progress.finished is not None:
             await self._unless_ended(self._send_rest(record, message.resume or ""))
             return
-        await account.enter()
+        await running.account.enter()
         await running.run(self._ending)
 
     async def _unless_ended(self, sending: Coroutine[Any, Any, None]) -> None:
@@ -207,48 +201,11 @@ class Connection:
         return message
 
 
-def _new(message: Open, visitor: Visitor, sizes: WorkSizes) -> tuple[Session, Opening]:
-    name = secrets.token_hex(6)
-    work_size, detail = sizes.of(message)
-    opening = Opening(
-        session=name,
-        prompt=message.prompt,
-        width=message.width,
-        height=message.height,
-        fps=float(message.fps),
-        mode=message.mode,
-        seed=message.seed or 0,
-        mask=bool(message.mask),
-        waits=bool(message.queue),
-        tenant=visitor.tenant.name,
-        work_size=work_size,
-        detail=detail,
-    )
-    return _session(opening), opening
-
-
-def _resumed(message: Open, record: Record) -> tuple[Session, Opening]:
-    progress = record.progress
+def _resumed(message: Open, record: Record) -> Session:
+    progress, first = record.progress, record.header.opening
     opening = replace(
-        record.header.opening, state=progress.state, epoch=record.epoch, again=True,
-        waits=bool(message.queue),
-    )  # fmt: skip
-    session = _session(opening)
-    session.next_frame, session.edited = progress.next_frame, progress.edited
-    session.applied_prompt = progress.applied_prompt
-    session.told = [(first, count) for first, count in progress.dropped]
-    # A client that opens with its first prompt means the session as it is; any other is a change.
-    changed = message.prompt != record.header.opening.prompt
-    session.prompt = message.prompt if changed else progress.prompt
-    return session, opening
-
-
-def _session(opening: Opening) -> Session:
-    return Session(
-        opening.session,
-        prompt=opening.prompt,
-        mode=opening.mode,
-        width=opening.width,
-        height=opening.height,
-        mask=opening.mask,
+        first, state=progress.state, epoch=record.epoch, again=True, waits=bool(message.queue)
     )
+    # A client that opens with its first prompt means the session as it is; any other is a change.
+    prompt = progress.prompt if message.prompt == first.prompt else message.prompt
+    return Session(opening, replace(progress, prompt=prompt))

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message
 from serve.front.socket import Receive, Scope, Send
 from serve.logs import event
 from serve.tenants import Tenant, Tenants, given_token
+from serve.wire.codes import CODES
 from serve.wire.protocol import WireError
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,15 @@ def client_of(scope: Scope) -> str:
     return str(client[0]) if client else "-"
 
 
+def refusal(error: WireError, status: int | None = None) -> JSONResponse:
+    """The answer that says it, by default with the status of its code."""
+    headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if error.retry_after_s else {}
+    if error.code == "unauthorized":
+        headers["WWW-Authenticate"] = "Bearer"
+    content = {"error": {"code": error.code, "message": error.message}}
+    return JSONResponse(content, status or CODES[error.code].status, headers=headers)
+
+
 class Guard:
     """ASGI middleware: the API's HTTP routes are for who is let in, and the WebSocket answers for
     itself. Page, health and metrics are for everybody who can reach the port. Every answer has
@@ -134,9 +144,7 @@ class Guard:
                 scope["state"] = {**scope.get("state", {}), "visitor": self.door.enter(scope)}
             await self.app(scope, receive, sent)
         except WireError as error:
-            refused = {"error": {"code": error.code, "message": error.message}}
-            answer = JSONResponse(refused, 401, headers={"WWW-Authenticate": "Bearer"})
-            await answer(scope, receive, sent)
+            await refusal(error)(scope, receive, sent)
         finally:
             milliseconds = (time.monotonic() - began) * 1000
             # Without the query, which may hold a token, and in one line.

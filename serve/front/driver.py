@@ -12,7 +12,7 @@ from dataclasses import replace
 from serve.front.session import Delivery, Session, State
 from serve.metrics import Metrics
 from serve.wire.protocol import RETRY_AFTER_S, WireError
-from serve.wire.work import Backend, Edited, EditorLostError, Moved, Opening, Queued, Ready
+from serve.wire.work import Backend, Edited, EditorLostError, Moved, Queued, Ready
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ MAX_DEATHS = 2  # of editors over the same chunk, after which the session is tak
 
 
 async def drive(
-    backend: Backend, session: Session, opening: Opening, metrics: Metrics
+    backend: Backend, session: Session, metrics: Metrics
 ) -> AsyncGenerator[Queued | Ready | Delivery]:
     """Yields Ready once, then every delivery to the last; before it Queued, to one that waits.
 
@@ -32,6 +32,7 @@ async def drive(
     Raises WireError: what an editor refuses at once, no editor after `OPENING_S` or `RECOVERY_S`,
     a chunk that has cost `MAX_DEATHS` editors their lives. Raises SupersededError.
     """
+    opening = session.opening
     state, ahead = opening.state, 0
     lost_at: float | None = None
     pause, deaths = FIRST_PAUSE_S, 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import tempfile
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -15,26 +14,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from data.video import Damage, VideoError, VideoInfo, VideoWriter, differences, read_timed
 from serve.front.account import refused
-from serve.front.door import Visitor
+from serve.front.door import Visitor, refusal
 from serve.front.driver import drive
 from serve.front.running import Services
 from serve.front.session import Delivery, Session, State
 from serve.front.upload import Asked, check_video, read_form
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
 from serve.wire.work import Opening, Ready
-from serve.work_sizes import WorkSizes
 
 log = logging.getLogger(__name__)
-
-STATUS = {
-    "at_capacity": 503, "draining": 503, "too_slow": 408, "unsupported_size": 422, "internal": 500,
-    "unauthorized": 401,
-}  # fmt: skip
 
 
 class Edits:
@@ -98,7 +91,7 @@ class Edits:
             raise
         headers = {
             "X-LiveEdit-Session": edit.session.name,
-            "X-LiveEdit-Work-Size": edit.opening.work_size,
+            "X-LiveEdit-Work-Size": edit.session.opening.work_size,
         }
         if differs:
             log.info("session %s: %s", edit.session.name, "; ".join(differs))
@@ -121,9 +114,7 @@ class Edits:
             self.services.metrics, error.code, error.message,
             tenant=visitor.tenant.name, client=visitor.client,
         )  # fmt: skip
-        headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if error.retry_after_s else {}
-        content = {"error": {"code": error.code, "message": error.message}}
-        return JSONResponse(content, STATUS.get(error.code, 400), headers=headers)
+        return refusal(error)
 
 
 class Edit:
@@ -134,15 +125,9 @@ class Edit:
         self, services: Services, visitor: Visitor, path: Path, message: Open, info: VideoInfo
     ) -> None:
         self.services, self.visitor, self.path, self.info = services, visitor, path, info
-        self.opening = _opening(message, visitor, services.sizes)
-        self.session = Session(
-            self.opening.session,
-            prompt=message.prompt,
-            mode="lossless",
-            width=message.width,
-            height=message.height,
-        )
-        self._account = services.account(visitor, self.opening)
+        opening = Opening.of(message, visitor.tenant.name, *services.sizes.of(message))
+        self.session = Session(opening)
+        self._account = services.account(visitor, opening)
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self, error: WireError) -> None:
@@ -181,14 +166,14 @@ class Edit:
             await asyncio.shield(self._account.ended(outcome))
 
     async def _pieces(self) -> AsyncGenerator[bytes]:
-        session, opening, info = self.session, self.opening, self.info
+        session, opening, info = self.session, self.session.opening, self.info
         limit = Fraction(self.services.limits.max_fps)
         fps = None if info.fps <= limit else limit  # a constant rate, in place of the file's
         damage = Damage()
         times: deque[Fraction] = deque()  # of the frames that are being edited
         feeding: asyncio.Task[None] | None = None
         sink = _Sink()
-        driven = drive(self.services.backend, session, opening, self.services.metrics)
+        driven = drive(self.services.backend, session, self.services.metrics)
         try:
             async with aclosing(driven) as events:
                 ready = await _next(events, self._failed)
@@ -272,22 +257,6 @@ class _EditedVideo(StreamingResponse):
         with self._files:
             async with aclosing(self._body):
                 await super().__call__(scope, receive, send)
-
-
-def _opening(message: Open, visitor: Visitor, sizes: WorkSizes) -> Opening:
-    work_size, detail = sizes.of(message)
-    return Opening(
-        session=secrets.token_hex(6),
-        prompt=message.prompt,
-        width=message.width,
-        height=message.height,
-        fps=message.fps,
-        mode="lossless",
-        seed=message.seed or 0,
-        tenant=visitor.tenant.name,
-        work_size=work_size,
-        detail=detail,
-    )
 
 
 class _Sink:

@@ -22,12 +22,12 @@ from starlette.staticfiles import StaticFiles
 
 from infra.runtime.paths import ROOT
 from serve.front.connection import Connection
-from serve.front.door import Door, Guard
+from serve.front.door import Door, Guard, refusal
 from serve.front.edits import Edit, Edits
 from serve.front.running import Services
 from serve.front.socket import Receive, Scope, Send, Socket
-from serve.hub.ledger import Accounts, Usage
-from serve.hub.records import HOLDER_BEAT_S, Store
+from serve.hub.ledger import Ledger, Usage
+from serve.hub.records import HOLDER_BEAT_S, SessionStore
 from serve.metrics import Metrics, Snapshot, render
 from serve.tenants import Tenant
 from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
@@ -39,6 +39,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 WEB = Path(__file__).parent.parent / "web"
+UNAVAILABLE = 503  # whatever the reason: a probe asks later
 SAMPLES = ROOT / "data" / "samples"
 
 
@@ -48,7 +49,7 @@ class Front:
     Args:
         sizes: What may be asked for, and the size that frames are edited at.
         door: Who is let in.
-        accounts: Where tenants' limits are kept.
+        ledger: Where tenants' limits are kept.
         name: Of this process, among the application's.
         grace_s: For whole videos to be finished when this process goes away.
         models: What `/v1/models` lists. Raises WireError while no editor is warmed up.
@@ -59,18 +60,18 @@ class Front:
         self,
         *,
         backend: Backend,
-        store: Store,
+        store: SessionStore,
         sizes: WorkSizes,
         metrics: Metrics,
         door: Door,
-        accounts: Accounts,
+        ledger: Ledger,
         name: str = "front",
         grace_s: float = 30.0,
         models: Callable[[], Awaitable[list[dict[str, Any]]]],
         snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
     ) -> None:
         codecs = Codecs(metrics)
-        self.services = Services(backend, store, sizes, metrics, codecs, accounts, Usage(name))
+        self.services = Services(backend, store, sizes, metrics, codecs, ledger, Usage(name))
         self.door, self.grace_s = door, grace_s
         self.connections: set[Connection] = set()
         self._models, self._snapshots = models, snapshots
@@ -170,7 +171,7 @@ class Front:
             elif holder.visitor is not None:
                 holder.revoke()
         used = self.services.usage.used()
-        spent = await self.services.accounts.use(used, {t.name: t for t in tenants.values()})
+        spent = await self.services.ledger.beat(used, {t.name: t for t in tenants.values()})
         for holder, tenant in tenants.items():
             if tenant.name in spent:
                 holder.stop(SPENT)
@@ -180,7 +181,7 @@ class Front:
             models = await self._models()
             return JSONResponse({"models": [{**model, **self._takes()} for model in models]})
         except WireError as error:
-            return unavailable(error)
+            return refusal(error, UNAVAILABLE)
 
     def _takes(self) -> dict[str, Any]:
         """What holds for sessions with any model here."""
@@ -204,18 +205,11 @@ class Front:
                 raise WireError("draining", "this front is going away")
             await self._models()
         except WireError as error:
-            return unavailable(error)
+            return refusal(error, UNAVAILABLE)
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
         return Response(render(await self._snapshots()), media_type=CONTENT_TYPE_LATEST)
-
-
-def unavailable(error: WireError) -> Response:
-    headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if error.retry_after_s else {}
-    return JSONResponse(
-        {"error": {"code": error.code, "message": error.message}}, 503, headers=headers
-    )
 
 
 class Codecs(ThreadPoolExecutor):

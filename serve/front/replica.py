@@ -14,12 +14,13 @@ from starlette.applications import Starlette
 from serve.front.door import Door
 from serve.front.front import Front
 from serve.front.ray_backend import RayBackend
-from serve.hub.hub import REPORT_S, HubStore, Orders, Report, link_host
+from serve.hub.hub import REPORT_S, HubClient, Orders, Report, link_host
 from serve.logs import join_serve_log
 from serve.metrics import Metrics, Snapshot
 from serve.settings import ServeSettings
 from serve.tenants import Tenants
-from serve.wire.link import Inbox
+from serve.wire import conversation
+from serve.wire.link import Listener
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.work_sizes import WorkSizes
 
@@ -38,15 +39,16 @@ class FrontReplica:
         join_serve_log()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
-        self.hub = HubStore(context.app_name, settings)
+        self.hub = HubClient(context.app_name, settings)
         self.metrics = Metrics()
+        listener = Listener(link_host(settings), conversation.KINDS)
         self.front = Front(
-            backend=RayBackend(editors, Inbox(link_host(settings)), self.hub),
-            store=self.hub,
+            backend=RayBackend(editors, listener, self.hub.places),
+            store=self.hub.store,
             sizes=WorkSizes(trained, settings.limits, settings.work_size, settings.detail),
             metrics=self.metrics,
             door=Door(Tenants(settings.token_file), settings.allowed_origins),
-            accounts=self.hub,
+            ledger=self.hub.ledger,
             name=self.process,
             grace_s=EDIT_SHARE * settings.drain_s,
             models=self.models,

@@ -23,8 +23,8 @@ from serve.front.driver import drive
 from serve.front.outbox import Outbox
 from serve.front.session import Delivery, Session
 from serve.front.socket import Socket
-from serve.hub.ledger import Accounts, Usage
-from serve.hub.records import Entry, Header, Progress, Record, Store
+from serve.hub.ledger import Ledger, Usage
+from serve.hub.records import Entry, Header, Progress, Record, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire import codec
@@ -56,11 +56,11 @@ class Services:
     """What every connection of a front shares."""
 
     backend: Backend
-    store: Store
+    store: SessionStore
     sizes: WorkSizes
     metrics: Metrics
     codecs: Executor
-    accounts: Accounts
+    ledger: Ledger
     usage: Usage
 
     @property
@@ -68,9 +68,7 @@ class Services:
         return self.sizes.limits
 
     def account(self, visitor: Visitor, opening: Opening) -> Account:
-        return Account(
-            visitor, opening, metrics=self.metrics, accounts=self.accounts, usage=self.usage
-        )
+        return Account(visitor, opening, metrics=self.metrics, ledger=self.ledger, usage=self.usage)
 
 
 class RunningSession:
@@ -85,28 +83,24 @@ class RunningSession:
         socket: Socket,
         services: Services,
         session: Session,
-        opening: Opening,
         account: Account,
         format: Format,
         record: Record | None,
         token: str,
     ) -> None:
         self.socket, self.services, self.session = socket, services, session
-        self.opening, self.account = opening, account
+        self.opening, self.account = session.opening, account
         self.format, self.record = format, record
         self.token, self.epoch = token, record.epoch if record else 0
         self.reason = "close"
-        prompt = opening.prompt
-        self._progress = record.progress if record else Progress(0, 0, prompt, prompt, None)
+        self._progress = record.progress if record else Progress.start(session.prompt)
         self._committing = asyncio.Lock()
         self._frame_at = time.monotonic()
 
     async def run(self, ending: asyncio.Future[None]) -> None:
         """`ending` ends it early with the exception that is set on it."""
-        drive_events = drive(
-            self.services.backend, self.session, self.opening, self.services.metrics
-        )
-        async with aclosing(drive_events) as events:
+        driven = drive(self.services.backend, self.session, self.services.metrics)
+        async with aclosing(driven) as events:
             ready = await self._until_ready(events, ending)
             header = await self._admit(ready)
             outbox = Outbox(mode=self.opening.mode, fps=self.opening.fps)
@@ -243,7 +237,7 @@ class RunningSession:
                 whole = len(delivery.frames) == session.chunk_frames
                 outbox.put(entries, delivery.frames[-1].arrived if whole else None)
             self.account.delivered(
-                delivery, chunk_frames=session.chunk_frames, dropped=session.dropped
+                delivery, chunk_frames=session.chunk_frames, dropped=session.drops.count
             )
             if delivery.last:
                 outbox.end()
@@ -251,7 +245,7 @@ class RunningSession:
 
     async def _commit(self, header: Header, progress: Progress, entries: list[Entry]) -> None:
         """Raises SupersededError when another front holds the session."""
-        dropped = tuple(self.session.told_from(progress.next_frame))
+        dropped = tuple(self.session.drops.told_from(progress.next_frame))
         self._progress = progress = replace(progress, dropped=dropped)
         commit = self.services.store.commit
         if not await commit(self.token, self.epoch, header, progress, entries):

@@ -20,19 +20,19 @@ from enum import Enum
 
 import numpy as np
 
-from serve.hub.records import Entry
+from serve.front.drops import Drops
+from serve.hub.records import Entry, Progress
 from serve.wire.protocol import (
     MAX_INDEX,
     Chunk,
     Dropped,
     Frame,
     Mask,
-    Mode,
     PromptApplied,
     WireError,
     to_json,
 )
-from serve.wire.work import Edited, Ready, Work
+from serve.wire.work import Edited, Opening, Ready, Work
 
 LOSSLESS_CHUNKS = 2.0  # source chunks that may wait before the socket is no longer read
 LIVE_CHUNKS = 1.5  # beyond these the oldest frames are dropped; half a chunk is for jitter
@@ -95,33 +95,24 @@ class Delivery:
 
 
 class Session:
-    """A resumed one is given `next_frame`, `edited`, `told` and the prompts of where it stood."""
+    """Of the stream that `opening` opens; a resumed one goes on from `progress`."""
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        prompt: str,
-        mode: Mode,
-        width: int,
-        height: int,
-        mask: bool = False,
-    ) -> None:
-        self.name, self.mode, self.mask = name, mode, mask
+    def __init__(self, opening: Opening, progress: Progress | None = None) -> None:
+        progress = progress or Progress.start(opening.prompt)
+        self.opening, self.name = opening, opening.session
         self.state = State.NEW
-        self.prompt = prompt  # the newest: from the next chunk on
-        self.next_frame = 0  # source frame that has to come next
-        self.edited = 0  # frames delivered and encoded
+        self.prompt = progress.prompt  # the newest: from the next chunk on
+        self.next_frame = progress.next_frame  # source frame that has to come next
+        self.edited = progress.edited  # frames delivered and encoded
         self.unsent = 0  # frames delivered that the client has not taken yet
-        self.dropped = 0
-        self._shape = (height, width, 3)
-        self.applied_prompt = prompt  # of the last chunk that went to the client
+        self.drops = Drops(progress.dropped)
+        self.applied_prompt = progress.applied_prompt  # of the last chunk that went to the client
+        self._shape = (opening.height, opening.width, 3)
+        self._live = opening.mode == "live"
         self._closing = False
         self._waiting: deque[SourceFrame] = deque()
         self._started: deque[Started] = deque()
         self._again: deque[Work] = deque()
-        self.told: list[tuple[int, int]] = []  # first and count of dropped frames, told of
-        self._drops: list[tuple[int, int]] = []  # and of those that the client was not told of yet
         self._sizes: tuple[int, int] | None = None  # frames of the first and of any other chunk
         self._taken = 0  # chunks, over the whole session
         self._last_taken = False
@@ -163,16 +154,11 @@ class Session:
         # Before an editor has answered nothing says how long a chunk is; the wait is short.
         return self._sizes[1] if self._sizes else 12
 
-    def told_from(self, frame: int) -> list[tuple[int, int]]:
-        """The dropped frames that the client knows of, from source frame `frame` on."""
-        self.told = [(first, count) for first, count in self.told if first + count > frame]
-        return list(self.told)
-
     # --- the client's side
 
     async def room(self) -> None:
         """Returns when another source frame may come; at once in live mode, which drops instead."""
-        if self.mode == "lossless":
+        if not self._live:
             await self._until(lambda: len(self._waiting) < self._limit(LOSSLESS_CHUNKS))
 
     def feed(self, index: int, time_us: int, pixels: np.ndarray) -> list[Entry]:
@@ -188,16 +174,15 @@ class Session:
         if index >= MAX_INDEX:
             raise WireError("bad_request", "frame indices are used up; open a new session")
         assert pixels.shape == self._shape
-        if any(first <= index < first + count for first, count in self.told):
+        if self.drops.known(index):
             self.next_frame += 1
             return []
         self._waiting.append(SourceFrame(index, time_us, pixels, time.monotonic(), self.prompt))
         self.next_frame += 1
         self._notify()
-        if self.mode == "live" and len(self._waiting) > self._limit(LIVE_CHUNKS):
-            self._drop(self._waiting.popleft())
-        untold = sum(count for _, count in self._drops)
-        return self._take_drops() if untold >= self._limit(1) else []
+        if self._live and len(self._waiting) > self._limit(LIVE_CHUNKS):
+            self.drops.add(self._waiting.popleft().index)
+        return self._tell_drops() if self.drops.untold >= self._limit(1) else []
 
     def set_prompt(self, prompt: str) -> None:
         if not self.accepts_frames:
@@ -246,10 +231,10 @@ class Session:
         assert not self._last_taken, "work was asked for after the last"
         await self._until(self._has_work)
         missing = self._missing
-        if self.mode == "live" and not self._closing and self._full:
+        if self._live and not self._closing and self._full:
             # Behind: the newest frames are edited, so that the delay does not stay.
             while len(self._waiting) > missing:
-                self._drop(self._waiting.popleft())
+                self.drops.add(self._waiting.popleft().index)
         whole = self._closing or len(self._waiting) >= missing
         size = min(missing, len(self._waiting)) if whole else AHEAD
         frames = [self._waiting.popleft() for _ in range(size)]
@@ -286,9 +271,9 @@ class Session:
 
     def entries(self, delivery: Delivery, images: list[bytes]) -> list[Entry]:
         """What goes to the client for a delivery, once its frames are encoded to `images`."""
-        entries = self._take_drops()
+        entries = self._tell_drops()
         frames = delivery.frames
-        if frames and self.mask and delivery.edited.mask is not None:
+        if frames and self.opening.mask and delivery.edited.mask is not None:
             entries.append(Entry(self.edited, to_json(_mask(delivery.edited))))
         if frames and delivery.prompt != self.applied_prompt:
             self.applied_prompt = delivery.prompt
@@ -327,18 +312,9 @@ class Session:
     def _limit(self, chunks: float) -> int:
         return round(chunks * self.chunk_frames)
 
-    def _drop(self, frame: SourceFrame) -> None:
-        first, count = self._drops[-1] if self._drops else (frame.index, 0)
-        if first + count == frame.index:
-            self._drops[-1:] = [(first, count + 1)]
-        else:
-            self._drops.append((frame.index, 1))
-        self.dropped += 1
-
-    def _take_drops(self) -> list[Entry]:
-        drops, self._drops = self._drops, []
-        self.told += drops
-        return [Entry(self.edited, to_json(Dropped(first, count))) for first, count in drops]
+    def _tell_drops(self) -> list[Entry]:
+        told = self.drops.tell()
+        return [Entry(self.edited, to_json(Dropped(first, count))) for first, count in told]
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -7,26 +7,28 @@ has reported for a while, and Ray starts it again (empty) when it dies.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import inspect
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util import get_node_ip_address
 
 from infra.runtime.ray_private import serve_replicas
-from serve.hub.commits import CommitAddress, CommitClient, CommitServer
-from serve.hub.ledger import Key, Ledger, Used
-from serve.hub.records import Entry, Header, Progress, Record, SessionStore, Shape
+from serve.hub.commits import Commit, CommitClient, CommitServer
+from serve.hub.ledger import Ledger
+from serve.hub.records import Entry, Header, Progress, SessionStore
 from serve.metrics import HubMetrics, Retired, Snapshot
-from serve.scaling.decisions import Editor, Request
-from serve.scaling.placement import Answer, Placed, Placement
+from serve.scaling.decisions import Editor
+from serve.scaling.placement import Placed, Placement, Places
 from serve.settings import ServeSettings
-from serve.tenants import Tenant
+from serve.wire.link import Address
+from serve.wire.protocol import WireError
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class Hub:
         self._retired = Retired()
         self._commits = CommitServer(self.store, link_host(settings))
         self._placement = Placement(settings.scale)
+        self.parts = {"store": self.store, "ledger": self.ledger, "places": self._placement}
         self._ending = False
         self._left: dict[str, int] = {}  # connections of each front that knows of the stop
         self._reports: dict[str, tuple[float, Report]] = {}
@@ -83,35 +86,13 @@ class Hub:
         self._heard = time.monotonic()
         self._watching = asyncio.ensure_future(self._watch())
 
-    # --- sessions, see SessionStore
+    async def part(self, name: str, method: str, args: list[Any], named: dict[str, Any]) -> Any:
+        """A call of one of `parts`."""
+        answer = getattr(self.parts[name], method)(*args, **named)
+        return await answer if inspect.isawaitable(answer) else answer
 
-    async def create(self, header: Header) -> str:
-        return self.store.create(header)
-
-    async def claim(self, token: str, received: int, shape: Shape) -> Record:
-        return self.store.claim(token, received, shape)
-
-    async def commits(self) -> CommitAddress:
+    async def commits(self) -> Address:
         return await self._commits.address()
-
-    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        return self.store.beat(held)
-
-    async def release(self, token: str, epoch: int, forget: bool) -> None:
-        self.store.release(token, epoch, forget=forget)
-
-    # --- tenants, see Ledger
-
-    async def enter(self, key: Key, tenant: Tenant) -> None:
-        self.ledger.enter(key, tenant)
-
-    async def leave(self, key: Key) -> None:
-        self.ledger.leave(key)
-
-    async def use(self, used: Used, tenants: dict[str, Tenant]) -> set[str]:
-        return self.ledger.beat(used, tenants)
-
-    # --- processes
 
     async def report(self, report: Report) -> Orders:
         self._heard = time.monotonic()
@@ -139,14 +120,6 @@ class Hub:
             f"editor {process} is {doing}, for {now - since:.0f} s"
             for process, (since, doing) in self._starting.items()
         )
-
-    # --- streams, see Placement
-
-    async def ask(self, request: Request) -> Answer:
-        return self._placement.ask(request)
-
-    async def released(self, stream: str) -> None:
-        self._placement.released(stream)
 
     async def stop(self) -> bool:
         """The application ends: fronts finish their sessions. Returns whether all of them have."""
@@ -236,16 +209,27 @@ def hub_actor(app: str, settings: ServeSettings) -> Any:
     )
 
 
-class HubStore:
-    """`records.Store`, `ledger.Accounts` and `placement.Places` on the hub.
+class HubClient:
+    """A process's way to the hub: its own methods by `call`, its parts as if they were here.
 
     While the hub is down sessions go on, but cannot be resumed.
     """
 
+    store: SessionStore
+    ledger: Ledger
+    places: Places
+
     def __init__(self, app: str, settings: ServeSettings) -> None:
         self.app, self.settings = app, settings
         self.hub = hub_actor(app, settings)
-        self._commits = CommitClient(lambda: self.call("commits"))
+        kept: dict[str, Any] = {"beat": [], "release": None}
+        self.store = cast(SessionStore, _Store(self, "store", kept))
+        # Nobody is held to a limit that all fronts share.
+        free: dict[str, Any] = {"enter": None, "leave": None, "beat": frozenset()}
+        self.ledger = cast(Ledger, _Part(self, "ledger", free))
+        # Any editor will do: it decides itself whether it has room.
+        anywhere = {"ask": Placed(""), "released": None}
+        self.places = cast(Places, _Part(self, "places", anywhere, ASK_S))
 
     async def call(self, method: str, *args: Any) -> Any:
         """One call, again on a new hub if the old one is gone for good."""
@@ -259,65 +243,45 @@ class HubStore:
         """See `Hub.starting`; nobody waits for it."""
         self.hub.starting.remote(process, doing)
 
-    async def create(self, header: Header) -> str:
-        token: str = await self.call("create", header)
-        return token
 
-    async def claim(self, token: str, received: int, shape: Shape) -> Record:
+class _Part:
+    """Its methods are those of the hub's part called `name`. `down` is what they answer while the
+    hub is, where they do."""
+
+    def __init__(
+        self, hub: HubClient, name: str, down: dict[str, Any], timeout_s: float | None = None
+    ) -> None:
+        self._hub, self._name, self._down, self._timeout_s = hub, name, down, timeout_s
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return partial(self._call, method)
+
+    async def _call(self, method: str, *args: Any, **named: Any) -> Any:
         try:
-            record: Record = await self.call("claim", token, received, shape)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        return record
+            async with asyncio.timeout(self._timeout_s):
+                return await self._hub.call("part", self._name, method, list(args), named)
+        except RayTaskError as error:
+            if isinstance(error.cause, WireError):
+                raise error.cause from None
+            raise
+        except (RayActorError, TimeoutError) as error:
+            if method not in self._down:
+                raise
+            log.warning("%s.%s without the hub: %s", self._name, method, error)
+            return self._down[method]
+
+
+class _Store(_Part):
+    _commits: CommitClient | None = None
 
     async def commit(
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool:
+        self._commits = self._commits or CommitClient(lambda: self._hub.call("commits"))
         try:
-            return await self._commits.commit(token, epoch, header, progress, entries)
-        except (OSError, RayActorError, ActorUnavailableError) as error:
+            return await self._commits.commit(Commit(token, epoch, header, progress, entries))
+        except (OSError, RayActorError) as error:
             log.warning("a session's progress could not be kept: %s", error)
             return True
-
-    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        with contextlib.suppress(RayActorError, ActorUnavailableError):
-            lost: list[tuple[str, int]] = await self.call("beat", held)
-            return lost
-        return []
-
-    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
-        with contextlib.suppress(RayActorError, ActorUnavailableError):
-            await self.call("release", token, epoch, forget)
-
-    async def enter(self, key: Key, tenant: Tenant) -> None:
-        """While the hub is down nobody is held to a limit that all fronts share."""
-        try:
-            await self.call("enter", key, tenant)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except (RayActorError, ActorUnavailableError) as error:
-            log.warning("tenant %s enters without the hub: %s", tenant.name, error)
-
-    async def leave(self, key: Key) -> None:
-        with contextlib.suppress(RayActorError, ActorUnavailableError):
-            await self.call("leave", key)
-
-    async def use(self, used: Used, tenants: dict[str, Tenant]) -> set[str]:
-        with contextlib.suppress(RayActorError, ActorUnavailableError):
-            spent: set[str] = await self.call("use", used, tenants)
-            return spent
-        return set()
-
-    async def ask(self, request: Request) -> Answer:
-        """While the hub is down any editor will do: it decides itself whether it has room."""
-        try:
-            async with asyncio.timeout(ASK_S):
-                answer: Answer = await self.call("ask", request)
-                return answer
-        except (RayActorError, ActorUnavailableError, TimeoutError) as error:
-            log.warning("a stream is placed without the hub: %s", error)
-            return Placed("")
-
-    async def released(self, stream: str) -> None:
-        with contextlib.suppress(RayActorError, ActorUnavailableError):
-            await self.call("released", stream)

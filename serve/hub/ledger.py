@@ -10,7 +10,6 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from serve.hub.records import HOLDER_BEAT_S
 from serve.tenants import Tenant
@@ -81,7 +80,7 @@ class _Front:
 
 
 class Ledger:
-    """Plain; on Ray it lives in the hub."""
+    """Plain; on Ray it lives in the hub, so its methods are async like the store's."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -89,7 +88,7 @@ class Ledger:
         self._opens: dict[str, deque[float]] = defaultdict(deque)
         self._fronts: dict[str, _Front] = defaultdict(_Front)
 
-    def enter(self, key: Key, tenant: Tenant) -> None:
+    async def enter(self, key: Key, tenant: Tenant) -> None:
         """Counts a session in, epoch 0 as a new one. Raises WireError `at_capacity` that names the
         limit, and when it may be tried again."""
         now = self._clock()
@@ -112,10 +111,10 @@ class Ledger:
             opens.append(now)
         self._sessions[key] = (tenant.name, now)
 
-    def leave(self, key: Key) -> None:
+    async def leave(self, key: Key) -> None:
         self._sessions.pop(key, None)
 
-    def beat(self, used: Used, tenants: dict[str, Tenant]) -> set[str]:
+    async def beat(self, used: Used, tenants: dict[str, Tenant]) -> set[str]:
         """A front's report; returns which of its `tenants` have used up their minutes."""
         now = self._clock()
         self._fronts[used.front] = _Front(used.day, used.seconds)
@@ -140,27 +139,3 @@ class Ledger:
 
 def _refused(what: str, retry_after_s: float) -> WireError:
     return WireError("at_capacity", f"your limit is reached: {what}", round(retry_after_s, 1))
-
-
-class Accounts(Protocol):
-    """How a front reaches the ledger, wherever it is. Raises what `Ledger` raises."""
-
-    async def enter(self, key: Key, tenant: Tenant) -> None: ...
-
-    async def leave(self, key: Key) -> None: ...
-
-    async def use(self, used: Used, tenants: dict[str, Tenant]) -> set[str]: ...
-
-
-class LocalAccounts:
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-
-    async def enter(self, key: Key, tenant: Tenant) -> None:
-        self.ledger.enter(key, tenant)
-
-    async def leave(self, key: Key) -> None:
-        self.ledger.leave(key)
-
-    async def use(self, used: Used, tenants: dict[str, Tenant]) -> set[str]:
-        return self.ledger.beat(used, tenants)

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Protocol
 
 from serve.wire.protocol import Detail, Format, Mode, WireError
 from serve.wire.work import Opening, Ready
@@ -47,6 +46,10 @@ class Progress:
     state: bytes | None
     finished: str | None = None  # the reason of `closed`, once it is over
     dropped: tuple[tuple[int, int], ...] = ()  # from `next_frame` on, told of: first and count
+
+    @classmethod
+    def start(cls, prompt: str) -> Progress:
+        return cls(0, 0, prompt, prompt, None)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,10 @@ class Record:
 
 
 class SessionStore:
-    """Records by resume token. `resume_s` is how long one outlives its connection."""
+    """Records by resume token. `resume_s` is how long one outlives its connection.
+
+    Its methods are async because a front calls them wherever the store is (`hub.HubClient`).
+    """
 
     def __init__(
         self,
@@ -132,14 +138,14 @@ class SessionStore:
         self._sweep()
         return len(self._records)
 
-    def create(self, header: Header) -> str:
+    async def create(self, header: Header) -> str:
         """A new record, held by the caller with epoch 0; returns its token."""
         self._sweep()
         token = secrets.token_urlsafe(24)
         self._records[token] = self._record(header, 0)
         return token
 
-    def claim(self, token: str, received: int, shape: Shape | None = None) -> Record:
+    async def claim(self, token: str, received: int, shape: Shape | None = None) -> Record:
         """The record, now held by the caller, with the tail cut to what the client lacks.
 
         Raises WireError `bad_request` for a token that is unknown or expired, for another `shape`
@@ -167,7 +173,7 @@ class SessionStore:
         missing = deque(entry for entry in record.tail if entry.position >= received)
         return replace(record, tail=missing)
 
-    def commit(
+    async def commit(
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool:
         """After a chunk, before its `entries` go out. False: another front holds the session.
@@ -190,7 +196,7 @@ class SessionStore:
         self._make_room()
         return True
 
-    def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
         """A front's sign of life for the tokens and epochs it holds; returns those it lost.
 
         It may hold the same session twice for a while: on a client's old socket and on its new one.
@@ -205,7 +211,7 @@ class SessionStore:
         self._sweep()
         return lost
 
-    def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
+    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
         """The connection is gone: the time to resume runs from now, or is over."""
         record = self._records.get(token)
         if record is None or record.epoch != epoch:
@@ -216,8 +222,8 @@ class SessionStore:
             record.held, record.seen = False, self._clock()
 
     def _record(self, header: Header, epoch: int) -> Record:
-        prompt = header.opening.prompt
-        return Record(header, Progress(0, 0, prompt, prompt, None), epoch, seen=self._clock())
+        progress = Progress.start(header.opening.prompt)
+        return Record(header, progress, epoch, seen=self._clock())
 
     def _sweep(self) -> None:
         now = self._clock()
@@ -240,43 +246,3 @@ class SessionStore:
             else:
                 records = self._records
                 self._forget(min(records, key=lambda t: (records[t].held, records[t].seen)))
-
-
-class Store(Protocol):
-    """How a front reaches the session store, wherever it is. Raises what `SessionStore` raises."""
-
-    async def create(self, header: Header) -> str: ...
-
-    async def claim(self, token: str, received: int, shape: Shape) -> Record: ...
-
-    async def commit(
-        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
-    ) -> bool: ...
-
-    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]: ...
-
-    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None: ...
-
-
-class LocalStore:
-    """A store in this process: sessions outlive their connections, not the process."""
-
-    def __init__(self, store: SessionStore) -> None:
-        self.store = store
-
-    async def create(self, header: Header) -> str:
-        return self.store.create(header)
-
-    async def claim(self, token: str, received: int, shape: Shape) -> Record:
-        return self.store.claim(token, received, shape)
-
-    async def commit(
-        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
-    ) -> bool:
-        return self.store.commit(token, epoch, header, progress, entries)
-
-    async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        return self.store.beat(held)
-
-    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
-        self.store.release(token, epoch, forget=forget)

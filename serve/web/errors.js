@@ -1,5 +1,7 @@
 // What went wrong, for a person.
 
+import { FATES } from "./codes.js";
+
 // By the code of the server's `error` message, or of wire.js.
 export const CODES = {
   unauthorized: "This server asks for a token. Enter yours under Settings and start again.",
@@ -21,7 +23,7 @@ export const NAMES = {
   OverconstrainedError: "The chosen camera is gone. Choose another one.",
 };
 
-const AGAIN = new Set(["at_capacity", "draining", "stopped", "unreachable", "internal"]);
+const ENDED = new Set(["stopped", "unreachable"]); // wire.js says these, no server
 
 export function explain(error) {
   if (error.name in NAMES) return NAMES[error.name];
@@ -30,4 +32,4 @@ export function explain(error) {
   return error.message || String(error);
 }
 
-export const worthAnotherTry = (error) => AGAIN.has(error.code);
+export const worthAnotherTry = (error) => ENDED.has(error.code) || !!FATES[error.code]?.resume;

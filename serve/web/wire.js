@@ -1,9 +1,10 @@
 // The wire protocol, version 1: one session over a WebSocket, opened again when it is lost.
 
+import { FATES } from "./codes.js";
+
 const RESUME_MS = 60000;
 const FIRST_MS = 20000; // for a first connection that the server cut before it answered
 const IN_VAIN = 5;
-const AGAIN = new Set(["draining", "internal", "at_capacity"]);
 const MAX_BUFFERED = 1 << 20; // bytes that wait in this browser before a frame is left out
 
 export function streamUrl() {
@@ -83,8 +84,8 @@ export class Session {
     const now = performance.now();
     this.lostAt = this.lostAt || now;
     const again = this.token
-      ? (!error || AGAIN.has(error.code)) && now - this.lostAt < RESUME_MS && this.inVain < IN_VAIN
-      : this.reached && (!error || error.code === "draining") && now - this.lostAt < FIRST_MS;
+      ? (!error || FATES[error.code]?.resume) && now - this.lostAt < RESUME_MS && this.inVain < IN_VAIN
+      : this.reached && (!error || FATES[error.code]?.again) && now - this.lostAt < FIRST_MS;
     if (again) {
       this.handlers.lost();
       setTimeout(() => this.over || this.connect(), 300 + 700 * Math.random());

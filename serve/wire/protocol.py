@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from infra.runtime.errors import UserError
+from serve.wire.codes import Code
 
 SUBPROTOCOL = "liveedit.v1"
 PATH = "/v1/stream"
@@ -24,28 +25,6 @@ MAX_TEXT = 64 * 1024  # characters of a control message
 Mode = Literal["live", "lossless"]
 Format = Literal["jpeg", "png", "webp", "rgb24"]
 Detail = Literal["source", "off"]  # what an edit made at another size gets of the source
-Code = Literal[
-    "bad_request",
-    "unauthorized",
-    "unsupported_size",
-    "bad_frame",
-    "at_capacity",
-    "too_slow",
-    "draining",
-    "internal",
-]
-
-# WebSocket close codes (RFC 6455 section 7.4 and the IANA registry) that go with an error.
-CLOSE_CODES: dict[Code, int] = {
-    "bad_request": 1008,
-    "unauthorized": 1008,
-    "unsupported_size": 1008,
-    "bad_frame": 1007,
-    "at_capacity": 1013,
-    "too_slow": 1008,
-    "draining": 1012,
-    "internal": 1011,
-}
 NORMAL_CLOSE = 1000
 STOPPED = "stopped"  # reason of `closed` when the server ends
 SPENT = "spent"  # and when the tenant's minutes are used up
@@ -53,17 +32,6 @@ SPENT = "spent"  # and when the tenant's minutes are used up
 HEADER = struct.Struct("<IIQ")
 MAX_INDEX = 2**32 - 1
 RETRY_AFTER_S = 5.0  # what a refusal for lack of room advises
-
-
-class WireError(UserError):
-    """What goes out as an `error` message; `code` is one of the protocol's error codes."""
-
-    def __init__(self, code: Code, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.retry_after_s = code, message, retry_after_s
-
-    def __reduce__(self) -> tuple[Any, ...]:  # errors cross processes
-        return WireError, (self.code, self.message, self.retry_after_s)
 
 
 @dataclass(frozen=True)
@@ -163,6 +131,25 @@ class Error:
     code: Code
     message: str
     retry_after_s: float | None = None
+
+
+class WireError(UserError):
+    """What goes out as an `error` message; `code` is one of the protocol's error codes."""
+
+    def __init__(self, code: Code, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.retry_after_s = code, message, retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors cross processes
+        return WireError, (self.code, self.message, self.retry_after_s)
+
+    @classmethod
+    def of(cls, told: Error) -> WireError:
+        return cls(told.code, told.message, told.retry_after_s)
+
+    @property
+    def told(self) -> Error:
+        return Error(self.code, self.message, self.retry_after_s)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from serve.wire.protocol import Code, Detail, Mode
+from serve.wire.protocol import Detail, Mode, Open
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,24 @@ class Opening:
     tenant: str = ""  # whose session it is
     work_size: str = "full"  # that the model edits at; from a client's open always WIDTHxHEIGHT
     detail: Detail = "off"
+
+    @classmethod
+    def of(cls, message: Open, tenant: str, work_size: str, detail: Detail) -> Opening:
+        """A new session's, with a name of its own."""
+        return cls(
+            session=secrets.token_hex(6),
+            prompt=message.prompt,
+            width=message.width,
+            height=message.height,
+            fps=float(message.fps),
+            mode=message.mode,
+            seed=message.seed or 0,
+            mask=bool(message.mask),
+            waits=bool(message.queue),
+            tenant=tenant,
+            work_size=work_size,
+            detail=detail,
+        )
 
 
 @dataclass(frozen=True)
@@ -102,17 +121,13 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """How a refusal crosses from one process to another."""
-
-    code: Code
-    message: str
-    retry_after_s: float | None
+class Asks:
+    """The editor has room for another Work."""
 
 
 @dataclass(frozen=True)
 class Superseded:
-    """How it crosses that a newer stream of the session is open."""
+    """The editor has a newer stream of the session."""
 
 
 Event = Queued | Ready | Edited | Moved

@@ -24,7 +24,6 @@ from websockets.typing import Subprotocol
 
 from data.video import VideoError
 from serve.front.socket import FIRST_SIZE, READ_AHEAD, FlowControl, Socket
-from serve.hub.commits import CommitServer
 from serve.hub.records import Entry, SessionStore
 from serve.ingress import UVICORN
 from serve.limits import Limits
@@ -32,7 +31,7 @@ from serve.local import local_front
 from serve.run import free_port
 from serve.settings import ServeSettings
 from serve.wire import codec
-from serve.wire.link import SECRET_BYTES, Inbox
+from serve.wire.link import SECRET_BYTES, Listener
 from serve.wire.protocol import WireError
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.front.test_http import video
@@ -265,57 +264,51 @@ async def test_the_ingress_takes_messages_by_what_the_session_needs(small_model:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("end", ["inbox", "commits"])
-async def test_of_a_stranger_no_size_is_read(end: str) -> None:
-    store = SessionStore()
-    if end == "inbox":
-        inbox = Inbox("127.0.0.1")
-        slot = await inbox.open("stream")
-        port, server = slot.address.port, inbox._server
-    else:
-        commits = CommitServer(store, "127.0.0.1")
-        port, server = (await commits.address()).port, commits._server
-    assert server is not None
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def test_of_a_stranger_no_size_is_read() -> None:
+    listener = Listener("127.0.0.1", ())
+    address = await listener.expect(pytest.fail)
+    reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
     text = json.dumps({"stream": "stream", "secret": "x", "sizes": [2**31]}).encode()
     writer.write(struct.pack("<I", len(text)) + text.ljust(SECRET_BYTES))
     assert await asyncio.wait_for(reader.read(1), 2) == b""  # not after the 2 GB, at once
     writer.close()
-    server.close()
+    listener.close()
 
 
 # --- the hub's memory
 
 
-def test_the_hubs_memory_is_bounded_by_bytes() -> None:
+@pytest.mark.anyio
+async def test_the_hubs_memory_is_bounded_by_bytes() -> None:
     """Forty-eight frames of 2.8 MB are 133 MB a session: while there is room they are kept."""
     store = SessionStore(max_bytes=100_000)
-    tokens = [store.create(replace(HEADER)) for _ in range(3)]
+    tokens = [await store.create(replace(HEADER)) for _ in range(3)]
     size = {tokens[0]: 1000, tokens[1]: 5000, tokens[2]: 100}
     for first in range(0, 48, 12):
         for token in tokens:
             frames = [Entry(n, bytes(size[token])) for n in range(first, first + 12)]
-            assert store.commit(token, 0, HEADER, progress(first + 12), frames)
+            assert await store.commit(token, 0, HEADER, progress(first + 12), frames)
             assert store.bytes <= 100_000
             assert store.bytes == sum(record.size for record in store._records.values())
     kept = [store._records[token].tail_start for token in tokens]
     assert kept[0] == kept[2] == 0
     assert kept[1] >= 38  # the largest tail paid
-    assert store.claim(tokens[0], 0).epoch == 1
+    assert (await store.claim(tokens[0], 0)).epoch == 1
 
 
-def test_states_alone_push_out_who_left_first() -> None:
+@pytest.mark.anyio
+async def test_states_alone_push_out_who_left_first() -> None:
     now = [0.0]
     store = SessionStore(max_bytes=2500, clock=lambda: now[0])
     tokens = []
     for second in range(3):
         now[0] = float(second)
-        token = store.create(HEADER)
+        token = await store.create(HEADER)
         tokens.append(token)
         state = replace(progress(0), state=bytes(1000))
-        assert store.commit(token, 0, HEADER, state, [])
-        store.release(token, 0, forget=False)
+        assert await store.commit(token, 0, HEADER, state, [])
+        await store.release(token, 0, forget=False)
     with pytest.raises(WireError, match="unknown"):
-        store.claim(tokens[0], 0)
+        await store.claim(tokens[0], 0)
     assert store.bytes == 2000
-    store.claim(tokens[2], 0)
+    await store.claim(tokens[2], 0)

@@ -117,7 +117,7 @@ async def stream(
                 engine: Any = server.front.services.backend
                 server.call(engine.leave)
                 await asyncio.sleep(0.1)
-                server.call(engine.stay)
+                server.call(engine._leaving.clear)  # as another editor
         await sending
     return np.stack(edited), applied
 

@@ -135,7 +135,7 @@ def test_a_tenants_video_is_a_session_of_its(small_model: Path, tmp_path: Path) 
             assert answer.status_code == 503
             assert "your limit is reached" in answer.json()["error"]["message"]
         for _ in range(100):
-            if not server.call(lambda: server.front.services.accounts.ledger._sessions):
+            if not server.call(lambda: server.front.services.ledger._sessions):
                 break
             time.sleep(0.05)
         answer = httpx.post(url, files=files, data={"prompt": "x"}, headers=header, timeout=60)

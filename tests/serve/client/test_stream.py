@@ -219,7 +219,7 @@ async def test_an_editor_that_leaves_gives_its_sessions_back_exactly(
                 if len(edited) in (9, 33):
                     leaving.call(engine.leave)
                     await asyncio.sleep(0.2)
-                    leaving.call(engine.stay)
+                    leaving.call(engine._leaving.clear)  # as another editor
             await sending
         metrics = leaving.front.services.metrics
         assert metrics.moved.labels("drain")._value.get() >= 1
@@ -231,8 +231,8 @@ async def test_frames_ahead_of_their_chunk_move_with_the_stream(small_model: Pat
     """Through two moves within a chunk: no frame is given out twice, and the bits are the same."""
     frames = clip(33)
     engine = Engine(StreamingEditor.load(small_model))
-    session = Session("s", prompt="make it red", mode="lossless", width=48, height=32)
     opening = Opening("s", "make it red", 48, 32, 16.0, "lossless", seed=5, detail="source")
+    session = Session(opening)
     given: list[int] = []
 
     def feed(count: int) -> None:
@@ -255,13 +255,13 @@ async def test_frames_ahead_of_their_chunk_move_with_the_stream(small_model: Pat
         async with asyncio.timeout(20):
             while session.state is not State.RECOVERING:
                 await asyncio.sleep(0.001)
-        engine.stay()
+        engine._leaving.clear()  # as another editor
 
     session.take = take  # type: ignore[method-assign]
     edited: list[np.ndarray] = []
 
     async def collect() -> None:
-        async for event in drive(engine, session, opening, Metrics()):
+        async for event in drive(engine, session, Metrics()):
             if isinstance(event, Delivery):
                 edited.append(event.edited.frames)
                 session.sent(len(event.frames))

@@ -162,7 +162,7 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
     assert engine.capacity.loads == {}
     (_, given_back) = await events(engine, opening, *WORKS)
     assert isinstance(given_back, Moved)  # at once, before any work
-    engine.stay()
+    engine._leaving.clear()  # as another editor
     _, *edited = await events(engine, replace(opening, state=moved.state), *WORKS[2:])
     assert [len(one.frames) for one in edited] == [12, 12]
     for one, wanted in zip(edited, unbroken[1:], strict=True):
@@ -238,7 +238,7 @@ async def test_who_sends_faster_than_it_said_is_due_when_it_said(
 
 
 async def test_nobody_is_put_back_for_ever(clock: Time) -> None:
-    stream = EditorStream(replaced(mode="live", fps=1.0), 12)
+    stream = EditorStream("s", replaced(mode="live", fps=1.0), 12)
     for _ in range(20):
         stream.due(12, 1.0)
     assert stream.due(12, 1.0) == pytest.approx(1000.0 + FURTHEST_S + 12.0)

@@ -189,8 +189,8 @@ async def test_who_sends_more_than_it_said_gets_what_others_leave(
     now = 1000.0
     monkeypatch.setattr(editor_stream.time, "monotonic", lambda: now)
     slow = replace(OPENING, fps=1.0)
-    false = [EditorStream(replace(slow, mode=mode), 12) for mode in ("live", "lossless")]
-    honest = EditorStream(OPENING, 12)
+    false = [EditorStream("s", replace(slow, mode=mode), 12) for mode in ("live", "lossless")]
+    honest = EditorStream("s", OPENING, 12)
     for stream in false:
         stream.due(12, 1.0)
     assert honest.due(12, 1.0) == pytest.approx(1000.75)
@@ -210,7 +210,7 @@ async def test_a_source_that_is_a_little_fast_is_not_put_back(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(editor_stream.time, "monotonic", lambda: now)
-    stream = EditorStream(OPENING, 12)
+    stream = EditorStream("s", OPENING, 12)
     for _ in range(1000):
         due = stream.due(12, 1.0)
         assert due == pytest.approx(now + 0.75)

@@ -9,7 +9,7 @@ import numpy as np
 from serve.front.session import Session
 from serve.hub.records import Entry
 from serve.wire.protocol import Mode, parse_frame
-from serve.wire.work import Edited, Ready, Work
+from serve.wire.work import Edited, Opening, Ready, Work
 
 READY = Ready(model="m", chunk_frames=12, first_chunk_frames=9, chunks=0)
 
@@ -18,7 +18,7 @@ PIXELS = np.zeros((32, 48, 3), np.uint8)
 
 
 def make(mode: Mode = "lossless", *, opened: bool = True) -> Session:
-    session = Session("s", prompt="red", mode=mode, width=48, height=32, mask=True)
+    session = Session(Opening("s", "red", 48, 32, 16.0, mode, mask=True))
     if opened:
         session.opened(READY)
     return session

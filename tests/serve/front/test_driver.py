@@ -30,7 +30,7 @@ class Mortal:
 
 def fed_session() -> Session:
     """With the frames of a first chunk."""
-    session = Session("s", prompt="red", mode="live", width=48, height=32)
+    session = Session(Opening("s", "red", 48, 32, 16.0, "live"))
     for n in range(9):
         session.feed(n, 0, np.zeros((32, 48, 3), np.uint8))
     return session
@@ -42,7 +42,7 @@ async def test_a_chunk_that_kills_editors_is_not_tried_for_ever(
 ) -> None:
     monkeypatch.setattr("serve.front.driver.FIRST_PAUSE_S", 0.001)
     backend, session = Mortal(), fed_session()
-    events = drive(backend, session, Opening("s", "red", 48, 32, 16.0, "live"), Metrics())
+    events = drive(backend, session, Metrics())
     assert isinstance(await anext(events), Ready)
     with pytest.raises(WireError, match="2 editors were lost over one chunk") as raised:
         await anext(events)
@@ -66,7 +66,7 @@ class Starting(Mortal):
 async def test_who_had_no_work_did_not_die_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.front.driver.FIRST_PAUSE_S", 0.001)
     backend, session = Starting(), fed_session()
-    events = drive(backend, session, Opening("s", "red", 48, 32, 16.0, "live"), Metrics())
+    events = drive(backend, session, Metrics())
     assert isinstance(await anext(events), Ready)
     assert isinstance(await anext(events), Delivery)
     assert backend.deaths == 2 * MAX_DEATHS

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from serve.front.front import Codecs, Front
-from serve.hub.records import LocalStore
 from serve.metrics import Metrics
 from serve.tenants import Tenants
 from serve.wire.protocol import WireError
@@ -116,7 +115,7 @@ def test_what_fails_here_is_internal_and_tells_no_secrets(
         }  # fmt: skip
         assert (wire.code, wire.frames) == (1011, [])
         assert world.sample("sessions_ended_total", reason="internal") == 1
-        monkeypatch.setattr(StoreLink, "commit", LocalStore.commit)
+        monkeypatch.undo()
         back = world.connect(OPEN | {"resume": wire.messages[0]["resume"], "received": 0})
         assert back.messages[0]["next_frame"] == 0
 

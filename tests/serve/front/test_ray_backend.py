@@ -6,7 +6,8 @@ What Ray does itself is tested on a cluster; this is what the front makes of eac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -18,20 +19,22 @@ from ray.serve.exceptions import BackPressureError
 
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
-from serve.scaling.decisions import Editor, Request, Sizes, Stream
+from serve.scaling import decisions
+from serve.scaling.decisions import Request, Sizes, Stream
 from serve.scaling.placement import Answer, Placement, Scale
-from serve.wire.link import Address, EditorLink, Inbox
+from serve.wire import conversation
+from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import WireError
 from serve.wire.work import (
     Edited,
     EditorLostError,
+    Event,
     Moved,
     Opening,
     Queued,
     Ready,
-    Refused,
-    Superseded,
     SupersededError,
+    Take,
     Work,
 )
 
@@ -39,23 +42,21 @@ pytestmark = pytest.mark.anyio
 
 OPENING = Opening("s", "p", 6, 4, 16.0, "live")
 READY = Ready("m", 12, 9, 0)
-Replica = Callable[[Opening, Address], AsyncGenerator[Any]]
+Replica = Callable[[Opening, Address], Awaitable[None]]
 
 
 class Call:
-    """A streaming call's answer: an iterator that can be cancelled."""
+    """A call's answer: it can be awaited and cancelled."""
 
-    def __init__(self, items: AsyncGenerator[Any]) -> None:
-        self.items, self.cancelled = items, False
+    def __init__(self, edit: Awaitable[None]) -> None:
+        self.edit, self.cancelled = asyncio.ensure_future(edit), False
 
-    def __aiter__(self) -> Call:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await anext(self.items)
+    def __await__(self) -> Generator[Any]:
+        return self.edit.__await__()
 
     def cancel(self) -> None:
         self.cancelled = True
+        self.edit.cancel()
 
 
 class Handle:
@@ -69,11 +70,8 @@ class Handle:
         self.openings: list[Opening] = []
         self.edit = self
 
-    def options(self, *, stream: bool | None = None, session_id: str | None = None) -> Handle:
-        if session_id is None:
-            assert stream
-        else:
-            self.chosen.append(session_id)
+    def options(self, *, session_id: str) -> Handle:
+        self.chosen.append(session_id)
         return self
 
     def remote(self, opening: Opening, address: Address) -> Call:
@@ -83,12 +81,16 @@ class Handle:
         return self.calls[-1]
 
 
+def listener() -> Listener:
+    return Listener("127.0.0.1", conversation.KINDS)
+
+
 class Hub:
     """`placement.Places` on a placement of its own, with one empty editor."""
 
     def __init__(self) -> None:
         self.placement = Placement(Scale())
-        self.placement.report(Editor("a", 12, 1))
+        self.placement.report(decisions.Editor("a", 12, 1))
         self.asked: list[Request] = []
         self.over: list[str] = []
 
@@ -105,6 +107,7 @@ class Hub:
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked again without a pause that a test would wait for."""
     monkeypatch.setattr(ray_backend, "ASKS_S", 0.01)
+    monkeypatch.setattr(conversation, "LAST_WORDS_S", 0.1)
 
 
 def work(number: int, last: bool = False) -> Work:
@@ -115,50 +118,68 @@ def edited(given: Work) -> Edited:
     return Edited(given.number, given.number, given.frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"s")
 
 
-async def good(opening: Opening, address: Address) -> AsyncGenerator[Any]:
-    link = await EditorLink.connect(address)
-    yield READY
-    while True:
-        given = await link.take()
-        await link.send(edited(given))
-        if given.last:
+class Editor:
+    """`work.Backend`: edits `chunks` at most, then raises `error` or gives the stream back."""
+
+    def __init__(self, error: Exception | None = None, chunks: int | None = None) -> None:
+        self.error, self.chunks = error, chunks
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+        if self.error and self.chunks is None:
+            raise self.error
+        yield READY
+        for number in itertools.count():
+            if number == self.chunks:
+                if self.error:
+                    raise self.error
+                yield Moved(b"state", 4)
+                return
+            given = await take()
+            yield edited(given)
+            if given.last:
+                return
+
+
+def replica(editor: Editor) -> Replica:
+    """As `EditorReplica.edit`."""
+
+    async def edit(opening: Opening, address: Address) -> None:
+        link = await Link.connect(address, conversation.KINDS)
+        try:
+            await conversation.answer(editor, opening, link)
+        finally:
             link.close()
-            return
+
+    return edit
+
+
+good = replica(Editor())
 
 
 def refusing(code: Any) -> Replica:
-    async def replica(opening: Opening, address: Address) -> AsyncGenerator[Any]:
-        yield Refused(code, "no", 3.0)
-
-    return replica
+    return replica(Editor(WireError(code, "no", 3.0)))
 
 
-async def silent(opening: Opening, address: Address) -> AsyncGenerator[Any]:
+async def silent(opening: Opening, address: Address) -> None:
     await asyncio.sleep(60)
-    yield READY
 
 
 def raising(error: Exception, *, after: int | None = None) -> Replica:
-    """Before Ready, or after so many chunks."""
+    """Before it connects, or after so many chunks."""
 
-    async def replica(opening: Opening, address: Address) -> AsyncGenerator[Any]:
-        if after is None:
-            raise error
-        link = await EditorLink.connect(address)
-        yield READY
-        for _ in range(after):
-            await link.send(edited(await link.take()))
-        link.close()
+    async def edit(opening: Opening, address: Address) -> None:
+        if after is not None:
+            await replica(Editor(error, after))(opening, address)
         raise error
 
-    return replica
+    return edit
 
 
 async def run(
     *replicas: Replica, works: int = 3, hub: Hub | None = None, opening: Opening = OPENING
 ) -> tuple[list[Any], Handle]:
     handle, hub = Handle(*replicas), hub or Hub()
-    backend = RayBackend(handle, Inbox("127.0.0.1"), hub)  # type: ignore[arg-type]
+    backend = RayBackend(handle, listener(), hub)  # type: ignore[arg-type]
     given = iter([work(n, n == works - 1) for n in range(works)])
 
     async def take() -> Work:
@@ -172,7 +193,8 @@ async def run(
     finally:
         await asyncio.sleep(0)
         assert all(call.cancelled for call in handle.calls), "a call was left behind"
-        assert backend.inbox._slots == {}, "a slot was left behind"
+        assert backend.listener._expected == {}, "an address was left behind"
+        backend.listener.close()
         assert hub.over == list(dict.fromkeys(asked.stream for asked in hub.asked))
         assert hub.placement.waiting == 0
         assert all(not e.streams for e in hub.placement.editors), "a place was left behind"
@@ -202,14 +224,14 @@ async def test_a_stream_asks_for_what_it_is() -> None:
 
 async def test_who_waits_hears_its_place_until_there_is_room() -> None:
     hub = Hub()
-    busy = Editor("a", 12, 1, {"other": Stream("other", 0.1)})
+    busy = decisions.Editor("a", 12, 1, {"other": Stream("other", 0.1)})
     hub.placement.report(busy)
     calls: list[int] = []
 
     async def ask(request: Request) -> Answer:
         calls.append(1)
         if len(calls) == 3:
-            hub.placement.report(Editor("a", 12, 1))
+            hub.placement.report(decisions.Editor("a", 12, 1))
         hub.asked.append(request)
         return hub.placement.ask(request)
 
@@ -224,14 +246,14 @@ async def test_who_waits_hears_its_place_until_there_is_room() -> None:
 
 async def test_who_does_not_wait_is_refused_without_asking_an_editor() -> None:
     hub = Hub()
-    hub.placement.report(Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    hub.placement.report(decisions.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
     backend_calls = []
 
-    def called(opening: Opening, address: Address) -> AsyncGenerator[Any]:
+    async def called(opening: Opening, address: Address) -> None:
         backend_calls.append(opening)
-        return good(opening, address)
+        await good(opening, address)
 
-    backend = RayBackend(Handle(called), Inbox("127.0.0.1"), hub)  # type: ignore[arg-type]
+    backend = RayBackend(Handle(called), listener(), hub)  # type: ignore[arg-type]
     with pytest.raises(WireError, match="no editor has room") as raised:
         await anext(backend.edit(OPENING, asyncio.Event().wait))  # type: ignore[arg-type]
     assert (raised.value.code, raised.value.retry_after_s) == ("at_capacity", 5.0)
@@ -241,8 +263,8 @@ async def test_who_does_not_wait_is_refused_without_asking_an_editor() -> None:
 
 async def test_who_gives_up_in_the_queue_leaves_it() -> None:
     hub = Hub()
-    hub.placement.report(Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
-    backend = RayBackend(Handle(good), Inbox("127.0.0.1"), hub)  # type: ignore[arg-type]
+    hub.placement.report(decisions.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    backend = RayBackend(Handle(good), listener(), hub)  # type: ignore[arg-type]
     stream = backend.edit(replace(OPENING, waits=True), asyncio.Event().wait)  # type: ignore[arg-type]
     assert isinstance(await anext(stream), Queued)
     assert hub.placement.waiting == 1
@@ -271,11 +293,9 @@ async def test_another_refusal_is_the_answer() -> None:
 
 
 async def test_a_stream_that_a_newer_one_ended_says_so() -> None:
-    async def superseded(opening: Opening, address: Address) -> AsyncGenerator[Any]:
-        yield Superseded()
-
-    with pytest.raises(SupersededError):
-        await run(superseded)
+    for after in (None, 2):
+        with pytest.raises(SupersededError):
+            await run(replica(Editor(SupersededError(), after)))
 
 
 async def test_no_answer_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,23 +328,15 @@ async def test_an_editor_that_dies_is_lost(error: Exception, after: int | None) 
 
 
 async def test_an_editor_that_ends_without_a_word_is_lost() -> None:
-    async def ends(opening: Opening, address: Address) -> AsyncGenerator[Any]:
-        return
-        yield
+    async def ends(opening: Opening, address: Address) -> None:
+        pass
 
     with pytest.raises(EditorLostError, match="ended the stream"):
         await run(ends)
 
 
 async def test_what_an_editor_said_before_it_ended_is_heard() -> None:
-    async def moves(opening: Opening, address: Address) -> AsyncGenerator[Any]:
-        link = await EditorLink.connect(address)
-        yield READY
-        await link.send(edited(await link.take()))
-        await link.send(Moved(b"state", 4))
-        link.close()
-
-    events, _ = await run(moves)
+    events, _ = await run(replica(Editor(chunks=1)))
     assert [type(event) for event in events] == [Ready, Edited, Moved]
     assert events[-1] == Moved(b"state", 4)
 
@@ -332,12 +344,11 @@ async def test_what_an_editor_said_before_it_ended_is_heard() -> None:
 async def test_every_try_has_an_address_of_its_own() -> None:
     seen = []
 
-    async def full(opening: Opening, address: Address) -> AsyncGenerator[Any]:
+    async def full(opening: Opening, address: Address) -> None:
         seen.append(address)
-        yield Refused("at_capacity", "no", 3.0)
+        await refusing("at_capacity")(opening, address)
 
     with pytest.raises(WireError):
         await run(full)
     assert len(seen) == 4
-    assert len({address.stream for address in seen}) == 4
     assert len({address.secret for address in seen}) == 4

@@ -14,7 +14,7 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from serve.front.front import Front
-from serve.hub.records import LocalStore, SessionStore
+from serve.hub.records import SessionStore
 from tests.serve.conftest import Server, serving
 from tests.serve.hub.test_records import HEADER
 from tests.serve.test_robustness import IMAGE, OPEN
@@ -67,8 +67,8 @@ async def test_a_beat_lets_go_of_the_old_socket_only(monkeypatch: pytest.MonkeyP
     """A front that holds the same token twice, once with an epoch that is over."""
     monkeypatch.setattr("serve.front.front.HOLDER_BEAT_S", 0.01)
     store = SessionStore()
-    token = store.create(HEADER)
-    assert store.claim(token, 0).epoch == 1
+    token = await store.create(HEADER)
+    assert (await store.claim(token, 0)).epoch == 1
     ended: list[int] = []
 
     class Holder:
@@ -79,7 +79,7 @@ async def test_a_beat_lets_go_of_the_old_socket_only(monkeypatch: pytest.MonkeyP
             ended.append(self.held[1])
 
     front = SimpleNamespace(
-        connections={Holder(0), Holder(1)}, services=SimpleNamespace(store=LocalStore(store))
+        connections={Holder(0), Holder(1)}, services=SimpleNamespace(store=store)
     )
     beating = asyncio.create_task(Front._beat(front))  # type: ignore[arg-type]
     await asyncio.sleep(0.05)

@@ -19,7 +19,8 @@ from PIL import Image
 from serve.limits import Limits
 from serve.tenants import Tenants
 from serve.wire import codec
-from serve.wire.protocol import CLOSE_CODES, MAX_TEXT, Code
+from serve.wire.codes import CODES, Code
+from serve.wire.protocol import MAX_TEXT
 from tests.serve.front.world import OPEN, SIDE, World, frames, source
 from tests.serve.tokens import write_tokens
 
@@ -155,7 +156,7 @@ def test_a_mistake_is_refused_with_its_name(name: str) -> None:
         assert (error["type"], error["code"]) == ("error", code)
         assert named in error["message"]
         assert "retry_after_s" not in error
-        assert wire.code == CLOSE_CODES[code]
+        assert wire.code == CODES[code].close
         assert wire.task.done()
         # The session is over for good, wherever it stood.
         assert len(world.store) == 0
@@ -173,13 +174,6 @@ def test_what_is_just_allowed_is_taken(name: str) -> None:
         wire = world.connect(*FINE[name])
         assert [message["type"] for message in wire.messages] == ["opened"]
         assert wire.code is None
-
-
-def test_close_codes_are_those_of_the_registry() -> None:
-    assert CLOSE_CODES == {
-        "bad_request": 1008, "unauthorized": 1008, "unsupported_size": 1008, "bad_frame": 1007,
-        "at_capacity": 1013, "too_slow": 1008, "draining": 1012, "internal": 1011,
-    }  # fmt: skip
 
 
 def test_the_subprotocol_must_be_offered_and_is_accepted() -> None:

@@ -65,7 +65,7 @@ def test_the_record_holds_what_the_next_front_needs() -> None:
         say(world, wire, [{"type": "prompt", "prompt": "prompt 1"}])
         say(world, wire, frames(FIRST + 5, CHUNK - 5))
         say(world, wire, frames(FIRST + CHUNK, 5))
-        record = world.store.claim(wire.messages[0]["resume"], 0)
+        record = world.clock.run(world.store.claim(wire.messages[0]["resume"], 0))
         progress = record.progress
         assert progress.next_frame == progress.edited == FIRST + CHUNK
         assert (progress.prompt, progress.applied_prompt) == ("prompt 1", "prompt 1")

@@ -23,7 +23,7 @@ async def test_live_drops_no_frame_that_went_ahead() -> None:
     assert (len(begun.frames), len(rest.frames)) == (4, 5)
     whole = replace(rest, frames=np.concatenate([begun.frames, rest.frames]))
     assert indices(answer(session, whole)) == [0, 1, 2, 3, *range(19, 24)]
-    assert session.dropped == 15
+    assert session.drops.count == 15
 
 
 async def test_live_drops_the_oldest_frames_not_started() -> None:
@@ -32,7 +32,7 @@ async def test_live_drops_the_oldest_frames_not_started() -> None:
     started = await session.take()
     told = feed(session, 18)
     assert told == []
-    assert session.dropped == 0
+    assert session.drops.count == 0
     assert feed(session, 11) == []  # a chunk of them is worth a message of its own
     told = feed(session, 1)
     assert messages(told) == [{"type": "dropped", "first_frame": 9, "frames": 12}]
@@ -44,7 +44,7 @@ async def test_live_drops_the_oldest_frames_not_started() -> None:
     assert messages(entries)[0] == {"type": "dropped", "first_frame": 24, "frames": 6}
     assert indices(entries) == list(range(30, 42))
     assert session.settled == 42
-    assert (session.edited, session.dropped) == (21, 21)
+    assert (session.edited, session.drops.count) == (21, 21)
 
 
 async def test_drops_that_are_apart_are_told_apart() -> None:
@@ -60,20 +60,20 @@ async def test_drops_that_are_apart_are_told_apart() -> None:
         {"type": "dropped", "first_frame": 29, "frames": 1},
     ]
     assert indices(answer(session, second)) == list(range(17, 29))
-    assert session.dropped == 9
+    assert session.drops.count == 9
 
 
 async def test_what_was_told_of_as_dropped_stays_dropped() -> None:
     """To a client that comes back and sends from the frame on that it is asked for."""
     session = make("live")
-    session.next_frame, session.told = 4, [(2, 3), (7, 2), (20, 1)]
+    session.next_frame, session.drops.told = 4, [(2, 3), (7, 2), (20, 1)]
     feed(session, 14)
     assert session.next_frame == 18
     work = await session.take()
     assert indices(answer(session, work)) == [5, 6, 9, 10, 11, 12, 13, 14, 15]
-    assert session.dropped == 0  # they are counted already
-    assert session.told_from(8) == [(7, 2), (20, 1)]
-    assert session.told_from(9) == [(20, 1)]
+    assert session.drops.count == 0  # they are counted already
+    assert session.drops.told_from(8) == [(7, 2), (20, 1)]
+    assert session.drops.told_from(9) == [(20, 1)]
 
 
 async def test_live_drops_nothing_for_a_little_jitter() -> None:
@@ -89,7 +89,7 @@ async def test_live_drops_nothing_for_a_little_jitter() -> None:
         feed(session, 7)
         answer(session, await session.take())
         session.sent(12)
-    assert session.dropped == 0
+    assert session.drops.count == 0
 
 
 async def test_live_edits_all_that_is_there_at_the_end() -> None:
@@ -115,9 +115,9 @@ async def test_what_may_wait_is_counted_to_the_frame(mode: Mode, most: int) -> N
     room = asyncio.ensure_future(session.room())
     await asyncio.sleep(0)
     assert room.done() is (mode == "live")
-    assert session.dropped == 0
+    assert session.drops.count == 0
     feed(session, 1)
-    assert session.dropped == (mode == "live")
+    assert session.drops.count == (mode == "live")
     room.cancel()
 
 
@@ -134,4 +134,4 @@ async def test_a_closed_sessions_live_frames_are_all_edited() -> None:
         session.sent(len(work.frames))
         work = await session.take()
         sizes.append(len(work.frames))
-    assert (sizes, session.dropped) == ([9, 12, 6], 0)
+    assert (sizes, session.drops.count) == ([9, 12, 6], 0)

@@ -20,8 +20,8 @@ import numpy as np
 
 from serve.front.door import Door
 from serve.front.front import Front
-from serve.hub.ledger import Ledger, LocalAccounts, Usage
-from serve.hub.records import Entry, Header, LocalStore, Progress, SessionStore
+from serve.hub.ledger import Ledger, Usage
+from serve.hub.records import Entry, Header, Progress, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.tenants import Tenants
@@ -166,28 +166,28 @@ class Editors:
             self.open -= 1
 
 
-class StoreLink(LocalStore):
+class StoreLink:
     """A front's way to the shared store; a dead front says nothing any more."""
 
     def __init__(self, store: SessionStore, world: World) -> None:
-        super().__init__(store)
-        self.world, self.dead = world, False
+        self.create, self.claim = store.create, store.claim
+        self.store, self.world, self.dead = store, world, False
 
     async def commit(
         self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
     ) -> bool:
         await self.world.commits_go_on.wait()
-        held = await super().commit(token, epoch, header, progress, entries)
+        held = await self.store.commit(token, epoch, header, progress, entries)
         if held:
             self.world.committed = progress.edited
         return held
 
     async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        return [] if self.dead else await super().beat(held)
+        return [] if self.dead else await self.store.beat(held)
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
         if not self.dead:
-            await super().release(token, epoch, forget=forget)
+            await self.store.release(token, epoch, forget=forget)
 
 
 class Inline(Executor):
@@ -313,11 +313,11 @@ class World:
 
         front = Front(
             backend=self.editors,
-            store=link,
+            store=link,  # type: ignore[arg-type]
             sizes=WorkSizes((48, 64), self.limits),
             metrics=self.metrics,
             door=self.door,
-            accounts=LocalAccounts(self.ledger),
+            ledger=self.ledger,
             models=models,
             snapshots=snapshots,
         )

@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from ray.exceptions import ActorUnavailableError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from serve.hub import hub
-from serve.hub.hub import GONE_S, Hub, HubStore, Orders, Report
+from serve.hub.hub import GONE_S, Hub, HubClient, Orders, Report
+from serve.hub.ledger import Used
 from serve.hub.records import Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
 from serve.scaling.decisions import Editor, Request, Sizes, Stream
 from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
 from serve.settings import ServeSettings
+from serve.tenants import Tenant
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 
@@ -159,11 +161,11 @@ async def test_an_editor_too_many_is_not_lost(monkeypatch: pytest.MonkeyPatch, a
 
 
 async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
-    token = await actor.create(HEADER)
-    assert actor.store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
+    token = await actor.store.create(HEADER)
+    assert await actor.store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
     full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
     await actor.report(replace(report("a", MODEL), editor=full))
-    await actor.ask(Request("z", "u", SIZES, 16.0, waits=True))
+    await actor.part("places", "ask", [Request("z", "u", SIZES, 16.0, waits=True)], {})
     await asyncio.sleep(DECIDE_S)
     text = render(await actor.snapshots())
     said = {
@@ -188,14 +190,15 @@ async def test_an_editor_hears_how_many_are_wanted_and_whether_it_goes(actor: Hu
     full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
     told = await actor.report(replace(report("a", MODEL), editor=full))
     assert told == Orders(leave=False, go=False, wanted=1)
-    assert isinstance(await actor.ask(Request("y", "t", SIZES, 16.0)), Full)
+    at_once = Request("y", "t", SIZES, 16.0)
+    assert isinstance(await actor.part("places", "ask", [at_once], {}), Full)
     await asyncio.sleep(DECIDE_S)
     assert (await actor.report(replace(report("a", MODEL), editor=full))).wanted == 2
     waits = Request("z", "u", SIZES, 16.0, waits=True)
-    assert isinstance(await actor.ask(waits), Waiting)
+    assert isinstance(await actor.part("places", "ask", [waits], {}), Waiting)
     await actor.report(replace(report("b", MODEL), editor=replace(full, name="b", streams={})))
-    assert await actor.ask(waits) == Placed("b")
-    await actor.released("z")
+    assert await actor.part("places", "ask", [waits], {}) == Placed("b")
+    await actor.part("places", "released", ["z"], {})
     # Nobody else may go while three are wanted, and one that Serve stops is not asked to.
     actor._stopping = {"b"}
     told = await actor.report(replace(report("b", MODEL), editor=replace(full, name="b")))
@@ -213,17 +216,45 @@ async def test_fronts_finish_before_the_application_has_stopped(actor: Hub) -> N
     assert await actor.stop()
 
 
-async def test_sessions_are_those_of_the_store(actor: Hub) -> None:
-    token = await actor.create(HEADER)
-    assert actor.store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
-    assert (await actor.claim(token, 0, SHAPE)).epoch == 1
-    assert await actor.beat([(token, 0)]) == [(token, 0)]
+async def test_a_process_calls_the_hubs_parts_as_if_they_were_here(
+    actor: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "hub_actor", lambda *_: Handle(actor))
+    store = HubClient("app", SETTINGS).store
+    token = await store.create(HEADER)
+    assert await store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
+    assert (await store.claim(token, 0, SHAPE)).epoch == 1
+    assert await store.beat([(token, 0)]) == [(token, 0)]
     with pytest.raises(WireError, match="has width 48, open says 64"):
-        await actor.claim(token, 0, replace(SHAPE, width=64))
-    await actor.release(token, 1, True)
+        await store.claim(token, 0, replace(SHAPE, width=64))
+    await store.release(token, 1, forget=True)
     with pytest.raises(WireError, match="unknown"):
-        await actor.claim(token, 0, SHAPE)
+        await store.claim(token, 0, SHAPE)
     assert (await actor.commits()).port == (await actor.commits()).port
+
+
+class Handle:
+    """Ray's to an actor: what a method raises comes as the cause of a RayTaskError."""
+
+    def __init__(self, actor: Hub) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        async def remote(*args: Any) -> Any:
+            try:
+                return await getattr(self.actor, name)(*args)
+            except Exception as error:
+                raise RayTaskError(name, "", error) from None
+
+        return SimpleNamespace(remote=remote)
+
+
+async def test_a_defect_of_the_hub_is_not_taken_for_a_refusal(
+    actor: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "hub_actor", lambda *_: Handle(actor))
+    with pytest.raises(RayTaskError):
+        await HubClient("app", SETTINGS).store.release("token")  # type: ignore[call-arg]
 
 
 async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,12 +268,17 @@ async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.Monke
             return SimpleNamespace(remote=remote)
 
     monkeypatch.setattr(hub, "hub_actor", lambda *_: Down())
-    store = HubStore("app", SETTINGS)
+    client = HubClient("app", SETTINGS)
+    store, tenant = client.store, Tenant("a", max_sessions=0)
     assert await store.commit("token", 0, HEADER, PROGRESS, []) is True
     assert await store.beat([("token", 0)]) == []
     await store.release("token", 0)
     # Any editor will do: it decides itself whether it has room.
-    assert await store.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
-    await store.released("x")
+    assert await client.places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
+    await client.places.released("x")
+    # Nobody is held to a limit that all fronts share.
+    await client.ledger.enter(("s", 0), tenant)
+    await client.ledger.leave(("s", 0))
+    assert await client.ledger.beat(Used("front", 0, {}, {}), {"a": tenant}) == set()
     with pytest.raises(ActorUnavailableError):
         await store.create(HEADER)

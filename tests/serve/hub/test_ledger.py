@@ -10,6 +10,8 @@ from serve.hub.ledger import DAY_S, GONE_S, Ledger, Usage, Used
 from serve.tenants import Tenant
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 
+pytestmark = pytest.mark.anyio
+
 NOON = 20_000 * DAY_S + DAY_S / 2
 A, B = Tenant("a", max_sessions=2), Tenant("b", max_sessions=2)
 
@@ -27,89 +29,86 @@ class Office:
     def front(self, name: str) -> Usage:
         return self.fronts.setdefault(name, Usage(name, lambda: self.now))
 
-    def beat(self, *tenants: Tenant) -> set[str]:
-        return set().union(
-            *(
-                self.ledger.beat(front.used(), {t.name: t for t in tenants})
-                for front in self.fronts.values()
-            )
-        )
+    async def beat(self, *tenants: Tenant) -> set[str]:
+        known = {tenant.name: tenant for tenant in tenants}
+        spent = [await self.ledger.beat(front.used(), known) for front in self.fronts.values()]
+        return set().union(*spent)
 
-    def refusal(self, session: str, tenant: Tenant, epoch: int = 0) -> WireError:
+    async def refusal(self, session: str, tenant: Tenant, epoch: int = 0) -> WireError:
         with pytest.raises(WireError) as error:
-            self.ledger.enter((session, epoch), tenant)
+            await self.ledger.enter((session, epoch), tenant)
         assert error.value.code == "at_capacity"
         return error.value
 
 
-def test_sessions_at_once_are_counted_by_tenant() -> None:
+async def test_sessions_at_once_are_counted_by_tenant() -> None:
     office = Office()
-    office.ledger.enter(("1", 0), A)
-    office.ledger.enter(("2", 0), A)
-    office.ledger.enter(("3", 0), B)
-    refused = office.refusal("4", A)
+    await office.ledger.enter(("1", 0), A)
+    await office.ledger.enter(("2", 0), A)
+    await office.ledger.enter(("3", 0), B)
+    refused = await office.refusal("4", A)
     assert refused.message == "your limit is reached: 2 sessions are open and 2 may be"
     assert refused.retry_after_s == RETRY_AFTER_S
-    office.ledger.leave(("1", 0))
-    office.ledger.enter(("4", 0), A)
+    await office.ledger.leave(("1", 0))
+    await office.ledger.enter(("4", 0), A)
 
 
-def test_a_session_that_comes_back_counts_once_and_its_ghost_frees_nothing() -> None:
+async def test_a_session_that_comes_back_counts_once_and_its_ghost_frees_nothing() -> None:
     office = Office()
-    office.ledger.enter(("1", 0), A)
-    office.ledger.enter(("2", 0), A)
-    office.ledger.enter(("2", 1), A)  # on another socket, while the first looks alive
-    office.ledger.leave(("2", 0))
-    office.refusal("3", A)
-    office.ledger.leave(("2", 1))
-    office.ledger.enter(("3", 0), A)
-    office.refusal("2", A, epoch=2)  # it was away, and its place is taken
+    await office.ledger.enter(("1", 0), A)
+    await office.ledger.enter(("2", 0), A)
+    await office.ledger.enter(("2", 1), A)  # on another socket, while the first looks alive
+    await office.ledger.leave(("2", 0))
+    await office.refusal("3", A)
+    await office.ledger.leave(("2", 1))
+    await office.ledger.enter(("3", 0), A)
+    await office.refusal("2", A, epoch=2)  # it was away, and its place is taken
 
 
-def test_a_front_that_died_holds_nothing_for_long() -> None:
+async def test_a_front_that_died_holds_nothing_for_long() -> None:
     office = Office()
     for session in ("1", "2"):
-        office.ledger.enter((session, 0), A)
+        await office.ledger.enter((session, 0), A)
     office.front("x").begin(("1", 0), "a")
     office.now += GONE_S
-    office.beat()
-    office.refusal("3", A)
+    await office.beat()
+    await office.refusal("3", A)
     office.now += 1
-    office.ledger.enter(("3", 0), A)  # nobody has said for long that 2 is open
-    office.refusal("4", A)
+    await office.ledger.enter(("3", 0), A)  # nobody has said for long that 2 is open
+    await office.refusal("4", A)
 
 
-def test_a_new_ledger_knows_after_a_beat() -> None:
+async def test_a_new_ledger_knows_after_a_beat() -> None:
     office = Office()
     spent = Tenant("a", max_sessions=1, minutes_per_day=10)
     office.front("x").begin(("1", 0), "a")
     office.front("x").charge(("1", 0))
     office.now += 9 * 60
     office.ledger = Ledger(lambda: office.now)
-    assert office.beat(spent) == set()
-    office.refusal("2", spent)
+    assert await office.beat(spent) == set()
+    await office.refusal("2", spent)
     office.now += 60
-    assert office.beat(spent) == {"a"}
+    assert await office.beat(spent) == {"a"}
 
 
-def test_opens_a_minute_slide() -> None:
+async def test_opens_a_minute_slide() -> None:
     office = Office()
     tenant = Tenant("a", opens_per_minute=2)
-    office.ledger.enter(("1", 0), tenant)
+    await office.ledger.enter(("1", 0), tenant)
     office.now += 40
-    office.ledger.enter(("2", 0), tenant)
+    await office.ledger.enter(("2", 0), tenant)
     office.now += 19
-    refused = office.refusal("3", tenant)
+    refused = await office.refusal("3", tenant)
     assert "2 sessions a minute may be opened" in refused.message
     assert refused.retry_after_s == pytest.approx(1.0)
-    office.ledger.enter(("2", 1), tenant)  # to come back is no open
-    office.ledger.enter(("4", 0), Tenant("b", opens_per_minute=1))  # another's is another's
+    await office.ledger.enter(("2", 1), tenant)  # to come back is no open
+    await office.ledger.enter(("4", 0), Tenant("b", opens_per_minute=1))  # another's is another's
     office.now += 1
-    office.ledger.enter(("3", 0), tenant)
-    office.refusal("5", tenant)
+    await office.ledger.enter(("3", 0), tenant)
+    await office.refusal("5", tenant)
 
 
-def test_minutes_are_of_all_fronts_and_of_one_day() -> None:
+async def test_minutes_are_of_all_fronts_and_of_one_day() -> None:
     office = Office()
     tenant = Tenant("a", minutes_per_day=10)
     x, y = office.front("x"), office.front("y")
@@ -118,20 +117,20 @@ def test_minutes_are_of_all_fronts_and_of_one_day() -> None:
         office.now += 100  # it waits for an editor, which costs nothing
         front.charge((session, 0))
     office.now += 200  # x has used 300 s, y 200
-    assert office.beat(tenant) == set()
+    assert await office.beat(tenant) == set()
     office.now += 49
-    assert office.beat(tenant) == set()
+    assert await office.beat(tenant) == set()
     y.end(("2", 0))
     office.now += 2
-    assert office.beat(tenant) == {"a"}
-    refused = office.refusal("3", tenant)
+    assert await office.beat(tenant) == {"a"}
+    refused = await office.refusal("3", tenant)
     assert refused.message == "your limit is reached: the 10 minutes of today are used"
     assert refused.retry_after_s == pytest.approx(DAY_S / 2 - 451, abs=0.1)
     del office.fronts["x"]  # it died; what it has used stays used
-    office.refusal("3", tenant)
+    await office.refusal("3", tenant)
     office.now += DAY_S / 2 - 451
-    assert office.beat(tenant) == set()
-    office.ledger.enter(("3", 0), tenant)
+    assert await office.beat(tenant) == set()
+    await office.ledger.enter(("3", 0), tenant)
 
 
 def test_a_session_over_midnight_is_charged_to_both_days() -> None:

@@ -14,6 +14,8 @@ from serve.hub.records import (
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 
+pytestmark = pytest.mark.anyio
+
 HEADER = Header(Opening("s", "red", 48, 32, 16.0, "lossless"), "jpeg", Ready("m", 12, 9, 0))
 
 
@@ -42,194 +44,196 @@ def progress(edited: int, state: bytes = b"state") -> Progress:
     return Progress(edited, edited, "red", "red", state)
 
 
-def test_a_claim_gives_what_the_client_lacks(store: SessionStore) -> None:
-    token = store.create(HEADER)
-    assert store.commit(token, 0, HEADER, progress(9), [*frames(0, 9), Entry(9, "chunk")])
-    record = store.claim(token, 4)
+async def test_a_claim_gives_what_the_client_lacks(store: SessionStore) -> None:
+    token = await store.create(HEADER)
+    assert await store.commit(token, 0, HEADER, progress(9), [*frames(0, 9), Entry(9, "chunk")])
+    record = await store.claim(token, 4)
     assert [entry.position for entry in record.tail] == [4, 5, 6, 7, 8, 9]
     assert record.progress == progress(9)
-    assert store.claim(token, 9).tail[0].data == "chunk"
+    assert (await store.claim(token, 9)).tail[0].data == "chunk"
 
 
-def test_who_claims_last_holds_the_session(store: SessionStore) -> None:
-    token = store.create(HEADER)
-    second = store.claim(token, 0)
+async def test_who_claims_last_holds_the_session(store: SessionStore) -> None:
+    token = await store.create(HEADER)
+    second = await store.claim(token, 0)
     assert second.epoch == 1
-    assert not store.commit(token, 0, HEADER, progress(9), frames(0, 9))
-    assert store.beat([(token, 0), (token, 1)]) == [(token, 0)]
-    store.release(token, 0, forget=True)
-    assert store.commit(token, 1, HEADER, progress(9), frames(0, 9))
-    assert store.beat([(token, 1)]) == []
+    assert not await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+    assert await store.beat([(token, 0), (token, 1)]) == [(token, 0)]
+    await store.release(token, 0, forget=True)
+    assert await store.commit(token, 1, HEADER, progress(9), frames(0, 9))
+    assert await store.beat([(token, 1)]) == []
 
 
-def test_a_lost_connection_is_kept_for_resume_s(store: SessionStore, clock: Clock) -> None:
-    token = store.create(HEADER)
+async def test_a_lost_connection_is_kept_for_resume_s(store: SessionStore, clock: Clock) -> None:
+    token = await store.create(HEADER)
     clock.now = 1000.0
-    store.beat([(token, 0)])
-    store.release(token, 0)
+    await store.beat([(token, 0)])
+    await store.release(token, 0)
     clock.now = 1059.0
-    assert store.claim(token, 0).epoch == 1
-    store.release(token, 1)
+    assert (await store.claim(token, 0)).epoch == 1
+    await store.release(token, 1)
     clock.now = 1120.0
     with pytest.raises(WireError, match="unknown or older than 60 s") as raised:
-        store.claim(token, 0)
+        await store.claim(token, 0)
     assert raised.value.code == "bad_request"
     assert len(store) == 0
 
 
-def test_a_dead_fronts_sessions_are_kept_as_long(store: SessionStore, clock: Clock) -> None:
-    token = store.create(HEADER)
+async def test_a_dead_fronts_sessions_are_kept_as_long(store: SessionStore, clock: Clock) -> None:
+    token = await store.create(HEADER)
     clock.now = 70.0
-    assert store.claim(token, 0).epoch == 1
+    assert (await store.claim(token, 0)).epoch == 1
     clock.now = 200.0
     assert len(store) == 0
 
 
 @pytest.mark.parametrize("received", [10, 4000])
-def test_more_than_was_edited_cannot_have_been_received(store: SessionStore, received: int) -> None:
-    token = store.create(HEADER)
-    store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+async def test_more_than_was_edited_cannot_have_been_received(
+    store: SessionStore, received: int
+) -> None:
+    token = await store.create(HEADER)
+    await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
     with pytest.raises(WireError, match=str(received)):
-        store.claim(token, received)
+        await store.claim(token, received)
 
 
-def test_the_tail_is_bounded(store: SessionStore) -> None:
-    token = store.create(HEADER)
+async def test_the_tail_is_bounded(store: SessionStore) -> None:
+    token = await store.create(HEADER)
     size = MAX_TAIL // 100
     for first in range(0, 1200, 12):
-        store.commit(token, 0, HEADER, progress(first + 12), frames(first, 12, size))
-    record = store.claim(token, 1150)
+        await store.commit(token, 0, HEADER, progress(first + 12), frames(first, 12, size))
+    record = await store.claim(token, 1150)
     assert [e.position for e in record.tail] == list(range(1150, 1200))
     with pytest.raises(WireError, match="can go on from"):
-        store.claim(token, 900)
-    huge = store.create(HEADER)
+        await store.claim(token, 900)
+    huge = await store.create(HEADER)
     for first in range(0, 240, 12):
-        store.commit(huge, 0, HEADER, progress(first + 12), frames(first, 12, MAX_TAIL // 4))
-    assert store.claim(huge, 240 - MIN_TAIL_FRAMES).epoch == 1
+        await store.commit(huge, 0, HEADER, progress(first + 12), frames(first, 12, MAX_TAIL // 4))
+    assert (await store.claim(huge, 240 - MIN_TAIL_FRAMES)).epoch == 1
 
 
-def test_a_store_that_was_started_anew_takes_running_sessions(store: SessionStore) -> None:
-    assert store.commit("token", 3, HEADER, progress(45), frames(33, 12))
-    assert store.claim("token", 40).epoch == 4
+async def test_a_store_that_was_started_anew_takes_running_sessions(store: SessionStore) -> None:
+    assert await store.commit("token", 3, HEADER, progress(45), frames(33, 12))
+    assert (await store.claim("token", 40)).epoch == 4
 
 
 @pytest.mark.parametrize(("after", "taken"), [(60.0, True), (60.001, False)])
-def test_the_time_to_resume_is_counted_from_the_release(
+async def test_the_time_to_resume_is_counted_from_the_release(
     store: SessionStore, clock: Clock, after: float, taken: bool
 ) -> None:
-    token = store.create(HEADER)
+    token = await store.create(HEADER)
     clock.now = 500.0
-    store.beat([(token, 0)])
+    await store.beat([(token, 0)])
     clock.now = 507.0
-    store.release(token, 0)
+    await store.release(token, 0)
     clock.now = 507.0 + after
     assert (len(store) == 1) is taken
 
 
 @pytest.mark.parametrize(("after", "taken"), [(80.0, True), (80.001, False)])
 @pytest.mark.parametrize("sign", ["create", "claim", "commit", "beat"])
-def test_a_holders_every_sign_of_life_counts(
+async def test_a_holders_every_sign_of_life_counts(
     store: SessionStore, clock: Clock, sign: str, after: float, taken: bool
 ) -> None:
     """Of a front that died: two beats and the client's minute after the last."""
-    token = store.create(HEADER)
+    token = await store.create(HEADER)
     if sign != "create":
         clock.now = 70.0
     if sign == "claim":
-        store.claim(token, 0)
+        await store.claim(token, 0)
     elif sign == "commit":
-        store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+        await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
     elif sign == "beat":
-        store.beat([(token, 0)])
+        await store.beat([(token, 0)])
     clock.now += after
     assert (len(store) == 1) is taken
 
 
-def test_a_lost_holders_beat_keeps_nothing(store: SessionStore, clock: Clock) -> None:
-    token = store.create(HEADER)
-    store.claim(token, 0)
+async def test_a_lost_holders_beat_keeps_nothing(store: SessionStore, clock: Clock) -> None:
+    token = await store.create(HEADER)
+    await store.claim(token, 0)
     clock.now = 70.0
-    assert store.beat([(token, 0), ("unknown", 0)]) == [(token, 0)]
+    assert await store.beat([(token, 0), ("unknown", 0)]) == [(token, 0)]
     clock.now = 81.0
     assert len(store) == 0
 
 
-def test_the_tail_is_kept_to_the_byte_and_the_frame(store: SessionStore) -> None:
-    token = store.create(HEADER)
+async def test_the_tail_is_kept_to_the_byte_and_the_frame(store: SessionStore) -> None:
+    token = await store.create(HEADER)
     size = MAX_TAIL // 64  # 64 frames fill it
-    store.commit(token, 0, HEADER, progress(64), frames(0, 64, size))
-    assert len(store.claim(token, 0).tail) == 64
-    store.commit(token, 1, HEADER, progress(65), frames(64, 1, size))
-    assert store.claim(token, 1).tail[0].position == 1
+    await store.commit(token, 0, HEADER, progress(64), frames(0, 64, size))
+    assert len((await store.claim(token, 0)).tail) == 64
+    await store.commit(token, 1, HEADER, progress(65), frames(64, 1, size))
+    assert (await store.claim(token, 1)).tail[0].position == 1
     with pytest.raises(WireError, match="from 1 to 65"):
-        store.claim(token, 0)
+        await store.claim(token, 0)
     # Of large frames 48 are kept, whatever they hold.
-    store.commit(token, 2, HEADER, progress(66), frames(65, 1, 2 * MAX_TAIL))
-    assert store.claim(token, 18).tail[0].position == 18
+    await store.commit(token, 2, HEADER, progress(66), frames(65, 1, 2 * MAX_TAIL))
+    assert (await store.claim(token, 18)).tail[0].position == 18
     with pytest.raises(WireError, match="from 18 to 66"):
-        store.claim(token, 17)
+        await store.claim(token, 17)
     # And when smaller ones come again the large one goes, and is counted out.
-    store.commit(token, 3, HEADER, progress(126), frames(66, 60, 10))
-    assert store.claim(token, 66).tail[0].position == 66
-    store.commit(token, 4, HEADER, progress(186), frames(126, 60, 10))
-    assert store.claim(token, 66).tail[0].position == 66
+    await store.commit(token, 3, HEADER, progress(126), frames(66, 60, 10))
+    assert (await store.claim(token, 66)).tail[0].position == 66
+    await store.commit(token, 4, HEADER, progress(186), frames(126, 60, 10))
+    assert (await store.claim(token, 66)).tail[0].position == 66
 
 
-def test_all_records_together_are_kept_to_the_byte() -> None:
+async def test_all_records_together_are_kept_to_the_byte() -> None:
     store = SessionStore(60.0, max_bytes=100, clock=lambda: 0.0)
-    token = store.create(HEADER)
-    store.commit(token, 0, HEADER, progress(2), frames(0, 2, 40))
+    token = await store.create(HEADER)
+    await store.commit(token, 0, HEADER, progress(2), frames(0, 2, 40))
     assert store.bytes == len(progress(2).state or b"") + 80 <= 100
     room = 100 - store.bytes
-    store.commit(token, 0, HEADER, progress(3), frames(2, 1, room))
+    await store.commit(token, 0, HEADER, progress(3), frames(2, 1, room))
     assert store.bytes == 100
-    assert store.claim(token, 0).tail[0].position == 0
-    store.commit(token, 1, HEADER, progress(4), frames(3, 1, 1))
+    assert (await store.claim(token, 0)).tail[0].position == 0
+    await store.commit(token, 1, HEADER, progress(4), frames(3, 1, 1))
     assert store.bytes == 61
-    assert store.claim(token, 1).tail[0].position == 1
+    assert (await store.claim(token, 1)).tail[0].position == 1
 
 
 @pytest.mark.parametrize(("held", "patience"), [(False, 60.0), (True, 60.0 + 2 * HOLDER_BEAT_S)])
-def test_a_record_lives_for_as_long_as_it_says(
+async def test_a_record_lives_for_as_long_as_it_says(
     store: SessionStore, clock: Clock, held: bool, patience: float
 ) -> None:
-    token = store.create(HEADER)
+    token = await store.create(HEADER)
     if not held:
-        store.release(token, 0)
+        await store.release(token, 0)
     clock.now += patience
     assert len(store) == 1
     clock.now += 0.001
     assert len(store) == 0
 
 
-def test_received_is_tried_at_its_borders(store: SessionStore) -> None:
-    token = store.create(HEADER)
-    store.commit(token, 0, HEADER, progress(9), frames(0, 9))
-    assert len(store.claim(token, 9).tail) == 0
-    assert len(store.claim(token, 8).tail) == 1
+async def test_received_is_tried_at_its_borders(store: SessionStore) -> None:
+    token = await store.create(HEADER)
+    await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+    assert len((await store.claim(token, 9)).tail) == 0
+    assert len((await store.claim(token, 8)).tail) == 1
     for wrong in (10, -1):
         with pytest.raises(WireError) as raised:
-            store.claim(token, wrong)
+            await store.claim(token, wrong)
         assert raised.value.code == "bad_request"
-    assert store.claim(token, 0).epoch == 3  # what was refused claimed nothing
+    assert (await store.claim(token, 0)).epoch == 3  # what was refused claimed nothing
 
 
-def test_tokens_cannot_be_guessed(store: SessionStore) -> None:
-    tokens = {store.create(HEADER) for _ in range(200)}
+async def test_tokens_cannot_be_guessed(store: SessionStore) -> None:
+    tokens = {await store.create(HEADER) for _ in range(200)}
     assert len(tokens) == 200
     assert min(map(len, tokens)) >= 32
 
 
-def test_a_record_made_again_has_its_holders_epoch(store: SessionStore) -> None:
-    assert store.commit("token", 3, HEADER, progress(45), frames(33, 12))
-    assert store.commit("token", 3, HEADER, progress(57), frames(45, 12))
-    assert not store.commit("token", 2, HEADER, progress(57), frames(45, 12))
+async def test_a_record_made_again_has_its_holders_epoch(store: SessionStore) -> None:
+    assert await store.commit("token", 3, HEADER, progress(45), frames(33, 12))
+    assert await store.commit("token", 3, HEADER, progress(57), frames(45, 12))
+    assert not await store.commit("token", 2, HEADER, progress(57), frames(45, 12))
 
 
-def test_a_commit_keeps_the_store_within_its_memory(clock: Clock) -> None:
+async def test_a_commit_keeps_the_store_within_its_memory(clock: Clock) -> None:
     store = SessionStore(60.0, max_bytes=1000, clock=clock)
-    token = store.create(HEADER)
+    token = await store.create(HEADER)
     for first in range(0, 40, 4):
-        assert store.commit(token, 0, HEADER, progress(first + 4), frames(first, 4, size=50))
+        assert await store.commit(token, 0, HEADER, progress(first + 4), frames(first, 4, size=50))
         assert store.bytes <= 1000
-    assert store.claim(token, 36).tail[-1].position == 39  # what is newest stays
+    assert (await store.claim(token, 36)).tail[-1].position == 39  # what is newest stays

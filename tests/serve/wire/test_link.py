@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.hub import commits
-from serve.hub.commits import CommitClient, CommitServer
+from serve.hub.commits import Commit, CommitClient, CommitServer
 from serve.hub.records import Entry, Header, Progress, SessionStore
+from serve.limits import Limits
 from serve.wire import link
-from serve.wire.link import MAX_HEADER, EditorLink, Inbox, Link, Slot
-from serve.wire.work import Edited, EditorLostError, Moved, Opening, Ready, Work
+from serve.wire.conversation import KINDS
+from serve.wire.link import MAX_HEADER, Address, Link, Listener
+from serve.wire.pack import pack
+from serve.wire.protocol import Error, PromptApplied, to_json
+from serve.wire.work import Asks, Edited, Moved, Opening, Ready, Superseded, Work
 
 pytestmark = pytest.mark.anyio
 
@@ -51,16 +54,17 @@ def same(a: Any, b: Any) -> None:
 
 
 @asynccontextmanager
-async def joined() -> AsyncIterator[tuple[Inbox, Slot, EditorLink]]:
-    inbox = Inbox(HOST)
-    slot = await inbox.open("stream-0")
-    editor = await EditorLink.connect(slot.address)
-    await slot.connected()
+async def joined() -> AsyncIterator[tuple[Listener, Address, Link, Link]]:
+    """A listener, and the two ends of a connection to it: here first, then the one who came."""
+    listener, here = Listener(HOST, KINDS), asyncio.Queue[Link]()
+    address = await listener.expect(here.put)
+    there = await Link.connect(address, KINDS)
+    came = await here.get()
     try:
-        yield inbox, slot, editor
+        yield listener, address, came, there
     finally:
-        editor.close()
-        inbox.close(slot)
+        for end in (came, there, listener):
+            end.close()
 
 
 WORKS = [
@@ -71,7 +75,13 @@ WORKS = [
 ]
 MASK = np.random.default_rng(3).random((3, 5, 7)) < 0.4
 EDITED = Edited(5, 4, pixels(12, 4), 0.25, 4, 41.5, 7.25, 0.5, MASK, b"\x00state")
-EVENTS = [
+MESSAGES = [
+    *WORKS,
+    Asks(),
+    Ready("m version 3", 12, 9, 7),
+    Superseded(),
+    Error("at_capacity", "no room", 5.0),
+    Error("internal", "it failed"),
     EDITED,
     replace(EDITED, mask=None, state=None),
     replace(EDITED, mask=None, state=b""),
@@ -81,71 +91,76 @@ EVENTS = [
 ]
 
 
-@pytest.mark.parametrize("work", WORKS, ids=range(len(WORKS)))
-async def test_work_arrives_as_it_was_given_out(work: Work) -> None:
-    async with joined() as (_, slot, editor):
-        taking = asyncio.create_task(editor.take())
-        assert await slot.next() is None  # the editor has room
-        await slot.put(work)
-        same(await taking, work)
-
-
-@pytest.mark.parametrize("event", EVENTS, ids=range(len(EVENTS)))
-async def test_answers_arrive_as_they_were_given(event: Edited | Moved) -> None:
-    async with joined() as (_, slot, editor):
-        await editor.send(event)
-        same(await slot.next(), event)
+@pytest.mark.parametrize("message", MESSAGES, ids=range(len(MESSAGES)))
+async def test_a_message_arrives_as_it_was_said(message: Any) -> None:
+    async with joined() as (_, _, here, there):
+        for one, other_end in ((here, there), (there, here)):
+            writing = asyncio.create_task(one.write(message))
+            same(await other_end.read(), message)
+            await writing
 
 
 async def test_nobody_without_the_secret_is_let_in() -> None:
-    inbox = Inbox(HOST)
-    slot = await inbox.open("stream-0")
-    for wrong in other(slot.address.secret):
-        stranger = await EditorLink.connect(replace(slot.address, secret=wrong))
-        with pytest.raises(ConnectionError):
-            await stranger.take()
-        assert not slot.link.done()
-    another = await inbox.open("stream-1")
-    assert another.address.secret != slot.address.secret
-    editor = await EditorLink.connect(slot.address)
-    await slot.connected()
-    # One editor has a stream: a second with the same secret is let go of.
-    late = await EditorLink.connect(slot.address)
+    async with joined() as (listener, address, *_):
+        came: list[Link] = []
+
+        async def another(link: Link) -> None:
+            came.append(link)
+
+        second = await listener.expect(another)
+        assert second.secret != address.secret
+        for wrong in other(second.secret):
+            stranger = await Link.connect(replace(second, secret=wrong), KINDS)
+            with pytest.raises(ConnectionError, match="closed the connection"):
+                await stranger.read()
+        assert came == []
+        listener.forget(second)
+        late = await Link.connect(second, KINDS)
+        with pytest.raises(ConnectionError, match="closed the connection"):
+            await late.read()
+        assert came == []
+
+
+async def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with joined() as (_, address, *_):
+        monkeypatch.setattr(link, "HELLO_S", 0.05)
+        reader, writer = await asyncio.open_connection(HOST, address.port)
+        writer.write(address.secret[:-1])
+        assert await asyncio.wait_for(reader.read(1), 2) == b""
+        writer.close()
+
+
+async def test_either_end_sees_that_the_other_closed() -> None:
+    for closes in (0, 1):
+        async with joined() as (_, _, *ends):
+            ends[closes].close()
+            with pytest.raises(ConnectionError, match="closed the connection"):
+                await ends[1 - closes].read()
+
+
+async def test_only_messages_of_the_connections_kinds_come_out() -> None:
+    async with joined() as (_, _, here, there):
+        await here.write(HEADER)
+        with pytest.raises(ConnectionError, match="no message of ours: KeyError\\('Opening'"):
+            await there.read()
+
+
+@pytest.mark.parametrize("value", [object(), {"a": 1}, {1}, np.zeros(2, np.float32), 1j])
+def test_what_is_no_plain_value_is_not_sent(value: Any) -> None:
+    with pytest.raises(TypeError, match=f"a {type(value).__name__} cannot go"):
+        pack([value])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b"{}", b'{"sizes": []}', b'{"sizes": 3}', b'{"message": {"bytes": 0}, "sizes": []}',
+     b'{"message": {"kind": "Moved", "fields": {}}, "sizes": []}', b"{", b"\xff"],
+)  # fmt: skip
+async def test_what_is_no_message_is_a_lost_connection(header: bytes) -> None:
+    reader = asyncio.StreamReader()
+    reader.feed_data(struct.pack("<I", len(header)) + header)
     with pytest.raises(ConnectionError):
-        await late.take()
-    await editor.send(Moved(b"state", 0))
-    assert await slot.next() == Moved(b"state", 0)
-    assert not another.link.done()
-    for used in (slot, another):
-        inbox.close(used)
-
-
-async def test_an_editor_sees_that_its_stream_was_let_go() -> None:
-    async with joined() as (inbox, slot, editor):
-        taking = asyncio.create_task(editor.take())
-        await slot.next()
-        inbox.close(slot)
-        with pytest.raises(ConnectionError, match="let go of the stream"):
-            await taking
-        late = await EditorLink.connect(slot.address)
-        with pytest.raises(ConnectionError):
-            await late.take()
-
-
-async def test_a_front_sees_that_its_editor_died() -> None:
-    async with joined() as (_, slot, editor):
-        editor.close()
-        with pytest.raises(EditorLostError, match="connection closed"):
-            await slot.next()
-
-
-async def test_an_editor_that_does_not_come_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "HELLO_S", 0.05)
-    inbox = Inbox(HOST)
-    slot = await inbox.open("stream-0")
-    with pytest.raises(EditorLostError, match="did not connect"):
-        await slot.connected()
-    inbox.close(slot)
+        await Link(reader, None, KINDS).read()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [MAX_HEADER + 1, 2**32 - 1])
@@ -153,7 +168,7 @@ async def test_a_header_is_bounded(size: int) -> None:
     reader = asyncio.StreamReader()
     reader.feed_data(struct.pack("<I", size) + b"{}")
     with pytest.raises(ConnectionError, match=f"{size} bytes"):
-        await Link(reader, None).read()  # type: ignore[arg-type]
+        await Link(reader, None, KINDS).read()  # type: ignore[arg-type]
 
 
 # --- commits
@@ -173,8 +188,7 @@ async def hub(store: SessionStore) -> AsyncIterator[CommitServer]:
     try:
         yield server
     finally:
-        assert server._server is not None
-        server._server.close()
+        server.listener.close()
 
 
 @pytest.mark.parametrize(
@@ -186,12 +200,13 @@ async def test_a_commit_over_the_port_is_a_commit(progress: Progress) -> None:
     async with hub(there) as server:
         client = CommitClient(server.address)
         # Of a session that the store does not know (it was started anew): made again, whole.
-        assert await client.commit("token", 4, HEADER, progress, ENTRIES)
-        assert here.commit("token", 4, HEADER, progress, ENTRIES)
-        assert not await client.commit("token", 3, HEADER, PROGRESS, ENTRIES)
-        assert not await client.commit("token", 5, HEADER, PROGRESS, ENTRIES)
-        assert await client.commit("token", 4, HEADER, progress, [])
-    mine, theirs = here.claim("token", progress.edited), there.claim("token", progress.edited)
+        assert await client.commit(Commit("token", 4, HEADER, progress, ENTRIES))
+        assert await here.commit("token", 4, HEADER, progress, ENTRIES)
+        assert not await client.commit(Commit("token", 3, HEADER, PROGRESS, ENTRIES))
+        assert not await client.commit(Commit("token", 5, HEADER, PROGRESS, ENTRIES))
+        assert await client.commit(Commit("token", 4, HEADER, progress, []))
+    mine = await here.claim("token", progress.edited)
+    theirs = await there.claim("token", progress.edited)
     assert theirs.header == mine.header == HEADER
     assert theirs.progress == mine.progress == progress
     assert theirs.epoch == mine.epoch == 5
@@ -200,17 +215,28 @@ async def test_a_commit_over_the_port_is_a_commit(progress: Progress) -> None:
     ]
 
 
+async def test_a_commit_holds_the_longest_prompts_of_any_letters() -> None:
+    store, prompt = SessionStore(), "\U0001f600" * Limits().max_prompt
+    header = replace(HEADER, opening=replace(HEADER.opening, prompt=prompt))
+    progress = replace(PROGRESS, prompt=prompt, applied_prompt=prompt)
+    entries = [Entry(9, to_json(PromptApplied(prompt, 9)))]
+    async with hub(store) as server:
+        client = CommitClient(server.address)
+        assert await client.commit(Commit("token", 0, header, progress, entries))
+    assert (await store.claim("token", 20)).progress == progress
+
+
 async def test_nobody_without_the_secret_writes_a_record() -> None:
     store = SessionStore()
     async with hub(store) as server:
         right = await server.address()
         for wrong in other(right.secret):
 
-            async def find(wrong: Any = wrong) -> commits.CommitAddress:
+            async def find(wrong: Any = wrong) -> Address:
                 return replace(right, secret=wrong)
 
             with pytest.raises(OSError):  # noqa: PT011 - of whatever kind
-                await CommitClient(find).commit("token", 0, HEADER, PROGRESS, ENTRIES)
+                await CommitClient(find).commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
         assert len(store) == 0
 
 
@@ -220,18 +246,18 @@ async def test_a_hub_that_was_started_again_is_found_again() -> None:
 
     async with hub(stores[0]) as first, hub(stores[1]) as second:
 
-        async def find() -> commits.CommitAddress:
+        async def find() -> Address:
             nonlocal asked
             asked += 1
             return await (first if asked == 1 else second).address()
 
         client = CommitClient(find)
-        assert await client.commit("token", 0, HEADER, PROGRESS, ENTRIES)
-        assert await client.commit("token", 0, HEADER, PROGRESS, [])
+        assert await client.commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
+        assert await client.commit(Commit("token", 0, HEADER, PROGRESS, []))
         assert asked == 1
         assert client._link is not None
         client._link.close()
-        assert await client.commit("token", 0, HEADER, PROGRESS, ENTRIES)
+        assert await client.commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
         assert asked == 2
     assert [len(store) for store in stores] == [1, 1]
 
@@ -240,25 +266,25 @@ async def test_a_hub_that_is_gone_is_an_os_error() -> None:
     async with hub(SessionStore()) as server:
         address = await server.address()
 
-    async def find() -> commits.CommitAddress:
+    async def find() -> Address:
         return address
 
     with pytest.raises(OSError):  # noqa: PT011 - of whatever kind
-        await CommitClient(find).commit("token", 0, HEADER, PROGRESS, ENTRIES)
+        await CommitClient(find).commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
 
 
 async def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next() -> None:
     store = SessionStore()
     async with hub(store) as server:
         client = CommitClient(server.address)
-        assert await client.commit("token", 1, HEADER, PROGRESS, [])
+        assert await client.commit(Commit("token", 1, HEADER, PROGRESS, []))
         for steps in range(12):
-            given_up = asyncio.create_task(client.commit("token", 0, HEADER, PROGRESS, []))
+            given_up = asyncio.create_task(client.commit(Commit("token", 0, HEADER, PROGRESS, [])))
             for _ in range(steps):
                 await asyncio.sleep(0)
             given_up.cancel()
             await asyncio.gather(given_up, return_exceptions=True)
-            assert await client.commit("token", 1, HEADER, PROGRESS, [])
+            assert await client.commit(Commit("token", 1, HEADER, PROGRESS, []))
 
 
 async def test_commits_of_many_sessions_do_not_mix() -> None:
@@ -267,9 +293,9 @@ async def test_commits_of_many_sessions_do_not_mix() -> None:
         client = CommitClient(server.address)
         answers = await asyncio.gather(
             *(
-                client.commit(str(n % 10), n // 10, HEADER, replace(PROGRESS, edited=n), [])
+                client.commit(Commit(str(n % 10), n // 10, HEADER, replace(PROGRESS, edited=n), []))
                 for n in range(20)
             )
         )
     assert answers == [True] * 10 + [False] * 10
-    assert [store.claim(str(n), n).progress.edited for n in range(10)] == list(range(10))
+    assert [(await store.claim(str(n), n)).progress.edited for n in range(10)] == list(range(10))

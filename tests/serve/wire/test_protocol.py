@@ -3,22 +3,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
+from dataclasses import asdict
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.runtime.paths import ROOT
 from serve.limits import Limits
+from serve.wire.codes import CODES, Code, javascript
 from serve.wire.protocol import (
     CLIENT_TYPES,
-    CLOSE_CODES,
     NAMES,
     SERVER_TYPES,
     Chunk,
     Close,
     Closed,
-    Code,
     Dropped,
     Error,
     Frame,
@@ -35,6 +37,7 @@ from serve.wire.protocol import (
     to_json,
 )
 
+PAGE = ROOT / "serve" / "web" / "codes.js"
 OPEN = {
     "type": "open",
     "prompt": "make it red",
@@ -171,17 +174,34 @@ def test_a_wrong_frame_is_refused(data: bytes) -> None:
     assert raised.value.code == "bad_frame"
 
 
-def test_every_error_has_a_close_code() -> None:
-    assert {code: CLOSE_CODES[code] for code in get_args(Code)} == {  # RFC 6455, and IANA's list
-        "bad_request": 1008,  # policy violation
-        "unauthorized": 1008,
-        "unsupported_size": 1008,
-        "bad_frame": 1007,  # invalid payload
-        "at_capacity": 1013,  # try again later
-        "too_slow": 1008,
-        "draining": 1012,  # service restart: come back at once
-        "internal": 1011,
+def test_every_error_has_a_close_code_and_a_status() -> None:
+    told = {code: (CODES[code].close, CODES[code].status) for code in get_args(Code)}
+    assert told == {  # RFC 6455, IANA's list, RFC 9110
+        "bad_request": (1008, 400),  # policy violation
+        "unauthorized": (1008, 401),
+        "unsupported_size": (1008, 422),
+        "bad_frame": (1007, 400),  # invalid payload
+        "at_capacity": (1013, 503),  # try again later
+        "too_slow": (1008, 408),
+        "draining": (1012, 503),  # service restart: come back at once
+        "internal": (1011, 500),
     }
+
+
+def test_after_what_errors_a_session_goes_on() -> None:
+    def those(name: str) -> set[str]:
+        return {code for code, fate in CODES.items() if getattr(fate, name)}
+
+    assert those("kept") == {"at_capacity", "draining", "internal", "too_slow"}
+    assert those("resume") == {"at_capacity", "draining", "internal"}
+    assert those("again") == {"draining"}
+
+
+def test_the_page_has_the_same_table() -> None:
+    assert PAGE.read_text() == javascript(), "python -m serve.wire.codes makes it"
+    told = PAGE.read_text().partition("FATES = ")[2].rstrip(";\n")
+    names = re.sub(r"(?m)^  (\w+):", r'"\1":', told).replace("},\n}", "}\n}")
+    assert json.loads(names) == {code: asdict(fate) for code, fate in CODES.items()}
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,0 +1,84 @@
+"""Messages between our processes <-> bytes: any frozen dataclass of plain values.
+
+What a value is travels with it, so a new field or message needs nothing here. Bytes and pixels
+are not copied into the header but follow it as they are. Nothing is unpickled: only the dataclasses
+that a connection is made for come out of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+Part = bytes | memoryview
+
+
+def pack(message: Any) -> tuple[bytes, list[Part]]:
+    """A header and the parts that follow it.
+
+    Takes None, numbers, text, bytes, arrays of uint8 and bool, and lists, tuples and dataclasses
+    of these. Raises TypeError for what is none of them.
+    """
+    parts: list[Part] = []
+    plain = _plain(message, parts)
+    header = {"message": plain, "sizes": [len(part) for part in parts]}
+    return json.dumps(header, ensure_ascii=False).encode(), parts
+
+
+def sizes_of(header: bytes) -> list[int]:
+    """Bytes of each part that follows the header. Raises ValueError."""
+    try:
+        return [int(size) for size in json.loads(header)["sizes"]]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"no header of ours: {error}") from error
+
+
+def unpack(header: bytes, parts: list[bytes], kinds: Iterable[type]) -> Any:
+    """The message. Raises ValueError for one that is not made of `kinds`."""
+    try:
+        return _value(json.loads(header)["message"], parts, {kind.__name__: kind for kind in kinds})
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"no message of ours: {error!r}") from error
+
+
+def _plain(value: Any, parts: list[Part]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list):
+        return [_plain(item, parts) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(item, parts) for item in value]}
+    if isinstance(value, bytes):
+        parts.append(value)
+        return {"bytes": len(parts) - 1}
+    if isinstance(value, np.ndarray) and value.dtype in (np.uint8, np.bool_):
+        flat = np.packbits(value) if value.dtype == np.bool_ else np.ascontiguousarray(value)
+        parts.append(flat.reshape(-1).data)
+        return {"array": len(parts) - 1, "shape": value.shape, "bits": value.dtype == np.bool_}
+    if is_dataclass(value):
+        named = {field.name: _plain(getattr(value, field.name), parts) for field in fields(value)}
+        return {"kind": type(value).__name__, "fields": named}
+    raise TypeError(f"a {type(value).__name__} cannot go to another process: {value!r:.80}")
+
+
+def _value(plain: Any, parts: list[bytes], kinds: dict[str, type]) -> Any:
+    if isinstance(plain, list):
+        return [_value(item, parts, kinds) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if "tuple" in plain:
+        return tuple(_value(plain["tuple"], parts, kinds))
+    if "bytes" in plain:
+        return parts[plain["bytes"]]
+    if "array" in plain:
+        shape, flat = tuple(plain["shape"]), np.frombuffer(parts[plain["array"]], np.uint8)
+        if plain["bits"]:
+            flat = np.unpackbits(flat, count=math.prod(shape)).view(np.bool_)
+        return flat.reshape(shape)
+    named = {name: _value(value, parts, kinds) for name, value in plain["fields"].items()}
+    return kinds[plain["kind"]](**named)
