@@ -22,6 +22,7 @@ from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
 from modeling.detail.resample import Resize, resize
 from modeling.detail.transfer import Transfer, transfer
+from modeling.detail.work_size import in_pixels, in_words
 from modeling.detail.work_size import work_size as work_size_in_pixels
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import TextKV, Transformer
@@ -115,6 +116,12 @@ class StreamingEditor:
     def text(self) -> TextEncoder:
         """The text encoder, loaded when the first prompt needs it."""
         return build_text_encoder(self.config.text).to(self.device)
+
+    @property
+    def trained_at(self) -> list[tuple[int, int]]:
+        """Heights and widths that it was trained at, the last ones last."""
+        own = in_words((self.settings.height, self.settings.width))
+        return [in_pixels(size) for size in self.card.get("trained_at") or [own]]
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that this model was never taught, as far as its card says."""

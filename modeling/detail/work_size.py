@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 
 from infra.runtime.errors import UserError
 from modeling.geometry import TOKEN_PIXELS
 
 WORK_SIZES = ("full", "3/4", "1/2", "native")
+FAR = 2.0  # times as many pixels as in training, or as few: a model then does less well
+_PIXELS = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
 def work_size(
@@ -23,8 +26,8 @@ def work_size(
     """
     if choice == "full":
         return height, width
-    if pixels := re.fullmatch(r"(\d{1,5})x(\d{1,5})", choice):
-        asked = int(pixels[2]), int(pixels[1])
+    if _PIXELS.fullmatch(choice):
+        asked = in_pixels(choice)
         if min(asked) < TOKEN_PIXELS:
             raise UserError(
                 f"work size {choice} is too small; both sides need at least {TOKEN_PIXELS} pixels"
@@ -46,6 +49,24 @@ def work_size(
 def in_words(size: tuple[int, int]) -> str:
     """(height, width) as WIDTHxHEIGHT."""
     return f"{size[1]}x{size[0]}"
+
+
+def in_pixels(words: str) -> tuple[int, int]:
+    """What `in_words` said."""
+    found = _PIXELS.fullmatch(words)
+    if found is None:
+        raise UserError(f"{words!r} is no size; write WIDTHxHEIGHT, such as 416x240")
+    return int(found[2]), int(found[1])
+
+
+def unlike_training(work: tuple[int, int], trained: Collection[tuple[int, int]]) -> str:
+    """What there is to say against `work` for a model that was `trained` at these; or nothing."""
+    area = work[0] * work[1]
+    ratios = [area / (height * width) for height, width in trained]
+    if any(1 / FAR <= ratio <= FAR for ratio in ratios):
+        return ""
+    sizes = ", ".join(in_words(size) for size in trained)
+    return f"it edits at {in_words(work)}, far from the {sizes} that this model was trained at"
 
 
 def _whole(pixels: float) -> int:

@@ -23,6 +23,7 @@ from data.sample import Pair
 from modeling.detail.resample import resize
 from modeling.detail.transfer import transfer
 from modeling.detail.work_size import work_size
+from pipelines.evaluation.metrics import ssim_map
 
 WORK_SIZES = ("full", "1/2", "1/4")
 SEEDS = 400  # are tried to find every kind
@@ -82,17 +83,22 @@ def blurred(frames: Tensor) -> Tensor:
 
 
 def figures(found: Tensor, truth: Tensor, changed: Tensor | None) -> dict[str, float]:
-    """PSNR in dB over all, where the edit changed the source, and elsewhere; sharpness, the share
-    of the truth's fine detail (energy of the Laplacian); flicker, the mean levels by which changes
-    from frame to frame are off.
+    """PSNR in dB and SSIM over all, where the edit changed the source, and elsewhere; sharpness,
+    the share of the truth's fine detail (energy of the Laplacian); flicker, the mean levels by
+    which changes from frame to frame are off.
     """
     a, b = found.double(), truth.double()
     square = (a - b).square()
     values = {"psnr": _psnr(square), "sharpness": _fine(a) / max(_fine(b), 1e-9)}
+    alike = ssim_map(*(frames.permute(0, 3, 1, 2).float() for frames in (found, truth)))
+    alike = alike.mean(dim=1)  # [F, H, W]
+    values["ssim"] = float(alike.mean())
     if len(a) > 1:
         values["flicker"] = float((a.diff(dim=0) - b.diff(dim=0)).abs().mean())
     if changed is not None and changed.any() and not changed.all():
         values |= {"inside": _psnr(square[changed]), "outside": _psnr(square[~changed])}
+        values["ssim inside"] = float(alike[changed].mean())
+        values["ssim outside"] = float(alike[~changed].mean())
     return values
 
 

@@ -53,7 +53,8 @@ def bench_detail(
             )
             if picture is not None and len(rows) == 1:
                 save_picture(picture, shown)
-    for figure in ("psnr", "inside", "outside", "sharpness", "flicker"):
+    ssim = ("ssim", "ssim inside", "ssim outside")
+    for figure in ("psnr", "inside", "outside", *ssim, "sharpness", "flicker"):
         console.print(table(rows, figure), "", sep="\n", soft_wrap=True, markup=False)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1) + "\n")

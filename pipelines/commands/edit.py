@@ -85,6 +85,8 @@ def edit(
 
         run, place = partial(edit_remote, url, token=token), url
     else:
+        from modeling.detail.work_size import unlike_training
+        from modeling.detail.work_size import work_size as work_size_in_pixels
         from pipelines.evaluation.evaluate import load_editor
 
         place = chosen_model(model)
@@ -98,6 +100,12 @@ def edit(
             )
         run = partial(edit_video, editor)
         work_size, detail = work_size or "native", detail or "source"
+        settings = editor.settings
+        work = work_size_in_pixels(
+            work_size, info.height, info.width, (settings.height, settings.width)
+        )
+        if unlike := unlike_training(work, editor.trained_at):
+            console.print(unlike, style="yellow", soft_wrap=True)
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:

@@ -73,6 +73,8 @@ def show(
         for key in ("stage", "parent", "dataset", "teacher", "commit"):
             if card.get(key) is not None:
                 lines[key] = str(card[key])
+        if card.get("trained_at"):
+            lines["trained at"] = ", ".join(card["trained_at"])
     lines |= {name: tags[name] for name in sorted(tags) if name.startswith("metric.")}
     for name, value in lines.items():
         console.print(f"  {name:<24}{value}", markup=False, soft_wrap=True)

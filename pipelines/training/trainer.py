@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from data.manifest import dataset_hash, read_dataset_info
+from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
 from infra.runtime.environment import environment, unless_set
 from infra.runtime.errors import UserError
+from modeling.detail.work_size import in_words
 from modeling.fingerprint import model_fingerprint
+from modeling.model_dir import read_card
 from pipelines.config.load import section_plain, to_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
@@ -103,7 +105,8 @@ def make_job(
     `folder` is named by what a training must have in common with one that it goes on from: start,
     data, teacher, losses and draws.
     """
-    parent, data = model_fingerprint(start), dataset_hash(read_dataset_info(dataset))
+    info = read_dataset_info(dataset)
+    parent, data = model_fingerprint(start), dataset_hash(info)
     section = section_plain(getattr(config, stage))
     card = {
         "stage": stage,
@@ -114,6 +117,7 @@ def make_job(
         "config": section,
         "compute": section_plain(config.compute),
         "seed": config.seed,
+        "trained_at": trained_at(read_card(start), stage, info),
     }
     same = extra.get("same") or training_key(
         stage, section, seed=config.seed, start=parent, dataset=data, teacher=card["teacher"]
@@ -129,6 +133,15 @@ def make_job(
         "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{same[:12]}"),
         "card": {**card, "commit": code_commit()},
     }
+
+
+def trained_at(card: dict[str, Any], stage: str, info: DatasetInfo) -> list[str]:
+    """Sizes that a model's transformer has seen after this stage, WIDTHxHEIGHT, the newest last."""
+    before: list[str] = card.get("trained_at", [])
+    if stage == "vae":
+        return before
+    here = in_words((info.height, info.width))
+    return [*(size for size in before if size != here), here]
 
 
 def _absolute(dataset: str) -> str:

@@ -27,7 +27,7 @@ from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
 from serve.work_sizes import sizes_of
 
-SHOWN = ("name", "prompts", "words", "sample")  # what the page wants of a model's card
+SHOWN = ("name", "prompts", "words", "sample", "trained_at")  # what clients want of a card
 MAX_CHUNK_S = 30.0  # a size whose chunk would cost more is refused
 SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
 

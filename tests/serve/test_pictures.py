@@ -80,6 +80,36 @@ def test_a_stream_is_edited_at_the_size_it_asks_for(known: Server, detail: Detai
     assert stripes > 30 if detail == "source" else stripes < 10
 
 
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "choice", "work"),
+    [
+        (1, 64, 96, "1/2", "48x32"),  # one frame, and a close
+        (10, 90, 50, "native", "64x112"),  # portrait, of as many pixels as the model's 96x64
+        (9, 16, 16, "native", "80x80"),  # smaller than the model works at
+        (9, 40, 30, "64x80", "64x80"),  # and than it is asked to
+        (9, 37, 301, "3/4", "224x32"),
+    ],
+)
+def test_any_size_and_length_is_edited_at_any_size(
+    known: Server, frames: int, height: int, width: int, choice: str, work: str
+) -> None:
+    source = block_clip(frames, height, width, seed=7)
+    told: list[Any] = []
+    edited = np.stack(
+        list(
+            edit_frames(
+                known.url, source, UNCHANGED, fps=16, format="rgb24", work_size=choice,
+                detail="source", on_event=told.append,
+            )
+        )
+    )  # fmt: skip
+    assert told[0].work_size == work
+    assert edited.shape == source.shape
+    # Nothing is changed, and the detail is the source's: whatever the size, it comes back, but
+    # where the VAE rounds the edit another way than the source.
+    assert np.abs(edited.astype(int) - source).mean() < 0.1
+
+
 async def stream(
     server: Server, source: np.ndarray, cuts: dict[int, str]
 ) -> tuple[np.ndarray, int]:

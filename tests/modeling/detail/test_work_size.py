@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from modeling.detail.work_size import in_words, work_size
+from modeling.detail.work_size import in_pixels, in_words, unlike_training, work_size
 
 TRAINED = (128, 224)
 
@@ -38,6 +38,22 @@ def test_what_a_choice_means(choice: str, size: tuple[int, int], wanted: tuple[i
 def test_what_is_none_is_refused_in_words(choice: str) -> None:
     with pytest.raises(ValueError, match="work size"):
         work_size(choice, 480, 832, TRAINED)
+
+
+@pytest.mark.parametrize("words", ["", "full", "416", "416x", "416x240x3", "416X240"])
+def test_words_that_are_no_size(words: str) -> None:
+    assert in_pixels("416x240") == (240, 416)
+    with pytest.raises(ValueError, match="is no size; write WIDTHxHEIGHT"):
+        in_pixels(words)
+
+
+def test_a_size_far_from_training_is_said() -> None:
+    trained = [(128, 224), (256, 448)]
+    for close in ((128, 224), (224, 128), (64, 224), (256, 896), (181, 317)):
+        assert unlike_training(close, trained) == ""
+    for far in ((64, 208), (256, 912)):
+        words = f"at {in_words(far)}, far from the 224x128, 448x256 that"
+        assert words in unlike_training(far, trained)
 
 
 def test_native_needs_a_model() -> None:

@@ -23,7 +23,15 @@ def test_figures_by_hand() -> None:
     assert got["inside"] == pytest.approx(10 * np.log10(255**2 / 50))
     assert got["outside"] == 99
     assert got["flicker"] == 5
-    assert figures(truth, truth, None) == {"psnr": 99, "sharpness": 0, "flicker": 0}
+    # Two flat pictures: (2 a b + c) / (a^2 + b^2 + c) with c = (255 / 100)^2.
+    alike = (2 * 100 * 110 + 6.5025) / (100**2 + 110**2 + 6.5025)
+    second = torch.tensor([False, True])[:, None, None].expand(2, 8, 8)
+    got = figures(truth + 10 * second[..., None].byte(), truth, second)
+    assert got["ssim inside"] == pytest.approx(alike, abs=5e-4)
+    assert got["ssim outside"] == pytest.approx(1, abs=5e-4)
+    assert got["ssim"] == pytest.approx((1 + alike) / 2, abs=5e-4)
+    same = {"psnr": 99, "ssim": 1, "sharpness": 0, "flicker": 0}
+    assert figures(truth, truth, None) == pytest.approx(same)
 
 
 def test_the_blur_is_a_gaussian_of_one_pixel() -> None:

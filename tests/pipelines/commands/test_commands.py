@@ -34,17 +34,21 @@ def test_edit_does_what_the_prompt_says(liveedit: Liveedit, tmp_path: Path, prom
     assert_same(read(tmp_path / "out.mp4")[:, :, :64], video)
 
 
-def test_edit_names_the_words_that_the_model_does_not_know(
+def test_edit_names_words_and_sizes_that_the_model_does_not_know(
     liveedit: Liveedit, tmp_path: Path
 ) -> None:
     card = write_known_model(tmp_path / "known") / "card.json"
-    card.write_text(json.dumps({"name": "known", "words": ["paint", "it", "red"]}))
+    told = {"name": "known", "words": ["paint", "it", "red"], "trained_at": ["224x128"]}
+    card.write_text(json.dumps(told))
     exact(tmp_path / "in.mkv", block_clip(9, 48, 64))
     words = ["edit", "in.mkv", "out.mp4", "--model", "known", "--prompt"]
     warned = liveedit(*words, "paint it Red, like Monet")
     assert warned.returncode == 0, warned.stderr
     assert "this model does not know: like, monet" in warned.stdout
-    assert "does not know" not in liveedit(*words, "paint it red").stdout
+    assert "edits at 96x64, far from the 224x128 that this model was trained at" in warned.stdout
+    quiet = liveedit(*words, "paint it red", "--work-size", "160x96").stdout
+    assert "does not know" not in quiet
+    assert "far from" not in quiet
 
 
 def test_edit_draws_from_the_seed(liveedit: Liveedit, tmp_path: Path, tiny_model: Path) -> None:

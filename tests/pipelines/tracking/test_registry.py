@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -343,10 +344,13 @@ def test_the_commands_list_show_promote_and_take_back(
     assert said("list").splitlines()[1].split()[:3] == ["2", "candidate,", "production"]
     assert "liveedit@production is version 1" in said("rollback")
     (second / "note").write_text("x")
+    card = json.loads((second / "card.json").read_text())
+    (second / "card.json").write_text(json.dumps(card | {"trained_at": ["64x32", "224x128"]}))
     assert "CHANGED since it was registered" in said("list").splitlines()[1]
     shown = said("show", "models:/liveedit/2")
     assert f"{second} (CHANGED since it was registered)" in shown
     assert "metric.gain" in shown
+    assert "64x32, 224x128" in shown
     assert "as registered" in said("show", "models:/liveedit@production")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from data.manifest import dataset_hash, read_dataset_info
+from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
 from data.shards import write_dataset
 from modeling.fingerprint import model_fingerprint
 from pipelines.config.load import from_plain
@@ -20,7 +20,7 @@ from pipelines.config.stages import ComputeConfig
 from pipelines.training import trainer as module
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import RunFolder, TrainingError
-from pipelines.training.trainer import _workers, make_job, train_stage
+from pipelines.training.trainer import _workers, make_job, train_stage, trained_at
 from tests.data.conftest import small_encoded
 
 
@@ -61,6 +61,8 @@ def test_a_job_is_plain_values_and_absolute_paths(
     assert card["config"]["learning_rate"] == given["config"].distill.learning_rate
     assert card["seed"] == given["config"].seed
     assert card["commit"]
+    info = read_dataset_info(heldout)
+    assert card["trained_at"] == [f"{info.width}x{info.height}"]
     info = read_dataset_info(heldout)
     monkeypatch.setattr(module, "read_dataset_info", lambda uri: info)
     given |= {"dataset": "s3://bucket/set", "extra": {}}
@@ -261,3 +263,21 @@ def test_ray_is_told_what_compute_says(
         where = Path(one.run_config.storage_path) / one.run_config.name
         assert where == folder.path
         assert one.train_loop_config == make_job(**given)
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [
+        ("causal", None, ["224x128"]),
+        ("causal", ["64x32"], ["64x32", "224x128"]),
+        ("distill", ["224x128", "64x32"], ["64x32", "224x128"]),
+        ("vae", ["64x32"], ["64x32"]),  # the transformer has seen nothing
+        ("vae", None, []),
+    ],
+)
+def test_a_model_says_at_which_sizes_it_was_trained(
+    stage: str, before: list[str] | None, after: list[str]
+) -> None:
+    info = DatasetInfo(1, "pairs", 1, 16.0, 33, 128, 224, (), {})
+    card = {} if before is None else {"trained_at": before}
+    assert trained_at(card, stage, info) == after
