@@ -28,6 +28,7 @@ class BenchConfig:
     work_size: str = "native"  # at which the model sees the clips (modeling.detail.work_size)
     detail: bool = True  # give edits the source's own detail
     mask_cache: bool | None = None  # null: as the model directory says; true, false: on, off
+    clip: str | None = None  # folder of a CLIP model's weights, for text alignment
     dilate: int = 8  # pixels around the edited region that count neither as edit nor background
     success_db: float = 4.0  # a clip whose gain reaches this is a successful edit
     resamples: int = 2000  # of the bootstrap

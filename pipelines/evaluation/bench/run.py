@@ -17,6 +17,7 @@ from data.bench.clip import OWN_FOOTAGE, SIZE, BenchClip, make_clip, published_c
 from data.footage.material import Footage, footage_hash, prepare
 from infra.runtime.errors import UserError
 from pipelines.config.benchmark import BenchConfig
+from pipelines.evaluation.bench.alignment import Alignment
 from pipelines.evaluation.bench.intervals import groups, with_success
 from pipelines.evaluation.bench.measures import measure, psnr_by_second
 from pipelines.evaluation.bench.systems import System
@@ -78,9 +79,12 @@ def run(
 ) -> dict[str, Any]:
     """The report as JSON values; `on_clip` hears of every clip as it is done."""
     rows, series = [], {}
+    alignment = Alignment(config.clip) if config.clip else None
     for clip in clips(config):
         edit, more = system.edit(clip)
         values = measure(clip, edit, dilate=config.dilate) | more
+        if alignment:
+            values |= alignment.measure(clip.instruction, clip.source, edit, FPS)
         about = {
             "name": clip.case.name,
             "half": clip.case.half,

@@ -19,6 +19,8 @@ COLUMNS = (  # metric, heading, decimals, with interval
     ("temporal_outside", "out", 1, False),
     ("sharpness", "sharp", 2, False),
     ("drift", "drift dB", 1, False),
+    ("clip_text", "CLIP", 3, False),
+    ("clip_text_gain", "CLIP gain", 3, False),
     ("recomputed", "computed", 2, False),
     ("fps", "FPS", 0, False),
 )
