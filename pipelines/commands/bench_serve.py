@@ -68,6 +68,17 @@ def bench_serve(
     queue: Annotated[
         bool, typer.Option("--queue", help="Cameras wait for an editor where there is no room.")
     ] = False,
+    simulate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REPORT",
+            help="Simulate a day instead, of editors as fast as this bench stream --json report "
+            "says: --sessions at its busiest, --kills machines lost, max_editors=N.",
+        ),
+    ] = None,
+    hours: Annotated[
+        float, typer.Option(help="That --simulate simulates, from midnight.", min=1)
+    ] = 24.0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures there.")
     ] = None,
@@ -89,8 +100,16 @@ def bench_serve(
     counts, attacks = parse_counts(sessions), parse_attacks(attack)
     if url is not None and kills:
         raise UserError("--kills kills replicas of an application started here; leave --url out")
+    if simulate is not None and (url is not None or attacks or len(counts) > 1):
+        raise UserError(
+            "--simulate takes one number of --sessions and starts no server; leave --url, --attack "
+            "and further numbers out"
+        )
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"folder {json_file.parent} does not exist; make it first")
+    if simulate is not None:
+        _simulate(simulate, arguments or [], counts[0], fps or 16.0, kills, hours, json_file)
+        return
     runs: list[dict[str, object]] = []
     with ExitStack() as stack, errors.status("starting") as status:
         running: Running | None = None
@@ -127,3 +146,37 @@ def bench_serve(
     console.print(table(runs))
     if json_file:
         json_file.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _simulate(
+    costs: Path,
+    arguments: list[str],
+    sessions: int,
+    fps: float,
+    machines: int,
+    hours: float,
+    json_file: Path | None,
+) -> None:
+    from pipelines.bench.check import read_report
+    from pipelines.bench.simulate import VARIANTS, Day, measured, simulate, table
+    from pipelines.commands.serve import serve_settings
+
+    settings = serve_settings(arguments, {})
+    day = Day(
+        sessions,
+        scale=settings.scale,
+        max_sessions=settings.max_sessions,
+        fps=fps,
+        lost_machines=machines,
+        hours=hours,
+        **measured(read_report(costs)),
+    )
+    results: dict[str, dict[str, float]] = {}
+    with errors.status("simulating") as status:
+        for name, variant in VARIANTS.items():
+            status.update(f"simulating {hours:g} h: {name}")
+            results[name] = simulate(day, variant)
+    console.print(table(day, results))
+    if json_file:
+        command = shlex.join(["liveedit", *sys.argv[1:]])
+        json_file.write_text(json.dumps({"command": command, "runs": results}, indent=2) + "\n")

@@ -13,7 +13,7 @@ from modeling.detail.work_size import in_words
 from modeling.editor import StreamingEditor
 from modeling.streaming.device import DeviceClock, to_device, to_host
 from serve.scaling import decisions
-from serve.scaling.decisions import Size, Sizes
+from serve.scaling.decisions import Editor, Size, Sizes, Stream
 from serve.wire.protocol import RETRY_AFTER_S, Detail, WireError
 from serve.wire.work import Opening
 from serve.work_sizes import sizes_of
@@ -102,6 +102,22 @@ class Capacity:
         name = opening.stream or f"{opening.session}-{next(self._names)}"
         self.loads[name] = Load(opening, cost)
         return name
+
+    def known(self, name: str) -> Editor:
+        """What placement knows of this editor, called `name` there."""
+        streams = {
+            stream: Stream(load.opening.session, self.share(stream))
+            for stream, load in self.loads.items()
+        }
+        return Editor(
+            name,
+            self.chunk_frames,
+            self.max_sessions,
+            streams,
+            dict(self.costs),
+            self.measured,
+            self.frame_s,
+        )
 
     def release(self, name: str) -> None:
         self.loads.pop(name, None)

@@ -22,7 +22,7 @@ from serve.editor.capacity import Capacity, native
 from serve.editor.scheduler import Ran, Scheduler
 from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
-from serve.scaling.decisions import Editor, Sizes, Stream
+from serve.scaling.decisions import Sizes
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
 from serve.work_sizes import sizes_of
@@ -95,23 +95,6 @@ class Engine:
             "frame_seconds": self.capacity.frame_s,
             "card": {name: editor.card[name] for name in SHOWN if name in editor.card},
         }
-
-    def known(self, name: str) -> Editor:
-        """What placement knows of this editor, called `name` there."""
-        capacity = self.capacity
-        streams = {
-            stream: Stream(load.opening.session, capacity.share(stream))
-            for stream, load in capacity.loads.items()
-        }
-        return Editor(
-            name,
-            capacity.chunk_frames,
-            capacity.max_sessions,
-            streams,
-            dict(capacity.costs),
-            capacity.measured,
-            capacity.frame_s,
-        )
 
     def gauge(self, metrics: EditorMetrics) -> None:
         """Sets the editor's gauges to what is true now."""

@@ -95,7 +95,7 @@ class EditorReplica:
                 self.process,
                 self.metrics.snapshot(),
                 self.engine.describe(),
-                self.engine.known(self.process),
+                self.engine.capacity.known(self.process),
             )
             try:
                 orders: Orders = await self.hub.call("report", report)
