@@ -248,17 +248,9 @@ async def test_a_killed_editor_is_survived_without_the_socket_closing(running: R
     assert reconnects == [0, 0]
 
 
-async def test_a_killed_front_is_survived_by_reconnecting(running: Running) -> None:
-    reconnects = await asyncio.gather(
-        stream(running, 120, at={40: kill_all("front")}),
-        stream(running, 120, seed=1),
-        stream(running, 120, seed=2),
-    )
-    assert reconnects[0] >= 1
-
-
-@pytest.mark.parametrize("pause", [0.05, 0.3])
-@pytest.mark.parametrize("deployment", ["front", "editor"])
+@pytest.mark.parametrize(
+    ("deployment", "pause"), [("front", 0.05), ("editor", 0.05), ("editor", 0.3)]
+)
 async def test_a_replica_killed_while_sessions_open(
     running: Running, deployment: str, pause: float
 ) -> None:
@@ -270,12 +262,19 @@ async def test_a_replica_killed_while_sessions_open(
     await asyncio.gather(later(), *(stream(running, 24, seed=n, waits=True) for n in range(2)))
 
 
-async def test_sessions_go_on_while_the_hub_is_started_again(running: Running) -> None:
+async def test_a_new_hub_and_killed_fronts_are_survived(running: Running) -> None:
+    """The hub unnoticed, the fronts by coming back to what the new hub knows."""
+
     async def kill_hub() -> None:
         ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE), no_restart=False)
 
     assert await stream(running, 120, at={40: kill_hub}) == 0
-    assert await stream(running, 120, at={40: kill_all("front")}) >= 1
+    reconnects = await asyncio.gather(  # waiting until the new hub has heard of both editors
+        stream(running, 120, waits=True, at={40: kill_all("front")}),
+        stream(running, 120, waits=True, seed=1),
+        stream(running, 120, waits=True, seed=2),
+    )
+    assert reconnects[0] >= 1
 
 
 async def test_a_new_version_is_rolled_out_under_running_sessions(
