@@ -98,14 +98,17 @@ def joined_ray(
 ) -> Iterator[None]:
     """The cluster at `address`, which `setting` names; its workers get this tree and `env_vars`.
 
-    It goes on at the end. Raises ClusterError.
+    It goes on at the end. In a job that was submitted with a working directory of its own, Ray
+    would refuse ours beside it; this process runs this tree, and so shall they. Raises
+    ClusterError.
     """
     check_address(address, setting)
     import ray
 
     workers = {"working_dir": str(ROOT), "excludes": LEFT_BEHIND, "env_vars": dict(env_vars or {})}
     try:
-        _init(address=address, runtime_env=workers, **options)
+        with environment(unless_set({"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"})):
+            _init(address=address, runtime_env=workers, **options)
     except ConnectionError as error:
         raise _unreachable(address, setting, error) from error
     try:

@@ -35,6 +35,7 @@ class ComputeConfig:
     max_failures: int = 2  # restarts of a stage after a worker died, before it gives up
     hang_minutes: float = 20.0  # a worker that takes longer over one part of a step hangs; 0: never
     keep_checkpoints: int = 2  # newest checkpoints of a running stage: one, should another be bad
+    keep_finished: bool = False  # keep a finished stage's last state, so that more steps can follow
     deterministic: bool = True  # same losses in every run; a GPU then trains half as slow again
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.stages.start import start_source
-from pipelines.tracking.tracker import check_store
+from pipelines.tracking.tracker import check_artifacts, check_store
 from pipelines.training.methods.table import METHODS
 
 
@@ -43,6 +43,8 @@ def check(config: PipelineConfig, *, writes: bool = True) -> Path | None:
                     config.check_batch(stage, info.samples)
     if config.data.footage is not None:
         _check_footage(config.data.footage, config)
+    if writes:  # a plan asks nobody
+        check_artifacts(config.tracking.uri, config.tracking.experiment)
     check_store(config.tracking.uri, writes=writes)  # last: it may make a database
     return start
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,28 @@ def check_store(uri: str, *, writes: bool = True) -> None:
         check_reachable(uri)
     else:
         _check_scheme(uri)
+
+
+def check_artifacts(uri: str, experiment: str) -> None:
+    """Raise a TrackingError where the artifacts of `experiment` are to be written to S3 from here
+    and the package for it is missing. Nobody waits for a server that does not answer."""
+    if not uri.startswith(("http:", "https:")) or find_spec("boto3") is not None:
+        return
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with environment(CHECK_ENV):
+            client = client_for(uri)
+            # One that is not there yet will be made beside the default one.
+            found = client.get_experiment_by_name(experiment) or client.get_experiment("0")
+    except (MlflowException, OSError):
+        return
+    if found.artifact_location.startswith("s3:"):
+        raise TrackingError(
+            f"tracking.uri={uri} has the artifacts of {experiment} in {found.artifact_location}, "
+            "which this process would write itself: pip install 'liveedit[s3-artifacts]' (boto3), "
+            "or start the server with --artifacts-destination, which passes them through"
+        )
 
 
 def check_reachable(uri: str) -> None:

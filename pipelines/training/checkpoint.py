@@ -78,11 +78,13 @@ def take(
     step: int,
     loader: dict[str, Any],
     epochs: float,
+    metrics: dict[str, float],
     copy: Callable[[Any], Any],
 ) -> Snapshot:
     """This rank's part of the state after `step` steps; a collective.
 
-    `loader` is this rank's place in the data, which it has read `epochs` times; `copy` gives a
+    `loader` is this rank's place in the data, which it has read `epochs` times, and `metrics` are
+    the last, with which a stage ends that has no step left; `copy` gives a
     state's copy in this machine's memory. Nothing but folders is written in `place`.
     """
     states: dict[Path, Any] = {}
@@ -96,6 +98,7 @@ def take(
         "step": step,
         "epochs": epochs,
         "loader": loader,
+        "metrics": metrics,
         "ema": stage.ema.state_dict() if stage.ema else None,
     }
     states[place / f"worker-{setting.rank}.pt"] = copy(own)
@@ -138,8 +141,11 @@ def choose(folder: RunFolder, setting: Setting) -> tuple[Path | None, list[str]]
     return None, []
 
 
-def load(saved: Path, setting: Setting, stage: Stage, batches: Loader) -> tuple[int, float]:
-    """Restore `stage` and `batches` from a merged checkpoint; returns steps done and epochs read.
+def load(
+    saved: Path, setting: Setting, stage: Stage, batches: Loader
+) -> tuple[int, float, dict[str, float]]:
+    """Restore `stage` and `batches` from a merged checkpoint; returns steps done, epochs read and
+    the metrics of that time.
 
     A collective. Raises CheckpointError for what does not fit.
     """
@@ -175,7 +181,7 @@ def load(saved: Path, setting: Setting, stage: Stage, batches: Loader) -> tuple[
         batches.skip(states[0]["epochs"])
     else:
         batches.load_state_dict(states[0]["loader"])
-    return manifest["step"], states[0]["epochs"]
+    return manifest["step"], states[0]["epochs"], states[0].get("metrics", {})
 
 
 def changed_settings(saved: Path, setting: Setting) -> list[str]:

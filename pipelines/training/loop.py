@@ -126,8 +126,11 @@ class Training:
         )
         self.done = 0  # steps
         self.epochs = 0.0  # how often the data was read
+        self.metrics: dict[str, float] = {}  # the last
         if saved is not None:
-            self.done, self.epochs = checkpoint.load(saved, setting, self.stage, self.batches)
+            self.done, self.epochs, self.metrics = checkpoint.load(
+                saved, setting, self.stage, self.batches
+            )
             self._say_where(saved, wrong)
 
     def run(
@@ -160,6 +163,7 @@ class Training:
         stop and has saved its state."""
         section, stage = self.setting.section, self.stage
         meter = Meter(self.setting, self.folder, resumed=self.done > 0)
+        meter.last = self.metrics
         calls = Calls(self.setting, self.folder, leaving)
         saver = Saver(self.setting, self.folder, stage, keep)
         profiler = Profiler(self.setting, self.folder, self.done)
@@ -184,18 +188,19 @@ class Training:
             self.epochs += section.batch_size * section.grad_accumulation / self._samples
             last = self.done == section.steps
             call = calls.after_step()
-            saves = (self.done % section.checkpoint_every == 0 or call > 0) and not last
+            saves = self.done % section.checkpoint_every == 0 or call > 0
+            saves = self.setting.config.compute.keep_finished if last else saves
             if self.done % section.log_every == 0 or last or saves:
                 meter.report(self.done, learning_rate_at(step, section, section.learning_rate))
             saver.check()
             if saves:
                 self.note(step, SAVES, section.grad_accumulation)
                 with meter.speed.saving():
-                    saver.save(self.done, self.batches.state_dict(), self.epochs)
+                    saver.save(self.done, self.batches.state_dict(), self.epochs, meter.last)
                     if call & (STOP | LEAVE):  # what comes next may be the end of this process
                         saver.wait()
                 calls.saved()
-                if call & STOP:
+                if call & STOP and not last:
                     return None
             if validation is not None and validation.is_due(self.done):
                 self.note(step, VALIDATES, section.grad_accumulation)

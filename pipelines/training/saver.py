@@ -43,7 +43,9 @@ class Saver:
         )
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, loader: dict[str, Any], epochs: float) -> None:
+    def save(
+        self, step: int, loader: dict[str, Any], epochs: float, metrics: dict[str, float]
+    ) -> None:
         """See `checkpoint.take`; a collective. Raises what the save before failed with."""
         began = time.monotonic()
         self.wait()
@@ -56,7 +58,9 @@ class Saver:
             )
         place = self.folder.new_part(self.setting.rank)
         copy = self._stager.stage
-        taken = checkpoint.take(place, self.setting, self.stage, step, loader, epochs, copy)
+        taken = checkpoint.take(
+            place, self.setting, self.stage, step, loader, epochs, metrics, copy
+        )
         writing: Future[None] = Future()
 
         def write(target: Path) -> None:

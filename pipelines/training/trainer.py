@@ -85,11 +85,27 @@ def train_stage(
                     f"{stage}: begins anew; what was interrupted in {other} had another start, "
                     "other data, losses or seed, and its checkpoints stay there"
                 )
+            if (before := _finished(job)) is not None:
+                follow.say(
+                    f"{stage}: begins anew; of its {before} steps the model is there, the state is "
+                    "not (compute.keep_finished=true keeps it for more steps)"
+                )
         made = _fit(job, folder, config.compute, follow)
     if "refused" in made:
         raise TrainingError(made["refused"])
-    folder.remove()
+    if not config.compute.keep_finished:
+        folder.remove()
     return StageOutcome(Path(output), made["metrics"], made["steps"], time.monotonic() - began)
+
+
+def _finished(job: dict[str, Any]) -> int | None:
+    """How many steps the same training had when it was finished, if it asks for more now."""
+    output = Path(job["output"])
+    if not (output / "card.json").is_file():
+        return None
+    card, wanted = read_card(output), job["config"][job["stage"]]["steps"]
+    same = card.get("same") == job["card"]["same"] and card["steps"] < wanted
+    return int(card["steps"]) if same else None
 
 
 def make_job(
@@ -131,7 +147,7 @@ def make_job(
         "heldout": _absolute(extra["heldout"]) if extra.get("heldout") else None,
         "models": {"teacher": str(Path(extra["teacher"]).absolute())} if "teacher" in extra else {},
         "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{same[:12]}"),
-        "card": {**card, "commit": code_commit()},
+        "card": {**card, "same": same, "commit": code_commit()},
     }
 
 

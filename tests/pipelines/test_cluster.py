@@ -97,7 +97,12 @@ def test_pairs_are_ingested_there(tmp_path: Path, cluster: str) -> None:
     run = subprocess.run(
         [BIN / "liveedit", "data", "ingest", path, "there", *arguments],
         cwd=tmp_path,
-        env={**os.environ, "RAY_ADDRESS": cluster},
+        env={
+            **os.environ,
+            "RAY_ADDRESS": cluster,
+            # As in a job that was submitted with --working-dir.
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"working_dir": str(BIN)}}),
+        },
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

@@ -93,7 +93,9 @@ def test_code_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tracking.code_commit.cache_clear()
 
 
-def test_runs_and_registry_over_http(server: str, tiny_model: Path) -> None:
+def test_runs_and_registry_over_http(
+    server: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tracking.check_reachable(server)
     parent = Tracker.start_pipeline(server, "liveedit", "demo", {})
     parent.log_metrics({"gain": 5.0})
@@ -109,6 +111,14 @@ def test_runs_and_registry_over_http(server: str, tiny_model: Path) -> None:
     )
     assert version == "1"
     assert registry.resolve("models:/liveedit@candidate", server) == tiny_model
+
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)  # no boto3
+    tracking.check_artifacts(server, "not there yet")  # beside the default one: through the server
+    client_for(server).create_experiment("direct", "s3://bucket/artifacts")
+    with pytest.raises(TrackingError, match=r"s3://bucket/artifacts, .*liveedit\[s3-artifacts\]"):
+        tracking.check_artifacts(server, "direct")
+    monkeypatch.setattr(tracking, "find_spec", lambda name: name)
+    tracking.check_artifacts(server, "direct")
 
 
 def test_store_that_breaks_on_the_way_is_named(mlflow_uri: str) -> None:

@@ -167,3 +167,26 @@ def test_the_next_save_waits_for_the_one_before_and_says_so(
     assert (run.folder / "saved-4" / "manifest-0.json").is_file()  # before the training ended
     (said,) = run.said
     assert said.startswith("step 4 waited 0 s until the checkpoint before was written; save less o")
+
+
+def test_more_steps_follow_where_the_last_state_was_kept(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted]
+) -> None:
+    first = bench().set(steps=4, checkpoint_every=3)
+    first.config.compute.keep_finished = True
+    scripted(lambda step, micro: {"loss": 1.0})
+    first.run()
+    assert [step for step, _ in first.saved] == [3, 4]
+    assert (first.folder / "model").is_dir()
+    more = bench("foundation", "more").set(steps=6, checkpoint_every=3)
+    again = scripted(lambda step, micro: {"loss": 1.0})
+    more.run(first.saved[-1][1])
+    assert [step for step, _ in again.asked] == [4, 5]
+    assert more.said == [
+        "goes on from its checkpoint at step 4, with other settings: foundation.steps 4 -> 6"
+    ]
+
+    made = scripted(lambda step, micro: {"loss": 2.0})
+    whole = bench("foundation", "whole").set(steps=4)  # killed before its model was written
+    assert whole.run(first.saved[-1][1])["metrics"] == {"loss": 1.0}
+    assert made.asked == []

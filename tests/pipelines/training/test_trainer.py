@@ -20,7 +20,13 @@ from pipelines.config.stages import ComputeConfig
 from pipelines.training import trainer as module
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import RunFolder, TrainingError
-from pipelines.training.trainer import _workers, make_job, train_stage, trained_at
+from pipelines.training.trainer import (
+    _finished,
+    _workers,
+    make_job,
+    train_stage,
+    trained_at,
+)
 from tests.data.conftest import small_encoded
 
 
@@ -281,3 +287,18 @@ def test_a_model_says_at_which_sizes_it_was_trained(
     info = DatasetInfo(1, "pairs", 1, 16.0, 33, 128, 224, (), {})
     card = {} if before is None else {"trained_at": before}
     assert trained_at(card, stage, info) == after
+
+
+@pytest.mark.parametrize(("same", "steps", "told"), [("x", 9, 4), ("x", 4, None), ("y", 9, None)])
+def test_more_steps_of_a_finished_stage_are_known(
+    tmp_path: Path, same: str, steps: int, told: int | None
+) -> None:
+    job = {
+        "output": str(tmp_path),
+        "stage": "causal",
+        "config": {"causal": {"steps": steps}},
+        "card": {"same": same},
+    }
+    assert _finished(job) is None
+    (tmp_path / "card.json").write_text('{"same": "x", "steps": 4}')
+    assert _finished(job) == told

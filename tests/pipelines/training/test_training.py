@@ -142,7 +142,7 @@ def chain(rank: int, folder: Path, *, start: Path, pairs: str) -> None:
     full = folder / f"full-{rank}"
     full.mkdir()
     (full / f"worker-{rank}.pt").symlink_to("/dev/full")
-    of = (distill.setting, distill.stage, 9, {}, 0.0)
+    of = (distill.setting, distill.stage, 9, {}, 0.0, {})
     taken = checkpoint.take(full, *of, copy=lambda state: state)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"stage distill .* step 9 .* No space left"):
         taken.write(folder / "kept")
