@@ -127,6 +127,19 @@ def test_a_long_way_to_the_first_key_frame_is_no_damage(tmp_path: Path) -> None:
     assert len(list(read_timed(path))) == len(keys) - keys.index(True)
 
 
+def test_what_needs_a_key_frame_that_is_not_there_is_no_damage(tmp_path: Path) -> None:
+    """A decoder refuses each of them; the file is said to start in the middle, and that is all."""
+    path = write_raw(tmp_path / "a.ivf", numbered(16), fps=8, codec="libvpx", gop=6)
+    data = path.read_bytes()  # a header of 32 bytes, then size (4), stamp (8) and data of frames
+    first = 32 + 12 + int.from_bytes(data[32:36], "little")
+    path.write_bytes(data[:32] + data[first:])
+    damage = Damage()
+    numbers = [number_of(frame) for _, frame in read_timed(path, damage=damage)]
+    assert numbers == list(range(6, 16))
+    assert not damage, damage
+    assert list(read_timed(path, strict=True))
+
+
 def test_pictures_that_nobody_sees_are_not_missed(tmp_path: Path) -> None:
     """VP8 stores references that are never shown, a packet each, as web videos have them."""
     path = write_raw(
