@@ -169,6 +169,20 @@ def test_wrong_uploads(
     assert named in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("seed", "named"),
+    [
+        (2**63 - 1, None),
+        (2**63, r"open.seed must lie in [0, 2^63), got 9223372036854775808"),
+        (10**19, "the field seed has 20 digits; at most 2^63 - 1"),
+    ],
+)
+def test_seeds_at_their_limit(server: Server, seed: int, named: str | None) -> None:
+    response = post(server, video(clip(1)), prompt="x", seed=str(seed))
+    assert response.status_code == (400 if named else 200)
+    assert named is None or response.json()["error"]["message"] == named
+
+
 def test_what_a_front_has_become_during_the_upload_counts(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

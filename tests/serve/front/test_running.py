@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from serve.front import running
 from serve.front.outbox import Outbox
+from serve.front.running import QUEUED_EVERY_S
 from serve.hub.records import Entry
 from serve.wire.protocol import parse_frame
 from tests.serve.front.world import (
@@ -174,6 +176,22 @@ def test_only_whole_chunks_say_how_late_frames_are(monkeypatch: pytest.MonkeyPat
         say(world, wire, frames(FIRST, CHUNK))
         say(world, wire, [*frames(FIRST + CHUNK, 5), {"type": "close"}])
         assert told == [None, pytest.approx(now, abs=0.01), None]
+
+
+def test_who_waits_hears_of_its_place_when_that_changes_and_every_few_seconds() -> None:
+    with World() as world:
+        world.editors.places = [3, 3, *[2] * 12, 1]
+        wire = world.connect(OPEN | {"queue": True})
+        heard, at = [], []
+        for _ in range(80):
+            at += [world.clock.now] * (len(wire.messages) - len(heard))
+            heard = list(wire.messages)
+            world.advance(0.1)
+        assert [m.get("place", m["type"]) for m in heard] == [3, 2, 2, 1, "opened"]
+        assert heard[1] == {"type": "queued", "place": 2, "expected_s": 20.0}
+        assert [after - before for before, after in pairwise(at)] == pytest.approx(
+            [1.0, QUEUED_EVERY_S + 0.5, 0.5, 0.5], abs=0.15
+        )
 
 
 def test_another_prompt_on_resume_is_a_change() -> None:

@@ -26,7 +26,17 @@ from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.tenants import Tenants
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
-from serve.wire.work import Edited, EditorLostError, Event, Moved, Opening, Ready, Take, Work
+from serve.wire.work import (
+    Edited,
+    EditorLostError,
+    Event,
+    Moved,
+    Opening,
+    Queued,
+    Ready,
+    Take,
+    Work,
+)
 from serve.work_sizes import WorkSizes
 from tests.serve.front.clock import Clock
 
@@ -108,6 +118,7 @@ class Editors:
     def __init__(self) -> None:
         self.full = self.stillborn = self.broken = False
         self.chunk_s = 0.0  # that a chunk takes
+        self.places: list[int] = []  # in the queue, told twice a second before a stream is open
         self.openings: list[Opening] = []
         self.open = 0  # streams now
         self._end: asyncio.Future[str] | None = None
@@ -134,6 +145,9 @@ class Editors:
             raise WireError("internal", "the editor failed; its log says why")
         if self.stillborn:
             raise EditorLostError("died before it took the stream")
+        for place in self.places:
+            yield Queued(place, 10.0 * place)
+            await asyncio.sleep(0.5)
         if self._end is None:
             self._end = asyncio.get_running_loop().create_future()
         end = self._end
