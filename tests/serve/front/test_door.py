@@ -52,6 +52,11 @@ def test_pages_from_elsewhere_are_not_let_in(origin: str, host: str, let_in: boo
         assert page(world, origin, host) == ("opened" if let_in else "error")
 
 
+def test_an_allowed_origin_may_be_written_in_any_case() -> None:
+    with World(origins=("https://App.Example/",)) as world:
+        assert page(world, "https://app.example", "localhost:8000") == "opened"
+
+
 def test_who_is_no_browser_says_no_origin() -> None:
     with World() as world:
         assert world.connect(OPEN).messages[0]["type"] == "opened"

@@ -77,3 +77,12 @@ def test_grey_and_transparent_images_become_rgb() -> None:
         buffer = io.BytesIO()
         Image.fromarray(clip(1)[0]).convert(mode).save(buffer, "PNG")
         assert decode(buffer.getvalue(), "png", width=48, height=32).shape == (32, 48, 3)
+
+
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    """Pillow would cut all above 255 off."""
+    levels = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG")
+    pixels = decode(buffer.getvalue(), "png", width=4, height=1)
+    np.testing.assert_array_equal(pixels, np.array([[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]))
