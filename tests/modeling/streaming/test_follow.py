@@ -220,6 +220,35 @@ def test_settings_that_do_not_fit(wrong: dict[str, Any], message: str) -> None:
         MaskCacheConfig(policy="follow", **wrong)
 
 
+def test_an_edit_of_everything_shows_alike_everywhere() -> None:
+    """At the border, too, where a neighbourhood has fewer tokens."""
+    source = scene()[0]
+    found = follow.evidence(source + 0.5, source)
+    torch.testing.assert_close(found, torch.full((F, ROWS, COLUMNS), 0.25))
+
+
+def test_likely_tokens_are_kept_beside_sure_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the threshold: a sure one in the middle, likely ones, and one that is none."""
+    shares = torch.tensor([[[0.7, 0.6, 1.2, 0.6, 0.4]]])
+    monkeypatch.setattr(follow, "evidence", lambda *_: 0.02 * shares)
+    still = torch.zeros(1, C, 2, 10)
+    kept = follow.undilated(still, still, None, threshold=0.02)
+    assert kept.tolist() == [[[False, True, True, True, False]]]
+    before = torch.tensor([[True, False, False, False, True]])
+    kept = follow.undilated(still, still, before, threshold=0.02)
+    assert kept.tolist() == [[[True, True, True, True, False]]]
+
+
+def test_a_chunk_follows_the_last_latent_of_the_one_before() -> None:
+    """That one began with another scene, which says nothing about this one."""
+    region, core = at(slice(1, 7), slice(3, 10)), at(slice(2, 6), slice(4, 9))
+    cut = torch.cat([scene(1)[:, :1], scene()[:, 1:]], dim=1)
+    mask = cache(FOLLOW)
+    run(mask, edit(cut, region, by=level(1.5), noise=0), cut)
+    kept = run(mask, edit(scene(), region, by=level(0.75), noise=0), scene())
+    assert kept[core].all()
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_what_is_carried_goes_on_elsewhere(cut: bool) -> None:
     """A likely edit is kept by a cache that took over from one that was sure, unless there was a

@@ -187,6 +187,10 @@ class TestUmt5:
         text.encode(["the circle", *(f"a {n}" for n in range(CACHED_PROMPTS))])
         assert len(text._cache) == CACHED_PROMPTS
         assert "the circle" not in text._cache
+        text.encode(["a 0"])  # so that "a 1" is what was asked for longest ago
+        text.encode(["the circle"])
+        assert "a 0" in text._cache
+        assert "a 1" not in text._cache
 
     def test_fingerprint_follows_weights_and_tokenizer(self, folder: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(folder, tmp_path / "copy")

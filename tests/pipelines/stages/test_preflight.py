@@ -44,6 +44,8 @@ def test_what_fits_passes(mlflow_uri: str, heldout: str, tiny_model: Path) -> No
     steps = ["vae.batch_size=1", "foundation.batch_size=1", "causal.batch_size=1"]
     given = [f"data.train={heldout}", f"data.heldout={heldout}", "distill.batch_size=1"]
     assert check(configured(mlflow_uri, *steps, *given)) is None
+    idle = ["vae.steps=0", "vae.batch_size=3"]  # of two pairs
+    assert check(configured(mlflow_uri, *steps[1:], *idle, *given)) is None
     assert check(configured(mlflow_uri, f"model.start={tiny_model}")) == tiny_model
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from modeling.config import MaskCacheConfig
 from modeling.diffusion.attention import Spans
+from modeling.diffusion.flops import forward_flops
 from modeling.diffusion.flow import FlowSchedule
 from modeling.model_dir import Model, ModelError
 from pipelines.training.methods import distill as module
@@ -28,6 +30,8 @@ from tests.pipelines.training.plain import (
     CLIPS,
     CONFIG,
     FRAMES,
+    HEIGHT,
+    WIDTH,
     Call,
     PlainNetwork,
     batch,
@@ -277,6 +281,22 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
         assert training.passed.factors.tolist() == before
         assert training.passed.calls
     assert len(copied) == 3  # at first, and after the updates of steps 0 and 2
+
+
+def test_what_a_step_computes_is_counted() -> None:
+    """Two chunks, which see 3 and 6 latents, in as many steps as the rollout has, a refresh of the
+    first, and the scores over the whole clip; a generator's step costs its backward pass and three
+    scores more."""
+    training = make(setting("distill", generator_every=2))
+    count = partial(forward_flops, CONFIG.transformer, height=HEIGHT, width=WIDTH)
+    first, second = (count(frames=3, pairs=3 * seen) for seen in (3, 6))
+    whole = count(frames=FRAMES, pairs=FRAMES**2)
+    for step in range(4):
+        steps = exit_step(0, step, 4) + 1
+        wanted = steps * (first + second) + first + 3 * whole
+        if step % 2 == 0:
+            wanted += 2 * (first + second) + 3 * whole
+        assert training.flops(batch(), step) == pytest.approx(CLIPS * wanted)
 
 
 def test_all_that_is_drawn_for_a_step_differs() -> None:
