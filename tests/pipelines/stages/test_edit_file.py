@@ -262,6 +262,7 @@ def test_expected_frames_is_what_will_come() -> None:
     assert expected_frames(info(7, 99.0)) == 7
     assert expected_frames(info(None, 2.0)) == 50
     assert expected_frames(info(None, 0.0)) == 1
+    assert expected_frames(info(7, 2.0), fps=10) == 20  # at a rate of its own
 
 
 def test_mistakes_are_named_before_anything_is_written(
