@@ -264,6 +264,7 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copied: list[list[float]] = []
+    gathered: list[Any] = []
 
     def copy(engine: Any, target: PlainNetwork) -> None:
         target.load_state_dict(engine.module.state_dict())
@@ -271,6 +272,7 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
 
     monkeypatch.setattr(module, "_empty_copy", lambda *_: PlainNetwork().requires_grad_(False))
     monkeypatch.setattr(module, "copy_weights", copy)
+    monkeypatch.setattr(module, "gather_by_block", lambda network, _: gathered.append(network))
     here = setting("distill", generator_every=2, learning_rate=1e-2)
     here.config.compute.zero_stage = 3
     training = make(here)
@@ -280,6 +282,9 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
         training.step(batch(step), here.draw(step, 0))
         assert training.passed.factors.tolist() == before
         assert training.passed.calls
+    # The generator's attention is computed again; the critic's weights are gathered before.
+    assert training.generator.module.recompute_attention
+    assert gathered == [training.critic.module]
     assert len(copied) == 3  # at first, and after the updates of steps 0 and 2
 
 

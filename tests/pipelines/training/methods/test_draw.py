@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from modeling.diffusion.flow import FlowSchedule
-from pipelines.config.stages import ComputeConfig
 from pipelines.training.methods.base import Draw, draw_timesteps, prepare_network
 from tests.pipelines.training.plain import PlainNetwork, setting
 
@@ -101,16 +100,13 @@ def test_the_networks_type_is_the_precision() -> None:
     assert here.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("asked", [False, True])
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_attention_is_kept_for_the_backward_pass_but_under_zero_3(zero: int, asked: bool) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_a_network_recomputes_what_it_is_told(again: bool) -> None:
+    here = setting("foundation")
+    here.config.compute.activation_checkpointing = here.config.compute.recompute_attention = again
     network = PlainNetwork()
-    compute = ComputeConfig(
-        zero_stage=zero, recompute_attention=asked, activation_checkpointing=True
-    )
-    prepare_network(network, compute, torch.device("cpu"))  # type: ignore[arg-type]
-    assert network.gradient_checkpointing
-    assert network.recompute_attention is (asked or zero == 3)
+    prepare_network(network, here)  # type: ignore[arg-type]
+    assert (network.gradient_checkpointing, network.recompute_attention) == (again, again)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
