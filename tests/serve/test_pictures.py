@@ -275,11 +275,13 @@ def test_the_seed_is_the_one_that_was_asked_for(
     server: Server, small_model: Path, tmp_path: Path, fields: dict[str, str], seed: int
 ) -> None:
     source = clip(21)
-    response = post(server, lossless(tmp_path / "in.mkv", source), prompt="x", **fields)
+    # The source's detail is the same with every seed, and most of what this model shows.
+    fields = {**fields, "prompt": "x", "detail": "off"}
+    response = post(server, lossless(tmp_path / "in.mkv", source), **fields)
     edited = np.stack(list(read_frames(io.BytesIO(response.content))))
     distance = {
         tried: np.abs(
-            edited.astype(int) - edited_without_server(small_model, source, "x", tried)
+            edited.astype(int) - edited_without_server(small_model, source, "x", tried, "off")
         ).mean()
         for tried in (0, 1, 3)
     }

@@ -19,17 +19,19 @@ from serve.front.driver import drive
 from serve.front.session import Delivery, Session, State
 from serve.limits import Limits
 from serve.metrics import Metrics
-from serve.wire.protocol import Chunk, Closed, Dropped, PromptApplied, WireError
+from serve.wire.protocol import Chunk, Closed, Detail, Dropped, PromptApplied, WireError
 from serve.wire.work import Opening, Work
 from tests.serve.conftest import Server, clip, serving
 
 pytestmark = pytest.mark.anyio
 
 
-def edited_without_server(model: Path, frames: np.ndarray, prompt: str, seed: int) -> np.ndarray:
+def edited_without_server(
+    model: Path, frames: np.ndarray, prompt: str, seed: int, detail: Detail = "source"
+) -> np.ndarray:
     editor = StreamingEditor.load(model)
     height, width = frames.shape[1:3]
-    stream = editor.open(prompt, height=height, width=width, seed=seed, detail="source")
+    stream = editor.open(prompt, height=height, width=width, seed=seed, detail=detail)
     chunks = [chunk.frames for chunk in stream.push(frames)]
     rest = stream.flush()
     return np.concatenate(chunks + ([rest.frames] if rest else []))
