@@ -18,7 +18,7 @@ from pipelines.stages.plan import Planned, Planner
 from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult, register
 from pipelines.stages.runner import EVERYTHING, Enough, StageRunner, locked
-from pipelines.stages.start import start
+from pipelines.stages.start import start, teacher_source
 from pipelines.stages.train import train
 from pipelines.tracking.outbox import Outbox, Run
 
@@ -84,5 +84,6 @@ def run_stages(chain: Chain, source: Path | None) -> PipelineResult:
     encoded = encode(chain, with_vae, training)
     foundation = train(chain, "foundation", with_vae, encoded, heldout)
     causal = train(chain, "causal", foundation, encoded, heldout)
-    final = train(chain, "distill", causal, encoded, heldout, teacher=foundation)
+    teacher = teacher_source(chain.config) or foundation
+    final = train(chain, "distill", causal, encoded, heldout, teacher=teacher)
     return register(chain, final, heldout, evaluate(chain, final, heldout))

@@ -220,6 +220,7 @@ class DistillStage(TrainedStage):
     regression_weight: float = 0.25  # of half the mean square error to the ground truth
     edit_weight: float = 0.0  # as in foundation, of the regression
     edit_full: float = 1.0  # as in foundation, of the regression
+    teacher: str | None = None  # model directory or models:/NAME@ALIAS; null: foundation's
     mask_cache: bool = True  # rollouts prune tokens as the stream will, if the model does
     gradient_chunks: int | None = None  # last chunks of a rollout that learn; null: all scored ones
     scored_chunks: int | None = None  # last chunks that truth, teacher and critic see; null: all

@@ -62,7 +62,7 @@ def states_gib(
 
     Counted, not measured: activations and buffers come on top. DeepSpeed keeps bf16 weights and
     gradients beside float32 masters and Adam's two moments; ZeRO 1 shards the last, 2 the gradients
-    too, 3 all.
+    too, 3 all, and the teacher. A teacher of another size is counted as one of this.
     """
     count, trained_count = parameters(stage, section, model)
     size = 2 if compute.precision == "bf16" else 4
@@ -74,5 +74,5 @@ def states_gib(
     if stage != "distill":
         return (count * weights + trained_count * (gradients + optimizer)) / GIB
     average = _MASTER / (workers if zero else 1)
-    scores = trained + size if section.dmd_weight > 0 else 0  # critic and teacher
+    scores = trained + weights if section.dmd_weight > 0 else 0  # critic and teacher
     return count * (trained + average + scores) / GIB

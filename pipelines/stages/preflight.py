@@ -13,7 +13,7 @@ from modeling.geometry import TOKEN_PIXELS, frames_of, latents_of
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
-from pipelines.stages.start import start_source
+from pipelines.stages.start import start_source, teacher_source
 from pipelines.tracking.tracker import check_artifacts, check_store
 from pipelines.training.methods.table import METHODS
 
@@ -30,6 +30,7 @@ def check(config: PipelineConfig, *, writes: bool = True) -> Path | None:
     for stage in TRAINED_STAGES:
         _check_method(stage, getattr(config, stage).method or stage)
     start = start_source(config)
+    teacher_source(config)
     chunk = config.model.resolve().stream.chunk_latents
     for key in ("train", "heldout"):
         uri = getattr(config.data, key)

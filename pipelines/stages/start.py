@@ -52,19 +52,34 @@ def start_source(config: PipelineConfig) -> Path | None:
     start = config.model.start
     if start is None:
         return None
-    if start.startswith(SCHEME):
+    path = _model_at(f"model.start={start}", start, config, "null to start from scratch")
+    _check_same_networks(start, read_config(path), config.model.resolve())
+    return path
+
+
+def teacher_source(config: PipelineConfig) -> Path | None:
+    """The model directory behind `distill.teacher`, likewise; None for the foundation stage's."""
+    teacher = config.distill.teacher
+    if teacher is None:
+        return None
+    return _model_at(
+        f"distill.teacher={teacher}", teacher, config, "null for the foundation stage's"
+    )
+
+
+def _model_at(setting: str, name: str, config: PipelineConfig, otherwise: str) -> Path:
+    if name.startswith(SCHEME):
         assert config.tracking.uri is not None
-        path = resolve(start, config.tracking.uri)
+        path = resolve(name, config.tracking.uri)
     else:
-        path = Path(start).absolute()
+        path = Path(name).absolute()
         if not path.exists():
-            path = ROOT / start
+            path = ROOT / name
     if not (path / "config.json").is_file():
         raise ConfigError(
-            f"model.start={start} is no model directory; give one that training or "
-            "`liveedit import` wrote (see liveedit import --help), or null to start from scratch"
+            f"{setting} is no model directory; give one that training or "
+            f"`liveedit import` wrote (see liveedit import --help), or {otherwise}"
         )
-    _check_same_networks(start, read_config(path), config.model.resolve())
     return path
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from infra.runtime.errors import UserError
 from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
-from pipelines.training.zero import Engine, import_deepspeed
+from pipelines.training.zero import Engine, import_deepspeed, shard
 
 
 def gather_by_block(network: nn.Module, compute: ComputeConfig) -> None:
@@ -52,19 +52,27 @@ def make_engine(
         {"params": decayed, "weight_decay": stage.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    config = deepspeed_config(compute, stage)
+    if is_sharded(compute):
+        shard(network.to(torch.bfloat16 if compute.precision == "bf16" else torch.float32), config)
     # Fused, the step needs no memory of its own; otherwise twice the weights in float32.
     fused = next(network.parameters()).is_cuda
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=stage.betas, fused=fused)
     engine, *_ = deepspeed.initialize(
         model=network,
         optimizer=optimizer,
-        config=deepspeed_config(compute, stage),
+        config=config,
         dist_init_required=False,
     )
     # No layer of ours behaves differently in training mode, and ZeRO-3 records a trace of every
     # forward without gradient that runs in it.
     engine.module.eval()
     return engine
+
+
+def is_sharded(compute: ComputeConfig) -> bool:
+    """Whether no rank holds whole weights; networks then come from the host's memory."""
+    return compute.zero_stage == 3
 
 
 def deepspeed_config(compute: ComputeConfig, stage: TrainedStage) -> dict[str, Any]:

@@ -10,14 +10,13 @@ import torch
 
 from data.loader import loader
 from infra.runtime.errors import UserError
-from modeling.model_dir import load_model
 from pipelines.config.load import from_plain
 from pipelines.training import checkpoint
 from pipelines.training.calls import LEAVE, STOP, Calls
 from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.export import export_model
 from pipelines.training.kernels import prepare, stepping
-from pipelines.training.methods.base import Setting
+from pipelines.training.methods.base import Setting, load_start
 from pipelines.training.methods.table import build_stage
 from pipelines.training.run_folder import RunFolder, TrainingError
 from pipelines.training.saver import Keep, Saver, Write
@@ -113,7 +112,7 @@ class Training:
         self.note = note
         self.setting, self.folder = setting, folder
         saved, wrong = checkpoint.choose(folder, setting)
-        self.model = load_model(setting.start, device=setting.device, dtype=torch.float32)
+        self.model = load_start(setting)
         self.stage = build_stage(setting, self.model)
         self.batches = loader(
             setting.dataset,

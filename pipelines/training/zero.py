@@ -73,6 +73,23 @@ def save_engine(
         files.save = before
 
 
+def shard(network: nn.Module, config: dict[str, Any]) -> None:
+    """Split the parameters of `network`, which lies in the host's memory, over all ranks, one after
+    another, so that no device ever holds them all; `config` is of ZeRO-3. A collective."""
+    import_deepspeed().zero.Init(module=network, config_dict_or_path=config)
+
+
+def shard_frozen(network: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """The same of a network that is only asked; call what is returned, which gathers its weights
+    layer by layer. A collective."""
+    shard(network, config)
+    engine, *_ = import_deepspeed().initialize(
+        model=network, config=config, dist_init_required=False
+    )
+    module: nn.Module = engine.module
+    return module.eval().requires_grad_(False)
+
+
 def load_engine(engine: Engine, folder: Path, tag: str) -> None:
     """Load `engine` from a checkpoint of DeepSpeed's, tag "universal" on any number of ranks.
 

@@ -19,6 +19,7 @@ from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
 from modeling.diffusion.sequence import Sequence
 from modeling.diffusion.transformer import Transformer
+from modeling.model_dir import Model, load_model
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.tracking.records import CHOOSING, WATCHING
 from pipelines.training.average import Ema
@@ -81,6 +82,11 @@ class Setting:
             for first in range(0, self.world_size, size)
         ]
         return Sequence(groups[self.data_rank], self.rank % size, size)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no worker holds the whole weights of a transformer."""
+        return self.config.compute.zero_stage == 3 and self.stage != "vae"
 
     def plain(self) -> dict[str, Any]:
         """The stage's settings by name, but those that change nothing, and the workers."""
@@ -179,6 +185,18 @@ class Stage(Protocol):
 
     def export(self) -> Exported:
         """The finished model; a collective, whose weights only rank 0 needs to hold."""
+
+
+def load_start(setting: Setting) -> Model:
+    """The model that the stage starts from, in float32 on the worker's device; where weights are
+    sharded the transformer stays in the host's memory, in its file's precision, which workers of a
+    machine share."""
+    if not setting.is_sharded:
+        return load_model(setting.start, device=setting.device, dtype=torch.float32)
+    model = load_model(setting.start)
+    if model.vae is not None:
+        model.vae.to(device=setting.device, dtype=torch.float32)
+    return model
 
 
 def prepare_network(network: Transformer, setting: Setting) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
@@ -34,7 +35,7 @@ from modeling.diffusion.losses import (
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, ModelError, load_model
 from pipelines.training.average import Ema
-from pipelines.training.engines import gather_by_block, make_engine, update
+from pipelines.training.engines import deepspeed_config, gather_by_block, make_engine, update
 from pipelines.training.methods.base import (
     Draw,
     Exported,
@@ -43,7 +44,7 @@ from pipelines.training.methods.base import (
     prepare_network,
 )
 from pipelines.training.methods.rollout import exit_step, rollout, rollout_flops
-from pipelines.training.zero import copy_weights
+from pipelines.training.zero import copy_weights, shard_frozen
 
 SCORES = 3  # forwards that a generator update is judged by: fake, real with and without text
 
@@ -69,9 +70,12 @@ class DistillTraining:
         self.learning_rates = {"generator": section.learning_rate}
         self.matches = section.dmd_weight > 0
         if self.matches:
-            self.real, critic = _teacher(setting), _teacher(setting)
-            for network in (self.real, critic):
+            (real, self.scores), (critic, _) = (_teacher(setting, self.config) for _ in range(2))
+            for network in (real, critic):
                 prepare_network(network, setting)
+            self.real: Any = real
+            if setting.is_sharded:
+                self.real = shard_frozen(real, deepspeed_config(compute, section))
             gather_by_block(critic, compute)
             self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
             self.engines["critic"] = self.critic
@@ -209,7 +213,8 @@ class DistillTraining:
         clips, frames, _, height, width = batch["source"].shape
         count = partial(forward_flops, self.config, height=height, width=width)
         seen = self.scored(batch["source"]).shape[1]
-        whole = count(frames=seen, pairs=seen**2)
+        size = self.scores if self.matches else self.config
+        whole = forward_flops(size, frames=seen, pairs=seen**2, height=height, width=width)
         last = self.last_step(step)
         steps = [rollout_flops(count, frames, self.stream, place) for place in range(last + 1)]
         total = sum(map(sum, steps)) + sum(rollout_flops(count, frames, self.stream, None)[:-1])
@@ -234,14 +239,24 @@ def _empty_copy(setting: Setting, model: Model) -> Transformer:
     return network.to(setting.dtype).eval().requires_grad_(False)
 
 
-def _teacher(setting: Setting) -> Transformer:
-    """The foundation model, frozen, on the worker's device: replicated, without an engine."""
+def _teacher(setting: Setting, student: TransformerConfig) -> tuple[Transformer, TransformerConfig]:
+    """The foundation model, or whoever else is named, frozen, and its sizes: on the worker's
+    device, or in the host's memory where weights are sharded from there."""
     path = setting.models.get("teacher")
     if path is None:
         raise ModelError(
             "distill needs the foundation model as its teacher; give extra={'teacher': path}"
         )
-    network = load_model(path, device=setting.device, dtype=setting.dtype).transformer
+    device = "cpu" if setting.is_sharded else setting.device
+    model = load_model(path, device=device, dtype=setting.dtype)
+    network, sizes = model.transformer, model.config.transformer
     if network is None:
         raise ModelError(f"the teacher {path} holds no transformer; give a foundation model")
-    return network
+    for name in ("latent_channels", "source_channels", "text_dim"):
+        theirs, ours = getattr(sizes, name), getattr(student, name)
+        if theirs != ours:
+            raise ModelError(
+                f"the teacher {path} has {name} {theirs}, its student {ours}; give a teacher of "
+                "the same latents and text"
+            )
+    return network, sizes

@@ -17,7 +17,7 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.preflight import check
-from pipelines.stages.start import start_model, start_source
+from pipelines.stages.start import start_model, start_source, teacher_source
 from tests.pipelines.sizes import HEIGHT, WIDTH
 
 TINY = [
@@ -141,6 +141,17 @@ def test_start_is_found_from_the_root_and_in_the_registry(
     assert start_source(configured(mlflow_uri, "model.start=start")) == tmp_path / "start"
     with pytest.raises(ValueError, match="is not in the registry"):
         start_source(configured(mlflow_uri, "model.start=models:/liveedit@production"))
+
+
+def test_a_teacher_of_another_size_is_found(
+    mlflow_uri: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.stages.start.ROOT", tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "large")
+    assert teacher_source(configured(mlflow_uri)) is None
+    assert teacher_source(configured(mlflow_uri, "distill.teacher=large")) == tmp_path / "large"
+    with pytest.raises(ConfigError, match=r"distill.teacher=small is no model directory; .* null"):
+        check(configured(mlflow_uri, "distill.teacher=small"))
 
 
 def test_new_start_model_depends_on_the_seed_alone(

@@ -37,6 +37,7 @@ from pipelines.training.zero import (
     import_deepspeed,
     load_engine,
     make_universal,
+    shard_frozen,
 )
 
 WORLD = 2
@@ -107,6 +108,9 @@ def train(compute: ComputeConfig, folder: Path) -> tuple[Any, Any, Ema]:
     generator = make_engine(network(0), compute, STAGE, 1e-2)
     critic = make_engine(network(1), compute, STAGE, 1e-2)
     ema, teacher = Ema(generator, DECAY), network(2).to(_dtype(compute))
+    if compute.zero_stage == 3:
+        teacher = shard_frozen(teacher, deepspeed_config(compute, STAGE))
+        assert all(parameter.numel() == 0 for parameter in teacher.parameters())
     for step in range(STEPS):
         if step == 3:
             for name, engine in (("generator", generator), ("critic", critic)):

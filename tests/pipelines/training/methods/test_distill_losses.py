@@ -51,7 +51,9 @@ GRID = FlowSchedule(CONFIG.stream.shift).timesteps.double()
 def _networks(monkeypatch: pytest.MonkeyPatch) -> None:
     use_plain_engines(monkeypatch)
     monkeypatch.setattr(
-        module, "load_model", lambda *_, **__: SimpleNamespace(transformer=PlainNetwork(*TEACHER))
+        module,
+        "load_model",
+        lambda *_, **__: SimpleNamespace(transformer=PlainNetwork(*TEACHER), config=CONFIG),
     )
 
 
@@ -368,7 +370,7 @@ def test_networks_and_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load(path: Any, **options: Any) -> Any:
         asked.append((path, options["device"], options["dtype"]))
-        return SimpleNamespace(transformer=PlainNetwork(*TEACHER))
+        return SimpleNamespace(transformer=PlainNetwork(*TEACHER), config=CONFIG)
 
     monkeypatch.setattr(module, "load_model", load)
     here = setting("distill", learning_rate=1e-3, critic_learning_rate=2e-4)
@@ -392,9 +394,26 @@ def test_a_teacher_is_needed_and_must_be_one(monkeypatch: pytest.MonkeyPatch) ->
     here.models.pop("teacher")  # type: ignore[attr-defined]
     with pytest.raises(ModelError, match=r"needs the foundation model .* extra=\{'teacher'"):
         make(here)
-    monkeypatch.setattr(module, "load_model", lambda *_, **__: SimpleNamespace(transformer=None))
+    monkeypatch.setattr(
+        module, "load_model", lambda *_, **__: SimpleNamespace(transformer=None, config=CONFIG)
+    )
     with pytest.raises(ModelError, match=r"teacher nowhere holds no transformer; give a"):
         make(setting("distill"))
+
+
+def test_a_teacher_may_be_larger_and_must_know_the_same_latents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def taught_by(**sizes: int) -> DistillTraining:
+        teacher = replace(CONFIG, transformer=replace(CONFIG.transformer, **sizes))
+        given = SimpleNamespace(transformer=PlainNetwork(*TEACHER), config=teacher)
+        monkeypatch.setattr(module, "load_model", lambda *_, **__: given)
+        return DistillTraining(setting("distill"), model(PlainNetwork(*GENERATOR)))
+
+    alike, larger = taught_by(), taught_by(num_layers=8)
+    assert larger.flops(batch(), 0) > alike.flops(batch(), 0)  # of scores and critic
+    with pytest.raises(ModelError, match="has source_channels 0, its student 16; give a teacher"):
+        taught_by(source_channels=0)
 
 
 def test_a_long_rollout_is_judged_by_its_last_chunks() -> None:
