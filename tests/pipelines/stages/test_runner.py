@@ -143,7 +143,9 @@ def test_every_reused_stage_is_linked(
         works = {name: Work(tmp_path / "out" / name) for name in ("one", "two")}
         return [runner.run(name, 1, {}, w.output, w) for name, w in works.items()]
 
-    first = both(make_runner())
+    before = make_runner()
+    first = both(before)
+    assert before.parent.outbox.flush()  # two that send at once would make each run twice
     again = make_runner()
     assert both(again) == first
     assert again.parent.outbox.flush()
