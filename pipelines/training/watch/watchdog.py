@@ -80,12 +80,14 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self._file(self.rank).unlink(missing_ok=True)
+        self._mark_of_end(self.rank).unlink(missing_ok=True)
         if self.seconds > 0:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
+        self._mark_of_end(self.rank).touch()
 
     def _watch(self) -> None:
         while not self._ended.wait(self.poll):
@@ -127,7 +129,11 @@ class Watchdog:
             if self._file(rank).is_file():
                 text = self._file(rank).read_text()
                 places[rank] = Place(**json.loads(text.splitlines()[0]))
-        silent = [rank for rank in range(self.world_size) if rank not in places]
+        silent = [
+            rank
+            for rank in range(self.world_size)
+            if rank not in places and not self._mark_of_end(rank).is_file()
+        ]
         if silent:
             names = ", ".join(map(str, silent))
             return (
@@ -145,3 +151,7 @@ class Watchdog:
 
     def _file(self, rank: int) -> Path:
         return self.folder.path / f"hang-{rank}.txt"
+
+    def _mark_of_end(self, rank: int) -> Path:
+        """There once a worker has nothing left to do, and waits for nobody."""
+        return self.folder.path / f".ended-{rank}"

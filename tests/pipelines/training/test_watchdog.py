@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.watch.watchdog import COMPUTES, READS, Watchdog
+from pipelines.training.watch.watchdog import COMPUTES, EXPORTS, READS, Watchdog
 
 SECONDS = 1.0
 
@@ -89,6 +89,16 @@ def test_a_worker_that_cannot_even_write_is_the_one(folder: RunFolder, workers: 
     hang = str(folder.hang())
     assert hang.startswith("worker 0 of 2 hangs and says nothing, as of a process that was stopped")
     assert "worker 1 has been computing after step 7" in hang
+
+
+def test_a_worker_that_is_done_is_not_taken_for_a_silent_one(
+    folder: RunFolder, workers: Workers
+) -> None:
+    with Watchdog(folder, 1, 2, SECONDS):
+        pass  # the first still writes the model
+    workers.start(0, 9, EXPORTS)
+    assert workers.ended.acquire(timeout=60)
+    assert str(folder.hang()).startswith("worker 0 has been exporting after step 9")
 
 
 @pytest.mark.parametrize("limit", [1.2, 0.0])
