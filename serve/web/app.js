@@ -1,56 +1,38 @@
-// The page: what its controls do.
+// The page: what its controls do, and when.
 
 import { advise } from "./advice.js";
-import { explain, worthAnotherTry } from "./errors.js";
+import { Chooser } from "./chooser.js";
+import { Complaint } from "./complaint.js";
+import { get, show } from "./dom.js";
 import { Live } from "./live.js";
 import { Numbers } from "./numbers.js";
 import { Prompts } from "./prompts.js";
-import { Recorder } from "./recorder.js";
+import { Saving } from "./saving.js";
 import { offers, parsed, seconds, sent, workSize } from "./sizes.js";
-import { Source, cameras, canShareScreen } from "./source.js";
 import { Stage } from "./stage.js";
+import { bearer, takeToken, token } from "./token.js";
 import { editWhole } from "./whole.js";
 
-const get = (id) => document.getElementById(id);
-const show = (id, shown) => get(id).classList.toggle("hidden", !shown);
-const radio = (value) => document.querySelector(`input[name=from][value=${value}]`);
 const START = { sample: "Edit this clip", camera: "Start", screen: "Start", file: "Edit it live" };
 const SPARE_S = 0.3; // of the first edit, for network and pictures
-const RETRY_S = 5;
 
 const stage = new Stage();
 const numbers = new Numbers();
 const prompts = new Prompts(get("prompt"), get("chips"), get("unknown"), () => run && apply());
+const chooser = new Chooser(choose);
+const complaint = new Complaint(start);
+const saving = new Saving(stage.edited);
 
 let model = null; // as /v1/models has it
-let samples = {};
 let source = null; // what is chosen and previewed
 let run = null; // the session that goes on
 let upload = null; // AbortController of the file that is edited whole
-let recorder = null;
-let retrying = null; // the interval that counts down to another try
 let work = ""; // the working size that is chosen; empty is the server's choice
 let after = null; // what to do when the session has ended, instead of showing the preview
 
-// A token given in the address (better behind # than behind ?, which goes to the server) is taken
-// out of it, so that it is not in the history, a bookmark or a screenshot; this tab remembers it.
-function takeToken() {
-  const url = new URL(location.href);
-  const given = new URLSearchParams(url.hash.slice(1)).get("token") || url.searchParams.get("token");
-  if (given) {
-    sessionStorage.setItem("token", given);
-    url.hash = "";
-    url.searchParams.delete("token");
-    history.replaceState(null, "", url);
-  }
-  get("token").value = sessionStorage.getItem("token") || "";
-}
-
 async function findModel() {
-  const token = get("token").value;
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
   try {
-    const answer = await fetch("v1/models", { headers });
+    const answer = await fetch("v1/models", { headers: bearer() });
     if (!answer.ok) {
       get("model").textContent = answer.status === 401 ? "needs a token" : "getting ready";
       return setTimeout(findModel, 2000);
@@ -62,49 +44,23 @@ async function findModel() {
   }
   get("model").textContent = `${model.name} on ${model.device}`;
   prompts.offer(model.card ?? {});
-  if (!source) await firstSource();
+  if (!source && (await chooser.findSample(model.card))) await choose("sample");
   welcome();
-}
-
-// The clip that the model's card names, else the first; without any the camera is proposed.
-async function firstSource() {
-  samples = await fetch("samples/samples.json").then((answer) => answer.json());
-  const name = model.card?.sample in samples ? model.card.sample : Object.keys(samples)[0];
-  get("sources").dataset.sample = name ?? "";
-  if (!source && name) await choose("sample");
-}
-
-async function open(kind) {
-  const video = document.createElement("video");
-  video.muted = true;
-  video.playsInline = true;
-  if (kind === "sample") {
-    return Source.sample(`samples/${samples[get("sources").dataset.sample].file}`, video);
-  }
-  if (kind === "file") return Source.file(get("file").files[0], video);
-  if (kind === "screen") return Source.screen(video);
-  const camera = await Source.camera(get("device").value, video);
-  camera.mirrored = get("mirror").getAttribute("aria-pressed") === "true";
-  await listCameras(video.srcObject);
-  return camera;
 }
 
 // The new source is there before the old one goes; a session goes on with it.
 async function choose(kind) {
-  complain(null);
-  show("file", kind === "file");
-  if (kind === "file" && !get("file").files[0]) return run || complain(new Error("Choose a video file first."));
+  complaint.say(null);
+  if (kind === "file") chooser.show(kind);
+  if (kind === "file" && !chooser.file) return run || complaint.say(new Error("Choose a video file first."));
   let next;
   try {
-    next = await open(kind);
+    next = await chooser.open(kind);
   } catch (error) {
-    complain(error);
-    if (source) radio(source.kind).checked = true;
-    show("file", source?.kind === "file");
-    return;
+    complaint.say(error);
+    return chooser.show(source?.kind ?? null);
   }
-  radio(kind).checked = true;
-  show("device", kind === "camera" && get("device").options.length > 1);
+  chooser.show(kind);
   const use = () => {
     source?.stop();
     source = next;
@@ -117,14 +73,6 @@ async function choose(kind) {
     start();
   };
   run.stop();
-}
-
-async function listCameras(stream) {
-  const used = stream.getVideoTracks()[0].getSettings().deviceId;
-  get("device").replaceChildren(
-    ...(await cameras()).map(({ label, deviceId }, n) =>
-      new Option(label || `camera ${n + 1}`, deviceId, false, deviceId === used)),
-  );
 }
 
 // What can be started, over the picture.
@@ -195,25 +143,6 @@ function state(text, kind = "") {
   get("state").dataset.state = kind;
 }
 
-// Says what is wrong, and tries again by itself where a place will come free.
-function complain(error) {
-  clearInterval(retrying);
-  show("error", !!error);
-  if (!error) return;
-  const text = explain(error);
-  get("error-text").textContent = text;
-  show("retry", worthAnotherTry(error));
-  get("retry").textContent = "Try again";
-  if (error.code !== "at_capacity") return;
-  let left = Math.ceil(error.retry_after_s ?? RETRY_S);
-  const count = () => {
-    get("retry").textContent = `Try again (by itself in ${left} s)`;
-    if (left-- <= 0) start();
-  };
-  count();
-  retrying = setInterval(count, 1000);
-}
-
 // Whether every field holds what it may; says at the first that does not what is wrong.
 function filledIn() {
   const wrong = get("controls").querySelector("input:invalid");
@@ -224,9 +153,9 @@ function filledIn() {
 
 async function start() {
   if (run || upload || !filledIn()) return;
-  complain(null);
-  if (!model) return complain({ code: get("model").textContent === "needs a token" ? "unauthorized" : "unreachable" });
-  const wanted = document.querySelector("input[name=from]:checked")?.value ?? "camera";
+  complaint.say(null);
+  if (!model) return complaint.say({ code: get("model").textContent === "needs a token" ? "unauthorized" : "unreachable" });
+  const wanted = chooser.kind;
   if (source?.kind !== wanted || source.ended) await choose(wanted);
   if (source?.kind !== wanted || source.ended) return;
   numbers.clear();
@@ -244,7 +173,7 @@ async function start() {
   get("start").classList.remove("primary");
   show("apply", true);
   show("whole", false);
-  run = new Live(source, open, get("token").value, {
+  run = new Live(source, open, token(), {
     state(text, kind) {
       state(text, kind);
       get("apply").disabled = get("record").disabled = text !== "live";
@@ -277,7 +206,7 @@ function hear(message) {
 
 async function end(error) {
   run = null;
-  await stopRecording();
+  await saving.stop();
   state("ready");
   get("start").classList.add("primary");
   get("apply").disabled = get("record").disabled = true;
@@ -288,7 +217,7 @@ async function end(error) {
   welcome();
   const then = after;
   after = null;
-  if (error) complain(error);
+  if (error) complaint.say(error);
   else if (then) then();
 }
 
@@ -300,7 +229,7 @@ function apply() {
 
 async function whole() {
   if (run || upload || !filledIn()) return;
-  complain(null);
+  complaint.say(null);
   prompts.used();
   upload = new AbortController();
   state("editing the file", "busy");
@@ -309,40 +238,20 @@ async function whole() {
   show("whole", false);
   const { duration } = source.video;
   try {
-    const edited = await editWhole(get("file").files[0], {
-      prompt: prompts.value, seed: Number(get("seed").value) || 0, token: get("token").value, work,
+    const edited = await editWhole(chooser.file, {
+      prompt: prompts.value, seed: Number(get("seed").value) || 0, work, headers: bearer(),
       signal: upload.signal,
       progress: (s) => stage.say(`${s.toFixed(1)} of ${duration.toFixed(1)} s are edited`),
     });
     welcome();
     stage.result(edited);
-    offer(edited, `${get("file").files[0].name.replace(/\.\w+$/, "")}-edited.mp4`, "the edited file");
+    saving.offer(edited, `${chooser.file.name.replace(/\.\w+$/, "")}-edited.mp4`, "the edited file");
   } catch (error) {
     welcome();
-    if (error.name !== "AbortError") complain(error);
+    if (error.name !== "AbortError") complaint.say(error);
   }
   upload = null;
   state("ready");
-}
-
-function offer(blob, name, what) {
-  const link = get("download");
-  URL.revokeObjectURL(link.href);
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  const { size } = blob;
-  const text = size < 1e6 ? `${Math.ceil(size / 1e3)} kB` : `${(size / 1e6).toFixed(1)} MB`;
-  link.textContent = `Save ${what} (${text})`;
-  show("saved", true);
-}
-
-async function stopRecording() {
-  if (!recorder) return;
-  const stopping = recorder;
-  recorder = null;
-  get("record").textContent = "Record";
-  get("record").setAttribute("aria-pressed", "false");
-  offer(await stopping.stop(), "liveedit.webm", "the recording");
 }
 
 function startOrStop() {
@@ -355,7 +264,6 @@ get("controls").addEventListener("submit", (event) => event.preventDefault());
 get("start").addEventListener("click", startOrStop);
 get("play").addEventListener("click", start);
 get("whole").addEventListener("click", whole);
-get("retry").addEventListener("click", start);
 get("apply").addEventListener("click", apply);
 get("prompt").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;
@@ -363,24 +271,13 @@ get("prompt").addEventListener("keydown", (event) => {
   if (run) apply();
   else start();
 });
-get("record").addEventListener("click", () => {
-  if (recorder) return stopRecording();
-  recorder = new Recorder(stage.edited);
-  get("record").textContent = "Stop recording";
-  get("record").setAttribute("aria-pressed", "true");
-});
 get("mirror").addEventListener("click", () => {
-  const mirrored = get("mirror").getAttribute("aria-pressed") !== "true";
+  const mirrored = !chooser.mirrored;
   get("mirror").setAttribute("aria-pressed", String(mirrored));
   if (!source) return;
   source.mirrored = mirrored;
   get("preview").classList.toggle("mirrored", mirrored);
 });
-for (const input of document.querySelectorAll("input[name=from]")) {
-  input.addEventListener("change", () => choose(input.value));
-}
-get("file").addEventListener("change", () => choose("file"));
-get("device").addEventListener("change", () => choose("camera"));
 get("work").addEventListener("change", () => {
   work = get("work").value;
   change({});
@@ -388,12 +285,6 @@ get("work").addEventListener("change", () => {
 for (const field of ["width", "height", "rate"]) {
   get(field).addEventListener("change", () => run || !source || welcome());
 }
-takeToken();
-get("token").addEventListener("change", () => {
-  sessionStorage.setItem("token", get("token").value);
-  findModel();
-});
+takeToken(findModel);
 addEventListener("pagehide", () => run && run.stop());
-if (!canShareScreen()) radio("screen").parentElement.remove();
-if (!Recorder.supported) show("record", false);
 findModel();

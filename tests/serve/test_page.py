@@ -116,6 +116,50 @@ def test_views_overlay_and_recording(browser: Chrome, server: Server) -> None:
     assert page.complaints() == []
 
 
+def test_a_snapshot_is_the_edit_that_is_shown(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.loaded()
+    assert not page["snapshot"].is_enabled()
+    browser.execute_script("document.querySelector('details').open = true")
+    page["mask"].click()
+    page["start"].click()
+    page.more(15)
+    name, shown, saved = browser.execute_async_script(
+        "const done = arguments[0], edited = document.getElementById('edited');"
+        "HTMLAnchorElement.prototype.click = function () {"
+        "  fetch(this.href).then((a) => a.blob()).then((b) => {"
+        "    const r = new FileReader(); r.onload = () => done([this.download, shown, r.result]);"
+        "    r.readAsDataURL(b); }); };"
+        "const shown = edited.toDataURL();"
+        "document.getElementById('snapshot').click();"
+    )
+    page.stop()
+    assert name == "liveedit.png"
+    assert saved == shown, "the tint lies on another canvas"
+
+
+def test_full_screen_keeps_the_instruction_at_hand(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.start()
+    full = "return document.fullscreenElement?.id ?? null"
+    page["fullscreen"].click()
+    page.until(lambda: browser.execute_script(full) == "theatre", "no full screen")
+    screen = browser.execute_script("return [innerWidth, innerHeight]")
+    for name in ("stage", "prompt", "apply", "start"):
+        box = page[name].rect
+        assert page[name].is_displayed()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= screen[0] + 1, name
+        assert 0 <= box["y"] <= box["y"] + box["height"] <= screen[1] + 1, name
+    look = "const s = getComputedStyle(arguments[0]); return [s.color, s.backgroundColor]"
+    ink, paper = browser.execute_script(look, page["prompt"])
+    assert ink != paper  # which axe-core does not see in full screen
+    page.shot("full-screen")
+    browser.execute_script("document.getElementById('fullscreen').click()")  # as Esc does
+    page.until(lambda: browser.execute_script(full) is None, "still full screen")
+    page.stop()
+    assert page.complaints() == []
+
+
 def test_a_camera_is_seen_before_it_is_sent(browser: Chrome, server: Server) -> None:
     page = Page(browser, server.http)
     page.loaded()

@@ -42,7 +42,8 @@ def browser() -> Iterator[Chrome]:
 
 @contextmanager
 def refusing() -> Iterator[str]:
-    """A server whose every session ends with the error that its token names."""
+    """A server whose every session ends with the error that its token names; `waiting` waits in a
+    queue until the client has had enough."""
 
     async def models(request: Request) -> JSONResponse:
         model = {"name": "none", "device": "cpu", "width": 48, "height": 32, "fps": 16}
@@ -55,6 +56,12 @@ def refusing() -> Iterator[str]:
         await channel.accept(subprotocol="liveedit.v1")
         await channel.receive_text()
         code = channel.scope["subprotocols"][1].removeprefix(PROTOCOL)
+        if code == "waiting":
+            for place in (3, 2):
+                await channel.send_json(
+                    {"type": "queued", "place": place, "expected_s": 3.2 * place}
+                )
+            await channel.receive_text()
         await channel.send_json({"type": "error", "code": code, "message": "as asked"})
         await channel.close(1011)
 
@@ -103,6 +110,20 @@ def test_a_server_that_gives_a_session_up(browser: Chrome, code: str, words: str
         assert words in page.complaint()
         assert page["retry"].is_displayed() is (code != "too_slow")
         page.ready()
+
+
+def test_a_place_in_the_queue_is_told_until_one_has_had_enough(browser: Chrome) -> None:
+    with refusing() as url:
+        page = Page(browser, url, "?token=waiting")
+        page.loaded()
+        page["prompt"].send_keys("make it blue")
+        page["start"].click()
+        page.until(lambda: page["state"].text == "waiting, place 2", "no word of the queue")
+        assert page["note"].text == "All places are taken. You are number 2: about 7 s."
+        assert page.barriers() == []
+        page["start"].click()
+        page.ready()
+        browser.execute_script("sessionStorage.clear()")
 
 
 def test_another_refusal_is_said_in_the_servers_words(browser: Chrome, small_model: Path) -> None:
