@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,9 +73,7 @@ def evaluate(
     from pipelines.evaluation.metrics import summary  # torchmetrics takes seconds to import
 
     clips: list[dict[str, Any]] = []
-    for batch in loader(
-        dataset, batch_size=1, rank=0, world_size=1, seed=0, shuffle=False, epochs=1
-    ):
+    for batch in _pairs(dataset):
         clip = edit_pair(editor, batch, config, **options)
         clips.append({"instruction": clip.instruction, **clip.metrics})
         on_clip(clip)
@@ -92,6 +91,21 @@ def evaluate(
         "mean": summary(numbers, config.success_db),
         "clips": clips,
     }
+
+
+def edit_again(
+    editor: StreamingEditor, dataset: str, config: EvaluateConfig, places: Collection[int]
+) -> list[EditedClip]:
+    """The clips at these places of a report, in the order of `places`: edited once more, because
+    nobody keeps every frame of every clip."""
+    batches = islice(enumerate(_pairs(dataset)), max(places) + 1)
+    edited = {n: edit_pair(editor, batch, config) for n, batch in batches if n in places}
+    return [edited[place] for place in places]
+
+
+def _pairs(dataset: str) -> Iterator[dict[str, Any]]:
+    """The pairs of a dataset, one a batch, in its order."""
+    yield from loader(dataset, batch_size=1, rank=0, world_size=1, seed=0, shuffle=False, epochs=1)
 
 
 def edit_pair(

@@ -1,12 +1,15 @@
-"""The side-by-side picture: source, edit, ground truth and recomputed tokens of a few frames."""
+"""Edited clips to look at: which of them, as one picture of a few frames, and as a video."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data.video import VideoWriter
 from pipelines.evaluation.evaluate import EditedClip
 
 FRAMES = 5  # columns
@@ -14,9 +17,34 @@ _GAP, _LABEL, _TITLE = 4, 96, 22  # pixels
 _INK, _PAPER, _REUSED = (30, 30, 30), (255, 255, 255), (40, 44, 52)
 
 
-def side_by_side(clips: Sequence[EditedClip]) -> Image.Image:
-    """One block a clip: a title, and four labelled rows of `FRAMES` evenly spread frames."""
-    blocks = [_block(clip) for clip in clips]
+def chosen(clips: Sequence[Mapping[str, Any]], success_db: float) -> dict[int, str]:
+    """Of a report's clips by their gain: the typical one (the median), the best and the worst, as
+    place and what it is. The first clip where none was to be changed."""
+    ranked = sorted((clip["gain"], place) for place, clip in enumerate(clips) if "gain" in clip)
+    if not ranked:
+        return {0: "nothing to do"}
+    gain, last = ranked[0]
+    failed = f"failed: below {success_db:g} dB" if gain < success_db else "the worst"
+    names = {ranked[len(ranked) // 2][1]: "typical"}
+    for place, name in ((ranked[-1][1], "best"), (last, failed)):
+        names.setdefault(place, name)
+    return names
+
+
+def film(file: Path, clip: EditedClip, fps: float) -> None:
+    """Source, edit and truth beside each other."""
+    frames = np.concatenate([clip.source, clip.edit, clip.truth], axis=2)
+    _, height, width, _ = frames.shape
+    with VideoWriter(file, width, height, fps) as writer:
+        writer.write(frames)
+
+
+def side_by_side(clips: Sequence[EditedClip], names: Sequence[str] = ()) -> Image.Image:
+    """One block a clip: a title, with its name, and four labelled rows of `FRAMES` evenly spread
+    frames."""
+    blocks = [
+        _block(clip, name) for clip, name in zip(clips, names or [""] * len(clips), strict=True)
+    ]
     width = max(block.width for block in blocks)
     picture = Image.new("RGB", (width, sum(block.height for block in blocks)), _PAPER)
     top = 0
@@ -31,7 +59,7 @@ def recomputed_view(clip: EditedClip) -> np.ndarray:
     return np.where(clip.recomputed[..., None], clip.edit, np.array(_REUSED, np.uint8))
 
 
-def _block(clip: EditedClip) -> Image.Image:
+def _block(clip: EditedClip, name: str) -> Image.Image:
     frames, height, width, _ = clip.source.shape
     picked = np.linspace(0, frames - 1, min(FRAMES, frames)).round().astype(int)
     share = clip.metrics["recomputed"]
@@ -50,7 +78,8 @@ def _block(clip: EditedClip) -> Image.Image:
     draw = ImageDraw.Draw(block)
     gain = clip.metrics.get("gain")
     numbers = "" if gain is None else f"   ({gain:+.1f} dB in the edited region)"
-    draw.text((_GAP, _GAP), f'"{clip.instruction}"{numbers}', _INK, font)
+    title = f"{name.capitalize()}   " if name else ""
+    draw.text((_GAP, _GAP), f'{title}"{clip.instruction}"{numbers}', _INK, font)
     for row, (label, pictures) in enumerate(rows.items()):
         top = _TITLE + row * (height + _GAP)
         draw.text((_GAP, top + height // 2 - 14), label, _INK, font)

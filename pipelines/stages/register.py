@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.evaluation.evaluate import shortfalls
 from pipelines.stages.chain import Chain
-from pipelines.stages.evaluate import HELDOUT, PICTURE, TABLE
+from pipelines.stages.evaluate import HELDOUT, PICTURE, SAMPLE, TABLE
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord, digest_of, fingerprint_of
@@ -49,7 +49,7 @@ def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -
             metrics=evaluation.metrics,
             aliases=aliases,
             judged_on=(HELDOUT, digest_of(heldout)),
-            picture=chain.output / PICTURE,
+            shown=[chain.output / PICTURE, chain.output / SAMPLE],
         )
         return {}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipelines.config.load import section_plain
 from pipelines.stages.chain import VERSIONS, Chain
+from pipelines.stages.evaluate import HELDOUT
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import CHOOSING, WATCHING, fingerprint_of, training_key
 from pipelines.training.run_folder import Progress
@@ -26,6 +27,9 @@ def train(
 
         chain.start_ray()
         run.log_input("train", str(dataset), "training")
+        if section.validate_every:
+            run.log_input(HELDOUT, str(heldout), "validation")
+        run.used({"start": start, **models})
 
         def on_progress(report: Progress) -> None:
             if metrics := {**report.metrics, **report.system}:
@@ -48,6 +52,7 @@ def train(
             say=chain.view.warn,
         )
         run.log_artifact(target / "card.json")
+        run.made(stage, target, outcome.steps)
         return dict(outcome.metrics)
 
     values = section_plain(section)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modeling.model_dir import read_card, read_config
@@ -11,8 +11,17 @@ from modeling.model_dir import read_card, read_config
 LONG = 300  # characters of a value of the card, above which it is left to card.json
 
 
-def description(reference: str, location: Path, metrics: Mapping[str, float]) -> str:
-    """Markdown for the version's page: use, signature, example, metrics, card."""
+def description(
+    reference: str,
+    location: Path,
+    metrics: Mapping[str, float],
+    model_id: str,
+    shown: Sequence[str] = (),
+) -> str:
+    """Markdown for the version's page: use, signature, example, what it made, metrics, card.
+
+    `shown` are names of pictures and videos among the files of the logged model `model_id`.
+    """
     stream, card = read_config(location).stream, read_card(location)
     prompt = (card.get("prompts") or ["make it night"])[0]
     figures = [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
@@ -34,6 +43,8 @@ def description(reference: str, location: Path, metrics: Mapping[str, float]) ->
             f'liveedit edit in.mp4 out.mp4 --prompt "{prompt}" --model {reference}',
             "```",
             "",
+            *(_link(model_id, name) for name in shown),
+            "",
             "| held-out pairs, mean | |",
             "| --- | --- |",
             *figures,
@@ -45,3 +56,10 @@ def description(reference: str, location: Path, metrics: Mapping[str, float]) ->
             f"Files: `{location}`",
         ]
     )
+
+
+def _link(model_id: str, name: str) -> str:
+    """A picture as one, anything else as a link, from the page's own server."""
+    place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files"
+    address = f"{place}?artifact_file_path={name}"
+    return f"![{name}]({address})" if name.endswith(".png") else f"[{name}]({address})"

@@ -15,14 +15,14 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from infra.runtime.environment import environment, unless_set
-from pipelines.tracking.records import digest_of, write_json
-from pipelines.tracking.sender import Sender, will_never_take
+from pipelines.tracking.records import digest_of, fingerprint_of, write_json
+from pipelines.tracking.sender import Sender, files_of, will_never_take
 from pipelines.tracking.tracker import CHECK_ENV, code_tags, flatten, root_cause
 
 RETRY_S = 10.0
@@ -205,8 +205,8 @@ class Outbox:
                 self._sent = self._end
                 self._write_state()
                 self._changed.notify_all()
-            if "file" in entry:
-                shutil.rmtree((self.folder / "files" / entry["file"]).parent, ignore_errors=True)
+            for name in files_of(entry):
+                shutil.rmtree((self.folder / "files" / name).parent, ignore_errors=True)
 
     def _next(self) -> dict[str, Any] | None:
         """The next entry, when there is one; None when this outbox is closed."""
@@ -287,6 +287,16 @@ class Run:
             "input", self.mark, name=name, source=source, digest=digest, context=context
         )
 
+    def used(self, models: Mapping[str, Path]) -> None:
+        """Model directories that the run reads, by name, as they are now."""
+        known = {name: (str(place), fingerprint_of(place)) for name, place in models.items()}
+        self.outbox.add("used", self.mark, models=known)
+
+    def made(self, name: str, model: Path, step: int) -> None:
+        """The model directory that came out after `step` steps."""
+        of = {"name": name, "place": str(model), "fingerprint": fingerprint_of(model)}
+        self.outbox.add("made", self.mark, step=step, **of)
+
     def reused(self, stage: str, run_id: str) -> None:
         """Link to the run that made a stage's output."""
         self.outbox.add("reused", self.mark, stage=stage, of=run_id)
@@ -300,10 +310,9 @@ class Run:
         metrics: Mapping[str, float],
         aliases: list[str],
         judged_on: tuple[str, str] | None = None,
-        picture: Path | None = None,
+        shown: Sequence[Path] = (),
     ) -> None:
         """A new version of the model `name`, of this run: see `registry.register`."""
-        file = {} if picture is None else {"file": self.outbox.keep_file(picture)}
         self.outbox.add(
             "register",
             self.mark,
@@ -313,7 +322,7 @@ class Run:
             metrics=dict(metrics),
             aliases=aliases,
             judged_on=judged_on,
-            **file,
+            files=[self.outbox.keep_file(path) for path in shown],
         )
 
     def finish(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from infra.runtime.registry import (
 )
 from modeling.fingerprint import check_fingerprint
 from pipelines.tracking.describe import description
+from pipelines.tracking.lineage import find_model, make_model
 from pipelines.tracking.records import Records
 from pipelines.tracking.tracker import CHECK_ENV, naming
 
@@ -51,14 +53,14 @@ def register(
     metrics: dict[str, float],
     aliases: tuple[str, ...],
     judged_on: tuple[str, str] | None = None,
-    picture: Path | None = None,
+    shown: Sequence[Path] = (),
 ) -> str:
     """Register the model directory at `location` as a new version of `name`; returns the version.
 
     `judged_on` is name and digest of the dataset that gave `metrics`, as an input of the run has
-    them; `picture` is shown among the model's files. A version that already holds this fingerprint
-    at this place is given the aliases instead. `location` must stay as it is for as long as the
-    version: see `pipelines.tracking.versions`.
+    them; `shown` are small pictures and videos, which its page shows. A version that already holds
+    this fingerprint at this place is given the aliases instead. `location` must stay as it is for
+    as long as the version: see `pipelines.tracking.versions`.
     """
     from mlflow.exceptions import MlflowException
 
@@ -73,10 +75,11 @@ def register(
         version = _existing(client, name, location, fingerprint)
         if version is None:
             version, model_id = _create(client, name, location, run_id, fingerprint, metrics)
-            text = description(f"models:/{name}/{version}", location, metrics)
+            files = [path.name for path in shown]
+            text = description(f"models:/{name}/{version}", location, metrics, model_id, files)
             client.update_model_version(name, version, text)
             _illustrate(client, model_id, run_id, metrics, judged_on)
-            _attach(client, model_id, location / "card.json", *([picture] if picture else []))
+            _attach(client, model_id, location / "card.json", *shown)
         for alias in aliases:
             _point(client, name, alias, version)
     return version
@@ -225,28 +228,25 @@ def _create(
     fingerprint: str,
     metrics: dict[str, float],
 ) -> tuple[str, str]:
-    """The version's number, and the id of the model behind it."""
+    """The version's number, and the id of the logged model behind it: that of the run which made
+    these files, if it told so."""
     import mlflow
 
     tags = {LOCATION: str(location), FINGERPRINT: fingerprint}
-    # The external-model call has no client form; MLflow would leave the address to all children.
+    experiment = client.get_run(run_id).info.experiment_id
+    model = find_model(client, experiment, fingerprint)
+    if model is None:
+        model = make_model(client, experiment, name, location, fingerprint, run_id)
+    else:
+        client.set_logged_model_tags(model, tags)  # where its files stay
+    numbers = {f"metric.{key}": f"{value:.4g}" for key, value in metrics.items()}
+    # A database looks the source up where the process says; MLflow would tell that to all children.
     with environment({"MLFLOW_TRACKING_URI": client.tracking_uri}):
         mlflow.set_tracking_uri(client.tracking_uri)
-    # In the run's experiment: the default one would put MLflow's note of the model, and the folder
-    # for it, wherever this process was started.
-    experiment = client.get_run(run_id).info.experiment_id
-    model = mlflow.create_external_model(
-        name=name, source_run_id=run_id, tags=tags, experiment_id=experiment
-    )
-    numbers = {f"metric.{key}": f"{value:.4g}" for key, value in metrics.items()}
     version = client.create_model_version(
-        name,
-        source=f"models:/{model.model_id}",
-        run_id=run_id,
-        model_id=model.model_id,
-        tags=tags | numbers,
+        name, source=f"models:/{model}", run_id=run_id, model_id=model, tags=tags | numbers
     )
-    return str(version.version), str(model.model_id)
+    return str(version.version), model
 
 
 def _illustrate(

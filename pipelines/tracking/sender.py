@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines.tracking import registry
+from pipelines.tracking import lineage, registry
 from pipelines.tracking.tracker import Tracker, experiment_id, find_run
 
 
@@ -35,6 +35,11 @@ class Sender:
             run.log_artifact(files / entry["file"], entry.get("folder") or None)
         elif entry["what"] == "input":
             run.log_input(entry["name"], entry["source"], entry["digest"], entry["context"])
+        elif entry["what"] == "used":
+            lineage.log_used(self.uri, run.run_id, entry["models"])
+        elif entry["what"] == "made":
+            made = Path(entry["place"]), entry["fingerprint"], entry["step"]
+            lineage.log_made(self.uri, run.run_id, entry["name"], *made)
         elif entry["what"] == "reused":
             of = find_run(self.uri, self._experiment_id, entry["of"]) or entry["of"]
             run.link_reused(entry["stage"], of)
@@ -45,14 +50,16 @@ class Sender:
         return None
 
     def _start(self, entry: Mapping[str, Any]) -> None:
-        mark, tags = entry["run"], {**entry["tags"], "liveedit.run": entry["run"]}
+        mark, began = entry["run"], entry["at"]
+        tags = {**entry["tags"], "liveedit.run": mark}
         found = find_run(self.uri, self._experiment_id, mark)
         if found is not None:  # it was made, and the answer got lost
             run = Tracker(self.uri, found)
         elif "parent" in entry:
-            run = self._run(entry["parent"]).start_stage(entry["name"], {}, tags)
+            run = self._run(entry["parent"]).start_stage(entry["name"], {}, tags, began)
         else:
-            run = Tracker.start_pipeline(self.uri, self.experiment, entry["name"], {}, tags)
+            name = entry["name"]
+            run = Tracker.start_pipeline(self.uri, self.experiment, name, {}, tags, began)
         run.log_params(entry["params"])
         self.runs[mark] = run.run_id
 
@@ -66,7 +73,7 @@ class Sender:
             metrics=entry["metrics"],
             aliases=tuple(entry["aliases"]),
             judged_on=tuple(entry["judged_on"]) if entry.get("judged_on") else None,
-            picture=files / entry["file"] if "file" in entry else None,
+            shown=[files / name for name in files_of(entry)],
         )
 
     @cached_property
@@ -80,6 +87,11 @@ class Sender:
                 raise MissingRunError(f"there is no run with the tag liveedit.run={mark}")
             self.runs[mark] = found
         return Tracker(self.uri, self.runs[mark])
+
+
+def files_of(entry: Mapping[str, Any]) -> list[str]:
+    """The small files that wait with an entry."""
+    return [entry["file"]] if "file" in entry else list(entry.get("files", ()))
 
 
 def will_never_take(error: BaseException) -> bool:

@@ -7,8 +7,10 @@ MLflow is imported when the first tracker is made; it takes seconds.
 
 from __future__ import annotations
 
+import getpass
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
+
+SOURCE = 250  # characters of a command that are told
 
 
 class TrackingError(UserError):
@@ -108,20 +112,26 @@ class Tracker:
         name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
+        at: int | None = None,
     ) -> Tracker:
-        """A new parent run in `experiment`, which is made if it is not there."""
+        """A new parent run in `experiment`, which is made if it is not there; `at` is when it
+        began, in ms since 1970, null is now."""
         tags = {"liveedit.kind": "pipeline", **code_tags(), **(tags or {})}
         with naming(uri):
             place = experiment_id(uri, experiment)
-            run = client_for(uri).create_run(place, run_name=name, tags=tags)
+            run = client_for(uri).create_run(place, at, run_name=name, tags=tags)
         tracker = cls(uri, run.info.run_id)
         tracker.log_params(params)
         return tracker
 
     def start_stage(
-        self, stage: str, params: Mapping[str, Any], tags: Mapping[str, str] | None = None
+        self,
+        stage: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        at: int | None = None,
     ) -> Tracker:
-        """A new child run of this one, named as the stage."""
+        """A new child run of this one, named as the stage; `at` as for a pipeline."""
         tags = {
             "mlflow.parentRunId": self.run_id,
             "liveedit.kind": "stage",
@@ -130,7 +140,7 @@ class Tracker:
             **(tags or {}),
         }
         with naming(self.uri):
-            run = self._client.create_run(self.experiment_id, run_name=stage, tags=tags)
+            run = self._client.create_run(self.experiment_id, at, run_name=stage, tags=tags)
         tracker = Tracker(self.uri, run.info.run_id)
         tracker.log_params(params)
         return tracker
@@ -217,8 +227,23 @@ def naming(uri: str) -> Iterator[None]:
 
 
 def code_tags() -> dict[str, str]:
-    """The commit of the code that runs, `-dirty` with local changes, `unknown` without git."""
-    return {"liveedit.commit": code_commit()}
+    """Who runs what, under the names of MLflow's columns. The commit is `-dirty` with local
+    changes, `unknown` without git."""
+    commit = code_commit()
+    return {
+        "liveedit.commit": commit,
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": " ".join(["liveedit", *sys.argv[1:]])[:SOURCE],
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"  # a container's user need not have a name
 
 
 @cache

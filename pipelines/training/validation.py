@@ -16,20 +16,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed
 
 from data.loader import loader
 from data.manifest import read_dataset_info
-from data.video import VideoWriter
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model
 from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
 from modeling.text.encoder import TextEncoder
 from pipelines.evaluation.evaluate import EditedClip, evaluate
-from pipelines.evaluation.picture import side_by_side
+from pipelines.evaluation.picture import film, side_by_side
 from pipelines.tracking.records import write_json
 from pipelines.training.methods.base import FixedDraw, Setting, Stage
 from pipelines.training.run_folder import Progress, RunFolder
@@ -110,7 +108,7 @@ class Validation:
         side_by_side(clips).save(place / "samples.png")
         fps = editor.settings.fps
         for number, clip in enumerate(clips):
-            _film(place / f"sample-{number}.mp4", clip, fps)
+            film(place / f"sample-{number}.mp4", clip, fps)
         del editor
         if self.setting.device.type == "cuda":
             torch.cuda.empty_cache()  # training needs what the stream used
@@ -187,11 +185,3 @@ class Validation:
             encoded[name] = vae.encode(pixels)[0].half().float().cpu()  # as shards keep them
         encoded["text"] = text.encode(batch["instruction"]).half().float().cpu()
         return encoded
-
-
-def _film(file: Path, clip: EditedClip, fps: float) -> None:
-    """Source, edit and truth beside each other."""
-    frames = np.concatenate([clip.source, clip.edit, clip.truth], axis=2)
-    _, height, width, _ = frames.shape
-    with VideoWriter(file, width, height, fps) as writer:
-        writer.write(frames)

@@ -166,6 +166,10 @@ def test_lineage_leads_from_the_model_to_the_data(
         history = client.get_metric_history(run.info.run_id, "loss")
         assert [entry.step for entry in history] == list(range(1, 5 if stage == "vae" else 3))
         held = stage == "foundation"
+        given = {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
+        assert given == ({"training", "validation"} if held else {"training"})
+        assert len(run.inputs.model_inputs) == (2 if stage == "distill" else 1)
+        assert len(run.outputs.model_outputs) == 1
         top = [a.path for a in client.list_artifacts(run.info.run_id)]
         assert top == ["card.json"] + ["validation"] * held
         if held:
@@ -174,7 +178,10 @@ def test_lineage_leads_from_the_model_to_the_data(
             (entry,) = client.get_metric_history(run.info.run_id, "validation_gain")
             assert entry.step == 2
     artifacts = {a.path for a in client.list_artifacts(children["evaluate"].info.run_id)}
-    assert artifacts == {"evaluation.json", "metrics.md", "side_by_side.png"}
+    assert artifacts == {"evaluation.json", "metrics.md", "sample.mp4", "side_by_side.png"}
+    (judged,) = children["evaluate"].inputs.model_inputs
+    (made,) = children["distill"].outputs.model_outputs
+    assert version.source == f"models:/{made.model_id}" == f"models:/{judged.model_id}"
     card = read_card(result.model)
     assert card["parent"]["path"].endswith("models/causal")
     assert card["dataset"]["uri"].endswith("data/encoded")

@@ -14,6 +14,7 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
 from pipelines.evaluation.evaluate import (
     EditedClip,
+    edit_again,
     evaluate,
     load_editor,
     markdown_table,
@@ -22,7 +23,7 @@ from pipelines.evaluation.evaluate import (
     table_rows,
 )
 from pipelines.evaluation.metrics import clip_metrics
-from pipelines.evaluation.picture import recomputed_view, side_by_side
+from pipelines.evaluation.picture import chosen, recomputed_view, side_by_side
 from pipelines.stages.encode import encode_dataset
 from pipelines.tracking.records import fingerprint_of
 from tests.known_editors import (
@@ -238,3 +239,29 @@ def test_picture_holds_four_rows_a_clip(tiny_model: Path, heldout: str) -> None:
     kept = clips[0].recomputed
     assert np.array_equal(view[kept], clips[0].edit[kept])
     assert (view[~kept] == (40, 44, 52)).all()
+
+
+@pytest.mark.parametrize(
+    ("gains", "found"),
+    [
+        ((3.0, 9.0, 5.0), {2: "typical", 1: "best", 0: "failed: below 4 dB"}),
+        ((9.0, None, 5.0, 7.0), {3: "typical", 0: "best", 2: "the worst"}),
+        ((1.0, 2.0), {1: "typical", 0: "failed: below 4 dB"}),  # none is shown twice
+        ((None, None), {0: "nothing to do"}),
+    ],
+)
+def test_a_typical_the_best_and_the_worst_clip_are_shown(
+    gains: tuple[float | None, ...], found: dict[int, str]
+) -> None:
+    clips = [{} if gain is None else {"gain": gain} for gain in gains]
+    assert chosen(clips, success_db=4.0) == found
+
+
+def test_clips_are_edited_again_as_they_were(tiny_model: Path, heldout: str) -> None:
+    editor, config = load_editor(tiny_model), EvaluateConfig()
+    seen: list[EditedClip] = []
+    evaluate(editor, heldout, config, on_clip=seen.append)
+    again = edit_again(editor, heldout, config, [1, 0])
+    for clip, before in zip(again, reversed(seen), strict=True):
+        assert clip.instruction == before.instruction
+        assert np.array_equal(clip.edit, before.edit)

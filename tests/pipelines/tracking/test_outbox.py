@@ -49,7 +49,7 @@ def tell_all(outbox: Outbox, model: Path) -> None:
         metrics={"gain": 5.0},
         aliases=["candidate"],
         judged_on=("heldout", "abc123"),
-        picture=picture,
+        shown=[picture],
     )
     picture.unlink()
     parent.finish()
@@ -60,6 +60,9 @@ def check_all(uri: str, model: Path, folder: Path) -> None:
     assert sorted(runs) == ["demo", "vae"]
     parent, stage = runs["demo"], runs["vae"]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    # As it was, however late it is told.
+    assert parent.info.start_time <= stage.info.start_time <= stage.info.end_time
+    assert stage.info.end_time <= parent.info.end_time
     assert parent.data.params == {"data.pairs": "4"}
     assert parent.data.tags["liveedit.reused.data"] == stage.info.run_id
     assert f"/runs/{stage.info.run_id})" in parent.data.tags["mlflow.note.content"]

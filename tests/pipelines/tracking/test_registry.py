@@ -69,12 +69,15 @@ def test_a_version_s_page_says_what_it_is(
         metrics={"gain": 4.5},
         aliases=("candidate",),
         judged_on=("heldout", "abc123"),
-        picture=picture,
+        shown=[picture],
     )
     client = client_for(mlflow_uri)
     version = client.get_model_version("liveedit", number)
     assert f"liveedit serve models:/liveedit/{number}" in version.description
     assert "| gain | 4.5 |" in version.description
+    model_id = version.source.removeprefix("models:/")
+    at = f"logged-models/{model_id}/artifacts/files?artifact_file_path={picture.name}"
+    assert f"/{at})" in version.description
     for name, value in read_card(tiny_model).items():
         assert f"| {name} | {value} |" in version.description
     model = client.get_logged_model(version.source.removeprefix("models:/"))
