@@ -81,8 +81,9 @@ def edit(
         console.print(f"{source}: {line}", style="yellow", markup=False, soft_wrap=True)
     run: Callable[..., EditReport]
     if url is not None:
-        from pipelines.stages.edit_remote import edit_remote
+        from pipelines.stages.edit_remote import edit_remote, unknown_to
 
+        strange = unknown_to(url, prompt, token=token)
         run, place = partial(edit_remote, url, token=token), url
     else:
         from modeling.detail.work_size import unlike_training
@@ -91,13 +92,7 @@ def edit(
 
         place = chosen_model(model)
         editor = load_editor(place)
-        if strange := editor.unknown_words(prompt):
-            console.print(
-                f"this model does not know: {', '.join(strange)}; it edits by the rest",
-                style="yellow",
-                markup=False,
-                soft_wrap=True,
-            )
+        strange = editor.unknown_words(prompt)
         run = partial(edit_video, editor)
         work_size, detail = work_size or "native", detail or "source"
         settings = editor.settings
@@ -106,6 +101,13 @@ def edit(
         )
         if unlike := unlike_training(work, editor.trained_at):
             console.print(unlike, style="yellow", soft_wrap=True)
+    if strange:
+        console.print(
+            f"this model does not know: {', '.join(strange)}; it edits by the rest",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:

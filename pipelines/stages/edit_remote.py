@@ -15,6 +15,7 @@ from data.video import VideoWriter, probe, read_frames
 from infra.runtime.errors import UserError
 from modeling.detail.work_size import in_words
 from modeling.detail.work_size import work_size as work_size_in_pixels
+from modeling.text.words import unknown_words
 from pipelines.stages.edit_file import EditReport, FileOptions, check_edit, reported
 from serve.client import EditedFrame, edit_frames, served_model
 from serve.client.cameras import CameraReport, Load, camera, percentile
@@ -72,6 +73,12 @@ def within(height: int, width: int, model: dict[str, Any]) -> tuple[int, int]:
     pixels, side = model.get("max_pixels", math.inf), model.get("max_side", math.inf)
     scale = min(1.0, math.sqrt(pixels / (height * width)), side / max(height, width))
     return int(height * scale + ROUNDING), int(width * scale + ROUNDING)
+
+
+def unknown_to(url: str, prompt: str, *, token: str | None = None) -> list[str]:
+    """Words of the prompt that the model of the server at `url` was never taught."""
+    card = served_model(url, token=token).get("card", {})
+    return unknown_words(prompt, card.get("words", ()))
 
 
 def film_file(

@@ -6,7 +6,7 @@ B batch, f pixel frames, F latent frames, H x W pixels, h x w latent cells.
 from __future__ import annotations
 
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ from pipelines.stages.chain import Chain
 from pipelines.stages.own_process import from_own_process
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
+from pipelines.training.taught import summary
 
 _AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
 
@@ -90,7 +91,8 @@ def encode_dataset(
     `tasks` Ray tasks share the shards, each with a GPU unless `gpus` is false; 0 does it here, or
     in a process that ends where there is a GPU. `precision` is the VAE's on a GPU.
     `threads` read and decode videos. The samples' order is that of `pairs` in any case. The new
-    dataset's `made_by` names the pairs, the model and the text encoder by their hashes.
+    dataset's `made_by` names the pairs, the model and the text encoder by their hashes, and what
+    is asked for in it (`pipelines.training.taught`).
     """
     info = read_dataset_info(pairs)
     job = EncodeJob(pairs, str(model_dir), batch_size, threads, gpus, precision)
@@ -100,12 +102,16 @@ def encode_dataset(
     else:
         samples = from_own_process(work) if job.on_gpu else work()
 
+    asked: Counter[str] = Counter()
+
     def counted() -> Iterator[EncodedPair]:
         for done, sample in enumerate(samples, start=1):
+            asked[sample.instruction] += 1
             yield sample
             on_sample(done, info.samples)
+        made_by["taught"] = summary(asked)  # before it is written: all samples are
 
-    made_by = {
+    made_by: dict[str, Any] = {
         "tool": "liveedit",
         "pairs": pairs,
         "pairs_hash": dataset_hash(info),

@@ -24,6 +24,7 @@ from pipelines.tracking.records import training_key
 from pipelines.tracking.tracker import code_commit, root_cause
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+from pipelines.training.taught import taught
 
 POLL_SECONDS = 0.5
 SAVE_SECONDS = 120.0  # how long Ctrl-C and SIGTERM wait for the state to be saved
@@ -130,6 +131,7 @@ def make_job(
         "parent": {"path": str(start), "fingerprint": parent},
         "dataset": {"uri": dataset, "hash": data},
         "teacher": str(extra["teacher"]) if "teacher" in extra else None,
+        **taught(read_card(start), info),
         "config": section,
         "compute": section_plain(config.compute),
         "seed": config.seed,

@@ -125,6 +125,7 @@ class Engine:
                 chunk_frames=settings.chunk_frames,
                 first_chunk_frames=settings.first_chunk_frames,
                 chunks=stream.chunks,
+                unknown=self._unknown(opening.prompt),
             )
             ahead_s = 0.0
             while True:
@@ -234,7 +235,11 @@ class Engine:
             wait_ms=ran.wait_s * 1000,
             mask=chunk.mask if opening.mask else None,
             state=None if state is None else await _serialised(state),
+            unknown=self._unknown(work.prompt),
         )
+
+    def _unknown(self, prompt: str) -> str:
+        return ", ".join(self.editor.unknown_words(prompt))
 
 
 def _open(editor: StreamingEditor, opening: Opening) -> EditStream:

@@ -95,8 +95,9 @@ class Edits:
         }
         if differs:
             log.info("session %s: %s", edit.session.name, "; ".join(differs))
-            # Names in a file may hold any letter, a header only these.
-            headers["X-LiveEdit-Differs"] = "; ".join(differs).encode("ascii", "replace").decode()
+            headers["X-LiveEdit-Differs"] = _ascii("; ".join(differs))
+        if edit.unknown:
+            headers["X-LiveEdit-Unknown-Words"] = _ascii(edit.unknown)
         return _EditedVideo(_all(first, body), files, headers)
 
     async def _uploaded(self, request: Request, path: Path) -> Asked:
@@ -127,6 +128,7 @@ class Edit:
         self.services, self.visitor, self.path, self.info = services, visitor, path, info
         opening = Opening.of(message, visitor.tenant.name, *services.sizes.of(message))
         self.session = Session(opening)
+        self.unknown = ""  # words that the model was never taught, once an editor has said so
         self._account = services.account(visitor, opening)
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -179,6 +181,7 @@ class Edit:
                 ready = await _next(events, self._failed)
                 assert isinstance(ready, Ready)
                 self._account.opened(ready.model)
+                self.unknown = ready.unknown
                 feeding = asyncio.create_task(self._feed(fps, times, damage))
                 writer = await asyncio.to_thread(
                     partial(
@@ -257,6 +260,11 @@ class _EditedVideo(StreamingResponse):
         with self._files:
             async with aclosing(self._body):
                 await super().__call__(scope, receive, send)
+
+
+def _ascii(text: str) -> str:
+    """As a header takes it: names in a file and words of a prompt may hold any letter."""
+    return text.encode("ascii", "replace").decode()
 
 
 class _Sink:

@@ -296,6 +296,7 @@ def opened_message(header: Header, token: str, next_frame: int) -> str:
             next_frame=next_frame,
             work_size=opening.work_size,
             detail=opening.detail,
+            unknown=ready.unknown or None,
         )
     )
 

@@ -277,7 +277,9 @@ class Session:
             entries.append(Entry(self.edited, to_json(_mask(delivery.edited))))
         if frames and delivery.prompt != self.applied_prompt:
             self.applied_prompt = delivery.prompt
-            applied = PromptApplied(delivery.prompt, frames[0].index)
+            applied = PromptApplied(
+                delivery.prompt, frames[0].index, delivery.edited.unknown or None
+            )
             entries.append(Entry(self.edited, to_json(applied)))
         for frame, image in zip(frames, images, strict=True):
             entries.append(Entry(self.edited, Frame(frame.index, frame.time_us, image).to_bytes()))

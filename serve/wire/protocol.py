@@ -81,6 +81,7 @@ class Opened:
     next_frame: int
     work_size: str | None = None  # WIDTHxHEIGHT
     detail: Detail | None = None
+    unknown: str | None = None  # words of the prompt that the model was never taught
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Mask:
 class PromptApplied:
     prompt: str
     first_frame: int
+    unknown: str | None = None  # words of it that the model was never taught
 
 
 @dataclass(frozen=True)

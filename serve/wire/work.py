@@ -83,6 +83,7 @@ class Ready:
     chunk_frames: int
     first_chunk_frames: int
     chunks: int  # edited before, according to the state it was opened with
+    unknown: str = ""  # words of the opening's prompt that the model was never taught
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Edited:
     wait_ms: float  # for the accelerator
     mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
     state: bytes | None
+    unknown: str = ""  # words of the work's prompt that the model was never taught
 
     @property
     def device_s(self) -> float:

@@ -85,7 +85,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("model") / "small")
+    card = {"name": "small", "words": ["make", "it", "red", "blue"]}
+    return save_small_model(tmp_path_factory.mktemp("model") / "small", card=card)
 
 
 @pytest.fixture(scope="session")

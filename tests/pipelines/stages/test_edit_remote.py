@@ -18,7 +18,7 @@ from modeling.editor import StreamingEditor
 from pipelines.cli import main
 from pipelines.exits import MEND, TRY_AGAIN
 from pipelines.stages.edit_file import edit_video
-from pipelines.stages.edit_remote import edit_remote, film_file, live_numbers, within
+from pipelines.stages.edit_remote import edit_remote, film_file, live_numbers, unknown_to, within
 from serve.client import EditedFrame, WireError, edit_frames, served_model
 from serve.client.cameras import CameraReport, Load
 from serve.limits import Limits
@@ -91,8 +91,15 @@ def test_the_edit_is_the_one_that_the_model_makes_here(
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose edits are known: of what is sent, without its detail."""
     model = write_known_model(tmp_path_factory.mktemp("known") / "model")
+    card = {"name": "known", "words": ["paint", "it", "red"]}
+    (model / "card.json").write_text(json.dumps(card))
     with serving(model, work_size="full", detail="off") as running:
         yield running
+
+
+def test_a_server_s_model_says_which_words_it_does_not_know(known: Server) -> None:
+    assert unknown_to(known.url, "paint it Red, like Monet") == ["like", "monet"]
+    assert unknown_to(known.url, "paint it red") == []
 
 
 @pytest.mark.parametrize("prompt", ["leave it", "paint it red", "make it blue"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipelines.evaluation.evaluate import load_editor
 from pipelines.stages.encode import EncodeJob, cell_share, encode_dataset, to_pixels
 from pipelines.stages.own_process import from_own_process
 from pipelines.tracking.records import model_fingerprint
+from pipelines.training.taught import summary
 
 
 def test_encoded_pairs_are_the_vae_s_latents(
@@ -66,7 +68,9 @@ def test_every_pair_is_encoded_for_itself_and_in_its_place(
         "model": str(tiny_model),
         "model_hash": model_fingerprint(tiny_model),
         "text_hash": editor.text.fingerprint(),
+        "taught": summary(Counter(pair.instruction for pair in pairs)),
     }
+    assert read_dataset_info(encoded).made_by == info.made_by
     stored = list(loader(raw, batch_size=1, shuffle=False, epochs=1))
     folder = ShardFolder(open_store(encoded), tmp_path, keep_all=True)
     for n, pair in enumerate(pairs):

@@ -75,6 +75,13 @@ def replaced(**change: Any) -> Opening:
     return Opening(**{**vars(OPENING), **change})
 
 
+async def test_words_that_the_model_was_never_taught_are_named(engine: Engine) -> None:
+    engine.editor.card["words"] = BLUE.split()
+    ready, first, *rest = await events(engine, OPENING, *WORKS)
+    assert ready.unknown == first.unknown == "red"
+    assert [e.unknown for e in rest] == ["", ""]
+
+
 async def test_chunks_come_back_as_they_were_asked_for(engine: Engine) -> None:
     ready, *edited = await events(engine, OPENING, *WORKS)
     assert ready == Ready("known", 12, 9, chunks=0)

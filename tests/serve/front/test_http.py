@@ -89,6 +89,9 @@ def test_a_video_comes_back_whole(server: Server, tmp_path: Path) -> None:
     assert len(list(read_frames(path))) == 40
     again = post(server, video(clip(40), fps=24), prompt="make it red", seed="3")
     assert again.content == response.content
+    assert "x-liveedit-unknown-words" not in again.headers
+    strange = post(server, video(clip(9)), prompt="make it snow, très red")
+    assert strange.headers["x-liveedit-unknown-words"] == "snow, tr?s"
 
 
 def stamped(path: Path, times: list[int], *, pixel_format: str = "yuv420p") -> bytes:

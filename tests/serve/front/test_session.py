@@ -135,8 +135,11 @@ async def test_prompts_apply_from_the_next_chunk_and_are_announced() -> None:
     second = await session.take()
     assert (first.prompt, second.prompt) == ("red", "blue")
     assert [m["type"] for m in messages(answer(session, first))] == ["mask", "chunk"]
-    announced = messages(answer(session, second))[1]
-    assert announced == {"type": "prompt_applied", "prompt": "blue", "first_frame": 9}
+    said = session.entries(
+        session.deliver(replace(edited(second), unknown="blue")), [b"image"] * len(second.frames)
+    )
+    announced = {"type": "prompt_applied", "prompt": "blue", "first_frame": 9, "unknown": "blue"}
+    assert messages(said)[1] == announced
 
 
 async def test_started_work_is_given_out_again_when_the_editor_is_lost() -> None:

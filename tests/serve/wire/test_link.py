@@ -83,7 +83,7 @@ MESSAGES = [
     Error("at_capacity", "no room", 5.0),
     Error("internal", "it failed"),
     EDITED,
-    replace(EDITED, mask=None, state=None),
+    replace(EDITED, mask=None, state=None, unknown="snow, monet"),
     replace(EDITED, mask=None, state=b""),
     replace(EDITED, state=None, mask=np.zeros((1, 1, 1), bool), frames=pixels(0)),
     Moved(b"exact" * 1000, ahead=8),

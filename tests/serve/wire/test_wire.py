@@ -92,7 +92,7 @@ def test_a_session_to_the_letter(server: Server) -> None:
         frames = clip(25)
         for n in range(9):
             connection.send(binary(n, jpeg(frames[n]), 1_000_000 + n))
-        say(connection, type="prompt", prompt="make it blue")
+        say(connection, type="prompt", prompt="make it snow")
         for n in range(9, 25):
             connection.send(binary(n, jpeg(frames[n]), 1_000_000 + n))
         say(connection, type="close")
@@ -116,7 +116,9 @@ def test_a_session_to_the_letter(server: Server) -> None:
         }  # fmt: skip
         assert 0 < chunk["recomputed"] <= 1
         assert chunk["steps"] == 4
-    assert messages[1] == {"type": "prompt_applied", "prompt": "make it blue", "first_frame": 9}
+    assert messages[1] == {
+        "type": "prompt_applied", "prompt": "make it snow", "first_frame": 9, "unknown": "snow",
+    }  # fmt: skip
     assert messages[-1] == {"type": "closed", "frames": 25, "reason": "close"}
     assert heard[-2:] == [messages[-1], 1000]
     # A chunk's message comes after its last frame.
