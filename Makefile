@@ -1,4 +1,4 @@
-# make demo   the whole job on synthetic pairs: data, training, evaluation, an edited video
+# make demo   the whole job on real footage: data, training, evaluation, an edited video
 # make test   all tests          make check  lint, format, types, import contract
 # make mutants   change the core on purpose, 300 times, and list what no test notices (an hour)
 # make venv   the environment    make clean  remove the environment and everything made in runs/

@@ -7,10 +7,11 @@ from pipelines.commands.show import console
 
 
 def demo(overrides: Overrides = None) -> None:
-    """Do the whole job on synthetic pairs, small enough for a laptop.
+    """Do the whole job on real footage, small enough for a laptop.
 
-    Makes editing pairs, trains all stages, evaluates, registers the model and edits a held-out
-    video. Everything lands in runs/demo. A second run reuses what is finished.
+    Makes editing pairs of photos and clips that ship, continues the model that ships through all
+    stages, evaluates it on held-out footage, registers, edits and serves it, and opens a page of
+    what it made. Everything lands in runs/demo. A second run reuses what is finished.
     """
     console.print(
         "[bold]LiveEdit demo[/]: about 5 minutes on two cores; a second run reuses what is "

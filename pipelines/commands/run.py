@@ -10,6 +10,7 @@ from functools import partial
 
 from rich.console import Console
 
+from pipelines.commands.made import open_page, write_page
 from pipelines.commands.show import command_name, metrics_table, short
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
@@ -17,7 +18,7 @@ from pipelines.evaluation.evaluate import table_rows
 from pipelines.pipeline import plan_pipeline, run_pipeline
 from pipelines.stages.chain import STAGES
 from pipelines.stages.choice import Choice
-from pipelines.stages.edit import edit_heldout, heldout_video
+from pipelines.stages.edit import PROMPT, edit_sample
 from pipelines.stages.live import served_reference, stream_live
 from pipelines.stages.plan import table
 from pipelines.stages.progress import StageView
@@ -28,13 +29,14 @@ MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 
 
 def run_demo(overrides: list[str], console: Console) -> None:
-    """Make pairs, train, evaluate, register, edit a video, serve; then say where everything is."""
+    """Make pairs, train, evaluate, register, edit a video, serve; say where everything is, and show
+    it where there is a browser."""
     config = load_config("demo", overrides)
     started = time.monotonic()
     live: dict[str, float] = {}
 
     def then(runner: StageRunner, result: PipelineResult) -> None:
-        edit_heldout(runner, result)
+        edit_sample(runner, result)
         serving = partial(serving_demo, config)
         live.update(stream_live(runner, result, config, serving).metrics)
 
@@ -43,27 +45,29 @@ def run_demo(overrides: list[str], console: Console) -> None:
     console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
     print_result(config, result, console)
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
-    prompt = heldout_video(result.model).instruction
+    page = write_page(result)
     _print_lines(
         console,
         {
             "before": short(source),
-            "after": f"{short(video)}  ({prompt})",
+            "after": f"{short(video)}  ({PROMPT})",
             "live": f"{short(result.output / 'live.mp4')}  "
             f"({served_reference(config, result)} over WebSocket: {_live_numbers(live)})",
+            "page": f"{short(page)}  (all of this to look at)",
         },
     )
-    again = shlex.join(["edit", short(source), "mine.mp4", "--prompt", prompt, "--seed", "1"])
+    again = shlex.join(["edit", short(source), "mine.mp4", "--prompt", "make it night"])
     us = command_name("liveedit")
     console.print(
         "\n[bold]Try next[/]\n"
+        f"  {us} serve                      your webcam, on a page, with this model\n"
         f"  {us} {again}\n"
-        f"  {us} serve                      your webcam, on a page\n"
-        f"  {us} demo distill.steps=400     train the last stage longer\n"
+        f"  {us} train demo data.footage=FOLDER   the same on your own photos and clips\n"
         f"  {us} data ingest --help         bring your own pairs\n"
         f"  {us} train wan-1.3b --dry-run   the same pipeline at full size",
         soft_wrap=True,
     )
+    open_page(page, console)
 
 
 def run_train(

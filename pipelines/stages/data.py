@@ -16,6 +16,7 @@ from data.footage.pair import make_footage_pair
 from data.manifest import DatasetInfo, read_dataset_info
 from data.sample import Pair
 from data.shards import write_dataset
+from infra.runtime.paths import find_path
 from pipelines.stages.chain import Chain
 from pipelines.tracking.outbox import Run
 
@@ -76,7 +77,7 @@ def pairs(chain: Chain, split: str) -> str:
         if data.footage is None:
             make_synthetic(target, recipe, on_pair=on_pair)
         else:
-            make_from_footage(target, Path(data.footage), recipe, on_pair=on_pair)
+            make_from_footage(target, find_path(data.footage), recipe, on_pair=on_pair)
         return {"pairs": float(count)}
 
     inputs: dict[str, Any] = {
@@ -88,7 +89,7 @@ def pairs(chain: Chain, split: str) -> str:
         "samples_per_shard": data.samples_per_shard,
     }
     if data.footage is not None:
-        inputs["footage"] = footage_hash(data.footage)
+        inputs["footage"] = footage_hash(find_path(data.footage))
     return chain.run(stage, inputs, target, make).output
 
 

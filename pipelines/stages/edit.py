@@ -1,51 +1,35 @@
-"""The demo's video: held-out objects and edits, edited as `liveedit edit` does."""
+"""The demo's video: a clip of real footage that no training saw, edited as `liveedit edit` does."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from data.sample import Pair
-from data.synthetic import make_pair
-from data.video import VideoWriter
-from modeling.model_dir import read_config
+from data.video import probe
+from infra.runtime.paths import ROOT
 from pipelines.evaluation.evaluate import load_editor
-from pipelines.stages.edit_file import edit_video
+from pipelines.stages.edit_file import edit_video, expected_frames
 from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import StageRunner
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
 
-VIDEO_FRAMES = 81  # 5 s: longer than the clips of training and than the model's window
-VIDEO_SEED = 108
+CLIP = ROOT / "data" / "samples" / "footage" / "flower.mp4"
+PROMPT = "make it sunset"
 
 
-def heldout_video(model: Path) -> Pair:
-    """A synthetic pair of `VIDEO_FRAMES` frames whose combination no training pair shows."""
-    stream = read_config(model).stream
-    return make_pair(
-        VIDEO_SEED,
-        height=stream.height,
-        width=stream.width,
-        frames=VIDEO_FRAMES,
-        fps=stream.fps,
-        split="heldout",
-    )
-
-
-def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
-    """Edit a video file as `liveedit edit` does."""
-    pair = heldout_video(result.model)
+def edit_sample(runner: StageRunner, result: PipelineResult, clip: Path = CLIP) -> None:
+    """Edit a video file as `liveedit edit` does; a copy of it lies beside the result."""
     source, video = result.output / "source.mp4", result.output / "edited.mp4"
-    frames, height, width = pair.video_shape
+    frames = expected_frames(probe(clip))
 
     def make(run: Run, key: str) -> dict[str, float]:
-        with VideoWriter(source, width, height, pair.fps) as writer:
-            writer.write(pair.source)
+        shutil.copyfile(clip, source)
         report = edit_video(
             load_editor(result.model),
             source,
             video,
-            pair.instruction,
+            PROMPT,
             progress=lambda n: runner.view.update("edit", n, frames, f"{n}/{frames} frames"),
         )
         run.log_artifact(video)
@@ -53,7 +37,7 @@ def edit_heldout(runner: StageRunner, result: PipelineResult) -> None:
 
     inputs = {
         "model": fingerprint_of(result.model),
-        "origin": pair.origin,
-        "size": [frames, height, width],
+        "clip": fingerprint_of(clip),
+        "prompt": PROMPT,
     }
-    runner.run("edit", 1, inputs, video, make, still_there=lambda record: source.is_file())
+    runner.run("edit", 2, inputs, video, make, still_there=lambda record: source.is_file())

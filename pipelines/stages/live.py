@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from data.video import probe
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.stages.edit import heldout_video
+from pipelines.stages.edit import PROMPT
+from pipelines.stages.edit_file import expected_frames
 from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import StageRunner
 from pipelines.tracking.outbox import Run
@@ -31,9 +33,8 @@ def stream_live(
 
     `serving` starts the application with a model and gives the address of its streams.
     """
-    pair = heldout_video(result.model)
     source, video = result.output / "source.mp4", result.output / "live.mp4"
-    frames = pair.video_shape[0]
+    frames = expected_frames(probe(source))
     reference = served_reference(config, result)
 
     def make(run: Run, key: str) -> dict[str, float]:
@@ -45,7 +46,7 @@ def stream_live(
                 url,
                 source,
                 video,
-                pair.instruction,
+                PROMPT,
                 progress=lambda n: runner.view.update("live", n, frames, f"{n}/{frames} frames"),
             )
         run.log_artifact(video)
@@ -54,7 +55,7 @@ def stream_live(
     inputs = {
         "model": fingerprint_of(result.model),
         "reference": reference,
-        "origin": pair.origin,
-        "frames": frames,
+        "video": fingerprint_of(source),
+        "prompt": PROMPT,
     }
-    return runner.run("live", 1, inputs, video, make)
+    return runner.run("live", 2, inputs, video, make)

@@ -8,6 +8,7 @@ import torch
 
 from data.footage.material import HELDOUT_LIST, SPLITS, names_by_split
 from data.manifest import DatasetInfo, read_dataset_info
+from infra.runtime.paths import find_path
 from infra.runtime.ray import check_address
 from modeling.geometry import TOKEN_PIXELS, frames_of, latents_of
 from pipelines.config.merge import ConfigError
@@ -71,7 +72,7 @@ def _check_method(stage: str, method: str) -> None:
 
 
 def _check_footage(folder: str, config: PipelineConfig) -> None:
-    names = names_by_split(folder)
+    names = names_by_split(find_path(folder))
     for split in SPLITS:
         if getattr(config.data, split) is None and not names[split]:
             raise ConfigError(

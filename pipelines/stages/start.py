@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from infra.runtime.paths import ROOT
+from infra.runtime.paths import find_path
 from infra.runtime.registry import SCHEME
 from modeling.config import ModelConfig
 from modeling.diffusion.identity_start import start_as_identity
@@ -45,10 +46,7 @@ def start(chain: Chain, source: Path | None) -> Path:
 
 
 def start_source(config: PipelineConfig) -> Path | None:
-    """The model directory behind `model.start`, checked against the preset; None for a new model.
-
-    A relative path counts from the working directory, or else from the root of this tree.
-    """
+    """The model directory behind `model.start`, checked against the preset; None for none."""
     start = config.model.start
     if start is None:
         return None
@@ -72,9 +70,7 @@ def _model_at(setting: str, name: str, config: PipelineConfig, otherwise: str) -
         assert config.tracking.uri is not None
         path = resolve(name, config.tracking.uri)
     else:
-        path = Path(name).absolute()
-        if not path.exists():
-            path = ROOT / name
+        path = find_path(name)
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{setting} is no model directory; give one that training or "
@@ -93,7 +89,9 @@ def start_model(config: ModelConfig, source: Path | None, target: Path, *, seed:
             if isinstance(vae, TinyVae):
                 start_as_pyramid(vae)
         weights = f"random, seed {seed}" + (", as an editor that changes nothing" * identity)
-        card = {"name": "start", "weights": weights}
+        card: dict[str, Any] = {"name": "start", "weights": weights}
+        if config.text.kind == "words":
+            card["words"] = []  # it knows none yet, where an imported model's are not told
         return save_model(target, config, transformer=transformer, vae=vae, card=card)
     model = load_model(source)
     text = Path(model.config.text.path) if model.config.text.path else None

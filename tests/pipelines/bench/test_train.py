@@ -25,7 +25,8 @@ from pipelines.config.load import load_config
 from pipelines.training.run_folder import Progress
 
 pytestmark = pytest.mark.slow
-SMALL = ["demo", "data.frames=21", "model.stream.height=32", "model.stream.width=48", "vae.crop=32"]
+SMALL = ["demo", "model.preset=demo", "data.footage=null", "data.frames=21",
+         "model.stream.height=32", "model.stream.width=48", "vae.crop=32"]  # fmt: skip
 RUN = ["train", *SMALL, "compute.precision=fp32", "--steps", "2"]
 LEARNS = ["compute.activation_checkpointing=true", "distill.generator_every=1",
           "distill.learning_rate=1e-3"]  # fmt: skip

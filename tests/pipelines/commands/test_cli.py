@@ -86,7 +86,7 @@ def test_dry_run_prints_what_would_run(liveedit: Liveedit, tmp_path: Path) -> No
     again = liveedit("train", "again.yaml", "--dry-run")
     assert again.stdout == result.stdout
     assert "\nfoundation:\n  steps: 5\n" in result.stdout
-    assert "\n  transformer:\n    dim: 192\n" in result.stdout  # of the preset
+    assert "\n  transformer:\n    dim: 224\n" in result.stdout  # of the preset
     assert not (tmp_path / "runs").exists()
 
 

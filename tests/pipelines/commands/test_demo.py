@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import webbrowser
 from io import StringIO
 from pathlib import Path
 
@@ -9,17 +11,22 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data.synthetic import is_heldout
-from data.video import probe
+from data.bench.clip import OWN_FOOTAGE
+from data.footage.material import names_by_split, read_heldout
+from data.synthetic import make_pair
+from data.video import VideoWriter, probe
+from infra.runtime.paths import find_path
 from infra.runtime.registry import client_for
+from pipelines.commands.made import open_page, write_page
 from pipelines.commands.run import print_result
 from pipelines.config.load import load_config
-from pipelines.stages.edit import VIDEO_FRAMES, edit_heldout, heldout_video
+from pipelines.stages.edit import CLIP, edit_sample
 from pipelines.stages.live import served_reference
 from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
 from pipelines.stages.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
+from serve.front.front import SAMPLES
 from tests.known_editors import UNCHANGED, expected_edit, write_known_model
 from tests.pipelines.stages.test_edit_file import read
 
@@ -34,21 +41,27 @@ def result_of(
     )  # fmt: skip
 
 
-def test_the_video_is_one_that_no_training_shows_at_the_model_s_size(tmp_path: Path) -> None:
-    pair = heldout_video(write_known_model(tmp_path / "model", height=48, width=80, fps=12))
-    origin = pair.origin
-    assert is_heldout(origin["edit"], origin["shape"], origin["color"], origin["to"])
-    assert pair.video_shape == (VIDEO_FRAMES, 48, 80)
-    assert pair.fps == 12
+def test_the_video_is_real_and_no_training_of_the_demo_sees_it() -> None:
+    footage = find_path(str(load_config("demo", []).data.footage))
+    split = names_by_split(footage)
+    assert CLIP.name in split["heldout"]
+    assert CLIP.is_relative_to(footage)
+    heldout_by_the_benchmark = read_heldout(OWN_FOOTAGE) or frozenset()
+    assert not heldout_by_the_benchmark & set(split["train"])
+    shown = json.loads((SAMPLES / "samples.json").read_text())
+    assert all((SAMPLES / sample["file"]).is_file() for sample in shown.values())
 
 
 def test_the_model_edits_the_video_once(
     tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.stages.edit.VIDEO_FRAMES", 21)
-    monkeypatch.setattr("pipelines.stages.edit.VIDEO_SEED", 7)  # turn the red star orange
+    monkeypatch.setattr("pipelines.stages.edit.PROMPT", "turn the red star orange")
     model = write_known_model(tmp_path / "model", height=32, width=48)
     result = result_of(tmp_path / "out", model, "candidate")
+    pair = make_pair(7, height=32, width=48, frames=21, split="heldout")
+    clip = tmp_path / "clip.mp4"
+    with VideoWriter(clip, 48, 32, pair.fps) as writer:
+        writer.write(pair.source)
 
     def edited() -> list[str]:
         with (
@@ -56,21 +69,21 @@ def test_the_model_edits_the_video_once(
             StageView(Console(file=StringIO()), ("edit",)) as view,
         ):
             parent = outbox.start_pipeline("test", {})
-            edit_heldout(StageRunner(result.output, parent, view), result)
+            edit_sample(StageRunner(result.output, parent, view), result, clip)
         return view.reused
 
     result.output.mkdir()
     assert edited() == []
-    pair = heldout_video(model)
     source, out = result.output / "source.mp4", result.output / "edited.mp4"
-    assert probe(out).fps == probe(source).fps == pair.fps
-    assert np.abs(read(source) - pair.source).mean() < 5  # 4:2:0 at 32 x 48
+    assert source.read_bytes() == clip.read_bytes()
+    assert probe(out).fps == pair.fps
     # The instruction's words paint where it is light; the source's own detail is kept.
     painted, same = (
-        expected_edit(pair.source, prompt).astype(int) for prompt in (pair.instruction, UNCHANGED)
+        expected_edit(read(source), prompt).astype(int)
+        for prompt in ("turn the red star orange", UNCHANGED)
     )
-    wanted = np.clip(pair.source + painted - same, 0, 255)  # the source's detail is kept
-    assert np.abs(wanted - pair.source).mean() > 10
+    wanted = np.clip(read(source) + painted - same, 0, 255)  # the source's detail is kept
+    assert np.abs(wanted - read(source)).mean() > 10
     assert np.abs(read(out) - wanted).mean() < 8  # both, and a soft border of the paint
     assert edited() == ["edit"]
     source.unlink()
@@ -82,6 +95,28 @@ def test_the_model_edits_the_video_once(
     runs = client.search_runs([experiment.experiment_id], "tags.`liveedit.stage` = 'edit'")
     assert [run.data.metrics["frames"] for run in runs] == [21] * 3
     assert [file.path for file in client.list_artifacts(runs[0].info.run_id)] == ["edited.mp4"]
+
+
+def test_what_it_made_is_opened_where_somebody_sits_before_a_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+    page = write_page(result_of(tmp_path, tmp_path / "<model>", "candidate"))
+    text = page.read_text()
+    for shown in ("source.mp4", "edited.mp4", "live.mp4", "side.png", "&lt;model&gt;", "1.2 dB"):
+        assert shown in text
+    terminal = Console(file=StringIO(), force_terminal=True)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # asked for anew
+    assert not open_page(page, terminal)  # of a server: there is no screen
+    monkeypatch.setenv("BROWSER", str(browser))
+    assert not open_page(page, Console(file=StringIO()))  # of a job: nobody looks
+    assert not opened.exists()
+    assert open_page(page, terminal)
+    assert opened.read_text().strip() == page.as_uri()
 
 
 @pytest.mark.parametrize("aliases", [("candidate",), ("candidate", "production")])

@@ -13,7 +13,7 @@ from data.video import probe, read_frames
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands.run import serving_demo
 from pipelines.config.load import load_config
-from pipelines.stages.edit import VIDEO_FRAMES, edit_heldout
+from pipelines.stages.edit import edit_sample
 from pipelines.stages.live import served_reference, stream_live
 from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
@@ -43,7 +43,7 @@ def test_the_candidate_is_served_and_streamed_once(
     view = StageView(Console(file=StringIO()), ("edit", "live"))
     with view:
         runner = StageRunner(tmp_path, parent, view)
-        edit_heldout(runner, result)
+        edit_sample(runner, result)
         serving = partial(serving_demo, config)
         record = stream_live(runner, result, config, serving)
         assert view.reused == []
@@ -52,9 +52,10 @@ def test_the_candidate_is_served_and_streamed_once(
     assert again.metrics == record.metrics
 
     video = tmp_path / "live.mp4"
-    assert len(list(read_frames(video))) == VIDEO_FRAMES
-    assert probe(video).fps == probe(tmp_path / "source.mp4").fps
+    source = probe(tmp_path / "source.mp4")
+    assert len(list(read_frames(video))) == source.frames
+    assert probe(video).fps == source.fps
     numbers = record.metrics
-    assert numbers["edited"] + numbers["dropped"] == VIDEO_FRAMES
+    assert numbers["edited"] + numbers["dropped"] == source.frames
     assert numbers["first_chunk_s"] > 0
     assert numbers["fps"] > 0

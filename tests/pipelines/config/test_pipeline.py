@@ -31,7 +31,7 @@ def test_changes_to_the_preset_reach_the_model() -> None:
     config = load_config("demo", ["model.transformer.num_layers=2", "model.stream.height=64"])
     model = config.model.resolve()
     assert model.transformer.num_layers == 2
-    assert (model.stream.height, model.stream.width) == (64, 192)
+    assert (model.stream.height, model.stream.width) == (64, 224)
 
 
 def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
         ("compute.zero_stage=4", r"compute.zero_stage=4 does not exist; use 0 to 3"),
         ("compute.workers=0", r"compute.workers=0 is too small"),
         ("model.stream.window_latents=3", r"window_latents 3 does not hold 3 sink .* to 6"),
-        ("model.stream.height=100", r"100x192 is not a multiple of 16 .* stream.height=96 and"),
+        ("model.stream.height=100", r"100x224 is not a multiple of 16 .* stream.height=96 and"),
         ("foundation.batch_size=90", r"asks for 180 samples at once, and the dataset has \d+"),
         ("vae.clip_frames=11", r"vae.clip_frames=11 must be 4n-3 frames, at most data.frames=33"),
         ("vae.clip_frames=37", r"vae.clip_frames=37 must be"),
@@ -80,7 +80,7 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
         ("distill.ema_decay=2", r"distill.ema_decay=2.0 is a share"),
         ("model.transformer.num_heads=0", r"model.transformer.num_heads 0 is too small"),
         ("model.transformer.num_layers=0", r"model.transformer.num_layers 0 is too small"),
-        ("model.vae.widths=[8,8]", r"model.vae.widths \(8, 8\) must be four decoder widths"),
+        ("model.vae.widths=[8]", r"must be two widths and four depths"),
         ("model.stream.chunk_latents=0", r"model.stream.chunk_latents 0 is too small"),
         ("model.stream.timesteps=[2000,1]", r"model.stream.timesteps .* from at most 1000"),
         ("foundation.grad_accumulation=0", r"foundation.grad_accumulation=0 is too small"),

@@ -21,6 +21,8 @@ from pipelines.stages.start import start_model, start_source, teacher_source
 from tests.pipelines.sizes import HEIGHT, WIDTH
 
 TINY = [
+    "model.preset=demo",
+    "data.footage=null",
     "model.transformer={dim: 24, ffn_dim: 48, num_heads: 2, num_layers: 2}",
     "model.vae={widths: [16, 12, 8, 8]}",
     f"model.stream={{height: {HEIGHT}, width: {WIDTH}, window_latents: 6, mask_cache: null}}",
@@ -136,7 +138,7 @@ def test_start_of_other_sizes_is_refused(mlflow_uri: str, tiny_model: Path) -> N
 def test_start_is_found_from_the_root_and_in_the_registry(
     mlflow_uri: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.stages.start.ROOT", tmp_path)
+    monkeypatch.setattr("infra.runtime.paths.ROOT", tmp_path)
     shutil.copytree(tiny_model, tmp_path / "start")
     assert start_source(configured(mlflow_uri, "model.start=start")) == tmp_path / "start"
     with pytest.raises(ValueError, match="is not in the registry"):
@@ -146,7 +148,7 @@ def test_start_is_found_from_the_root_and_in_the_registry(
 def test_a_teacher_of_another_size_is_found(
     mlflow_uri: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.stages.start.ROOT", tmp_path)
+    monkeypatch.setattr("infra.runtime.paths.ROOT", tmp_path)
     shutil.copytree(tiny_model, tmp_path / "large")
     assert teacher_source(configured(mlflow_uri)) is None
     assert teacher_source(configured(mlflow_uri, "distill.teacher=large")) == tmp_path / "large"

@@ -11,7 +11,16 @@ import pytest
 from serve.front.session import IllegalTransitionError, State
 from serve.wire.protocol import MAX_INDEX, WireError
 from serve.wire.work import Ready
-from tests.serve.front.sessions import PIXELS, READY, answer, feed, indices, make, messages
+from tests.serve.front.sessions import (
+    PIXELS,
+    READY,
+    answer,
+    edited,
+    feed,
+    indices,
+    make,
+    messages,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -138,8 +147,9 @@ async def test_prompts_apply_from_the_next_chunk_and_are_announced() -> None:
     said = session.entries(
         session.deliver(replace(edited(second), unknown="blue")), [b"image"] * len(second.frames)
     )
-    announced = {"type": "prompt_applied", "prompt": "blue", "first_frame": 9, "unknown": "blue"}
-    assert messages(said)[1] == announced
+    assert messages(said)[1] == {
+        "type": "prompt_applied", "prompt": "blue", "first_frame": 9, "unknown": "blue",
+    }  # fmt: skip
 
 
 async def test_started_work_is_given_out_again_when_the_editor_is_lost() -> None:
