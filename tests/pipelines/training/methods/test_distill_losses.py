@@ -267,6 +267,11 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
 ) -> None:
     copied: list[list[float]] = []
     gathered: list[Any] = []
+    sharded: list[Any] = []
+
+    def frozen(network: Any, config: dict[str, Any]) -> Any:
+        sharded.append((network, config["zero_optimization"]))
+        return network
 
     def copy(engine: Any, target: PlainNetwork) -> None:
         target.load_state_dict(engine.module.state_dict())
@@ -274,6 +279,7 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
 
     monkeypatch.setattr(module, "_empty_copy", lambda *_: PlainNetwork().requires_grad_(False))
     monkeypatch.setattr(module, "copy_weights", copy)
+    monkeypatch.setattr(module, "shard_frozen", frozen)
     monkeypatch.setattr(module, "gather_by_block", lambda network, _: gathered.append(network))
     here = setting("distill", generator_every=2, learning_rate=1e-2)
     here.config.compute.zero_stage = 3
@@ -287,6 +293,7 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     # The generator's attention is computed again; the critic's weights are gathered before.
     assert training.generator.module.recompute_attention
     assert gathered == [training.critic.module]
+    assert sharded == [(training.real, {"stage": 3})]  # the critic has an engine of its own
     assert len(copied) == 3  # at first, and after the updates of steps 0 and 2
 
 
