@@ -14,6 +14,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,45 @@ Batch = dict[str, Any]
 Keyed = tuple[str, Pair | EncodedPair]  # a sample and its key
 
 
+@dataclass(frozen=True)
+class Split:
+    """Which samples a reader gets, in which order and how many at a time.
+
+    `epochs` None goes on for ever, in full batches. A number reads each sample that often, but for
+    the `samples % world_size` of an epoch that cannot be shared out equally; the last batch of a
+    worker may be smaller, and is so on every rank.
+    """
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    workers: int = 0  # processes; 0 reads in the caller's
+    shuffle: bool = True
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0 or not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                "need batch_size >= 1, workers >= 0 and 0 <= rank < world_size, got batch_size "
+                f"{self.batch_size}, workers {self.workers}, rank {self.rank} of {self.world_size}"
+            )
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, or None for ever, got {self.epochs}")
+
+    def of(self, info: DatasetInfo) -> dict[str, Any]:
+        """What a position means nothing without."""
+        places = {name: getattr(self, name) for name in PLACES}
+        return {"dataset": dataset_hash(info), **places}
+
+
+PLACES = ("seed", "shuffle", "rank", "world_size", "workers")
+
+
 def loader(
     uri: str | Path,
+    split: Split,
     *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    seed: int = 0,
-    workers: int = 0,
-    shuffle: bool = True,
-    epochs: int | None = None,
     state: dict[str, Any] | None = None,
     cache: str | Path | None = None,
 ) -> Loader:
@@ -56,9 +86,6 @@ def loader(
     float32. Both hold `instruction` and `key`, lists of B strings.
 
     Args:
-        epochs: None goes on for ever, in full batches. A number reads each sample that often, but
-            for the `samples % world_size` of an epoch that cannot be shared out equally; the last
-            batch of a worker may be smaller, and is so on every rank.
         state: What `state_dict()` gave, to go on after that batch.
         cache: Folder that keeps the shards read from S3 (as large as the dataset). Without it each
             worker holds MIXED_SHARDS of them and downloads again every epoch.
@@ -68,7 +95,7 @@ def loader(
             for a shard that is missing or changed.
         UserError: an impossible split, or a state of another dataset or split; at once.
     """
-    return Loader(uri, batch_size, rank, world_size, seed, workers, shuffle, epochs, state, cache)
+    return Loader(uri, split, state, cache)
 
 
 class Loader:
@@ -77,52 +104,29 @@ class Loader:
     def __init__(
         self,
         uri: str | Path,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        workers: int,
-        shuffle: bool,
-        epochs: int | None,
+        split: Split,
         state: dict[str, Any] | None,
         cache: str | Path | None,
     ) -> None:
-        if batch_size < 1 or workers < 0 or world_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(
-                "need batch_size >= 1, workers >= 0 and 0 <= rank < world_size, got "
-                f"batch_size {batch_size}, workers {workers}, rank {rank} of {world_size}"
-            )
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs must be at least 1, or None for ever, got {epochs}")
-        self.info = read_dataset_info(uri)
-        if self.info.samples < world_size * max(1, workers):
+        self.info, workers = read_dataset_info(uri), split.workers
+        if self.info.samples < split.world_size * max(1, workers):
             raise UserError(
-                f"{uri}: {self.info.samples} samples cannot be split over {world_size} ranks with "
-                f"{max(1, workers)} workers each; use fewer, or a larger dataset"
+                f"{uri}: {self.info.samples} samples cannot be split over {split.world_size} ranks "
+                f"with {max(1, workers)} workers each; use fewer, or a larger dataset"
             )
-        # What a position means nothing without.
-        self._of = {
-            "dataset": dataset_hash(self.info),
-            "seed": seed,
-            "shuffle": shuffle,
-            "rank": rank,
-            "world_size": world_size,
-            "workers": workers,
-        }
-        self._dataset = dataset = _Stretch(
-            uri, self.info, rank, world_size, seed, shuffle, epochs, cache
-        )
+        self._of = split.of(self.info)
+        self._dataset = dataset = _Stretch(uri, self.info, split, cache)
         with warnings.catch_warnings():
             # torchdata 0.11 calls what torch 2.13 deprecates; nothing that a user could do about.
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
             self._loader = StatefulDataLoader(
                 dataset,
-                batch_size=batch_size,
+                batch_size=split.batch_size,
                 num_workers=workers,
                 collate_fn=_collate,
                 multiprocessing_context=worker_context() if workers else None,
                 worker_init_fn=functools.partial(adopt_environment, dict(os.environ)),
-                generator=torch.Generator().manual_seed(seed),  # leaves torch's own alone
+                generator=torch.Generator().manual_seed(split.seed),  # leaves torch's own alone
             )
         if state is not None:
             self.load_state_dict(state)
@@ -139,8 +143,8 @@ class Loader:
 
     def goes_on_from(self, state: dict[str, Any]) -> bool:
         """Whether `state` is of a loader with the same split, so that going on is exact."""
-        split = ("rank", "world_size", "workers")
-        return all(state["of"].get(name) == self._of[name] for name in split)
+        places = ("rank", "world_size", "workers")
+        return all(state["of"].get(name) == self._of[name] for name in places)
 
     def skip(self, epochs: float) -> None:
         """Makes the next iteration begin where `epochs` (1.25 is a quarter into the second) of the
@@ -168,19 +172,9 @@ class _Stretch(IterableDataset[Keyed]):
     """One rank's part of a dataset; each worker process iterates over its own part of that."""
 
     def __init__(
-        self,
-        uri: str | Path,
-        info: DatasetInfo,
-        rank: int,
-        world_size: int,
-        seed: int,
-        shuffle: bool,
-        epochs: int | None,
-        cache: str | Path | None,
+        self, uri: str | Path, info: DatasetInfo, split: Split, cache: str | Path | None
     ) -> None:
-        self.store, self.info = open_store(uri), info
-        self.rank, self.world_size = rank, world_size
-        self.seed, self.shuffle, self.epochs = seed, shuffle, epochs
+        self.store, self.info, self.split = open_store(uri), info, split
         self.skipped = 0.0  # epochs
         self.cached = cache is not None
         self.folder = Path(cache or tempfile.gettempdir())
@@ -200,9 +194,9 @@ class _Stretch(IterableDataset[Keyed]):
     def __iter__(self) -> _Reader:
         worker = get_worker_info()
         index, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        each = self.info.samples // self.world_size
-        begin = self.rank * each + each * index // count
-        end = self.rank * each + each * (index + 1) // count
+        each = self.info.samples // self.split.world_size
+        begin = self.split.rank * each + each * index // count
+        end = self.split.rank * each + each * (index + 1) // count
         return _Reader(self, begin, end)
 
 
@@ -231,7 +225,8 @@ class _Reader:
         self.samples = self._read()
 
     def _read(self) -> Iterator[Keyed]:
-        while self.of.epochs is None or self.epoch < self.of.epochs:
+        epochs = self.of.split.epochs
+        while epochs is None or self.epoch < epochs:
             passed = 0
             for group in self._groups():
                 size = sum(last - first for _, first, last in group)
@@ -251,8 +246,8 @@ class _Reader:
         """This epoch's pieces (shard, first row, end), MIXED_SHARDS to a group."""
         counts = [shard.count for shard in self.of.info.shards]
         total, order, shift = sum(counts), np.arange(len(counts)), 0
-        if self.of.shuffle:
-            rng = np.random.default_rng([self.of.seed, self.epoch])
+        if self.of.split.shuffle:
+            rng = np.random.default_rng([self.of.split.seed, self.epoch])
             order = rng.permutation(len(counts))
             # Move the cuts between ranks, so that none is tied to the same rows of few shards.
             shift = int(rng.integers(total))
@@ -268,8 +263,8 @@ class _Reader:
 
     def _order(self, group: list[tuple[int, int, int]], passed: int) -> list[tuple[int, int]]:
         rows = [(number, row) for number, first, last in group for row in range(first, last)]
-        if self.of.shuffle:
-            rng = np.random.default_rng([self.of.seed, self.epoch, self.begin, passed])
+        if self.of.split.shuffle:
+            rng = np.random.default_rng([self.of.split.seed, self.epoch, self.begin, passed])
             rows = [rows[i] for i in rng.permutation(len(rows))]
         return rows
 

@@ -49,8 +49,16 @@ class StreamingEditor:
     """
 
     def __init__(
-        self, model: Model, *, mask_cache: MaskCacheConfig | None, fp8: bool = False
+        self,
+        model: Model,
+        *,
+        mask_cache: MaskCacheConfig | None,
+        name: str | None = None,
+        fp8: bool = False,
+        accelerated: bool = True,
     ) -> None:
+        """`name` is the model's, by default its card's or its folder's. Only on a GPU is anything
+        `accelerated`."""
         if model.transformer is None or model.vae is None:
             absent = "transformer" if model.transformer is None else "vae"
             raise ModelError(
@@ -64,12 +72,12 @@ class StreamingEditor:
         if mask_cache is not None:
             POLICIES[mask_cache.policy]  # a wrong name is refused here, not by the first stream
         self.mask_cache = mask_cache
-        self.name = str(model.card.get("name") or (model.path or Path("random")).name)
+        self.name = name or str(model.card.get("name") or (model.path or Path("random")).name)
         self.identity = _identity(model)
         self.device = self.transformer.patch_embedding.weight.device
         self.flow = FlowSchedule(self.settings.shift, self.device)
         self.timesteps = self.flow.warp(self.settings.timesteps)  # [steps]
-        self.accelerated = self.device.type == "cuda"
+        self.accelerated = accelerated and self.device.type == "cuda"
         if fp8 and not self.accelerated:
             raise UserError(f"fp8 needs a GPU, the model is on {self.device}; leave it out")
         self.resize: Resize
@@ -89,6 +97,7 @@ class StreamingEditor:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         mask_cache: MaskCacheConfig | Literal["model"] | None = "model",
+        name: str | None = None,
         fp8: bool = False,
         tell: Callable[[str], None] = lambda doing: None,
     ) -> StreamingEditor:
@@ -106,7 +115,7 @@ class StreamingEditor:
         if torch.device(device).type == "cuda":
             tell("compiling kernels")
         chosen = model.config.stream.mask_cache if mask_cache == "model" else mask_cache
-        return cls(model, mask_cache=chosen, fp8=fp8)
+        return cls(model, mask_cache=chosen, name=name, fp8=fp8)
 
     @property
     def settings(self) -> StreamConfig:
@@ -141,18 +150,27 @@ class StreamingEditor:
         seed: int = 0,
         work_size: str = "full",
         detail: Detail = "off",
+        mask_cache: MaskCacheConfig | Literal["model"] | None = "model",
     ) -> EditStream:
         """A new stream of `height` x `width` pixel frames, each at least 16.
 
         The model sees them at `work_size` (`modeling.detail.work_size`: "full", "3/4", "1/2",
         "native", "416x240"), and its edits are brought back to the frames' own size: `detail`
         "source" gives them the source's detail for one more VAE decoding, "off" enlarges them.
-        Sizes that are no multiple of 16 are padded inside and cropped again.
+        Sizes that are no multiple of 16 are padded inside and cropped again. `mask_cache` "model"
+        takes the editor's, None recomputes every token.
         """
         trained = (self.settings.height, self.settings.width)
         work = work_size_in_pixels(work_size, height, width, trained)
         return EditStream(
-            self, prompt, height=height, width=width, seed=seed, work=work, detail=detail
+            self,
+            prompt,
+            height=height,
+            width=width,
+            seed=seed,
+            work=work,
+            detail=detail,
+            mask_cache=self.mask_cache if mask_cache == "model" else mask_cache,
         )
 
     def restore(self, state: StreamState) -> EditStream:
@@ -173,6 +191,7 @@ class StreamingEditor:
             seed=state.seed,
             work=(state.work_height, state.work_width),
             detail=state.detail,
+            mask_cache=self.mask_cache,
         )
         stream.load(state)
         return stream

@@ -54,7 +54,6 @@ class Editor(Studio, Protocol):
     """What all streams of a model share; `modeling.editor.StreamingEditor` is it."""
 
     transformer: Transformer
-    mask_cache: MaskCacheConfig | None
     flow: FlowSchedule
     timesteps: Tensor  # [steps]
     identity: str  # of the networks: what a state of another model does not have
@@ -79,6 +78,7 @@ class EditStream:
         seed: int,
         work: Size,
         detail: Detail,
+        mask_cache: MaskCacheConfig | None,
     ) -> None:
         if min(height, width) < TOKEN_PIXELS:
             raise UserError(
@@ -102,8 +102,8 @@ class EditStream:
             device=editor.device,
             dtype=transformer.dtype,
         )
-        self._mask = editor.mask_cache and MaskCache(
-            editor.mask_cache,
+        self._mask = mask_cache and MaskCache(
+            mask_cache,
             transformer.config,
             chunk_latents=settings.chunk_latents,
             latent_height=self._latent_height,

@@ -26,6 +26,7 @@ from pipelines.bench import SCHEMA
 from pipelines.bench.drawn import draw_dataset, draw_model
 from pipelines.bench.machine import hardware
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.training.job import make_job
 from pipelines.training.run_folder import Progress
 from pipelines.training.session import ray_session
 from pipelines.training.trainer import train_stage
@@ -162,16 +163,15 @@ def _train(
     """Seconds that it took; the model is in `folder`/`name`/made."""
     output = folder / name
     output.mkdir()
-    outcome = train_stage(
+    job = make_job(
         stage,
         replace(config, output=str(output)),
         start=folder / "model",
         dataset=str(folder / "encoded"),
         output=output / "made",
-        extra={"teacher": folder / "model"} if stage == "distill" else {},
-        on_progress=follow,
-        say=lambda text: None,
+        models={"teacher": folder / "model"} if stage == "distill" else {},
     )
+    outcome = train_stage(job, on_progress=follow, say=lambda text: None)
     return outcome.seconds
 
 

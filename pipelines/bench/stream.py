@@ -29,7 +29,6 @@ from pipelines.bench.subject import (
     describe,
     noise_frames,
     plain_editor,
-    variant,
 )
 
 WARM_UP = 2  # chunks after the window is full that are not counted
@@ -112,8 +111,7 @@ class StreamBench:
     def _start(self, name: str) -> tuple[EditStream, dict[str, float]]:
         """A stream with a full window, warm, and how it came up (milliseconds)."""
         began = time.perf_counter()
-        with variant(self.editor, self.variants[name]):
-            stream = self._open(self.editor)
+        stream = self._open(self.editor, self.variants[name])
         self.timer.push(stream)
         first_ms = (time.perf_counter() - began) * 1000
         rest = [self.timer.push(stream).whole for _ in range(self.run_in - 1)]
@@ -123,11 +121,14 @@ class StreamBench:
             "chunks": len(rest),
         }
 
-    def _open(self, editor: StreamingEditor) -> EditStream:
-        height, width = self.size
-        work, detail = self.options.work_size, self.options.detail
+    def _open(self, editor: StreamingEditor, mask_cache: MaskCacheConfig | None) -> EditStream:
         return editor.open(
-            "make it blue", height=height, width=width, work_size=work, detail=detail
+            "make it blue",
+            height=self.size[0],
+            width=self.size[1],
+            work_size=self.options.work_size,
+            detail=self.options.detail,
+            mask_cache=mask_cache,
         )
 
     def _time_variants(self, streams: dict[str, EditStream]) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class StreamBench:
         self.note("plain path")
         plain = plain_editor(self.editor)
         timer = ChunkTimer(plain, self.source)
-        stream = self._open(plain)
+        stream = self._open(plain, None)
         with timer.watch():
             timer.run(stream, self.run_in)
             times = timer.run(stream, PLAIN_CHUNKS)

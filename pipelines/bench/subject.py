@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +11,11 @@ import torch
 
 from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig, Scope, TextConfig, VaeConfig
-from modeling.detail.resample import resize
-from modeling.detail.transfer import transfer
 from modeling.detail.work_size import work_size
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model, load_model
 from modeling.presets import PRESETS
-from modeling.streaming.forward import PlainForward
 from modeling.streaming.picture import Detail
 from modeling.vae.build import build_vae
 
@@ -109,16 +102,13 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
 
 def plain_editor(editor: StreamingEditor) -> StreamingEditor:
     """The same sizes with networks that were not made fast for a GPU, and no mask cache."""
-    plain = copy(editor)
     with torch.device(editor.device):
-        plain.transformer = Transformer(editor.config.transformer)
-        plain.vae = build_vae(editor.config.vae)
-    for network in (plain.transformer, plain.vae):
+        transformer = Transformer(editor.config.transformer)
+        vae = build_vae(editor.config.vae)
+    for network in (transformer, vae):
         network.to(editor.transformer.dtype).eval().requires_grad_(False)
-    plain.accelerated, plain.mask_cache = False, None
-    plain.resize, plain.transfer = resize, transfer
-    plain.forward_on = partial(PlainForward, plain.transformer)
-    return plain
+    model = Model(editor.config, transformer, vae, editor.card, None)
+    return StreamingEditor(model, mask_cache=None, accelerated=False)
 
 
 def describe(
@@ -158,13 +148,3 @@ def _work_of(
 def noise_frames(count: int, height: int, width: int) -> np.ndarray:
     """uint8 [count, height, width, 3] to feed to streams."""
     return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-
-
-@contextmanager
-def variant(editor: StreamingEditor, mask_cache: MaskCacheConfig | None) -> Iterator[None]:
-    """Streams opened meanwhile use `mask_cache`; weights and compiled code are shared."""
-    before, editor.mask_cache = editor.mask_cache, mask_cache
-    try:
-        yield
-    finally:
-        editor.mask_cache = before

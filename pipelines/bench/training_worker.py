@@ -21,6 +21,7 @@ from pipelines.bench.drawn import draw_dataset, draw_model
 from pipelines.bench.machine import hardware, yardstick
 from pipelines.config.load import from_plain
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.training.job import Job
 from pipelines.training.loop import Training
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
@@ -112,17 +113,16 @@ def _run(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began = time.monotonic()
-    setting = Setting(
-        config=replace(config, compute=replace(config.compute, zero_stage=case.zero)),
+    job = Job(
         stage=case.stage,
+        config=replace(config, compute=replace(config.compute, zero_stage=case.zero)),
         start=shared / "model",
         dataset=str(shared / "encoded"),
+        output=place / "model",
+        folder=place,
         models={"teacher": shared / "model"},
-        rank=rank,
-        world_size=case.workers,
-        device=device,
     )
-    training = Training(setting, run_folder)
+    training = Training(Setting(job, rank, case.workers, device), run_folder)
     started = time.monotonic() - began
     training.train(_keep_nothing)
     allocated = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.manifest import dataset_hash, read_dataset_info
 from modeling.config import MaskCacheConfig
 from pipelines.config.merge import ConfigError
@@ -42,14 +42,15 @@ def load_editor(model: str | Path, mask_cache: bool | None = None) -> StreamingE
     import torch
 
     from modeling.editor import StreamingEditor
+    from modeling.model_dir import read_config
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    editor = StreamingEditor.load(model, device=device)
-    if mask_cache is not None:
-        chosen = (editor.mask_cache or MaskCacheConfig()) if mask_cache else None
-        replace(editor.config.stream, mask_cache=chosen)  # raises if the two do not fit
-        editor.mask_cache = chosen
-    return editor
+    if mask_cache is None:
+        return StreamingEditor.load(model, device=device)
+    stream = read_config(Path(model)).stream
+    chosen = (stream.mask_cache or MaskCacheConfig()) if mask_cache else None
+    replace(stream, mask_cache=chosen)  # raises if the two do not fit
+    return StreamingEditor.load(model, device=device, mask_cache=chosen)
 
 
 def evaluate(
@@ -105,7 +106,9 @@ def edit_again(
 
 def _pairs(dataset: str) -> Iterator[dict[str, Any]]:
     """The pairs of a dataset, one a batch, in its order."""
-    yield from loader(dataset, batch_size=1, rank=0, world_size=1, seed=0, shuffle=False, epochs=1)
+    yield from loader(
+        dataset, Split(batch_size=1, rank=0, world_size=1, seed=0, shuffle=False, epochs=1)
+    )
 
 
 def edit_pair(

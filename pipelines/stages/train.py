@@ -23,6 +23,7 @@ def train(
     target = chain.output / "models" / stage
 
     def make(run: Run, key: str) -> dict[str, float]:
+        from pipelines.training.job import make_job
         from pipelines.training.trainer import train_stage  # Ray Train takes seconds to import
 
         chain.start_ray()
@@ -38,19 +39,11 @@ def train(
                 run.log_artifact(Path(file), place)
             chain.view.update(stage, report.step, report.steps, report.line())
 
-        extra = {"key": key, "same": same, "heldout": heldout} | {
-            name: str(path) for name, path in models.items()
-        }
-        outcome = train_stage(
-            stage,
-            config,
-            start=start,
-            dataset=dataset,
-            output=target,
-            extra=extra,
-            on_progress=on_progress,
-            say=chain.view.warn,
-        )
+        job = make_job(
+            stage, config, start=start, dataset=dataset, output=target, models=models,
+            heldout=heldout, key=key, same=same,
+        )  # fmt: skip
+        outcome = train_stage(job, on_progress=on_progress, say=chain.view.warn)
         run.log_artifact(target / "card.json")
         run.made(stage, target, outcome.steps)
         return dict(outcome.metrics)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from modeling.model_dir import Model, save_model
 from pipelines.training.methods.base import Setting, Stage
@@ -14,7 +13,6 @@ def export_model(
     setting: Setting,
     stage: Stage,
     model: Model,
-    job: dict[str, Any],
     metrics: dict[str, float],
     steps: int,
     output: Path,
@@ -31,12 +29,12 @@ def export_model(
         transformer = model.transformer.state_dict()
     if transformer is not None:  # the VAE stays float32: it is small, and latents depend on it
         transformer = {name: value.to(setting.dtype) for name, value in transformer.items()}
-    text = Path(setting.start) / "text"
+    text = setting.job.start / "text"
     save_model(
         output,
         config,
         transformer=transformer,
         vae=made.vae or model.vae,
         text=text if text.is_dir() else None,
-        card={**job["card"], **made.card, "steps": steps, "metrics": metrics},
+        card={**setting.job.card, **made.card, "steps": steps, "metrics": metrics},
     )

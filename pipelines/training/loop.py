@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from data.loader import loader
+from data.loader import Split, loader
 from infra.runtime.errors import UserError
-from pipelines.config.load import from_plain
 from pipelines.training import checkpoint
 from pipelines.training.calls import LEAVE, STOP, Calls
 from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.export import export_model
+from pipelines.training.job import Job
 from pipelines.training.kernels import prepare, stepping
 from pipelines.training.methods.base import Setting, load_start
 from pipelines.training.methods.table import build_stage
@@ -34,22 +34,23 @@ from pipelines.training.watch.watchdog import (
 )
 
 
-def train_loop(job: dict[str, Any]) -> dict[str, Any]:
-    """What every Ray Train worker runs; `job` is made by `trainer.train_stage`.
+def train_loop(told: dict[str, Job]) -> dict[str, Any]:
+    """What every Ray Train worker runs; `told` is {"job": the job}, since Ray hands over a dict.
 
     Returns {"metrics", "steps"}, {"stopped": steps} after the driver asked for it and the state was
     saved, or {"refused": message} where an earlier try found that going on
     is of no use: Ray restarts workers after any error, this is how a restart learns that it must
     not repeat one.
     """
-    folder = RunFolder(Path(job["folder"]))
+    job = told["job"]
+    folder = RunFolder(job.folder)
     if (message := folder.refusal()) is not None:
         return {"refused": message}
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
-    setting = make_setting(
+    setting = Setting(
         job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     )
 
@@ -76,11 +77,11 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
         return ray.train.get_preemption_info() is not None
 
     # A Ray of our own is on this machine alone, which tells nobody before it goes.
-    leaving = is_leaving if setting.config.compute.address else None
+    leaving = is_leaving if job.config.compute.address else None
     try:
         seconds = 60 * setting.config.compute.hang_minutes
         with Watchdog(folder, setting.rank, setting.world_size, seconds) as watchdog:
-            made = Training(setting, folder, watchdog.at).run(job, keep, leaving)
+            made = Training(setting, folder, watchdog.at).run(keep, leaving)
         # A report is only queued. Until Ray's controller has taken it, the end of this training
         # would lose a checkpoint that lies whole on the disk.
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
@@ -115,12 +116,14 @@ class Training:
         self.model = load_start(setting)
         self.stage = build_stage(setting, self.model)
         self.batches = loader(
-            setting.dataset,
-            batch_size=setting.section.batch_size,
-            rank=setting.data_rank,
-            world_size=setting.data_workers,
-            seed=setting.seed,
-            workers=setting.config.compute.loader_workers,
+            setting.job.dataset,
+            Split(
+                batch_size=setting.section.batch_size,
+                rank=setting.data_rank,
+                world_size=setting.data_workers,
+                seed=setting.seed,
+                workers=setting.config.compute.loader_workers,
+            ),
             cache=setting.config.compute.shard_cache,
         )
         self.done = 0  # steps
@@ -134,20 +137,19 @@ class Training:
 
     def run(
         self,
-        job: dict[str, Any],
         keep: Keep,
         leaving: Callable[[], bool] | None = None,
     ) -> dict[str, Any]:
         """Train to the end and export; `leaving` says whether a worker's machine is about to be
         taken away: a collective."""
-        validation = self._validation(job)
+        validation = self._validation()
         metrics = self.train(keep, validation, leaving)
         if metrics is None:
             return {"stopped": self.done}
         metrics = metrics | validation.last
-        output = Path(job["output"])
+        output = self.setting.job.output
         self.note(self.done, EXPORTS, 0)
-        export_model(self.setting, self.stage, self.model, job, metrics, self.done, output)
+        export_model(self.setting, self.stage, self.model, metrics, self.done, output)
         if self.setting.rank == 0 and (best := validation.take_best(output)) is not None:
             metrics |= best["metrics"]
         return {"metrics": metrics, "steps": self.done}
@@ -211,9 +213,9 @@ class Training:
         saver.wait()
         return meter.last
 
-    def _validation(self, job: dict[str, Any]) -> Validation:
+    def _validation(self) -> Validation:
         def export(target: Path) -> None:
-            export_model(self.setting, self.stage, self.model, job, {}, self.done, target)
+            export_model(self.setting, self.stage, self.model, {}, self.done, target)
 
         return Validation(self.setting, self.stage, self.model, self.folder, export)
 
@@ -230,17 +232,3 @@ class Training:
         changed = checkpoint.changed_settings(saved, self.setting)
         with_others = f", with other settings: {', '.join(changed)}" if changed else ""
         self.folder.say(f"goes on from its checkpoint at step {self.done}{with_others}")
-
-
-def make_setting(job: dict[str, Any], rank: int, world_size: int, device: torch.device) -> Setting:
-    return Setting(
-        config=from_plain(job["config"]),
-        stage=job["stage"],
-        start=Path(job["start"]),
-        dataset=job["dataset"],
-        models={name: Path(path) for name, path in job["models"].items()},
-        rank=rank,
-        world_size=world_size,
-        device=device,
-        heldout=job["heldout"],
-    )

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
 from infra.runtime.environment import environment, unless_set
 from infra.runtime.errors import UserError
-from modeling.detail.work_size import in_words
-from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_card
-from pipelines.config.load import section_plain, to_plain
-from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.exits import TryAgainError
-from pipelines.tracking.records import training_key
-from pipelines.tracking.tracker import code_commit, root_cause
+from pipelines.tracking.tracker import root_cause
 from pipelines.training.follower import Follower
+from pipelines.training.job import Job
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
-from pipelines.training.taught import taught
 
 POLL_SECONDS = 0.5
 SAVE_SECONDS = 120.0  # how long Ctrl-C and SIGTERM wait for the state to be saved
@@ -47,26 +41,17 @@ class StageOutcome:
 
 
 def train_stage(
-    stage: str,
-    config: PipelineConfig,
+    job: Job,
     *,
-    start: Path,
-    dataset: str,
-    output: Path,
-    extra: Mapping[str, Any],
     on_progress: Callable[[Progress], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StageOutcome:
-    """Train `stage` from the model directory `start` and write the model directory `output`.
+    """Train, and write the model directory `job.output`.
 
     A stage that was interrupted goes on from its last whole checkpoint when it is called with the
     same networks, data and losses; steps, learning rates, batches and workers may be others.
 
     Args:
-        dataset: URI of pairs (vae) or encoded pairs (all others).
-        extra: "teacher", the model directory of the scores (distill); "heldout", the pairs to
-            validate on, if the stage does; if the caller has them,
-            "key", the hash of everything that decides the result, and "same", the `training_key`.
         on_progress: called every `log_every` steps; None prints a line to stderr.
         say: called with a line that is worth telling; None prints it to stderr.
 
@@ -75,9 +60,8 @@ def train_stage(
             dataset, too few GPUs.
     """
     began = time.monotonic()
-    job = make_job(stage, config, start, dataset, output, extra)
-    folder = RunFolder(Path(job["folder"]))
-    with _ray(config.compute):
+    stage, folder = job.stage, RunFolder(job.folder)
+    with _ray(job.config.compute):
         folder.open()
         follow = Follower(stage, folder, on_progress, say)
         if not folder.checkpoints():
@@ -91,95 +75,36 @@ def train_stage(
                     f"{stage}: begins anew; of its {before} steps the model is there, the state is "
                     "not (compute.keep_finished=true keeps it for more steps)"
                 )
-        made = _fit(job, folder, config.compute, follow)
+        made = _fit(job, folder, follow)
     if "refused" in made:
         raise TrainingError(made["refused"])
-    if not config.compute.keep_finished:
+    if not job.config.compute.keep_finished:
         folder.remove()
-    return StageOutcome(Path(output), made["metrics"], made["steps"], time.monotonic() - began)
+    return StageOutcome(job.output, made["metrics"], made["steps"], time.monotonic() - began)
 
 
-def _finished(job: dict[str, Any]) -> int | None:
+def _finished(job: Job) -> int | None:
     """How many steps the same training had when it was finished, if it asks for more now."""
-    output = Path(job["output"])
-    if not (output / "card.json").is_file():
+    if not (job.output / "card.json").is_file():
         return None
-    card, wanted = read_card(output), job["config"][job["stage"]]["steps"]
-    same = card.get("same") == job["card"]["same"] and card["steps"] < wanted
+    card, wanted = read_card(job.output), getattr(job.config, job.stage).steps
+    same = card.get("same") == job.card["same"] and card["steps"] < wanted
     return int(card["steps"]) if same else None
 
 
-def make_job(
-    stage: str,
-    config: PipelineConfig,
-    start: Path,
-    dataset: str,
-    output: Path,
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
-    """What the workers are told: plain values, absolute paths (each works in a folder of its own).
-
-    `folder` is named by what a training must have in common with one that it goes on from: start,
-    data, teacher, losses and draws.
-    """
-    info = read_dataset_info(dataset)
-    parent, data = model_fingerprint(start), dataset_hash(info)
-    section = section_plain(getattr(config, stage))
-    card = {
-        "stage": stage,
-        "key": extra.get("key"),
-        "parent": {"path": str(start), "fingerprint": parent},
-        "dataset": {"uri": dataset, "hash": data},
-        "teacher": str(extra["teacher"]) if "teacher" in extra else None,
-        **taught(read_card(start), info),
-        "config": section,
-        "compute": section_plain(config.compute),
-        "seed": config.seed,
-        "trained_at": trained_at(read_card(start), stage, info),
-    }
-    same = extra.get("same") or training_key(
-        stage, section, seed=config.seed, start=parent, dataset=data, teacher=card["teacher"]
-    )
-    return {
-        "stage": stage,
-        "config": to_plain(config),
-        "start": str(Path(start).absolute()),
-        "dataset": _absolute(dataset),
-        "output": str(Path(output).absolute()),
-        "heldout": _absolute(extra["heldout"]) if extra.get("heldout") else None,
-        "models": {"teacher": str(Path(extra["teacher"]).absolute())} if "teacher" in extra else {},
-        "folder": str(Path(config.output).absolute() / "checkpoints" / f"{stage}-{same[:12]}"),
-        "card": {**card, "same": same, "commit": code_commit()},
-    }
-
-
-def trained_at(card: dict[str, Any], stage: str, info: DatasetInfo) -> list[str]:
-    """Sizes that a model's transformer has seen after this stage, WIDTHxHEIGHT, the newest last."""
-    before: list[str] = card.get("trained_at", [])
-    if stage == "vae":
-        return before
-    here = in_words((info.height, info.width))
-    return [*(size for size in before if size != here), here]
-
-
-def _absolute(dataset: str) -> str:
-    return dataset if "://" in dataset else str(Path(dataset).absolute())
-
-
-def _fit(
-    job: dict[str, Any], folder: RunFolder, compute: ComputeConfig, follow: Follower
-) -> dict[str, Any]:
+def _fit(job: Job, folder: RunFolder, follow: Follower) -> dict[str, Any]:
     """What the first worker's `train_loop` returned."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from pipelines.training.loop import train_loop
 
+    compute = job.config.compute
     workers, use_gpu = _workers(compute)
     resources = {"CPU": compute.cpus_per_worker} | ({"GPU": 1.0} if use_gpu else {})
     trainer = TorchTrainer(
         cast(Any, train_loop),  # Ray's annotation leaves out that a value may be returned
-        train_loop_config=job,
+        train_loop_config={"job": job},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.manifest import read_dataset_info
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model
@@ -96,11 +96,11 @@ class Validation:
 
     def edit(self, model: Path, done: int) -> dict[str, str]:
         """Edit the first clips with the model just written; the files that show it."""
-        assert self.setting.heldout is not None
+        assert self.setting.job.heldout is not None
         editor = StreamingEditor.load(model, device=self.setting.device)
         settings = replace(self.setting.config.evaluate, clips=self.section.sample_clips)
         clips: list[EditedClip] = []
-        report = evaluate(editor, self.setting.heldout, settings, on_clip=clips.append)
+        report = evaluate(editor, self.setting.job.heldout, settings, on_clip=clips.append)
         mean = report["mean"]
         self.last |= {f"validation_{name}": mean[name] for name in SHOWN if name in mean}
         place = self.place / f"step-{done:06d}"
@@ -150,16 +150,17 @@ class Validation:
 
     @cached_property
     def _total(self) -> int:
-        assert self.setting.heldout is not None
-        return min(self.section.validate_clips, read_dataset_info(self.setting.heldout).samples)
+        assert self.setting.job.heldout is not None
+        return min(self.section.validate_clips, read_dataset_info(self.setting.job.heldout).samples)
 
     def _read(self, total: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(place, batch of one) of this rank's clips, the last of them again where another rank has
         one more."""
-        assert self.setting.heldout is not None
+        assert self.setting.job.heldout is not None
         rank, workers = self.setting.data_rank, self.setting.data_workers
         pairs = loader(
-            self.setting.heldout, batch_size=1, rank=0, world_size=1, shuffle=False, epochs=1
+            self.setting.job.heldout,
+            Split(batch_size=1, rank=0, world_size=1, shuffle=False, epochs=1),
         )
         text = None
         if self.setting.stage != "vae":  # once for all clips, and gone after them: UMT5 is 11 GB

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from serve.wire.link import Address, Link, Listener
@@ -43,8 +44,9 @@ async def answer(backend: Backend, opening: Opening, link: Link) -> None:
         return work
 
     try:
-        async for event in backend.edit(opening, take):
-            await link.write(event)
+        async with aclosing(backend.edit(opening, take)) as events:
+            async for event in events:
+                await link.write(event)
     except SupersededError:
         await link.write(Superseded())
     except WireError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.shards import DatasetError, write_dataset
 from tests.data.conftest import small_encoded, small_pair
 
@@ -42,7 +42,7 @@ def take(iterable: Any, count: int) -> list[Any]:
 def test_pairs_are_decoded(tmp_path: Path) -> None:
     pairs = [small_pair(n) for n in range(3)]
     write_dataset(tmp_path / "set", pairs, made_by={}, samples_per_shard=2)
-    (batch,) = list(loader(tmp_path / "set", batch_size=3, shuffle=False, epochs=1))
+    (batch,) = list(loader(tmp_path / "set", Split(batch_size=3, shuffle=False, epochs=1)))
     for name in ("source", "target"):
         assert batch[name].shape == (3, 5, 32, 48, 3)
         assert batch[name].dtype == torch.uint8
@@ -53,7 +53,7 @@ def test_pairs_are_decoded(tmp_path: Path) -> None:
 
 
 def test_encoded_samples_are_float32(encoded: Path) -> None:
-    batch = next(iter(loader(encoded, batch_size=2, shuffle=False)))
+    batch = next(iter(loader(encoded, Split(batch_size=2, shuffle=False))))
     shapes = {name: tuple(batch[name].shape) for name in ("source", "target", "text", "mask")}
     assert shapes == {
         "source": (2, 2, 16, 4, 6),
@@ -67,23 +67,23 @@ def test_encoded_samples_are_float32(encoded: Path) -> None:
 
 
 def test_without_shuffle_the_order_is_that_of_the_dataset(encoded: Path) -> None:
-    batches = keys(loader(encoded, batch_size=4, shuffle=False, epochs=1))
+    batches = keys(loader(encoded, Split(batch_size=4, shuffle=False, epochs=1)))
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
 def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(encoded: Path) -> None:
-    order = flat(loader(encoded, batch_size=COUNT, epochs=3))
+    order = flat(loader(encoded, Split(batch_size=COUNT, epochs=3)))
     epochs = [order[i : i + COUNT] for i in range(0, 3 * COUNT, COUNT)]
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert order == flat(loader(encoded, batch_size=COUNT, epochs=3))
-    assert order != flat(loader(encoded, batch_size=COUNT, epochs=3, seed=1))
+    assert order == flat(loader(encoded, Split(batch_size=COUNT, epochs=3)))
+    assert order != flat(loader(encoded, Split(batch_size=COUNT, epochs=3, seed=1)))
 
 
 @pytest.mark.parametrize("world", [2, 3, 5, COUNT])
 def test_ranks_share_an_epoch_equally(encoded: Path, world: int) -> None:
     ranks = [
-        keys(loader(encoded, batch_size=2, rank=r, world_size=world, epochs=1))
+        keys(loader(encoded, Split(batch_size=2, rank=r, world_size=world, epochs=1)))
         for r in range(world)
     ]
     assert len({tuple(map(len, rank)) for rank in ranks}) == 1  # same batches of the same sizes
@@ -98,7 +98,11 @@ def test_the_left_over_sample_changes_with_the_epoch(encoded: Path) -> None:
         seen: set[int] = set()
         for rank in range(2):
             seen |= set(
-                flat(loader(encoded, batch_size=1, rank=rank, world_size=2, epochs=1, seed=seed))
+                flat(
+                    loader(
+                        encoded, Split(batch_size=1, rank=rank, world_size=2, epochs=1, seed=seed)
+                    )
+                )
             )
         left_over |= set(range(COUNT)) - seen
     assert len(left_over) > 2
@@ -107,14 +111,16 @@ def test_the_left_over_sample_changes_with_the_epoch(encoded: Path) -> None:
 def test_more_ranks_and_workers_than_shards(tmp_path: Path) -> None:
     write_dataset(tmp_path / "one", [small_encoded(n) for n in range(6)], made_by={})
     seen = [
-        flat(loader(tmp_path / "one", batch_size=1, rank=r, world_size=2, workers=2, epochs=1))
+        flat(
+            loader(tmp_path / "one", Split(batch_size=1, rank=r, world_size=2, workers=2, epochs=1))
+        )
         for r in range(2)
     ]
     assert sorted(seen[0] + seen[1]) == list(range(6))
 
 
 def test_endless_batches_are_always_full(encoded: Path) -> None:
-    batches = keys(take(loader(encoded, batch_size=4, world_size=2, rank=1), 20))
+    batches = keys(take(loader(encoded, Split(batch_size=4, world_size=2, rank=1)), 20))
     assert {len(batch) for batch in batches} == {4}
     assert len({key for batch in batches for key in batch}) == COUNT
 
@@ -122,13 +128,13 @@ def test_endless_batches_are_always_full(encoded: Path) -> None:
 @pytest.mark.parametrize(("done", "workers"), [(0, 0), (1, 0), (3, 0), (7, 0), (3, 2)])
 def test_resume_is_exact(encoded: Path, workers: int, done: int) -> None:
     options = {"batch_size": 2, "rank": 1, "world_size": 2, "seed": 5, "workers": workers}
-    whole = loader(encoded, **options)  # type: ignore[arg-type]
+    whole = loader(encoded, Split(**options))  # type: ignore[arg-type]
     iterator = iter(whole)
     for _ in range(done):
         next(iterator)
     state = pickle.loads(pickle.dumps(whole.state_dict()))
     rest = [next(iterator) for _ in range(6)]  # across the end of an epoch of five samples a rank
-    resumed = loader(encoded, state=state, **options)  # type: ignore[arg-type]
+    resumed = loader(encoded, Split(**options), state=state)  # type: ignore[arg-type]
     again = take(resumed, 6)
     assert keys(again) == keys(rest)
     for one, two in zip(rest, again, strict=True):
@@ -136,10 +142,10 @@ def test_resume_is_exact(encoded: Path, workers: int, done: int) -> None:
 
 
 def test_a_resumed_run_can_be_resumed(encoded: Path) -> None:
-    whole = keys(take(loader(encoded, batch_size=2), 15))
+    whole = keys(take(loader(encoded, Split(batch_size=2)), 15))
     done, state = [], None
     for _ in range(5):
-        part = loader(encoded, batch_size=2, state=state)
+        part = loader(encoded, Split(batch_size=2), state=state)
         done += keys(take(part, 3))
         state = part.state_dict()
     assert done == whole
@@ -148,7 +154,7 @@ def test_a_resumed_run_can_be_resumed(encoded: Path) -> None:
 def test_resume_reads_only_what_is_left(encoded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data.shard_reader import ShardFolder
 
-    first = loader(encoded, batch_size=1, shuffle=False, epochs=1)
+    first = loader(encoded, Split(batch_size=1, shuffle=False, epochs=1))
     iterator = iter(first)
     for _ in range(9):
         next(iterator)
@@ -161,18 +167,21 @@ def test_resume_reads_only_what_is_left(encoded: Path, monkeypatch: pytest.Monke
         return original(self, shard, row)
 
     monkeypatch.setattr(ShardFolder, "read", spy)
-    assert flat(loader(encoded, batch_size=1, shuffle=False, epochs=1, state=state)) == [9, 10]
+    assert flat(loader(encoded, Split(batch_size=1, shuffle=False, epochs=1), state=state)) == [
+        9,
+        10,
+    ]
     assert read == ["shard-00003.tar"] * 2
 
 
 def test_the_state_at_the_end_is_that_of_a_new_start(encoded: Path) -> None:
-    whole = loader(encoded, batch_size=3, epochs=1)
+    whole = loader(encoded, Split(batch_size=3, epochs=1))
     order = flat(whole)
-    assert flat(loader(encoded, batch_size=3, epochs=1, state=whole.state_dict())) == order
+    assert flat(loader(encoded, Split(batch_size=3, epochs=1), state=whole.state_dict())) == order
 
 
 def test_a_second_pass_starts_anew(encoded: Path) -> None:
-    batches = loader(encoded, batch_size=4, epochs=1)
+    batches = loader(encoded, Split(batch_size=4, epochs=1))
     assert flat(batches) == flat(batches)
 
 
@@ -189,16 +198,16 @@ def test_a_state_of_another_split_is_refused(
     encoded: Path, change: dict[str, Any], words: str
 ) -> None:
     options: dict[str, Any] = {"batch_size": 1, "world_size": 2}
-    state = loader(encoded, **options).state_dict()
+    state = loader(encoded, Split(**options)).state_dict()
     with pytest.raises(ValueError, match=words):
-        loader(encoded, state=state, **{**options, **change})
+        loader(encoded, Split(**{**options, **change}), state=state)
 
 
 def test_a_state_of_another_dataset_is_refused(encoded: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", [small_encoded(99)], made_by={})
-    state = loader(encoded, batch_size=1).state_dict()
+    state = loader(encoded, Split(batch_size=1)).state_dict()
     with pytest.raises(ValueError, match="saved with dataset"):
-        loader(tmp_path / "set", batch_size=1, state=state)
+        loader(tmp_path / "set", Split(batch_size=1), state=state)
 
 
 @pytest.mark.parametrize(
@@ -215,34 +224,34 @@ def test_impossible_splits_are_refused_at_once(
     encoded: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        loader(encoded, **{"batch_size": 1, **options})
+        loader(encoded, Split(**{"batch_size": 1, **options}))
 
 
 def test_errors_in_workers_keep_their_type_and_words(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", [small_encoded(n) for n in range(2)], made_by={})
     (tmp_path / "set" / "shard-00000.tar").unlink()
     with pytest.raises(DatasetError, match=r"shard-00000\.tar is missing"):
-        list(loader(tmp_path / "set", batch_size=1, workers=1, epochs=1))
+        list(loader(tmp_path / "set", Split(batch_size=1, workers=1, epochs=1)))
 
 
 def test_torch_generator_is_left_alone(encoded: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    take(loader(encoded, batch_size=2), 3)
+    take(loader(encoded, Split(batch_size=2)), 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_another_split_begins_at_the_same_share_of_the_epoch(encoded: Path) -> None:
-    was = loader(encoded, batch_size=1, rank=0, world_size=1)
+    was = loader(encoded, Split(batch_size=1, rank=0, world_size=1))
     state = was.state_dict()
-    assert loader(encoded, batch_size=2, rank=0, world_size=1).goes_on_from(state)
-    assert not loader(encoded, batch_size=1, rank=0, world_size=2).goes_on_from(state)
-    assert not loader(encoded, batch_size=1, workers=1).goes_on_from(state)
+    assert loader(encoded, Split(batch_size=2, rank=0, world_size=1)).goes_on_from(state)
+    assert not loader(encoded, Split(batch_size=1, rank=0, world_size=2)).goes_on_from(state)
+    assert not loader(encoded, Split(batch_size=1, workers=1)).goes_on_from(state)
     for rank in range(2):  # five samples an epoch each
-        whole = take(loader(encoded, batch_size=1, rank=rank, world_size=2), 15)
-        other = loader(encoded, batch_size=1, rank=rank, world_size=2)
+        whole = take(loader(encoded, Split(batch_size=1, rank=rank, world_size=2)), 15)
+        other = loader(encoded, Split(batch_size=1, rank=rank, world_size=2))
         other.skip(1.4)
         assert flat(take(other, 8)) == flat(whole[7:])
-        position = loader(encoded, batch_size=1, rank=rank, world_size=2)
+        position = loader(encoded, Split(batch_size=1, rank=rank, world_size=2))
         position.load_state_dict(other.state_dict())
         assert position.goes_on_from(other.state_dict())

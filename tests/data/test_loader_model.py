@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from data import loader as module
-from data.loader import loader
+from data.loader import Split, loader
 from data.manifest import DatasetInfo, Shard, dataset_hash, read_dataset_info
 from data.sample import EncodedPair
 from data.shards import write_dataset
@@ -75,7 +75,9 @@ def epochs_of(uri: str, count: int, monkeypatch: Any, worker: Any = None, **opti
     """What one worker of one rank reads in each of `count` epochs: a list of lists."""
     monkeypatch.setattr(module, "get_worker_info", lambda: worker)
     flat = [
-        n for batch in loader(uri, batch_size=1, epochs=count, **options) for n in numbers(batch)
+        n
+        for batch in loader(uri, Split(batch_size=1, epochs=count, **options))
+        for n in numbers(batch)
     ]
     each = len(flat) // count
     return [flat[i * each : (i + 1) * each] for i in range(count)]
@@ -182,14 +184,14 @@ class Reading(RuleBasedStateMachine):
             "seed": seed,
         }
         self.options |= more
-        undisturbed = iter(loader(self.uri, **self.options))
+        undisturbed = iter(loader(self.uri, Split(**self.options)))
         self.wanted: list[list[int]] = []
         for given_batch in undisturbed:
             self.wanted.append(numbers(given_batch))
             if len(self.wanted) == 60:
                 break
         self.saved: list[tuple[int, bytes]] = []
-        self.loader = loader(self.uri, **self.options)
+        self.loader = loader(self.uri, Split(**self.options))
         self.stream, self.at = iter(self.loader), 0
 
     @precondition(lambda self: self.at < len(self.wanted))
@@ -217,10 +219,10 @@ class Reading(RuleBasedStateMachine):
         state = pickle.loads(pickled)
         before = copy.deepcopy(state)
         if how == "made":
-            self.loader = loader(self.uri, state=state, **self.options)
+            self.loader = loader(self.uri, Split(**self.options), state=state)
         else:
             if how == "loaded":
-                self.loader = loader(self.uri, **self.options)
+                self.loader = loader(self.uri, Split(**self.options))
             self.loader.load_state_dict(state)
         assert str(state) == str(before)
         self.stream = iter(self.loader)
@@ -236,13 +238,13 @@ def test_any_pause_goes_on_where_it_was(root: Path) -> None:
 def test_a_dataset_of_equal_size_and_other_content_is_refused(root: Path, tmp_path: Path) -> None:
     other = [numbered(n, of=1) for n in range(7)]
     write_dataset(tmp_path / "other", other, made_by={}, samples_per_shard=2)
-    state = loader(dataset(root, 7, 2), batch_size=1).state_dict()
+    state = loader(dataset(root, 7, 2), Split(batch_size=1)).state_dict()
     a, b = read_dataset_info(dataset(root, 7, 2)), read_dataset_info(tmp_path / "other")
     assert [(s.name, s.count, s.bytes) for s in a.shards] == [
         (s.name, s.count, s.bytes) for s in b.shards
     ]
     with pytest.raises(ValueError, match=r"saved with dataset .*; resume with the same data"):
-        loader(tmp_path / "other", batch_size=1, state=state)
+        loader(tmp_path / "other", Split(batch_size=1), state=state)
 
 
 INFO = DatasetInfo(

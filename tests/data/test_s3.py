@@ -14,7 +14,7 @@ import pytest
 import s3fs
 import torch
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.shards import (
     DatasetError,
     check_dataset,
@@ -64,8 +64,8 @@ def test_bucket_and_folder_hold_the_same_dataset(uri: str, tmp_path: Path) -> No
     here, there = read_dataset_info(tmp_path / "set"), read_dataset_info(uri)
     assert dataset_hash(here) == dataset_hash(there)
     assert check_dataset(uri) == there
-    local = list(loader(tmp_path / "set", batch_size=2, epochs=2))
-    remote = list(loader(uri, batch_size=2, epochs=2))
+    local = list(loader(tmp_path / "set", Split(batch_size=2, epochs=2)))
+    remote = list(loader(uri, Split(batch_size=2, epochs=2)))
     assert keys(local) == keys(remote)
     assert all(torch.equal(a["source"], b["source"]) for a, b in zip(local, remote, strict=True))
 
@@ -75,22 +75,23 @@ def test_pairs_are_written_by_processes_and_read_by_workers(s3: S3Server) -> Non
     samples = [functools.partial(small_pair, n) for n in range(4)]
     write_dataset(place, samples, made_by={}, samples_per_shard=1, workers=2)
     ranks = [
-        loader(place, batch_size=1, rank=r, world_size=2, workers=2, epochs=1) for r in range(2)
+        loader(place, Split(batch_size=1, rank=r, world_size=2, workers=2, epochs=1))
+        for r in range(2)
     ]
     assert sorted(keys(ranks[0]) + keys(ranks[1])) == [0, 1, 2, 3]
 
 
 def test_resume_is_exact(uri: str) -> None:
-    whole = loader(uri, batch_size=2, seed=3)
+    whole = loader(uri, Split(batch_size=2, seed=3))
     iterator = iter(whole)
     for _ in range(3):
         next(iterator)
-    resumed = iter(loader(uri, batch_size=2, seed=3, state=whole.state_dict()))
+    resumed = iter(loader(uri, Split(batch_size=2, seed=3), state=whole.state_dict()))
     assert keys(next(resumed) for _ in range(5)) == keys(next(iterator) for _ in range(5))
 
 
 def test_an_iterator_outlives_its_loader(uri: str) -> None:
-    batches = iter(loader(uri, batch_size=1, shuffle=False, epochs=1))
+    batches = iter(loader(uri, Split(batch_size=1, shuffle=False, epochs=1)))
     gc.collect()
     assert keys(batches) == list(range(COUNT))
 
@@ -99,7 +100,7 @@ def test_who_stops_in_the_middle_leaves_nothing_on_the_disk(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    batches = iter(loader(uri, batch_size=1, epochs=1))
+    batches = iter(loader(uri, Split(batch_size=1, epochs=1)))
     next(batches)
     assert [path.name[:16] for path in tmp_path.iterdir()] == ["liveedit-shards-"]
     del batches
@@ -109,21 +110,21 @@ def test_who_stops_in_the_middle_leaves_nothing_on_the_disk(
 
 def test_a_cache_holds_each_shard_once(uri: str, s3: S3Server, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    first = keys(loader(uri, batch_size=1, epochs=1, cache=cache))
+    first = keys(loader(uri, Split(batch_size=1, epochs=1), cache=cache))
     info = read_dataset_info(uri)
     assert {p.name for p in cache.iterdir()} == {f"{s.sha256}.tar" for s in info.shards}
     s3fs.S3FileSystem().rm(uri.removeprefix("s3://") + "/shard-00000.tar")
-    assert keys(loader(uri, batch_size=1, epochs=1, cache=cache)) == first
+    assert keys(loader(uri, Split(batch_size=1, epochs=1), cache=cache)) == first
 
 
 def test_a_damaged_cache_is_refused_and_mended(uri: str, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    list(loader(uri, batch_size=1, epochs=1, cache=cache))
+    list(loader(uri, Split(batch_size=1, epochs=1), cache=cache))
     shard = cache / f"{read_dataset_info(uri).shards[1].sha256}.tar"
     shard.write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"shard-00001\.tar is not what was written"):
-        list(loader(uri, batch_size=1, epochs=1, cache=cache))
-    assert len(keys(loader(uri, batch_size=1, epochs=1, cache=cache))) == COUNT
+        list(loader(uri, Split(batch_size=1, epochs=1), cache=cache))
+    assert len(keys(loader(uri, Split(batch_size=1, epochs=1), cache=cache))) == COUNT
 
 
 def test_downloads_do_not_pile_up(
@@ -131,12 +132,12 @@ def test_downloads_do_not_pile_up(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     most = 0
-    batches = loader(uri, batch_size=1, epochs=3, shuffle=False)
+    batches = loader(uri, Split(batch_size=1, epochs=3, shuffle=False))
     for _ in batches:
         most = max(most, len(list(tmp_path.rglob("*.tar"))))
     assert 1 <= most <= 4
     # Left in the middle, with a worker that has shards open.
-    batches = loader(uri, batch_size=1, workers=1)
+    batches = loader(uri, Split(batch_size=1, workers=1))
     next(iter(batches))
     assert list(tmp_path.rglob("*.tar"))
     del batches
@@ -152,7 +153,7 @@ def test_changed_missing_and_cut_off(uri: str) -> None:
         check_dataset(uri)
     files.rm(f"{prefix}/shard-00002.tar")
     with pytest.raises(DatasetError, match=r"shard-00002\.tar: no such bucket or object"):
-        list(loader(uri, batch_size=1, epochs=1, shuffle=False))
+        list(loader(uri, Split(batch_size=1, epochs=1, shuffle=False)))
     files.rm(f"{prefix}/dataset.json")
     with pytest.raises(DatasetError, match=r"cut off while being written \(3 shards"):
         read_dataset_info(uri)
@@ -169,7 +170,7 @@ def refused(words: str, uri: str) -> None:
     for attempt in (
         lambda: read_dataset_info(uri),
         lambda: write_dataset(uri, [never], made_by={}),
-        lambda: loader(uri, batch_size=1),
+        lambda: loader(uri, Split(batch_size=1)),
     ):
         with pytest.raises(DatasetError, match=words) as raised:
             attempt()
@@ -215,21 +216,23 @@ def test_a_server_that_dies_is_named_and_forgiven_when_it_is_back(
     try:
         point_at(server.endpoint, monkeypatch)
         place = write(f"s3://{server.bucket}/set")
-        batches = loader(place, batch_size=2, shuffle=False)
+        batches = loader(place, Split(batch_size=2, shuffle=False))
         next(iter(batches))
         state = batches.state_dict()
     finally:
         server.process.kill()
         server.process.wait(10)
     with pytest.raises(DatasetError, match="does not answer"):
-        next(iter(loader(place, batch_size=2, shuffle=False)))
+        next(iter(loader(place, Split(batch_size=2, shuffle=False))))
     s3fs.S3FileSystem.clear_instance_cache()
     (tmp_path / "two").mkdir()
     back = start_s3(tmp_path / "two" / "root")
     try:
         point_at(back.endpoint, monkeypatch)
         write(f"s3://{back.bucket}/set")
-        assert keys([next(iter(loader(place, batch_size=2, shuffle=False, state=state)))]) == [2, 3]
+        assert keys(
+            [next(iter(loader(place, Split(batch_size=2, shuffle=False), state=state)))]
+        ) == [2, 3]
     finally:
         back.process.terminate()
         back.process.wait(10)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.sample import EncodedPair, Pair, from_files, to_files
 from data.shard_reader import ShardFolder, index_shard
 from data.shards import (
@@ -113,7 +113,7 @@ def test_a_cut_off_dataset_says_so_and_can_be_written_again(tmp_path: Path, work
     with pytest.raises(DatasetError, match=r"cut off while being written \(5 shards"):
         read_dataset_info(uri)
     with pytest.raises(DatasetError, match="cut off"):
-        loader(uri, batch_size=1)
+        loader(uri, Split(batch_size=1))
     write_small(uri)
     assert check_dataset(uri).samples == 7
     assert len(list(uri.glob("*.tar"))) == 3  # the longer leftover is gone
@@ -178,7 +178,7 @@ def test_a_damaged_shard_is_named_where_it_is_read(
     with pytest.raises(DatasetError, match=words) as raised:
         check_dataset(uri)
     assert "shard-00001.tar" in str(raised.value)
-    batches = iter(loader(uri, batch_size=3, shuffle=False, epochs=1))
+    batches = iter(loader(uri, Split(batch_size=3, shuffle=False, epochs=1)))
     assert next(batches)["key"] == ["00000000", "00000001", "00000002"]
     with pytest.raises(DatasetError, match=words) as raised:
         next(batches)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -30,6 +29,7 @@ from pipelines.stages.choice import Choice
 from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
 from pipelines.tracking.records import fingerprint_of
+from pipelines.training.job import Job
 from pipelines.training.trainer import StageOutcome
 from tests.pipelines.sizes import HEIGHT, WIDTH
 
@@ -53,27 +53,23 @@ evaluate: {{clips: 2, min_gain_db: -100, min_background_db: -100}}
 class Training:
     """Stands for `train_stage`, and remembers what it was told."""
 
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    told: dict[str, Job] = field(default_factory=dict)
     deaf: str = ""  # a stage that makes the same model whatever it is told
 
     def __call__(
         self,
-        stage: str,
-        config: PipelineConfig,
+        job: Job,
         *,
-        start: Path,
-        dataset: str,
-        output: Path,
-        extra: dict[str, Any],
         on_progress: object = None,
         say: object = None,
     ) -> StageOutcome:
-        self.told[stage] = {"start": start, "dataset": dataset, **extra}
+        stage, start, output, teacher = job.stage, job.start, job.output, job.models.get("teacher")
+        self.told[stage] = job
         decides = {
-            "key": extra["key"],
+            "key": job.card["key"],
             "start": model_fingerprint(start),
-            "dataset": dataset_hash(read_dataset_info(dataset)),
-            "teacher": fingerprint_of(extra["teacher"]) if "teacher" in extra else None,
+            "dataset": dataset_hash(read_dataset_info(job.dataset)),
+            "teacher": fingerprint_of(teacher) if teacher else None,
         }
         seed = stage if stage == self.deaf else stage + json.dumps(decides, sort_keys=True)
         shutil.rmtree(output, ignore_errors=True)

@@ -130,7 +130,7 @@ def test_held_out_pairs_decide_a_training_only_if_they_choose_its_model(first: P
     best = (*watching, "causal.keep_best=validation_loss")
     assert "causal" in running(plan(first, *best))
     assert go(first, *best)[1] == ["causal", "distill", "evaluate", "register"]
-    assert first.training.told["causal"]["heldout"] == str(first.out / "data" / "heldout")
+    assert first.training.told["causal"].heldout == str(first.out / "data" / "heldout")
     assert running(plan(first, *best)) == set()
     assert "causal" in running(plan(first, "data.heldout_pairs=3", *best))
     assert "causal" in running(plan(first, *best, "causal.validate_clips=1"))

@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from data.ingest import ingest
-from data.loader import loader
+from data.loader import Split, loader
 from data.manifest import dataset_hash, read_dataset_info
 from infra.runtime.ray import ClusterError
 from pipelines.config.stages import ComputeConfig
@@ -134,7 +134,8 @@ def test_its_tasks_survive_a_crash_and_encode_the_same(
         encode(there, tasks=2, on_sample=lambda done, total: seen.append(done))
     assert seen == [1, 2]
     batches = zip(
-        *(loader(uri, batch_size=2, shuffle=False, epochs=1) for uri in (here, there)), strict=True
+        *(loader(uri, Split(batch_size=2, shuffle=False, epochs=1)) for uri in (here, there)),
+        strict=True,
     )
     for a, b in batches:
         assert a["instruction"] == b["instruction"]

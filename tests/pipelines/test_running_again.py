@@ -121,17 +121,18 @@ def test_each_learns_from_the_one_before_and_distillation_from_two(first: Place)
     first.run("vae.steps=2")
     models, told = first.out / "models", first.training.told
     before = {"vae": "start", "foundation": "vae", "causal": "foundation", "distill": "causal"}
-    assert {stage: job["start"] for stage, job in told.items()} == {
+    assert {stage: job.start for stage, job in told.items()} == {
         stage: models / start for stage, start in before.items()
     }
-    sets = {stage: job["dataset"] for stage, job in told.items()}
+    sets = {stage: job.dataset for stage, job in told.items()}
     assert sets == {
         "vae": str(first.out / "data" / "train"),
         **dict.fromkeys(("foundation", "causal", "distill"), str(first.out / "data" / "encoded")),
     }
-    teachers = {stage: job.get("teacher") for stage, job in told.items() if "teacher" in job}
-    assert teachers == {"distill": str(models / "foundation")}
-    assert {job["key"] for job in told.values()} == {
+    assert {stage: job.models for stage, job in told.items() if job.models} == {
+        "distill": {"teacher": models / "foundation"}
+    }
+    assert {job.card["key"] for job in told.values()} == {
         record.key for stage in before if (record := Records(first.out).read(stage))
     }
 
@@ -163,8 +164,8 @@ def test_a_stage_without_steps_hands_on_what_it_was_given(
     told = first.training.told.get("distill")
     assert (told is None) == (start is None)
     if told is not None and start is not None and teacher is not None:
-        assert told["start"] == models / start
-        assert told["teacher"] == str(models / teacher)
+        assert told.start == models / start
+        assert told.models["teacher"] == models / teacher
 
 
 def test_without_training_nothing_is_encoded_and_the_start_is_judged(first: Place) -> None:
@@ -214,7 +215,7 @@ def test_given_pairs_are_used_as_they_are_and_known_by_their_content(
     train, heldout = dataset(tmp_path / "train", 50), dataset(tmp_path / "heldout", 10)
     given = [f"data.train={train}", f"data.heldout={heldout}"]
     assert set(first.run(*given)[1]) == after("vae")
-    assert first.training.told["vae"]["dataset"] == train
+    assert first.training.told["vae"].dataset == train
     report = json.loads((first.out / "evaluation.json").read_text())
     assert report["dataset"] == heldout
     assert report["dataset_hash"] == fingerprint_of(heldout)
@@ -252,12 +253,12 @@ def test_a_given_start_is_known_by_its_content(first: Place, tmp_path: Path) -> 
     weights[min(weights)] += 1
     save_file(weights, given / "vae.safetensors")
     assert set(first.run(f"model.start={given}")[1]) == after("vae")
-    assert first.training.told["vae"]["start"] == given
+    assert first.training.told["vae"].start == given
     # With another stream the networks are kept and the directory is made anew.
     changed = [f"model.start={given}", "model.stream.window_latents=9"]
     assert set(first.run(*changed)[1]) == after("start")
     start = first.out / "models" / "start"
-    assert first.training.told["vae"]["start"] == start
+    assert first.training.told["vae"].start == start
     assert read_config(start).stream.window_latents == 9
     weights[min(weights)] += 1
     save_file(weights, given / "vae.safetensors")

@@ -62,12 +62,12 @@ def test_sessions_are_admitted_by_what_a_chunk_costs() -> None:
 
 def test_the_first_session_is_always_admitted_and_the_count_is_bounded() -> None:
     capacity = Capacity(chunk_frames=12, max_sessions=2)
-    capacity.observe((128, 192), 5.0)
+    capacity.observe(Sizes((128, 192), (128, 192), "off"), 5.0)
     capacity.admit(opening("slow machine"))
     with pytest.raises(WireError):
         capacity.admit(opening("second"))
     counted = Capacity(chunk_frames=12, max_sessions=2, measured=False)
-    counted.observe((128, 192), 5.0)
+    counted.observe(Sizes((128, 192), (128, 192), "off"), 5.0)
     counted.admit(opening("a"))
     counted.admit(opening("b"))
     with pytest.raises(WireError):

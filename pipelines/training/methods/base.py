@@ -5,10 +5,8 @@ B batch, F latents, C channels, h x w latent size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +21,7 @@ from modeling.model_dir import Model, load_model
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.tracking.records import CHOOSING, WATCHING
 from pipelines.training.average import Ema
+from pipelines.training.job import Job
 from pipelines.training.zero import Engine
 
 _HELD_OUT = 20  # seed
@@ -30,17 +29,20 @@ _HELD_OUT = 20  # seed
 
 @dataclass(frozen=True)
 class Setting:
-    """One worker's place in a stage's training."""
+    """One worker's place in a training job."""
 
-    config: PipelineConfig
-    stage: str
-    start: Path  # model directory
-    dataset: str
-    models: Mapping[str, Path]  # further model directories by name, e.g. the teacher
+    job: Job
     rank: int
     world_size: int
     device: torch.device
-    heldout: str | None = None  # dataset of pairs to validate on
+
+    @property
+    def stage(self) -> str:
+        return self.job.stage
+
+    @property
+    def config(self) -> PipelineConfig:
+        return self.job.config
 
     @property
     def section(self) -> Any:
@@ -192,8 +194,8 @@ def load_start(setting: Setting) -> Model:
     sharded the transformer stays in the host's memory, in its file's precision, which workers of a
     machine share."""
     if not setting.is_sharded:
-        return load_model(setting.start, device=setting.device, dtype=torch.float32)
-    model = load_model(setting.start)
+        return load_model(setting.job.start, device=setting.device, dtype=torch.float32)
+    model = load_model(setting.job.start)
     if model.vae is not None:
         model.vae.to(device=setting.device, dtype=torch.float32)
     return model

@@ -242,10 +242,10 @@ def _empty_copy(setting: Setting, model: Model) -> Transformer:
 def _teacher(setting: Setting, student: TransformerConfig) -> tuple[Transformer, TransformerConfig]:
     """The foundation model, or whoever else is named, frozen, and its sizes: on the worker's
     device, or in the host's memory where weights are sharded from there."""
-    path = setting.models.get("teacher")
+    path = setting.job.models.get("teacher")
     if path is None:
         raise ModelError(
-            "distill needs the foundation model as its teacher; give extra={'teacher': path}"
+            "distill needs the foundation model as its teacher; give models={'teacher': path}"
         )
     device = "cpu" if setting.is_sharded else setting.device
     model = load_model(path, device=device, dtype=setting.dtype)

@@ -39,7 +39,7 @@ class FoundationTraining:
         section, compute = setting.section, setting.config.compute
         prepare_network(model.transformer, setting)
         gather_by_block(model.transformer, compute)
-        self.rank, self.device, self.start = setting.rank, setting.device, setting.start
+        self.rank, self.device, self.start = setting.rank, setting.device, setting.job.start
         self.section = section
         self.config, self.stream = model.config.transformer, model.config.stream
         self.schedule = FlowSchedule(section.shift, setting.device)

@@ -39,7 +39,7 @@ def build_stage(setting: Setting, model: Model) -> Stage:
     method = METHODS[setting.section.method or setting.stage]
     if method.transformer and model.transformer is None:
         raise TrainingError(
-            f"stage {setting.stage} starts from {setting.start}, which holds no transformer; "
+            f"stage {setting.stage} starts from {setting.job.start}, which holds no transformer; "
             "give a model directory with transformer.safetensors"
         )
     return method.make(setting, model)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from data.loader import loader
+from data.loader import Split, loader
 from infra.runtime.errors import UserError
 from modeling.config import VaeConfig
 from modeling.diffusion.losses import reconstruction_loss, scale_penalty
@@ -55,7 +55,7 @@ class VaeTraining:
 
     def __init__(self, setting: Setting, model: Model) -> None:
         if not isinstance(model.vae, StreamingVae):
-            raise ModelError(f"{setting.start} holds no VAE to train")
+            raise ModelError(f"{setting.job.start} holds no VAE to train")
         section = setting.section
         self.setting, self.section = setting, section
         self.config = model.config.vae
@@ -139,12 +139,14 @@ class VaeTraining:
     def _statistics_clips(self) -> Iterator[Tensor]:
         """uint8 [1, f, H, W, 3], source and target of each of this worker's first pairs."""
         batches = loader(
-            self.setting.dataset,
-            batch_size=1,
-            rank=self.setting.data_rank,
-            world_size=self.setting.data_workers,
-            shuffle=False,
-            epochs=1,
+            self.setting.job.dataset,
+            Split(
+                batch_size=1,
+                rank=self.setting.data_rank,
+                world_size=self.setting.data_workers,
+                shuffle=False,
+                epochs=1,
+            ),
         )
         for batch in islice(batches, self.section.statistics_clips):
             yield from (torch.as_tensor(batch[name]) for name in ("source", "target"))

@@ -20,7 +20,7 @@ from modeling.presets import PRESETS
 from pipelines.bench.check import compare, ratios, read_report
 from pipelines.bench.clock import ChunkTimer, ChunkTimes
 from pipelines.bench.stream import StreamBench, in_real_time
-from pipelines.bench.subject import BenchOptions, build_editor, noise_frames, variant
+from pipelines.bench.subject import BenchOptions, build_editor, noise_frames
 from pipelines.commands.bench import bench_app
 
 SMALL = ["stream", "demo", "--device", "cpu", "--size", "48x32", "--chunks", "2"]
@@ -139,8 +139,7 @@ def test_watching_a_stream_changes_nothing() -> None:
 
 def test_variants_share_an_editor() -> None:
     editor = build_editor(OPTIONS)
-    with variant(editor, None):
-        dense = editor.open("a", height=32, width=48)
+    dense = editor.open("a", height=32, width=48, mask_cache=None)
     source = noise_frames(9 + 12, 32, 48)
     assert [chunk.recomputed for chunk in dense.push(source)] == [1.0, 1.0]
     cached = editor.open("a", height=32, width=48)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.manifest import read_dataset_info
 from data.sample import Pair
 from data.shards import write_dataset
@@ -85,7 +85,7 @@ def test_data_make_draws_what_is_asked_for(liveedit: Liveedit, tmp_path: Path) -
         "data", "make", "set", "--pairs", "2", "--seed", "3", "--split", "heldout", *size
     )
     assert made.returncode == 0, made.stderr
-    (batch,) = list(loader(tmp_path / "set", batch_size=2, shuffle=False, epochs=1))
+    (batch,) = list(loader(tmp_path / "set", Split(batch_size=2, shuffle=False, epochs=1)))
     for n in range(2):
         pair = make_pair(3_000_000 + n, height=32, width=48, frames=5, fps=8, split="heldout")
         assert batch["instruction"][n] == pair.instruction
@@ -108,7 +108,7 @@ def test_ingest_keeps_before_and_after_apart(liveedit: Liveedit, tmp_path: Path)
     info = read_dataset_info(tmp_path / "set")
     assert [shard.count for shard in info.shards] == [1, 1]
     assert (info.made_by["ingest"], info.made_by["left_out"]) == ("pairs.json", 1)
-    for batch in loader(tmp_path / "set", batch_size=1, shuffle=False, epochs=1):
+    for batch in loader(tmp_path / "set", Split(batch_size=1, shuffle=False, epochs=1)):
         assert batch["instruction"] == ["go green"]
         assert_same(batch["source"][0].numpy(), source[:9])
         assert_same(batch["target"][0].numpy(), expected_edit(source, "green")[:9])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.store import DatasetError
 from data.synthetic import VERSION, make_pair
 from pipelines.stages.data import PairRecipe, make_synthetic
@@ -29,7 +29,7 @@ def test_pairs_are_those_of_the_seeds_of_this_dataset(
     assert info.made_by == {
         "generator": "synthetic", "version": VERSION, "seed": seed, "split": split, **RECIPE,
     }  # fmt: skip
-    (batch,) = list(loader(uri, batch_size=3, shuffle=False, epochs=1))
+    (batch,) = list(loader(uri, Split(batch_size=3, shuffle=False, epochs=1)))
     for n in range(3):
         pair = make_pair(seed * 1_000_000 + n, split=split, **RECIPE)
         assert batch["instruction"][n] == pair.instruction

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.manifest import dataset_hash, read_dataset_info
 from data.sample import EncodedPair
 from data.shard_reader import ShardFolder
@@ -29,8 +29,8 @@ def test_encoded_pairs_are_the_vae_s_latents(
     assert (info.kind, info.samples, info.frames) == ("encoded", 2, 21)
     assert {"pairs_hash", "model_hash", "text_hash"} <= info.made_by.keys()
     editor = load_editor(tiny_model)
-    raw = next(iter(loader(heldout, batch_size=1, shuffle=False, epochs=1)))
-    batch = next(iter(loader(encoded, batch_size=1, shuffle=False, epochs=1)))
+    raw = next(iter(loader(heldout, Split(batch_size=1, shuffle=False, epochs=1))))
+    batch = next(iter(loader(encoded, Split(batch_size=1, shuffle=False, epochs=1))))
     assert batch["instruction"] == raw["instruction"]
     pixels = raw["target"].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_every_pair_is_encoded_for_itself_and_in_its_place(
         "taught": summary(Counter(pair.instruction for pair in pairs)),
     }
     assert read_dataset_info(encoded).made_by == info.made_by
-    stored = list(loader(raw, batch_size=1, shuffle=False, epochs=1))
+    stored = list(loader(raw, Split(batch_size=1, shuffle=False, epochs=1)))
     folder = ShardFolder(open_store(encoded), tmp_path, keep_all=True)
     for n, pair in enumerate(pairs):
         _, sample = folder.read(info.shards[n], 0)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from data.sample import EncodedPair
 from data.shards import write_dataset
-from pipelines.config.load import to_plain
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.training.loop import Training, make_setting
+from pipelines.training.job import Job
+from pipelines.training.loop import Training
 from pipelines.training.methods.base import Draw, Exported, Setting
 from pipelines.training.run_folder import Progress, RunFolder
 from pipelines.training.saver import Write
@@ -69,21 +69,21 @@ class Bench:
             setattr(getattr(self.config, self.stage), name, value)
         return self
 
-    def job(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "config": to_plain(self.config),
-            "start": str(self.start),
-            "dataset": self.dataset,
-            "output": str(self.folder / "model"),
-            "models": {"teacher": str(self.start)},
-            "heldout": self.heldout,
-            "folder": str(self.folder),
-            "card": {"stage": self.stage},
-        }
+    def job(self) -> Job:
+        return Job(
+            stage=self.stage,
+            config=self.config,
+            start=self.start,
+            dataset=self.dataset,
+            output=self.folder / "model",
+            folder=self.folder,
+            models={"teacher": self.start},
+            heldout=self.heldout,
+            card={"stage": self.stage},
+        )
 
     def setting(self, rank: int = 0, world_size: int = 1) -> Setting:
-        return make_setting(self.job(), rank, world_size, torch.device("cpu"))
+        return Setting(self.job(), rank, world_size, torch.device("cpu"))
 
     def training(self, saved: Path | None = None, rank: int = 0, world_size: int = 1) -> Training:
         folder = RunFolder(self.folder)
@@ -93,7 +93,7 @@ class Bench:
         return Training(self.setting(rank, world_size), folder)
 
     def run(self, saved: Path | None = None) -> dict[str, Any]:
-        return self.training(saved).run(self.job(), self.keep)
+        return self.training(saved).run(self.keep)
 
     def keep(self, write: Write, step: int) -> None:
         self.saved.append((step, self.folder / f"saved-{step}"))

@@ -19,6 +19,7 @@ from modeling.model_dir import Model
 from modeling.presets import PRESETS
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig, TrainedStage
+from pipelines.training.job import Job
 from pipelines.training.methods import distill, foundation, vae
 from pipelines.training.methods.base import Setting
 
@@ -150,7 +151,8 @@ def setting(stage: str, rank: int = 0, world_size: int = 1, **section: Any) -> S
         setattr(getattr(config, stage), name, value)
     here = Path("nowhere")
     models = {"teacher": here}
-    return Setting(config, stage, here, "", models, rank, world_size, torch.device("cpu"))
+    job = Job(stage, config, here, "", here, here, models)
+    return Setting(job, rank, world_size, torch.device("cpu"))
 
 
 def batch(seed: int = 0, clips: int = CLIPS, frames: int = FRAMES) -> dict[str, Any]:

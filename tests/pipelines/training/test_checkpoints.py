@@ -19,11 +19,11 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import CheckpointError
-from pipelines.training.loop import Training, make_setting
+from pipelines.training.job import make_job
+from pipelines.training.loop import Training
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Write
-from pipelines.training.trainer import make_job
 from pipelines.training.zero import full_weights, import_deepspeed
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.test_engines import on_ranks
@@ -60,24 +60,23 @@ class Place:
     def __init__(self, folder: Path, model: Path, encoded: str) -> None:
         self.folder, self.model, self.encoded = folder, model, encoded
 
-    def setting(self, rank: int, change: Change | None = None) -> tuple[Setting, dict[str, object]]:
+    def setting(self, rank: int, change: Change | None = None) -> Setting:
         world = distributed.get_world_size()
         config = config_in(self.folder, world)
         if change is not None:
             change(config)
         job = make_job(
-            *("distill", config, self.model, self.encoded, self.folder / "model"),
-            {"teacher": self.model},
-        )
-        return make_setting(job, rank, world, torch.device("cpu")), job
+            "distill", config, start=self.model, dataset=self.encoded,
+            output=self.folder / "model", models={"teacher": self.model},
+        )  # fmt: skip
+        return Setting(job, rank, world, torch.device("cpu"))
 
     def training(self, rank: int, change: Change | None = None) -> Training:
-        return Training(self.setting(rank, change)[0], RunFolder(self.folder))
+        return Training(self.setting(rank, change), RunFolder(self.folder))
 
     def run(self, rank: int, folder: Path, change: Change | None = None) -> None:
         """Train to the end, keeping every checkpoint as Ray does."""
-        setting, job = self.setting(rank, change)
-        Training(setting, RunFolder(self.folder)).run(job, self.keep)
+        self.training(rank, change).run(self.keep)
 
     def keep(self, write: Write, step: int) -> None:
         write(self.folder / f"checkpoint_{step:06}")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.loader import Loader, loader
+from data.loader import Loader, Split, loader
 from modeling.model_dir import read_card
 from pipelines.training.engines import learning_rate_at
 from pipelines.training.run_folder import RunFolder, TrainingError
@@ -35,7 +35,7 @@ def test_steps_accumulation_batches_and_learning_rates(
     made = run.run()
     assert made["steps"] == 5
     assert stage.asked == [(step, micro) for step in range(5) for micro in range(2)]
-    batches = iter(loader(run.dataset, batch_size=1, seed=3))
+    batches = iter(loader(run.dataset, Split(batch_size=1, seed=3)))
     assert stage.keys == [next(batches)["key"][0] for _ in range(10)]
     section = run.config.foundation
     wanted = [learning_rate_at(step, section, 0.1) for step in range(5) for _ in range(2)]
@@ -49,8 +49,8 @@ def test_every_worker_reads_its_own_part(
 ) -> None:
     stage = scripted(lambda step, micro: {"loss": 1.0})
     run = bench().set(steps=4, batch_size=2)
-    run.training(rank=rank, world_size=2).run(run.job(), run.keep)
-    batches = iter(loader(run.dataset, batch_size=2, rank=rank, world_size=2))
+    run.training(rank=rank, world_size=2).run(run.keep)
+    batches = iter(loader(run.dataset, Split(batch_size=2, rank=rank, world_size=2)))
     assert stage.keys == [key for _ in range(4) for key in next(batches)["key"]]
 
 

@@ -55,7 +55,7 @@ def test_a_resumed_training_equals_an_unbroken_one(bench: Callable[..., Bench], 
 
         Thread(target=behind).start()
 
-    training.run(whole.job(), keep)
+    training.run(keep)
     assert [step for step, _ in whole.saved] == [2, 4]
     assert whole.said == []
     for done, saved in whole.saved:
@@ -135,7 +135,7 @@ def test_a_disk_that_fails_behind_the_steps_is_named_at_the_next_and_leaves_no_p
 
     scripted(script)
     with pytest.raises(ValueError, match=r"stage foundation .* at step 3 .*Not a directory"):
-        run.training().run(run.job(), keep)
+        run.training().run(keep)
     assert failed.is_set()
     assert not any(run.folder.glob(".part*"))
     assert not (run.folder / "model").exists()
@@ -162,7 +162,7 @@ def test_the_next_save_waits_for_the_one_before_and_says_so(
 
         Thread(target=behind).start()
 
-    training.run(run.job(), keep)
+    training.run(keep)
     assert order[:3] == ["takes 2", "wrote 2", "takes 4"]
     assert (run.folder / "saved-4" / "manifest-0.json").is_file()  # before the training ended
     (said,) = run.said

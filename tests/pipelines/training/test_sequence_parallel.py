@@ -19,6 +19,7 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.training.engines import make_engine
+from pipelines.training.job import Job
 from pipelines.training.methods import distill, foundation
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.table import build_stage
@@ -83,7 +84,8 @@ def setting(
     config.distill.generator_every = 1
     config.foundation.lora_rank = adapters
     here = Path("nowhere")
-    return Setting(config, stage, here, "", {}, rank, world, torch.device("cpu"))
+    job = Job(stage, config, here, "", here, here)
+    return Setting(job, rank, world, torch.device("cpu"))
 
 
 def train(here: Setting, config: ModelConfig = CONFIG) -> tuple[Any, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +15,13 @@ import ray
 from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
 from data.shards import write_dataset
 from modeling.fingerprint import model_fingerprint
-from pipelines.config.load import from_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.training import trainer as module
 from pipelines.training.follower import Follower
+from pipelines.training.job import Job, make_job, trained_at
 from pipelines.training.run_folder import RunFolder, TrainingError
-from pipelines.training.trainer import (
-    _finished,
-    _workers,
-    make_job,
-    train_stage,
-    trained_at,
-)
+from pipelines.training.trainer import _finished, _workers, train_stage
 from tests.data.conftest import small_encoded
 
 
@@ -39,7 +34,7 @@ def given(tmp_path: Path, tiny_model: Path, heldout: str) -> dict[str, Any]:
         "start": tiny_model,
         "dataset": heldout,
         "output": tmp_path / "out" / "models" / "distill",
-        "extra": {"teacher": tiny_model},
+        "models": {"teacher": tiny_model},
     }
 
 
@@ -49,17 +44,20 @@ def test_a_job_is_plain_values_and_absolute_paths(
     monkeypatch.chdir(tiny_model.parent)
     given |= {
         "start": Path(tiny_model.name),
-        "extra": {"teacher": tiny_model.name, "key": "k" * 64, "same": "s" * 64},
+        "models": {"teacher": Path(tiny_model.name)},
+        "key": "k" * 64,
+        "same": "s" * 64,
     }
     given["config"].output = "out"
     given["output"] = Path("out/model")
     job = make_job(**given)
-    assert from_plain(job["config"]) == given["config"]
-    assert job["start"] == job["models"]["teacher"] == str(tiny_model)
-    assert job["output"] == str(tiny_model.parent / "out" / "model")
-    assert job["folder"] == str(tiny_model.parent / "out" / "checkpoints" / f"distill-{'s' * 12}")
-    assert (job["stage"], job["dataset"]) == ("distill", heldout)
-    card = job["card"]
+    assert pickle.loads(pickle.dumps(job)) == job  # as it comes to a worker
+    assert job.config == given["config"]
+    assert job.start == job.models["teacher"] == tiny_model
+    assert job.output == tiny_model.parent / "out" / "model"
+    assert job.folder == tiny_model.parent / "out" / "checkpoints" / f"distill-{'s' * 12}"
+    assert (job.stage, job.dataset) == ("distill", heldout)
+    card = job.card
     assert (card["stage"], card["key"]) == ("distill", "k" * 64)
     assert card["parent"]["fingerprint"] == model_fingerprint(tiny_model)
     assert card["dataset"]["hash"] == dataset_hash(read_dataset_info(heldout))
@@ -69,19 +67,18 @@ def test_a_job_is_plain_values_and_absolute_paths(
     assert card["commit"]
     info = read_dataset_info(heldout)
     assert card["trained_at"] == [f"{info.width}x{info.height}"]
-    info = read_dataset_info(heldout)
-    monkeypatch.setattr(module, "read_dataset_info", lambda uri: info)
-    given |= {"dataset": "s3://bucket/set", "extra": {}}
-    assert make_job(**given)["dataset"] == "s3://bucket/set"
-    assert make_job(**given)["models"] == {}
-    assert make_job(**given)["card"]["teacher"] is None
+    monkeypatch.setattr("pipelines.training.job.read_dataset_info", lambda uri: info)
+    given |= {"dataset": "s3://bucket/set", "models": {}}
+    assert make_job(**given).dataset == "s3://bucket/set"
+    assert make_job(**given).models == {}
+    assert make_job(**given).card["teacher"] is None
 
 
 def test_a_training_goes_on_only_from_one_with_the_same_start_data_losses_and_draws(
     given: dict[str, Any], tmp_path: Path
 ) -> None:
     def folder(**changes: Any) -> str:
-        return str(make_job(**{**given, **changes})["folder"])
+        return str(make_job(**{**given, **changes}).folder)
 
     def config(**changes: Any) -> PipelineConfig:
         return replace(given["config"], **changes)
@@ -96,7 +93,7 @@ def test_a_training_goes_on_only_from_one_with_the_same_start_data_losses_and_dr
         "the same": folder(),
         "start": folder(start=other),
         "dataset": folder(dataset=str(tmp_path / "set")),
-        "teacher": folder(extra={"teacher": other}),
+        "teacher": folder(models={"teacher": other}),
         "stage": folder(stage="causal"),
         "seed": folder(config=config(seed=5)),
         "the stage's seed": folder(config=distill(seed=5)),
@@ -131,7 +128,7 @@ def test_a_training_goes_on_only_from_one_with_the_same_start_data_losses_and_dr
     for compute in (ComputeConfig(zero_stage=3), ComputeConfig(workers=5)):
         assert folder(config=config(compute=compute)) == folders["the same"]
     assert folder(output=tmp_path / "elsewhere") == folders["the same"]
-    assert folder(extra={**given["extra"], "key": "k" * 64}) == folders["the same"]
+    assert folder(key="k" * 64) == folders["the same"]
 
 
 CLUSTERS: list[tuple[dict[str, float], dict[str, Any], tuple[int, bool]]] = [
@@ -187,22 +184,21 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_finished_stage_leaves_its_model_and_no_checkpoints(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, Any]] = []
+    seen: list[Job] = []
 
-    def fit(job: dict[str, Any], folder: RunFolder, compute: Any, follow: Any) -> dict[str, Any]:
-        assert str(folder.path) == job["folder"]
+    def fit(job: Job, folder: RunFolder, follow: Any) -> dict[str, Any]:
+        assert folder.path == job.folder
         assert folder.path.is_dir()
-        assert compute == given["config"].compute
         assert follow.stage == "distill"
         seen.append(job)
         return {"metrics": {"loss": 1.0}, "steps": 9}
 
     monkeypatch.setattr(module, "_fit", fit)
-    outcome = train_stage(**given)
+    outcome = train_stage(make_job(**given))
     assert (outcome.model_dir, outcome.metrics) == (given["output"], {"loss": 1.0})
     assert outcome.steps == 9
     assert seen == [make_job(**given)]
-    assert not Path(seen[0]["folder"]).exists()
+    assert not seen[0].folder.exists()
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -211,15 +207,15 @@ def test_what_the_workers_refused_is_raised_and_keeps_the_checkpoints(
 ) -> None:
     monkeypatch.setattr(module, "_fit", lambda *args: {"refused": "lower it"})
     with pytest.raises(TrainingError, match=r"^lower it$"):
-        train_stage(**given)
-    assert Path(make_job(**given)["folder"]).is_dir()
+        train_stage(make_job(**given))
+    assert make_job(**given).folder.is_dir()
 
 
 @pytest.mark.usefixtures("no_ray")
 def test_that_it_begins_anew_beside_checkpoints_of_another_training_is_said(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Path(make_job(**given)["folder"])
+    folder = make_job(**given).folder
     other = folder.with_name("distill-other")
     (other / "checkpoint_1").mkdir(parents=True)
     monkeypatch.setattr(module, "_fit", lambda *args: {"refused": "lower it"})
@@ -227,7 +223,7 @@ def test_that_it_begins_anew_beside_checkpoints_of_another_training_is_said(
     def said() -> list[str]:
         heard: list[str] = []
         with pytest.raises(TrainingError, match="lower it"):
-            train_stage(**given, say=heard.append)
+            train_stage(make_job(**given), say=heard.append)
         return heard
 
     (line,) = said()
@@ -258,7 +254,8 @@ def test_ray_is_told_what_compute_says(
         ComputeConfig(),
         ComputeConfig(workers=2, gpus=False, keep_checkpoints=5, max_failures=4),
     ):
-        assert module._fit(make_job(**given), folder, compute, follow) == {"steps": 3}
+        given["config"] = replace(given["config"], compute=compute)
+        assert module._fit(make_job(**given), folder, follow) == {"steps": 3}
     plain, told = made
     assert plain.run_config.checkpoint_config.num_to_keep == 2  # should the newest be damaged
     assert (plain.scaling_config.num_workers, plain.scaling_config.use_gpu) == (3, True)
@@ -268,7 +265,7 @@ def test_ray_is_told_what_compute_says(
     for one in made:  # where `RunFolder.checkpoints` looks for them
         where = Path(one.run_config.storage_path) / one.run_config.name
         assert where == folder.path
-        assert one.train_loop_config == make_job(**given)
+        assert one.train_loop_config["job"].stage == "distill"
 
 
 @pytest.mark.parametrize(
@@ -293,12 +290,9 @@ def test_a_model_says_at_which_sizes_it_was_trained(
 def test_more_steps_of_a_finished_stage_are_known(
     tmp_path: Path, same: str, steps: int, told: int | None
 ) -> None:
-    job = {
-        "output": str(tmp_path),
-        "stage": "causal",
-        "config": {"causal": {"steps": steps}},
-        "card": {"same": same},
-    }
+    config = PipelineConfig()
+    config.causal.steps = steps
+    job = Job("causal", config, tmp_path, "", tmp_path, tmp_path, card={"same": same})
     assert _finished(job) is None
     (tmp_path / "card.json").write_text('{"same": "x", "steps": 4}')
     assert _finished(job) == told

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import distributed
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.shards import write_dataset
 from data.synthetic import make_pair
 from modeling.model_dir import load_model, read_card, read_config
@@ -28,10 +28,12 @@ from pipelines.config.stages import ComputeConfig
 from pipelines.stages.encode import encode_dataset, to_pixels
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import CheckpointError
-from pipelines.training.loop import Training, make_setting
+from pipelines.training.job import make_job
+from pipelines.training.loop import Training
+from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import Progress, RunFolder, TrainingError
 from pipelines.training.session import ray_session
-from pipelines.training.trainer import make_job, train_stage
+from pipelines.training.trainer import train_stage
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.test_engines import on_ranks
 
@@ -115,18 +117,21 @@ def chain(rank: int, folder: Path, *, start: Path, pairs: str) -> None:
     config, made = config_in(folder), Trained(folder)
 
     def prepared(
-        name: str, start: Path, dataset: str, *, stage: str | None = None, **extra: Any
-    ) -> tuple[Training, Any]:
-        job = make_job(stage or name, config, start, dataset, made.model(name), extra)
+        name: str, start: Path, dataset: str, *, stage: str | None = None, **models: Path
+    ) -> Training:
+        job = make_job(
+            stage or name, config, start=start, dataset=dataset, output=made.model(name),
+            models=models,
+        )  # fmt: skip
         here = RunFolder(folder / name)
         if rank == 0:
             here.open()
         distributed.barrier()
-        return Training(setting(job, rank), here), job
+        return Training(Setting(job, rank, 2, torch.device("cpu")), here)
 
-    def train(stage: str, start: Path, dataset: str, **extra: Any) -> Training:
-        training, job = prepared(stage, start, dataset, **extra)
-        training.run(job, lambda write, step: write(folder / "kept"))
+    def train(stage: str, start: Path, dataset: str, **models: Path) -> Training:
+        training = prepared(stage, start, dataset, **models)
+        training.run(lambda write, step: write(folder / "kept"))
         distributed.barrier()
         return training
 
@@ -148,9 +153,9 @@ def chain(rank: int, folder: Path, *, start: Path, pairs: str) -> None:
         taken.write(folder / "kept")
 
     config.foundation.learning_rate = 1e30
-    training, job = prepared("never", made.model("vae"), made.encoded, stage="foundation")
+    training = prepared("never", made.model("vae"), made.encoded, stage="foundation")
     with pytest.raises(TrainingError, match=r"stage foundation: .* not finite at step \d+ "):
-        training.run(job, lambda write, step: write(folder / "kept"))
+        training.run(lambda write, step: write(folder / "kept"))
     assert not made.model("never").exists()
 
 
@@ -161,7 +166,7 @@ def test_the_vae_learns_and_its_model_standardises_latents(
     assert torch.isfinite(torch.tensor(trained.losses("vae"))).all()
 
     start, model = load_model(tiny_model), load_model(trained.model("vae"))
-    batch = next(iter(loader(pairs, batch_size=8, shuffle=False, epochs=1)))
+    batch = next(iter(loader(pairs, Split(batch_size=8, shuffle=False, epochs=1))))
     clips = to_pixels(torch.cat([batch["source"], batch["target"]]), "cpu")
     assert reconstruction_db(model.vae, clips) > reconstruction_db(start.vae, clips) + 0.5
 
@@ -211,10 +216,11 @@ def test_distill_interrupted_killed_and_resumed_equals_an_unbroken_run(
 
     follow = Follow(kill_after=23)
     with ray_session(ComputeConfig()):
-        outcome = train_stage(
+        job = make_job(
             "distill", config_in(tmp_path), start=start, dataset=trained.encoded,
-            output=tmp_path / "models" / "distill", extra={"teacher": teacher}, on_progress=follow,
+            output=tmp_path / "models" / "distill", models={"teacher": teacher},
         )  # fmt: skip
+        outcome = train_stage(job, on_progress=follow)
     steps = [report.step for report in follow.reports]
     again = [report.step for report in follow.reports if report.resumed]
     assert again[0] == kept + 1
@@ -236,20 +242,17 @@ def test_distill_interrupted_killed_and_resumed_equals_an_unbroken_run(
         assert torch.equal(made.transformer.state_dict()[name], value), name
 
 
-def setting(job: dict[str, Any], rank: int) -> Any:
-    return make_setting(job, rank, 2, torch.device("cpu"))
-
-
 SCRIPT = """
 import sys
 from pathlib import Path
 from tests.pipelines.training.test_training import config_in
+from pipelines.training.job import make_job
 from pipelines.training.trainer import train_stage
 folder, start, teacher, encoded = sys.argv[1:]
-train_stage(
+train_stage(make_job(
     "distill", config_in(Path(folder)), start=Path(start), dataset=encoded,
-    output=Path(folder) / "models" / "distill", extra={"teacher": Path(teacher)},
-)
+    output=Path(folder) / "models" / "distill", models={"teacher": Path(teacher)},
+))
 """
 
 

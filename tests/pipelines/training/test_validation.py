@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.loader import loader
+from data.loader import Split, loader
 from data.video import probe
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flow import FlowSchedule
@@ -106,7 +106,7 @@ def test_the_loss_is_the_training_s_own_on_held_out_latents(
     assert model.transformer is not None
     schedule = FlowSchedule(run.config.foundation.shift, torch.device("cpu"))
     losses = []
-    batches = loader(str(tmp_path / "latents"), batch_size=1, shuffle=False, epochs=1)
+    batches = loader(str(tmp_path / "latents"), Split(batch_size=1, shuffle=False, epochs=1))
     levels = []
     for place, batch in enumerate(batches):
         draw = FixedDraw(run.setting(), place, 2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.training.job import Job
 from pipelines.training.methods.base import Draw, Setting
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.validation import Validation
@@ -31,9 +32,8 @@ def measure(rank: int, folder: Path, *, world: int) -> None:
     config = PipelineConfig()
     config.vae.validate_clips = given["clips"]
     place = Path(given["heldout"])
-    setting = Setting(
-        config, "vae", place, "", {}, rank, world, torch.device("cpu"), given["heldout"]
-    )
+    job = Job("vae", config, place, "", folder, folder, heldout=given["heldout"])
+    setting = Setting(job, rank, world, torch.device("cpu"))
     validation = Validation(setting, Places(), None, RunFolder(folder), None)  # type: ignore[arg-type]
     (folder / f"{world}-{rank}.json").write_text(json.dumps(validation.losses()))
 

@@ -60,13 +60,13 @@ def test_a_worker_of_ray_goes_on_from_its_checkpoint(
     RunFolder(run.folder).open()
     (run.folder / ".part-0").mkdir()  # of a worker that was killed
     ray_worker.keep = run.folder
-    assert train_loop(run.job()) == {"metrics": {"loss": 1.0}, "steps": 3}
+    assert train_loop({"job": run.job()}) == {"metrics": {"loss": 1.0}, "steps": 3}
     assert ray_worker.reported == [{"step": 2}]
     assert ray_worker.waited == 1  # until the checkpoint is safe
     assert [step for step, _ in stage.asked] == [0, 1, 2]
 
     again = scripted(lambda step, micro: {"loss": 1.0})
-    train_loop(run.job())
+    train_loop({"job": run.job()})
     assert [step for step, _ in again.asked] == [2]
     assert again.keys == stage.keys[2:]
     assert run.said == ["goes on from its checkpoint at step 2"]
@@ -89,7 +89,7 @@ def test_a_worker_of_ray_that_is_to_stop_saves_first_and_writes_no_model(
 
     scripted(script)
     # Known after step 4, and saved after the next one: see `Calls`.
-    assert train_loop(run.job()) == {"stopped": 5}
+    assert train_loop({"job": run.job()}) == {"stopped": 5}
     assert ray_worker.reported == [{"step": 5}]
     assert folder.saved_step() == 5
     assert [report.step for report in run.reports] == [5]
@@ -98,7 +98,7 @@ def test_a_worker_of_ray_that_is_to_stop_saves_first_and_writes_no_model(
 
     folder.open()  # the next start is not to stop
     again = scripted(lambda step, micro: {"loss": 1.0})
-    assert train_loop(run.job()) == {"metrics": {"loss": 1.0}, "steps": 9}
+    assert train_loop({"job": run.job()}) == {"metrics": {"loss": 1.0}, "steps": 9}
     assert [step for step, _ in again.asked] == [5, 6, 7, 8]
 
 
@@ -118,7 +118,7 @@ def test_a_machine_that_is_about_to_leave_is_saved_for_once(
 
     scripted(script)
     run = bench().set(steps=20, checkpoint_every=100, checkpoint_minutes=0)
-    run.training().run(run.job(), run.keep, leaving)
+    run.training().run(run.keep, leaving)
     assert asked == [116, 128]  # no more often than every ten seconds, known one step later
     assert [step for step, _ in run.saved] == [7]  # and no longer when it is known
 
@@ -153,13 +153,13 @@ def test_what_would_fail_again_is_not_tried_again(
     run = bench()
     RunFolder(run.folder).open()
     with pytest.raises(ValueError, match=words) as raised:
-        train_loop(run.job())
+        train_loop({"job": run.job()})
     assert len(stage.asked) == 1
-    assert train_loop(run.job()) == {"refused": str(raised.value)}
+    assert train_loop({"job": run.job()}) == {"refused": str(raised.value)}
     assert len(stage.asked) == 1  # the restarted worker does not repeat it
     RunFolder(run.folder).open()  # a new start forgets
     with pytest.raises(ValueError, match=words):
-        train_loop(run.job())
+        train_loop({"job": run.job()})
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])  # PyTorch raises both
@@ -177,5 +177,5 @@ def test_any_other_error_may_be_tried_again(
     RunFolder(run.folder).open()
     for _ in range(2):
         with pytest.raises(kind, match="stalls"):
-            train_loop(run.job())
+            train_loop({"job": run.job()})
     assert len(stage.asked) == 2

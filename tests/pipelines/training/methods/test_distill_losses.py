@@ -393,13 +393,13 @@ def test_networks_and_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(training.critic.module.factors, training.real.factors)
     assert generator.gradient_checkpointing
     assert training.critic.module.gradient_checkpointing
-    assert asked == [(here.models["teacher"], here.device, torch.bfloat16)] * 2
+    assert asked == [(here.job.models["teacher"], here.device, torch.bfloat16)] * 2
 
 
 def test_a_teacher_is_needed_and_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
     here = setting("distill")
-    here.models.pop("teacher")  # type: ignore[attr-defined]
-    with pytest.raises(ModelError, match=r"needs the foundation model .* extra=\{'teacher'"):
+    here.job.models.pop("teacher")  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match=r"needs the foundation model .* models=\{'teacher'"):
         make(here)
     monkeypatch.setattr(
         module, "load_model", lambda *_, **__: SimpleNamespace(transformer=None, config=CONFIG)
