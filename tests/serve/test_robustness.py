@@ -130,7 +130,7 @@ async def vanish(server: Server, generator: random.Random) -> None:
 async def settled(server: Server) -> None:
     """Until nothing of a session is left at the front, the editor and the store."""
     engine = server.front.services.backend
-    store = server.front.services.store.store
+    store = server.front.services.store
     for _ in range(1200):
         left = (len(server.front.connections), len(engine.capacity.loads), len(store))
         if left == (0, 0, 0):
