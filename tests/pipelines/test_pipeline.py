@@ -158,7 +158,8 @@ def test_lineage_leads_from_the_model_to_the_data(
     found = client.search_runs(
         [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.run_id}'"
     )
-    children = {run.info.run_name: run for run in found}
+    # A search leaves out which models a run used.
+    children = {run.info.run_name: client.get_run(run.info.run_id) for run in found}
     assert set(children) == set(STAGES) - {"data", "heldout", "start"}
     for stage in ("vae", "foundation", "causal", "distill"):
         run = children[stage]
