@@ -15,6 +15,7 @@ from serve.wire.protocol import CLIENT_TYPES, SERVER_TYPES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+HOUSE = DOCS / "house.md"
 
 
 def sections(name: str) -> dict[str, str]:
@@ -91,3 +92,24 @@ def test_links_between_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text()):
             if "://" not in target:
                 assert (file.parent / target).exists(), f"{file.relative_to(ROOT)}: {target}"
+
+
+def test_the_files_that_the_house_names_are_there() -> None:
+    """A name without a folder is a file beside the one named before it. What a model directory and
+    a dataset hold are no files of the tree."""
+    text = re.sub(r"^\| (model directory|dataset) \|.*", "", HOUSE.read_text(), flags=re.MULTILINE)
+    named = re.findall(r"`([\w./]+(?:/|\.(?:py|cu|toml|yaml|json)))`", text)
+    assert len(named) > 100
+    folder = ROOT
+    for name in named:
+        if "/" in name:
+            folder = (ROOT / name).parent
+        file = ROOT / name if "/" in name else folder / name
+        assert file.exists(), f"docs/house.md names {name}; there is no {file.relative_to(ROOT)}"
+
+
+def test_the_four_ways_are_as_long_as_the_house_says() -> None:
+    ways = rows(sections(HOUSE.name)["The four ways, counted"])
+    assert len(ways) == 4
+    for what, _, count, files in ways:
+        assert int(count) == len(re.findall(r"`[^`]+`", files)), what
