@@ -281,7 +281,7 @@ def _collate(samples: list[Keyed]) -> Batch:
         "instruction": [sample.instruction for _, sample in samples],
     }
     encoded = isinstance(samples[0][1], EncodedPair)
-    for name in ("source", "target", "mask", "text") if encoded else ("source", "target", "mask"):
+    for name in ("source", "target", "text") if encoded else ("source", "target", "mask"):
         stacked = torch.from_numpy(np.stack([getattr(sample, name) for _, sample in samples]))
         batch[name] = stacked.float() if encoded else stacked
     return batch

@@ -40,7 +40,6 @@ class EncodedPair:
     source: np.ndarray  # float [F, 16, h, w]
     target: np.ndarray  # float [F, 16, h, w]
     text: np.ndarray  # float [L, D]
-    mask: np.ndarray  # float [F, h, w], share of each latent cell's pixels that the edit changes
     instruction: str
     fps: float
     video_shape: tuple[int, int, int]  # frames, height, width of the video it was made from
@@ -61,7 +60,7 @@ def to_files(sample: Pair | EncodedPair) -> dict[str, bytes]:
     }
     files = {"json": json.dumps(about, sort_keys=True).encode()}
     if isinstance(sample, EncodedPair):
-        for name in ("source", "target", "text", "mask"):
+        for name in ("source", "target", "text"):
             files[f"{name}.npy"] = _npy(getattr(sample, name))
         return files
     files["source.mp4"] = _mp4(sample.source, sample.fps, CRF, "yuv444p")
@@ -81,12 +80,12 @@ def from_files(files: Mapping[str, bytes]) -> Pair | EncodedPair:
     frames, height, width = about["video_shape"]
     instruction, fps, origin = about["instruction"], about["fps"], about["origin"]
     if "source.npy" in files:
-        source, target, text, mask = (
+        source, target, text = (
             np.load(io.BytesIO(files[f"{name}.npy"]), allow_pickle=False)
-            for name in ("source", "target", "text", "mask")
+            for name in ("source", "target", "text")
         )
         shape = (frames, height, width)
-        return EncodedPair(source, target, text, mask, instruction, fps, shape, origin)
+        return EncodedPair(source, target, text, instruction, fps, shape, origin)
     source, target, mask = (
         np.stack(list(read_own(io.BytesIO(files[f"{name}.mp4"]))))
         for name in ("source", "target", "mask")

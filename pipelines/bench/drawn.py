@@ -61,7 +61,6 @@ def draw_pair(seed: int, frames: int, size: tuple[int, int], text: tuple[int, in
         source=normal(latents_of(frames), 16, *cells),
         target=normal(latents_of(frames), 16, *cells),
         text=normal(*text),
-        mask=np.zeros((latents_of(frames), *cells), np.float16),
         instruction="make it blue",
         fps=16.0,
         video_shape=(frames, *size),

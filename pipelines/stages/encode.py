@@ -18,7 +18,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d
 
 from data.manifest import DatasetInfo, Shard, dataset_hash, read_dataset_info
 from data.sample import EncodedPair, Pair
@@ -156,13 +155,11 @@ class EncodeJob:
             raw, _ = vae.encode_raw(to_pixels(torch.from_numpy(clips), device))
             latents = (raw.float() - mean) / std  # [2 B, F, 16, h, w]
             embedded = text.encode([pair.instruction for pair in batch])  # [B, L, D]
-            mask = cell_share(torch.from_numpy(np.stack([pair.mask for pair in batch])))
             for n, pair in enumerate(batch):
                 yield EncodedPair(
                     source=_half(latents[2 * n]),
                     target=_half(latents[2 * n + 1]),
                     text=_half(embedded[n]),
-                    mask=_half(mask[n]),
                     instruction=pair.instruction,
                     fps=pair.fps,
                     video_shape=pair.video_shape,
@@ -245,15 +242,6 @@ def _fast(vae: StreamingVae) -> StreamingVae:
 def to_pixels(clips: Tensor, device: torch.device | str) -> Tensor:
     """uint8 [B, f, H, W, 3] -> float [B, f, 3, H, W] in [-1, 1]"""
     return from_uint8(clips.to(device).permute(0, 1, 4, 2, 3))
-
-
-def cell_share(mask: Tensor) -> Tensor:
-    """bool [B, f, H, W] -> float [B, F, H/8, W/8]: the share of edited pixels in a latent cell.
-
-    The first latent covers one frame, every other four.
-    """
-    first = mask[:, :1].float().repeat(1, 4, 1, 1)
-    return avg_pool3d(torch.cat([first, mask[:, 1:].float()], dim=1), (4, 8, 8))
 
 
 def _half(tensor: Tensor) -> Any:

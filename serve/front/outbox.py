@@ -106,6 +106,6 @@ class Outbox:
         batch = self._batches[0]
         step = FASTEST * self.interval
         if batch.begun and len(self._batches) == 1:
-            even = (batch.until - self._left) / (batch.frames + 1)
-            step = min(self.interval, max(even, step))
+            even = (batch.until - self._left) / (batch.frames + 1)  # at most the interval
+            step = max(even, step)
         return self._left + step

@@ -195,7 +195,6 @@ def small_encoded(seed: int) -> EncodedPair:
         source=rng.standard_normal((2, 16, 4, 6)).astype(np.float32),
         target=rng.standard_normal((2, 16, 4, 6)).astype(np.float16),
         text=rng.standard_normal((24, 8)).astype(np.float32),
-        mask=rng.random((2, 4, 6)).astype(np.float32),
         instruction=f"edit number {seed}",
         fps=16.0,
         video_shape=(5, 32, 48),

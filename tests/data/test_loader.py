@@ -54,12 +54,11 @@ def test_pairs_are_decoded(tmp_path: Path) -> None:
 
 def test_encoded_samples_are_float32(encoded: Path) -> None:
     batch = next(iter(loader(encoded, Split(batch_size=2, shuffle=False))))
-    shapes = {name: tuple(batch[name].shape) for name in ("source", "target", "text", "mask")}
+    shapes = {name: tuple(batch[name].shape) for name in ("source", "target", "text")}
     assert shapes == {
         "source": (2, 2, 16, 4, 6),
         "target": (2, 2, 16, 4, 6),
         "text": (2, 24, 8),
-        "mask": (2, 2, 4, 6),
     }
     assert all(batch[name].dtype == torch.float32 for name in shapes)
     assert torch.equal(batch["source"][1], torch.from_numpy(small_encoded(1).source))

@@ -40,7 +40,6 @@ def numbered(number: int, of: int = 0) -> EncodedPair:
         source=rows,
         target=rows + 0.25,
         text=rows[0, 0] + 0.5,
-        mask=rows[0] + 0.75,
         instruction=f"number {number}",
         fps=16.0,
         video_shape=(1, 8, 8),
@@ -63,7 +62,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def numbers(batch: dict[str, Any]) -> list[int]:
     """The samples of a batch, whose parts must all be of the same ones."""
     found = batch["source"].flatten()
-    for name, more in (("target", 0.25), ("text", 0.5), ("mask", 0.75)):
+    for name, more in (("target", 0.25), ("text", 0.5)):
         assert torch.equal(batch[name].flatten(), found + more), name
     listed = [int(number) for number in found]
     assert batch["key"] == [f"{number:08d}" for number in listed]

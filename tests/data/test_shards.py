@@ -55,9 +55,10 @@ def test_odd_sizes_survive(height: int, width: int) -> None:
 
 def test_an_encoded_pair_survives_exactly() -> None:
     sample = small_encoded(3)
-    back = from_files(to_files(sample))
+    # Shards that were written before hold a mask, which nobody read.
+    back = from_files({**to_files(sample), "mask.npy": b""})
     assert isinstance(back, EncodedPair)
-    for name in ("source", "target", "text", "mask"):
+    for name in ("source", "target", "text"):
         np.testing.assert_array_equal(getattr(back, name), getattr(sample, name))
         assert getattr(back, name).dtype == getattr(sample, name).dtype
     assert back.video_shape == (5, 32, 48)

@@ -15,7 +15,7 @@ from data.shards import write_dataset
 from data.store import open_store
 from data.synthetic import make_pair
 from pipelines.evaluation.evaluate import load_editor
-from pipelines.stages.encode import EncodeJob, cell_share, encode_dataset, to_pixels
+from pipelines.stages.encode import EncodeJob, encode_dataset, to_pixels
 from pipelines.stages.own_process import from_own_process
 from pipelines.tracking.records import model_fingerprint
 from pipelines.training.taught import summary
@@ -39,10 +39,6 @@ def test_encoded_pairs_are_the_vae_s_latents(
     assert torch.allclose(batch["target"], latents, atol=2e-3)  # stored as float16
     text = editor.text.encode(raw["instruction"])
     assert torch.allclose(batch["text"], text, atol=2e-3)
-    mask = raw["mask"].float()
-    share = batch["mask"][0]
-    assert share[0, 1, 2] == pytest.approx(float(mask[0, 0, 8:16, 16:24].mean()), abs=1e-3)
-    assert share[2, 1, 2] == pytest.approx(float(mask[0, 5:9, 8:16, 16:24].mean()), abs=1e-3)
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (2, 1), (3, 2), (5, 1)])
@@ -87,8 +83,6 @@ def test_every_pair_is_encoded_for_itself_and_in_its_place(
             assert torch.allclose(found.float(), latents[0], atol=2e-3)
         text = editor.text.encode([pair.instruction])[0]
         assert torch.allclose(torch.from_numpy(sample.text).float(), text, atol=2e-3)
-        share = cell_share(torch.from_numpy(pair.mask)[None])[0]
-        assert torch.allclose(torch.from_numpy(sample.mask).float(), share, atol=1e-3)
 
 
 def test_pixels_by_hand() -> None:
@@ -96,17 +90,6 @@ def test_pixels_by_hand() -> None:
     pixels = to_pixels(clip, "cpu")
     assert pixels.shape == (1, 2, 3, 4, 6)
     assert torch.allclose(pixels[0, 1, :, 3, 5], torch.tensor([-1.0, 1.0, -0.6]))
-
-
-def test_cell_share_follows_the_latents() -> None:
-    mask = torch.zeros(1, 9, 16, 24, dtype=torch.bool)
-    mask[0, 0, :8, :8] = True  # the first latent is the first frame alone
-    mask[0, 1, 8:, 16:] = True  # one of the second latent's four frames
-    share = cell_share(mask)
-    assert share.shape == (1, 3, 2, 3)
-    assert share[0, 0, 0, 0] == 1
-    assert share[0, 1, 1, 2] == 0.25
-    assert share.sum() == 1.25
 
 
 def test_a_process_of_its_own_encodes_the_same(tiny_model: Path, heldout: str) -> None:
@@ -119,5 +102,5 @@ def test_a_process_of_its_own_encodes_the_same(tiny_model: Path, heldout: str) -
         assert mine.instruction == theirs.instruction
         assert all(
             (getattr(mine, name) == getattr(theirs, name)).all()
-            for name in ("source", "target", "text", "mask")
+            for name in ("source", "target", "text")
         )

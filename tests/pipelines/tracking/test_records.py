@@ -151,9 +151,7 @@ def test_a_dataset_is_known_by_the_content_of_its_shards(tmp_path: Path) -> None
 
     def written(name: str, level: int) -> DatasetInfo:
         latent = np.full((1, 16, 4, 6), level, np.float16)
-        sample = EncodedPair(
-            latent, latent, np.zeros((4, 8)), np.zeros((1, 4, 6)), "x", 16.0, (1, 32, 48)
-        )
+        sample = EncodedPair(latent, latent, np.zeros((4, 8)), "x", 16.0, (1, 32, 48))
         return write_dataset(tmp_path / name, [sample], made_by={"name": name})
 
     one, two, same = written("one", 1), written("two", 2), written("same", 1)

@@ -38,7 +38,6 @@ def encoded_pair(seed: int) -> EncodedPair:
         source=rng.standard_normal(clip, np.float32),
         target=rng.standard_normal(clip, np.float32),
         text=rng.standard_normal((24, 64), np.float32),
-        mask=np.zeros((6, 4, 6), np.float32),
         instruction=str(seed),
         fps=16.0,
         video_shape=(21, 32, 48),
