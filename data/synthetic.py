@@ -52,7 +52,7 @@ def make_pair(
     if min(height, width) < 16 or frames < 1 or fps <= 0:
         raise UserError(
             "a synthetic pair needs at least 16x16 pixels, one frame and fps above 0, "
-            f"got {height}x{width}, {frames} frames, {fps} fps"
+            f"got {width}x{height}, {frames} frames, {fps} fps"
         )
     rng = np.random.Generator(np.random.PCG64([seed, SPLITS.index(split)]))
     edit, shape, color, to = _choose(rng, split)

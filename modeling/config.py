@@ -161,7 +161,7 @@ class StreamConfig:
             )
         if self.height % TOKEN_PIXELS or self.width % TOKEN_PIXELS:
             raise UserError(
-                f"stream size {self.height}x{self.width} is not a multiple of {TOKEN_PIXELS} "
+                f"stream size {self.width}x{self.height} is not a multiple of {TOKEN_PIXELS} "
                 f"pixels; set stream.height={_whole_tokens(self.height)} and "
                 f"stream.width={_whole_tokens(self.width)}"
             )

@@ -82,7 +82,7 @@ class EditStream:
     ) -> None:
         if min(height, width) < TOKEN_PIXELS:
             raise UserError(
-                f"frames of {height}x{width} are too small; both sides need at least "
+                f"frames of {width}x{height} are too small; both sides need at least "
                 f"{TOKEN_PIXELS} pixels"
             )
         self.editor = editor

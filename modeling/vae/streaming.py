@@ -95,7 +95,7 @@ class StreamingVae(nn.Module):
         batch, _, _, height, width = pixels.shape
         if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
             raise ValueError(
-                f"pixels of {height}x{width} cannot be encoded: height and width must be "
+                f"pixels of {width}x{height} cannot be encoded: width and height must be "
                 f"multiples of {SPATIAL_STRIDE}; pad or crop the frames"
             )
         pixels = pixels.to(self.dtype)

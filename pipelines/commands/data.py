@@ -166,6 +166,6 @@ def data_check(
 
 def _described(uri: str, info: Any) -> str:
     return (
-        f"{uri}: {info.samples} {info.kind} of {info.frames} frames, {info.height}x{info.width}, "
+        f"{uri}: {info.samples} {info.kind} of {info.frames} frames, {info.width}x{info.height}, "
         f"{info.fps:g} fps, {len(info.shards)} shards"
     )

@@ -58,7 +58,7 @@ def _check_clips(where: str, info: DatasetInfo, chunk: int) -> None:
     whole = info.frames == frames_of(latents) and latents % chunk == 0
     if not whole or info.height % TOKEN_PIXELS or info.width % TOKEN_PIXELS:
         raise ConfigError(
-            f"{where} holds clips of {info.frames} frames at {info.height}x{info.width}; training "
+            f"{where} holds clips of {info.frames} frames at {info.width}x{info.height}; training "
             f"needs 4n-3 frames with n a multiple of {chunk}, and sizes that are multiples of "
             f"{TOKEN_PIXELS}: ingest it again with such a size"
         )

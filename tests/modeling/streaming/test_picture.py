@@ -126,5 +126,5 @@ def test_wrong_choices_are_refused(editor: StreamingEditor) -> None:
     wrong: Detail = "all"  # type: ignore[assignment]
     with pytest.raises(ValueError, match="detail 'all' is none; choose source or off"):
         editor.open("x", height=32, width=32, detail=wrong)
-    with pytest.raises(ValueError, match="frames of 15x32 are too small"):
+    with pytest.raises(ValueError, match="frames of 32x15 are too small"):
         editor.open("x", height=15, width=32, work_size="64x64")

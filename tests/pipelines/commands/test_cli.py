@@ -255,7 +255,7 @@ def test_data_make_check_and_damage(liveedit: Liveedit, tmp_path: Path) -> None:
         *("--samples-per-shard", "2", "--workers", "0"),
     )
     assert made.returncode == 0, made.stderr
-    assert "3 pairs of 9 frames, 32x48, 16 fps, 2 shards" in made.stdout
+    assert "3 pairs of 9 frames, 48x32, 16 fps, 2 shards" in made.stdout
     assert read_dataset_info(str(tmp_path / "pairs")).samples == 3
     assert "every shard is as it was written" in liveedit("data", "check", "pairs").stdout
     again = liveedit("data", "make", "pairs", "--pairs", "3")
@@ -283,7 +283,7 @@ def test_ingest_names_what_it_leaves_out(liveedit: Liveedit, tmp_path: Path) -> 
     )
     assert result.returncode == 0, result.stderr
     assert "lost.mp4" in result.stdout
-    assert "1 pairs of 9 frames, 64x96" in result.stdout
+    assert "1 pairs of 9 frames, 96x64" in result.stdout
     assert "1 left out" in result.stdout
 
 

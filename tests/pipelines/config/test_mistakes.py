@@ -304,7 +304,7 @@ WORDS = [
     ("model.transformer.dim=190", "model.dim 190 over num_heads 7 gives no even head size; choose"),
     ("model.vae.mean=[0.0]", "model.vae.mean has 1 values for 16 latent channels; give one"),
     ("model.text.dim=32", "model.text.dim 32 does not fit transformer.text_dim 64; set both"),
-    ("model.stream.height=100", "stream size 100x224 is not a multiple of 16 pixels; set stream."),
+    ("model.stream.height=100", "stream size 224x100 is not a multiple of 16 pixels; set stream."),
     ("model.stream.shift=0", "model.stream.sink_latents 3 must be 0 or more, stream.shift 0.0"),
     ("model.stream.sink_latents=-3", "model.stream.sink_latents -3 must be 0 or more"),
     ("model.stream.window_latents=13", "window_latents 13 and stream.sink_latents 3 must be"),
@@ -371,5 +371,5 @@ def test_clips_of_a_dataset_fit_the_model(found: DatasetInfo, chunk: int, passes
     if found.kind != "pairs":
         assert message.endswith("holds encoded samples; give a dataset of pairs")
     else:
-        assert f"{found.frames} frames at {found.height}x{found.width}; training needs" in message
+        assert f"{found.frames} frames at {found.width}x{found.height}; training needs" in message
         assert f"multiple of {chunk}, and sizes that are multiples of 16: ingest it" in message

@@ -64,7 +64,7 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
         ("compute.zero_stage=4", r"compute.zero_stage=4 does not exist; use 0 to 3"),
         ("compute.workers=0", r"compute.workers=0 is too small"),
         ("model.stream.window_latents=3", r"window_latents 3 does not hold 3 sink .* to 6"),
-        ("model.stream.height=100", r"100x224 is not a multiple of 16 .* stream.height=96 and"),
+        ("model.stream.height=100", r"224x100 is not a multiple of 16 .* stream.height=96 and"),
         ("foundation.batch_size=90", r"asks for 180 samples at once, and the dataset has \d+"),
         ("vae.clip_frames=11", r"vae.clip_frames=11 must be 4n-3 frames, at most data.frames=33"),
         ("vae.clip_frames=37", r"vae.clip_frames=37 must be"),

@@ -77,7 +77,7 @@ def test_datasets_that_cannot_be_trained_on(
     with pytest.raises(ConfigError, match=r"data.train=.*short holds clips of 20 frames"):
         check(configured(mlflow_uri, f"data.train={short}"))
     odd = dataset(tmp_path / "odd", frames=21, height=40)
-    with pytest.raises(ConfigError, match=r"data.heldout=.*odd holds clips .* at 40x48"):
+    with pytest.raises(ConfigError, match=r"data.heldout=.*odd holds clips .* at 48x40"):
         check(configured(mlflow_uri, f"data.heldout={odd}"))
     encoded = str(tmp_path / "encoded")
     encode_dataset(heldout, encoded, tiny_model, batch_size=1, samples_per_shard=2)
