@@ -85,6 +85,7 @@ class Placement:
         self._rank = rank
         # As they said they are, and with what was placed at them since.
         self._editors: dict[str, tuple[float, Editor]] = {}
+        self._heard = False  # of any editor, since this began
         self._leaving: frozenset[str] = frozenset()
         self._going: set[str] = set()
         self._gone_by_order: set[str] = set()  # names are never used again
@@ -105,7 +106,7 @@ class Placement:
 
     def report(self, editor: Editor) -> None:
         """An editor's own word; it holds for what was placed before, too."""
-        now = self._clock()
+        self._heard, now = True, self._clock()
         if editor.name not in self._editors and self._starting_since is not None:
             self._start_s = now - self._starting_since
         placed = {
@@ -140,7 +141,11 @@ class Placement:
     # --- what is asked
 
     def ask(self, request: Request) -> Answer:
-        """Where the stream goes; one that waits asks again every `ASKS_S`, by the same name."""
+        """Where the stream goes; one that waits asks again every `ASKS_S`, by the same name.
+
+        Until an editor has reported everybody waits: a hub that was started again does not know
+        that there is room. A front gives that up by itself (`serve.front.driver.OPENING_S`).
+        """
         now = self._clock()
         asked = self._queue.setdefault(request.stream, _Asked(request, now, now))
         asked.request, asked.last = request, now
@@ -155,7 +160,7 @@ class Placement:
             self._reserved.setdefault(found.name, {})[request.stream] = (now, request)
             self._opened[request.stream] = now
             return Placed(found.name)
-        if request.waits or request.again:
+        if request.waits or request.again or not self._heard:
             streams = sum(len(editor.streams) for editor in self.editors)
             length = sum(self._lengths) / len(self._lengths) if self._lengths else SESSION_S
             starting = None
