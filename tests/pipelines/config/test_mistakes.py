@@ -37,6 +37,7 @@ MINIMA = {
     "compute.loader_workers": 0,
     "compute.max_failures": 0,
     "compute.keep_checkpoints": 1,
+    "compute.hang_minutes": 0,
     "vae.motion": 0,
     "vae.edge_weight": 0,
     "vae.square_weight": 0,
@@ -53,11 +54,15 @@ MINIMA = {
     **{f"{stage}.checkpoint_minutes": 0 for stage in STAGES},
     **{f"{stage}.{key}": 0 for stage in STAGES for key in ("validate_every", "sample_clips")},
     **{f"{stage}.validate_clips": 1 for stage in STAGES},
+    **{f"{stage}.profile": 0 for stage in STAGES},
+    **{f"{stage}.lora_rank": 0 for stage in ("foundation", "causal")},
 }
 ABOVE_0 = (
     "compute.cpus_per_worker",
     "foundation.shift",
     "causal.shift",
+    "foundation.lora_alpha",
+    "causal.lora_alpha",
     "distill.critic_learning_rate",
     *(f"{stage}.edit_full" for stage in ("foundation", "causal", "distill")),
     *(f"{stage}.learning_rate" for stage in STAGES),
@@ -100,6 +105,7 @@ def limits() -> Iterator[tuple[str, Any, bool]]:
         for betas in ((1.0, 0.5), (0.5, 1.0), (-0.1, 0.5), (0.5, -0.1), (NAN, 0.5)):
             yield f"{stage}.betas", betas, False
     passing = {
+        "compute.sequence_parallel": ((1,), (-1, 0)),  # the model's heads are 7
         "compute.zero_stage": ((0, 1, 2, 3), (-1, 4)),
         "vae.clip_frames": ((1, 5, 9, 33), (-3, 0, 8, 10, 37)),  # data.frames is 33
         "vae.crop": ((None, 8, 64, 128), (-8, 0, 4, 60, 136)),  # the model's height is 128
