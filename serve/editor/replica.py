@@ -40,9 +40,8 @@ class EditorReplica:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model.check()
         editor = StreamingEditor.load(
-            settings.model, device=device, fp8=settings.fp8, tell=self._tell
+            settings.model, device=device, name=model.name, fp8=settings.fp8, tell=self._tell
         )
-        editor.name = model.name or editor.name
         self.engine = Engine(
             editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity
         )
