@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from modeling.detail.resample import Kernel, taps
-from modeling.detail.transfer import ALL, EPSILON, ONE, REACH, WINDOW, ZERO
+from modeling.detail.transfer import EPSILON, ONE, REACH, WINDOW, ZERO
 
 # ruff: noqa: N803 - compile-time constants are upper case, as everywhere in Triton
 # mypy: disallow_untyped_defs=False
@@ -58,30 +58,20 @@ def transfer(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
     """As `transfer.transfer`."""
     height, width = source.shape[1:3]
     small = seen.shape[1:3]
-    slopes, caps, gain, cap = (torch.empty_like(seen) for _ in range(4))
-    out, detail = torch.empty_like(source), torch.empty_like(source, dtype=torch.int16)
+    slopes, gain, out = torch.empty_like(seen), torch.empty_like(seen), torch.empty_like(source)
     _slopes[_grid(seen)](
         seen, edit, slopes, *small, EPSILON,
         REACH=REACH, WINDOW=WINDOW, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK,
     )  # fmt: skip
-    _caps[_grid(seen)](
-        seen, edit, slopes, caps, *small,
-        REACH=REACH, WINDOW=WINDOW, ONE=ONE, ZERO=ZERO, ALL=ALL, BLOCK=BLOCK,
-    )  # fmt: skip
     _means[_grid(seen)](slopes, gain, *small, BLOCK=BLOCK)
-    _means[_grid(seen)](caps, cap, *small, BLOCK=BLOCK)
     device = source.device
-    cubic = [
-        *_side(small[0], height, "bicubic", device),
-        *_side(small[1], width, "bicubic", device),
-    ]
-    linear = [
-        *_side(small[0], height, "bilinear", device), *_side(small[1], width, "bilinear", device)
+    sides = [
+        *_side(small[0], height, "bicubic", device), *_side(small[1], width, "bicubic", device),
+        *_side(small[0], height, "bilinear", device), *_side(small[1], width, "bilinear", device),
     ]  # fmt: skip
-    _detail[_grid(out)](
-        source, seen, gain, *cubic, *linear, detail, height, width, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK
+    _transfer[_grid(out)](
+        source, seen, edit, gain, *sides, out, height, width, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK
     )
-    _add[_grid(out)](detail, edit, cap, *cubic, *linear, out, height, width, ALL=ALL, BLOCK=BLOCK)
     return out
 
 
@@ -168,48 +158,6 @@ def _slopes(
 
 
 @triton.jit(do_not_specialize=["height", "width"])
-def _caps(
-    seen, edit, slopes, out, height, width,
-    REACH: tl.constexpr, WINDOW: tl.constexpr, ONE: tl.constexpr, ZERO: tl.constexpr,
-    ALL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A pixel's cap, once for each of its colours: red (0) and blue (2) beside green."""
-    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    inside = j < 3 * width
-    x = j // 3
-    base = frame * height * width * 3
-    found = tl.zeros_like(j)
-    said = tl.zeros_like(j).to(tl.int64)
-    here = slopes + base + (y * width + x) * 3
-    a_green = tl.load(here + 1, inside, 0).to(tl.int32) - ZERO
-    for colour in tl.static_range(0, 3, 2):
-        a = tl.load(here + colour, inside, 0).to(tl.int32) - ZERO
-        sum_e = tl.zeros_like(j)
-        sum_ee = tl.zeros_like(j)
-        sum_p = tl.zeros_like(j).to(tl.int64)
-        sum_pp = tl.zeros_like(j).to(tl.int64)
-        for v in range(-REACH, REACH + 1):
-            row = base + tl.minimum(tl.maximum(y + v, 0), height - 1) * width * 3
-            for u in tl.static_range(-REACH, REACH + 1):
-                at = row + tl.minimum(tl.maximum(x + u, 0), width - 1) * 3
-                s = tl.load(seen + at + colour, inside, 0).to(tl.int32)
-                s_green = tl.load(seen + at + 1, inside, 0).to(tl.int32)
-                e = tl.load(edit + at + colour, inside, 0).to(tl.int32)
-                e -= tl.load(edit + at + 1, inside, 0).to(tl.int32)
-                p = (a * s - a_green * s_green).to(tl.int64)
-                sum_e += e
-                sum_ee += e * e
-                sum_p += p
-                sum_pp += p * p
-        found += WINDOW * sum_ee - sum_e * sum_e
-        said += WINDOW * sum_pp - sum_p * sum_p
-    share = tl.div_rn((found + 1).to(tl.float32) * (ONE * ONE), (said + ONE * ONE).to(tl.float32))
-    cap = tl.minimum(tl.floor(tl.sqrt_rn(share) * ALL + 0.5), ALL)
-    tl.store(out + base + y * width * 3 + j, cap.to(tl.uint8), inside)
-
-
-@triton.jit(do_not_specialize=["height", "width"])
 def _means(slopes, out, height, width, BLOCK: tl.constexpr):
     """Rounded means of 3 x 3."""
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -227,13 +175,12 @@ def _means(slopes, out, height, width, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_SIZES + _GAIN_SIZES)
-def _detail(
-    source, seen, gain, y_before, y_first, y_weights, y_taps, y_bits,
+def _transfer(
+    source, seen, edit, gain, y_before, y_first, y_weights, y_taps, y_bits,
     x_before, x_first, x_weights, x_taps, x_bits, v_before, v_first, v_weights, v_taps, v_bits,
     u_before, u_first, u_weights, u_taps, u_bits, out, height, width,
     ONE: tl.constexpr, ZERO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What the edit keeps of the source's detail, int16: no more than 510 levels."""
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
     inside = j < 3 * width
@@ -242,41 +189,14 @@ def _detail(
         seen + small, j, y, inside, y_before, y_first, y_weights, y_taps, y_bits,
         x_before, x_first, x_weights, x_taps, x_bits,
     )  # fmt: skip
+    large_edit = _sample(
+        edit + small, j, y, inside, y_before, y_first, y_weights, y_taps, y_bits,
+        x_before, x_first, x_weights, x_taps, x_bits,
+    )  # fmt: skip
     share = _sample(
         gain + small, j, y, inside, v_before, v_first, v_weights, v_taps, v_bits,
         u_before, u_first, u_weights, u_taps, u_bits,
     )  # fmt: skip
     missing = tl.load(source + at, inside, 0).to(tl.int32) - large_seen
-    detail = ((share - ZERO) * missing + ONE // 2) >> 6
-    tl.store(out + at, detail.to(tl.int16), inside)
-
-
-@triton.jit(do_not_specialize=_SIZES + _GAIN_SIZES)
-def _add(
-    detail, edit, cap, y_before, y_first, y_weights, y_taps, y_bits,
-    x_before, x_first, x_weights, x_taps, x_bits, v_before, v_first, v_weights, v_taps, v_bits,
-    u_before, u_first, u_weights, u_taps, u_bits, out, height, width,
-    ALL: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Detail, its colour capped, on the enlarged edit."""
-    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    inside = j < 3 * width
-    small, at = frame * y_before * x_before * 3, (frame * height + y) * width * 3
-    large_edit = _sample(
-        edit + small, j, y, inside, y_before, y_first, y_weights, y_taps, y_bits,
-        x_before, x_first, x_weights, x_taps, x_bits,
-    )  # fmt: skip
-    most = _sample(
-        cap + small, j, y, inside, v_before, v_first, v_weights, v_taps, v_bits,
-        u_before, u_first, u_weights, u_taps, u_bits,
-    )  # fmt: skip
-    own = tl.load(detail + at + j, inside, 0).to(tl.int32)
-    pixel = detail + at + j // 3 * 3
-    red = tl.load(pixel, inside, 0).to(tl.int32)
-    green = tl.load(pixel + 1, inside, 0).to(tl.int32)
-    blue = tl.load(pixel + 2, inside, 0).to(tl.int32)
-    grey = ((red + green + blue) * 21 + 32) >> 6
-    own += ((grey - own) * (ALL - most) + ALL // 2) >> 5
-    value = tl.minimum(tl.maximum(large_edit + own, 0), 255)
-    tl.store(out + at + j, value.to(tl.uint8), inside)
+    value = large_edit + (((share - ZERO) * missing + ONE // 2) >> 6)
+    tl.store(out + at, tl.minimum(tl.maximum(value, 0), 255).to(tl.uint8), inside)

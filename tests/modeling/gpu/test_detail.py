@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from modeling.detail.resample import Kernel, resize
-from modeling.detail.transfer import ALL, slopes_and_caps, transfer
+from modeling.detail.transfer import transfer
 from tests.modeling.detail.test_resample import noise
-from tests.modeling.detail.test_transfer import faded
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
 CUDA = torch.cuda.is_available()
@@ -41,11 +40,9 @@ def test_resize(
 @pytest.mark.parametrize(("large", "small"), SIZES)
 def test_transfer(fused: ModuleType, large: tuple[int, int], small: tuple[int, int]) -> None:
     source, seen = noise(*large, 2), noise(*small, 2, seed=1)
-    edit = faded(seen) // 2 + noise(*small, 2, seed=2) // 8
-    assert slopes_and_caps(seen, edit)[1].min() < ALL
+    edit = (seen // 2 + noise(*small, 2, seed=2) // 2).contiguous()
     frames = (source, seen, edit)
     there = [x.cuda() if CUDA else x for x in frames]
     assert torch.equal(fused.transfer(*there).cpu(), transfer(*frames))
     if CUDA or (large, small) == SIZES[0]:  # else the line above says it, and takes seconds
-        one, small_one = there[0][:1], there[1][:1]
-        assert torch.equal(fused.transfer(one, small_one, small_one).cpu(), source[:1])
+        assert torch.equal(fused.transfer(there[0], there[1], there[1]).cpu(), source)
