@@ -250,11 +250,11 @@ def seldom(config: PipelineConfig) -> None:
 
 
 def stopped(rank: int, folder: Path, *, place: Place) -> None:
-    setting, job = place.setting(rank, seldom)
+    setting = place.setting(rank, seldom)
     if rank == 0:
         RunFolder(folder).ask_to_stop()
     distributed.barrier()
-    done = Training(setting, RunFolder(folder)).run(job, place.keep)
+    done = Training(setting, RunFolder(folder)).run(place.keep)
     assert done == {"stopped": 2}  # a step after the first that could know
     assert checkpoint.choose(RunFolder(folder), setting)[0] == folder / "checkpoint_000002"
 

@@ -271,7 +271,8 @@ def test_mean_and_std_are_measured_over_sources_and_targets(
     tmp_path: Path, rank: int, world: int, limit: int
 ) -> None:
     uri, pairs = dataset(tmp_path / "set", 6)
-    here = replace(setting("vae", rank, world, statistics_clips=limit), dataset=uri)
+    here = setting("vae", rank, world, statistics_clips=limit)
+    here = replace(here, job=replace(here.job, dataset=uri))
     training = VaeTraining(here, model(BlockVae(CONFIG)))
     trained = training.engine.module.vae
     with torch.no_grad():

@@ -268,7 +268,8 @@ def test_adapters_are_trained_and_merged_with_the_starts_own_weights(
     save_model(tmp_path / "start", config, transformer=network, card={})
     start = deepcopy(network.state_dict())
     asked = {"lora_rank": 2, "lora_alpha": 8.0, "lora_targets": ("self_attn.v",)}
-    here = replace(setting(stage, **asked), start=tmp_path / "start")
+    here = setting(stage, **asked)
+    here = replace(here, job=replace(here.job, start=tmp_path / "start"))
     training = KINDS[stage](here, Model(config, network, None, {}, None))
     training.step(batch(), here.draw(0, 0))
     trained = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
