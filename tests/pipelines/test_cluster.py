@@ -139,7 +139,7 @@ def test_its_tasks_survive_a_crash_and_encode_the_same(
     )
     for a, b in batches:
         assert a["instruction"] == b["instruction"]
-        for name in ("source", "target", "text", "mask"):
+        for name in ("source", "target", "text"):
             assert torch.allclose(a[name], b[name], atol=2e-3)  # threads sum in another order
 
 
