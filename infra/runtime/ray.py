@@ -76,20 +76,33 @@ def private_ray(cpus: int, **options: Any) -> Iterator[Path]:
 
 
 def _shutdown(folder: Path) -> None:
-    """Ray's end, and that of all that writes into `folder`: its agents outlive it by seconds."""
+    """Ray's end, and that of all that writes into `folder`: its agents outlive it by seconds, and
+    where Ray was still starting, its daemon starts them even now."""
     import ray
 
-    processes = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):
-            if str(folder) in " ".join(child.cmdline()):
-                processes += [child, *child.children(recursive=True)]
+    processes = _processes(folder)
     ray.shutdown()
-    _, late = psutil.wait_procs(processes, timeout=END_S)
-    for process in late:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(late)
+    while processes := processes | _processes(folder):
+        _, late = psutil.wait_procs(processes, timeout=END_S)
+        for process in late:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(late, timeout=END_S)  # a zombie whose parent does not ask stays one
+        processes = set()
+
+
+def _processes(folder: Path) -> set[psutil.Process]:
+    """Those that were started with `folder` or write there, orphans too, and what they started."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            said = " ".join(process.cmdline())
+            paths = [said]
+            if said.startswith("ray::"):  # Ray gives its processes titles over their arguments
+                paths = [file.path for file in process.open_files()]
+            if any(str(folder) in path for path in paths):
+                found |= {process, *process.children(recursive=True)}
+    return found
 
 
 @contextmanager
