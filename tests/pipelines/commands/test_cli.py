@@ -105,7 +105,8 @@ def test_plan_shows_every_stage(liveedit: Liveedit, tmp_path: Path) -> None:
     result = liveedit("train", "demo", "vae.steps=0", "compute.gpus=false", "--plan")
     assert result.returncode == 0, result.stderr
     lines = {line.split()[0]: " ".join(line.split()) for line in result.stdout.splitlines()}
-    assert lines["foundation"].startswith("foundation runs not done 2 4 ")  # yet
+    # "yet" is on the next line where the path of the start leaves the column no room.
+    assert re.match(r"foundation runs not done( yet)? 2 4 ", lines["foundation"])
     assert lines["vae"] == "vae passed over vae.steps=0"
     asked = liveedit("train", "demo", "vae.steps=0", "--plan", "--exit-code")
     assert asked.returncode == 4
