@@ -158,7 +158,9 @@ def _simulate(
     json_file: Path | None,
 ) -> None:
     from pipelines.bench.check import read_report
-    from pipelines.bench.simulate import VARIANTS, Day, measured, simulate, table
+    from pipelines.bench.simulation.day import VARIANTS, Day, measured
+    from pipelines.bench.simulation.tally import table
+    from pipelines.bench.simulation.world import simulate
     from pipelines.commands.serve import serve_settings
 
     settings = serve_settings(arguments, {})

@@ -1,9 +1,4 @@
-"""A day of an application with up to thousands of editors, on a simulated clock.
-
-What decides is what serves: `Placement`, `Capacity` and the policy that Serve's autoscaler calls.
-Only what they decide about is simulated: clients, what their chunks really cost, editors that take
-their time to start, machines that are lost.
-"""
+"""Clients, editors and machines, and the events of their day."""
 
 from __future__ import annotations
 
@@ -11,29 +6,24 @@ import heapq
 import itertools
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
-
-from rich.table import Table
 
 from modeling.detail.work_size import in_words
+from pipelines.bench.simulation.day import VARIANTS, Day, Variant, busy
+from pipelines.bench.simulation.late import LateShare
+from pipelines.bench.simulation.tally import Tally
 from serve.editor.capacity import Capacity
 from serve.scaling import decisions
-from serve.scaling.decisions import Editor, Rank, Request, Sizes
+from serve.scaling.decisions import Request
 from serve.scaling.placement import ASKS_S, Full, Placed, Placement, Scale
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
 
-DAY_S = 86400.0
-BUSIEST_S = 20 * 3600.0  # of the day
-QUIETEST = 0.15  # share of the busiest hour's sessions
 SESSION_S = 600.0  # median of a session's length; lengths are log-normal
 SESSION_SPREAD = 1.0  # of their logarithm
 COST_SPREAD = 0.2  # of the logarithm of what a session's chunks cost: scenes differ
-JITTER = 0.05  # of the logarithm of one chunk's cost among its session's
 WAITS = 0.5  # share of clients that wait in the queue
 PATIENCE_S = 60.0  # for which they do
 REPORT_S = 4.0  # a served editor reports every second; this is a quarter of the work
@@ -41,55 +31,6 @@ WARM_S = 3600.0  # before the day, which counts for nothing
 FOLLOW_S = 5.0  # how often the autoscaler looks
 MOVE_S = 2.0  # until a session of a lost editor asks for another
 MACHINE_EDITORS = 8  # editors that are lost with one machine
-
-
-@dataclass(frozen=True)
-class Day:
-    """What is asked of the application, and what a chunk costs there.
-
-    `cost_s` is seconds of one editor for a chunk of `chunk_frames`, as measured.
-    """
-
-    sessions: int  # at once in the busiest hour
-    cost_s: float
-    chunk_frames: int
-    scale: Scale
-    sizes: Sizes
-    fps: float = 16.0
-    max_sessions: int = 16
-    start_s: float = 60.0  # of an editor
-    lost_machines: int = 4
-    hours: float = 24.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to decide: what ships, or one that it was compared with."""
-
-    rank: Rank = decisions.emptiest
-    spare: float = 0.0  # editors that stand ready, as a share of the most
-    delay_s: float | None = None
-
-
-def fullest(editor: Editor) -> tuple[Any, ...]:
-    """Sessions together, so that other editors become empty soon."""
-    return -editor.load, editor.name
-
-
-def anyone(editor: Editor) -> tuple[Any, ...]:
-    """As a load balancer that knows only who has room."""
-    return (hash((editor.name, len(editor.streams), round(editor.load, 3))),)
-
-
-VARIANTS = {
-    "ships": Variant(),
-    "fullest first": Variant(rank=fullest),
-    "any with room": Variant(rank=anyone),
-    "down after 60 s": Variant(delay_s=60.0),
-    "2 % spare": Variant(spare=0.02),
-    "5 % spare": Variant(spare=0.05),
-}
 
 
 @dataclass
@@ -123,47 +64,14 @@ class Device:
         return sum(c.cost_s * day.fps / day.chunk_frames for c in self.clients.values())
 
 
-@dataclass
-class Tally:
-    asked: int = 0
-    refused: int = 0
-    left: int = 0  # waited for `PATIENCE_S`
-    opened: int = 0
-    moved: int = 0  # lost their editor
-    waited: list[float] = field(default_factory=list)  # seconds until opened
-    gaps: list[float] = field(default_factory=list)  # seconds without an editor, of the moved
-    session_s: float = 0.0
-    late_s: float = 0.0  # of sessions, in which their chunks come too late
-    editor_s: float = 0.0
-    most_editors: int = 0
-    most_sessions: int = 0
-
-    def to_dict(self) -> dict[str, float]:
-        waited, gaps = sorted(self.waited), sorted(self.gaps)
-        return {
-            "asked": self.asked,
-            "refused_share": self.refused / max(1, self.asked),
-            "left_share": self.left / max(1, self.asked),
-            "waited_s_p50": _quantile(waited, 0.5),
-            "waited_s_p99": _quantile(waited, 0.99),
-            "late_share": self.late_s / max(1.0, self.session_s),
-            "moved": self.moved,
-            "gap_s_p99": _quantile(gaps, 0.99),
-            "editor_hours": self.editor_s / 3600,
-            "sessions_per_editor": self.session_s / max(1.0, self.editor_s),
-            "most_editors": self.most_editors,
-            "most_sessions": self.most_sessions,
-        }
-
-
 def simulate(day: Day, variant: Variant = VARIANTS["ships"]) -> dict[str, float]:
     """The figures of one day under one way to decide."""
-    world = _World(day, variant)
+    world = World(day, variant)
     world.run()
     return world.tally.to_dict()
 
 
-class _World:
+class World:
     def __init__(self, day: Day, variant: Variant) -> None:
         self.day, self.tally, self.now = day, Tally(), 0.0
         spare = round(variant.spare * day.scale.max_editors)
@@ -355,101 +263,5 @@ class _World:
                 self._at(self.now + MOVE_S, lambda client=client: self._ask(client))  # type: ignore[misc]
 
 
-class LateShare:
-    """Share of chunks that come too late on an accelerator, by its load and number of streams.
-
-    Live chunks as the editor's scheduler runs them, earliest due first, each due when the next of
-    its stream is there; streams begin at any moment. Four minutes of them, once for each pair.
-    """
-
-    SECONDS = 240.0
-
-    def __init__(self, day: Day) -> None:
-        self.period_s = day.chunk_frames / day.fps
-        self._known: dict[tuple[int, int], float] = {}
-
-    def __call__(self, load: float, streams: int) -> float:
-        key = (round(load * 20), streams)
-        if key not in self._known:
-            self._known[key] = self._measure(key[0] / 20, streams)
-        return self._known[key]
-
-    def _measure(self, load: float, streams: int) -> float:
-        if not streams or not load:
-            return 0.0
-        draw, cost = random.Random(streams), load * self.period_s / streams
-        starts = [draw.uniform(0, self.period_s) for _ in range(streams)]
-        chunks = range(int(self.SECONDS / self.period_s))
-        jobs = deque(sorted(start + n * self.period_s for start in starts for n in chunks))
-        free, late, done = 0.0, 0, 0
-        waiting: list[float] = []  # when each is due
-        while jobs or waiting:
-            if not waiting:
-                free = max(free, jobs[0])
-            while jobs and jobs[0] <= free:
-                heapq.heappush(waiting, jobs.popleft() + self.period_s)
-            due = heapq.heappop(waiting)
-            done += 1
-            if free > due:  # too late before it began: a live stream drops it
-                late += 1
-                continue
-            free += cost * draw.lognormvariate(0.0, JITTER)
-            late += free > due
-        return late / done
-
-
-def busy(second: float) -> float:
-    """Share of the busiest hour's demand at this second of the day."""
-    swing = (1 + math.cos(2 * math.pi * (second - BUSIEST_S) / DAY_S)) / 2
-    return QUIETEST + (1 - QUIETEST) * swing**1.5
-
-
 def _machines(scale: Scale) -> int:
     return max(1, scale.max_editors // MACHINE_EDITORS)
-
-
-def _quantile(values: list[float], share: float) -> float:
-    return values[min(len(values) - 1, int(share * len(values)))] if values else 0.0
-
-
-def measured(report: dict[str, Any]) -> dict[str, Any]:
-    """Of `Day`, what a `liveedit bench stream --json` report says."""
-    config, variants = report["config"], report["variants"]
-    best = variants.get("mask cache", variants["dense"])
-    frame = config["height"], config["width"]
-    work = config.get("work_height", frame[0]), config.get("work_width", frame[1])
-    return {
-        "cost_s": best["V"]["p50_ms"] / 1000,
-        "chunk_frames": config["chunk_frames"],
-        "sizes": Sizes(frame, work),
-        "start_s": report["load_s"] + report["start"]["cold"]["first_chunk_ms"] / 1000,
-    }
-
-
-def table(day: Day, results: dict[str, dict[str, float]]) -> Table:
-    """One column a way to decide."""
-    title = (
-        f"{day.hours:g} h, at most about {day.sessions} sessions of {day.fps:g} fps at once, "
-        f"{day.cost_s * 1000:.0f} ms a chunk, up to {day.scale.max_editors} editors"
-    )
-    view = Table(title=title, title_justify="left")
-    view.add_column("")
-    for name in results:
-        view.add_column(name, justify="right")
-    for label, cell in _ROWS.items():
-        view.add_row(label, *map(cell, results.values()))
-    return view
-
-
-_ROWS: dict[str, Callable[[dict[str, float]], str]] = {
-    "sessions asked": lambda f: f"{f['asked']:.0f}",
-    "refused": lambda f: f"{f['refused_share']:.2%}",
-    "gave up waiting": lambda f: f"{f['left_share']:.2%}",
-    "waited P50 / P99 s": lambda f: f"{f['waited_s_p50']:.1f} / {f['waited_s_p99']:.1f}",
-    "chunks late": lambda f: f"{f['late_share']:.2%}",
-    "moved": lambda f: f"{f['moved']:.0f}",
-    "gap P99 s": lambda f: f"{f['gap_s_p99']:.1f}",
-    "editor hours": lambda f: f"{f['editor_hours']:.0f}",
-    "sessions an editor": lambda f: f"{f['sessions_per_editor']:.2f}",
-    "editors at most": lambda f: f"{f['most_editors']:.0f}",
-}

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.bench.simulate import VARIANTS, Day, LateShare, Variant, _World, busy, simulate
-from serve.scaling.decisions import HEADROOM, Sizes
+from pipelines.bench.simulation.day import VARIANTS, Day, Variant, anyone, busy
+from pipelines.bench.simulation.late import LateShare
+from pipelines.bench.simulation.world import World, simulate
+from serve.scaling.decisions import HEADROOM, Editor, Sizes
 from serve.scaling.placement import Scale
 
 # Three sessions of 0.25 fill an editor to 0.75 of the 0.8 that may be promised.
@@ -51,9 +53,13 @@ def test_the_same_day_is_the_same_day() -> None:
     assert simulate(DAY) != simulate(replace(DAY, seed=1))
 
 
+def test_chance_is_the_same_in_every_process() -> None:
+    assert anyone(Editor("a", 12, 8)) == (3348152383,)
+
+
 def test_a_lost_machine_moves_its_sessions_and_loses_none() -> None:
     """All editors are of one machine: every session that is open moves, then goes on."""
-    world = _World(replace(DAY, lost_machines=1, scale=Scale(4, 4), sessions=6), Variant())
+    world = World(replace(DAY, lost_machines=1, scale=Scale(4, 4), sessions=6), Variant())
     world.run()
     assert world.tally.moved > 0
     assert len(world.tally.gaps) == world.tally.moved
