@@ -61,36 +61,18 @@ def rollout(
     each has tokens of its own. `sequence` are the ranks that share the clips; `dtype` is the
     network's, for the keys and values that are remembered.
     """
-    make = partial(
-        _roll,
-        *(trained, passed, config, stream, schedule),
-        last_step=last_step,
-        generator=generator,
-        gradient_chunks=gradient_chunks,
-        sequence=sequence,
-        dtype=dtype,
-    )
-    if stream.mask_cache is None:
-        return make(source=source, text=text)
-    clips = zip(source.split(1), text.split(1), strict=True)
-    return torch.cat([make(source=clip, text=said) for clip, said in clips])
-
-
-def _roll(
-    trained: Network | None,
-    passed: Network,
-    config: TransformerConfig,
-    stream: StreamConfig,
-    schedule: FlowSchedule,
-    *,
-    source: Tensor,
-    text: Tensor,
-    last_step: int,
-    generator: torch.Generator,
-    gradient_chunks: int | None,
-    sequence: Sequence | None,
-    dtype: torch.dtype,
-) -> Tensor:
+    if stream.mask_cache is not None and len(source) > 1:
+        alone = partial(
+            rollout,
+            *(trained, passed, config, stream, schedule),
+            last_step=last_step,
+            generator=generator,
+            gradient_chunks=gradient_chunks,
+            sequence=sequence,
+            dtype=dtype,
+        )
+        clips = zip(source.split(1), text.split(1), strict=True)
+        return torch.cat([alone(source=clip, text=said) for clip, said in clips])
     timesteps = schedule.warp(stream.timesteps)[: last_step + 1]
     batch, (height, width) = source.shape[0], source.shape[3:]
     place: dict[str, Any] = {
