@@ -13,6 +13,7 @@ from modeling.config import TransformerConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.lora import TARGETS, adapt, merged
 from modeling.diffusion.transformer import Transformer
+from tests.modeling.networks import random_transformer
 
 CONFIG = TransformerConfig(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,
@@ -22,11 +23,7 @@ RANK, ALPHA = 3, 6.0
 
 
 def network() -> Transformer:
-    torch.manual_seed(0)
-    net = Transformer(CONFIG)
-    for parameter in net.parameters():  # the head starts at zero
-        torch.nn.init.normal_(parameter, std=0.2)
-    return net
+    return random_transformer(CONFIG, std=0.2)
 
 
 def answer(net: Transformer) -> Tensor:

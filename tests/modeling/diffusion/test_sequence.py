@@ -19,6 +19,7 @@ from modeling.diffusion.sequence import Sequence
 from modeling.diffusion.transformer import Transformer
 from modeling.streaming.kv_cache import Cached, KVCache
 from modeling.streaming.mask_cache import MaskCache
+from tests.modeling.networks import random_transformer
 
 CONFIG = TransformerConfig(
     dim=48, ffn_dim=40, num_heads=6, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,
@@ -30,11 +31,7 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def network() -> Transformer:
-    torch.manual_seed(0)
-    net = Transformer(CONFIG)
-    for parameter in net.parameters():  # the head starts at zero
-        torch.nn.init.normal_(parameter, std=0.3)
-    return net
+    return random_transformer(CONFIG, std=0.3)
 
 
 def drawn(*shape: int) -> Tensor:

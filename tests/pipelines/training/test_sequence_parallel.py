@@ -24,6 +24,7 @@ from pipelines.training.methods import distill, foundation
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.table import build_stage
 from pipelines.training.zero import import_deepspeed
+from tests.modeling.networks import random_transformer
 from tests.pipelines.training.plain import PlainEngine
 from tests.pipelines.training.test_engines import on_ranks
 
@@ -58,11 +59,7 @@ class NotingEngine(PlainEngine):
 
 
 def network(seed: int = 0) -> Transformer:
-    torch.manual_seed(seed)
-    net = Transformer(CONFIG.transformer)
-    for parameter in net.parameters():  # the head starts at zero
-        torch.nn.init.normal_(parameter, std=0.1)
-    return net
+    return random_transformer(CONFIG.transformer, std=0.1, seed=seed)
 
 
 def batch(clip: int) -> dict[str, Tensor]:

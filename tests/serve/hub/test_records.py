@@ -13,22 +13,16 @@ from serve.hub.records import (
 )  # fmt: skip
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
+from tests.serve.clock import Clock
 
 pytestmark = pytest.mark.anyio
 
 HEADER = Header(Opening("s", "red", 48, 32, 16.0, "lossless"), "jpeg", Ready("m", 12, 9, 0))
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

@@ -22,19 +22,13 @@ from serve.scaling.placement import (
     Waiting,
 )
 from serve.wire.protocol import RETRY_AFTER_S
+from tests.serve.clock import Clock
 from tests.serve.scaling.made import SIZES, editor, request
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture
@@ -194,7 +188,7 @@ class PlacementMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
+        self.clock = Clock(100.0)
         scale = Scale(1, 8, delay_s=3.0)
         self.placement, self.plain = Placement(scale, self.clock), Placement(scale, self.clock)
 

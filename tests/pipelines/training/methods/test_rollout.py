@@ -16,6 +16,7 @@ from modeling.presets import PRESETS
 from modeling.text.build import build_text_encoder
 from modeling.vae.build import build_vae
 from pipelines.training.methods.rollout import exit_step, rollout
+from tests.modeling.networks import random_transformer
 
 CONFIG = TransformerConfig(
     dim=32, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,
@@ -28,10 +29,7 @@ class Recorder:
     """A network that notes whether each call had gradient, and at which timestep."""
 
     def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.network = Transformer(CONFIG)
-        for parameter in self.network.parameters():  # the head starts at zero
-            torch.nn.init.normal_(parameter, std=0.2)
+        self.network = random_transformer(CONFIG, std=0.2)
         self.calls: list[tuple[bool, float]] = []
 
     def __call__(self, noisy: Tensor, source: Tensor, timestep: Tensor, *rest: Any) -> Tensor:

@@ -22,6 +22,7 @@ from modeling.diffusion.rope import Rope, rope_table, rotate
 from modeling.diffusion.transformer import Transformer
 from modeling.streaming.history import Remembered
 from pipelines.training.methods.rollout import rollout
+from tests.modeling.networks import random_transformer
 
 CONFIG = TransformerConfig(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,
@@ -99,11 +100,7 @@ def reference(
 
 @pytest.fixture(scope="module")
 def network() -> Transformer:
-    torch.manual_seed(0)
-    network = Transformer(CONFIG)
-    for parameter in network.parameters():  # the head starts at zero
-        torch.nn.init.normal_(parameter, std=0.2)
-    return network
+    return random_transformer(CONFIG, std=0.2)
 
 
 STREAMS = {
