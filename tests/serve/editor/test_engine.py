@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -16,63 +14,26 @@ import torch
 
 from modeling.streaming.state import StreamState
 from serve.editor.engine import Engine
-from serve.editor.stream import FURTHEST_S, EditorStream
 from serve.metrics import EditorMetrics
 from serve.scaling.decisions import Sizes
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, Moved, Opening, Ready, Take, Work
-from tests.known_editors import assert_edited, block_clip, expected_edit, known_editor
-
-pytestmark = pytest.mark.anyio
-
-RED, BLUE = "paint it red", "paint it blue"
-SOURCE = block_clip(33, 32, 48)
-OPENING = Opening("s", RED, 48, 32, 12.0, "lossless", seed=5)
-SMALL = replace(OPENING, work_size="32x16", detail="source")
-SIZES = Sizes((32, 48), (32, 48), "off")
-
-
-@pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    torch.set_num_threads(1)
-    made = Engine(known_editor(), max_sessions=2)
-    yield made
-    made.stop()
-
-
-class Source:
-    """Gives out works, then waits for ever."""
-
-    def __init__(self, *works: Work) -> None:
-        self.works = deque(works)
-
-    async def take(self) -> Work:
-        if not self.works:
-            await asyncio.Event().wait()
-        return self.works.popleft()
-
-
-def work(number: int, first: int, count: int, prompt: str = RED, **flags: bool) -> Work:
-    flags = {"last": False, **flags}
-    return Work(number, prompt, SOURCE[first : first + count], **flags)
-
-
-WORKS = (
-    work(0, 0, 9),
-    work(1, 9, 4, more=True),
-    work(1, 13, 8, BLUE),
-    work(2, 21, 4, BLUE, more=True),
-    work(2, 25, 4, BLUE, more=True),
-    work(2, 29, 4, BLUE, last=True),
+from serve.wire.work import Edited, Moved, Opening, Ready
+from tests.known_editors import assert_edited, expected_edit
+from tests.serve.editor.works import (
+    BLUE,
+    OPENING,
+    RED,
+    SIZES,
+    SMALL,
+    SOURCE,
+    WORKS,
+    Source,
+    events,
+    replaced,
+    work,
 )
 
-
-async def events(engine: Engine, opening: Opening, *works: Work) -> list[Any]:
-    return [event async for event in engine.edit(opening, Source(*works).take)]
-
-
-def replaced(**change: Any) -> Opening:
-    return Opening(**{**vars(OPENING), **change})
+pytestmark = pytest.mark.anyio
 
 
 async def test_words_that_the_model_was_never_taught_are_named(engine: Engine) -> None:
@@ -174,82 +135,6 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
     assert [len(one.frames) for one in edited] == [12, 12]
     for one, wanted in zip(edited, unbroken[1:], strict=True):
         np.testing.assert_array_equal(one.frames, wanted.frames)
-
-
-class Time:
-    """What `due` takes for the time."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
-    made = Time()
-    monkeypatch.setattr("serve.editor.stream.time", made)
-    return made
-
-
-async def dues(engine: Engine, opening: Opening, take: Take) -> list[float]:
-    """When each job of a stream was due, in the order in which they were asked for."""
-    asked: list[float] = []
-    run = engine.scheduler.run
-
-    def record(function: Any, *, due: float, **named: Any) -> Any:
-        asked.append(due)
-        return run(function, due=due, **named)
-
-    engine.scheduler.run = record  # type: ignore[method-assign]
-    async for _ in engine.edit(opening, take):
-        pass
-    return asked
-
-
-PATIENCE = [("live", 12.0, 1.0), ("live", 24.0, 0.5), ("live", 6.0, 2.0), ("lossless", 12.0, 5.0)]
-GIVEN = [*WORKS[:3], work(2, 21, 0, last=True)]  # 9, 4 ahead, 8 and 0 frames
-
-
-@pytest.mark.parametrize(("mode", "fps", "patience"), PATIENCE)
-@pytest.mark.parametrize("faster", [0.5, 1.0, 1.09])
-async def test_a_live_chunk_is_due_when_the_next_is_there(
-    engine: Engine, clock: Time, mode: Any, fps: float, patience: float, faster: float
-) -> None:
-    """Within a chunk's time, and frames ahead of theirs within two. What opens comes first."""
-    source, came = Source(*GIVEN), list[float]()
-
-    async def take() -> Work:
-        if came:  # a frame, or as many as it has just sent, before the next
-            clock.now += len(GIVEN[len(came) - 1].frames) / fps / faster
-        came.append(clock.now)
-        return await source.take()
-
-    asked = await dues(engine, replaced(mode=mode, fps=fps), take)
-    ahead = 2 * patience if mode == "live" else patience
-    more = np.array([patience, ahead, patience, patience])
-    wanted = np.array(came) + more
-    assert asked == pytest.approx([0.0, *wanted])
-
-
-@pytest.mark.parametrize(("mode", "fps", "patience"), PATIENCE)
-async def test_who_sends_faster_than_it_said_is_due_when_it_said(
-    engine: Engine, clock: Time, mode: Any, fps: float, patience: float
-) -> None:
-    """All at once: each job counts from when its frames would come, a tenth faster at most."""
-    asked = await dues(engine, replaced(mode=mode, fps=fps), Source(*GIVEN).take)
-    ahead = 2 * patience if mode == "live" else patience
-    turns = 1000.0 + np.array([0, 9, 13, 21]) / (1.1 * fps)
-    wanted = turns + np.array([patience, ahead, patience, patience])
-    assert asked == pytest.approx([0.0, *wanted])
-
-
-async def test_nobody_is_put_back_for_ever(clock: Time) -> None:
-    stream = EditorStream("s", replaced(mode="live", fps=1.0), 12)
-    for _ in range(20):
-        stream.due(12, 1.0)
-    assert stream.due(12, 1.0) == pytest.approx(1000.0 + FURTHEST_S + 12.0)
-    stream.close()
 
 
 async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:

@@ -1,0 +1,19 @@
+"""An engine with a model whose edits are known."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+
+from serve.editor.engine import Engine
+from tests.known_editors import known_editor
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    torch.set_num_threads(1)
+    made = Engine(known_editor(), max_sessions=2)
+    yield made
+    made.stop()
