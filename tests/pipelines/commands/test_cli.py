@@ -1,3 +1,5 @@
+"""The command line: help, plans, errors and exit codes, in this process."""
+
 from __future__ import annotations
 
 import json
@@ -8,53 +10,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data.manifest import read_dataset_info
 from data.video import VideoWriter, probe
 from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError
-from pipelines.cli import main
 from pipelines.exits import TryAgainError
 from pipelines.stages.gate import GateMissedError
+from tests.pipelines.commands.entry import Liveedit
 
-
-@dataclass
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Liveedit = Callable[..., Result]
 ROOT = Path(__file__).parent.parent.parent.parent
-
-
-@pytest.fixture
-def liveedit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Liveedit:
-    """The command's entry point, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delenv("LIVEEDIT_DEBUG", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["liveedit", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return Result(int(stopped.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -234,58 +204,6 @@ def test_traceback_is_for_those_who_ask(tmp_path: Path, debug: str) -> None:
     assert result.returncode == 1
     assert ("Traceback" in result.stderr) == (debug == "1")
     assert "nowhere: no dataset here" in result.stderr
-
-
-def test_data_make_from_footage(liveedit: Liveedit, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    Image.effect_noise((160, 96), 80).convert("RGB").save(tmp_path / "mine" / "photo.png")
-    (tmp_path / "mine" / "heldout.txt").write_text("")
-    wanted = ("--from", "mine", "--pairs", "2", "--size", "48x32", "--frames", "5")
-    for target, workers in (("here", "0"), ("there", "2")):
-        result = liveedit("data", "make", target, *wanted, "--workers", workers)
-        assert result.returncode == 0, result.stderr
-    here, there = (read_dataset_info(str(tmp_path / name)) for name in ("here", "there"))
-    assert here.made_by["files"] == ["photo.png"]
-    assert here.shards == there.shards
-    assert "holds no photo" in liveedit("data", "make", "x", "--from", "here").stderr
-
-
-def test_data_make_check_and_damage(liveedit: Liveedit, tmp_path: Path) -> None:
-    made = liveedit(
-        *("data", "make", "pairs", "--pairs", "3", "--size", "48x32", "--frames", "9"),
-        *("--samples-per-shard", "2", "--workers", "0"),
-    )
-    assert made.returncode == 0, made.stderr
-    assert "3 pairs of 9 frames, 48x32, 16 fps, 2 shards" in made.stdout
-    assert read_dataset_info(str(tmp_path / "pairs")).samples == 3
-    assert "every shard is as it was written" in liveedit("data", "check", "pairs").stdout
-    again = liveedit("data", "make", "pairs", "--pairs", "3")
-    assert again.returncode == 1
-    assert "finished dataset" in again.stderr
-    shard = sorted((tmp_path / "pairs").glob("*.tar"))[1]
-    data = bytearray(shard.read_bytes())
-    data[600] ^= 1
-    shard.write_bytes(data)
-    damaged = liveedit("data", "check", "pairs")
-    assert damaged.returncode == 1
-    assert shard.name in damaged.stderr
-
-
-def test_ingest_names_what_it_leaves_out(liveedit: Liveedit, tmp_path: Path) -> None:
-    liveedit("data", "make", "pairs", "--pairs", "1", "--frames", "9", "--workers", "0")
-    shard = next((tmp_path / "pairs").glob("*.tar"))
-    subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)
-    source, edited = (sorted(tmp_path.glob(f"*.{kind}.mp4"))[0] for kind in ("source", "target"))
-    entry = {"instruction": "x", "source_path": source.name, "edited_path": edited.name}
-    pairs = [entry, {**entry, "edited_path": "lost.mp4"}]
-    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    result = liveedit(
-        "data", "ingest", "pairs.json", "real", "--frames", "9", "--size", "96x64", "--fps", "16"
-    )
-    assert result.returncode == 0, result.stderr
-    assert "lost.mp4" in result.stdout
-    assert "1 pairs of 9 frames, 96x64" in result.stdout
-    assert "1 left out" in result.stdout
 
 
 @pytest.mark.parametrize(
