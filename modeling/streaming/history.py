@@ -16,6 +16,7 @@ from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.attention import attention
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import Rope, fixed_rope_table, rotate, time_shift
+from modeling.geometry import PATCH
 
 
 class History:
@@ -33,7 +34,7 @@ class History:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.grid = (latent_height // 2, latent_width // 2)  # tokens
+        self.grid = (latent_height // PATCH, latent_width // PATCH)  # tokens
         self.chunk_latents = stream.chunk_latents
         self.slots = stream.window_latents // stream.chunk_latents
         self.sink_slots = stream.sink_latents // stream.chunk_latents
