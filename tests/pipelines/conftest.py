@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,9 +20,11 @@ from modeling.model_dir import save_model
 from modeling.presets import PRESETS
 from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
+from pipelines.cli import main
 from pipelines.stages.chain import STAGES
 from pipelines.tracking import tracker as tracking
 from pipelines.tracking.outbox import Outbox
+from tests.pipelines.commands.entry import Liveedit, Result
 from tests.pipelines.place import CONFIG, Place, Training
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 
@@ -122,3 +125,23 @@ def first(place: Place) -> Place:
     place.put_back()
     place.training.deaf = ""
     return place
+
+
+@pytest.fixture
+def liveedit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Liveedit:
+    """The command's entry point, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("LIVEEDIT_DEBUG", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["liveedit", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return Result(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run

@@ -14,10 +14,8 @@ from data.sample import Pair
 from data.shards import write_dataset
 from data.synthetic import make_pair
 from tests.known_editors import block_clip, expected_edit, write_known_model
-from tests.pipelines.commands.test_cli import Liveedit, liveedit
+from tests.pipelines.commands.entry import Liveedit
 from tests.pipelines.stages.test_edit_file import assert_same, exact, read
-
-__all__ = ["liveedit"]  # a fixture
 
 
 @pytest.mark.parametrize("prompt", ["paint it red", "make it blue"])

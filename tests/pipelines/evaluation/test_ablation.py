@@ -15,9 +15,7 @@ from pipelines.evaluation.ablation import ablate, compare, skipped_work, table, 
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.judges import Pairs
 from tests.known_editors import CONFIG, write_known_model
-from tests.pipelines.commands.test_cli import Liveedit, liveedit
-
-__all__ = ["liveedit"]  # a fixture
+from tests.pipelines.commands.entry import Liveedit
 
 
 def labels(*words: str) -> list[str]:

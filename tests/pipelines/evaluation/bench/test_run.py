@@ -23,9 +23,7 @@ from pipelines.evaluation.bench.systems import OurModel, Videos
 from pipelines.evaluation.bench.table import COLUMNS, beside, lines, markdown
 from pipelines.stages.bench_data import write_bench
 from tests.known_editors import assert_edited, known_editor
-from tests.pipelines.commands.test_cli import Liveedit, liveedit
-
-__all__ = ["liveedit"]  # a fixture
+from tests.pipelines.commands.entry import Liveedit
 
 FEW = {"half": "drawn", "every": 9, "long": False, "size": "48x32"}
 QUICK = [f"{key}={str(value).lower()}" for key, value in FEW.items()]
