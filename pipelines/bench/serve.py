@@ -12,7 +12,7 @@ from rich.table import Table
 from infra.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from serve.client.cameras import Load
+    from serve.client.cameras import CameraLoad
     from serve.run import Running
 
 TAIL_S = 5.0  # that cameras go on after the last kill
@@ -33,7 +33,7 @@ def killer(running: Running, kills: int) -> Callable[[], Awaitable[bool]]:
     return kill
 
 
-def facts(report: dict[str, Any], load: Load) -> str:
+def facts(report: dict[str, Any], load: CameraLoad) -> str:
     """What was measured, in a line."""
     model = report["model"]
     machine = report["hardware"]

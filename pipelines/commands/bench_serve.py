@@ -95,7 +95,7 @@ def bench_serve(
     from pipelines.bench.serve import TAIL_S, facts, killer, parse_attacks, parse_counts, table
     from pipelines.commands.serve import application, serve_settings
     from serve.client import served_model
-    from serve.client.cameras import Load, measure
+    from serve.client.cameras import CameraLoad, measure
 
     counts, attacks = parse_counts(sessions), parse_attacks(attack)
     if url is not None and kills:
@@ -122,7 +122,7 @@ def bench_serve(
             raise UserError(f"--url measures what runs there; leave {arguments[0]} out")
         model = running.model() if running else served_model(url, token=token)
         height, width = parse_pixels(size) if size else (model["height"], model["width"])
-        load = Load(width, height, fps or model["fps"], mode, format, seconds, token, queue)
+        load = CameraLoad(width, height, fps or model["fps"], mode, format, seconds, token, queue)
         for count in counts:
             status.update(f"{count} sessions, {seconds:g} s")
             runs.append(measure(url, load, count).to_dict())

@@ -18,7 +18,7 @@ from modeling.detail.work_size import work_size as work_size_in_pixels
 from modeling.text.words import unknown_words
 from pipelines.stages.edit_file import EditReport, FileOptions, check_edit, reported
 from serve.client import EditedFrame, edit_frames, served_model
-from serve.client.cameras import CameraReport, Load, camera, percentile
+from serve.client.cameras import CameraLoad, CameraReport, camera, percentile
 from serve.wire import codec
 from serve.wire.protocol import Chunk, Detail, Opened, ServerMessage
 
@@ -97,7 +97,7 @@ def film_file(
     info = probe(source)
     images = [codec.encode(frame, "jpeg") for frame in read_frames(source, fps=info.fps)]
     fps = float(info.fps)
-    load = Load(width=info.width, height=info.height, fps=fps, seconds=len(images) / fps)
+    load = CameraLoad(width=info.width, height=info.height, fps=fps, seconds=len(images) / fps)
     written, last = 0, np.zeros((info.height, info.width, 3), np.uint8)
     with VideoWriter(output, info.width, info.height, info.fps) as writer:
 

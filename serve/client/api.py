@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -21,9 +19,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import anyio
 import numpy as np
+from anyio.from_thread import start_blocking_portal
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from serve.client.stream import UNREAD, ConnectError, EditedFrame, Stream, stream_url
+from serve.client.stream import ConnectError, EditedFrame, Event, Stream, stream_url
 from serve.wire.protocol import PATH, Detail, Format, InQueue, Mode, Open, ServerMessage, WireError
 
 ANSWER_S = 20.0  # for a plain HTTP request
@@ -121,35 +122,25 @@ def edit_frames(
 ) -> Iterator[np.ndarray]:
     """Lossless, without asyncio: uint8 [height, width, 3] in, the same number of edited ones out.
 
-    `frames` are taken in another thread; `on_event` is called there with the server's messages, the
-    first of which is `opened`.
+    `frames` are taken in another thread; `on_event` is called, between the frames that come out,
+    with the server's messages, the first of which is `opened`.
     """
     source = iter(frames)
     first = next(source, None)
     if first is None:
         return
-    out: queue.Queue[np.ndarray | BaseException | None] = queue.Queue(UNREAD)
-    stopped = threading.Event()
+    height, width = first.shape[:2]
 
     async def feed(stream: Stream) -> None:
         frame: np.ndarray | None = first
         while frame is not None:
             await stream.send(frame)
-            frame = await asyncio.to_thread(next, source, None)
+            frame = await anyio.to_thread.run_sync(next, source, None, abandon_on_cancel=True)
         stream.finish()
 
-    async def read(stream: Stream) -> None:
-        if on_event is not None and stream.opened is not None:
-            on_event(stream.opened)
-        async for event in stream.events():
-            if isinstance(event, EditedFrame):
-                await _put(out, event.pixels, stopped)
-            elif on_event is not None:
-                on_event(event)
-
-    async def run() -> None:
-        height, width = first.shape[:2]
+    async def run(out: MemoryObjectSendStream[Event]) -> None:
         async with (
+            out,
             connect(
                 url, prompt, width=width, height=height, fps=fps, format=format, seed=seed,
                 work_size=work_size, detail=detail, token=token,
@@ -157,46 +148,27 @@ def edit_frames(
             asyncio.TaskGroup() as tasks,
         ):  # fmt: skip
             tasks.create_task(feed(stream))
-            tasks.create_task(read(stream))
+            if stream.opened is not None:
+                await out.send(stream.opened)
+            async for event in stream.events():
+                await out.send(event)
 
-    def main() -> None:
+    send, receive = anyio.create_memory_object_stream[Event]()
+    with start_blocking_portal(name="liveedit-client") as portal:
+        running = portal.start_task_soon(run, send)
         try:
-            asyncio.run(run())
-            out.put(None)
+            while (event := portal.call(_next, receive)) is not None:
+                if isinstance(event, EditedFrame):
+                    yield event.pixels
+                elif on_event is not None:
+                    on_event(event)
+            running.result()
         except BaseExceptionGroup as group:
-            _tell(group.exceptions[0])
-        except BaseException as error:
-            _tell(error)
-
-    def _tell(error: BaseException) -> None:
-        """Raised again where the frames are read."""
-        if not stopped.is_set():
-            out.put(error)
-
-    thread = threading.Thread(target=main, name="liveedit-client", daemon=True)
-    thread.start()
-    try:
-        while (item := out.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join(timeout=10)
+            raise group.exceptions[0] from None
+        finally:
+            running.cancel()
 
 
-class _StoppedError(Exception):
-    pass
-
-
-async def _put(
-    out: queue.Queue[np.ndarray | BaseException | None], item: np.ndarray, stopped: threading.Event
-) -> None:
-    while True:
-        if stopped.is_set():
-            raise _StoppedError
-        try:
-            out.put_nowait(item)
-            return
-        except queue.Full:
-            await asyncio.sleep(0.005)
+async def _next(events: MemoryObjectReceiveStream[Event]) -> Event | None:
+    """None after the last."""
+    return await anext(events, None)

@@ -32,7 +32,7 @@ SETTLE_CHUNKS = 2  # first chunks of a session that count for the first-chunk ti
 
 
 @dataclass(frozen=True)
-class Load:
+class CameraLoad:
     """What every camera does."""
 
     width: int = 192
@@ -70,7 +70,7 @@ class CameraReport:
 
 @dataclass(frozen=True)
 class BenchReport:
-    load: Load
+    load: CameraLoad
     cameras: list[CameraReport]
     kills: int
     seconds: float
@@ -129,7 +129,7 @@ def percentile(values: list[float], percent: float) -> float | None:
 
 def measure(
     url: str,
-    load: Load,
+    load: CameraLoad,
     sessions: int,
     *,
     kill: Callable[[], Awaitable[bool]] | None = None,
@@ -145,7 +145,7 @@ def measure(
 
 async def _measure(
     url: str,
-    load: Load,
+    load: CameraLoad,
     sessions: int,
     kill: Callable[[], Awaitable[bool]] | None,
     kill_every_s: float,
@@ -182,7 +182,7 @@ async def _count(url: str, token: str | None, editors: list[int]) -> None:
         await asyncio.sleep(COUNT_S)
 
 
-def pictures(load: Load, seed: int) -> list[bytes]:
+def pictures(load: CameraLoad, seed: int) -> list[bytes]:
     """A square that moves over a gradient, encoded."""
     generator = np.random.default_rng(seed)
     back = np.zeros((load.height, load.width, 3), np.uint8)
@@ -198,7 +198,7 @@ def pictures(load: Load, seed: int) -> list[bytes]:
     return out
 
 
-async def _simulated(url: str, load: Load, number: int) -> CameraReport:
+async def _simulated(url: str, load: CameraLoad, number: int) -> CameraReport:
     images = await asyncio.to_thread(pictures, load, number)
     # Cameras do not start in step.
     await asyncio.sleep(random.Random(number).uniform(0, 1) if number else 0)
@@ -207,7 +207,7 @@ async def _simulated(url: str, load: Load, number: int) -> CameraReport:
 
 async def camera(
     url: str,
-    load: Load,
+    load: CameraLoad,
     images: list[bytes],
     prompt: str,
     *,
@@ -255,7 +255,11 @@ def _unheard(place: InQueue) -> None:
 
 
 async def _film(
-    stream: Stream, load: Load, images: list[bytes], sent: dict[int, float], report: CameraReport
+    stream: Stream,
+    load: CameraLoad,
+    images: list[bytes],
+    sent: dict[int, float],
+    report: CameraReport,
 ) -> None:
     started = time.monotonic()
     for n in range(round(load.seconds * load.fps)):
@@ -270,7 +274,7 @@ async def _film(
 
 async def _watch(
     stream: Stream,
-    load: Load,
+    load: CameraLoad,
     sent: dict[int, float],
     report: CameraReport,
     on_frame: Callable[[EditedFrame], None],

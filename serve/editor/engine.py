@@ -24,7 +24,7 @@ from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
 from serve.scaling.decisions import Sizes
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, Event, Moved, Opening, Ready, SupersededError, Take, Work
+from serve.wire.work import Edited, EditorEvent, Moved, Opening, Ready, SupersededError, Take, Work
 from serve.work_sizes import sizes_of
 
 SHOWN = ("name", "prompts", "words", "sample", "trained_at")  # what clients want of a card
@@ -112,7 +112,7 @@ class Engine:
     def stop(self) -> None:
         self.scheduler.stop()
 
-    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         """See `work.Backend.edit`. Raises WireError `unsupported_size`, too."""
         self._check_cost(opening)
         await self._end_older(opening)

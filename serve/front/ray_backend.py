@@ -22,7 +22,7 @@ from serve.scaling.placement import ASKS_S, Full, Places, Waiting
 from serve.wire.conversation import Conversation
 from serve.wire.link import Listener
 from serve.wire.protocol import RETRY_AFTER_S, WireError
-from serve.wire.work import EditorLostError, Event, Opening, Queued, Take
+from serve.wire.work import EditorEvent, EditorLostError, Opening, Queued, Take
 from serve.work_sizes import sizes_of
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class RayBackend:
         self.editors, self.listener, self.places = editors, listener, places
         self._numbers = itertools.count()
 
-    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         """See `work.Backend.edit`."""
         for tries in itertools.count(1):
             stream = f"{opening.session}-{opening.epoch}-{next(self._numbers)}"
@@ -68,7 +68,7 @@ class RayBackend:
             finally:
                 await asyncio.shield(self.places.released(stream))
 
-    async def _edit(self, editor: str, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    async def _edit(self, editor: str, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         """Raises TimeoutError when the editor does not answer."""
         async with Conversation(self.listener, take) as conversation:
             edit = self.editors.options(session_id=editor).edit

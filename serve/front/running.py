@@ -24,7 +24,7 @@ from serve.front.outbox import Outbox
 from serve.front.session import Delivery, Session
 from serve.front.socket import Socket
 from serve.hub.ledger import Ledger, Usage
-from serve.hub.records import Entry, Header, Progress, Record, SessionStore
+from serve.hub.records import Commit, Entry, Header, Progress, Record, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire import codec
@@ -247,8 +247,8 @@ class RunningSession:
         """Raises SupersededError when another front holds the session."""
         dropped = tuple(self.session.drops.told_from(progress.next_frame))
         self._progress = progress = replace(progress, dropped=dropped)
-        commit = self.services.store.commit
-        if not await commit(self.token, self.epoch, header, progress, entries):
+        commit = Commit(self.token, self.epoch, header, progress, entries)
+        if not await self.services.store.commit(commit):
             raise SupersededError
 
     async def _encode(self, delivery: Delivery) -> list[bytes]:

@@ -20,14 +20,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util import get_node_ip_address
 
 from infra.runtime.ray_private import serve_replicas
-from serve.hub.commits import Commit, CommitClient, CommitServer
 from serve.hub.ledger import Ledger
-from serve.hub.records import Entry, Header, Progress, SessionStore
+from serve.hub.records import COMMIT_KINDS, Commit, SessionStore
 from serve.metrics import HubMetrics, Retired, Snapshot
 from serve.scaling.decisions import Editor
 from serve.scaling.placement import Placed, Placement, Places
 from serve.settings import ServeSettings
-from serve.wire.link import Address
+from serve.wire.link import Address, Asker, Listener
 from serve.wire.protocol import WireError
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,8 @@ class Hub:
         self.ledger = Ledger()
         self.metrics = HubMetrics()
         self._retired = Retired()
-        self._commits = CommitServer(self.store, link_host(settings))
+        self._listener = Listener(link_host(settings), COMMIT_KINDS)
+        self._commits: Address | None = None
         self._placement = Placement(settings.scale)
         self.parts = {"store": self.store, "ledger": self.ledger, "places": self._placement}
         self._ending = False
@@ -92,7 +92,9 @@ class Hub:
         return await answer if inspect.isawaitable(answer) else answer
 
     async def commits(self) -> Address:
-        return await self._commits.address()
+        """Where commits are taken."""
+        self._commits = self._commits or await self._listener.answer(self.store.commit)
+        return self._commits
 
     async def report(self, report: Report) -> Orders:
         self._heard = time.monotonic()
@@ -223,7 +225,7 @@ class HubClient:
         self.app, self.settings = app, settings
         self.hub = hub_actor(app, settings)
         kept: dict[str, Any] = {"beat": [], "release": None}
-        self.store = cast(SessionStore, _Store(self, "store", kept))
+        self.store = cast(SessionStore, _Records(self, "store", kept))
         # Nobody is held to a limit that all fronts share.
         free: dict[str, Any] = {"enter": None, "leave": None, "beat": frozenset()}
         self.ledger = cast(Ledger, _Part(self, "ledger", free))
@@ -273,15 +275,16 @@ class _Part:
             return self._down[method]
 
 
-class _Store(_Part):
-    _commits: CommitClient | None = None
+class _Records(_Part):
+    """Commits come over a link, because every chunk waits for its own: through Ray one costs 6 ms
+    on a small machine, most of it for the state, and this way it costs one."""
 
-    async def commit(
-        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
-    ) -> bool:
-        self._commits = self._commits or CommitClient(lambda: self._hub.call("commits"))
+    _asker: Asker | None = None
+
+    async def commit(self, commit: Commit) -> bool:
+        self._asker = self._asker or Asker(lambda: self._hub.call("commits"), COMMIT_KINDS)
         try:
-            return await self._commits.commit(Commit(token, epoch, header, progress, entries))
+            return bool(await self._asker.ask(commit))
         except (OSError, RayActorError) as error:
             log.warning("a session's progress could not be kept: %s", error)
             return True

@@ -90,6 +90,17 @@ class Header:
                 )
 
 
+@dataclass(frozen=True)
+class Commit:
+    """What a front makes safe after a chunk, before its `entries` go out."""
+
+    token: str
+    epoch: int
+    header: Header
+    progress: Progress
+    entries: list[Entry]
+
+
 @dataclass
 class Record:
     header: Header
@@ -114,6 +125,9 @@ class Record:
     def tail_start(self) -> int:
         """Edited frames before this one are no longer kept."""
         return self.tail[0].position if self.tail else self.progress.edited
+
+
+COMMIT_KINDS = (Commit, Header, Opening, Ready, Progress, Entry)  # what a commit is made of
 
 
 class SessionStore:
@@ -173,23 +187,21 @@ class SessionStore:
         missing = deque(entry for entry in record.tail if entry.position >= received)
         return replace(record, tail=missing)
 
-    async def commit(
-        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
-    ) -> bool:
-        """After a chunk, before its `entries` go out. False: another front holds the session.
+    async def commit(self, commit: Commit) -> bool:
+        """False: another front holds the session.
 
         A record that is not there (the store was started anew) is made again.
         """
-        record = self._records.get(token)
+        record = self._records.get(commit.token)
         if record is None:
-            record = self._records[token] = self._record(header, epoch)
-        if record.epoch != epoch:
+            record = self._records[commit.token] = self._record(commit.header, commit.epoch)
+        if record.epoch != commit.epoch:
             return False
         before = record.size
-        record.progress, record.seen = progress, self._clock()
-        record.tail.extend(entries)
-        record.tail_bytes += sum(len(entry.data) for entry in entries)
-        oldest_needed = progress.edited - MIN_TAIL_FRAMES
+        record.progress, record.seen = commit.progress, self._clock()
+        record.tail.extend(commit.entries)
+        record.tail_bytes += sum(len(entry.data) for entry in commit.entries)
+        oldest_needed = commit.progress.edited - MIN_TAIL_FRAMES
         while record.tail_bytes > MAX_TAIL and record.tail[0].position < oldest_needed:
             record.drop_oldest()
         self.bytes += record.size - before

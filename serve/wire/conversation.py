@@ -17,8 +17,8 @@ from serve.wire.work import (
     Asks,
     Backend,
     Edited,
+    EditorEvent,
     EditorLostError,
-    Event,
     Moved,
     Opening,
     Ready,
@@ -82,7 +82,7 @@ class Conversation:
         self._pinned = self._start(call)
         self._hearing = self._start(self._hear())
 
-    async def next(self) -> Event | None:
+    async def next(self) -> EditorEvent | None:
         """What the editor says next, None after the last; it is given work meanwhile.
 
         Raises what ended the stream: WireError, SupersededError or EditorLostError.
@@ -123,9 +123,9 @@ class Conversation:
         else:
             self._came.set_result(link)
 
-    async def _hear(self) -> Asks | Event:
+    async def _hear(self) -> Asks | EditorEvent:
         link = await asyncio.shield(self._came)
-        message: Asks | Event | Superseded | Error = await self._guard(link.read())
+        message: Asks | EditorEvent | Superseded | Error = await self._guard(link.read())
         if isinstance(message, Superseded):
             raise SupersededError
         if isinstance(message, Error):

@@ -101,6 +101,18 @@ class Listener:
         self._expected[address.secret] = came
         return address
 
+    async def answer(self, answer: Callable[[Any], Awaitable[Any]]) -> Address:
+        """Where an `Asker` finds who answers every message with what `answer` makes of it."""
+
+        async def serve(link: Link) -> None:
+            try:
+                while True:
+                    await link.write(await answer(await link.read()))
+            finally:
+                link.close()
+
+        return await self.expect(serve)
+
     def forget(self, address: Address) -> None:
         """Nobody is let in with this secret any more."""
         self._expected.pop(address.secret, None)
@@ -128,3 +140,40 @@ class Listener:
             if hmac.compare_digest(expected, secret):
                 return came
         raise ConnectionError("a wrong secret")
+
+
+class Asker:
+    """Questions to one process over one link, answered in turn; `find` says where it listens."""
+
+    def __init__(self, find: Callable[[], Awaitable[Address]], kinds: Kinds) -> None:
+        self._find, self._kinds = find, kinds
+        self._link: Link | None = None
+        self._turn = asyncio.Lock()
+
+    async def ask(self, question: Any) -> Any:
+        """The answer. Raises OSError when nobody is found who gives one."""
+        async with self._turn:
+            try:
+                return await self._ask(question)
+            except OSError:
+                self._drop()  # a process that was started again listens elsewhere
+            return await self._ask(question)
+
+    async def _ask(self, question: Any) -> Any:
+        answered = False
+        try:
+            async with asyncio.timeout(HELLO_S):
+                if self._link is None:
+                    self._link = await Link.connect(await self._find(), self._kinds)
+                await self._link.write(question)
+                answer = await self._link.read()
+            answered = True
+            return answer
+        finally:
+            if not answered:  # cancelled or failed half way: what comes next would be out of step
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None

@@ -132,7 +132,7 @@ class Superseded:
     """The editor has a newer stream of the session."""
 
 
-Event = Queued | Ready | Edited | Moved
+EditorEvent = Queued | Ready | Edited | Moved
 Take = Callable[[], Awaitable[Work]]
 
 
@@ -147,7 +147,7 @@ class SupersededError(Exception):
 class Backend(Protocol):
     """Where streams are edited: in this process, or on Ray."""
 
-    def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         """One stream: Queued while there is no room, Ready, then an Edited for every chunk, until
         the last one or a Moved.
 

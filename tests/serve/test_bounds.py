@@ -24,7 +24,7 @@ from websockets.typing import Subprotocol
 
 from data.video import VideoError
 from serve.front.socket import FIRST_SIZE, READ_AHEAD, FlowControl, Socket
-from serve.hub.records import Entry, SessionStore
+from serve.hub.records import Commit, Entry, SessionStore
 from serve.ingress import UVICORN
 from serve.limits import Limits
 from serve.local import local_front
@@ -287,7 +287,7 @@ async def test_the_hubs_memory_is_bounded_by_bytes() -> None:
     for first in range(0, 48, 12):
         for token in tokens:
             frames = [Entry(n, bytes(size[token])) for n in range(first, first + 12)]
-            assert await store.commit(token, 0, HEADER, progress(first + 12), frames)
+            assert await store.commit(Commit(token, 0, HEADER, progress(first + 12), frames))
             assert store.bytes <= 100_000
             assert store.bytes == sum(record.size for record in store._records.values())
     kept = [store._records[token].tail_start for token in tokens]
@@ -306,7 +306,7 @@ async def test_states_alone_push_out_who_left_first() -> None:
         token = await store.create(HEADER)
         tokens.append(token)
         state = replace(progress(0), state=bytes(1000))
-        assert await store.commit(token, 0, HEADER, state, [])
+        assert await store.commit(Commit(token, 0, HEADER, state, []))
         await store.release(token, 0, forget=False)
     with pytest.raises(WireError, match="unknown"):
         await store.claim(tokens[0], 0)

@@ -28,7 +28,7 @@ from pipelines.bench.stream import percentiles, summary
 from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
 from pipelines.commands.bench import parse_steps
 from pipelines.commands.options import parse_pixels
-from serve.client.cameras import Load
+from serve.client.cameras import CameraLoad
 
 
 def times(encode: float, d: float, decode: float, v: float) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def test_cameras_figures_stand_in_their_columns() -> None:
         cells = [cell.strip() for cell in line.split("│")[2:4]]
         assert cells == [" / ".join(f"{run[name]:.1f}" for name in row) for run in runs]
     machine = {"model": {"name": "m", "device": "cpu"}, "hardware": {"cpu": "a cpu"}}
-    said = serve_report.facts(machine, Load(64, 48, 12.5, "lossless", "png"))
+    said = serve_report.facts(machine, CameraLoad(64, 48, 12.5, "lossless", "png"))
     assert said == "m on cpu, 64x48 at 12.5 fps, lossless, png; a cpu"
 
 

@@ -20,7 +20,7 @@ from pipelines.exits import MEND, TRY_AGAIN
 from pipelines.stages.edit_file import edit_video
 from pipelines.stages.edit_remote import edit_remote, film_file, live_numbers, unknown_to, within
 from serve.client import EditedFrame, WireError, edit_frames, served_model
-from serve.client.cameras import CameraReport, Load
+from serve.client.cameras import CameraLoad, CameraReport
 from serve.limits import Limits
 from serve.wire import codec
 from tests.known_editors import block_clip, expected_edit, write_known_model
@@ -144,11 +144,11 @@ def test_where_frames_were_dropped_another_stands_and_the_film_is_as_long(
     """A camera that drops what it is told to: no server can be made to do so on time."""
     video = block_clip(6, 48, 64)
     source, out = exact(tmp_path / "in.mkv", video, Fraction(12)), tmp_path / "out.mp4"
-    filmed: list[tuple[Load, np.ndarray, str]] = []
+    filmed: list[tuple[CameraLoad, np.ndarray, str]] = []
 
     async def camera(
         url: str,
-        load: Load,
+        load: CameraLoad,
         images: list[bytes],
         prompt: str,
         *,

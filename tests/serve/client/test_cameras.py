@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serve.client.attacks import ATTACKS, bomb
-from serve.client.cameras import Load, measure, percentile
+from serve.client.cameras import CameraLoad, measure, percentile
 from serve.limits import Limits
 from serve.wire import codec
 from serve.wire.protocol import WireError
@@ -14,7 +14,7 @@ from tests.serve.conftest import Server, serving
 
 
 def test_cameras_are_measured(server: Server) -> None:
-    load = Load(width=48, height=32, mode="lossless", seconds=4.0, fps=20.0)
+    load = CameraLoad(width=48, height=32, mode="lossless", seconds=4.0, fps=20.0)
     report = measure(server.url, load, 2).to_dict()
     assert report["sessions_held"] == 2
     assert report["frames_sent"] == report["frames_edited"] == 160
@@ -35,7 +35,7 @@ def test_a_live_camera_and_a_kill_that_finds_nothing(server: Server) -> None:
         asked += 1
         return False
 
-    load = Load(width=48, height=32, mode="live", seconds=3.0)
+    load = CameraLoad(width=48, height=32, mode="live", seconds=3.0)
     report = measure(server.url, load, 1, kill=kill, kill_every_s=1.0).to_dict()
     assert report["frames_edited"] + report["frames_dropped"] == 48  # type: ignore[operator]
     assert report["kills"] == 0
@@ -45,7 +45,7 @@ def test_a_live_camera_and_a_kill_that_finds_nothing(server: Server) -> None:
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_an_honest_camera_beside_an_attack(small_model: Path, name: str) -> None:
     with serving(small_model, Limits(max_uploads=4)) as attacked:
-        load = Load(width=48, height=32, mode="lossless", seconds=8.0, fps=8.0)
+        load = CameraLoad(width=48, height=32, mode="lossless", seconds=8.0, fps=8.0)
         report = measure(attacked.url, load, 1, attacks=[name]).to_dict()
         refused = attacked.front.services.metrics.refused
         told = {sample.labels["code"] for m in refused.collect() for sample in m.samples}
@@ -65,7 +65,7 @@ def test_a_bomb_is_one() -> None:
 
 
 def test_a_server_that_is_not_there_is_an_error_in_the_report() -> None:
-    report = measure("ws://127.0.0.1:9", Load(seconds=1.0), 1).to_dict()
+    report = measure("ws://127.0.0.1:9", CameraLoad(seconds=1.0), 1).to_dict()
     assert report["sessions_held"] == 0
     assert "cannot be reached" in str(report["errors"])
 

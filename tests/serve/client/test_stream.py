@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -82,6 +84,20 @@ def test_the_sync_client_ends_early_and_passes_errors_on(server: Server) -> None
 
     with pytest.raises(OSError, match="unplugged"):
         list(edit_frames(server.url, broken_source(), "make it red", fps=16))
+
+
+def test_the_sync_client_ends_while_its_source_waits(server: Server) -> None:
+    goes_on, went_on = threading.Event(), []
+
+    def camera() -> Iterator[np.ndarray]:
+        yield from clip(9)
+        went_on.append(goes_on.wait(20))
+
+    stream = edit_frames(server.url, camera(), "make it red", fps=16)
+    assert len(list(itertools.islice(stream, 9))) == 9
+    stream.close()
+    assert not went_on
+    goes_on.set()
 
 
 async def test_live_drops_when_behind_and_says_what(server: Server) -> None:

@@ -19,7 +19,7 @@ from serve.editor.stream import EditorStream
 from serve.limits import Limits
 from serve.scaling.decisions import Sizes
 from serve.wire.protocol import Open, WireError
-from serve.wire.work import Edited, Event, Opening, Ready, SupersededError, Work
+from serve.wire.work import Edited, EditorEvent, Opening, Ready, SupersededError, Work
 from tests.serve.conftest import clip
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +56,7 @@ class Source:
         return Work(number, "red", clip(9 if number == 0 else 12), last=False)
 
 
-async def opened(engine: Engine, opening: Opening, chunks: int = 0) -> AsyncGenerator[Event]:
+async def opened(engine: Engine, opening: Opening, chunks: int = 0) -> AsyncGenerator[EditorEvent]:
     events = engine.edit(opening, Source(chunks).take)
     assert isinstance(await anext(events), Ready)
     return events

@@ -12,7 +12,7 @@ from serve.front.driver import MAX_DEATHS, drive
 from serve.front.session import Delivery, Session
 from serve.metrics import Metrics
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, EditorLostError, Event, Opening, Ready, Take
+from serve.wire.work import Edited, EditorEvent, EditorLostError, Opening, Ready, Take
 
 
 class Mortal:
@@ -21,7 +21,7 @@ class Mortal:
     def __init__(self) -> None:
         self.deaths = 0
 
-    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         yield Ready("m", 12, 9, 0)
         await take()
         self.deaths += 1
@@ -53,7 +53,7 @@ async def test_a_chunk_that_kills_editors_is_not_tried_for_ever(
 class Starting(Mortal):
     """One whose first editors die before they are given anything."""
 
-    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         yield Ready("m", 12, 9, 0)
         if self.deaths < 2 * MAX_DEATHS:
             self.deaths += 1

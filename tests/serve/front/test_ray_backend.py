@@ -27,8 +27,8 @@ from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import WireError
 from serve.wire.work import (
     Edited,
+    EditorEvent,
     EditorLostError,
-    Event,
     Moved,
     Opening,
     Queued,
@@ -124,7 +124,7 @@ class Editor:
     def __init__(self, error: Exception | None = None, chunks: int | None = None) -> None:
         self.error, self.chunks = error, chunks
 
-    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         if self.error and self.chunks is None:
             raise self.error
         yield READY

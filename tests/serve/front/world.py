@@ -21,15 +21,15 @@ import numpy as np
 from serve.front.door import Door
 from serve.front.front import Front
 from serve.hub.ledger import Ledger, Usage
-from serve.hub.records import Entry, Header, Progress, SessionStore
+from serve.hub.records import Commit, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.tenants import Tenants
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
 from serve.wire.work import (
     Edited,
+    EditorEvent,
     EditorLostError,
-    Event,
     Moved,
     Opening,
     Queued,
@@ -137,7 +137,7 @@ class Editors:
         if end is not None:
             end.set_result(what)
 
-    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[Event]:
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         self.openings.append(opening)
         if self.full:
             raise WireError("at_capacity", "no room", RETRY_AFTER_S)
@@ -187,13 +187,11 @@ class StoreLink:
         self.create, self.claim = store.create, store.claim
         self.store, self.world, self.dead = store, world, False
 
-    async def commit(
-        self, token: str, epoch: int, header: Header, progress: Progress, entries: list[Entry]
-    ) -> bool:
+    async def commit(self, commit: Commit) -> bool:
         await self.world.commits_go_on.wait()
-        held = await self.store.commit(token, epoch, header, progress, entries)
+        held = await self.store.commit(commit)
         if held:
-            self.world.committed = progress.edited
+            self.world.committed = commit.progress.edited
         return held
 
     async def beat(self, held: list[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from serve.hub import hub
 from serve.hub.hub import GONE_S, Hub, HubClient, Orders, Report
 from serve.hub.ledger import Used
-from serve.hub.records import Entry, Header, Progress, Shape
+from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
 from serve.scaling.decisions import Editor, Request, Sizes, Stream
 from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
@@ -162,7 +162,7 @@ async def test_an_editor_too_many_is_not_lost(monkeypatch: pytest.MonkeyPatch, a
 
 async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
     token = await actor.store.create(HEADER)
-    assert await actor.store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
+    assert await actor.store.commit(Commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")]))
     full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
     await actor.report(replace(report("a", MODEL), editor=full))
     await actor.part("places", "ask", [Request("z", "u", SIZES, 16.0, waits=True)], {})
@@ -222,7 +222,7 @@ async def test_a_process_calls_the_hubs_parts_as_if_they_were_here(
     monkeypatch.setattr(hub, "hub_actor", lambda *_: Handle(actor))
     store = HubClient("app", SETTINGS).store
     token = await store.create(HEADER)
-    assert await store.commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")])
+    assert await store.commit(Commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")]))
     assert (await store.claim(token, 0, SHAPE)).epoch == 1
     assert await store.beat([(token, 0)]) == [(token, 0)]
     with pytest.raises(WireError, match="has width 48, open says 64"):
@@ -270,7 +270,7 @@ async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.Monke
     monkeypatch.setattr(hub, "hub_actor", lambda *_: Down())
     client = HubClient("app", SETTINGS)
     store, tenant = client.store, Tenant("a", max_sessions=0)
-    assert await store.commit("token", 0, HEADER, PROGRESS, []) is True
+    assert await store.commit(Commit("token", 0, HEADER, PROGRESS, [])) is True
     assert await store.beat([("token", 0)]) == []
     await store.release("token", 0)
     # Any editor will do: it decides itself whether it has room.

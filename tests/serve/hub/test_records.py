@@ -6,6 +6,7 @@ from serve.hub.records import (
     HOLDER_BEAT_S,
     MAX_TAIL,
     MIN_TAIL_FRAMES,
+    Commit,
     Entry,
     Header,
     Progress,
@@ -40,7 +41,9 @@ def progress(edited: int, state: bytes = b"state") -> Progress:
 
 async def test_a_claim_gives_what_the_client_lacks(store: SessionStore) -> None:
     token = await store.create(HEADER)
-    assert await store.commit(token, 0, HEADER, progress(9), [*frames(0, 9), Entry(9, "chunk")])
+    assert await store.commit(
+        Commit(token, 0, HEADER, progress(9), [*frames(0, 9), Entry(9, "chunk")])
+    )
     record = await store.claim(token, 4)
     assert [entry.position for entry in record.tail] == [4, 5, 6, 7, 8, 9]
     assert record.progress == progress(9)
@@ -51,10 +54,10 @@ async def test_who_claims_last_holds_the_session(store: SessionStore) -> None:
     token = await store.create(HEADER)
     second = await store.claim(token, 0)
     assert second.epoch == 1
-    assert not await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+    assert not await store.commit(Commit(token, 0, HEADER, progress(9), frames(0, 9)))
     assert await store.beat([(token, 0), (token, 1)]) == [(token, 0)]
     await store.release(token, 0, forget=True)
-    assert await store.commit(token, 1, HEADER, progress(9), frames(0, 9))
+    assert await store.commit(Commit(token, 1, HEADER, progress(9), frames(0, 9)))
     assert await store.beat([(token, 1)]) == []
 
 
@@ -86,7 +89,7 @@ async def test_more_than_was_edited_cannot_have_been_received(
     store: SessionStore, received: int
 ) -> None:
     token = await store.create(HEADER)
-    await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+    await store.commit(Commit(token, 0, HEADER, progress(9), frames(0, 9)))
     with pytest.raises(WireError, match=str(received)):
         await store.claim(token, received)
 
@@ -95,19 +98,21 @@ async def test_the_tail_is_bounded(store: SessionStore) -> None:
     token = await store.create(HEADER)
     size = MAX_TAIL // 100
     for first in range(0, 1200, 12):
-        await store.commit(token, 0, HEADER, progress(first + 12), frames(first, 12, size))
+        await store.commit(Commit(token, 0, HEADER, progress(first + 12), frames(first, 12, size)))
     record = await store.claim(token, 1150)
     assert [e.position for e in record.tail] == list(range(1150, 1200))
     with pytest.raises(WireError, match="can go on from"):
         await store.claim(token, 900)
     huge = await store.create(HEADER)
     for first in range(0, 240, 12):
-        await store.commit(huge, 0, HEADER, progress(first + 12), frames(first, 12, MAX_TAIL // 4))
+        await store.commit(
+            Commit(huge, 0, HEADER, progress(first + 12), frames(first, 12, MAX_TAIL // 4))
+        )
     assert (await store.claim(huge, 240 - MIN_TAIL_FRAMES)).epoch == 1
 
 
 async def test_a_store_that_was_started_anew_takes_running_sessions(store: SessionStore) -> None:
-    assert await store.commit("token", 3, HEADER, progress(45), frames(33, 12))
+    assert await store.commit(Commit("token", 3, HEADER, progress(45), frames(33, 12)))
     assert (await store.claim("token", 40)).epoch == 4
 
 
@@ -136,7 +141,7 @@ async def test_a_holders_every_sign_of_life_counts(
     if sign == "claim":
         await store.claim(token, 0)
     elif sign == "commit":
-        await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+        await store.commit(Commit(token, 0, HEADER, progress(9), frames(0, 9)))
     elif sign == "beat":
         await store.beat([(token, 0)])
     clock.now += after
@@ -155,34 +160,34 @@ async def test_a_lost_holders_beat_keeps_nothing(store: SessionStore, clock: Clo
 async def test_the_tail_is_kept_to_the_byte_and_the_frame(store: SessionStore) -> None:
     token = await store.create(HEADER)
     size = MAX_TAIL // 64  # 64 frames fill it
-    await store.commit(token, 0, HEADER, progress(64), frames(0, 64, size))
+    await store.commit(Commit(token, 0, HEADER, progress(64), frames(0, 64, size)))
     assert len((await store.claim(token, 0)).tail) == 64
-    await store.commit(token, 1, HEADER, progress(65), frames(64, 1, size))
+    await store.commit(Commit(token, 1, HEADER, progress(65), frames(64, 1, size)))
     assert (await store.claim(token, 1)).tail[0].position == 1
     with pytest.raises(WireError, match="from 1 to 65"):
         await store.claim(token, 0)
     # Of large frames 48 are kept, whatever they hold.
-    await store.commit(token, 2, HEADER, progress(66), frames(65, 1, 2 * MAX_TAIL))
+    await store.commit(Commit(token, 2, HEADER, progress(66), frames(65, 1, 2 * MAX_TAIL)))
     assert (await store.claim(token, 18)).tail[0].position == 18
     with pytest.raises(WireError, match="from 18 to 66"):
         await store.claim(token, 17)
     # And when smaller ones come again the large one goes, and is counted out.
-    await store.commit(token, 3, HEADER, progress(126), frames(66, 60, 10))
+    await store.commit(Commit(token, 3, HEADER, progress(126), frames(66, 60, 10)))
     assert (await store.claim(token, 66)).tail[0].position == 66
-    await store.commit(token, 4, HEADER, progress(186), frames(126, 60, 10))
+    await store.commit(Commit(token, 4, HEADER, progress(186), frames(126, 60, 10)))
     assert (await store.claim(token, 66)).tail[0].position == 66
 
 
 async def test_all_records_together_are_kept_to_the_byte() -> None:
     store = SessionStore(60.0, max_bytes=100, clock=lambda: 0.0)
     token = await store.create(HEADER)
-    await store.commit(token, 0, HEADER, progress(2), frames(0, 2, 40))
+    await store.commit(Commit(token, 0, HEADER, progress(2), frames(0, 2, 40)))
     assert store.bytes == len(progress(2).state or b"") + 80 <= 100
     room = 100 - store.bytes
-    await store.commit(token, 0, HEADER, progress(3), frames(2, 1, room))
+    await store.commit(Commit(token, 0, HEADER, progress(3), frames(2, 1, room)))
     assert store.bytes == 100
     assert (await store.claim(token, 0)).tail[0].position == 0
-    await store.commit(token, 1, HEADER, progress(4), frames(3, 1, 1))
+    await store.commit(Commit(token, 1, HEADER, progress(4), frames(3, 1, 1)))
     assert store.bytes == 61
     assert (await store.claim(token, 1)).tail[0].position == 1
 
@@ -202,7 +207,7 @@ async def test_a_record_lives_for_as_long_as_it_says(
 
 async def test_received_is_tried_at_its_borders(store: SessionStore) -> None:
     token = await store.create(HEADER)
-    await store.commit(token, 0, HEADER, progress(9), frames(0, 9))
+    await store.commit(Commit(token, 0, HEADER, progress(9), frames(0, 9)))
     assert len((await store.claim(token, 9)).tail) == 0
     assert len((await store.claim(token, 8)).tail) == 1
     for wrong in (10, -1):
@@ -219,15 +224,17 @@ async def test_tokens_cannot_be_guessed(store: SessionStore) -> None:
 
 
 async def test_a_record_made_again_has_its_holders_epoch(store: SessionStore) -> None:
-    assert await store.commit("token", 3, HEADER, progress(45), frames(33, 12))
-    assert await store.commit("token", 3, HEADER, progress(57), frames(45, 12))
-    assert not await store.commit("token", 2, HEADER, progress(57), frames(45, 12))
+    assert await store.commit(Commit("token", 3, HEADER, progress(45), frames(33, 12)))
+    assert await store.commit(Commit("token", 3, HEADER, progress(57), frames(45, 12)))
+    assert not await store.commit(Commit("token", 2, HEADER, progress(57), frames(45, 12)))
 
 
 async def test_a_commit_keeps_the_store_within_its_memory(clock: Clock) -> None:
     store = SessionStore(60.0, max_bytes=1000, clock=clock)
     token = await store.create(HEADER)
     for first in range(0, 40, 4):
-        assert await store.commit(token, 0, HEADER, progress(first + 4), frames(first, 4, size=50))
+        assert await store.commit(
+            Commit(token, 0, HEADER, progress(first + 4), frames(first, 4, size=50))
+        )
         assert store.bytes <= 1000
     assert (await store.claim(token, 36)).tail[-1].position == 39  # what is newest stays

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.hub.commits import Commit, CommitClient, CommitServer
-from serve.hub.records import Entry, Header, Progress, SessionStore
+from serve.hub.records import COMMIT_KINDS, Commit, Entry, Header, Progress, SessionStore
 from serve.limits import Limits
 from serve.wire import link
 from serve.wire.conversation import KINDS
-from serve.wire.link import MAX_HEADER, Address, Link, Listener
+from serve.wire.link import MAX_HEADER, Address, Asker, Link, Listener
 from serve.wire.pack import pack
 from serve.wire.protocol import Error, PromptApplied, to_json
 from serve.wire.work import Asks, Edited, Moved, Opening, Ready, Superseded, Work
@@ -182,13 +181,23 @@ ENTRIES = [Entry(9, '{"type":"chunk"}'), Entry(9, b"\x00image"), Entry(10, "ü")
 
 
 @asynccontextmanager
-async def hub(store: SessionStore) -> AsyncIterator[CommitServer]:
-    server = CommitServer(store, HOST)
-    await server.address()
+async def hub(store: SessionStore) -> AsyncIterator[Address]:
+    listener = Listener(HOST, COMMIT_KINDS)
+    address = await listener.answer(store.commit)
     try:
-        yield server
+        yield address
     finally:
-        server.listener.close()
+        listener.close()
+
+
+def asker(*places: Address) -> Asker:
+    """Of a process that is found at each of `places` in turn, and then where it was last."""
+    left = list(places)
+
+    async def find() -> Address:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return Asker(find, COMMIT_KINDS)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +206,14 @@ async def hub(store: SessionStore) -> AsyncIterator[CommitServer]:
 )
 async def test_a_commit_over_the_port_is_a_commit(progress: Progress) -> None:
     here, there = SessionStore(), SessionStore()
-    async with hub(there) as server:
-        client = CommitClient(server.address)
+    async with hub(there) as address:
+        client = asker(address)
         # Of a session that the store does not know (it was started anew): made again, whole.
-        assert await client.commit(Commit("token", 4, HEADER, progress, ENTRIES))
-        assert await here.commit("token", 4, HEADER, progress, ENTRIES)
-        assert not await client.commit(Commit("token", 3, HEADER, PROGRESS, ENTRIES))
-        assert not await client.commit(Commit("token", 5, HEADER, PROGRESS, ENTRIES))
-        assert await client.commit(Commit("token", 4, HEADER, progress, []))
+        assert await client.ask(Commit("token", 4, HEADER, progress, ENTRIES))
+        assert await here.commit(Commit("token", 4, HEADER, progress, ENTRIES))
+        assert not await client.ask(Commit("token", 3, HEADER, PROGRESS, ENTRIES))
+        assert not await client.ask(Commit("token", 5, HEADER, PROGRESS, ENTRIES))
+        assert await client.ask(Commit("token", 4, HEADER, progress, []))
     mine = await here.claim("token", progress.edited)
     theirs = await there.claim("token", progress.edited)
     assert theirs.header == mine.header == HEADER
@@ -220,80 +229,64 @@ async def test_a_commit_holds_the_longest_prompts_of_any_letters() -> None:
     header = replace(HEADER, opening=replace(HEADER.opening, prompt=prompt))
     progress = replace(PROGRESS, prompt=prompt, applied_prompt=prompt)
     entries = [Entry(9, to_json(PromptApplied(prompt, 9)))]
-    async with hub(store) as server:
-        client = CommitClient(server.address)
-        assert await client.commit(Commit("token", 0, header, progress, entries))
+    async with hub(store) as address:
+        client = asker(address)
+        assert await client.ask(Commit("token", 0, header, progress, entries))
     assert (await store.claim("token", 20)).progress == progress
 
 
 async def test_nobody_without_the_secret_writes_a_record() -> None:
     store = SessionStore()
-    async with hub(store) as server:
-        right = await server.address()
+    async with hub(store) as right:
         for wrong in other(right.secret):
-
-            async def find(wrong: Any = wrong) -> Address:
-                return replace(right, secret=wrong)
-
             with pytest.raises(OSError):  # noqa: PT011 - of whatever kind
-                await CommitClient(find).commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
+                await asker(replace(right, secret=wrong)).ask(
+                    Commit("token", 0, HEADER, PROGRESS, ENTRIES)
+                )
         assert len(store) == 0
 
 
 async def test_a_hub_that_was_started_again_is_found_again() -> None:
     stores = [SessionStore(), SessionStore()]
-    asked = 0
-
     async with hub(stores[0]) as first, hub(stores[1]) as second:
-
-        async def find() -> Address:
-            nonlocal asked
-            asked += 1
-            return await (first if asked == 1 else second).address()
-
-        client = CommitClient(find)
-        assert await client.commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
-        assert await client.commit(Commit("token", 0, HEADER, PROGRESS, []))
-        assert asked == 1
+        client = asker(first, second)
+        assert await client.ask(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
+        assert await client.ask(Commit("token", 0, HEADER, PROGRESS, []))
+        assert [len(store) for store in stores] == [1, 0]
         assert client._link is not None
         client._link.close()
-        assert await client.commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
-        assert asked == 2
+        assert await client.ask(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
     assert [len(store) for store in stores] == [1, 1]
 
 
 async def test_a_hub_that_is_gone_is_an_os_error() -> None:
-    async with hub(SessionStore()) as server:
-        address = await server.address()
-
-    async def find() -> Address:
-        return address
-
+    async with hub(SessionStore()) as address:
+        pass
     with pytest.raises(OSError):  # noqa: PT011 - of whatever kind
-        await CommitClient(find).commit(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
+        await asker(address).ask(Commit("token", 0, HEADER, PROGRESS, ENTRIES))
 
 
 async def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next() -> None:
     store = SessionStore()
-    async with hub(store) as server:
-        client = CommitClient(server.address)
-        assert await client.commit(Commit("token", 1, HEADER, PROGRESS, []))
+    async with hub(store) as address:
+        client = asker(address)
+        assert await client.ask(Commit("token", 1, HEADER, PROGRESS, []))
         for steps in range(12):
-            given_up = asyncio.create_task(client.commit(Commit("token", 0, HEADER, PROGRESS, [])))
+            given_up = asyncio.create_task(client.ask(Commit("token", 0, HEADER, PROGRESS, [])))
             for _ in range(steps):
                 await asyncio.sleep(0)
             given_up.cancel()
             await asyncio.gather(given_up, return_exceptions=True)
-            assert await client.commit(Commit("token", 1, HEADER, PROGRESS, []))
+            assert await client.ask(Commit("token", 1, HEADER, PROGRESS, []))
 
 
 async def test_commits_of_many_sessions_do_not_mix() -> None:
     store = SessionStore()
-    async with hub(store) as server:
-        client = CommitClient(server.address)
+    async with hub(store) as address:
+        client = asker(address)
         answers = await asyncio.gather(
             *(
-                client.commit(Commit(str(n % 10), n // 10, HEADER, replace(PROGRESS, edited=n), []))
+                client.ask(Commit(str(n % 10), n // 10, HEADER, replace(PROGRESS, edited=n), []))
                 for n in range(20)
             )
         )
