@@ -170,7 +170,7 @@ class StreamingEditor:
             seed=seed,
             work=work,
             detail=detail,
-            mask_cache=self.mask_cache if mask_cache == "model" else mask_cache,
+            mask=self.mask_cache if mask_cache == "model" else mask_cache,
         )
 
     def restore(self, state: StreamState) -> EditStream:
@@ -191,7 +191,7 @@ class StreamingEditor:
             seed=state.seed,
             work=(state.work_height, state.work_width),
             detail=state.detail,
-            mask_cache=self.mask_cache,
+            mask=self.mask_cache,
         )
         stream.load(state)
         return stream

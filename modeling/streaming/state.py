@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeling.vae.streaming import VaeState
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 _VAE_STATES = ("encoder", "decoder", "reproducer")
 
 
@@ -42,6 +42,8 @@ class StreamState:
     pending: Tensor  # uint8 [n, H, W, 3]: frames that do not fill a chunk yet
     history: Tensor
     mask_tokens: Tensor | None
+    sparing: bool = False  # as `quality.Quality` has them
+    halved: bool = False
     model: str = ""  # the editor's `identity`
     source: Tensor | None = None  # [1, f, C, H, W] latents of those `pending` that are encoded
     kv: dict[str, Tensor | int] | None = None

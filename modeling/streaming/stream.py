@@ -25,11 +25,11 @@ from modeling.geometry import (
     TOKEN_PIXELS,
     padded_latent_size,
 )
+from modeling.streaming.caches import kv_cache, mask_cache
 from modeling.streaming.device import DeviceClock, to_device, to_host
 from modeling.streaming.forward import ForwardOn
-from modeling.streaming.kv_cache import KVCache
-from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.picture import Detail, Picture, Size, Studio
+from modeling.streaming.quality import Quality, at_size, kept_steps, mask_cache_of
 from modeling.streaming.state import StreamState
 from modeling.vae.streaming import VaeState
 
@@ -78,7 +78,7 @@ class EditStream:
         seed: int,
         work: Size,
         detail: Detail,
-        mask_cache: MaskCacheConfig | None,
+        mask: MaskCacheConfig | None,
     ) -> None:
         if min(height, width) < TOKEN_PIXELS:
             raise UserError(
@@ -87,31 +87,9 @@ class EditStream:
             )
         self.editor = editor
         self.height, self.width, self.seed = height, width, seed
-        self._picture = Picture(editor, (height, width), work, detail)
-        settings, transformer = editor.settings, editor.transformer
-        self._latent_height, self._latent_width = padded_latent_size(*work)
-        self._kv = KVCache(
-            transformer.config,
-            batch=1,
-            latent_height=self._latent_height,
-            latent_width=self._latent_width,
-            chunk_latents=settings.chunk_latents,
-            window_latents=settings.window_latents,
-            sink_latents=settings.sink_latents,
-            window_positions=settings.window_positions,
-            device=editor.device,
-            dtype=transformer.dtype,
-        )
-        self._mask = mask_cache and MaskCache(
-            mask_cache,
-            transformer.config,
-            chunk_latents=settings.chunk_latents,
-            latent_height=self._latent_height,
-            latent_width=self._latent_width,
-            device=editor.device,
-            dtype=transformer.dtype,
-        )
-        self._forward = editor.forward_on(self._kv)
+        self._usual = mask
+        self._look(work, detail)
+        self._spend(Quality(work))
         self._clock = DeviceClock(editor.device)
         # Marks around work that the next chunk's `compute_ms` counts.
         self._work: list[tuple[Any, Any]] = []
@@ -121,7 +99,6 @@ class EditStream:
         self._decoder: VaeState | None = None
         # [2, F, C, H, W] edited and source in float16 on the host, sinks first
         self._history: list[Tensor] = []
-        self._next_tokens: Tensor | None = None  # on the host: `MaskCache.carried`
         # Frames that do not fill a chunk yet, and the source latents of those that are encoded.
         self._pending = torch.empty(0, height, width, 3, dtype=torch.uint8)
         self._source: list[Tensor] = []  # each [1, f, C, H, W]
@@ -130,6 +107,45 @@ class EditStream:
         self.frames = 0
         self.prompt = prompt
         self._text = editor.encode_prompt(prompt)
+
+    def _look(self, work: Size, detail: Detail) -> None:
+        """See frames at this size, with empty caches."""
+        editor = self.editor
+        self._picture = Picture(editor, (self.height, self.width), work, detail)
+        self._kv = kv_cache(editor.transformer, editor.settings, work, editor.device)
+
+    def _spend(self, quality: Quality) -> None:
+        """Take these steps and this budget of the mask cache, which starts anew."""
+        editor, self.quality = self.editor, quality
+        settings, network = editor.settings, editor.transformer
+        self._timesteps = editor.timesteps[kept_steps(settings, quality)]
+        config = mask_cache_of(self._usual, settings, quality)
+        self._mask = mask_cache(config, network, settings, self.work, editor.device)
+        self._next_tokens: Tensor | None = None  # on the host: `MaskCache.carried`
+        self._forward = editor.forward_on(self._kv)  # a GPU's graphs hold the old tokens
+
+    @torch.no_grad()
+    def change(self, quality: Quality) -> None:
+        """Edit like this from the next chunk on; only between two chunks.
+
+        At another working size the caches are made again, of the history at that size: so the edit
+        stays what it was, and the change costs what going on from a compact state does.
+        """
+        if len(self._pending):
+            raise ValueError(
+                f"{len(self._pending)} frames of the next chunk are there already; change the "
+                "quality between two chunks"
+            )
+        if self._work:
+            self._clock.wait(self._work[-1][1])  # a GPU still reads what is let go of here
+        resized = quality.work != self.work
+        if resized:
+            self._look(quality.work, self._picture.detail)
+            size = padded_latent_size(*quality.work)
+            self._history = [at_size(chunk, *size) for chunk in self._history]
+        self._spend(quality)
+        if resized and self._history:
+            self._prime()
 
     def set_prompt(self, prompt: str) -> None:
         """Edit by `prompt` from the next chunk on."""
@@ -202,6 +218,8 @@ class EditStream:
             width=self.width,
             work_height=self.work[0],
             work_width=self.work[1],
+            sparing=self.quality.sparing,
+            halved=self.quality.halved,
             detail=self._picture.detail,
             seed=self.seed,
             chunks=self.chunks,
@@ -225,6 +243,7 @@ class EditStream:
     def load(self, state: StreamState) -> None:
         """Become the stream that `state` was taken of."""
         editor = self.editor
+        self._spend(Quality(self.work, state.sparing, state.halved))
         self._generator.set_state(state.generator)
         self._pending = state.pending.clone()
         self.chunks, self.frames = state.chunks, state.frames
@@ -295,7 +314,7 @@ class EditStream:
         began = clock.mark()
         source = torch.cat(self._source, dim=1)
         self._source = []
-        steps = len(self.editor.timesteps)
+        steps = len(self._timesteps)
         edited = self._denoise(source)
         mask = to_host(self._mask.token_mask()) if self._mask else _all_tokens(source)
         recomputed = self._mask.recomputed(steps) if self._mask else 1.0
@@ -328,14 +347,14 @@ class EditStream:
         """Source latents [1, F, C, H, W] to edited ones, in the model's few steps."""
         editor = self.editor
         x, x0 = self._noise(source), source
-        for step, t in enumerate(editor.timesteps):
+        for step, t in enumerate(self._timesteps):
             reuse = self._mask.reuse(step) if self._mask else None
             if reuse is None or not reuse.idle:
                 velocity = self._forward(x, source, t[None], self._text, reuse)
                 estimate = editor.flow.to_x0(x, velocity, t[None])
                 x0 = self._mask.settle(step, estimate, x0, source) if self._mask else estimate
-            if step + 1 < len(editor.timesteps):
-                x = editor.flow.add_noise(x0, self._noise(x0), editor.timesteps[step + 1][None])
+            if step + 1 < len(self._timesteps):
+                x = editor.flow.add_noise(x0, self._noise(x0), self._timesteps[step + 1][None])
         return x0
 
     def _remember(self, edited: Tensor, source: Tensor) -> None:
