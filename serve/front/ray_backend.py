@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -54,9 +54,12 @@ class RayBackend:
                 if isinstance(place, Full):
                     raise _no_room("no editor has room")
                 try:
-                    async with aclosing(self._edit(place.editor, opening, take)) as events:
-                        async for event in events:
+                    async with self._called(place.editor, opening, take) as conversation:
+                        async with asyncio.timeout(OPEN_S):
+                            event = await conversation.next()
+                        while event is not None:
                             yield event
+                            event = await conversation.next()
                     return
                 except TimeoutError:  # as many sessions as Serve lets it have
                     raise _no_room("every editor is busy") from None
@@ -68,21 +71,20 @@ class RayBackend:
             finally:
                 await asyncio.shield(self.places.released(stream))
 
-    async def _edit(self, editor: str, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
-        """Raises TimeoutError when the editor does not answer."""
+    @asynccontextmanager
+    async def _called(
+        self, editor: str, opening: Opening, take: Take
+    ) -> AsyncGenerator[Conversation]:
+        """The conversation with an editor that is called as long as this lasts."""
         async with Conversation(self.listener, take) as conversation:
             edit = self.editors.options(session_id=editor).edit
             try:
                 call: Any = edit.remote(opening, conversation.address)
             except (RayServeException, RayError) as error:
                 raise EditorLostError(str(error)) from error
+            conversation.pin(_pinned(call))
             try:
-                conversation.pin(_pinned(call))
-                async with asyncio.timeout(OPEN_S):
-                    event = await conversation.next()
-                while event is not None:
-                    yield event
-                    event = await conversation.next()
+                yield conversation
             finally:
                 call.cancel()
 
