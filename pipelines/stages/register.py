@@ -1,17 +1,23 @@
-"""The model in the registry: as candidate, and as production if it is good enough."""
+"""The model in the registry: as candidate, and as production if it is good enough.
+
+Training writes `models/STAGE` anew each time; a version is a copy of it that nobody writes again,
+in a folder of its own, named by what is in it.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from modeling.fingerprint import check_fingerprint, model_fingerprint
 from pipelines.evaluation.evaluate import shortfalls
 from pipelines.stages.chain import Chain
 from pipelines.stages.evaluate import HELDOUT, PICTURE, SAMPLE, TABLE
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord, digest_of, fingerprint_of
-from pipelines.tracking.versions import publish
 
 
 @dataclass
@@ -79,3 +85,24 @@ def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -
         picture=chain.output / PICTURE,
         run_id=chain.parent.run_id,
     )
+
+
+def publish(model: Path, target: Path) -> None:
+    """Make `target` a read-only copy of the model directory `model`, whole or not at all.
+
+    Raises FingerprintError where `target` is there and holds something else by now.
+    """
+    fingerprint = model_fingerprint(model)
+    if target.exists():
+        check_fingerprint(f"the version in {target}", target, fingerprint)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
+    try:
+        shutil.copytree(model, draft / "model")
+        for file in (draft / "model").rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o444)
+        check_fingerprint(f"the copy of {model}", draft / "model", fingerprint)
+        (draft / "model").rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.config.load import section_plain
+from pipelines.config.rules import CHOOSING, WATCHING, training_key
 from pipelines.stages.chain import VERSIONS, Chain
 from pipelines.stages.evaluate import HELDOUT
 from pipelines.tracking.outbox import Run
-from pipelines.tracking.records import CHOOSING, WATCHING, fingerprint_of, training_key
+from pipelines.tracking.records import fingerprint_of
 from pipelines.training.run_folder import Progress
 
 

@@ -19,21 +19,6 @@ from data.manifest import dataset_hash, read_dataset_info
 from data.store import DatasetError
 from modeling.fingerprint import model_fingerprint
 
-# Settings that change nothing of what a training makes.
-WATCHING = (
-    *("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "gate"),
-    *("validate_every", "validate_clips", "sample_clips", "rollout_copy", "profile"),
-)
-# Settings that decide which of a training's models is the result, if they are set.
-CHOOSING = ("keep_best", "patience")
-# Settings with which a training may go on that was begun with others.
-MAY_CHANGE = (
-    *("steps", "learning_rate", "critic_learning_rate", "final_learning_rate", "warmup_steps"),
-    *("batch_size", "grad_accumulation", "weight_decay", "betas", "grad_clip"),
-    *CHOOSING,
-    *WATCHING,
-)
-
 
 @dataclass
 class StageRecord:
@@ -79,13 +64,6 @@ def key_of(parts: Mapping[str, Any]) -> str:
     """The hash of plain JSON values, whatever their order."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def training_key(stage: str, section: Mapping[str, Any], **inputs: Any) -> str:
-    """The hash of what a training must have in common with one that it goes on from: stage, losses
-    and draws (`section` without what may change), and `inputs`."""
-    same = {name: value for name, value in section.items() if name not in MAY_CHANGE}
-    return key_of({"stage": stage, "section": same, **inputs})
 
 
 def fingerprint_of(output: str | Path) -> str | None:

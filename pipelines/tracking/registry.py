@@ -1,6 +1,6 @@
 """The model registry: which version is `candidate`, which is `production`, and which were before.
 
-A version is for ever: its files lie in a folder of their own (`pipelines.tracking.versions`), whose
+A version is for ever: its files lie in a folder of their own (`pipelines.stages.register`), whose
 fingerprint is in the registry and is compared whenever a version is looked up. MLflow gets an
 external model that names the place, so nothing of many gigabytes is uploaded. The version points
 back at its pipeline run.
@@ -60,7 +60,7 @@ def register(
     `judged_on` is name and digest of the dataset that gave `metrics`, as an input of the run has
     them; `shown` are small pictures and videos, which its page shows. A version that already holds
     this fingerprint at this place is given the aliases instead. `location` must stay as it is for
-    as long as the version: see `pipelines.tracking.versions`.
+    as long as the version: see `pipelines.stages.register.publish`.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,40 +1,53 @@
-"""The model directory that a stage leaves."""
+"""What a stage made, and the model directory that it leaves."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from modeling.config import VaeConfig
 from modeling.model_dir import Model, save_model
-from pipelines.training.methods.base import Setting, Stage
+
+
+@dataclass
+class Exported:
+    """A part that is None goes on as the start model has it."""
+
+    transformer: dict[str, Tensor] | None = None
+    vae: dict[str, Tensor] | None = None
+    vae_config: VaeConfig | None = None
+    card: dict[str, Any] = field(default_factory=dict)
 
 
 def export_model(
-    setting: Setting,
-    stage: Stage,
-    model: Model,
-    metrics: dict[str, float],
-    steps: int,
+    made: Exported,
+    start: Model,
     output: Path,
+    *,
+    text: Path,
+    dtype: torch.dtype,
+    card: Mapping[str, Any],
 ) -> None:
-    """Rank 0 writes the model directory; parts that the stage did not train are the start's."""
-    made = stage.export()
-    if setting.rank != 0:
-        return
-    config = model.config
+    """Write the model directory: what was `made` of `start`, whose text encoder, if it brings one,
+    is in the folder `text`; the transformer as `dtype`."""
+    config = start.config
     if made.vae_config is not None:
         config = replace(config, vae=made.vae_config)
     transformer = made.transformer
-    if transformer is None and model.transformer is not None:
-        transformer = model.transformer.state_dict()
+    if transformer is None and start.transformer is not None:
+        transformer = start.transformer.state_dict()
     if transformer is not None:  # the VAE stays float32: it is small, and latents depend on it
-        transformer = {name: value.to(setting.dtype) for name, value in transformer.items()}
-    text = setting.job.start / "text"
+        transformer = {name: value.to(dtype) for name, value in transformer.items()}
     save_model(
         output,
         config,
         transformer=transformer,
-        vae=made.vae or model.vae,
+        vae=made.vae or start.vae,
         text=text if text.is_dir() else None,
-        card={**setting.job.card, **made.card, "steps": steps, "metrics": metrics},
+        card={**card, **made.card},
     )

@@ -13,7 +13,7 @@ from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_card
 from pipelines.config.load import section_plain
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.tracking.records import training_key
+from pipelines.config.rules import training_key
 from pipelines.tracking.tracker import code_commit
 from pipelines.training.taught import taught
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Training:
         metrics = metrics | validation.last
         output = self.setting.job.output
         self.note(self.done, EXPORTS, 0)
-        export_model(self.setting, self.stage, self.model, metrics, self.done, output)
+        self._export(output, metrics)
         if self.setting.rank == 0 and (best := validation.take_best(output)) is not None:
             metrics |= best["metrics"]
         return {"metrics": metrics, "steps": self.done}
@@ -182,7 +183,9 @@ class Training:
                 with stepping(self.setting):
                     metrics = stage.step(batch, self.setting.draw(step, micro))
                 meter.add(metrics, step)
-                meter.speed.work(stage.flops(batch, step), batch, self.setting.sharing)
+                meter.speed.work(
+                    stage.flops(batch, step), stage.tokens(batch), self.setting.sharing
+                )
             self.done = step + 1
             profiler.step()
             self.note(step, REPORTS, section.grad_accumulation)
@@ -214,10 +217,18 @@ class Training:
         return meter.last
 
     def _validation(self) -> Validation:
-        def export(target: Path) -> None:
-            export_model(self.setting, self.stage, self.model, {}, self.done, target)
-
+        export = partial(self._export, metrics={})
         return Validation(self.setting, self.stage, self.model, self.folder, export)
+
+    def _export(self, output: Path, metrics: dict[str, float]) -> None:
+        """Rank 0 writes the model directory; a collective."""
+        made, job = self.stage.export(), self.setting.job
+        if self.setting.rank == 0:
+            told = {"steps": self.done, "metrics": metrics}
+            export_model(
+                made, self.model, output, text=job.start / "text", dtype=self.setting.dtype,
+                card={**job.card, **told},
+            )  # fmt: skip
 
     @property
     def _samples(self) -> int:

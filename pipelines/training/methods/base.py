@@ -5,7 +5,7 @@ B batch, F latents, C channels, h x w latent size.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from modeling.config import VaeConfig
 from modeling.diffusion.flow import GRID, FlowSchedule
 from modeling.diffusion.sequence import Sequence
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, load_model
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.tracking.records import CHOOSING, WATCHING
+from pipelines.config.rules import CHOOSING, WATCHING
 from pipelines.training.average import Ema
+from pipelines.training.export import Exported
 from pipelines.training.job import Job
 from pipelines.training.zero import Engine
 
@@ -156,16 +156,6 @@ def draw_timesteps(draw: Draw, schedule: FlowSchedule, batch: int, columns: int 
     return schedule.timesteps[places]
 
 
-@dataclass
-class Exported:
-    """What a stage made; a part that is None goes on as the start model has it."""
-
-    transformer: dict[str, Tensor] | None = None
-    vae: dict[str, Tensor] | None = None
-    vae_config: VaeConfig | None = None
-    card: dict[str, Any] = field(default_factory=dict)
-
-
 class Stage(Protocol):
     """A stage's networks, engines and losses. The loop does everything else."""
 
@@ -185,8 +175,17 @@ class Stage(Protocol):
     def flops(self, batch: dict[str, Any], step: int) -> float | None:
         """Model FLOPs of `step` on this batch, on this rank; None where nobody counts them."""
 
+    def tokens(self, batch: dict[str, Any]) -> float:
+        """Of this batch's pairs; 0 where it is pixels."""
+
     def export(self) -> Exported:
         """The finished model; a collective, whose weights only rank 0 needs to hold."""
+
+
+def tokens_of(latents: Tensor) -> float:
+    """Of clips [B, F, C, h, w], one for 2 x 2 cells."""
+    clips, frames, _, height, width = latents.shape
+    return clips * frames * height * width / 4
 
 
 def load_start(setting: Setting) -> Model:

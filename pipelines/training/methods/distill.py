@@ -36,12 +36,13 @@ from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, ModelError, load_model
 from pipelines.training.average import Ema
 from pipelines.training.engines import deepspeed_config, gather_by_block, make_engine, update
+from pipelines.training.export import Exported
 from pipelines.training.methods.base import (
     Draw,
-    Exported,
     Setting,
     draw_timesteps,
     prepare_network,
+    tokens_of,
 )
 from pipelines.training.methods.rollout import exit_step, rollout, rollout_flops
 from pipelines.training.zero import copy_weights, shard_frozen
@@ -225,6 +226,9 @@ class DistillTraining:
             total += FORWARD_AND_BACKWARD * whole  # the critic
             total += SCORES * whole if self.learns(step) else 0.0
         return int(clips) * total
+
+    def tokens(self, batch: dict[str, Any]) -> float:
+        return tokens_of(batch["source"])
 
     def export(self) -> Exported:
         card = {"weights": f"average of the generator, decay {self.average.decay}"}

@@ -21,12 +21,13 @@ from modeling.diffusion.losses import WEIGHTINGS, edit_weight, velocity_loss
 from modeling.model_dir import Model, load_model
 from pipelines.training.average import Ema
 from pipelines.training.engines import gather_by_block, make_engine, update
+from pipelines.training.export import Exported
 from pipelines.training.methods.base import (
     Draw,
-    Exported,
     Setting,
     draw_timesteps,
     prepare_network,
+    tokens_of,
 )
 from pipelines.training.zero import full_weights
 
@@ -89,6 +90,9 @@ class FoundationTraining:
             width=width,
         )
         return FORWARD_AND_BACKWARD * int(clips) * forward
+
+    def tokens(self, batch: dict[str, Any]) -> float:
+        return tokens_of(batch["source"])
 
     def compare(
         self, predicted: Tensor, source: Tensor, target: Tensor, noise: Tensor, timestep: Tensor

@@ -29,7 +29,8 @@ from modeling.vae.streaming import StreamingVae
 from pipelines.config.stages import VaeStage
 from pipelines.training.average import Ema
 from pipelines.training.engines import make_engine, update
-from pipelines.training.methods.base import Draw, Exported, Setting
+from pipelines.training.export import Exported
+from pipelines.training.methods.base import Draw, Setting
 from pipelines.training.zero import full_weights
 
 
@@ -97,6 +98,9 @@ class VaeTraining:
 
     def flops(self, batch: dict[str, Any], step: int) -> None:
         return None
+
+    def tokens(self, batch: dict[str, Any]) -> float:
+        return 0.0
 
     def noise_level(self, step: int) -> float:
         """Std of the latents' noise: noise from the first step on drowns what the encoder has only

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -62,12 +61,10 @@ class Speed:
         yield
         self.saved += time.monotonic() - began
 
-    def work(self, flops: float | None, batch: dict[str, Any], sharing: int = 1) -> None:
+    def work(self, flops: float | None, tokens: float, sharing: int = 1) -> None:
         """Count a batch's model FLOPs, where one that nobody counted leaves none to tell, and its
-        tokens, which pixels (of the vae stage) have none of; so many workers share both."""
-        if "text" in batch:
-            clips, frames, _, height, width = batch["source"].shape
-            self.tokens += clips * frames * height * width / 4 / sharing
+        tokens; so many workers share both."""
+        self.tokens += tokens / sharing
         known = flops is not None and self.flops is not None
         self.flops = self.flops + flops / sharing if known else None  # type: ignore[operator]
 

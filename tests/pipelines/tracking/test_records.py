@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,11 @@ from data.sample import EncodedPair
 from data.shards import write_dataset
 from modeling import fingerprint
 from modeling.fingerprint import model_fingerprint
-from pipelines.config.stages import DistillStage
 from pipelines.tracking.records import (
     Records,
     StageRecord,
     fingerprint_of,
     key_of,
-    training_key,
     write_json,
 )
 
@@ -193,23 +191,3 @@ def test_dataset_with_a_lost_or_cut_shard_has_no_fingerprint(heldout: str, tmp_p
 
 def test_nothing_has_no_fingerprint(tmp_path: Path) -> None:
     assert fingerprint_of(tmp_path / "nothing") is None
-
-
-def test_a_training_goes_on_with_other_rates_and_lengths_but_not_with_other_losses() -> None:
-    section = asdict(DistillStage())
-    key = training_key("distill", section, start="a", seed=0)
-    for name, value in {
-        **{"steps": 7, "learning_rate": 1.0, "critic_learning_rate": 1.0, "warmup_steps": 3},
-        **{"batch_size": 3, "grad_accumulation": 2, "weight_decay": 1.0, "betas": (0.1, 0.2)},
-        **{"grad_clip": 1.0, "log_every": 3, "checkpoint_every": 4, "checkpoint_minutes": 1.0},
-    }.items():
-        assert training_key("distill", {**section, name: value}, start="a", seed=0) == key, name
-    for name, value in {
-        **{"seed": 5, "guidance": 1.0, "dmd_weight": 0.5, "edit_weight": 1.0, "ema_decay": 0.5},
-        **{"generator_every": 2, "regression_weight": 1.0, "min_timestep": 1.0},
-        "edit_full": 0.5,
-    }.items():
-        assert training_key("distill", {**section, name: value}, start="a", seed=0) != key, name
-    assert training_key("distill", section, start="b", seed=0) != key
-    assert training_key("distill", section, start="a", seed=1) != key
-    assert training_key("causal", section, start="a", seed=0) != key

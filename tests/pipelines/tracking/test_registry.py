@@ -20,11 +20,11 @@ from infra.runtime.registry import (
 from modeling.fingerprint import FingerprintError, model_fingerprint
 from modeling.model_dir import read_card
 from pipelines import cli
+from pipelines.stages.register import publish
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Outbox
 from pipelines.tracking.records import Records, StageRecord
 from pipelines.tracking.tracker import Tracker
-from pipelines.tracking.versions import publish
 from serve.editor.model_source import find_model
 
 

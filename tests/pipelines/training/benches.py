@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from data.sample import EncodedPair
 from data.shards import write_dataset
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.training.export import Exported
 from pipelines.training.job import Job
 from pipelines.training.loop import Training
-from pipelines.training.methods.base import Draw, Exported, Setting
+from pipelines.training.methods.base import Draw, Setting, tokens_of
 from pipelines.training.run_folder import Progress, RunFolder
 from pipelines.training.saver import Write
 from tests.pipelines.training.plain import PlainEngine
@@ -142,6 +143,9 @@ class Scripted:
 
     def flops(self, batch: dict[str, Any], step: int) -> float:
         return 1e12 * (step + 1)
+
+    def tokens(self, batch: dict[str, Any]) -> float:
+        return tokens_of(batch["source"])
 
     def export(self) -> Exported:
         return self.exported

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.training import loop
-from pipelines.training.methods.base import Exported
+from pipelines.training.export import Exported
 from tests.pipelines.training.benches import Bench, Scripted, write
 from tests.pipelines.training.plain import use_plain_engines
 

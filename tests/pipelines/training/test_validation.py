@@ -22,7 +22,8 @@ from modeling.text.build import build_text_encoder
 from pipelines.evaluation.evaluate import evaluate, load_editor
 from pipelines.stages.encode import encode_dataset
 from pipelines.training import validation
-from pipelines.training.methods.base import Draw, Exported, FixedDraw
+from pipelines.training.export import Exported
+from pipelines.training.methods.base import Draw, FixedDraw
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.benches import STAGES, Bench, Scripted
 

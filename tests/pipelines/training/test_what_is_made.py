@@ -12,7 +12,8 @@ import torch
 
 from infra.runtime.errors import UserError
 from modeling.model_dir import load_model
-from pipelines.training.methods.base import Exported, Setting
+from pipelines.training.export import Exported
+from pipelines.training.methods.base import Setting
 from pipelines.training.methods.causal import CausalTraining
 from pipelines.training.methods.distill import DistillTraining
 from pipelines.training.methods.foundation import FoundationTraining
