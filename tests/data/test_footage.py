@@ -38,6 +38,18 @@ def made(footage: Footage, seed: int) -> Pair:
     return make_footage_pair(seed, footage, frames=9, **SIZE)
 
 
+@pytest.mark.parametrize(("height", "width"), [(48, 80), (80, 48)])
+def test_footage_is_kept_as_fine_as_the_shorter_side_asks(
+    tmp_path: Path, height: int, width: int
+) -> None:
+    Image.new("RGB", (600, 400)).save(tmp_path / "a.png")
+    (tmp_path / "heldout.txt").write_text("")
+    found = prepare(tmp_path, tmp_path / "made", height=height, width=width, fps=16)["train"]
+    (photo,) = found.photos
+    sizes = [photo.level(n).shape[1:3] for n in range(len(photo.levels))]
+    assert sizes == [(336, 504), (168, 252), (84, 126), (42, 63)]  # 7 times 48, and down to it
+
+
 def test_one_seed_gives_one_pair(footage: dict[str, Footage]) -> None:
     one, two, other = (made(footage["train"], seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one.source, two.source)

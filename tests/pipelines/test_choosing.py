@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pipelines.config.merge import ConfigError
+from pipelines.config.rules import CHOOSING
+from pipelines.config.stages import TRAINED_STAGES
 from pipelines.pipeline import plan_pipeline, run_pipeline
+from pipelines.stages import choice
 from pipelines.stages.chain import STAGES
 from pipelines.stages.choice import Choice
 from pipelines.stages.gate import GateMissedError
@@ -53,6 +58,67 @@ def test_a_plan_is_what_then_happens_and_writes_nothing(first: Place, change: st
     assert {file: file.stat().st_mtime_ns for file in first.out.rglob("*")} == before
     assert list(planned) == list(STAGES)
     assert running(planned) == set(go(first, change)[1])
+
+
+def test_ranks_that_share_clips_are_another_training(first: Place) -> None:
+    first.run("compute.workers=2")
+    assert running(plan(first, "compute.workers=2", "compute.sequence_parallel=2")) == set(
+        STAGES[STAGES.index("foundation") :]
+    )
+
+
+def test_a_version_that_waits_for_mlflow_is_not_registered_again(first: Place) -> None:
+    down = "tracking.uri=http://127.0.0.1:9"
+    assert go(first, down)[1] == ["register"]  # at another address
+    assert go(first, down)[1] == []
+
+
+# What changes nothing of what is made; every other setting is in a stage's key.
+NOTHING = (
+    *("name=other", "data.workers=1", "data.encode_batch=2", "tracking.experiment=other"),
+    *("compute.cpus_per_worker=0.5", "compute.threads_per_worker=2", "compute.zero_stage=1"),
+    *("compute.activation_checkpointing=true", "compute.recompute_attention=true"),
+    *("compute.loader_workers=1", "compute.shard_cache=shards", "compute.max_failures=7"),
+    *("compute.hang_minutes=7", "compute.keep_checkpoints=7", "compute.keep_finished=true"),
+    "compute.deterministic=false",
+    *(
+        f"{stage}.{setting}"
+        for stage in TRAINED_STAGES
+        for setting in (
+            *("log_every=7", "checkpoint_every=7", "checkpoint_minutes=7", "profile=1"),
+            *("validate_every=7", "validate_clips=7", "sample_clips=0", "gate={max_loss: 2}"),
+        )
+    ),
+    "distill.rollout_copy=false",
+)
+# In keys, and seen there by tests of their own: paths, and what chooses a model.
+ELSEWHERE = ("output", "data.train", "data.heldout", "data.footage", "model.preset", "model.start")
+ELSEWHERE += ("tracking.uri", "compute.address", "compute.gpus", "distill.teacher")
+ELSEWHERE += tuple(f"{stage}.{name}" for stage in TRAINED_STAGES for name in CHOOSING)
+OTHER = {  # of settings whose other value is not simply the next number
+    "betas": "[0.5, 0.5]", "lora_targets": "[q]", "weighting": "published", "history": "full",
+    "method": "foundation", "clip_frames": "1", "crop": "16", "gradient_chunks": "1",
+    "scored_chunks": "1", "max_timestep": "900", "train_encoder": "false", "mirror": "true",
+    "mask_cache": "false", "seed": "5", "noise_warmup": "0.25",
+}  # fmt: skip
+
+
+def test_every_setting_of_a_training_decides_it_or_is_known_to_decide_nothing(
+    first: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert running(plan(first, *NOTHING)) == set()
+    monkeypatch.setattr(choice, "_SHOWN", 100)
+    monkeypatch.setattr(choice, "_change", lambda name, old, new: name.removeprefix("config."))
+    nothing = {word.partition("=")[0] for word in NOTHING} | set(ELSEWHERE)
+    for stage in TRAINED_STAGES:
+        section = asdict(getattr(first.configured(), stage))
+        names = {name for name in section if f"{stage}.{name}" not in nothing}
+        words = [f"{stage}.{name}={OTHER.get(name) or other(section[name])}" for name in names]
+        assert set(plan(first, *words)[stage].why.split(", ")) == names, stage
+
+
+def other(value: Any) -> Any:
+    return value + 1 if isinstance(value, int) else value / 2 + 0.25
 
 
 def test_a_plan_of_a_new_output_runs_all_and_makes_no_folder(first: Place) -> None:
@@ -116,6 +182,8 @@ def test_a_missed_gate_stops_the_pipeline_until_it_is_kept(first: Place) -> None
     assert client_for(first.uri).get_run(record.run_id).info.status == "FINISHED"
     with pytest.raises(GateMissedError):  # nor is it forgotten
         go(first, *gate)
+    with pytest.raises(GateMissedError):  # by a scheduler neither, which runs one stage at a time
+        go(first, *gate, only="causal")
     planned = plan(first, *gate)
     assert list(planned)[-1] == "causal"
     assert planned["causal"].why == "missed: loss 1 is above causal.gate.max_loss=0.5"

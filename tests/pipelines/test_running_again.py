@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from data import synthetic
 from data.manifest import read_dataset_info
 from data.synthetic import make_pair
-from infra.runtime.registry import client_for
+from infra.runtime.registry import FINGERPRINT, client_for
+from modeling.config import MaskCacheConfig
 from modeling.model_dir import read_config
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.stages.chain import STAGES, VERSIONS
@@ -36,6 +38,7 @@ LEARNED: dict[str, set[str]] = {
     "data.frames=21": DATA,
     "data.samples_per_shard=2": DATA,
     "data.pairs=3": DATA - {"heldout"},
+    "data.encode_precision=fp32": after("encode"),
     # the model
     "seed=1": after("start"),
     "model.transformer.num_layers=2": after("start"),
@@ -132,9 +135,16 @@ def test_each_learns_from_the_one_before_and_distillation_from_two(first: Place)
     assert {stage: job.models for stage, job in told.items() if job.models} == {
         "distill": {"teacher": models / "foundation"}
     }
-    assert {job.card["key"] for job in told.values()} == {
-        record.key for stage in before if (record := Records(first.out).read(stage))
-    }
+    client = client_for(first.uri)
+    records = {stage: Records(first.out).read(stage) for stage in before}
+    for (stage, start), record in zip(before.items(), records.values(), strict=True):
+        assert record is not None
+        used = client.get_run(record.run_id).inputs.model_inputs
+        learned = {start, "foundation"} if stage == "distill" else {start}
+        assert {client.get_logged_model(model.model_id).tags[FINGERPRINT] for model in used} == {
+            first.hash_of(f"models/{name}") for name in learned
+        }
+    assert {job.card["key"] for job in told.values()} == {r.key for r in records.values() if r}
 
 
 def test_a_teacher_alone_makes_distillation_run_again(first: Place) -> None:
@@ -207,6 +217,10 @@ def test_the_last_model_is_judged_on_the_held_out_pairs(first: Place) -> None:
     assert record is not None
     params = client_for(first.uri).get_run(record.run_id).data.params
     assert params["model"] == first.hash_of("models/distill")
+    assert report["mask_cache"] is None  # as the model has it
+    first.run("evaluate.mask_cache=true")
+    report = json.loads((first.out / "evaluation.json").read_text())
+    assert report["mask_cache"]["policy"] == MaskCacheConfig().policy
 
 
 def test_given_pairs_are_used_as_they_are_and_known_by_their_content(
@@ -227,7 +241,7 @@ def test_given_pairs_are_used_as_they_are_and_known_by_their_content(
 
 
 def test_pairs_are_made_of_the_footage_that_is_given_and_known_by_its_content(
-    first: Place, tmp_path: Path
+    first: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
     for name in ("a.png", "kept.png"):
@@ -240,6 +254,12 @@ def test_pairs_are_made_of_the_footage_that_is_given_and_known_by_its_content(
         assert made_by["generator"] == "footage"
         assert (made_by["split"], made_by["files"]) == (split, [file])
     assert first.run(given)[1] == []
+    with monkeypatch.context() as other:  # of what makes pairs of footage
+        other.setattr("pipelines.stages.data.FOOTAGE_VERSION", 99)
+        assert first.planned(given) == DATA
+    with monkeypatch.context() as other:  # of what draws scenes
+        other.setattr(synthetic, "VERSION", 99)
+        assert first.planned(given) == set()
     Image.fromarray(rng.integers(0, 256, (96, 144, 3), np.uint8)).save(tmp_path / "a.png")
     assert set(first.run(given)[1]) == DATA
 

@@ -304,3 +304,13 @@ def test_a_restored_stream_goes_on_exactly(after: int) -> None:
     assert carried[0] is not None
     assert carried[1] is not None
     assert torch.equal(carried[0], carried[1])
+
+
+def test_a_new_prompt_is_new_where_the_stream_is_restored() -> None:
+    """Moved before the next chunk: what the old prompt edited says nothing there either."""
+    stream = known_editor(mask_cache=FOLLOW).open("paint it red", height=64, width=96, seed=3)
+    list(stream.push(block_clip(21, 64, 96)))
+    assert stream.snapshot().mask_tokens is not None
+    stream.set_prompt("paint it blue")
+    assert stream.snapshot().mask_tokens is None
+    assert stream.snapshot(compact=True).mask_tokens is None

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from data.manifest import read_dataset_info
+from data.synthetic import VERSION
 from tests.pipelines.commands.entry import Liveedit
 
 
@@ -29,11 +30,17 @@ def test_data_make_from_footage(liveedit: Liveedit, tmp_path: Path) -> None:
 def test_data_make_check_and_damage(liveedit: Liveedit, tmp_path: Path) -> None:
     made = liveedit(
         *("data", "make", "pairs", "--pairs", "3", "--size", "48x32", "--frames", "9"),
-        *("--samples-per-shard", "2", "--workers", "0"),
+        *("--samples-per-shard", "2", "--workers", "0", "--fps", "8", "--seed", "7"),
+        *("--split", "heldout"),
     )
     assert made.returncode == 0, made.stderr
-    assert "3 pairs of 9 frames, 48x32, 16 fps, 2 shards" in made.stdout
-    assert read_dataset_info(str(tmp_path / "pairs")).samples == 3
+    assert "3 pairs of 9 frames, 48x32, 8 fps, 2 shards" in made.stdout
+    info = read_dataset_info(str(tmp_path / "pairs"))
+    assert info.samples == 3
+    assert info.made_by == {
+        "generator": "synthetic", "version": VERSION, "seed": 7, "split": "heldout",
+        "height": 32, "width": 48, "frames": 9, "fps": 8.0,
+    }  # fmt: skip
     assert "every shard is as it was written" in liveedit("data", "check", "pairs").stdout
     again = liveedit("data", "make", "pairs", "--pairs", "3")
     assert again.returncode == 1

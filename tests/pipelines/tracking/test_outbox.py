@@ -238,6 +238,22 @@ def test_a_torn_last_line_is_left_out(mlflow_uri: str, tmp_path: Path) -> None:
     assert set(all_runs(mlflow_uri)) == {"demo", "next"}
 
 
+def test_after_a_journal_that_was_lost_all_that_is_new_is_sent(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    """The machine went down: what had been sent is known, the journal is as it was before."""
+    said: list[str] = []
+    with Outbox(tmp_path, mlflow_uri, "liveedit", said.append) as box:
+        box.start_pipeline("demo", {"much": "x" * 2000}).finish()
+    box.journal.write_bytes(b"")
+    with Outbox(tmp_path, mlflow_uri, "liveedit", said.append) as box:
+        box.start_pipeline("next", {}).finish()
+    assert not said
+    assert {name: run.info.status for name, run in all_runs(mlflow_uri).items()} == {
+        "demo": "FINISHED", "next": "FINISHED",
+    }  # fmt: skip
+
+
 def test_a_sent_journal_begins_anew(mlflow_uri: str, tmp_path: Path) -> None:
     said: list[str] = []
     for name in ("one", "two"):

@@ -34,8 +34,17 @@ def measure(rank: int, folder: Path, *, world: int) -> None:
     place = Path(given["heldout"])
     job = Job("vae", config, place, "", folder, folder, heldout=given["heldout"])
     setting = Setting(job, rank, world, torch.device("cpu"))
-    validation = Validation(setting, Places(), None, RunFolder(folder), None)  # type: ignore[arg-type]
-    (folder / f"{world}-{rank}.json").write_text(json.dumps(validation.losses()))
+    config.vae.sample_clips, config.vae.patience = 0, 1
+    config.vae.keep_best = "validation_loss"
+
+    def export(model: Path) -> None:
+        if rank == 0:
+            model.mkdir(parents=True)
+
+    validation = Validation(setting, Places(), None, RunFolder(folder / str(world)), export)  # type: ignore[arg-type]
+    (folder / str(world)).mkdir(exist_ok=True)
+    found = validation.losses() | {"enough": [validation(step) for step in (1, 2)]}
+    (folder / f"{world}-{rank}.json").write_text(json.dumps(found))
 
 
 @pytest.mark.parametrize("clips", [1, 2, 8])
@@ -47,5 +56,7 @@ def test_two_ranks_share_the_clips_and_give_what_one_gives(
         on_ranks(world, partial(measure, world=world), tmp_path / "ranks")
     files = [tmp_path / "ranks" / f"{name}.json" for name in ("1-0", "2-0", "2-1")]
     one, *two = [json.loads(file.read_text()) for file in files]
+    assert one.pop("enough") == [False, True]
+    assert [rank.pop("enough") for rank in two] == [[False, True]] * 2  # each ends by itself
     assert two == [pytest.approx(one)] * 2
     assert one["validation_place"] == (0 if clips == 1 else 0.5)  # there are two pairs

@@ -15,10 +15,9 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from infra.runtime.errors import UserError
 from serve.client import ConnectError, WireError, connect
 from serve.client import stream as client_stream
-from serve.client.stream import Stream, stream_url
+from serve.client.stream import Stream
 from serve.wire.protocol import Closed
 
 pytestmark = pytest.mark.anyio
@@ -214,15 +213,47 @@ async def test_a_first_refusal_is_final_unless_the_server_goes_away(code: str, a
             assert raised.value.code == code
 
 
-async def test_a_server_that_brings_nothing_is_given_up() -> None:
+@pytest.mark.parametrize("before", [0, 2])
+async def test_a_server_that_brings_nothing_more_is_given_up(before: int) -> None:
     async def nothing(peer: Peer) -> None:
+        await peer.greet()
+        if peer.number < before:
+            await peer.edited(peer.number)
+        await peer.socket.close(1011)
+
+    async with server(nothing) as (url, peers), opening(url) as stream, asyncio.timeout(60):
+        with pytest.raises(ConnectError, match="connection is lost"):
+            await collect(stream)
+        assert len(peers) == before + 5
+
+
+@pytest.mark.parametrize(("first_s", "resume_s"), [(0.0, 600.0), (600.0, 0.0)])
+async def test_a_session_is_looked_for_as_long_as_a_server_keeps_it(
+    first_s: float, resume_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as long as a server that has never answered."""
+    monkeypatch.setattr(client_stream, "RESUME_S", resume_s)
+
+    async def take(peer: Peer) -> None:
         await peer.greet()
         await peer.socket.close(1011)
 
-    async with server(nothing) as (url, peers), opening(url) as stream:
-        with pytest.raises(ConnectError, match="connection is lost"):
-            await collect(stream)
-        assert len(peers) == 5
+    async def away(peer: Peer) -> None:
+        await peer.socket.close(1011)
+
+    async def back(peer: Peer) -> None:
+        await peer.greet()
+        await peer.finish(0)
+
+    async with server(take, away, away, back) as (url, peers), opening(url) as stream:
+        monkeypatch.setattr(client_stream, "FIRST_S", first_s)
+        stream.finish()
+        if resume_s:
+            assert await collect(stream) == []
+            assert len(peers) == 4
+        else:
+            with pytest.raises(ConnectError, match="connection is lost"):
+                await collect(stream)
 
 
 async def test_a_server_that_always_brings_something_is_not() -> None:
@@ -322,24 +353,3 @@ async def test_only_opened_answers_open(answer: str) -> None:
             async with opening(url):
                 pass
         assert raised.value.code == "bad_request"
-
-
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [
-        ("ws://h:1", "ws://h:1/v1/stream"),
-        ("ws://h:1/", "ws://h:1/v1/stream"),
-        ("http://h", "ws://h/v1/stream"),
-        ("https://h?token=t", "wss://h/v1/stream?token=t"),
-        ("wss://h/other", "wss://h/other/v1/stream"),
-        ("ws://h/v1/stream#x", "ws://h/v1/stream"),
-    ],
-)
-def test_addresses(url: str, address: str) -> None:
-    assert stream_url(url) == address
-
-
-@pytest.mark.parametrize("url", ["h:1", "ftp://h", "ws://", "", "/v1/stream"])
-def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(UserError, match="write ws://HOST:PORT"):
-        stream_url(url)

@@ -67,9 +67,10 @@ def test_lossless_returns_the_editors_frames_exactly(
 
 
 def test_the_sync_client_ends_early_and_passes_errors_on(server: Server) -> None:
-    stream = edit_frames(server.url, clip(60), "make it red", fps=16)
+    stream = edit_frames(server.url, itertools.cycle(clip(60)), "make it red", fps=16)
     assert next(stream).shape == (32, 48, 3)
     stream.close()
+    assert "liveedit-client" not in {thread.name for thread in threading.enumerate()}
     assert list(edit_frames(server.url, [], "make it red", fps=16)) == []
     with pytest.raises(WireError, match="cannot be edited here"):
         list(edit_frames(server.url, clip(1, width=8, height=8), "make it red", fps=16))

@@ -176,7 +176,14 @@ async def test_a_newer_stream_of_a_session_ends_the_older_one(engine: Engine) ->
     with pytest.raises(SupersededError):
         await opened(engine, OPENING)
     assert isinstance(await anext(back), Edited)
-    await back.aclose()
+    # The same holder's next try ends its last one, too.
+    waiting = asyncio.ensure_future(anext(back))
+    await asyncio.sleep(0)
+    again = await opened(engine, replace(OPENING, epoch=1))
+    with pytest.raises(SupersededError):
+        await waiting
+    assert len(engine.capacity.loads) == 1
+    await again.aclose()
     assert not engine.capacity.loads
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infra.runtime.registry import FINGERPRINT, LOCATION, client_for
-from modeling.fingerprint import model_fingerprint
+from modeling.fingerprint import FingerprintError, model_fingerprint
 from serve.app import build
 from serve.editor.model_source import ModelSource, find_model
 from serve.settings import ServeSettings
@@ -107,3 +107,12 @@ def test_a_version_that_lies_nowhere_here_is_named(
     named = str(place) if located else "a place it does not name"
     with pytest.raises(ValueError, match=f"files lie at {named}, which cannot be read here"):
         find_model(f"models:/{model}@production", registry.uri)
+
+
+@pytest.mark.parametrize("fingerprint", [None, "", "0" * 64])
+def test_a_version_is_its_fingerprint(known: Path, fingerprint: str | None) -> None:
+    """One that tells none may be anything."""
+    ModelSource(str(known), "editor version 1", model_fingerprint(known)).check()
+    with pytest.raises(FingerprintError, match="editor version 1 is not what was registered"):
+        ModelSource(str(known), "editor version 1", fingerprint).check()
+    ModelSource(str(known)).check()

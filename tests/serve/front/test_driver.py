@@ -1,4 +1,4 @@
-"""A session across editors, and the addresses that a client takes."""
+"""A session across editors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator
 import numpy as np
 import pytest
 
-from serve.client.stream import stream_url
 from serve.front.driver import MAX_DEATHS, drive
 from serve.front.session import Delivery, Session
 from serve.metrics import Metrics
@@ -72,15 +71,36 @@ async def test_who_had_no_work_did_not_die_of_it(monkeypatch: pytest.MonkeyPatch
     assert backend.deaths == 2 * MAX_DEATHS
 
 
-@pytest.mark.parametrize(
-    ("url", "address"),
-    [
-        ("ws://host:8000", "ws://host:8000/v1/stream"),
-        ("http://host/", "ws://host/v1/stream"),
-        ("https://host/v1/stream", "wss://host/v1/stream"),
-        ("wss://host/prefix", "wss://host/prefix/v1/stream"),
-        ("wss://host/a/b/v1/stream/?token=x", "wss://host/a/b/v1/stream?token=x"),
-    ],
-)
-def test_a_server_may_lie_behind_a_prefix(url: str, address: str) -> None:
-    assert stream_url(url) == address
+class Weary:
+    """Its editors die once over each chunk."""
+
+    def __init__(self) -> None:
+        self.died: set[int] = set()
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
+        yield Ready("m", 12, 9, 0)
+        while True:
+            work = await take()
+            if work.number not in self.died:
+                self.died.add(work.number)
+                raise EditorLostError("it is dead")
+            yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"state")
+            if work.last:
+                return
+
+
+@pytest.mark.anyio
+async def test_a_chunk_is_not_blamed_for_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.front.driver.FIRST_PAUSE_S", 0.001)
+    backend, session = Weary(), Session(Opening("s", "red", 48, 32, 16.0, "lossless"))
+    for n in range(9 + 12 + 12):
+        session.feed(n, 0, np.zeros((32, 48, 3), np.uint8))
+    delivered = 0
+    async for event in drive(backend, session, Metrics()):
+        if isinstance(event, Ready):
+            session.finish()
+        elif isinstance(event, Delivery):
+            session.sent(len(event.frames))
+            delivered += len(event.frames)
+    assert delivered == 33
+    assert len(backend.died) > MAX_DEATHS

@@ -282,3 +282,18 @@ async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.Monke
     assert await client.ledger.beat(Used("front", 0, {}, {}), {"a": tenant}) == set()
     with pytest.raises(ActorUnavailableError):
         await store.create(HEADER)
+
+
+async def test_a_hub_that_hangs_is_not_waited_for_by_who_opens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Hanging:
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(remote=lambda *_: asyncio.Event().wait())
+
+    monkeypatch.setattr(hub, "hub_actor", lambda *_: Hanging())
+    monkeypatch.setattr(hub, "ASK_S", 0.01)
+    places = HubClient("app", SETTINGS).places
+    async with asyncio.timeout(60):
+        assert await places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
+        await places.released("x")

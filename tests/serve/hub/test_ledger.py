@@ -130,6 +130,8 @@ async def test_minutes_are_of_all_fronts_and_of_one_day() -> None:
     await office.refusal("3", tenant)
     office.now += DAY_S / 2 - 451
     assert await office.beat(tenant) == set()
+    # Nor does the share of the dead front count, which reports no other day.
+    assert await office.beat(Tenant("a", minutes_per_day=1)) == set()
     await office.ledger.enter(("3", 0), tenant)
 
 
@@ -145,6 +147,19 @@ def test_a_session_over_midnight_is_charged_to_both_days() -> None:
     usage.end(("1", 0))
     office.now += 45
     assert usage.used() == Used("x", 20_001, {}, {"a": 30.0})
+
+
+def test_what_was_used_since_the_last_report_is_charged_at_the_end() -> None:
+    office = Office()
+    usage = office.front("x")
+    usage.begin(("1", 0), "a")
+    usage.charge(("1", 0))
+    office.now += 20
+    assert usage.used().seconds == {"a": 20.0}
+    office.now += 9
+    usage.end(("1", 0))
+    office.now += 9
+    assert usage.used() == Used("x", 20_000, {}, {"a": 29.0})
 
 
 def test_a_session_that_never_got_an_editor_can_end() -> None:

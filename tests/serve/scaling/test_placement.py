@@ -82,6 +82,17 @@ def test_the_queue_is_a_line(placement: Placement, clock: Clock) -> None:
     assert placement.ask(request("5")).place == 2  # type: ignore[union-attr]
 
 
+def test_who_gives_up_waiting_leaves_the_line(placement: Placement) -> None:
+    placement.report(editor("a", 0.7))
+    for name in "12":
+        placement.ask(request(name))
+    placement.released("1")
+    assert placement.waiting == 1
+    assert placement.ask(request("2")).place == 1  # type: ignore[union-attr]
+    placement.report(editor("a"))
+    assert placement.ask(request("2")) == Placed("a")
+
+
 def test_what_is_expected_follows_lengths_and_starts(placement: Placement, clock: Clock) -> None:
     placement.ask(request("1"))
     clock.now += 8.0

@@ -1,0 +1,142 @@
+"""Where a server is looked for, who is asked again, and what it says of its model by plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosedError, InvalidMessage, InvalidStatus
+from websockets.http11 import Response
+
+from infra.runtime.errors import UserError
+from serve.client import ConnectError, WireError, served_model
+from serve.client.stream import _cut_by_a_server, stream_url
+
+MODEL = {"name": "m", "width": 48}
+
+
+@dataclass
+class Web:
+    """Answers every request in the same way, and remembers them."""
+
+    address: str = ""
+    status: int = 200
+    body: str = json.dumps({"models": [MODEL]})
+    asked: list[tuple[str, str | None]] = field(default_factory=list)  # path and token
+
+
+@pytest.fixture(scope="module")
+def listening() -> Iterator[tuple[Web, int]]:
+    web = Web()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            web.asked.append((self.path, self.headers.get("Authorization")))
+            self.send_response(web.status)
+            self.end_headers()
+            self.wfile.write(web.body.encode())
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield web, server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def web(listening: tuple[Web, int]) -> Web:
+    web, port = listening
+    web.__init__(f"127.0.0.1:{port}")  # type: ignore[misc]
+    return web
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("ws://{}", "/v1/models"),
+        ("http://{}/", "/v1/models"),
+        ("ws://{}/v1/stream", "/v1/models"),
+        ("http://{}/team/live", "/team/live/v1/models"),  # of a proxy in front of it
+        ("ws://{}/team/live/v1/stream", "/team/live/v1/models"),
+    ],
+)
+def test_it_is_asked_where_its_streams_are(web: Web, url: str, path: str) -> None:
+    assert served_model(url.format(web.address)) == MODEL
+    assert served_model(url.format(web.address), token="secret") == MODEL
+    assert web.asked == [(path, None), (path, "Bearer secret")]
+
+
+def test_a_refusal_is_the_server_s_own(web: Web) -> None:
+    web.status = 401
+    web.body = json.dumps({"error": {"code": "unauthorized", "message": "send a token"}})
+    with pytest.raises(WireError, match="send a token") as raised:
+        served_model(f"ws://{web.address}")
+    assert raised.value.code == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(404, "<html>"), (500, "{}"), (200, "<html>"), (200, "{}"), (200, '{"models": []}')],
+)
+def test_what_is_no_liveedit_server_is_said(web: Web, status: int, body: str) -> None:
+    web.status, web.body = status, body
+    with pytest.raises(ConnectError, match="is it a LiveEdit server"):
+        served_model(f"ws://{web.address}")
+
+
+def refused(status: int) -> InvalidStatus:
+    return InvalidStatus(Response(status, "", Headers()))
+
+
+def garbled(cause: Exception) -> InvalidMessage:
+    error = InvalidMessage("no HTTP")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (refused(500), True),  # a proxy whose server starts
+        (refused(503), True),
+        (refused(499), False),
+        (refused(404), False),  # no LiveEdit server
+        (garbled(EOFError()), True),
+        (garbled(ValueError()), False),
+        (ConnectionClosedError(None, None), True),
+        (TimeoutError(), True),
+        (ConnectionRefusedError(), False),  # nobody is there
+    ],
+)
+def test_who_is_asked_again_for_a_first_connection(error: Exception, again: bool) -> None:
+    assert _cut_by_a_server(error) is again
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("ws://h:1", "ws://h:1/v1/stream"),
+        ("ws://h:1/", "ws://h:1/v1/stream"),
+        ("http://h", "ws://h/v1/stream"),
+        ("https://h?token=t", "wss://h/v1/stream?token=t"),
+        ("wss://h/other", "wss://h/other/v1/stream"),
+        ("ws://h/v1/stream#x", "ws://h/v1/stream"),
+        ("wss://h/a/b/v1/stream/?token=x", "wss://h/a/b/v1/stream?token=x"),
+    ],
+)
+def test_addresses(url: str, address: str) -> None:
+    assert stream_url(url) == address
+
+
+@pytest.mark.parametrize("url", ["h:1", "ftp://h", "ws://", "", "/v1/stream"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UserError, match="write ws://HOST:PORT"):
+        stream_url(url)

@@ -1,0 +1,86 @@
+"""What a camera says of its session, by hand: a clock that stands still, frames that come then."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import pytest
+
+from serve.client import EditedFrame, Event, cameras
+from serve.client.cameras import CameraLoad, CameraReport
+from serve.wire.protocol import Chunk, Dropped
+
+pytestmark = pytest.mark.anyio
+
+OPENED, CHUNK = 100.0, 4  # at 8 frames a second a chunk lasts half a second
+FIRST = [(n, OPENED + 1 + n / 8) for n in range(8)]  # two chunks, which settle
+
+
+def frame(index: int, came: float) -> EditedFrame:
+    return EditedFrame(index, 0, b"", "jpeg", (48, 32), came)
+
+
+def chunk(index: int, first: int, frames: int = CHUNK, compute_ms: float = 100.0) -> Chunk:
+    return Chunk(index, first, frames, 0.0, compute_ms, 1.0, 4)
+
+
+async def watched(mode: str, *events: Event) -> CameraReport:
+    """The report of `events`; source frame n was sent n / 8 s after the opening."""
+
+    async def come() -> AsyncIterator[Event]:
+        for event in events:
+            yield event
+
+    load = CameraLoad(fps=8.0, mode=mode)  # type: ignore[arg-type]
+    stream = SimpleNamespace(opened=SimpleNamespace(chunk_frames=CHUNK), events=come)
+    report, shown = CameraReport(), []
+    sent = {n: OPENED + n / 8 for n in range(40)}
+    await cameras._watch(stream, load, sent, report, shown.append)  # type: ignore[arg-type]
+    assert len(shown) == report.edited
+    return report
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cameras, "time", SimpleNamespace(monotonic=lambda: OPENED))
+
+
+@pytest.mark.parametrize(("mode", "latency"), [("live", 250.0), ("lossless", 625.0)])
+async def test_a_chunk_is_there_with_its_first_frame_live_and_with_its_last_lossless(
+    mode: str, latency: float
+) -> None:
+    """Its last source frame was sent 11 / 8 s after the opening."""
+    third = [(n, OPENED + 1.625 + (n - 8) / 8) for n in range(8, 12)]
+    report = await watched(
+        mode,
+        *(frame(*at) for at in FIRST), chunk(0, 0), chunk(1, 4),
+        *(frame(*at) for at in third), chunk(2, 8),
+    )  # fmt: skip
+    assert report.latency_ms == [pytest.approx(latency)]
+    assert report.overhead_ms == [pytest.approx(latency - 100)]
+    assert report.compute_ms == [100.0]
+    assert report.missed_deadlines == (latency > 500)
+    assert report.first_chunk_ms == pytest.approx(1000.0)
+    assert (report.edited, report.repeated, report.stalls) == (12, 0, 0)
+    assert len(report.interval_ms) == 11
+    assert report.interval_ms[:7] == pytest.approx([125.0] * 7)
+
+
+async def test_the_first_two_chunks_and_a_short_last_one_are_no_measure() -> None:
+    late = [(n, OPENED + 9.0) for n in range(8, 10)]
+    report = await watched(
+        "lossless",
+        *(frame(*at) for at in FIRST), chunk(0, 0), chunk(1, 4),
+        *(frame(*at) for at in late), chunk(2, 8, frames=2),
+    )  # fmt: skip
+    assert report.latency_ms == report.overhead_ms == []
+    assert report.missed_deadlines == 0
+
+
+async def test_stalls_drops_and_repeats_are_counted() -> None:
+    came = [(0, 1.0), (1, 1.75), (1, 1.8), (4, 2.6)]  # 0.75 s, one and a half chunks, is no stall
+    events: list[Event] = [frame(index, OPENED + at) for index, at in came]
+    report = await watched("live", *events[:3], Dropped(2, 2), *events[3:])
+    assert (report.edited, report.repeated, report.dropped) == (4, 1, 2)
+    assert report.stalls == 1
