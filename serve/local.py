@@ -21,7 +21,12 @@ async def local_front(settings: ServeSettings) -> Front:
     """A front whose editor and session store are in this process, warmed up."""
     editor = StreamingEditor.load(settings.model)
     native = editor.settings.height, editor.settings.width
-    engine = Engine(editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity)
+    engine = Engine(
+        editor,
+        max_sessions=settings.max_sessions,
+        measured=settings.measured_capacity,
+        degrade=settings.degrade,
+    )
     await asyncio.to_thread(engine.warm_up)
     metrics, editors = Metrics(), EditorMetrics()
 

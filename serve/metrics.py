@@ -92,6 +92,9 @@ class Metrics(_Registry):
         self.dropped = self._counter(
             "frames_dropped_total", "Source frames dropped, live only", *WHO
         )
+        self.lowered = self._counter(
+            "chunks_lowered_total", "Chunks edited less well than asked", "rung", *WHO
+        )
         self.frames = self._counter("frames_edited_total", "Frames edited", *WHO)
         self.recomputed = self._histogram(
             "recomputed_share", "Share of a chunk's tokens that was recomputed", SHARE_BUCKETS
@@ -105,6 +108,9 @@ class EditorMetrics(_Registry):
         super().__init__()
         self.load = self._gauge("editor_load", "Share of an editor's time that is promised")
         self.sessions = self._gauge("editor_sessions", "Streams open at an editor")
+        self.rungs = self._gauge(
+            "sessions_on_rung", "Sessions by how well they are edited, full is as asked", "rung"
+        )
         self.chunk = self._gauge(
             "editor_chunk_seconds", "What a chunk of the model's own size costs"
         )

@@ -35,6 +35,7 @@ class ServeSettings:
     allowed_origins: tuple[str, ...] = ()  # pages from elsewhere that may use it: https://HOST
     max_sessions: int = 8  # of one editor replica
     measured_capacity: bool = True  # fewer than max_sessions when a chunk costs too much
+    degrade: bool = True  # live sessions are edited less well before others are refused
     min_editors: int = 1  # replicas with a model, at least
     max_editors: int = 1  # at most; Ray Serve scales between
     spare_editors: int = 0  # that stand ready beyond those that are needed

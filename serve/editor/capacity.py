@@ -1,9 +1,10 @@
-"""How many sessions an editor takes: by what a chunk costs here, measured."""
+"""How many sessions an editor takes, and how well it edits each: by what chunks cost, measured."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,32 +13,56 @@ import torch
 from modeling.detail.work_size import in_words
 from modeling.editor import StreamingEditor
 from modeling.streaming.device import DeviceClock, to_device, to_host
-from serve.scaling import decisions
-from serve.scaling.decisions import Editor, Size, Sizes, Stream
+from modeling.streaming.quality import Quality
+from modeling.streaming.stream import EditStream
+from serve.scaling import decisions, ladder
+from serve.scaling.decisions import Editor, Sizes, Stream
+from serve.scaling.ladder import Calm, Decision, Held
+from serve.scaling.rungs import FULL, Means, Rung, Size, rungs, slowed
 from serve.wire.protocol import RETRY_AFTER_S, Detail, WireError
 from serve.wire.work import Opening
 from serve.work_sizes import sizes_of
 
 NEWEST = 0.1  # weight of the newest chunk in what is known of the cost
 KNOWN = 64  # sizes whose cost is remembered: clients choose them
+WARM_CHUNKS = 3  # as `_chunk_seconds` says, where the window is full already
 SHOWN_AT = 2  # times the model's own sides: frames whose showing is measured
 
 
 @dataclass
 class Load:
-    """A stream's part in the accelerator. `cost` is what its own chunks took, in seconds."""
+    """A stream's part in the accelerator.
+
+    `cost` is what its own chunks take, in seconds, on its rung of the ladder, which counts from 0.
+    """
 
     opening: Opening
     cost: float
+    since: float = 0.0
+    rung: int = 0
 
 
 class Capacity:
-    """Sums the streams' shares, which follow what their chunks cost while they run."""
+    """Sums the streams' shares, which follow what their chunks cost while they run.
 
-    def __init__(self, *, chunk_frames: int, max_sessions: int, measured: bool = True) -> None:
+    With `means` they are edited less well under pressure (`serve.scaling.ladder`).
+    """
+
+    def __init__(
+        self,
+        *,
+        chunk_frames: int,
+        max_sessions: int,
+        measured: bool = True,
+        means: Means | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.means = means if measured else None
+        self._clock, self._calm = clock, Calm()
         self.chunk_frames, self.max_sessions, self.measured = chunk_frames, max_sessions, measured
         self.loads: dict[str, Load] = {}  # by a name of the stream's own, not its session's
         self.costs: dict[Sizes, float] = {}  # seconds a chunk
+        self.warm: dict[Sizes, float] = {}  # what they were at the start, all at one time
         self.frame_s = 0.0  # of them for every pixel of a frame, outside of the networks
         self._names = itertools.count()
 
@@ -53,7 +78,9 @@ class Capacity:
         own = native(editor)
         for each in dict.fromkeys([own, *sizes]):
             tell(f"warming {in_words(each.frame)} at {in_words(each.work)}")
-            self.costs[each] = _chunk_seconds(editor, each)
+            lower = self._rungs(each, live=True)[1:]
+            for sizes_then, seconds in _chunk_seconds(editor, each, lower):
+                self.costs[sizes_then] = self.warm[sizes_then] = seconds
         tell("measuring capacity")
         self.frame_s = _frame_seconds(editor)
         return self.costs[own]
@@ -72,12 +99,64 @@ class Capacity:
         return decisions.cost_of(self.costs, sizes, self.frame_s)
 
     def share(self, name: str) -> float:
-        load = self.loads[name]
-        return decisions.share_of(load.cost, load.opening.fps, self.chunk_frames)
+        """Of the accelerator, edited as its client asked."""
+        return self._shares(self.loads[name])[0]
 
     @property
     def load(self) -> float:
+        """What is promised: above 1 where not all are edited as they asked."""
         return sum(self.share(name) for name in self.loads)
+
+    def rung(self, name: str) -> Rung:
+        """How the stream is to be edited from its next chunk on."""
+        load = self.loads[name]
+        return self._rungs_of(load.opening)[load.rung]
+
+    def decide(self) -> Decision:
+        """Everybody's rung, anew: see `ladder.decide`."""
+        now = self._clock()
+        if self.means is None:
+            return Decision({}, self._calm)
+        held = [
+            Held(name, load.opening.mode == "live", load.rung, self._shares(load), load.since)
+            for name, load in self.loads.items()
+        ]
+        decision = ladder.decide(held, self._calm, now)
+        self._calm = decision.calm
+        for name, rung in decision.rungs.items():
+            load = self.loads[name]
+            load.cost = self._cost_on(load, rung)
+            load.rung = rung
+        return decision
+
+    def _rungs(self, sizes: Sizes, *, live: bool) -> tuple[Rung, ...]:
+        if self.means is None:
+            return (Rung(FULL, sizes.work),)
+        return rungs(self.means, sizes.frame, sizes.work, live=live)
+
+    def _rungs_of(self, opening: Opening) -> tuple[Rung, ...]:
+        return self._rungs(sizes_of(opening), live=opening.mode == "live")
+
+    def _cost_on(self, load: Load, rung: int) -> float:
+        """Seconds that its chunks would take there, by what they take where it is.
+
+        What rungs cost beside each other is known from the warm-up: later costs are of other times,
+        and one that was measured while the machine was busy would keep a session down for ever.
+        """
+        sizes, on = sizes_of(load.opening), self._rungs_of(load.opening)
+        here, there = (
+            decisions.cost_of(self.warm, sizes.at(on[n]), self.frame_s) for n in (load.rung, rung)
+        )
+        return load.cost * (there / here if here else 1.0)
+
+    def _shares(self, load: Load) -> tuple[float, ...]:
+        """On each of its rungs."""
+        fps, found = load.opening.fps, []
+        for number, rung in enumerate(self._rungs_of(load.opening)):
+            cost = self._cost_on(load, number)
+            share = decisions.share_of(cost, fps, self.chunk_frames)
+            found.append(slowed(share, cost) if rung.name == "slowed" else share)
+        return tuple(found)
 
     def admit(self, opening: Opening) -> str:
         """Counts the stream in; returns the name to release it by.
@@ -85,14 +164,9 @@ class Capacity:
         Raises WireError `at_capacity` when it does not fit.
         """
         cost = self.cost(sizes_of(opening))
-        share = decisions.share_of(cost, opening.fps, self.chunk_frames)
-        if not decisions.admits(
-            self.load,
-            len(self.loads),
-            share,
-            max_sessions=self.max_sessions,
-            measured=self.measured,
-        ):
+        load = Load(opening, cost, self._clock())
+        share = self._shares(load)[0]
+        if not self._admits(load):
             raise WireError(
                 "at_capacity",
                 f"{len(self.loads)} sessions use {self.load:.0%} of this editor and this one would "
@@ -100,13 +174,29 @@ class Capacity:
                 RETRY_AFTER_S,
             )
         name = opening.stream or f"{opening.session}-{next(self._names)}"
-        self.loads[name] = Load(opening, cost)
+        self.loads[name] = load
         return name
+
+    def _admits(self, new: Load) -> bool:
+        """As `decisions.has_room`, by what is known here."""
+        shares = [self._shares(load) for load in (new, *self.loads.values())]
+        live = new.opening.mode == "live" and self.means is not None
+        for of in (max, min) if live else (max,):
+            share, *others = map(of, shares)
+            if decisions.admits(
+                sum(others),
+                len(others),
+                share,
+                max_sessions=self.max_sessions,
+                measured=self.measured,
+            ):
+                return True
+        return False
 
     def known(self, name: str) -> Editor:
         """What placement knows of this editor, called `name` there."""
         streams = {
-            stream: Stream(load.opening.session, self.share(stream))
+            stream: Stream(load.opening.session, self.share(stream), min(self._shares(load)))
             for stream, load in self.loads.items()
         }
         return Editor(
@@ -117,6 +207,7 @@ class Capacity:
             dict(self.costs),
             self.measured,
             self.frame_s,
+            self.means,
         )
 
     def release(self, name: str) -> None:
@@ -129,8 +220,16 @@ def native(editor: StreamingEditor) -> Sizes:
     return Sizes(own, own)
 
 
-def _chunk_seconds(editor: StreamingEditor, sizes: Sizes) -> float:
-    """What a chunk costs when its window is full.
+def means_of(editor: StreamingEditor) -> Means:
+    """What its model allows."""
+    steps, masked = len(editor.settings.timesteps), editor.mask_cache is not None
+    return Means(tuple(editor.trained_at), steps, masked)
+
+
+def _chunk_seconds(
+    editor: StreamingEditor, sizes: Sizes, lower: Iterable[Rung]
+) -> Iterator[tuple[Sizes, float]]:
+    """What a chunk costs when its window is full, and then on each of the `lower` rungs.
 
     The first that sees a full window pays for what is done once (kernel choice, graphs,
     allocation), the second still on a GPU, which counts a chunk's refresh with the next chunk.
@@ -141,9 +240,21 @@ def _chunk_seconds(editor: StreamingEditor, sizes: Sizes) -> float:
     stream = editor.open(
         "warm up", height=height, width=width, work_size=in_words(sizes.work), detail=detail
     )
+    yield sizes, _last_cost(stream, settings.window_latents // settings.chunk_latents + 2)
+    for rung in lower:
+        stream.change(quality_of(rung))
+        yield sizes.at(rung), _last_cost(stream, WARM_CHUNKS)
+
+
+def quality_of(rung: Rung) -> Quality:
+    return Quality(rung.work, rung.sparing, rung.halved)
+
+
+def _last_cost(stream: EditStream, chunks: int) -> float:
+    """Seconds of the last of so many."""
     cost = 0.0
-    for _ in range(settings.window_latents // settings.chunk_latents + 2):
-        frames = np.zeros((stream.wanted_frames, height, width, 3), np.uint8)
+    for _ in range(chunks):
+        frames = np.zeros((stream.wanted_frames, stream.height, stream.width, 3), np.uint8)
         for chunk in stream.push(frames):
             cost = chunk.compute_ms / 1000
     return cost

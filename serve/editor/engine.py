@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,15 +16,17 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from modeling.detail.work_size import in_words
 from modeling.editor import StreamingEditor
 from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
-from serve.editor.capacity import Capacity, native
+from serve.editor.capacity import Capacity, means_of, native, quality_of
 from serve.editor.scheduler import Ran, Scheduler
 from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
 from serve.scaling.decisions import Sizes
-from serve.wire.protocol import WireError
+from serve.scaling.rungs import FULL, NAMES
+from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import Edited, EditorEvent, Moved, Opening, Ready, SupersededError, Take, Work
 from serve.work_sizes import sizes_of
 
@@ -41,10 +44,16 @@ class Engine:
 
     Args:
         max_sessions: Upper bound; below it `Capacity` decides, unless `measured` is False.
+        degrade: Whether sessions are edited less well before others are refused.
     """
 
     def __init__(
-        self, editor: StreamingEditor, *, max_sessions: int = 8, measured: bool = True
+        self,
+        editor: StreamingEditor,
+        *,
+        max_sessions: int = 8,
+        measured: bool = True,
+        degrade: bool = True,
     ) -> None:
         self.editor = editor
         self.scheduler = Scheduler()
@@ -52,6 +61,7 @@ class Engine:
             chunk_frames=editor.settings.chunk_frames,
             max_sessions=max_sessions,
             measured=measured,
+            means=means_of(editor) if degrade else None,
         )
         self.broken = ""
         self._busy_told = 0.0  # of `Scheduler.busy_s`, to the metrics
@@ -100,6 +110,9 @@ class Engine:
         """Sets the editor's gauges to what is true now."""
         metrics.load.set(self.capacity.load)
         metrics.sessions.set(len(self.capacity.loads))
+        on = Counter(self.capacity.rung(name).name for name in self.capacity.loads)
+        for name in NAMES:
+            metrics.rungs.labels(name).set(on[name])
         metrics.chunk.set(self.capacity.cost(native(self.editor)))
         metrics.queue.set(self.scheduler.waiting)
         metrics.busy.inc(self.scheduler.busy_s - self._busy_told)
@@ -135,6 +148,7 @@ class Engine:
                     state = await asyncio.to_thread(snapshot.value.to_bytes)
                     yield Moved(state, ahead=stream.pending_frames)
                     return
+                await self._suit(at, stream)
                 if work.more:
                     begin = partial(_begin, stream, work.frames)
                     due = at.due(len(work.frames), 2.0)
@@ -151,6 +165,7 @@ class Engine:
         name = self.capacity.admit(opening)
         stream = EditorStream(name, opening, self.editor.settings.chunk_frames)
         self._streams[opening.session] = stream
+        self._weigh()
         try:
             yield stream
         finally:
@@ -163,6 +178,30 @@ class Engine:
                 release = asyncio.ensure_future(self._release(stream))
                 self._releases.add(release)
                 release.add_done_callback(self._releases.discard)
+
+    def _weigh(self) -> None:
+        """Everybody's rung, by what is known now; who cannot be kept is told so."""
+        decision = self.capacity.decide()
+        for at in self._streams.values():
+            if at.name == decision.close:
+                at.end(
+                    WireError(
+                        "too_slow",
+                        "the server is full and cannot keep up with this session, however small it "
+                        "is edited; try again later, with fewer frames a second or smaller ones",
+                        RETRY_AFTER_S,
+                    )
+                )
+
+    async def _suit(self, at: EditorStream, stream: EditStream) -> None:
+        """Before a chunk's first frames: edit it as its rung says."""
+        if stream.pending_frames:  # of a stream that came in the middle of a chunk, too
+            return
+        rung = self.capacity.rung(at.name)
+        quality = quality_of(rung)
+        if stream.quality != quality:
+            await self._run(at, partial(stream.change, quality), due=0.0)
+        at.changed, at.rung = at.rung not in (None, rung), rung
 
     def _check_cost(self, opening: Opening) -> None:
         """A size whose chunks are far beyond this editor is refused before they are tried."""
@@ -223,7 +262,11 @@ class Engine:
             return _nothing(work, opening, stream, ran.wait_s)
         # A GPU answers before it has refreshed its caches; the chunk costs that, too.
         cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
-        self.capacity.observe(sizes_of(opening), cost, at.name)
+        rung = self.capacity.rung(at.name)
+        # The first chunk on a rung may prepare what those after it use.
+        if at.rung == rung and not at.changed:
+            self.capacity.observe(sizes_of(opening).at(rung), cost, at.name)
+        self._weigh()
         return Edited(
             number=work.number,
             index=chunk.index,
@@ -236,6 +279,8 @@ class Engine:
             mask=chunk.mask if opening.mask else None,
             state=None if state is None else await _serialised(state),
             unknown=self._unknown(work.prompt),
+            rung=at.rung.name if at.rung else FULL,
+            work_size=in_words(stream.work),
         )
 
     def _unknown(self, prompt: str) -> str:

@@ -43,7 +43,10 @@ class EditorReplica:
             settings.model, device=device, name=model.name, fp8=settings.fp8, tell=self._tell
         )
         self.engine = Engine(
-            editor, max_sessions=settings.max_sessions, measured=settings.measured_capacity
+            editor,
+            max_sessions=settings.max_sessions,
+            measured=settings.measured_capacity,
+            degrade=settings.degrade,
         )
         # Before the replica counts as started: a session must not meet a cold model.
         sizes = WorkSizes(model.trained, settings.limits, settings.work_size, settings.detail)

@@ -14,8 +14,6 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-LOSSLESS_PATIENCE = 5.0  # seconds after which a lossless chunk is due like a live one
-
 
 @dataclass(frozen=True)
 class Ran(Generic[T]):

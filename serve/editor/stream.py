@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from serve.editor.scheduler import LOSSLESS_PATIENCE, Ran, Scheduler
+from serve.editor.scheduler import Ran, Scheduler
+from serve.scaling.rungs import LOSSLESS_PATIENCE, Rung
 from serve.wire.work import Opening
 
 STUCK_S = 120.0  # that a job may run
@@ -24,6 +25,8 @@ class EditorStream:
 
     def __init__(self, name: str, opening: Opening, chunk_frames: int) -> None:
         self.name, self.opening = name, opening
+        self.rung: Rung | None = None  # how its chunk is edited, since `changed`
+        self.changed = False  # the next chunk is the first of its rung
         self.running = False  # a job of it is on the accelerator
         self._turn = 0.0  # time.monotonic(): when its next frames would come at its own rate
         self._chunk_frames = chunk_frames

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 
 from serve.front.door import Visitor
 from serve.front.session import Delivery
 from serve.hub.ledger import Ledger, Usage
 from serve.logs import event
 from serve.metrics import Metrics
+from serve.scaling.rungs import FULL, NAMES
 from serve.wire.work import Opening
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class Account:
         self._model = ""
         self._started = time.monotonic()
         self._edited = self._dropped = 0
+        self._chunks = Counter[str]()  # by the rung that they were edited on
         self._frames_sent_at: float | None = None
 
     async def enter(self) -> None:
@@ -70,6 +73,9 @@ class Account:
             return
         self.gpu_s += edited.device_s
         self._edited += len(delivery.frames)
+        self._chunks[edited.rung] += 1
+        if edited.rung != FULL:
+            metrics.lowered.labels(rung=edited.rung, **who).inc()
         metrics.gpu_seconds.labels(**who).inc(edited.device_s)
         metrics.frames.labels(**who).inc(len(delivery.frames))
         metrics.recomputed.observe(edited.recomputed)
@@ -102,13 +108,23 @@ class Account:
             event(
                 log, "ended",
                 "session %s: %s after %.1f s, %d frames edited, %d dropped, %.2f s of compute; "
-                "for %s from %s, by %s",
+                "for %s from %s, by %s; edited %s",
                 session=self.opening.session, reason=outcome, seconds=round(seconds, 1),
                 frames=self._edited, dropped=self._dropped, gpu_s=round(self.gpu_s, 2),
                 tenant=self.visitor.tenant.name, client=self.visitor.client, model=self._model,
+                quality=self._quality,
             )  # fmt: skip
         self._usage.end(self.key)
         await self._ledger.leave(self.key)
+
+    @property
+    def _quality(self) -> str:
+        """How its chunks were edited, in words."""
+        if set(self._chunks) <= {FULL}:
+            return "as asked"
+        total = self._chunks.total()
+        told = (f"{self._chunks[name]} on {name}" for name in NAMES if self._chunks[name])
+        return f"{', '.join(told)} of {total} chunks"
 
     @property
     def _who(self) -> dict[str, str]:

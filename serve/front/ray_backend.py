@@ -45,7 +45,7 @@ class RayBackend:
             opening = replace(opening, stream=stream)
             request = Request(
                 stream, opening.session, sizes_of(opening), opening.fps,
-                opening.epoch, opening.waits, opening.again,
+                opening.epoch, opening.waits, opening.again, live=opening.mode == "live",
             )  # fmt: skip
             try:
                 while isinstance(place := await self.places.ask(request), Waiting):

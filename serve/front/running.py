@@ -232,6 +232,7 @@ class RunningSession:
                     applied_prompt=session.applied_prompt,
                     state=delivery.edited.state,
                     finished=self.reason if delivery.last else None,
+                    quality=session.quality,
                 )
                 await self._commit(header, progress, entries)
                 whole = len(delivery.frames) == session.chunk_frames

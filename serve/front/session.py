@@ -22,6 +22,7 @@ import numpy as np
 
 from serve.front.drops import Drops
 from serve.hub.records import Entry, Progress
+from serve.scaling.rungs import FULL
 from serve.wire.protocol import (
     MAX_INDEX,
     Chunk,
@@ -29,6 +30,7 @@ from serve.wire.protocol import (
     Frame,
     Mask,
     PromptApplied,
+    Quality,
     WireError,
     to_json,
 )
@@ -107,6 +109,7 @@ class Session:
         self.unsent = 0  # frames delivered that the client has not taken yet
         self.drops = Drops(progress.dropped)
         self.applied_prompt = progress.applied_prompt  # of the last chunk that went to the client
+        self.quality = progress.quality  # likewise: its rung, and the working size of a lower one
         self._shape = (opening.height, opening.width, 3)
         self._live = opening.mode == "live"
         self._closing = False
@@ -281,6 +284,8 @@ class Session:
                 delivery.prompt, frames[0].index, delivery.edited.unknown or None
             )
             entries.append(Entry(self.edited, to_json(applied)))
+        if frames and (quality := self._new_quality(delivery)):
+            entries.append(Entry(self.edited, to_json(quality)))
         for frame, image in zip(frames, images, strict=True):
             entries.append(Entry(self.edited, Frame(frame.index, frame.time_us, image).to_bytes()))
             self.edited += 1
@@ -289,6 +294,15 @@ class Session:
         return entries
 
     # --- inside
+
+    def _new_quality(self, delivery: Delivery) -> Quality | None:
+        """Where the delivery is edited otherwise than the one before."""
+        edited, told = delivery.edited, self.quality
+        lower = edited.rung != FULL
+        self.quality = f"{edited.rung} {edited.work_size}" if lower else FULL
+        if self.quality == told:
+            return None
+        return Quality(edited.rung, delivery.frames[0].index, edited.work_size, edited.steps)
 
     @property
     def _begun(self) -> Started | None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
+from serve.scaling.rungs import FULL
 from serve.wire.protocol import Detail, Format, Mode, WireError
 from serve.wire.work import Opening, Ready
 
@@ -46,6 +47,7 @@ class Progress:
     state: bytes | None
     finished: str | None = None  # the reason of `closed`, once it is over
     dropped: tuple[tuple[int, int], ...] = ()  # from `next_frame` on, told of: first and count
+    quality: str = FULL  # as `Session` says it, of the last delivered chunk
 
     @classmethod
     def start(cls, prompt: str) -> Progress:

@@ -1,8 +1,8 @@
 """Admission, placement and scaling: pure functions of what is known.
 
 Nothing here waits, asks or reads a clock, so the same code runs in the server (`placement`,
-`serve.editor.capacity`), in Serve's controller (`follow`) and on a simulated clock. Only the
-standard library is used: Serve pickles the policy into its controller.
+`serve.editor.capacity`), in Serve's controller (`follow`) and on a simulated clock. Nothing heavy
+is imported: Serve pickles the policy into its controller.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
+from serve.scaling.rungs import Means, Rung, Size, rungs, slowed
+
 # Share of the accelerator's time that may be promised. Sessions complete their chunks when they
 # like: four that needed 90 % of a GPU between them were late with a quarter of their chunks.
 HEADROOM = 0.8
-
-Size = tuple[int, int]  # (height, width)
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,14 @@ class Sizes:
     frame: Size
     work: Size
     detail: str = "source"  # or "off", which saves a decoding
+    sparing: bool = False  # as a `Rung` has them
+    halved: bool = False
+
+    def at(self, rung: Rung) -> Sizes:
+        return replace(self, work=rung.work, sparing=rung.sparing, halved=rung.halved)
+
+
+Shape = tuple[Sizes, float, bool]
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,21 @@ class Request:
     epoch: int = 0
     waits: bool = False  # its client understands `queued`
     again: bool = False  # a session that lost its editor: it goes before new ones
+    live: bool = True  # under pressure a lossless one waits
+
+    @property
+    def shape(self) -> Shape:
+        """All that matters to whether there is room for it."""
+        return self.sizes, self.fps, self.live
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A session at an editor."""
+    """A session at an editor: its `share` edited as it asked, and the `least` it can do with."""
 
     session: str
     share: float
+    least: float | None = None  # None: no less
 
 
 @dataclass(frozen=True)
@@ -62,9 +77,11 @@ class Editor:
     costs: Mapping[Sizes, float] = field(default_factory=dict)
     measured: bool = True  # shares count, not only sessions
     frame_s: float = 0.0
+    means: Means | None = None  # to edit sessions less well; None: it does not
 
     @cached_property
     def load(self) -> float:
+        """With everybody edited as asked, which above 1 it cannot do."""
         return sum(stream.share for stream in self.streams.values())
 
     @cached_property
@@ -94,7 +111,8 @@ def cost_of(costs: Mapping[Sizes, float], sizes: Sizes, frame_s: float = 0.0) ->
     known = min(
         costs,
         key=lambda s: (
-            s.detail != sizes.detail, abs(_area(s.work) - work), abs(_area(s.frame) - frame)
+            s.detail != sizes.detail, s.sparing != sizes.sparing, s.halved != sizes.halved,
+            abs(_area(s.work) - work), abs(_area(s.frame) - frame)
         ),
     )  # fmt: skip
     networks = max(0.0, costs[known] - frame_s * _area(known.frame))
@@ -126,14 +144,39 @@ def share_at(editor: Editor, request: Request) -> float:
     return share_of(cost, request.fps, editor.chunk_frames)
 
 
+def least_at(editor: Editor, request: Request) -> float:
+    """The share that the stream would have at the bottom of its ladder."""
+    share, sizes = share_at(editor, request), request.sizes
+    if editor.means is None:
+        return share
+    cost = cost_of(editor.costs, sizes, editor.frame_s)
+    if not request.live:
+        return slowed(share, cost)
+    return min(
+        share_at(editor, replace(request, sizes=sizes.at(rung)))
+        for rung in rungs(editor.means, sizes.frame, sizes.work, live=True)
+    )
+
+
 def has_room(editor: Editor, request: Request) -> bool:
-    """An older stream of the same session makes room for the newer: it is its ghost."""
-    load, sessions = editor.load, len(editor.streams)
-    if request.session in editor.sessions:
-        others = [s.share for s in editor.streams.values() if s.session != request.session]
-        load, sessions = sum(others), len(others)
-    share = share_at(editor, request)
-    return admits(load, sessions, share, max_sessions=editor.max_sessions, measured=editor.measured)
+    """Also where a live one finds it only when sessions are edited less well (`ladder`).
+
+    An older stream of the same session makes room for the newer: it is its ghost.
+    """
+    ghost = request.session in editor.sessions
+    others = [s for s in editor.streams.values() if s.session != request.session] if ghost else []
+    load = sum(s.share for s in others) if ghost else editor.load
+    sessions = len(others) if ghost else len(editor.streams)
+    admitted = partial(
+        admits, sessions=sessions, max_sessions=editor.max_sessions, measured=editor.measured
+    )
+    if admitted(load, share=share_at(editor, request)):
+        return True
+    if editor.means is None or not request.live:
+        return False
+    streams = others if ghost else editor.streams.values()
+    load = sum(s.share if s.least is None else s.least for s in streams)
+    return admitted(load, share=least_at(editor, request))
 
 
 # --- placement
@@ -181,10 +224,10 @@ def place_all(
     ranked = sorted(map(entry, editors))  # names differ, so editors are never compared
     left: list[Request] = []
     held = {session for editor in editors for session in editor.sessions}
-    refused: set[tuple[Sizes, float]] = set()  # fits nowhere, and loads only grow
+    refused: set[Shape] = set()  # fits nowhere, and loads only grow
     for request in requests:
         known = request.session in held
-        shape = (request.sizes, request.fps)
+        shape = request.shape
         if shape in refused and not known:
             left.append(request)
             continue
@@ -203,9 +246,9 @@ def place_all(
 
 def with_stream(editor: Editor, request: Request) -> Editor:
     """The editor as it will be when it has this stream."""
-    share = share_at(editor, request)
+    new = Stream(request.session, share_at(editor, request), least_at(editor, request))
     kept = {n: s for n, s in editor.streams.items() if s.session != request.session}
-    return replace(editor, streams={**kept, request.stream: Stream(request.session, share)})
+    return replace(editor, streams={**kept, request.stream: new})
 
 
 def line(requests: Iterable[Request]) -> list[Request]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve.scaling import decisions
-from serve.scaling.decisions import Editor, Need, Rank, Request, Sizes
+from serve.scaling.decisions import Editor, Need, Rank, Request, Shape
 from serve.wire.protocol import RETRY_AFTER_S
 
 RESERVED_S = 10.0  # for a placed stream to show in its editor's reports
@@ -92,7 +92,7 @@ class Placement:
         self._reserved: dict[str, dict[str, tuple[float, Request]]] = {}  # by editor and stream
         self._queue: dict[str, _Asked] = {}
         # Sizes and rates that no editor has room for: a long queue asks twice a second each.
-        self._no_room: dict[tuple[Sizes, float], Request] = {}
+        self._no_room: dict[Shape, Request] = {}
         self._refused: dict[str, tuple[float, Request]] = {}
         self._opened: dict[str, float] = {}
         self._lengths: deque[float] = deque(maxlen=KNOWN_ENDS)
@@ -178,7 +178,7 @@ class Placement:
             self._no_room = {s: r for s, r in left if not decisions.has_room(editor, r)}
 
     def _found(self, request: Request, before: list[Request]) -> Editor | None:
-        shape = (request.sizes, request.fps)
+        shape = request.shape
         state, avoid = self.editors, self._closing
         ghost = any(request.session in editor.sessions for editor in state)  # makes room for it
         if shape in self._no_room and not ghost:

@@ -192,7 +192,10 @@ async function start() {
 function hear(message) {
   if (message.type === "opened") stage.overlay.work = parsed(message.work_size);
   else if (message.type === "mask") stage.overlay.take(message);
-  else if (message.type === "dropped") numbers.drop(message.frames);
+  else if (message.type === "quality") {
+    numbers.quality(message);
+    stage.overlay.work = parsed(message.work_size);
+  } else if (message.type === "dropped") numbers.drop(message.frames);
   else if (message.type === "prompt_applied") run.on.state("live", "live");
   else if (message.type === "chunk") {
     numbers.chunk(message);

@@ -7,7 +7,7 @@ export const CODES = {
   unauthorized: "This server asks for a token. Enter yours under Settings and start again.",
   at_capacity: "All places are taken at the moment.",
   unsupported_size: "The server cannot edit frames of this size. Choose another one under Settings.",
-  too_slow: "This connection is too slow for the edited video. Choose a smaller size under Settings.",
+  too_slow: "Connection or server are too slow for this. Choose a smaller size under Settings, or come back later.",
   draining: "The server is being restarted. Please start again.",
   stopped: "The server was stopped. Start again when it runs.",
   spent: "The minutes of your token are used up for today.",

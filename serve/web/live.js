@@ -32,7 +32,7 @@ export class Live {
   }
 
   message(message) {
-    if (message.type === "mask") this.showing = this.showing.then(() => this.on.message(message));
+    if (["mask", "quality"].includes(message.type)) this.showing = this.showing.then(() => this.on.message(message));
     else this.on.message(message);
   }
 

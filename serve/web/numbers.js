@@ -3,6 +3,13 @@
 const WINDOW_MS = 3000;
 const CHUNKS = 4; // whose median says what the model takes
 
+// Of the wire's `quality`: what the server takes off while it is full.
+const LEVELS = {
+  mask: () => "fewer parts recomputed: the server is full",
+  size: ({ work_size: size }) => `smaller working size, ${size}: the server is full`,
+  steps: ({ steps }) => `fewer steps, ${steps}: the server is full`,
+};
+
 export class Numbers {
   constructor() {
     this.clear();
@@ -14,6 +21,13 @@ export class Numbers {
     this.dropped = this.edited = 0;
     for (const name of ["fps", "delay", "compute", "recomputed"]) this.set(name, "-");
     for (const name of ["count", "dropped"]) this.set(name, "0");
+    this.quality({ level: "full" });
+  }
+
+  quality(message) {
+    const words = message.level === "full" ? "" : LEVELS[message.level] ?? (() => "edited less well: the server is full");
+    this.set("quality", words && words(message));
+    document.getElementById("lowered").classList.toggle("hidden", !words);
   }
 
   set(name, text) {

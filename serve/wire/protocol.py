@@ -117,6 +117,17 @@ class PromptApplied:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """From `first_frame` on the session is edited like this: `level` is "full" as it asked, and
+    under pressure one of `serve.scaling.rungs`."""
+
+    level: str
+    first_frame: int
+    work_size: str  # WIDTHxHEIGHT
+    steps: int
+
+
+@dataclass(frozen=True)
 class Dropped:
     first_frame: int
     frames: int
@@ -167,7 +178,7 @@ class Frame:
 
 
 ClientMessage = Open | Prompt | Close
-ServerMessage = InQueue | Opened | Chunk | Mask | PromptApplied | Dropped | Closed | Error
+ServerMessage = InQueue | Opened | Chunk | Mask | PromptApplied | Quality | Dropped | Closed | Error
 Message = ClientMessage | ServerMessage
 
 NAMES: dict[type, str] = {
@@ -179,6 +190,7 @@ NAMES: dict[type, str] = {
     Chunk: "chunk",
     Mask: "mask",
     PromptApplied: "prompt_applied",
+    Quality: "quality",
     Dropped: "dropped",
     Closed: "closed",
     Error: "error",

@@ -104,6 +104,8 @@ class Edited:
     mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
     state: bytes | None
     unknown: str = ""  # words of the work's prompt that the model was never taught
+    rung: str = "full"  # of the degrade ladder (`serve.scaling.rungs`)
+    work_size: str = ""  # that it was edited at
 
     @property
     def device_s(self) -> float:

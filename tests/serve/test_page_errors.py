@@ -43,7 +43,7 @@ def browser() -> Iterator[Chrome]:
 @contextmanager
 def refusing() -> Iterator[str]:
     """A server whose every session ends with the error that its token names; `waiting` waits in a
-    queue until the client has had enough."""
+    queue until the client has had enough, and `lowered` is edited less well from there on."""
 
     async def models(request: Request) -> JSONResponse:
         model = {"name": "none", "device": "cpu", "width": 48, "height": 32, "fps": 16}
@@ -62,6 +62,11 @@ def refusing() -> Iterator[str]:
                     {"type": "queued", "place": place, "expected_s": 3.2 * place}
                 )
             await channel.receive_text()
+        if code == "lowered":
+            for level in ("steps", "full", "size"):
+                quality = {"level": level, "first_frame": 0, "work_size": "416x240", "steps": 2}
+                await channel.send_json({"type": "quality", **quality})
+            await channel.receive()
         await channel.send_json({"type": "error", "code": code, "message": "as asked"})
         await channel.close(1011)
 
@@ -120,6 +125,22 @@ def test_a_place_in_the_queue_is_told_until_one_has_had_enough(browser: Chrome) 
         page["start"].click()
         page.until(lambda: page["state"].text == "waiting, place 2", "no word of the queue")
         assert page["note"].text == "All places are taken. You are number 2: about 7 s."
+        assert page.barriers() == []
+        page["start"].click()
+        page.ready()
+        browser.execute_script("sessionStorage.clear()")
+
+
+def test_a_session_that_is_edited_less_well_is_told_so_in_words(browser: Chrome) -> None:
+    with refusing() as url:
+        page = Page(browser, url, "?token=lowered")
+        page.loaded()
+        page["prompt"].send_keys("make it blue")
+        assert not page["lowered"].is_displayed()
+        page["start"].click()
+        page.until(lambda: page["quality"].text != "", "no word of it")
+        assert page["quality"].text == "smaller working size, 416x240: the server is full"
+        assert page["lowered"].is_displayed()
         assert page.barriers() == []
         page["start"].click()
         page.ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,6 +17,7 @@ from modeling.streaming.state import StreamState
 from serve.editor.engine import Engine
 from serve.metrics import EditorMetrics
 from serve.scaling.decisions import Sizes
+from serve.scaling.ladder import Calm
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready
 from tests.known_editors import assert_edited, expected_edit
@@ -286,3 +288,25 @@ async def test_a_model_is_described(engine: Engine) -> None:
         "chunk_frames": 12, "first_chunk_frames": 9, "steps": 4, "device": "cpu",
         "chunk_seconds": 0.1235, "frame_seconds": 0.0, "card": {"name": "known"},
     }  # fmt: skip
+
+
+async def test_who_cannot_be_kept_is_told_so_and_others_stay(engine: Engine) -> None:
+    engine.capacity.costs[SIZES] = 5.0  # a chunk lasts 1 s
+    engine.capacity._calm = Calm(over=-math.inf)
+    with pytest.raises(WireError, match="cannot keep up with this session") as raised:
+        await events(engine, replaced(mode="live"), *WORKS)
+    assert (raised.value.code, raised.value.retry_after_s) == ("too_slow", 5.0)
+    assert not engine.capacity.loads
+    engine.capacity.costs[SIZES] = 3.9
+    assert isinstance((await events(engine, replaced(mode="live"), *WORKS))[-1], Edited)
+
+
+async def test_a_streams_chunks_are_edited_and_counted_on_its_rung(engine: Engine) -> None:
+    lower = replace(SIZES, sparing=True)
+    engine.capacity.costs[SIZES] = engine.capacity.warm[SIZES] = 1.2
+    engine.capacity.warm[lower] = 0.6
+    found = await events(engine, replaced(mode="live"), *WORKS)
+    first = next(event for event in found if isinstance(event, Edited))
+    assert (first.rung, first.steps, first.work_size) == ("mask", 4, "48x32")
+    assert engine.capacity.costs[SIZES] == 1.2
+    assert lower in engine.capacity.costs

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.front.session import IllegalTransitionError, State
+from serve.front.session import IllegalTransitionError, Session, State
+from serve.hub.records import Progress
 from serve.wire.protocol import MAX_INDEX, WireError
-from serve.wire.work import Ready
+from serve.wire.work import Opening, Ready
 from tests.serve.front.sessions import (
     PIXELS,
     READY,
@@ -280,3 +281,32 @@ async def test_the_latency_counts_from_the_last_frame(monkeypatch: pytest.Monkey
     now += 0.25
     chunk = messages(answer(session, await session.take()))[-1]
     assert (chunk["latency_ms"], chunk["compute_ms"], chunk["recomputed"]) == (250.0, 40.0, 0.5)
+
+
+async def test_a_change_of_quality_is_told_before_its_first_frame() -> None:
+    session = make()
+    told = []
+    for rung, size in [("full", "x"), ("mask", "x"), ("size", "y"), ("size", "y"), ("full", "x")]:
+        feed(session, 12 if told else 9)
+        work = await session.take()
+        delivery = session.deliver(replace(edited(work), rung=rung, work_size=size))
+        entries = session.entries(delivery, [b"image"] * len(work.frames))
+        session.sent(len(work.frames))
+        kinds = [message["type"] for message in messages(entries)]
+        assert kinds in (["mask", "chunk"], ["mask", "quality", "chunk"])
+        assert isinstance(entries[len(kinds) - 1].data, bytes)  # all but "chunk" is before them
+        assert session.quality == ("full" if rung == "full" else f"{rung} {size}")
+        told += [m for m in messages(entries) if m["type"] == "quality"] or [None]
+    fields = {"type": "quality", "steps": 4}
+    assert told == [
+        None,
+        fields | {"level": "mask", "first_frame": 9, "work_size": "x"},
+        fields | {"level": "size", "first_frame": 21, "work_size": "y"},
+        None,
+        fields | {"level": "full", "first_frame": 45, "work_size": "x"},
+    ]
+
+
+def test_a_resumed_session_knows_what_its_client_was_told() -> None:
+    progress = replace(Progress.start("red"), quality="size y")
+    assert Session(Opening("s", "red", 48, 32, 16.0, "live"), progress).quality == "size y"

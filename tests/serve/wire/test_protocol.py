@@ -30,6 +30,7 @@ from serve.wire.protocol import (
     Opened,
     Prompt,
     PromptApplied,
+    Quality,
     WireError,
     parse_client,
     parse_frame,
@@ -79,6 +80,7 @@ def test_client_messages_survive_the_wire(message: Open | Prompt | Close) -> Non
         Mask(1, 3, 2, 3, "AA=="),
         PromptApplied("p", 21),
         Dropped(3, 2),
+        Quality("size", 21, "416x240", 4),
         Closed(30, "close"),
         Error("at_capacity", "m", 5.0),
         Error("internal", "m"),
@@ -222,7 +224,8 @@ def test_every_message_survives_the_wire(message: Any) -> None:
 def test_the_types_are_those_of_the_design_page() -> None:
     assert set(CLIENT_TYPES) == {"open", "prompt", "close"}
     assert set(SERVER_TYPES) == {
-        "queued", "opened", "chunk", "mask", "prompt_applied", "dropped", "closed", "error",
+        "queued", "opened", "chunk", "mask", "prompt_applied", "quality", "dropped", "closed",
+        "error",
     }  # fmt: skip
 
 
@@ -258,6 +261,7 @@ EXAMPLES: list[Any] = [
     Chunk(1, 9, 12, 50.0, 40.0, 0.5, 4),
     Mask(1, 3, 2, 3, "AA=="),
     PromptApplied("p", 21),
+    Quality("size", 21, "416x240", 4),
     Dropped(3, 2),
     Closed(30, "close"),
     Error("at_capacity", "m", 5.0),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from serve.limits import Limits
+from serve.scaling.decisions import Sizes
+from serve.scaling.ladder import Calm
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.tokens import write_tokens
 
@@ -235,6 +239,47 @@ def test_full_is_an_accepted_socket_an_error_and_1013(small_model: Any) -> None:
         with socket(full) as third:
             third.send(json.dumps(OPEN))
             assert hear(third)["type"] == "opened"
+
+
+def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
+    small_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Chunks are thought to cost what they last; they cost much less, as is seen by and by."""
+    own = Sizes((32, 48), (32, 48))
+    mask, steps = replace(own, sparing=True), replace(own, sparing=True, halved=True)
+    told: list[dict[str, Any]] = []
+    indices = itertools.count()
+    with (
+        caplog.at_level("INFO", "serve"),
+        serving(small_model, measured_capacity=True) as busy,
+    ):
+        capacity = busy.front.services.backend.capacity  # type: ignore[attr-defined]
+        capacity.costs[own], capacity._calm = 0.43, Calm(up_s=0.1)
+        capacity.warm = {own: 1.0, mask: 1.0, steps: 0.7}
+        with socket(busy) as connection:
+            connection.send(json.dumps(OPEN | {"mode": "live", "fps": 24}))
+            assert hear(connection)["type"] == "opened"
+            for count in [9] + [12] * 39:
+                for frame in clip(count):
+                    connection.send(binary(next(indices), jpeg(frame)))
+                while (item := connection.recv(timeout=60)) is not None:
+                    message = json.loads(item) if isinstance(item, str) else {}
+                    if message.get("type") == "quality":
+                        told.append(message)
+                    if message.get("type") == "chunk":
+                        break
+                if len(told) > 1:
+                    break
+            say(connection, type="close")
+            assert hear_all(connection)[-1] == 1000
+    first, second = told
+    lower = {"type": "quality", "level": "steps", "first_frame": 0, "work_size": "48x32"}
+    assert first == lower | {"steps": 2}
+    assert second == lower | {"steps": 4, "level": "full", "first_frame": second["first_frame"]}
+    (ended,) = [record for record in caplog.records if getattr(record, "event", "") == "ended"]
+    lowered = 1 + (second["first_frame"] - 9) // 12
+    assert ended.quality == f"1 on full, {lowered} on steps of {lowered + 1} chunks"
+    assert ended.getMessage().endswith(f"; edited {ended.quality}")
 
 
 def test_masks_come_to_those_who_ask(server: Server) -> None:
