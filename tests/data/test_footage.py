@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,17 @@ def test_whole_files_are_held_out(footage: dict[str, Footage]) -> None:
     assert made(footage["heldout"], 0).origin["material"] == "kept.jpg"
     by_hash = [is_heldout(f"IMG_{n}.jpg") for n in range(800)]
     assert 70 < sum(by_hash) < 130
+
+
+def test_the_splits_draw_other_pairs_of_one_seed(footage: dict[str, Footage]) -> None:
+    """Of the same files, too: what is held out is no training pair with another photo."""
+    train = footage["train"]
+    heldout = replace(train, split="heldout")
+    heldout.__dict__["materials"] = train.materials
+    for seed in range(4):
+        one, two = made(train, seed).origin, made(heldout, seed).origin
+        names = ("material", "kind", "things")
+        assert [one[name] for name in names] != [two[name] for name in names]
 
 
 def test_masks_say_what_differs_and_nothing_to_do_changes_nothing(

@@ -149,6 +149,15 @@ def test_one_stamp_that_lies_moves_one_frame(tmp_path: Path) -> None:
     assert [time for time, _ in found] == pytest.approx([n / FPS for n in range(COUNT)], abs=0.13)
 
 
+def test_frames_of_one_stamp_are_shown_one_after_the_other(tmp_path: Path) -> None:
+    """At a varying rate, too, where a frame's time is its stamp's."""
+    for name, stamps in (("a.ivf", {5: 4, 11: 10}), ("b.ivf", {5: 4, 11: 13, 12: 13, 13: 13})):
+        found = shown(lying(tmp_path / name, stamps))
+        assert [number for _, number in found] == list(range(COUNT))
+        steps = np.diff([time for time, _ in found])
+        assert steps.min() > 0, name
+
+
 def test_the_sound_stays_where_one_stamp_of_the_picture_lies() -> None:
     picture = [Segment(0, 0, 1), Segment(0, 9e5, 9e5 + 0.1), Segment(1, 1.25, 5)]
     clock = make_clock((0, picture), {1: [Segment(0, 0.02, 5.1)]}, hole=30, step=0.1)

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from data.video import VideoWriter, probe, read_frames, read_timed
+from data.video import Damage, VideoWriter, probe, read_frames, read_timed
 from tests.data.conftest import MakeVideo, numbered
 
 
@@ -70,6 +70,17 @@ def test_audio_ends_with_a_shorter_video(make_video: MakeVideo, tmp_path: Path) 
         writer.write(numbered(8))
     last = max(pts for pts, _ in audio_packets(out)) / 48000
     assert 0.4 < last <= 0.5
+
+
+def test_audio_is_heard_on_where_the_picture_is_damaged(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    """Nobody cut the video short: its last frames could not be read."""
+    source = make_video(audio="aac")
+    out = tmp_path / "out.mp4"
+    with VideoWriter(out, 64, 48, 16, audio_from=source, damage=Damage(missing=8)) as writer:
+        writer.write(numbered(8))
+    assert audio_packets(out) == audio_packets(source)
 
 
 def test_audio_longer_than_the_video_is_kept(make_video: MakeVideo, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from data.video import VideoWriter, differences, probe, read_timed
 from tests.data.conftest import MakeVideo, numbered, write_raw
-from tests.data.video.test_clock import edited
+from tests.data.video.test_clock import edited, restamped
 
 RATE = 48000
 
@@ -217,6 +217,33 @@ def test_chapters_titles_and_time_code_go_along(make_video: MakeVideo, tmp_path:
         codes = {s.metadata.get("timecode") for s in container.streams}
     assert chapters == [(0.0, "part 0"), (0.5, "part 1")]
     assert "01:00:00:00" in codes
+
+
+def test_chapters_begin_with_the_picture(make_video: MakeVideo, tmp_path: Path) -> None:
+    """In a file whose clock starts at three seconds; what ended before has no length."""
+    late = restamped(make_video(), tmp_path / "late.mkv", lambda time: time + 3)
+    source = tmp_path / "in.mkv"
+    with av.open(str(late)) as given, av.open(str(source), "w") as output:
+        stream = output.add_stream_from_template(given.streams.video[0])
+        output.set_chapters(
+            [
+                {"id": n, "start": start, "end": end, "time_base": Fraction(1, 1000),
+                 "metadata": {"title": f"part {n}"}}
+                for n, (start, end) in enumerate([(2000, 2500), (2500, 3500), (3500, 4000)])
+            ]
+        )  # fmt: skip
+        for packet in given.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    assert probe(source).duration == pytest.approx(1.0, abs=0.07)
+    with av.open(str(edited(source, tmp_path / "out.mkv"))) as container:
+        chapters = [
+            (float(c["start"] * c["time_base"]), float(c["end"] * c["time_base"]))
+            for c in container.chapters()
+        ]
+    assert chapters[-2:] == [(0.0, 0.5), (0.5, 1.0)]
+    assert chapters[:-2] in ([], [(0.0, 0.0)])
 
 
 def test_a_gap_in_converted_sound_stays(tmp_path: Path) -> None:

@@ -246,8 +246,10 @@ def test_sigterm_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     try:
         process, folder = psutil.Process(command.process.pid), None
+        deadline = time.monotonic() + START_S
         while folder is None:
             assert command.process.poll() is None, command.log.read_text()
+            assert time.monotonic() < deadline, f"no Ray came:\n{command.log.read_text()}"
             time.sleep(0.1)
             children = process.children(recursive=True)
             lines = "\n".join(" ".join(command_of(child)) for child in children)

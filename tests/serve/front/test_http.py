@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from data.video import VideoWriter, probe, read_frames, read_timed
+from data.video import VideoInfo, VideoWriter, probe, read_frames, read_timed
 from serve.client import edit_frames
 from serve.limits import Limits
 from serve.wire.protocol import WireError
@@ -137,6 +139,24 @@ def test_a_video_that_would_hold_an_editor_too_long_is_refused(
             response = post(server, data, prompt="x")
             assert response.status_code == 400
             assert "the video has 20 frames in 19 s" in response.json()["error"]["message"]
+
+
+def test_a_video_that_goes_on_beyond_the_limit_is_cut(
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that held back how long it is until it was read."""
+    data = stamped(tmp_path / "in.mkv", list(range(40)))
+
+    def short(path: Path) -> VideoInfo:
+        return replace(probe(path), frames=5, duration=5.0)
+
+    monkeypatch.setattr("serve.front.upload.probe", short)
+    with serving(small_model, Limits(max_video_frames=30)) as server:
+        with contextlib.suppress(httpx.RemoteProtocolError):
+            post(server, data, prompt="x")
+        ended = server.front.services.metrics.ended
+        reasons = [s.labels["reason"] for m in ended.collect() for s in m.samples]
+        assert set(reasons) == {"bad_request"}
 
 
 def test_it_streams_while_it_edits(server: Server) -> None:

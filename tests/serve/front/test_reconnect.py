@@ -62,6 +62,20 @@ def test_a_session_takes_the_place_of_its_own_ghost(full: Server) -> None:
         assert len(engine.capacity.loads) == 1
 
 
+@pytest.mark.parametrize("again", ["1/2", "32x16", None])
+def test_a_session_is_resumed_with_the_work_size_that_it_was_opened_with(
+    full: Server, again: str | None
+) -> None:
+    """In the words of its first open, in those of the answer, or in none."""
+    with socket(full) as old, socket(full) as new:
+        first = opened(old, work_size="1/2")
+        assert first["work_size"] == "32x16"
+        first_chunk(old)
+        words = {} if again is None else {"work_size": again}
+        back = opened(new, resume=first["resume"], received=9, **words)
+        assert (back["type"], back["work_size"]) == ("opened", "32x16")
+
+
 @pytest.mark.anyio
 async def test_a_beat_lets_go_of_the_old_socket_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """A front that holds the same token twice, once with an epoch that is over."""
@@ -89,7 +103,14 @@ async def test_a_beat_lets_go_of_the_old_socket_only(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("width", 64), ("height", 48), ("mode", "live"), ("format", "png")],
+    [
+        ("width", 64),
+        ("height", 48),
+        ("mode", "live"),
+        ("format", "png"),
+        ("work_size", "1/2"),
+        ("detail", "off"),
+    ],
 )
 def test_a_resume_of_another_shape_leaves_the_holder_alone(
     full: Server, name: str, value: object
