@@ -1,5 +1,6 @@
 # make demo   the whole job on real footage: data, training, evaluation, an edited video
 # make test   all tests          make check  lint, format, types, import contract
+# make quick  those of them that start nothing: ARGS=tests/serve is a folder's inner loop
 # make mutants   change the core on purpose, 300 times, and list what no test notices (an hour)
 # make venv   the environment    make clean  remove the environment and everything made in runs/
 #
@@ -13,7 +14,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test mutants check format clean
+.PHONY: help venv demo test quick mutants check format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -36,6 +37,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants $(ARGS)
