@@ -40,7 +40,7 @@ HERE = partial(map_in_order, workers=0)
 
 
 @dataclass
-class Progress:
+class Ingested:
     """How far an ingest is; entries of the list."""
 
     done: int = 0
@@ -56,7 +56,7 @@ def ingest(
     samples_per_shard: int = 16,
     overwrite: bool = False,
     work: Mapper = HERE,
-    on_entry: Callable[[Progress], None] = lambda progress: None,
+    on_entry: Callable[[Ingested], None] = lambda progress: None,
 ) -> tuple[DatasetInfo, list[LeftOut]]:
     """Writes the usable pairs of a list; `on_entry` hears of every entry that is done.
 
@@ -69,7 +69,7 @@ def ingest(
         store.remove(JOURNAL)
     print_of_all = _fingerprint(pairs, samples_per_shard)
     journal = _read_journal(store, print_of_all)
-    progress = Progress(
+    progress = Ingested(
         done=journal.entries,
         kept=sum(shard.count for shard in journal.shards),
         left_out=list(journal.left_out),

@@ -49,7 +49,7 @@ NEAREST = {  # the first pattern that fits a module names the tests that it answ
     "modeling/streaming/mask_cache.py": "modeling/streaming/test_mask_cache.py modeling/streaming",
     "modeling/streaming/*.py": "modeling/streaming modeling/test_editor_arguments.py",
     "pipelines/training/methods/*.py": "pipelines/training/methods",
-    "pipelines/evaluation/metrics.py": "pipelines/evaluation/test_metrics.py",
+    "pipelines/evaluation/quality.py": "pipelines/evaluation/test_quality.py",
     "pipelines/tracking/registry.py": "pipelines/tracking/test_registry.py",
     "pipelines/tracking/records.py": "pipelines/tracking/test_records.py",
     "pipelines/tracking/outbox.py": "pipelines/tracking/test_outbox.py",

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from infra.runtime.errors import UserError
 
-TARGETS = ("q", "k", "v", "o", "ffn.0", "ffn.2")
 WHOLE = "patch_embedding."  # trained as it is
 _DOWN, _UP = "lora_down", "lora_up"
 

@@ -43,6 +43,7 @@ def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> For
 
 def fast_detail() -> tuple[Resize, Transfer]:
     """`modeling.detail`'s resizing and transfer, fused."""
-    from modeling.gpu.detail import resize, transfer
+    from modeling.gpu.kernels.resize import resize
+    from modeling.gpu.kernels.transfer import transfer
 
     return resize, transfer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.transformer import TextKV
-from modeling.gpu.kernels import turn
+from modeling.gpu.kernels.heads import turn
 from modeling.gpu.transformer import FusedTransformer
 from modeling.streaming.kv_cache import KVCache
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from modeling.diffusion.attention import Visibility, attention
 from modeling.diffusion.rope import Rope
 from modeling.diffusion.transformer import Block, Transformer, Words, add_gated
-from modeling.gpu.training_kernels import add_norm, norm_rotate
+from modeling.gpu.kernels.training import add_norm, norm_rotate
 
 
 def fuse_blocks(transformer: Transformer) -> None:

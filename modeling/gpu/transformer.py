@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modeling.diffusion.attention import attention
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.transformer import Block, CrossAttention, SelfAttention, TextKV, Transformer
-from modeling.gpu.kernels import FP8, Fp8, add_norm, gelu_fp8, merge_attention, norm_rotate
+from modeling.gpu.kernels.heads import merge_attention, norm_rotate
+from modeling.gpu.kernels.rows import FP8, Fp8, add_norm, gelu_fp8
 from modeling.streaming.kv_cache import KVCache
 
 # cuDNN's kernel is 1.8 times as fast as PyTorch's flash kernel on Hopper at a window's size.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.gpu.conv import CausalConvolution
-from modeling.gpu.kernels import add_bias_residual, norm_silu
+from modeling.gpu.kernels.vae import add_bias_residual, norm_silu
 from modeling.vae.streaming import StreamTape
 from modeling.vae.wan import Downsample, ResidualBlock, RmsNorm, Upsample, WanVae
 

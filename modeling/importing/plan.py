@@ -27,7 +27,7 @@ from modeling.presets import PRESETS
 _UMT5_TOKENS = 512  # what Wan pads and cuts a prompt to
 _ROOM = 64 << 20  # bytes beside the weights: tokenizer, headers, JSON
 
-Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
+OnProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def write_import(
     to: Path,
     *,
     overwrite: bool = False,
-    on_progress: Progress = lambda task, done, total: None,
+    on_progress: OnProgress = lambda task, done, total: None,
 ) -> Path:
     """Write the model directory `to`; CheckpointError if it is taken or the disk is too small."""
     check_target(to, overwrite=overwrite)

@@ -26,9 +26,9 @@ from pipelines.bench import SCHEMA
 from pipelines.bench.drawn import draw_dataset, draw_model
 from pipelines.bench.machine import hardware
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.training.cluster import ray_session
 from pipelines.training.job import make_job
-from pipelines.training.run_folder import Progress
-from pipelines.training.session import ray_session
+from pipelines.training.run_folder import TrainingReport
 from pipelines.training.trainer import train_stage
 
 STEPS_A_KILL = 10
@@ -61,7 +61,7 @@ class Killer:
         self.began = self.clock()
         self._dead: set[int] = set()
 
-    def __call__(self, report: Progress) -> None:
+    def __call__(self, report: TrainingReport) -> None:
         now = self.clock() - self.began
         if report.pid in self._dead:  # written before it was killed
             return
@@ -158,7 +158,7 @@ def _train(
     stage: str,
     folder: Path,
     name: str,
-    follow: Callable[[Progress], None],
+    follow: Callable[[TrainingReport], None],
 ) -> float:
     """Seconds that it took; the model is in `folder`/`name`/made."""
     output = folder / name

@@ -116,7 +116,7 @@ def data_ingest(
     Any codec, frame rate and shape; clips are resampled and cropped, never stretched. A file that
     cannot be used is named and left out. A run that was stopped goes on where it was.
     """
-    from data.ingest import Progress as Ingested
+    from data.ingest import Ingested
     from data.ingest import ingest as run
     from data.pairs import PairList
     from pipelines.stages.ingest import workforce

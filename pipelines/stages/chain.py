@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.stages.runner import StageRunner, Work
+from pipelines.stages.runner import StageRunner, StageWork
 from pipelines.tracking.records import StageRecord
-from pipelines.training.session import ray_session
+from pipelines.training.cluster import ray_session
 
 # In the order in which they run. Raise a stage's number when its code gives another result for the
 # same inputs.
@@ -48,7 +48,7 @@ class Chain:
         stage: str,
         inputs: Mapping[str, Any],
         output: str | Path,
-        work: Work,
+        work: StageWork,
         *,
         same: str | None = None,
         gate: Mapping[str, float] | None = None,

@@ -20,7 +20,7 @@ from pipelines.stages import expect
 from pipelines.stages.choice import Choice
 from pipelines.stages.gate import missed
 from pipelines.stages.progress import StageView
-from pipelines.stages.runner import Enough, StageRunner, Work
+from pipelines.stages.runner import Enough, StageRunner, StageWork
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord
 from pipelines.training.run_folder import RunFolder
@@ -72,7 +72,7 @@ class Planner(StageRunner):
         version: int,
         inputs: Mapping[str, Any],
         output: str | Path,
-        work: Work,
+        work: StageWork,
         same: str | None,
         why: str,
     ) -> StageRecord:

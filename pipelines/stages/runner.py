@@ -17,7 +17,7 @@ from pipelines.stages.progress import StageView
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import Records, StageRecord, fingerprint_of
 
-Work = Callable[[Run, str], dict[str, float]]  # (its MLflow run, its key) -> metrics
+StageWork = Callable[[Run, str], dict[str, float]]  # (its MLflow run, its key) -> metrics
 EVERYTHING = Choice(())
 _SUMMARY = ("pairs", "loss", "gain", "background_psnr", "version")
 
@@ -43,7 +43,7 @@ class StageRunner:
         version: int,
         inputs: Mapping[str, Any],
         output: str | Path,
-        work: Work,
+        work: StageWork,
         *,
         same: str | None = None,
         gate: Mapping[str, float] | None = None,
@@ -85,7 +85,7 @@ class StageRunner:
         version: int,
         inputs: Mapping[str, Any],
         output: str | Path,
-        work: Work,
+        work: StageWork,
         same: str | None,
         why: str,
     ) -> StageRecord:

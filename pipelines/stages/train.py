@@ -10,7 +10,7 @@ from pipelines.stages.chain import VERSIONS, Chain
 from pipelines.stages.evaluate import HELDOUT
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
-from pipelines.training.run_folder import Progress
+from pipelines.training.run_folder import TrainingReport
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
             run.log_input(HELDOUT, str(heldout), "validation")
         run.used({"start": start, **models})
 
-        def on_progress(report: Progress) -> None:
+        def on_progress(report: TrainingReport) -> None:
             if metrics := {**report.metrics, **report.system}:
                 run.log_metrics(metrics, report.step)
             for file, place in report.files.items():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from infra.runtime.errors import UserError
 from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
-from pipelines.training.zero import Engine, import_deepspeed, shard
+from pipelines.training.zero import ZeroEngine, import_deepspeed, shard
 
 
 def gather_by_block(network: nn.Module, compute: ComputeConfig) -> None:
@@ -36,7 +36,7 @@ def make_engine(
     stage: TrainedStage,
     learning_rate: float,
     whole: bool = True,
-) -> Engine:
+) -> ZeroEngine:
     """An engine that trains all parameters of `network`, or where not `whole` those that already
     ask for gradients; it moves to the engine's precision.
 
@@ -104,12 +104,12 @@ def learning_rate_at(step: int, stage: TrainedStage, peak: float) -> float:
     return peak * warmup * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, run))))
 
 
-def set_learning_rate(engine: Engine, value: float) -> None:
+def set_learning_rate(engine: ZeroEngine, value: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = value
 
 
-def update(engine: Engine, loss: Tensor) -> Tensor | None:
+def update(engine: ZeroEngine, loss: Tensor) -> Tensor | None:
     """One backward pass and, after the last of an accumulation, the optimizer's step.
 
     Returns the gradient norm before clipping if the optimizer stepped.

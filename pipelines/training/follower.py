@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pipelines.training.run_folder import Progress, RunFolder
+from pipelines.training.run_folder import RunFolder, TrainingReport
 
 
 class Follower:
@@ -15,7 +15,7 @@ class Follower:
         self,
         stage: str,
         folder: RunFolder,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[TrainingReport], None] | None,
         say: Callable[[str], None] | None,
     ) -> None:
         self.stage, self.folder = stage, folder
@@ -42,7 +42,7 @@ class Follower:
             f"its checkpoint at step {saved}" if saved else "its beginning, with no checkpoint yet"
         )
 
-    def _print(self, report: Progress) -> None:
+    def _print(self, report: TrainingReport) -> None:
         self._to_stderr(f"{self.stage}: {report.line()}")
 
     def _to_stderr(self, text: str) -> None:

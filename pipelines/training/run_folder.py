@@ -19,7 +19,7 @@ class TrainingError(UserError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingReport:
     """What the first worker reports every `log_every` steps."""
 
     step: int  # steps done
@@ -75,17 +75,19 @@ class RunFolder:
         for part in self.path.glob(".part-*"):  # of workers that were killed while they saved
             shutil.rmtree(part, ignore_errors=True)
 
-    def report(self, progress: Progress) -> None:
+    def report(self, progress: TrainingReport) -> None:
         with self._progress.open("a") as file:
             file.write(json.dumps(vars(progress)) + "\n")
 
-    def reports(self, offset: int) -> tuple[list[Progress], int]:
+    def reports(self, offset: int) -> tuple[list[TrainingReport], int]:
         """Whole lines after byte `offset`, and the offset to go on from."""
         with self._progress.open("rb") as file:
             file.seek(offset)
             data = file.read()
         end = data.rfind(b"\n") + 1
-        return [Progress(**json.loads(line)) for line in data[:end].splitlines()], offset + end
+        return [
+            TrainingReport(**json.loads(line)) for line in data[:end].splitlines()
+        ], offset + end
 
     def say(self, text: str) -> None:
         """Tell whoever watches the driver."""

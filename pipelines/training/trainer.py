@@ -18,7 +18,7 @@ from pipelines.exits import TryAgainError
 from pipelines.tracking.tracker import root_cause
 from pipelines.training.follower import Follower
 from pipelines.training.job import Job
-from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 
 POLL_SECONDS = 0.5
 SAVE_SECONDS = 120.0  # how long Ctrl-C and SIGTERM wait for the state to be saved
@@ -43,7 +43,7 @@ class StageOutcome:
 def train_stage(
     job: Job,
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingReport], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> StageOutcome:
     """Train, and write the model directory `job.output`.
@@ -189,7 +189,7 @@ def _ray(compute: ComputeConfig) -> Iterator[None]:
     """The caller's Ray, or one of our own for this stage."""
     import ray
 
-    from pipelines.training.session import ray_session
+    from pipelines.training.cluster import ray_session
 
     if ray.is_initialized():
         yield

@@ -30,7 +30,7 @@ from pipelines.evaluation.evaluate import EditedClip, evaluate
 from pipelines.evaluation.picture import film, side_by_side
 from pipelines.tracking.records import write_json
 from pipelines.training.methods.base import FixedDraw, Setting, Stage
-from pipelines.training.run_folder import Progress, RunFolder
+from pipelines.training.run_folder import RunFolder, TrainingReport
 
 SHOWN = ("gain", "background_psnr")  # of what `evaluate` says
 HIGHER_IS_BETTER = ("validation_psnr", "validation_gain", "validation_background_psnr")
@@ -70,7 +70,7 @@ class Validation:
         enough = False
         if self.setting.rank == 0:
             files = self.edit(draft, done) if self.section.sample_clips else {}
-            report = Progress(done, self.section.steps, self.last, 0.0, files=files)
+            report = TrainingReport(done, self.section.steps, self.last, 0.0, files=files)
             self.folder.report(report)
             enough = self._judge(draft, done)
         answer = torch.tensor(int(enough), device=self.setting.device)

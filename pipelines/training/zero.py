@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 from infra.runtime.environment import set_default
 
 _GATHERED = 64  # parameters that `copy_weights` makes whole at a time
-Engine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
+ZeroEngine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
 
 
 def import_deepspeed() -> Any:
@@ -61,7 +61,7 @@ def _light_imports() -> Iterator[None]:
 
 
 def save_engine(
-    engine: Engine, folder: Path, tag: str, collect: Callable[[Any, str], None]
+    engine: ZeroEngine, folder: Path, tag: str, collect: Callable[[Any, str], None]
 ) -> None:
     """Give each file of DeepSpeed's checkpoint in `folder` to `collect(state_dict, path)` instead
     of writing it; a collective."""
@@ -90,7 +90,7 @@ def shard_frozen(network: nn.Module, config: dict[str, Any]) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def load_engine(engine: Engine, folder: Path, tag: str) -> None:
+def load_engine(engine: ZeroEngine, folder: Path, tag: str) -> None:
     """Load `engine` from a checkpoint of DeepSpeed's, tag "universal" on any number of ranks.
 
     Learning rate, weight decay and betas stay what this engine was made with. A universal
@@ -127,7 +127,7 @@ def make_universal(source: Path, target: Path) -> None:
         ds_to_universal.main(options)
 
 
-def master_shards(engine: Engine) -> dict[str, Tensor]:
+def master_shards(engine: ZeroEngine) -> dict[str, Tensor]:
     """This rank's float32 part of every parameter, as flat views of what the optimizer steps.
 
     A parameter of which this rank holds nothing is left out.
@@ -147,7 +147,7 @@ def master_shards(engine: Engine) -> dict[str, Tensor]:
     return shards
 
 
-def shard_starts(engine: Engine) -> dict[str, int]:
+def shard_starts(engine: ZeroEngine) -> dict[str, int]:
     """Where in its flat parameter each of `master_shards` begins."""
     starts: dict[str, int] = {}
     for name, parameter in engine.module.named_parameters():
@@ -160,7 +160,7 @@ def shard_starts(engine: Engine) -> dict[str, int]:
     return starts
 
 
-def full_weights(engine: Engine, keep: bool = True) -> dict[str, Tensor]:
+def full_weights(engine: ZeroEngine, keep: bool = True) -> dict[str, Tensor]:
     """All trained weights of the engine's network, whole and in float32 on the CPU; a collective.
 
     A rank that does not `keep` them takes part and gets an empty dict.
@@ -179,7 +179,7 @@ def full_weights(engine: Engine, keep: bool = True) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def copy_weights(engine: Engine, target: nn.Module) -> None:
+def copy_weights(engine: ZeroEngine, target: nn.Module) -> None:
     """The weights of a ZeRO-3 engine's network, whole, into `target` of the same shape; a
     collective."""
     from deepspeed.runtime.zero import GatheredParameters

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.ingest import JOURNAL, Progress, ingest
+from data.ingest import JOURNAL, Ingested, ingest
 from data.manifest import dataset_hash, read_dataset_info
 from data.pairs import PairList
 from data.processes import map_in_order
@@ -60,7 +60,7 @@ def test_usable_pairs_become_a_dataset_and_the_others_are_named(
 ) -> None:
     seen: list[tuple[int, int, int]] = []
 
-    def note(at: Progress) -> None:
+    def note(at: Ingested) -> None:
         seen.append((at.done, at.kept, len(at.left_out)))
 
     info, left_out = ingest(
@@ -84,7 +84,7 @@ class StoppedError(Exception):
 
 
 def stop_after(entries: int) -> Any:
-    def note(at: Progress) -> None:
+    def note(at: Ingested) -> None:
         if at.done == entries:
             raise StoppedError
 
@@ -99,7 +99,7 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     first = (tmp_path / "set" / "shard-00000.tar").stat().st_mtime_ns
     starts: list[int] = []
 
-    def note(at: Progress) -> None:
+    def note(at: Ingested) -> None:
         starts.append(at.done)
 
     again, left_out = ingest(pairs(path), str(tmp_path / "set"), samples_per_shard=3, on_entry=note)
@@ -135,7 +135,7 @@ def test_overwriting_begins_anew(tmp_path: Path) -> None:
     path, uri = make_list(tmp_path, 3), str(tmp_path / "set")
     journals: list[bytes] = []
 
-    def note(at: Progress) -> None:
+    def note(at: Ingested) -> None:
         if (tmp_path / "set" / JOURNAL).exists():
             journals.append((tmp_path / "set" / JOURNAL).read_bytes())
 

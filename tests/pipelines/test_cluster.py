@@ -27,7 +27,7 @@ from infra.runtime.ray import ClusterError
 from pipelines.config.stages import ComputeConfig
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.ingest import on_ray
-from pipelines.training.session import ray_session
+from pipelines.training.cluster import ray_session
 from serve.client import edit_frames
 from serve.run import free_port, start
 from serve.settings import ServeSettings

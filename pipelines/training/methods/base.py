@@ -22,7 +22,7 @@ from pipelines.config.rules import CHOOSING, WATCHING
 from pipelines.training.average import Ema
 from pipelines.training.export import Exported
 from pipelines.training.job import Job
-from pipelines.training.zero import Engine
+from pipelines.training.zero import ZeroEngine
 
 _HELD_OUT = 20  # seed
 
@@ -159,7 +159,7 @@ def draw_timesteps(draw: Draw, schedule: FlowSchedule, batch: int, columns: int 
 class Stage(Protocol):
     """A stage's networks, engines and losses. The loop does everything else."""
 
-    engines: dict[str, Engine]  # every network that is trained; a checkpoint holds them all
+    engines: dict[str, ZeroEngine]  # every network that is trained; a checkpoint holds them all
     learning_rates: dict[str, float]  # peak of each engine
     ema: Ema | None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from pipelines.training.methods.base import Setting
-from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.watch.speed import Speed
 from pipelines.training.watch.system import system_metrics
 
@@ -91,7 +91,7 @@ class Meter:
             }
             all_steps = self.setting.section.steps
             self.folder.report(
-                Progress(
+                TrainingReport(
                     done,
                     all_steps,
                     metrics,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from pipelines.training.methods.base import Setting
-from pipelines.training.run_folder import Progress, RunFolder
+from pipelines.training.run_folder import RunFolder, TrainingReport
 
 SKIPPED = 2  # steps: kernels are compiled, memory and buffers laid out
 WARM_UP = 1  # steps with the profiler on whose record is thrown away
@@ -49,4 +49,4 @@ class Profiler:
         file = place / f"to-step-{self.done:06d}.json.gz"
         made.export_chrome_trace(str(file))
         steps = self.setting.section.steps
-        self.folder.report(Progress(self.done, steps, {}, 0.0, files={str(file): "profile"}))
+        self.folder.report(TrainingReport(self.done, steps, {}, 0.0, files={str(file): "profile"}))

@@ -11,8 +11,9 @@ from torch import Tensor
 from infra.runtime.errors import UserError
 from modeling.config import TransformerConfig
 from modeling.diffusion.attention import bidirectional
-from modeling.diffusion.lora import TARGETS, adapt, merged
+from modeling.diffusion.lora import adapt, merged
 from modeling.diffusion.transformer import Transformer
+from pipelines.config.stages import FoundationStage
 from tests.modeling.networks import random_transformer
 
 CONFIG = TransformerConfig(
@@ -38,7 +39,7 @@ def answer(net: Transformer) -> Tensor:
 def test_what_was_trained_is_merged_into_a_transformer_like_any_other() -> None:
     start = network()
     net = copy.deepcopy(start)
-    adapt(net, RANK, ALPHA, TARGETS)
+    adapt(net, RANK, ALPHA, FoundationStage().lora_targets)
     assert torch.equal(answer(net), answer(start))  # nothing yet
     trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     layers = {name.rpartition(".")[0] for name in trained if "lora" in name}

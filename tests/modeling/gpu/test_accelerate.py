@@ -198,11 +198,11 @@ def test_wan_vae_in_float32_is_the_plain_one() -> None:
 
 def test_kernels() -> None:
     """Each alone, in float32, with odd sizes, against PyTorch's own operations."""
-    from modeling.gpu import kernels
+    from modeling.gpu.kernels import heads, rows
 
     x, y = torch.randn(2, 77, 96, device="cuda")
     gate, scale, shift = torch.randn(3, 96, device="cuda")
-    total, normed = kernels.add_norm(x, y, gate, scale, shift, modulated=True, eps=1e-6)
+    total, normed = rows.add_norm(x, y, gate, scale, shift, modulated=True, eps=1e-6)
     torch.testing.assert_close(total, x + y * gate)
     wanted = F.layer_norm(x + y * gate, (96,), eps=1e-6) * (1 + scale) + shift
     torch.testing.assert_close(normed, wanted, atol=1e-5, rtol=1e-5)
@@ -210,13 +210,13 @@ def test_kernels() -> None:
     keys = torch.randn(3, 1, 10, 3, 32, device="cuda")
     out = torch.zeros(3, 1, 14, 3, 32, device="cuda")
     rope = time_shift(5, 32, keys.device)
-    kernels.turn(keys, rope, out)
+    heads.turn(keys, rope, out)
     torch.testing.assert_close(out[:, :, :10], rotate(keys, rope), atol=1e-5, rtol=1e-5)
     assert not out[:, :, 10:].any()
 
     parts, lse = torch.randn(2, 50, 3, 32, device="cuda"), torch.randn(2, 3, 50, device="cuda")
     shares = lse.softmax(0).permute(0, 2, 1)[..., None]
-    merged = kernels.merge_attention(parts, lse)
+    merged = heads.merge_attention(parts, lse)
     torch.testing.assert_close(merged, (parts * shares).sum(0), atol=1e-5, rtol=1e-5)
 
 

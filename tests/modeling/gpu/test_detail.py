@@ -19,9 +19,10 @@ SIZES += [((480, 832), (240, 416)), ((721, 1279), (352, 640))] if CUDA else []
 
 @pytest.fixture(scope="module")
 def fused() -> ModuleType:
-    from modeling.gpu import detail
+    import modeling.gpu.kernels.resize
+    import modeling.gpu.kernels.transfer
 
-    return detail
+    return modeling.gpu.kernels
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
@@ -33,8 +34,8 @@ def test_resize(
         frames = noise(*before)
         there = frames.cuda() if CUDA else frames
         wanted = resize(frames, *after, kernel)
-        assert torch.equal(fused.resize(there, *after, kernel).cpu(), wanted)
-    assert fused.resize(there, *before, kernel) is there
+        assert torch.equal(fused.resize.resize(there, *after, kernel).cpu(), wanted)
+    assert fused.resize.resize(there, *before, kernel) is there
 
 
 @pytest.mark.parametrize(("large", "small"), SIZES)
@@ -43,6 +44,6 @@ def test_transfer(fused: ModuleType, large: tuple[int, int], small: tuple[int, i
     edit = (seen // 2 + noise(*small, 2, seed=2) // 2).contiguous()
     frames = (source, seen, edit)
     there = [x.cuda() if CUDA else x for x in frames]
-    assert torch.equal(fused.transfer(*there).cpu(), transfer(*frames))
+    assert torch.equal(fused.transfer.transfer(*there).cpu(), transfer(*frames))
     if CUDA or (large, small) == SIZES[0]:  # else the line above says it, and takes seconds
-        assert torch.equal(fused.transfer(there[0], there[1], there[1]).cpu(), source)
+        assert torch.equal(fused.transfer.transfer(there[0], there[1], there[1]).cpu(), source)

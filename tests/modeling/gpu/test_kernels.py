@@ -36,9 +36,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
-    from modeling.gpu import kernels as gpu_kernels
+    import modeling.gpu.kernels.heads
+    import modeling.gpu.kernels.rows
+    import modeling.gpu.kernels.vae
 
-    return gpu_kernels
+    return modeling.gpu.kernels
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def _no_gradients() -> Iterator[None]:
 def test_add_norm(kernels: ModuleType, adds: str, modulated: bool, dtype: torch.dtype) -> None:
     x, y = torch.randn(2, 5, 24).to(dtype)
     gate, scale, shift = torch.randn(3, 24).to(dtype)
-    total, normed = kernels.add_norm(
+    total, normed = kernels.rows.add_norm(
         x,
         None if adds == "nothing" else y,
         gate if adds == "gated" else None,
@@ -76,12 +78,13 @@ def test_rows_in_eight_bits(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 
     The interpreter's own eight bits lose carries, so the numbers are kept in 32 here.
     """
-    monkeypatch.setattr(kernels, "FP8", torch.float32)
+    monkeypatch.setattr(kernels.rows, "FP8", torch.float32)
     x = torch.randn(4, 20) * torch.tensor([[1e-3], [1.0], [1e3], [0.0]])
     scale, shift = torch.randn(2, 20)
-    _, plain = kernels.add_norm(x, None, None, scale, shift, modulated=False, eps=1e-6)
-    _, rows = kernels.add_norm(x, None, None, scale, shift, modulated=False, eps=1e-6, fp8=True)
-    gelu = kernels.gelu_fp8(x)
+    named = {"modulated": False, "eps": 1e-6}
+    _, plain = kernels.rows.add_norm(x, None, None, scale, shift, **named)
+    _, rows = kernels.rows.add_norm(x, None, None, scale, shift, fp8=True, **named)
+    gelu = kernels.rows.gelu_fp8(x)
     for found, wanted in ((rows, plain), (gelu, F.gelu(x, approximate="tanh"))):
         largest = wanted.abs().amax(1, keepdim=True)
         torch.testing.assert_close(found.scales, largest.clamp_min(1e-12) / 448)
@@ -101,7 +104,7 @@ def test_norm_rotate(kernels: ModuleType, listed: bool, dtype: torch.dtype) -> N
     count = 3 if listed else 6
     qkv, weights = torch.randn(count, 3 * dim).to(dtype), torch.rand(2, dim).to(dtype) + 0.5
     k, v = torch.zeros(2, count + 1, dim, dtype=dtype)  # a cache, of which the rest stays
-    q = kernels.norm_rotate(qkv, weights, rope, tokens, k, v, 0.01)
+    q = kernels.heads.norm_rotate(qkv, weights, rope, tokens, k, v, 0.01)
     wanted = qkv.split(dim, dim=1)
     turns = rope.select(chosen) if listed else rope
     for found, x, weight in ((q, wanted[0], weights[0]), (k[:count], wanted[1], weights[1])):
@@ -118,7 +121,7 @@ def test_turn(kernels: ModuleType) -> None:
     held = torch.randn(2, 2, 5, 3, 8)
     out = torch.zeros(2, 2, 7, 3, 8)
     rope = time_shift(5, 8, held.device)
-    kernels.turn(held[:, :, :4], rope, out)
+    kernels.heads.turn(held[:, :, :4], rope, out)
     torch.testing.assert_close(out[:, :, :4], rotate(held[:, :, :4], rope), **CLOSE)
     assert not out[:, :, 4:].any()
 
@@ -132,7 +135,7 @@ def test_merge_attention(kernels: ModuleType, splits: int) -> None:
         logits = 3 * torch.einsum("qnd,knd->nqk", q, keys)
         parts.append(torch.einsum("nqk,knd->qnd", logits.softmax(-1), values))
         lse.append(logits.logsumexp(-1))
-    merged = kernels.merge_attention(torch.stack(parts), torch.stack(lse))
+    merged = kernels.heads.merge_attention(torch.stack(parts), torch.stack(lse))
     weights = (3 * torch.einsum("qnd,knd->nqk", q, k)).softmax(-1)
     torch.testing.assert_close(merged, torch.einsum("nqk,knd->qnd", weights, v), **CLOSE)
 
@@ -173,7 +176,7 @@ def test_norm_silu(
     gamma, bias = torch.randn(2, channels)
     past = torch.randn(batch, 2, height, width, channels) if has_past else None
     residual = torch.randn_like(y) if has_residual else None
-    x, seen, tail = kernels.norm_silu(
+    x, seen, tail = kernels.vae.norm_silu(
         given,
         gamma,
         past,
@@ -204,7 +207,7 @@ def test_add_bias_residual(kernels: ModuleType, dtype: torch.dtype) -> None:
     """More than one block of 2048 numbers; rounded after each sum, as the plain path does."""
     y, residual = torch.randn(2, 2, 250, 5).to(dtype)
     bias = torch.randn(5).to(dtype)
-    assert torch.equal(kernels.add_bias_residual(y, bias, residual), y + bias + residual)
+    assert torch.equal(kernels.vae.add_bias_residual(y, bias, residual), y + bias + residual)
 
 
 SIZES = TransformerConfig(
@@ -217,7 +220,7 @@ class FusedForward:
     """What `GraphedForward` runs, without a graph."""
 
     def __init__(self, network: Any, cache: KVCache) -> None:
-        from modeling.gpu.kernels import turn
+        from modeling.gpu.kernels.heads import turn
 
         self._network, self._cache = network, cache
         cache.turn = turn
@@ -302,7 +305,7 @@ def test_the_rope_of_a_chunk_is_read_where_it_lies(kernels: ModuleType) -> None:
     table = rope_table(torch.arange(3), 2, 2, 8)
     qkv, weights = torch.randn(5, 24), torch.ones(2, 8)
     k, v = torch.zeros(2, 5, 8)
-    q = kernels.norm_rotate(qkv, weights, table, None, k, v, 1e-6)
+    q = kernels.heads.norm_rotate(qkv, weights, table, None, k, v, 1e-6)
     first = Rope(table.cos[:5], table.sin[:5])
     wanted = rotate(F.rms_norm(qkv[:, None, :8], (8,), eps=1e-6), first).flatten(1)
     torch.testing.assert_close(q, wanted, **CLOSE)

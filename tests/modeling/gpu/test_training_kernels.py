@@ -26,7 +26,7 @@ CONFIG = TransformerConfig(
 @pytest.fixture(autouse=True)
 def _several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients that tokens share are summed up in parts, the last of which is not full."""
-    from modeling.gpu import training_kernels
+    from modeling.gpu.kernels import training as training_kernels
 
     monkeypatch.setattr(training_kernels, "_ROWS", 4)
 

@@ -10,9 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from modeling.config import MaskCacheConfig
@@ -22,7 +20,7 @@ from pipelines.bench import report as stream_report
 from pipelines.bench import serve as serve_report
 from pipelines.bench.check import Comparison, compare, ratios, read_report, require_same_work
 from pipelines.bench.clock import ChunkTimes
-from pipelines.bench.plot import PARTS, plot
+from pipelines.bench.plot import PARTS, draw
 from pipelines.bench.serve import killer, parse_counts
 from pipelines.bench.stream import percentiles, summary
 from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
@@ -264,18 +262,22 @@ def test_the_table_and_the_facts_hold_the_figures_in_their_places() -> None:
         assert words in facts, words
 
 
-def test_bars_are_as_long_as_the_times(tmp_path: Path) -> None:
-    plot(measured(), tmp_path / "p.png")
-    with Image.open(tmp_path / "p.png") as image:
-        pixels = np.asarray(image.convert("RGB"))
-
-    def length(row: int, part: str) -> int:
-        return int((pixels[row, 170:] == PARTS[part]).all(-1).sum())
-
-    dense, cached = 90 + 42, 90 + 70 + 42  # a row of each bar, below its figures
-    for part, ms in (("encode", 5), ("D", 70), ("decode", 11), ("other", 44)):
-        assert length(dense, part) == pytest.approx(850 * ms / 130, abs=2), part
-    assert length(cached, "D") == pytest.approx(850 * 35 / 130, abs=2)
+def test_bars_are_as_long_as_the_times() -> None:
+    parts, chunks, sessions = draw(measured()).axes
+    lengths = {
+        bars.get_label(): [(round(bar.get_x(), 6), round(bar.get_width(), 6)) for bar in bars]
+        for bars in parts.containers
+    }
+    assert list(lengths) == list(PARTS)
+    assert [lengths[part][0] for part in PARTS] == [(0, 5), (5, 70), (75, 11), (86, 44)]
+    assert lengths["D"][1][1] == 35
+    assert {text.get_text() for text in parts.texts} >= {"70", "130 ms, 92.3 FPS"}
+    lines = {line.get_label(): list(line.get_ydata()) for line in chunks.lines}
+    variants = measured()["variants"].items()
+    assert lines == {name: [c["V"] for c in entry["chunks"]] for name, entry in variants}
+    assert [bar.get_width() for bar in sessions.containers[0]] == [600, 900, 0]
+    assert [text.get_text() for text in sessions.texts] == ["600 ms", "900 ms", "out of memory"]
+    assert list(sessions.lines[0].get_xdata()) == [750, 750]
 
 
 def test_cameras_figures_stand_in_their_columns() -> None:

@@ -22,7 +22,7 @@ from pipelines.bench.train import ratios, summary, together
 from pipelines.bench.training_worker import Case
 from pipelines.commands.bench import bench_app
 from pipelines.config.load import load_config
-from pipelines.training.run_folder import Progress
+from pipelines.training.run_folder import TrainingReport
 
 pytestmark = pytest.mark.slow
 SMALL = ["demo", "model.preset=demo", "data.footage=null", "data.frames=21",
@@ -136,7 +136,7 @@ def test_kills_fall_on_any_worker_at_drawn_steps_and_tell_what_they_cost() -> No
 
     def report(step: int, pid: int) -> None:
         clock[0] += 1
-        killer(Progress(step, 9, {}, 0.1, pid=pid))
+        killer(TrainingReport(step, 9, {}, 0.1, pid=pid))
 
     for step in (1, 2, 3):
         report(step, 40)  # the third was on its way when the worker died

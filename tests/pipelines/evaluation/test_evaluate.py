@@ -22,8 +22,8 @@ from pipelines.evaluation.evaluate import (
     spread_mask,
     table_rows,
 )
-from pipelines.evaluation.metrics import clip_metrics
 from pipelines.evaluation.picture import chosen, recomputed_view, side_by_side
+from pipelines.evaluation.quality import clip_metrics
 from pipelines.stages.encode import encode_dataset
 from pipelines.tracking.records import fingerprint_of
 from tests.known_editors import (

@@ -20,7 +20,7 @@ from pipelines.training.export import Exported
 from pipelines.training.job import Job
 from pipelines.training.loop import Training
 from pipelines.training.methods.base import Draw, Setting, tokens_of
-from pipelines.training.run_folder import Progress, RunFolder
+from pipelines.training.run_folder import RunFolder, TrainingReport
 from pipelines.training.saver import Write
 from tests.pipelines.training.plain import PlainEngine
 
@@ -100,7 +100,7 @@ class Bench:
         write(self.folder / f"saved-{step}")
 
     @property
-    def reports(self) -> list[Progress]:
+    def reports(self) -> list[TrainingReport]:
         return RunFolder(self.folder).reports(0)[0]
 
     @property

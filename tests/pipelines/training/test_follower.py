@@ -16,9 +16,9 @@ from rich.console import Console
 from pipelines.stages import progress as progress_module
 from pipelines.stages.progress import StageView
 from pipelines.training.follower import Follower
-from pipelines.training.run_folder import Progress, RunFolder
+from pipelines.training.run_folder import RunFolder, TrainingReport
 
-REPORT = Progress(3, 10, {"loss": 0.123456, "grad_norm": 7.0}, 2.5)
+REPORT = TrainingReport(3, 10, {"loss": 0.123456, "grad_norm": 7.0}, 2.5)
 
 
 @pytest.fixture
@@ -100,14 +100,14 @@ def test_a_part_is_empty_at_first_and_no_killed_worker_leaves_one(folder: RunFol
 
 def follower(
     folder: RunFolder,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrainingReport], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Follower:
     return Follower("causal", folder, on_progress, say)
 
 
 def test_every_report_is_passed_on_once(folder: RunFolder) -> None:
-    seen: list[Progress] = []
+    seen: list[TrainingReport] = []
     follow = follower(folder, on_progress=seen.append)
     follow()
     assert seen == []

@@ -28,11 +28,11 @@ from pipelines.config.stages import ComputeConfig
 from pipelines.stages.encode import encode_dataset, to_pixels
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import CheckpointError
+from pipelines.training.cluster import ray_session
 from pipelines.training.job import make_job
 from pipelines.training.loop import Training
 from pipelines.training.methods.base import Setting
-from pipelines.training.run_folder import Progress, RunFolder, TrainingError
-from pipelines.training.session import ray_session
+from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.trainer import train_stage
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.test_engines import on_ranks
@@ -64,10 +64,10 @@ class Follow:
     """Keeps every report; may kill the reporting worker once."""
 
     def __init__(self, kill_after: int | None = None) -> None:
-        self.reports: list[Progress] = []
+        self.reports: list[TrainingReport] = []
         self.kill_after = kill_after
 
-    def __call__(self, report: Progress) -> None:
+    def __call__(self, report: TrainingReport) -> None:
         self.reports.append(report)
         if self.kill_after is not None and report.step >= self.kill_after:
             os.kill(report.pid, signal.SIGKILL)
@@ -87,7 +87,7 @@ class Trained:
     def model(self, stage: str) -> Path:
         return self.folder / "models" / stage
 
-    def reports(self, stage: str) -> list[Progress]:
+    def reports(self, stage: str) -> list[TrainingReport]:
         return RunFolder(self.folder / stage).reports(0)[0]
 
     def losses(self, stage: str) -> list[float]:

@@ -17,10 +17,10 @@ from infra.runtime.errors import UserError
 from pipelines.exits import TryAgainError
 from pipelines.training import trainer as module
 from pipelines.training.follower import Follower
-from pipelines.training.run_folder import Progress, RunFolder, TrainingError
+from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.trainer import _in_thread, _plain_error
 
-REPORT = Progress(3, 10, {"loss": 1.0}, 2.5)
+REPORT = TrainingReport(3, 10, {"loss": 1.0}, 2.5)
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Run:
     def follow(self) -> Follower:
         return Follower("distill", self.folder, self.got, self.note)
 
-    def got(self, report: Progress) -> None:
+    def got(self, report: TrainingReport) -> None:
         self.note(f"step {report.step}")
 
     def note(self, event: str) -> None:
