@@ -14,14 +14,14 @@ import typer
 
 from infra.runtime.environment import variable
 from infra.runtime.errors import UserError
-from pipelines.commands.ablate import ablate
-from pipelines.commands.bench import bench_app
 from pipelines.commands.data import data_app
 from pipelines.commands.demo import demo
 from pipelines.commands.doctor import doctor, show_version
 from pipelines.commands.edit import edit
-from pipelines.commands.evaluate import evaluate
 from pipelines.commands.import_model import import_model
+from pipelines.commands.measure.ablate import ablate
+from pipelines.commands.measure.evaluate import evaluate
+from pipelines.commands.measure.stream import bench_app
 from pipelines.commands.models import models_app
 from pipelines.commands.send import send
 from pipelines.commands.serve import serve

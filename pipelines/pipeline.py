@@ -10,14 +10,14 @@ from pipelines.config.load import to_plain, to_yaml
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages import preflight
 from pipelines.stages.chain import Chain
-from pipelines.stages.choice import Choice
 from pipelines.stages.data import pairs
 from pipelines.stages.encode import encode
 from pipelines.stages.evaluate import evaluate
-from pipelines.stages.plan import Planned, Planner
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult, register
-from pipelines.stages.runner import EVERYTHING, Enough, StageRunner, locked
+from pipelines.stages.running.choice import Choice
+from pipelines.stages.running.plan import Planned, Planner
+from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import EVERYTHING, Enough, StageRunner, locked
 from pipelines.stages.start import start, teacher_source
 from pipelines.stages.train import train
 from pipelines.tracking.outbox import Outbox, Run
@@ -64,7 +64,7 @@ def run_pipeline(
 
 
 def plan_pipeline(config: PipelineConfig, view: StageView, choice: Choice) -> list[Planned]:
-    """What `run_pipeline` would do now, stage by stage; see `pipelines.stages.plan`."""
+    """What `run_pipeline` would do now, stage by stage; see `pipelines.stages.running.plan`."""
     source = preflight.check(config, writes=False)
     output, tracking = Path(config.output).absolute(), config.tracking
     assert tracking.uri is not None

@@ -11,7 +11,7 @@ UserError
 ├── ModelError              modeling.model_dir: no model directory, or one that does not fit
 ├── CheckpointError         modeling.importing.checkpoint_files: weights of no model of ours
 ├── ConfigError             pipelines.config.merge: a key, value or combination that cannot run
-├── GateMissedError         pipelines.stages.gate: a stage that is not good enough to go on from
+├── GateMissedError         pipelines.stages.running.gate: a stage not good enough to go on from
 ├── TrackingError           pipelines.tracking.tracker: MLflow cannot be used
 ├── TrainingError           pipelines.training.run_folder: would fail again in the same way
 ├── CheckpointError         pipelines.training.checkpoint: cannot be written or gone on from

@@ -17,13 +17,13 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import table_rows
 from pipelines.pipeline import plan_pipeline, run_pipeline
 from pipelines.stages.chain import STAGES
-from pipelines.stages.choice import Choice
 from pipelines.stages.edit import PROMPT, edit_sample
 from pipelines.stages.live import served_reference, stream_live
-from pipelines.stages.plan import table
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
-from pipelines.stages.runner import EVERYTHING, StageRunner
+from pipelines.stages.running.choice import Choice
+from pipelines.stages.running.plan import table
+from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import EVERYTHING, StageRunner
 
 MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 

@@ -22,7 +22,7 @@ def send(
     A run whose process was killed is ended, as KILLED. Everything is kept until MLflow has it.
     """
     from pipelines.config.load import load_config
-    from pipelines.stages.runner import locked
+    from pipelines.stages.running.runner import locked
     from pipelines.tracking.outbox import Outbox
     from pipelines.tracking.tracker import TrackingError, check_reachable
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.stages.runner import StageRunner, StageWork
+from pipelines.stages.running.runner import StageRunner, StageWork
 from pipelines.tracking.records import StageRecord
 from pipelines.training.cluster import ray_session
 

@@ -10,7 +10,7 @@ from infra.runtime.paths import ROOT
 from pipelines.evaluation.evaluate import load_editor
 from pipelines.stages.edit_file import edit_video, expected_frames
 from pipelines.stages.register import PipelineResult
-from pipelines.stages.runner import StageRunner
+from pipelines.stages.running.runner import StageRunner
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
 

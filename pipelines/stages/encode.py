@@ -31,7 +31,7 @@ from modeling.text.build import build_text_encoder
 from modeling.vae.streaming import StreamingVae
 from modeling.vae.wan import WanVae
 from pipelines.stages.chain import Chain
-from pipelines.stages.own_process import from_own_process
+from pipelines.stages.running.own_process import from_own_process
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
 from pipelines.training.taught import summary

@@ -10,7 +10,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.edit import PROMPT
 from pipelines.stages.edit_file import expected_frames
 from pipelines.stages.register import PipelineResult
-from pipelines.stages.runner import StageRunner
+from pipelines.stages.running.runner import StageRunner
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
 

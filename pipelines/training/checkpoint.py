@@ -27,7 +27,7 @@ from data.loader import Loader
 from infra.runtime.errors import UserError
 from pipelines.training.methods.base import Setting, Stage
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.zero import load_engine, make_universal, save_engine
+from pipelines.training.zero.inside import load_engine, make_universal, save_engine
 
 _TAG = "state"  # DeepSpeed's name for the subfolder of an engine
 _UNIVERSAL = "universal"

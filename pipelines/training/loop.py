@@ -13,7 +13,6 @@ from data.loader import Split, loader
 from infra.runtime.errors import UserError
 from pipelines.training import checkpoint
 from pipelines.training.calls import LEAVE, STOP, Calls
-from pipelines.training.engines import learning_rate_at, set_learning_rate
 from pipelines.training.export import export_model
 from pipelines.training.job import Job
 from pipelines.training.kernels import prepare, stepping
@@ -33,6 +32,7 @@ from pipelines.training.watch.watchdog import (
     VALIDATES,
     Watchdog,
 )
+from pipelines.training.zero.engines import learning_rate_at, set_learning_rate
 
 
 def train_loop(told: dict[str, Job]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.pipeline import plan_pipeline, run_pipeline
 from pipelines.stages.chain import STAGES
-from pipelines.stages.choice import Choice
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
+from pipelines.stages.running.choice import Choice
+from pipelines.stages.running.progress import StageView
 from pipelines.tracking.records import fingerprint_of
 from pipelines.training.job import Job
 from pipelines.training.trainer import StageOutcome

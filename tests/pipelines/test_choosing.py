@@ -15,11 +15,11 @@ from pipelines.config.stages import TRAINED_STAGES
 from pipelines.pipeline import plan_pipeline, run_pipeline
 from pipelines.stages import choice
 from pipelines.stages.chain import STAGES
-from pipelines.stages.choice import Choice
-from pipelines.stages.gate import GateMissedError
-from pipelines.stages.plan import Planned
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
+from pipelines.stages.running.choice import Choice
+from pipelines.stages.running.gate import GateMissedError
+from pipelines.stages.running.plan import Planned
+from pipelines.stages.running.progress import StageView
 from pipelines.tracking.records import Records
 from pipelines.tracking.tracker import client_for
 from tests.pipelines.place import Place

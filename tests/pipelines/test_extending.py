@@ -28,8 +28,8 @@ from pipelines.config.load import load_config
 from pipelines.config.merge import ConfigError
 from pipelines.stages.chain import VERSIONS, Chain
 from pipelines.stages.preflight import _check_method
-from pipelines.stages.progress import StageView
-from pipelines.stages.runner import StageRunner
+from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
 from pipelines.training.methods.table import METHODS, Method, build_stage
 from tests.known_editors import CONFIG, assert_edited, block_clip, known_editor

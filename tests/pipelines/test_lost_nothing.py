@@ -17,8 +17,8 @@ from pipelines.commands.send import send
 from pipelines.config.load import load_config
 from pipelines.pipeline import run_pipeline
 from pipelines.stages.chain import STAGES
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
+from pipelines.stages.running.progress import StageView
 from pipelines.tracking import registry
 from tests.pipelines.mlflow_server import free_port, mlflow_server
 from tests.pipelines.sizes import HEIGHT, WIDTH

@@ -24,8 +24,8 @@ from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.pipeline import run_pipeline
 from pipelines.stages.chain import STAGES
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
+from pipelines.stages.running.progress import StageView
 from pipelines.tracking.registry import resolve
 from pipelines.training.run_folder import RunFolder
 

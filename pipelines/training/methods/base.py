@@ -19,10 +19,10 @@ from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, load_model
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.rules import CHOOSING, WATCHING
-from pipelines.training.average import Ema
 from pipelines.training.export import Exported
 from pipelines.training.job import Job
-from pipelines.training.zero import ZeroEngine
+from pipelines.training.zero.average import Ema
+from pipelines.training.zero.inside import ZeroEngine
 
 _HELD_OUT = 20  # seed
 

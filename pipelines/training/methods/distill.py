@@ -34,8 +34,6 @@ from modeling.diffusion.losses import (
 )
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, ModelError, load_model
-from pipelines.training.average import Ema
-from pipelines.training.engines import deepspeed_config, gather_by_block, make_engine, update
 from pipelines.training.export import Exported
 from pipelines.training.methods.base import (
     Draw,
@@ -45,7 +43,9 @@ from pipelines.training.methods.base import (
     tokens_of,
 )
 from pipelines.training.methods.rollout import exit_step, rollout, rollout_flops
-from pipelines.training.zero import copy_weights, shard_frozen
+from pipelines.training.zero.average import Ema
+from pipelines.training.zero.engines import deepspeed_config, gather_by_block, make_engine, update
+from pipelines.training.zero.inside import copy_weights, shard_frozen
 
 SCORES = 3  # forwards that a generator update is judged by: fake, real with and without text
 

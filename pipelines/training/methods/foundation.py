@@ -19,8 +19,6 @@ from modeling.diffusion.flow import FlowSchedule, velocity
 from modeling.diffusion.lora import adapt, merged
 from modeling.diffusion.losses import WEIGHTINGS, edit_weight, velocity_loss
 from modeling.model_dir import Model, load_model
-from pipelines.training.average import Ema
-from pipelines.training.engines import gather_by_block, make_engine, update
 from pipelines.training.export import Exported
 from pipelines.training.methods.base import (
     Draw,
@@ -29,7 +27,9 @@ from pipelines.training.methods.base import (
     prepare_network,
     tokens_of,
 )
-from pipelines.training.zero import full_weights
+from pipelines.training.zero.average import Ema
+from pipelines.training.zero.engines import gather_by_block, make_engine, update
+from pipelines.training.zero.inside import full_weights
 
 
 class FoundationTraining:

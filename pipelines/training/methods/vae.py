@@ -27,11 +27,11 @@ from modeling.pixels import from_uint8
 from modeling.vae.build import build_vae
 from modeling.vae.streaming import StreamingVae
 from pipelines.config.stages import VaeStage
-from pipelines.training.average import Ema
-from pipelines.training.engines import make_engine, update
 from pipelines.training.export import Exported
 from pipelines.training.methods.base import Draw, Setting
-from pipelines.training.zero import full_weights
+from pipelines.training.zero.average import Ema
+from pipelines.training.zero.engines import make_engine, update
+from pipelines.training.zero.inside import full_weights
 
 
 class Autoencoder(nn.Module):

@@ -24,7 +24,7 @@ from pipelines.bench.plot import PARTS, draw
 from pipelines.bench.serve import killer, parse_counts
 from pipelines.bench.stream import percentiles, summary
 from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
-from pipelines.commands.bench import parse_steps
+from pipelines.commands.measure.stream import parse_steps
 from pipelines.commands.options import parse_pixels
 from serve.client.cameras import CameraLoad
 

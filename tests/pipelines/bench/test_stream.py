@@ -21,7 +21,7 @@ from pipelines.bench.check import compare, ratios, read_report
 from pipelines.bench.clock import ChunkTimer, ChunkTimes
 from pipelines.bench.stream import StreamBench, in_real_time
 from pipelines.bench.subject import BenchOptions, build_editor, noise_frames
-from pipelines.commands.bench import bench_app
+from pipelines.commands.measure.stream import bench_app
 
 SMALL = ["stream", "demo", "--device", "cpu", "--size", "48x32", "--chunks", "2"]
 OPTIONS = BenchOptions(model="demo", device="cpu", chunks=2, sessions=0)

@@ -20,7 +20,7 @@ from pipelines.bench.drawn import draw_model
 from pipelines.bench.kills import Killer
 from pipelines.bench.train import ratios, summary, together
 from pipelines.bench.training_worker import Case
-from pipelines.commands.bench import bench_app
+from pipelines.commands.measure.stream import bench_app
 from pipelines.config.load import load_config
 from pipelines.training.run_folder import TrainingReport
 

@@ -21,7 +21,7 @@ from data.video import VideoWriter, probe
 from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError
 from pipelines.exits import TryAgainError
-from pipelines.stages.gate import GateMissedError
+from pipelines.stages.running.gate import GateMissedError
 from tests.pipelines.commands.entry import Liveedit
 
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -22,9 +22,9 @@ from pipelines.commands.run import print_result
 from pipelines.config.load import load_config
 from pipelines.stages.edit import CLIP, edit_sample
 from pipelines.stages.live import served_reference
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
-from pipelines.stages.runner import StageRunner
+from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
 from serve.front.front import SAMPLES
 from tests.known_editors import UNCHANGED, expected_edit, write_known_model

@@ -15,9 +15,9 @@ from pipelines.commands.run import serving_demo
 from pipelines.config.load import load_config
 from pipelines.stages.edit import edit_sample
 from pipelines.stages.live import served_reference, stream_live
-from pipelines.stages.progress import StageView
 from pipelines.stages.register import PipelineResult
-from pipelines.stages.runner import StageRunner
+from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import StageRunner
 from pipelines.tracking.outbox import Outbox
 from tests.serve.models import save_small_model
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.evaluation import metrics
+from pipelines.evaluation import quality
 
 
 @pytest.fixture
@@ -22,11 +22,11 @@ def test_perfect_edit_gains_all_and_keeps_the_background(clip: np.ndarray) -> No
     mask = box()
     truth = clip.copy()
     truth[mask] = 255 - truth[mask]
-    values = metrics.clip_metrics(clip, truth, truth, mask, dilate=6)  # SSIM looks 5 pixels around
-    assert values["edited_psnr"] == metrics.PSNR_CAP
-    assert values["gain"] == pytest.approx(metrics.PSNR_CAP - values["source_psnr"])
+    values = quality.clip_metrics(clip, truth, truth, mask, dilate=6)  # SSIM looks 5 pixels around
+    assert values["edited_psnr"] == quality.PSNR_CAP
+    assert values["gain"] == pytest.approx(quality.PSNR_CAP - values["source_psnr"])
     assert values["edited_ssim"] == pytest.approx(1.0, abs=1e-5)
-    assert values["background_psnr"] == metrics.PSNR_CAP
+    assert values["background_psnr"] == quality.PSNR_CAP
     assert values["background_ssim"] == pytest.approx(1.0, abs=1e-5)
     assert values["temporal_inside"] == values["temporal_outside"] == 0.0
 
@@ -35,9 +35,9 @@ def test_unedited_source_gains_nothing(clip: np.ndarray) -> None:
     mask = box()
     truth = clip.copy()
     truth[mask] = 255 - truth[mask]
-    values = metrics.clip_metrics(clip, clip, truth, mask, dilate=2)
+    values = quality.clip_metrics(clip, clip, truth, mask, dilate=2)
     assert values["gain"] == 0.0
-    assert values["background_psnr"] == metrics.PSNR_CAP
+    assert values["background_psnr"] == quality.PSNR_CAP
     assert values["temporal_inside"] > 10
 
 
@@ -47,8 +47,8 @@ def test_psnr_counts_the_region_alone() -> None:
     b[:, :, :4] = 16.0  # mean square error 256 inside, 0 elsewhere
     region = torch.zeros(2, 16, 16, dtype=torch.bool)
     region[:, :4] = True
-    assert metrics.psnr(a, b, region) == pytest.approx(10 * np.log10(255**2 / 256), abs=1e-3)
-    assert metrics.psnr(a, b, ~region) == metrics.PSNR_CAP
+    assert quality.psnr(a, b, region) == pytest.approx(10 * np.log10(255**2 / 256), abs=1e-3)
+    assert quality.psnr(a, b, ~region) == quality.PSNR_CAP
 
 
 def test_flicker_is_temporal_error_and_a_constant_shift_is_not() -> None:
@@ -56,41 +56,41 @@ def test_flicker_is_temporal_error_and_a_constant_shift_is_not() -> None:
     flicker = still.clone()
     flicker[1::2] += 10
     everywhere = torch.ones(4, 8, 8, dtype=torch.bool)
-    assert metrics.temporal_error(flicker, still, everywhere) == pytest.approx(10.0)
-    assert metrics.temporal_error(still + 25, still, everywhere) == 0.0
+    assert quality.temporal_error(flicker, still, everywhere) == pytest.approx(10.0)
+    assert quality.temporal_error(still + 25, still, everywhere) == 0.0
 
 
 def test_grow_adds_pixels_on_every_side() -> None:
     region = torch.zeros(1, 9, 9, dtype=torch.bool)
     region[0, 4, 4] = True
-    assert metrics.grow(region, 2).sum() == 25
-    assert torch.equal(metrics.grow(region, 0), region)
+    assert quality.grow(region, 2).sum() == 25
+    assert torch.equal(quality.grow(region, 0), region)
 
 
 def test_damage_near_the_edit_does_not_count_as_background(clip: np.ndarray) -> None:
     mask = box()
     edit = clip.copy()
     edit[:, 6:8, 8:24] = 0
-    near = metrics.clip_metrics(clip, edit, clip, mask, dilate=4)
-    counted = metrics.clip_metrics(clip, edit, clip, mask, dilate=0)
-    assert near["background_psnr"] == metrics.PSNR_CAP
+    near = quality.clip_metrics(clip, edit, clip, mask, dilate=4)
+    counted = quality.clip_metrics(clip, edit, clip, mask, dilate=0)
+    assert near["background_psnr"] == quality.PSNR_CAP
     assert counted["background_psnr"] < 40
 
 
 def test_empty_region_leaves_its_metrics_out(clip: np.ndarray) -> None:
-    values = metrics.clip_metrics(clip, clip, clip, np.zeros(clip.shape[:3], bool), dilate=8)
+    values = quality.clip_metrics(clip, clip, clip, np.zeros(clip.shape[:3], bool), dilate=8)
     assert "gain" not in values
     assert "background_psnr" in values
 
 
 def test_shapes_that_differ_are_named(clip: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"edit \(4, 32, 48, 3\)"):
-        metrics.clip_metrics(clip, clip[:4], clip, box(), dilate=8)
+        quality.clip_metrics(clip, clip[:4], clip, box(), dilate=8)
 
 
 def test_summary_counts_successes_over_clips_that_have_an_edit() -> None:
     clips = [{"gain": 6.0, "recomputed": 1.0}, {"gain": 2.0, "recomputed": 0.5}, {"recomputed": 0}]
-    values = metrics.summary(clips, success_db=4.0)
+    values = quality.summary(clips, success_db=4.0)
     assert values["success"] == 0.5
     assert values["gain"] == 4.0
     assert values["recomputed"] == 0.5
@@ -111,7 +111,7 @@ def test_figures_by_hand_where_source_edit_and_truth_all_differ() -> None:
     mask[:, 8:20, 4:12] = True
     edit[mask], truth[mask] = 90, 50  # inside: 100, 90, 50; outside: 100, 110, 140
     edit[1:, :, 24:] += 4  # outside alone, after the first frame: flickers by 4 once in two changes
-    values = metrics.clip_metrics(source, edit, truth, mask, dilate=0)
+    values = quality.clip_metrics(source, edit, truth, mask, dilate=0)
     assert values["edited_psnr"] == pytest.approx(decibels(40**2), abs=1e-3)
     assert values["source_psnr"] == pytest.approx(decibels(50**2), abs=1e-3)
     assert values["gain"] == pytest.approx(decibels(40**2) - decibels(50**2), abs=1e-3)
@@ -134,21 +134,21 @@ def test_each_comparison_is_of_the_two_clips_that_it_names() -> None:
     mask[2] = False  # an edit that is gone for a moment
     s, e, t = (torch.from_numpy(c).permute(0, 3, 1, 2).float() for c in (source, edit, truth))
     inside = torch.from_numpy(mask)
-    outside = ~metrics.grow(inside, 3)
-    values = metrics.clip_metrics(source, edit, truth, mask, dilate=3)
-    edited = metrics.psnr(e, t, inside)
+    outside = ~quality.grow(inside, 3)
+    values = quality.clip_metrics(source, edit, truth, mask, dilate=3)
+    edited = quality.psnr(e, t, inside)
     assert values == {
         "edited_psnr": edited,
-        "edited_ssim": metrics.ssim(e, t, inside),
-        "source_psnr": metrics.psnr(s, t, inside),
-        "source_ssim": metrics.ssim(s, t, inside),
-        "gain": edited - metrics.psnr(s, t, inside),
-        "background_psnr": metrics.psnr(e, s, outside),
-        "background_ssim": metrics.ssim(e, s, outside),
-        "background_psnr_truth": metrics.psnr(e, t, outside),
-        "background_ssim_truth": metrics.ssim(e, t, outside),
-        "temporal_inside": metrics.temporal_error(e, t, inside),
-        "temporal_outside": metrics.temporal_error(e, s, outside),
+        "edited_ssim": quality.ssim(e, t, inside),
+        "source_psnr": quality.psnr(s, t, inside),
+        "source_ssim": quality.ssim(s, t, inside),
+        "gain": edited - quality.psnr(s, t, inside),
+        "background_psnr": quality.psnr(e, s, outside),
+        "background_ssim": quality.ssim(e, s, outside),
+        "background_psnr_truth": quality.psnr(e, t, outside),
+        "background_ssim_truth": quality.ssim(e, t, outside),
+        "temporal_inside": quality.temporal_error(e, t, inside),
+        "temporal_outside": quality.temporal_error(e, s, outside),
     }
     assert len(set(values.values())) == len(values)
 
@@ -158,9 +158,9 @@ def test_the_region_of_a_change_is_that_of_the_later_frame() -> None:
     a[1, :, 0, 0] = 6.0  # changes by 6 into frame 1 and by -6 into frame 2
     region = torch.zeros(3, 4, 4, dtype=torch.bool)
     region[2, 0, 0] = region[2, 3, 3] = True
-    assert metrics.temporal_error(a, torch.zeros_like(a), region) == pytest.approx(3.0)
+    assert quality.temporal_error(a, torch.zeros_like(a), region) == pytest.approx(3.0)
     region[0, 1, 1] = True  # a first frame changes nothing
-    assert metrics.temporal_error(a, torch.zeros_like(a), region) == pytest.approx(3.0)
+    assert quality.temporal_error(a, torch.zeros_like(a), region) == pytest.approx(3.0)
 
 
 def test_ssim_is_the_mean_of_its_map_over_the_region() -> None:
@@ -172,17 +172,17 @@ def test_ssim_is_the_mean_of_its_map_over_the_region() -> None:
     left, right = (torch.zeros(2, 40, 40, dtype=torch.bool) for _ in range(2))
     left[:, :, :14], right[:, :, 26:] = True, True
     c = (0.01 * 255) ** 2
-    assert metrics.ssim(a, b, left) == pytest.approx(1.0, abs=1e-4)
+    assert quality.ssim(a, b, left) == pytest.approx(1.0, abs=1e-4)
     wanted = (2 * 5000 + c) / (100**2 + 50**2 + c)
-    assert metrics.ssim(a, b, right) == pytest.approx(wanted, abs=1e-3)
+    assert quality.ssim(a, b, right) == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.parametrize(("grey", "same"), [(0, True), (1, False)])
 def test_identical_pixels_are_capped_and_near_ones_are_not(grey: int, same: bool) -> None:
     a = torch.full((1, 3, 8, 8), 10.0)
     everywhere = torch.ones(1, 8, 8, dtype=torch.bool)
-    found = metrics.psnr(a, a + grey, everywhere)
-    assert found == (metrics.PSNR_CAP if same else pytest.approx(decibels(1), abs=1e-3))
+    found = quality.psnr(a, a + grey, everywhere)
+    assert found == (quality.PSNR_CAP if same else pytest.approx(decibels(1), abs=1e-3))
 
 
 def test_a_region_that_is_left_out_is_that_one_alone() -> None:
@@ -190,15 +190,15 @@ def test_a_region_that_is_left_out_is_that_one_alone() -> None:
     source, edit, truth = draw.integers(0, 256, (3, 3, 16, 16, 3), dtype=np.uint8)
     first = np.zeros((3, 16, 16), bool)
     first[0, :8] = True  # an edit in the first frame only has no change to measure
-    assert "temporal_inside" not in metrics.clip_metrics(source, edit, truth, first, dilate=0)
-    assert "gain" in metrics.clip_metrics(source, edit, truth, first, dilate=0)
-    values = metrics.clip_metrics(source, edit, truth, np.ones((3, 16, 16), bool), dilate=0)
+    assert "temporal_inside" not in quality.clip_metrics(source, edit, truth, first, dilate=0)
+    assert "gain" in quality.clip_metrics(source, edit, truth, first, dilate=0)
+    values = quality.clip_metrics(source, edit, truth, np.ones((3, 16, 16), bool), dilate=0)
     assert "gain" in values
     assert "temporal_inside" in values
     assert not [name for name in values if "background" in name or "outside" in name]
     rest = np.ones((3, 16, 16), bool)
     rest[0, 0, 0] = False  # background in the first frame only
-    values = metrics.clip_metrics(source, edit, truth, rest, dilate=0)
+    values = quality.clip_metrics(source, edit, truth, rest, dilate=0)
     assert "background_psnr" in values
     assert "temporal_outside" not in values
 
@@ -209,10 +209,10 @@ def test_each_clip_s_shape_is_compared(name: str) -> None:
     clips["mask"] = np.zeros((2, 16, 16), bool)
     clips[name] = clips[name][:1]
     with pytest.raises(ValueError, match=f"one shape, got .*{name} \\(1, 16"):
-        metrics.clip_metrics(**clips, dilate=0)
+        quality.clip_metrics(**clips, dilate=0)
 
 
 @pytest.mark.parametrize(("gain", "success"), [(3.99, 0.0), (4.0, 1.0), (4.01, 1.0)])
 def test_a_gain_at_the_goal_is_a_success(gain: float, success: float) -> None:
-    assert metrics.summary([{"gain": gain}], success_db=4.0) == {"gain": gain, "success": success}
-    assert "success" not in metrics.summary([{"background_psnr": gain}], success_db=4.0)
+    assert quality.summary([{"gain": gain}], success_db=4.0) == {"gain": gain, "success": success}
+    assert "success" not in quality.summary([{"background_psnr": gain}], success_db=4.0)

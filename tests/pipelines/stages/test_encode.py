@@ -16,7 +16,7 @@ from data.store import open_store
 from data.synthetic import make_pair
 from pipelines.evaluation.evaluate import load_editor
 from pipelines.stages.encode import EncodeJob, encode_dataset, to_pixels
-from pipelines.stages.own_process import from_own_process
+from pipelines.stages.running.own_process import from_own_process
 from pipelines.tracking.records import model_fingerprint
 from pipelines.training.taught import summary
 

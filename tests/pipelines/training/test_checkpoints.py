@@ -24,9 +24,9 @@ from pipelines.training.loop import Training
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Write
-from pipelines.training.zero import full_weights, import_deepspeed
+from pipelines.training.zero.inside import full_weights, import_deepspeed
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
-from tests.pipelines.training.test_engines import on_ranks
+from tests.pipelines.training.zero.test_engines import on_ranks
 
 import_deepspeed()  # once for all ranks
 Change = Callable[[PipelineConfig], None]
@@ -125,7 +125,7 @@ def steps_on(
         noisy, source, text, wanted = (value.chunk(world)[rank] for value in whole)
         timestep = torch.full((len(noisy),), 500.0)
         from modeling.diffusion.attention import bidirectional
-        from pipelines.training.engines import set_learning_rate, update
+        from pipelines.training.zero.engines import set_learning_rate, update
 
         set_learning_rate(critic, 1e-3)
         made = critic(noisy, source, timestep, text, bidirectional(noisy.shape[1]))

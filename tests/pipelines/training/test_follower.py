@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines.stages import progress as progress_module
-from pipelines.stages.progress import StageView
+from pipelines.stages.running import progress as progress_module
+from pipelines.stages.running.progress import StageView
 from pipelines.training.follower import Follower
 from pipelines.training.run_folder import RunFolder, TrainingReport
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from data.loader import Loader, Split, loader
 from modeling.model_dir import read_card
-from pipelines.training.engines import learning_rate_at
 from pipelines.training.run_folder import RunFolder, TrainingError
 from pipelines.training.watch.meter import Meter
+from pipelines.training.zero.engines import learning_rate_at
 from tests.pipelines.training.benches import Bench, Scripted
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")

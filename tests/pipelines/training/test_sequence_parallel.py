@@ -18,15 +18,15 @@ from modeling.presets import PRESETS
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
-from pipelines.training.engines import make_engine
 from pipelines.training.job import Job
 from pipelines.training.methods import distill, foundation
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.table import build_stage
-from pipelines.training.zero import import_deepspeed
+from pipelines.training.zero.engines import make_engine
+from pipelines.training.zero.inside import import_deepspeed
 from tests.modeling.networks import random_transformer
 from tests.pipelines.training.plain import PlainEngine
-from tests.pipelines.training.test_engines import on_ranks
+from tests.pipelines.training.zero.test_engines import on_ranks
 
 SHARING, GROUPS, FRAMES = 2, 2, 12
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

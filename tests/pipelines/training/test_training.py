@@ -35,7 +35,7 @@ from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.trainer import train_stage
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
-from tests.pipelines.training.test_engines import on_ranks
+from tests.pipelines.training.zero.test_engines import on_ranks
 
 ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

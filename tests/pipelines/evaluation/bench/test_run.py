@@ -13,7 +13,7 @@ from data.bench.cases import CASES
 from data.bench.clip import BenchClip, published_checksums
 from data.video import VideoWriter
 from infra.runtime.errors import UserError
-from pipelines.commands.benchmark import check_published
+from pipelines.commands.measure.benchmark import check_published
 from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success

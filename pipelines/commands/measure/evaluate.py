@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.runtime.errors import UserError
-from pipelines.commands.benchmark import BENCH, judge
+from pipelines.commands.measure.benchmark import BENCH, judge
 from pipelines.commands.options import Overrides
 from pipelines.commands.show import bar, console, metrics_table
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.merge import ConfigError
-from pipelines.stages.choice import Choice, is_intact, key_for, why_again
-from pipelines.stages.gate import check_gate
-from pipelines.stages.progress import StageView
+from pipelines.stages.running.choice import Choice, is_intact, key_for, why_again
+from pipelines.stages.running.gate import check_gate
+from pipelines.stages.running.progress import StageView
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import Records, StageRecord, fingerprint_of
 

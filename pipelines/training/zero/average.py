@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.training.zero import full_weights, master_shards, shard_starts
+from pipelines.training.zero.inside import full_weights, master_shards, shard_starts
 
 
 class Ema:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.runtime.errors import UserError
-from pipelines.commands.benchmark import BENCH, check_published, print_table
+from pipelines.commands.measure.benchmark import BENCH, check_published, print_table
 from pipelines.commands.show import bar, console
 
 if TYPE_CHECKING:

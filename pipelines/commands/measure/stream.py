@@ -12,9 +12,9 @@ import typer
 
 from infra.runtime.errors import UserError
 from modeling.config import Scope
-from pipelines.commands.bench_detail import bench_detail
-from pipelines.commands.bench_serve import bench_serve
-from pipelines.commands.bench_train import bench_train
+from pipelines.commands.measure.detail import bench_detail
+from pipelines.commands.measure.serve import bench_serve
+from pipelines.commands.measure.train import bench_train
 from pipelines.commands.options import parse_pixels
 from pipelines.commands.show import console, errors, examples
 

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from infra.runtime.paths import ROOT
 from modeling.presets import PRESETS
 from pipelines.config.stages import CausalStage, ComputeConfig, DistillStage, VaeStage
-from pipelines.stages import expect
-from pipelines.stages.plan import duration, million
+from pipelines.stages.running import expect
+from pipelines.stages.running.plan import duration, million
 from pipelines.tracking.records import StageRecord
 
 GIB = 2**30

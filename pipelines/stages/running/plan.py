@@ -16,11 +16,11 @@ from rich.table import Column, Table
 
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import TRAINED_STAGES
-from pipelines.stages import expect
-from pipelines.stages.choice import Choice
-from pipelines.stages.gate import missed
-from pipelines.stages.progress import StageView
-from pipelines.stages.runner import Enough, StageRunner, StageWork
+from pipelines.stages.running import expect
+from pipelines.stages.running.choice import Choice
+from pipelines.stages.running.gate import missed
+from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import Enough, StageRunner, StageWork
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord
 from pipelines.training.run_folder import RunFolder

@@ -23,16 +23,16 @@ from torch import Tensor, distributed, multiprocessing, nn
 from modeling.diffusion.lora import adapt
 from modeling.diffusion.losses import dmd_gradient, gradient_as_loss
 from pipelines.config.stages import ComputeConfig, TrainedStage
-from pipelines.training import engines
-from pipelines.training.average import Ema
-from pipelines.training.engines import (
+from pipelines.training.zero import engines
+from pipelines.training.zero.average import Ema
+from pipelines.training.zero.engines import (
     deepspeed_config,
     learning_rate_at,
     make_engine,
     set_learning_rate,
     update,
 )
-from pipelines.training.zero import (
+from pipelines.training.zero.inside import (
     full_weights,
     import_deepspeed,
     load_engine,

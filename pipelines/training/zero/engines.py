@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from infra.runtime.errors import UserError
 from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
-from pipelines.training.zero import ZeroEngine, import_deepspeed, shard
+from pipelines.training.zero.inside import ZeroEngine, import_deepspeed, shard
 
 
 def gather_by_block(network: nn.Module, compute: ComputeConfig) -> None:

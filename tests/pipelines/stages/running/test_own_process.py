@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from pipelines.stages.own_process import from_own_process
+from pipelines.stages.running.own_process import from_own_process
 
 
 def numbers(count: int) -> Iterator[tuple[int, int]]:

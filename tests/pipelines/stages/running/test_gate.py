@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipelines.exits import exit_code
-from pipelines.stages.gate import GateMissedError, check_gate, missed
+from pipelines.stages.running.gate import GateMissedError, check_gate, missed
 
 METRICS = {"loss": 0.25, "psnr": 20.0, "broken": math.nan}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.merge import ConfigError
-from pipelines.stages.choice import Choice, key_for, why_again
+from pipelines.stages.running.choice import Choice, key_for, why_again
 from pipelines.tracking.records import StageRecord, fingerprint_of
 
 STAGES = ("one", "two", "three")

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from infra.runtime.registry import client_for
 from pipelines.config.merge import ConfigError
-from pipelines.stages.progress import StageView
-from pipelines.stages.runner import StageRunner, locked
+from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import StageRunner, locked
 from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
 

@@ -1,0 +1,1 @@
+"""Commands that measure: how fast (`bench`), how well (`evaluate`, `benchmark`, `ablate`)."""
