@@ -1,1 +1,4 @@
-"""Pairs in, shards out, batches out; video decode and encode."""
+"""Pairs in, shards out, batches out; video decode and encode.
+
+Imports of this tree `infra.runtime.errors` alone.
+"""

@@ -1,1 +1,4 @@
-"""The Ray Serve application: ingress, sessions, scheduling, wire protocol, page, client."""
+"""The Ray Serve application: ingress, sessions, scheduling, wire protocol, page, client.
+
+May import `modeling`, the video codec of `data`, and `infra.runtime`.
+"""

@@ -13,6 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"data", "infra", "modeling", "pipelines", "serve", "tests"}
+CODE = FOLDERS - {"tests"}
+MANY = 16  # files in a folder
+WORDS = {"store", "flow", "session", "metrics"}
+WORDS |= {"Progress", "Engine", "Store", "Load", "Work", "Event", "CheckpointError"}
 # Declared for what they do without being imported: forms of HTTP requests, WebSockets of uvicorn,
 # and tools that are programs.
 UNSEEN = {
@@ -55,7 +59,7 @@ def imported(*folders: str) -> set[str]:
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
-    product = imported(*FOLDERS - {"tests"})
+    product = imported(*CODE)
     assert product - declared(dev=False) == set()
     assert imported("tests") - declared(dev=True) == set()
     used = product | imported("tests") | UNSEEN | COMES_WITH_TORCH
@@ -65,7 +69,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
 def test_private_parts_of_libraries_are_used_behind_one_door_each() -> None:
     private = {
         (name.partition(".")[0], file)
-        for file, name in imports(*FOLDERS - {"tests"})
+        for file, name in imports(*CODE)
         if any(part.startswith("_") for part in name.split("."))
     }
     assert private == DOORS
@@ -79,7 +83,7 @@ def test_imports_point_one_way() -> None:
 
 def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
     bases, found = {"UserError"}, set()
-    files = [path for folder in FOLDERS - {"tests"} for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
     classes = {
         (".".join(path.relative_to(ROOT).with_suffix("").parts), node.name, ast.unparse(base))
         for path in files
@@ -112,6 +116,31 @@ def test_doors_that_users_come_in_by_raise_what_becomes_a_line() -> None:
 
 def errors_module() -> ast.Module:
     return ast.parse((ROOT / "infra" / "runtime" / "errors.py").read_text())
+
+
+def test_a_folder_is_small_and_says_what_it_may_import() -> None:
+    for start in sorted(path for folder in CODE for path in (ROOT / folder).rglob("__init__.py")):
+        folder = start.parent
+        files = [file for file in folder.glob("*.py") if file != start]
+        assert len(files) <= MANY, f"{folder}: cut out a room"
+        says = ast.get_docstring(ast.parse(start.read_text())) or ""
+        assert re.search(r"\b[Ii]mport", says), f"{start} does not say what it may import"
+
+
+def test_a_word_means_one_thing() -> None:
+    """Of what a reader meets in two rooms; files of one name in two rooms say the same of both."""
+    meant: dict[str, set[str]] = {word: set() for word in WORDS}
+    for file in sorted(path for folder in CODE for path in (ROOT / folder).rglob("*.py")):
+        place = str(file.relative_to(ROOT))
+        if file.stem in meant:
+            meant[file.stem].add(place)
+        for node in ast.parse(file.read_text()).body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign):
+                names = [ast.unparse(target) for target in node.targets]
+            for name in set(names) & WORDS:
+                meant[name].add(place)
+    assert all(len(places) <= 1 for places in meant.values()), meant
 
 
 def test_no_installed_distribution_owns_our_folder_names() -> None:

@@ -1,1 +1,4 @@
-"""Editing pairs with exact truth from photos and clips that the user has."""
+"""Editing pairs with exact truth from photos and clips that the user has.
+
+May import `video`, `sample` and what draws.
+"""

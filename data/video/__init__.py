@@ -2,6 +2,8 @@
 
 `probe` says what a file is, `read_timed` and `read_frames` decode it frame by frame, `differences`
 says what will not come out as it went in, and `VideoWriter` is the way back.
+
+Imports of this tree the errors alone.
 """
 
 from data.video.decode import Damage

@@ -1,1 +1,4 @@
-"""KubeRay manifests, and RayJobs made of them."""
+"""KubeRay manifests, and RayJobs made of them.
+
+Imports nothing of this tree.
+"""

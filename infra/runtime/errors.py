@@ -9,7 +9,7 @@ UserError
 ├── VideoError              data.video.errors: cannot be read or written
 ├── FingerprintError        modeling.fingerprint: not the model that was meant
 ├── ModelError              modeling.model_dir: no model directory, or one that does not fit
-├── CheckpointError         modeling.importing.checkpoint_files: weights of no model of ours
+├── WeightsError            modeling.importing.checkpoint_files: weights of no model of ours
 ├── ConfigError             pipelines.config.merge: a key, value or combination that cannot run
 ├── GateMissedError         pipelines.stages.running.gate: a stage not good enough to go on from
 ├── TrackingError           pipelines.tracking.tracker: MLflow cannot be used

@@ -1,1 +1,4 @@
-"""The local stack."""
+"""The local stack.
+
+Imports nothing of this tree.
+"""

@@ -1,1 +1,4 @@
-"""The video transformer and what trains and samples it: attention, positions, noise, losses."""
+"""The video transformer and what trains and samples it: attention, positions, noise, losses.
+
+May import sizes; knows no streams, VAEs or files.
+"""

@@ -27,7 +27,7 @@ from infra.runtime.errors import UserError
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
-class CheckpointError(UserError):
+class WeightsError(UserError):
     """A checkpoint that cannot be used; the message names the file, the fault and the remedy."""
 
 
@@ -70,24 +70,24 @@ def find_weights(path: Path) -> list[WeightFiles]:
 
 
 def read_file(file: Path) -> dict[str, Any]:
-    """What a weight file holds; CheckpointError if it is no weight file, is cut off or has code."""
+    """What a weight file holds; WeightsError if it is no weight file, is cut off or has code."""
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
             head = opened.read(1024)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise WeightsError(f"{file} cannot be read: {error}") from error
     _refuse_impostor(file, head)
     if head[8:9] == b"{":
         if (needed := 8 + int.from_bytes(head[:8], "little")) > size:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{file} is cut off: its header alone is {needed} bytes and the file {size}; "
                 "download it again"
             )
         try:
             return dict(load_file(file))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{file} is a damaged or incomplete safetensors file ({error}); download it again"
             ) from error
     return _read_torch(file, head)
@@ -119,7 +119,7 @@ def check_tensors(
     ]
     if wrong:
         lines = "\n  ".join(wrong)
-        raise CheckpointError(f"{label}: {len(wrong)} tensors do not fit. {remedy}\n  {lines}")
+        raise WeightsError(f"{label}: {len(wrong)} tensors do not fit. {remedy}\n  {lines}")
 
 
 def _shape(tensor: Tensor) -> list[int]:
@@ -130,11 +130,11 @@ def _sharded(index: Path) -> WeightFiles:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of weight shards: {error!r}") from error
+        raise WeightsError(f"{index} is no index of weight shards: {error!r}") from error
     if outside := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
+        raise WeightsError(f"{index} names files outside its folder: {', '.join(outside)}")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise CheckpointError(
+        raise WeightsError(
             f"{index} lists {len(names)} shards, and these are missing: {', '.join(missing)}; "
             "download them too"
         )
@@ -144,9 +144,9 @@ def _sharded(index: Path) -> WeightFiles:
 def _read_torch(file: Path, head: bytes) -> dict[str, Any]:
     archive = head[:2] == b"PK"
     if archive and not zipfile.is_zipfile(file):
-        raise CheckpointError(f"{file} is cut off: its end is missing; download it again")
+        raise WeightsError(f"{file} is cut off: its end is missing; download it again")
     if not archive and head[:1] != b"\x80":
-        raise CheckpointError(
+        raise WeightsError(
             f"{file} is neither a safetensors nor a torch file (it starts with {head[:16]!r})"
         )
     try:
@@ -155,29 +155,29 @@ def _read_torch(file: Path, head: bytes) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         holds = f"holds {named[1]}, which is no tensor" if named else "is damaged or no torch file"
-        raise CheckpointError(
+        raise WeightsError(
             f"{file} {holds}. It could run code, so it was not loaded: ask for plain tensors, "
             "best as safetensors"
         ) from error
     except (RuntimeError, SafetensorError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"{file} is a damaged or incomplete torch file ({error}); download it again"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{file} holds a {type(state).__name__}, not named tensors")
+        raise WeightsError(f"{file} holds a {type(state).__name__}, not named tensors")
     return state
 
 
 def _refuse_impostor(file: Path, head: bytes) -> None:
     start = head.lstrip().lower()
     if not head:
-        raise CheckpointError(f"{file} is empty; download it again")
+        raise WeightsError(f"{file} is empty; download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(
+        raise WeightsError(
             f"{file} is a web page, not weights: the download met a log-in or error page; "
             "download it again"
         )
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
+        raise WeightsError(
             f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` where it lies"
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modeling.config import VaeConfig
-from modeling.importing.checkpoint_files import CheckpointError, WeightFiles, find_weights
+from modeling.importing.checkpoint_files import WeightFiles, WeightsError, find_weights
 from modeling.importing.text import (
     check_umt5,
     convert_wan_umt5,
@@ -91,9 +91,9 @@ class Part:
 def find_networks(path: Path) -> dict[Kind, Network]:
     """The networks at `path`, a file or folder. None at all, or two of a kind, is an error."""
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+        raise WeightsError(f"{path} does not exist")
     if path.is_dir() and is_model_dir(path):
-        raise CheckpointError(f"{path} is a model directory already; use it as it is")
+        raise WeightsError(f"{path} is a model directory already; use it as it is")
     places = [path]
     if path.is_dir():
         places += [path / name for name in _SUBFOLDERS if (path / name).is_dir()]
@@ -107,13 +107,13 @@ def find_networks(path: Path) -> dict[Kind, Network]:
             continue
         kind, layout = recognised
         if kind in found:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{path} holds more than one {NAMES[kind]}: {found[kind].weights.name} and "
                 f"{weights.name}; give the path of the one you mean"
             )
         found[kind] = Network(kind, layout, weights, checkpoint)
     if not found:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} holds no network that can be imported"
             + (f", only {', '.join(unknown)}" if unknown else ": there is no weight file")
             + "; docs/checkpoints.md lists what can be"
@@ -179,7 +179,7 @@ def _read_vae(network: Network) -> Part:
             config = _wan_vae(state.get("encoder.conv1.weight"))
             state = convert_wan_vae(state, config)
     except ValueError as error:
-        raise CheckpointError(f"{weights.name}: {error}") from error
+        raise WeightsError(f"{weights.name}: {error}") from error
     return Part("vae", layout, weights, _one_dtype(state, notes), config, notes)
 
 
@@ -220,14 +220,14 @@ def _settings(weights: WeightFiles, mark: str, *values: str) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text())
     except ValueError as error:
-        raise CheckpointError(f"{file} is no valid JSON ({error})") from error
+        raise WeightsError(f"{file} is no valid JSON ({error})") from error
     ours = isinstance(settings, dict) and settings.get(mark) in values
     return settings if ours else {}
 
 
 def _tensors(state: Mapping[str, Any], weights: WeightFiles) -> dict[str, Tensor]:
     if others := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(
+        raise WeightsError(
             f"{weights.name} has entries among its weights that are no tensors: {', '.join(others)}"
         )
     return dict(state)

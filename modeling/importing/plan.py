@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from modeling.config import ModelConfig, TextConfig
-from modeling.importing.checkpoint_files import CheckpointError, sha256
+from modeling.importing.checkpoint_files import WeightsError, sha256
 from modeling.importing.parts import NAMES, Kind, Part, find_networks, read_part
 from modeling.importing.text import write_text_folder
 from modeling.model_dir import is_model_dir, save_model
@@ -64,7 +64,7 @@ def plan_import(
     """Find and check the networks at `path`, a file or folder, and those at `vae` and `text`.
 
     `vae` and `text` go before what `path` holds. `ema` takes the moving average of a training
-    checkpoint. `dtype` None keeps the files' types. Raises CheckpointError.
+    checkpoint. `dtype` None keeps the files' types. Raises WeightsError.
     """
     networks = dict(find_networks(path))
     given: list[tuple[Kind, Path | None]] = [("vae", vae), ("text", text)]
@@ -73,10 +73,10 @@ def plan_import(
             found = find_networks(place)
             if kind not in found:
                 others = " and ".join(f"a {NAMES[other]}" for other in found)
-                raise CheckpointError(f"--{kind} {place} holds no {NAMES[kind]}, but {others}")
+                raise WeightsError(f"--{kind} {place} holds no {NAMES[kind]}, but {others}")
             networks[kind] = found[kind]
     if ema and "transformer" not in networks:
-        raise CheckpointError(f"--ema: {path} holds no transformer")
+        raise WeightsError(f"--ema: {path} holds no transformer")
     order: tuple[Kind, ...] = ("transformer", "vae", "text")
     parts = {kind: read_part(networks[kind], ema=ema) for kind in order if kind in networks}
     preset, config = _model_config(parts)
@@ -90,7 +90,7 @@ def write_import(
     overwrite: bool = False,
     on_progress: OnProgress = lambda task, done, total: None,
 ) -> Path:
-    """Write the model directory `to`; CheckpointError if it is taken or the disk is too small."""
+    """Write the model directory `to`; WeightsError if it is taken or the disk is too small."""
     check_target(to, overwrite=overwrite)
     check_space(to, plan.bytes_to_write)
     card = {
@@ -120,9 +120,9 @@ def check_target(to: Path, *, overwrite: bool) -> None:
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
     if not to.is_dir() or not is_model_dir(to):
-        raise CheckpointError(f"{to} holds something else; give --to a new folder")
+        raise WeightsError(f"{to} holds something else; give --to a new folder")
     if not overwrite:
-        raise CheckpointError(f"{to} is a model already; add --overwrite to replace it")
+        raise WeightsError(f"{to} is a model already; add --overwrite to replace it")
 
 
 def check_space(to: Path, needed: int) -> None:
@@ -130,7 +130,7 @@ def check_space(to: Path, needed: int) -> None:
     place = next(parent for parent in to.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < needed + _ROOM:
-        raise CheckpointError(
+        raise WeightsError(
             f"the model takes {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; make "
             "room, choose another disk with --to, or write smaller weights with --dtype bf16"
         )
@@ -150,7 +150,7 @@ def _model_config(parts: dict[Kind, Part]) -> tuple[str | None, ModelConfig]:
     try:
         return preset, replace(config, **found)
     except ValueError as error:
-        raise CheckpointError(f"the parts do not fit each other: {error}") from error
+        raise WeightsError(f"the parts do not fit each other: {error}") from error
 
 
 def _write_text(plan: ImportPlan, target: Path) -> None:

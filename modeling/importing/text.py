@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modeling.importing.checkpoint_files import CheckpointError, check_tensors
+from modeling.importing.checkpoint_files import WeightsError, check_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -70,7 +70,7 @@ def infer_umt5(state: Mapping[str, Tensor]) -> dict[str, Any]:
         inner = state[f"{attention}.q.weight"].shape[0]
         ffn_dim = state["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0]
     except KeyError as error:
-        raise CheckpointError(f"the text encoder lacks {error}; it is no UMT5 encoder") from error
+        raise WeightsError(f"the text encoder lacks {error}; it is no UMT5 encoder") from error
     layers = {int(name.split(".")[2]) for name in state if name.startswith("encoder.block.")}
     return {
         "architectures": ["UMT5EncoderModel"],
@@ -104,7 +104,7 @@ def find_tokenizer(weights: Path) -> Path:
     for place in places:
         if (place / "tokenizer.json").is_file():
             return place
-    raise CheckpointError(
+    raise WeightsError(
         f"no tokenizer.json near {weights}; Wan keeps it in google/umt5-xxl/ and diffusers in "
         "tokenizer/ beside text_encoder/: put that folder there"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modeling.config import TransformerConfig
 from modeling.diffusion.transformer import Transformer
-from modeling.importing.checkpoint_files import CheckpointError, check_tensors
+from modeling.importing.checkpoint_files import WeightsError, check_tensors
 
 WAN_HEAD_DIM = 128  # every published Wan model
 
@@ -49,16 +49,16 @@ def pick_network(checkpoint: Mapping[str, Any], ema: bool) -> tuple[dict[str, Te
     entries = [name for name in ("generator", "generator_ema") if name in checkpoint]
     if not entries:
         if ema:
-            raise CheckpointError(
+            raise WeightsError(
                 "--ema: this checkpoint is one network, without generator_ema; leave --ema out"
             )
         return dict(checkpoint), None
     entry = "generator_ema" if ema else "generator"
     if entry not in entries:
         remedy = "leave --ema out" if ema else "add --ema"
-        raise CheckpointError(f"the checkpoint has {entries[0]} and no {entry}; {remedy}")
+        raise WeightsError(f"the checkpoint has {entries[0]} and no {entry}; {remedy}")
     if not isinstance(checkpoint[entry], Mapping):
-        raise CheckpointError(f"{entry} of the checkpoint holds no named tensors")
+        raise WeightsError(f"{entry} of the checkpoint holds no named tensors")
     return dict(checkpoint[entry]), entry
 
 
@@ -83,13 +83,13 @@ def infer_transformer(
     dim, channels = patch.shape[0], patch.shape[1]
     latent = _need(state, "head.head.weight", 2).shape[0] // 4
     if channels not in (latent, 2 * latent):
-        raise CheckpointError(
+        raise WeightsError(
             f"the patch embedding takes {channels} channels; a text-to-video model takes {latent} "
             f"and an editor {2 * latent} (36 is an image-to-video model, which cannot be imported)"
         )
     if num_heads is None:
         if dim % WAN_HEAD_DIM:
-            raise CheckpointError(
+            raise WeightsError(
                 f"width {dim} is no multiple of Wan's head size {WAN_HEAD_DIM}, and the weights do "
                 "not tell the number of heads; name it with --preset, or keep the checkpoint's "
                 "config.json beside it"
@@ -149,5 +149,5 @@ def _need(state: Mapping[str, Tensor], name: str, dims: int) -> Tensor:
     tensor = state.get(name)
     if not isinstance(tensor, Tensor) or tensor.dim() != dims:
         found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
-        raise CheckpointError(f"{name} is {found}, so the network's sizes are unknown")
+        raise WeightsError(f"{name} is {found}, so the network's sizes are unknown")
     return tensor

@@ -1,1 +1,4 @@
-"""One video being edited: the stream, its caches and its state."""
+"""One video being edited: the stream, its caches and its state.
+
+May import the networks and `detail`; loads no files.
+"""

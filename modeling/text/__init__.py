@@ -1,1 +1,4 @@
-"""The text encoders."""
+"""The text encoders.
+
+May import sizes, and transformers where UMT5 is loaded.
+"""

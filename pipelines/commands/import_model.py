@@ -64,7 +64,7 @@ def import_model(
     """
     import torch
 
-    from modeling.importing.checkpoint_files import CheckpointError
+    from modeling.importing.checkpoint_files import WeightsError
     from modeling.importing.plan import check_target, plan_import, write_import
 
     types = {Dtype.keep: None, Dtype.bf16: torch.bfloat16, Dtype.fp32: torch.float32}
@@ -81,7 +81,7 @@ def import_model(
                 progress.update(tasks[name], completed=done)
 
             write_import(plan, to, overwrite=overwrite, on_progress=on_progress)
-    except CheckpointError as error:
+    except WeightsError as error:
         # Lists of tensors have a line each, which the command line's own one-line errors lose.
         errors.print("[red]Error:[/]", end=" ")
         errors.print(str(error), markup=False, soft_wrap=True)

@@ -1,4 +1,7 @@
-"""A client of the wire protocol: async (`connect`) and sync (`edit_frames`)."""
+"""A client of the wire protocol: async (`connect`) and sync (`edit_frames`).
+
+Light: may import `wire` alone, and neither PyTorch nor Ray.
+"""
 
 from serve.client.api import connect, edit_frames, served_model
 from serve.client.stream import ConnectError, EditedFrame, Event, Stream

@@ -1,1 +1,4 @@
-"""The front deployment: sockets, sessions, pacing, HTTP."""
+"""The front deployment: sockets, sessions, pacing, HTTP.
+
+May import the hub, the wire and the video codec; knows no model.
+"""

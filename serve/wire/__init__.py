@@ -1,1 +1,4 @@
-"""What travels: the public protocol, images, and the links between our processes."""
+"""What travels: the public protocol, images, and the links between our processes.
+
+Imports of this tree the errors alone.
+"""

@@ -13,9 +13,9 @@ from pipelines.config.merge import ConfigError
 from pipelines.config.rules import CHOOSING
 from pipelines.config.stages import TRAINED_STAGES
 from pipelines.pipeline import plan_pipeline, run_pipeline
-from pipelines.stages import choice
 from pipelines.stages.chain import STAGES
 from pipelines.stages.register import PipelineResult
+from pipelines.stages.running import choice
 from pipelines.stages.running.choice import Choice
 from pipelines.stages.running.gate import GateMissedError
 from pipelines.stages.running.plan import Planned

@@ -1,1 +1,4 @@
-"""Commands that measure: how fast (`bench`), how well (`evaluate`, `benchmark`, `ablate`)."""
+"""Commands that measure: how fast (`bench`), how well (`evaluate`, `benchmark`, `ablate`).
+
+May import what it measures.
+"""

@@ -1,4 +1,5 @@
 """DeepSpeed: an engine a network, the weights in it, and their average.
 
-`inside` is the one door to what DeepSpeed does not promise to keep.
+May import the settings; `inside` alone imports DeepSpeed, and is the one door to what that does not
+promise to keep.
 """

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modeling.importing.checkpoint_files import CheckpointError, find_weights, read_file, sha256
+from modeling.importing.checkpoint_files import WeightsError, find_weights, read_file, sha256
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -55,16 +55,16 @@ def test_shards_are_one_network(tmp_path: Path) -> None:
         assert found.name == index
         assert same(found.read())
     (tmp_path / "m-2.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"lists 2 shards, .* missing: m-2\.safetensors"):
+    with pytest.raises(WeightsError, match=r"lists 2 shards, .* missing: m-2\.safetensors"):
         find_weights(tmp_path)
 
 
 def test_an_index_cannot_reach_out_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "m.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.pt"}}))
-    with pytest.raises(CheckpointError, match="files outside its folder"):
+    with pytest.raises(WeightsError, match="files outside its folder"):
         find_weights(tmp_path)
     (tmp_path / "m.bin.index.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="no index of weight shards"):
+    with pytest.raises(WeightsError, match="no index of weight shards"):
         find_weights(tmp_path)
 
 
@@ -73,7 +73,7 @@ def test_code_is_never_run(tmp_path: Path, archive: bool) -> None:
     mark, file = tmp_path / "ran", tmp_path / "evil.pt"
     content = {"weights": STATE, "config": Bomb(mark)}
     torch.save(content, file, _use_new_zipfile_serialization=archive)
-    with pytest.raises(CheckpointError, match=r"evil\.pt holds \w+\.system, which is no tensor"):
+    with pytest.raises(WeightsError, match=r"evil\.pt holds \w+\.system, which is no tensor"):
         read_file(file)
     assert not mark.exists()
 
@@ -81,7 +81,7 @@ def test_code_is_never_run(tmp_path: Path, archive: bool) -> None:
 def test_a_bare_pickle_is_not_run(tmp_path: Path) -> None:
     mark, file = tmp_path / "ran", tmp_path / "evil.pth"
     file.write_bytes(pickle.dumps(Bomb(mark), protocol=2))
-    with pytest.raises(CheckpointError, match="It could run code, so it was not loaded"):
+    with pytest.raises(WeightsError, match="It could run code, so it was not loaded"):
         read_file(file)
     assert not mark.exists()
 
@@ -101,7 +101,7 @@ def test_a_bare_pickle_is_not_run(tmp_path: Path) -> None:
 def test_files_that_are_not_what_they_claim(tmp_path: Path, content: bytes, message: str) -> None:
     for name in ("model.pth", "model.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(CheckpointError, match=message) as error:
+        with pytest.raises(WeightsError, match=message) as error:
             read_file(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
 
@@ -116,7 +116,7 @@ def test_truncated_files(tmp_path: Path, name: str, left: float) -> None:
         torch.save(state, file, _use_new_zipfile_serialization=name == "m.pt")
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * left)])
-    with pytest.raises(CheckpointError, match=r"cut off|damaged or incomplete"):
+    with pytest.raises(WeightsError, match=r"cut off|damaged or incomplete"):
         read_file(file)
 
 
@@ -125,12 +125,12 @@ def test_other_archives_and_objects(tmp_path: Path) -> None:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("readme.txt", "hello")
     (tmp_path / "weights.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(CheckpointError, match="damaged or incomplete torch file"):
+    with pytest.raises(WeightsError, match="damaged or incomplete torch file"):
         read_file(tmp_path / "weights.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
-    with pytest.raises(CheckpointError, match="holds a Tensor, not named tensors"):
+    with pytest.raises(WeightsError, match="holds a Tensor, not named tensors"):
         read_file(tmp_path / "tensor.pt")
-    with pytest.raises(CheckpointError, match=r"absent\.pt cannot be read"):
+    with pytest.raises(WeightsError, match=r"absent\.pt cannot be read"):
         read_file(tmp_path / "absent.pt")
 
 

@@ -19,7 +19,7 @@ from transformers import UMT5Config, UMT5EncoderModel, UMT5ForConditionalGenerat
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
 from modeling.importing import plan as importers
-from modeling.importing.checkpoint_files import CheckpointError
+from modeling.importing.checkpoint_files import WeightsError
 from modeling.importing.plan import plan_import, write_import
 from modeling.importing.text import keep_encoder
 from modeling.model_dir import load_model, read_card, read_config
@@ -242,7 +242,7 @@ class TestRefusals:
         assert not list(tmp_path.glob(".to*"))
 
     def refuse(self, message: str, path: Path, tmp_path: Path, **options: Any) -> str:
-        with pytest.raises(CheckpointError, match=message) as error:
+        with pytest.raises(WeightsError, match=message) as error:
             do_import(path, tmp_path / "to", **options)
         return str(error.value)
 
@@ -339,23 +339,23 @@ def test_a_disk_needs_room_for_the_weights_and_some(
         if free >= needed + importers._ROOM:
             importers.check_space(tmp_path / "to", needed)
         else:
-            with pytest.raises(CheckpointError, match=r"takes 1\.0 GB and .* has 1\.1 GB free"):
+            with pytest.raises(WeightsError, match=r"takes 1\.0 GB and .* has 1\.1 GB free"):
                 importers.check_space(tmp_path / "to", needed)
 
 
 def test_what_is_there_is_kept(published: Published, tmp_path: Path) -> None:
     plan = plan_import(published.diffusers / "vae")
-    with pytest.raises(CheckpointError, match="holds something else"):
+    with pytest.raises(WeightsError, match="holds something else"):
         # It has a config.json, but is not ours to replace.
         write_import(plan, published.wan, overwrite=True)
     assert (published.wan / "Wan2.1_VAE.pth").is_file()
     write_import(plan, tmp_path / "to")
-    with pytest.raises(CheckpointError, match="is a model already; add --overwrite"):
+    with pytest.raises(WeightsError, match="is a model already; add --overwrite"):
         write_import(plan, tmp_path / "to")
     write_import(plan, tmp_path / "to", overwrite=True)
-    with pytest.raises(CheckpointError, match="is a model directory already; use it as it is"):
+    with pytest.raises(WeightsError, match="is a model directory already; use it as it is"):
         plan_import(tmp_path / "to")
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(CheckpointError, match="holds something else"):
+    with pytest.raises(WeightsError, match="holds something else"):
         write_import(plan, file)

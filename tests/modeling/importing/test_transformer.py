@@ -13,7 +13,7 @@ from torch import Tensor
 from modeling.config import TransformerConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.transformer import Transformer
-from modeling.importing.checkpoint_files import CheckpointError
+from modeling.importing.checkpoint_files import WeightsError
 from modeling.importing.transformer import (
     check_transformer,
     convert_diffusers_transformer,
@@ -174,7 +174,7 @@ def test_every_difference_is_listed() -> None:
         del state[f"blocks.{layer}.ffn.2.bias"]
         state[f"blocks.{layer}.cross_attn.k_img.weight"] = torch.zeros(24, 24)
         state[f"blocks.{layer}.norm3.weight"] = torch.zeros(23)
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(WeightsError) as error:
         check_transformer(state, config, "model.pth")
     lines = str(error.value).splitlines()
     assert lines[0].startswith("model.pth: 6 tensors do not fit")
@@ -197,7 +197,7 @@ def test_sizes_that_cannot_be_told(change: dict[str, Tensor | None], message: st
     config = TransformerConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1)
     state = {**Transformer(config).state_dict(), **change}
     state = {name: tensor for name, tensor in state.items() if tensor is not None}
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         infer_transformer(state, num_heads=None)
 
 
@@ -207,11 +207,11 @@ def test_which_network_of_a_training_checkpoint() -> None:
     assert pick_network(checkpoint, ema=False) == ({"a": one}, "generator")
     assert pick_network(checkpoint, ema=True) == ({"a": two}, "generator_ema")
     assert pick_network({"a": one}, ema=False) == ({"a": one}, None)
-    with pytest.raises(CheckpointError, match="has generator and no generator_ema; leave --ema"):
+    with pytest.raises(WeightsError, match="has generator and no generator_ema; leave --ema"):
         pick_network({"generator": {}}, ema=True)
-    with pytest.raises(CheckpointError, match="has generator_ema and no generator; add --ema"):
+    with pytest.raises(WeightsError, match="has generator_ema and no generator; add --ema"):
         pick_network({"generator_ema": {}}, ema=False)
-    with pytest.raises(CheckpointError, match="without generator_ema"):
+    with pytest.raises(WeightsError, match="without generator_ema"):
         pick_network({"a": one}, ema=True)
-    with pytest.raises(CheckpointError, match="generator of the checkpoint holds no named"):
+    with pytest.raises(WeightsError, match="generator of the checkpoint holds no named"):
         pick_network({"generator": one}, ema=False)
