@@ -20,7 +20,7 @@ import numpy as np
 
 from data.sample import Pair
 from data.video import VideoError, VideoInfo, probe, read_frames
-from data.video.colour import usual_matrix
+from data.video.source.colour import usual_matrix
 from infra.runtime.errors import UserError
 
 __all__ = ["LeftOut", "Pair", "PairList", "PairListError", "PairReader", "estimate_mask"]

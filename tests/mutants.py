@@ -55,7 +55,7 @@ NEAREST = {  # the first pattern that fits a module names the tests that it answ
     "pipelines/tracking/outbox.py": "pipelines/tracking/test_outbox.py",
     "data/loader.py": "data/test_loader_model.py data/test_loader.py",
     "serve/front/session.py": "serve/front/test_session.py serve/front/test_socket.py serve/front",
-    "serve/front/outbox.py": "serve/test_small_parts.py serve/front",
+    "serve/front/pacing.py": "serve/test_small_parts.py serve/front",
     "serve/hub/records.py": "serve/hub serve/front serve/test_small_parts.py",
     "serve/editor/capacity.py": "serve/test_small_parts.py serve/editor",
     "serve/limits.py": "serve/test_limits.py serve/wire serve/front/test_http.py",

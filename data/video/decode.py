@@ -14,9 +14,9 @@ from typing import Any
 
 import av
 
-from data.video.container import REMEDY, Source, open_video, packets, video_stream
 from data.video.errors import VideoError, file_name, reason
-from data.video.survey import Survey
+from data.video.source.container import REMEDY, Source, open_video, packets, video_stream
+from data.video.source.survey import Survey
 
 HELD_BYTES = 256 * 2**20  # of frames that wait for their stamps
 NUDGE = Fraction(1, 8)  # of a frame: between two that have the same stamp

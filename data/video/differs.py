@@ -5,10 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from data.video.container import Source, open_video
 from data.video.output import output_format
-from data.video.survey import Survey, survey
-from data.video.tracks import plan_tracks
+from data.video.source.container import Source, open_video
+from data.video.source.survey import Survey, survey
+from data.video.source.tracks import plan_tracks
 
 NAMED = {"mp4": "MP4", "mov": "QuickTime", "matroska": "Matroska"}
 NAMES = {"pq": "HDR (PQ)", "hlg": "HDR (HLG)", "sdr": "wide gamut"}

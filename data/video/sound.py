@@ -1,6 +1,6 @@
 """Sound and subtitles of one video into another: packets copied where the container can hold them.
 
-All of it is put on the clock of the source's picture (data/video/clock.py).
+All of it is put on the clock of the source's picture (data/video/source/clock.py).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import av
 
-from data.video.container import open_video, packets
 from data.video.decode import Damage
-from data.video.survey import SOUND_BEFORE_S, Survey
-from data.video.tracks import Plan, Track, add_sound, describe
+from data.video.source.container import open_video, packets
+from data.video.source.survey import SOUND_BEFORE_S, Survey
+from data.video.source.tracks import Plan, Track, add_sound, describe
 
 
 class Carrier:

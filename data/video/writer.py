@@ -16,13 +16,13 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation
 
-from data.video.container import file_url, open_video
 from data.video.decode import Damage
 from data.video.errors import VideoError, file_name, writing
 from data.video.output import check_output, output_format, part_name
 from data.video.sound import Carrier
-from data.video.survey import Survey, survey
-from data.video.tracks import plan_tracks
+from data.video.source.container import file_url, open_video
+from data.video.source.survey import Survey, survey
+from data.video.source.tracks import plan_tracks
 
 CODECS = {"h264": "libx264", "ffv1": "ffv1"}
 BT709 = 1  # AVCOL_SPC_BT709; PyAV has no name for the numbers of VideoFrame.colorspace
@@ -40,8 +40,8 @@ class VideoWriter:
     decoders do not.
 
     Sound and subtitles are copied packet by packet where the container can hold them, else
-    converted or left out (data/video/tracks.py; `differences` says which), and keep their place
-    beside the picture; so do chapters, time code and titles. They end with the picture when fewer
+    converted or left out (`source.tracks`; `differences` says which), and keep their place beside
+    the picture; so do chapters, time code and titles. They end with the picture when fewer
     frames were written than `audio_from` has.
 
     Args:

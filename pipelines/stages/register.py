@@ -17,7 +17,7 @@ from pipelines.stages.chain import Chain
 from pipelines.stages.evaluate import HELDOUT, PICTURE, SAMPLE, TABLE
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Run
-from pipelines.tracking.records import StageRecord, digest_of, fingerprint_of
+from pipelines.tracking.records import StageRecord, digest_of
 
 
 @dataclass
@@ -43,7 +43,7 @@ def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -
     aliases = [tracking.alias]
     if tracking.promote and not missing:
         aliases.append("production")
-    fingerprint = str(fingerprint_of(model))
+    fingerprint = model_fingerprint(model)
     place = chain.output / "versions" / fingerprint[:16]
 
     def make(run: Run, key: str) -> dict[str, float]:

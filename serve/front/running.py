@@ -1,6 +1,6 @@
 """A session while a client is connected: the tasks between its socket, its editor and the store.
 
-socket -> read -> Session -> editor -> edit -> finish (encode, commit) -> Outbox -> write -> socket
+socket -> read -> Session -> editor -> edit -> finish (encode, commit) -> outbox -> write -> socket
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from serve.front.account import Account
 from serve.front.door import Visitor
 from serve.front.driver import drive
-from serve.front.outbox import Outbox
+from serve.front.pacing import PacedOutbox
 from serve.front.session import Delivery, Session
 from serve.front.socket import Socket
 from serve.hub.ledger import Ledger, Usage
@@ -103,7 +103,7 @@ class RunningSession:
         async with aclosing(driven) as events:
             ready = await self._until_ready(events, ending)
             header = await self._admit(ready)
-            outbox = Outbox(mode=self.opening.mode, fps=self.opening.fps)
+            outbox = PacedOutbox(mode=self.opening.mode, fps=self.opening.fps)
             if self.record is not None:
                 missing = list(self.record.tail)
                 self.session.unsent += sum(isinstance(entry.data, bytes) for entry in missing)
@@ -178,7 +178,7 @@ class RunningSession:
 
     # --- the tasks
 
-    async def _read(self, header: Header, outbox: Outbox) -> None:
+    async def _read(self, header: Header, outbox: PacedOutbox) -> None:
         session, limits = self.session, self.services.limits
         width, height = self.opening.width, self.opening.height
         largest = limits.max_message(width, height)
@@ -213,7 +213,7 @@ class RunningSession:
                 raise WireError("bad_request", "the session is open already")
 
     async def _finish(
-        self, header: Header, deliveries: asyncio.Queue[Delivery], outbox: Outbox
+        self, header: Header, deliveries: asyncio.Queue[Delivery], outbox: PacedOutbox
     ) -> None:
         """Encodes each delivery and makes it safe in the store before the client gets it."""
         session = self.session
@@ -262,7 +262,7 @@ class RunningSession:
         ]
         return [image for piece in await asyncio.gather(*encoding) for image in piece]
 
-    async def _watch(self, outbox: Outbox) -> None:
+    async def _watch(self, outbox: PacedOutbox) -> None:
         """The time limits: a client that sends nothing, or takes nothing."""
         limits = self.services.limits
         while True:

@@ -15,7 +15,7 @@ import ray
 
 from infra.runtime.ray import ClusterError
 from serve.editor.capacity import Capacity
-from serve.front.outbox import Outbox
+from serve.front.pacing import PacedOutbox
 from serve.hub.records import Entry
 from serve.run import free_port, start
 from serve.scaling.decisions import Sizes
@@ -76,7 +76,7 @@ def test_the_first_session_is_always_admitted_and_the_count_is_bounded() -> None
 
 @pytest.mark.anyio
 async def test_live_frames_leave_no_faster_than_the_source() -> None:
-    outbox = Outbox(mode="live", fps=100.0)
+    outbox = PacedOutbox(mode="live", fps=100.0)
     times: list[float] = []
 
     async def send(data: str | bytes) -> None:
@@ -99,8 +99,8 @@ def played(monkeypatch: pytest.MonkeyPatch, *chunks: tuple[float, float]) -> np.
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        monkeypatch.setattr("serve.front.outbox.time", SimpleNamespace(monotonic=loop.time))
-        outbox = Outbox(mode="live", fps=10.0)
+        monkeypatch.setattr("serve.front.pacing.time", SimpleNamespace(monotonic=loop.time))
+        outbox = PacedOutbox(mode="live", fps=10.0)
 
         async def send(data: str | bytes) -> None:
             left.append(loop.time())
@@ -140,7 +140,7 @@ def test_a_chunk_that_is_quicker_than_all_before_hardly_waits(
 
 @pytest.mark.anyio
 async def test_an_outbox_says_how_long_its_client_is_stuck() -> None:
-    outbox = Outbox(mode="lossless", fps=16.0)
+    outbox = PacedOutbox(mode="lossless", fps=16.0)
     taken = asyncio.Event()
 
     async def send(data: str | bytes) -> None:

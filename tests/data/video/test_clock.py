@@ -1,4 +1,4 @@
-"""data/video/clock.py, scan.py, decode.py: picture and sound by one clock, whatever stamps say."""
+"""data/video, clocks: picture and sound by one clock, whatever stamps say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.video import VideoWriter, differences, probe, read_frames, read_timed
-from data.video.clock import Segment, make_clock
+from data.video.source.clock import Segment, make_clock
 from tests.data.conftest import number_of, numbered, write_raw
 
 FPS, COUNT = 8, 16  # two seconds; a frame is 125 ms

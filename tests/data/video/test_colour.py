@@ -1,4 +1,4 @@
-"""data/video/colour.py, picture.py: what a frame's colours mean, as players take them."""
+"""data/video/source/colour.py, picture.py: what a frame's colours mean, as players take them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from av.video.reformatter import ColorRange
 
 from data.pairs import PairList
 from data.video import VideoWriter, differences, read_frames
-from data.video.colour import to_screen
+from data.video.source.colour import to_screen
 from tests.data.conftest import edited_middle
 
 BT709, BT601, UNTAGGED, BT2020 = 1, 6, 2, 9

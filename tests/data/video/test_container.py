@@ -1,4 +1,4 @@
-"""data/video/container.py, boxes.py: which files are opened, under whatever name."""
+"""data/video/source/container.py, boxes.py: which files are opened, under whatever name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.video import VideoError, VideoWriter, probe
-from data.video.boxes import MAX_FRAMES, index_lie
+from data.video.source.boxes import MAX_FRAMES, index_lie
 from tests.data.conftest import MakeVideo, numbered
 from tests.data.video.test_clock import edited, shown
 

@@ -1,4 +1,4 @@
-"""data/video/picture.py, decode.py: the picture upright, whole and with square pixels."""
+"""data/video/source/picture.py, decode.py: the picture upright, whole and with square pixels."""
 
 from __future__ import annotations
 

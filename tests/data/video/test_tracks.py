@@ -1,4 +1,4 @@
-"""data/video/tracks.py, sound.py: what goes along with the picture, and what is said of it."""
+"""data/video, tracks and sound: what goes along with the picture, and what is said of it."""
 
 from __future__ import annotations
 

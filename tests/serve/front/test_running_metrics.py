@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.front.outbox import Outbox
+from serve.front.pacing import PacedOutbox
 from serve.hub.records import Entry
 from serve.wire.protocol import parse_frame
 from tests.serve.front.running import say
@@ -21,13 +21,13 @@ from tests.serve.front.world import (
 def test_only_whole_chunks_say_how_late_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is shorter, and the last what is left: their delays compare with no other."""
     told: list[float | None] = []
-    put = Outbox.put
+    put = PacedOutbox.put
 
-    def record(self: Outbox, entries: list[Entry], arrived: float | None = None) -> None:
+    def record(self: PacedOutbox, entries: list[Entry], arrived: float | None = None) -> None:
         told.append(arrived)
         put(self, entries, arrived)
 
-    monkeypatch.setattr(Outbox, "put", record)
+    monkeypatch.setattr(PacedOutbox, "put", record)
     with World() as world:
         wire = world.connect(OPEN)
         say(world, wire, frames(0, FIRST))

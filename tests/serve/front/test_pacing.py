@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.front.outbox import Outbox
+from serve.front.pacing import PacedOutbox
 from serve.hub.records import Entry
 from tests.serve.front.clock import Clock
 
@@ -22,7 +22,7 @@ class Run:
         self.left: list[tuple[float, bytes | str]] = []
         self.sent = 0
         self.take_s = 0.0  # that the client takes for each
-        self.outbox = Outbox(mode=mode, fps=fps)  # type: ignore[arg-type]
+        self.outbox = PacedOutbox(mode=mode, fps=fps)  # type: ignore[arg-type]
         self.task = clock.task(self.outbox.run(self._send, self._sent))
 
     async def _send(self, data: str | bytes) -> None:

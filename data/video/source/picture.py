@@ -12,9 +12,9 @@ import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from data.video.colour import is_tagged, mapping, to_screen, usual_matrix
-from data.video.container import MAX_PIXELS
 from data.video.errors import VideoError
+from data.video.source.colour import is_tagged, mapping, to_screen, usual_matrix
+from data.video.source.container import MAX_PIXELS
 
 # Chroma at full resolution and exact rounding cost 10 to 20 % of the conversion and keep coloured
 # edges where they are.

@@ -12,8 +12,8 @@ from typing import Any
 
 import av
 
-from data.video.container import first_shown, is_picture
-from data.video.survey import Survey
+from data.video.source.container import first_shown, is_picture
+from data.video.source.survey import Survey
 
 # What players find in an MP4; the muxer accepts more (raw PCM, for one) than they play.
 PLAYED_IN_MP4 = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}

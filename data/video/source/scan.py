@@ -10,7 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
-from data.video.clock import (
+from data.video.errors import VideoError, file_name, reason
+from data.video.source.clock import (
     FILE_HOLE_S,
     STREAM_HOLE_S,
     Clock,
@@ -19,8 +20,7 @@ from data.video.clock import (
     make_clock,
     picture_segments,
 )
-from data.video.container import REMEDY, Source, packets
-from data.video.errors import VideoError, file_name, reason
+from data.video.source.container import REMEDY, Source, packets
 
 MAX_FRAMES = 10_000_000  # of one file: four days at 25 a second, 160 MB of time stamps
 REORDER = 16  # frames that a decoder holds back at most

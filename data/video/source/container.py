@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import av
 
-from data.video.boxes import index_lie
 from data.video.errors import VideoError, file_name, reason
+from data.video.source.boxes import index_lie
 
 Source = str | Path | BinaryIO
 InputContainer = av.container.InputContainer

@@ -25,7 +25,7 @@ class _Batch:
     begun: bool = False
 
 
-class Outbox:
+class PacedOutbox:
     """Entries that wait for the client.
 
     Live frames leave one frame interval apart, but what is late is played faster: a batch that
