@@ -69,7 +69,7 @@ def _of_the_picture(found: Survey) -> list[str]:
         lines.append("interlaced: made whole, one frame for two fields")
     if look.transparent:
         lines.append("transparency is not kept: it is shown over a plain page")
-    if look.aspect != 1:
+    if look.resized:
         lines.append(f"pixels become square: {look.width}x{look.height}")
     return lines
 

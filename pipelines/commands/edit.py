@@ -81,9 +81,12 @@ def edit(
         console.print(f"{source}: {line}", style="yellow", markup=False, soft_wrap=True)
     run: Callable[..., EditReport]
     if url is not None:
-        from pipelines.stages.edit_remote import edit_remote, unknown_to
+        from pipelines.stages.edit_remote import edit_remote, unknown_to, unlike_taught
+        from serve.client import served_model
 
-        strange = unknown_to(url, prompt, token=token)
+        served = served_model(url, token=token)
+        strange = unknown_to(served, prompt)
+        unlike = unlike_taught(served, info.height, info.width, work_size)
         run, place = partial(edit_remote, url, token=token), url
     else:
         from modeling.detail.work_size import unlike_training
@@ -99,8 +102,9 @@ def edit(
         work = work_size_in_pixels(
             work_size, info.height, info.width, (settings.height, settings.width)
         )
-        if unlike := unlike_training(work, editor.trained_at):
-            console.print(unlike, style="yellow", soft_wrap=True)
+        unlike = unlike_training(work, editor.trained_at)
+    if unlike:
+        console.print(unlike, style="yellow", soft_wrap=True)
     if strange:
         console.print(
             f"this model does not know: {', '.join(strange)}; it edits by the rest",

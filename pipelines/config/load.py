@@ -6,8 +6,10 @@ a wrong type or an impossible combination is a ConfigError, before anything star
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -48,8 +50,8 @@ def recipes() -> dict[str, str]:
     """The names in pipelines/recipes, and the first sentence of what each says it is for."""
     found = {}
     for path in sorted(RECIPES.glob("*.yaml")):
-        lines = [line for line in path.read_text().splitlines() if line.startswith("# ")]
-        text = " ".join(line.removeprefix("# ").strip() for line in lines)
+        lines = takewhile(lambda line: re.match(r"# \S", line), path.read_text().splitlines())
+        text = " ".join(line.removeprefix("# ") for line in lines)
         found[path.stem] = text.partition(". ")[0].rstrip(".:") + "."
     return found
 

@@ -43,7 +43,7 @@ def merge(base: T, layers: list[tuple[str, Any]], prefix: str = "") -> T:
             config = OmegaConf.merge(config, layer)
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list for a section
             key = getattr(error, "full_key", None) or _misfit(config, layer)
-            raise ConfigError(f"{origin}: {_explain(error, base, prefix, key)}") from error
+            raise ConfigError(f"{origin}: {_explain(error, base, prefix, key, layer)}") from error
     try:
         return cast(T, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
@@ -69,21 +69,55 @@ def _misfit(config: Any, layer: Any, above: tuple[Any, ...] = ()) -> str:
     return ""
 
 
-def _explain(error: Exception, base: object, prefix: str, key: str | None) -> str:
+def _explain(
+    error: Exception, base: object, prefix: str, key: str | None, layer: Any = None
+) -> str:
     key = f"{prefix}{key or ''}"
-    first_line = str(error).splitlines()[0]
+    known = [prefix + name for name in _dotted(base)]
     if isinstance(error, ConfigKeyError):
-        known = [prefix + name for name in _dotted(base)]
-        if not prefix:
-            known += [entry.name for entry in fields(cast(Any, base))]  # sections
-        known = list(dict.fromkeys(known))
-        close = difflib.get_close_matches(key, known, n=2, cutoff=0.6) or [
-            name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]
-        ]
-        level = sorted({name.split(".")[0] for name in known} if not prefix else known)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(level)}"
-        return f"unknown key {key!r}; {hint}"
+        whole = _with_what_is_below(key.removeprefix(prefix), layer)
+        return _unknown([prefix + whole, key], known, prefix)
+    below = [name for name in known if key and name.startswith(f"{key}.")]
+    if below:
+        return f"{key} is a section; give one of its keys a value, as in {below[0]}=..."
+    first_line = str(error).splitlines()[0]
     return f"{key}: {first_line}" if key else first_line
+
+
+def _with_what_is_below(key: str, layer: Any) -> str:
+    """The key that was given, as in foundatoin.steps, of which OmegaConf names the first part."""
+    value = OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    while isinstance(value, dict) and len(value) == 1:
+        name, value = next(iter(value.items()))
+        key = f"{key}.{name}"
+    return key
+
+
+def _unknown(keys: list[str], known: list[str], prefix: str) -> str:
+    """About the whole key that was given, and its first part that is unknown."""
+    section = keys[0].rpartition(".")[0]
+    beside = [name for name in known if section and name.rpartition(".")[0] == section]
+    there = beside or (known if prefix else sorted({name.split(".")[0] for name in known}))
+    hints = [_meant(key, known) for key in keys]
+    hint = next(filter(None, hints), f"there are {', '.join(there)}")
+    return f"unknown key {keys[0]!r}; {hint}"
+
+
+def _meant(key: str, known: list[str]) -> str:
+    """Keys like this one in its section, else those in others whose own name is like its."""
+    section, _, name = key.rpartition(".")
+    names: dict[str, list[str]] = {}  # own name -> keys
+    for whole in known:
+        names.setdefault(whole.rpartition(".")[2], []).append(whole)
+    beside = [own for own, keys in names.items() if f"{section}.{own}".strip(".") in keys]
+    close = [f"{section}.{own}".strip(".") for own in difflib.get_close_matches(name, beside, n=2)]
+    if not close:
+        keys = [k for own in difflib.get_close_matches(name, names, n=1) for k in names[own]]
+        sections = {k.rpartition(".")[0]: k for k in keys}
+        close = [sections[s] for s in difflib.get_close_matches(section, sections, n=1)] or keys
+    return f"did you mean {' or '.join(close)}?" if close else ""
 
 
 def _dotted(owner: object, prefix: str = "") -> list[str]:

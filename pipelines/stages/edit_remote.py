@@ -13,7 +13,7 @@ import numpy as np
 
 from data.video import VideoWriter, probe, read_frames
 from infra.runtime.errors import UserError
-from modeling.detail.work_size import in_words
+from modeling.detail.work_size import in_pixels, in_words, unlike_training
 from modeling.detail.work_size import work_size as work_size_in_pixels
 from modeling.text.words import unknown_words
 from pipelines.stages.edit_file import EditReport, FileOptions, check_edit, reported
@@ -75,10 +75,18 @@ def within(height: int, width: int, model: dict[str, Any]) -> tuple[int, int]:
     return int(height * scale + ROUNDING), int(width * scale + ROUNDING)
 
 
-def unknown_to(url: str, prompt: str, *, token: str | None = None) -> list[str]:
-    """Words of the prompt that the model of the server at `url` was never taught."""
-    card = served_model(url, token=token).get("card", {})
-    return unknown_words(prompt, card.get("words", ()))
+def unknown_to(model: dict[str, Any], prompt: str) -> list[str]:
+    """Words of the prompt that a server's `model` was never taught."""
+    return unknown_words(prompt, model.get("card", {}).get("words", ()))
+
+
+def unlike_taught(model: dict[str, Any], height: int, width: int, choice: str | None) -> str:
+    """What is to be said against the work size `choice`, null the server's, for its `model`."""
+    own = model["height"], model["width"]
+    frame = within(height, width, model)
+    work = work_size_in_pixels(choice or model.get("work_size", "full"), *frame, own)
+    trained = model.get("card", {}).get("trained_at") or [in_words(own)]
+    return unlike_training(work, [in_pixels(size) for size in trained])
 
 
 def film_file(

@@ -8,7 +8,7 @@ import { Live } from "./live.js";
 import { Numbers } from "./numbers.js";
 import { Prompts } from "./prompts.js";
 import { Saving } from "./saving.js";
-import { offers, parsed, seconds, sent, workSize } from "./sizes.js";
+import { offers, parsed, seconds, sent, unlikeTraining, workSize } from "./sizes.js";
 import { Stage } from "./stage.js";
 import { bearer, takeToken, token } from "./token.js";
 import { editWhole } from "./whole.js";
@@ -85,6 +85,7 @@ function welcome(text = null) {
   stage.say(text);
   if (!text && source && model) {
     offerWork();
+    get("unlike").textContent = unlikeTraining(working(), model);
     const first = model.first_chunk_frames / rate() + chunkSeconds() + SPARE_S;
     get("note").textContent = `first edit in about ${Math.ceil(first)} s`;
     warn(chunkSeconds());
@@ -122,7 +123,8 @@ function warn(seconds) {
   get("slower").textContent = `Send ${advice.fps} frames a second`;
   get("slower").onclick = () => change({ rate: advice.fps });
   show("smaller", !!advice.work);
-  get("smaller").textContent = `Edit at ${advice.work}, with the source's detail`;
+  const less = advice.work && unlikeTraining(parsed(advice.work), model);
+  get("smaller").textContent = `Edit at ${advice.work}, ${less ? "less well" : "with the source's detail"}`;
   get("smaller").onclick = () => {
     work = advice.work;
     change({});

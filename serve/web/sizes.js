@@ -5,6 +5,7 @@ const TOKEN = 16; // pixels: what the model cannot cut
 export const ROOM = 0.85; // of the time that a chunk lasts
 const STEP = Math.SQRT2; // between a size and the next one offered
 const LEAST = 64; // pixels of a side
+const FAR = 2; // times as many pixels as in training, or as few, as modeling/detail/work_size.py has it
 
 const area = ({ width, height }) => width * height;
 const whole = (side) => Math.max(TOKEN, TOKEN * Math.round(side / TOKEN));
@@ -28,6 +29,15 @@ export function workSize(choice, frame, model) {
 export function seconds(frame, work, model) {
   const networks = Math.max(0, model.chunk_seconds - model.frame_seconds * area(model));
   return (networks * area(work)) / area(model) + model.frame_seconds * area(frame);
+}
+
+// What is to be said against editing at `work`: the model's card knows what it was trained at.
+export function unlikeTraining(work, model) {
+  const card = model.card?.trained_at ?? [];
+  const trained = card.length ? card : [words(model)];
+  const ratios = trained.map((size) => area(work) / area(parsed(size)));
+  if (ratios.some((ratio) => 1 / FAR <= ratio && ratio <= FAR)) return "";
+  return `It edits at ${words(work)}, far from the ${trained.join(", ")} that this model was trained at.`;
 }
 
 // The source's own size, as far as the server takes it and is live with it at `fps`.

@@ -13,6 +13,7 @@ import pytest
 from selenium.webdriver import Chrome, Keys
 
 from data.video import VideoWriter, probe, read_frames
+from modeling.detail.work_size import in_pixels, unlike_training
 from serve.limits import Limits
 from serve.scaling.decisions import Sizes
 from tests.serve.browser import FAKE_CAMERA, Page, chromium
@@ -366,6 +367,38 @@ def test_the_source_s_size_is_sent_and_work_sizes_are_offered_where_they_help(
         MODEL | model,
     )
     assert (tuple(found), texts) == (sent, offered)
+
+
+def test_sizes_that_the_model_was_not_trained_at_are_named(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    page.loaded()
+    unlike = (
+        "const [size, model, done] = arguments;"
+        "import('./sizes.js').then(({ unlikeTraining, parsed }) =>"
+        "  done(unlikeTraining(parsed(size), model)))"
+    )
+    own = {"width": 224, "height": 128}
+    for trained in ([], ["224x128"], ["64x32", "160x96"]):
+        model = own | {"card": {"trained_at": trained}}
+        for work in ("224x128", "160x96", "144x96", "320x176", "320x192", "64x64", "96x64"):
+            said = browser.execute_async_script(unlike, work, model).removesuffix(".")
+            taught = [in_pixels(size) for size in trained] or [(128, 224)]
+            assert said == unlike_training(in_pixels(work), taught).replace("it", "It", 1), work
+    assert page["unlike"].text == ""
+    choose = (
+        "const work = document.getElementById('work');"
+        "work.add(new Option(arguments[0], arguments[0])); work.value = arguments[0];"
+        "work.dispatchEvent(new Event('change'))"
+    )
+    browser.execute_script(choose, "192x128")
+    assert "It edits at 192x128, far from the 48x32 that this model" in page["unlike"].text
+    page["start"].click()
+    page.more(9)
+    assert "192x128" in page["unlike"].text
+    browser.execute_script(choose, "64x32")
+    page.until(lambda: page["unlike"].text == "", "said of a size that is near")
+    page.until(lambda: page["state"].text == "live", "no session at that size")
+    page.stop()
 
 
 @pytest.mark.parametrize("width", [360, 390, 1366, 1920])

@@ -67,6 +67,7 @@ class Look:
     height: int
     rotation: int  # degrees counter-clockwise
     aspect: Fraction  # of a stored pixel
+    resized: bool  # as square pixels it is of another size
     tones: tuple[str, str] | None  # (transfer, primaries) that are mapped to SDR BT.709
     matrix: int | None  # of H.273; None: the colours do not say
     transparent: bool
@@ -80,6 +81,7 @@ def look(frame: av.VideoFrame, aspect: Fraction) -> Look:
         height=height,
         rotation=frame.rotation,
         aspect=aspect,
+        resized=(width, height) != shown_size(frame, Fraction(1)),
         tones=mapping(frame),
         matrix=frame.colorspace if is_tagged(frame) else None,
         transparent=has_alpha(frame),

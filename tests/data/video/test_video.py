@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from data.video import VideoError, VideoWriter, probe, read_frames, read_timed
+from data.video import VideoError, VideoWriter, differences, probe, read_frames, read_timed
 from tests.data.conftest import MakeVideo, number_of, numbered, write_raw
 
 
@@ -59,6 +59,10 @@ def test_anamorphic_pixels_become_square(make_video: MakeVideo) -> None:
     path = make_video(pixel_aspect=Fraction(3, 2))
     assert (probe(path).width, probe(path).height) == (96, 48)
     assert next(read_frames(path)).shape == (48, 96, 3)
+    assert differences(path)[0] == "pixels become square: 96x48"
+    nearly = make_video("nearly.mp4", pixel_aspect=Fraction(512, 513))  # of 64, to whole pixels
+    assert (probe(nearly).width, probe(nearly).height) == (64, 48)
+    assert differences(nearly) == []
 
 
 @pytest.mark.parametrize(("fps", "step"), [(8, 2), (4, 4)])

@@ -266,7 +266,14 @@ def test_weights_that_nobody_gives(name: str, given: list[str], message: str | N
 
 WORDS = [
     ("foundation.stesp=1", "unknown key 'foundation.stesp'; did you mean foundation.steps"),
-    ("foundatoin.steps=1", "unknown key 'foundatoin'; did you mean foundation or "),
+    ("foundatoin.steps=1", "unknown key 'foundatoin.steps'; did you mean foundation.steps?"),
+    ("model.mask_cahe=1", "did you mean distill.mask_cache or evaluate.mask_cache?"),
+    ("mask_cache.policy=x", "did you mean distill.mask_cache or evaluate.mask_cache?"),
+    ("foundation.lr=1", "unknown key 'foundation.lr'; there are foundation.steps, "),
+    (
+        "foundation=3",
+        "foundation is a section; give one of its keys a value, as in foundation.",
+    ),
     ("causal.gate.max_psnr=1", "causal.gate.max_psnr asks for no metric of that stage; there are "),
     (
         "vae.keep_best=validation_loss",
@@ -281,7 +288,10 @@ WORDS = [
     ("vae.gate.min_psnr=nan", "vae.gate.min_psnr=nan lets nothing pass; use a number"),
     ("vae.gate.min_psnr=inf", "vae.gate.min_psnr=inf lets nothing pass; use a number"),
     ("vae.gate.min_psnr=x", "vae.gate.min_psnr: Value 'x'"),
-    ("learning_rate=1", "unknown key 'learning_rate'; did you mean vae.learning_rate"),
+    (
+        "learning_rate=1",
+        "unknown key 'learning_rate'; did you mean vae.learning_rate or foundation.learning_",
+    ),
     (
         "zzz=1",
         "unknown key 'zzz'; there are causal, compute, data, distill, evaluate, ",
@@ -294,8 +304,8 @@ WORDS = [
     ("compute.deterministic=perhaps", "compute.deterministic: Value 'perhaps'"),
     ("compute.precision=fp17", "compute.precision: "),
     ("foundation.weighting=none", "foundation.weighting: "),
-    ("vae=null", "command line: vae: "),
-    ("vae=3", "command line: vae: "),
+    ("vae=null", "command line: vae is a section; "),
+    ("vae=3", "command line: vae is a section; "),
     ("vae.betas=[0.5]", "command line: vae.betas: "),
     ("vae={betas: [0.5]}", "command line: vae.betas: "),
     ("model.transformer=[1]", "command line: model.transformer: "),
@@ -329,7 +339,7 @@ def test_words_and_sizes(override: str, message: str) -> None:
 
 FILES = [
     ("vae: {steps: 1, crop: x}", "mine.yaml: vae.crop: Value 'x'"),
-    ("vae: 3", "mine.yaml: vae: "),
+    ("vae: 3", "mine.yaml: vae is a section; "),
     ("data: {train: s3://x, frames: 33}\nvae: {steps: 1, betas: [1]}", "mine.yaml: vae.betas: "),
     ("model: {vae: [1]}", "mine.yaml: model.vae: "),
     ("- data\n- vae", "mine.yaml is a list; give keys with values, as in foundation: {steps"),

@@ -46,7 +46,7 @@ def test_plain_values_and_yaml_carry_everything(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("foundation.stesp=1", r"unknown key 'foundation.stesp'; did you mean foundation.steps"),
-        ("foundatoin.steps=1", r"unknown key 'foundatoin'; did you mean foundation"),
+        ("foundatoin.steps=1", r"unknown key 'foundatoin.steps'; did you mean foundation.steps\?"),
         ("learning_rate=1", r"did you mean vae.learning_rate"),
         ("model.transformer.dmi=3", r"'model.transformer.dmi'; did you mean model.transformer.dim"),
         ("foundation.steps=many", r"foundation.steps: Value 'many'"),

@@ -18,7 +18,13 @@ from modeling.editor import StreamingEditor
 from pipelines.cli import main
 from pipelines.exits import MEND, TRY_AGAIN
 from pipelines.stages.edit_file import edit_video
-from pipelines.stages.edit_remote import edit_remote, film_file, live_numbers, unknown_to, within
+from pipelines.stages.edit_remote import (
+    edit_remote,
+    film_file,
+    live_numbers,
+    unlike_taught,
+    within,
+)
 from serve.client import EditedFrame, WireError, edit_frames, served_model
 from serve.client.cameras import CameraLoad, CameraReport
 from serve.limits import Limits
@@ -91,15 +97,38 @@ def test_the_edit_is_the_one_that_the_model_makes_here(
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose edits are known: of what is sent, without its detail."""
     model = write_known_model(tmp_path_factory.mktemp("known") / "model")
-    card = {"name": "known", "words": ["paint", "it", "red"]}
+    card = {"name": "known", "words": ["paint", "it", "red"], "trained_at": ["224x128"]}
     (model / "card.json").write_text(json.dumps(card))
     with serving(model, work_size="full", detail="off") as running:
         yield running
 
 
-def test_a_server_s_model_says_which_words_it_does_not_know(known: Server) -> None:
-    assert unknown_to(known.url, "paint it Red, like Monet") == ["like", "monet"]
-    assert unknown_to(known.url, "paint it red") == []
+def test_a_server_s_model_says_which_words_and_sizes_it_was_not_taught(
+    known: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    source = exact(tmp_path / "in.mkv", block_clip(9, 48, 64))
+    words = ["edit", str(source), str(tmp_path / "out.mp4"), "--url", known.url, "--prompt"]
+    assert liveedit(monkeypatch, *words, "paint it Red, like Monet") == 0
+    told = capsys.readouterr().out
+    assert "does not know: like, monet" in told
+    assert "it edits at 64x48, far from the 224x128 that this model was trained at" in told
+    assert liveedit(monkeypatch, *words, "paint it red", "--work-size", "192x112") == 0
+    quiet = capsys.readouterr().out
+    assert "does not know" not in quiet
+    assert "far from" not in quiet
+
+
+def test_a_work_size_is_meant_of_what_a_server_takes_of_a_frame() -> None:
+    model: dict[str, Any] = {"width": 224, "height": 128, "work_size": "1/2", "max_side": 448}
+    assert unlike_taught(model, 512, 896, None) == ""  # 448x256 is sent, of which half
+    assert "448x256" in unlike_taught(model, 512, 896, "full")
+    assert unlike_taught(model, 512, 896, "native") == ""
+    assert unlike_taught({"width": 224, "height": 128}, 256, 448, "1/2") == ""
+    taught = model | {"card": {"trained_at": ["448x256"]}}
+    assert unlike_taught(taught, 512, 896, "full") == ""
 
 
 @pytest.mark.parametrize("prompt", ["leave it", "paint it red", "make it blue"])
