@@ -38,6 +38,7 @@ from serve import ingress
 from serve.app import build
 from serve.hub.hub import NAMESPACE
 from serve.settings import ServeSettings
+from serve.tls import Tls
 
 APP = "liveedit"
 SYSTEM_CPUS = 1.0  # beside the replicas, for Serve's own actors
@@ -49,26 +50,6 @@ TICK_S = 0.3
 
 class StartError(UserError):
     """The application did not come up; the message says where to look."""
-
-
-@dataclass(frozen=True)
-class Tls:
-    """PEM files of a certificate (with its chain) and its key."""
-
-    certificate: Path
-    key: Path
-
-    def check(self) -> None:
-        """Raises UserError for files that make no server."""
-        try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-                self.certificate, self.key
-            )
-        except OSError as error:  # ssl.SSLError is one
-            raise UserError(
-                f"no TLS with certificate {self.certificate} and key {self.key}: {error}; both "
-                "are PEM files, and belong together"
-            ) from error
 
 
 @dataclass

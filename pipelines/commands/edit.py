@@ -81,12 +81,10 @@ def edit(
         console.print(f"{source}: {line}", style="yellow", markup=False, soft_wrap=True)
     run: Callable[..., EditReport]
     if url is not None:
-        from pipelines.stages.edit_remote import edit_remote, unknown_to, unlike_taught
-        from serve.client import served_model
+        from pipelines.stages.edit_remote import edit_remote, untaught
 
-        served = served_model(url, token=token)
-        strange = unknown_to(served, prompt)
-        unlike = unlike_taught(served, info.height, info.width, work_size)
+        size = info.height, info.width
+        strange, unlike = untaught(url, prompt, *size, work_size, token=token)
         run, place = partial(edit_remote, url, token=token), url
     else:
         from modeling.detail.work_size import unlike_training

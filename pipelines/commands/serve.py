@@ -16,14 +16,17 @@ import typer
 from rich.console import Console
 
 from infra.runtime.errors import UserError
+from infra.runtime.paths import RUNS
 from infra.runtime.registry import SCHEME
-from pipelines.commands.show import chosen_model, command_name, console
+from pipelines.commands.show import chosen_model, command_name, console, short
 
 if TYPE_CHECKING:
-    from serve.run import Running, Tls
+    from serve.run import Running
     from serve.settings import ServeSettings
+    from serve.tls import Tls
 
 
+ALL = "0.0.0.0"  # every address of this machine
 END_S = 12.0  # for a stop that has been asked to hurry
 
 
@@ -36,9 +39,21 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is all of this machine's.")
-    ] = "127.0.0.1",
+        str | None,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 is all of this machine's.",
+            show_default="127.0.0.1; 0.0.0.0 with --https",
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    https: Annotated[
+        bool,
+        typer.Option(
+            "--https",
+            help="For phones and other machines, whose browsers give a page a camera only over "
+            "https: with a certificate that this machine makes for itself.",
+        ),
+    ] = False,
     tls_cert: Annotated[
         Path | None, typer.Option(help="PEM certificate, for https:// and wss://.")
     ] = None,
@@ -51,13 +66,16 @@ def serve(
     editor_gpus, fronts, limits.max_pixels.
     """
     settings = serve_settings(arguments or [])
-    tls = _tls(tls_cert, tls_key)
+    tls = _tls(https, tls_cert, tls_key)
+    host = host or (ALL if https else "127.0.0.1")
     status = console.status("starting, about 20 seconds")
     status.start()
     try:
         with application(settings, host=host, port=port, tls=tls) as running:
             status.stop()
-            print_running(console, running, settings)
+            print_running(
+                console, running, settings, trust=tls.certificate if tls and https else None
+            )
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     signal.pause()
@@ -69,9 +87,13 @@ def serve(
         status.stop()
 
 
-def _tls(certificate: Path | None, key: Path | None) -> Tls | None:
-    from serve.run import Tls
+def _tls(https: bool, certificate: Path | None, key: Path | None) -> Tls | None:
+    from serve.tls import Tls, own_certificate
 
+    if https and (certificate or key):
+        raise UserError("--https makes a certificate; leave it out beside --tls-cert and --tls-key")
+    if https:
+        return own_certificate(RUNS / "https")
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
@@ -136,14 +158,19 @@ def application(
         running.stop()
 
 
-def print_running(console: Console, running: Running, settings: ServeSettings) -> None:
-    """Where the page is, how to stream, how to stop."""
+def print_running(
+    console: Console, running: Running, settings: ServeSettings, trust: Path | None = None
+) -> None:
+    """Where the page is, how to stream, how to stop. `trust` is a certificate of our own."""
     model = running.model()
     token = " --token TOKEN" if settings.token_file else ""
-    command = f"{command_name('liveedit')} edit IN.mp4 OUT.mp4 --prompt 'make the cat blue'"
+    prompt = shlex.quote((model.get("card", {}).get("prompts") or ["make it night"])[0])
+    command = f"{command_name('liveedit')} edit IN.mp4 OUT.mp4 --prompt {prompt}"
+    trusting = f"SSL_CERT_FILE={shlex.quote(short(trust))} " if trust else ""
     lines = {
         "page": running.url,
-        "client": f"{command} --url {shlex.quote(running.stream_url)}{token}",
+        "elsewhere": ", ".join(_elsewhere(running)),
+        "client": f"{trusting}{command} --url {shlex.quote(running.stream_url)}{token}",
         "model": f"{model['name']} ({settings.model}), {model['width']}x{model['height']} at "
         f"{model['fps']:g} fps on {model['device']}, "
         f"{model['chunk_seconds']:.2f} s a chunk of {model['chunk_frames']} frames",
@@ -154,4 +181,21 @@ def print_running(console: Console, running: Running, settings: ServeSettings) -
     elif running.folder is not None:
         lines["logs"] = f"{running.folder}/session_latest/logs/serve"
     for name, value in lines.items():
-        console.print(f"  [bold]{name:<9}[/]{value}", soft_wrap=True)
+        if value:
+            console.print(f"  [bold]{name:<10}[/]{value}", soft_wrap=True)
+    if trust:
+        console.print("  a browser asks once whether it may trust this machine's own certificate")
+    if running.host == ALL and not settings.token_file:
+        console.print(
+            "  everybody who reaches this machine may use it; with a token only who has one: "
+            f"{command_name('liveedit')} token ME >> tokens, then token_file=tokens",
+            soft_wrap=True,
+        )
+
+
+def _elsewhere(running: Running) -> list[str]:
+    """Addresses for other machines, where there are any."""
+    from serve.tls import addresses
+
+    scheme = running.url.partition(":")[0]
+    return [f"{scheme}://{a}:{running.port}" for a in addresses()] if running.host == ALL else []

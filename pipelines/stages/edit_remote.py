@@ -75,9 +75,14 @@ def within(height: int, width: int, model: dict[str, Any]) -> tuple[int, int]:
     return int(height * scale + ROUNDING), int(width * scale + ROUNDING)
 
 
-def unknown_to(model: dict[str, Any], prompt: str) -> list[str]:
-    """Words of the prompt that a server's `model` was never taught."""
-    return unknown_words(prompt, model.get("card", {}).get("words", ()))
+def untaught(
+    url: str, prompt: str, height: int, width: int, choice: str | None, *, token: str | None = None
+) -> tuple[list[str], str]:
+    """Words of the prompt that the model of the server at `url` was never taught, and what is to
+    be said against the work size `choice` for frames of this size."""
+    model = served_model(url, token=token)
+    strange = unknown_words(prompt, model.get("card", {}).get("words", ()))
+    return strange, unlike_taught(model, height, width, choice)
 
 
 def unlike_taught(model: dict[str, Any], height: int, width: int, choice: str | None) -> str:

@@ -16,11 +16,12 @@ def description(
     location: Path,
     metrics: Mapping[str, float],
     model_id: str,
-    shown: Sequence[str] = (),
+    shown: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Markdown for the version's page: use, signature, example, what it made, metrics, card.
 
-    `shown` are names of pictures and videos among the files of the logged model `model_id`.
+    `shown` are names of pictures and videos among the files of the logged model `model_id`, each
+    with that of its preview.
     """
     stream, card = read_config(location).stream, read_card(location)
     prompt = (card.get("prompts") or ["make it night"])[0]
@@ -43,8 +44,7 @@ def description(
             f'liveedit edit in.mp4 out.mp4 --prompt "{prompt}" --model {reference}',
             "```",
             "",
-            *(_link(model_id, name) for name in shown),
-            "",
+            *(line for names in shown for line in (_linked(model_id, *names), "")),
             "| held-out pairs, mean | |",
             "| --- | --- |",
             *figures,
@@ -58,8 +58,7 @@ def description(
     )
 
 
-def _link(model_id: str, name: str) -> str:
-    """A picture as one, anything else as a link, from the page's own server."""
-    place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files"
-    address = f"{place}?artifact_file_path={name}"
-    return f"![{name}]({address})" if name.endswith(".png") else f"[{name}]({address})"
+def _linked(model_id: str, name: str, small: str) -> str:
+    """The preview, which leads to the file itself; both from the page's own server."""
+    place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path="
+    return f"[![{name}]({place}{small})]({place}{name})"

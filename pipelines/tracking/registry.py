@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ from infra.runtime.registry import (
 from modeling.fingerprint import check_fingerprint
 from pipelines.tracking.describe import description
 from pipelines.tracking.lineage import find_model, make_model
+from pipelines.tracking.preview import preview
 from pipelines.tracking.records import Records
 from pipelines.tracking.tracker import CHECK_ENV, naming
 
@@ -75,11 +76,10 @@ def register(
         version = _existing(client, name, location, fingerprint)
         if version is None:
             version, model_id = _create(client, name, location, run_id, fingerprint, metrics)
-            files = [path.name for path in shown]
-            text = description(f"models:/{name}/{version}", location, metrics, model_id, files)
+            reference = f"models:/{name}/{version}"
+            text = _attach(client, model_id, reference, location, metrics, shown)
             client.update_model_version(name, version, text)
             _illustrate(client, model_id, run_id, metrics, judged_on)
-            _attach(client, model_id, location / "card.json", *shown)
         for alias in aliases:
             _point(client, name, alias, version)
     return version
@@ -264,9 +264,18 @@ def _illustrate(
         )
 
 
-def _attach(client: MlflowClient, model_id: str, *files: Path) -> None:
-    """Copies of small files, among the model's artifacts."""
+def _attach(
+    client: MlflowClient,
+    model_id: str,
+    reference: str,
+    location: Path,
+    metrics: Mapping[str, float],
+    shown: Sequence[Path],
+) -> str:
+    """Copies of small files, among the model's artifacts; the page that shows them."""
     with tempfile.TemporaryDirectory(prefix="liveedit-") as folder:
-        for file in files:
+        names = [(path.name, preview(path, Path(folder)).name) for path in shown]
+        for file in (location / "card.json", *shown):
             shutil.copyfile(file, Path(folder) / file.name)
         client.log_model_artifacts(model_id, folder)
+    return description(reference, location, metrics, model_id, names)

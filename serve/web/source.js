@@ -82,7 +82,7 @@ function devices() {
   if (navigator.mediaDevices) return navigator.mediaDevices;
   throw new Error(
     "This browser gives pages a camera only over https, or on localhost: " +
-      "start the server with --tls-cert and --tls-key, or choose the sample or a file.",
+      "start the server with --https, or choose the sample or a file.",
   );
 }
 

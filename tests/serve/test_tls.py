@@ -8,15 +8,16 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from serve.client import connect, edit_frames, served_model
-from serve.run import Tls, start
+from serve.run import start
 from serve.settings import ServeSettings
-from tests.serve.certificate import make_certificate
+from serve.tls import DAYS, Tls, own_certificate
 from tests.serve.conftest import Server, clip
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
-    return make_certificate(tmp_path_factory.mktemp("tls"))
+    return own_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -80,6 +81,25 @@ async def test_clients_find_their_way_through_a_proxy_with_a_prefix(
             lambda: list(edit_frames(f"https://{place}/", clip(9), "red", fps=16))
         )
         assert np.shape(frames) == (9, 32, 48, 3)
+
+
+def test_a_certificate_of_our_own_is_kept_for_as_long_as_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.tls.addresses", lambda: ["192.0.2.1"])
+    made = own_certificate(tmp_path)
+    made.check()
+    assert made.key.stat().st_mode & 0o077 == 0, "others may read the key"
+    before = made.certificate.read_bytes()
+    assert own_certificate(tmp_path) == made
+    assert made.certificate.read_bytes() == before
+    monkeypatch.setattr("serve.tls.addresses", lambda: ["192.0.2.2"])  # another network
+    own_certificate(tmp_path).check()
+    moved = made.certificate.read_bytes()
+    assert moved != before
+    monkeypatch.setattr("serve.tls.LEFT", timedelta(days=DAYS))  # it ends soon
+    own_certificate(tmp_path).check()
+    assert made.certificate.read_bytes() != moved
 
 
 def test_files_that_make_no_certificate_are_named_before_anything_starts(

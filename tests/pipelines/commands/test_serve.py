@@ -30,9 +30,9 @@ from modeling.fingerprint import model_fingerprint
 from pipelines.tracking.registry import register
 from serve.client import edit_frames, served_model
 from serve.run import free_port
+from serve.tls import addresses
 from tests.pipelines.stages.test_edit_file import frames, write
 from tests.processes import command_of
-from tests.serve.certificate import make_certificate
 from tests.serve.conftest import clip
 from tests.serve.models import save_small_model
 from tests.serve.test_robustness import IMAGE, OPEN
@@ -184,13 +184,12 @@ def its_logs_say_who_did_what(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    """A server with a certificate, whose sessions have ten minutes when it is stopped."""
+    """A server with a certificate that it made, whose sessions have ten minutes when it is
+    stopped."""
     folder = tmp_path_factory.mktemp("secure")
-    tls = make_certificate(folder)
     command = Command(
         folder, "serve", str(save_small_model(folder / "small")), "--port", str(free_port()),
-        "--tls-cert", str(tls.certificate), "--tls-key", str(tls.key), "editor_cpus=0.5",
-        "stop_s=600.0", "limits.upload_idle_s=600.0",
+        "--https", "editor_cpus=0.5", "stop_s=600.0", "limits.upload_idle_s=600.0",
     )  # fmt: skip
     try:
         command.said(r"stop +Ctrl-C")
@@ -201,7 +200,8 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 
 @pytest.fixture
 def trust(secure: Command, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
-    monkeypatch.setenv("SSL_CERT_FILE", str(secure.log.with_name("cert.pem")))
+    told = secure.said(r"client +SSL_CERT_FILE=(\S+)")[1]
+    monkeypatch.setenv("SSL_CERT_FILE", str(secure.log.parent / told))
     return ssl.create_default_context()
 
 
@@ -217,6 +217,11 @@ def test_a_server_with_a_certificate_speaks_tls_only(
     assert len(list(edit_frames(stream, clip(9), "make it red", fps=16))) == 9
     with pytest.raises(httpx.TransportError):
         httpx.get(page.replace("https", "http"))
+    for elsewhere in addresses():  # as a phone would open it
+        place = f"https://{elsewhere}:{page.rpartition(':')[2]}"
+        assert place in secure.said(r"elsewhere +(.+)")[1]
+        assert httpx.get(f"{place}/readyz", verify=trust).status_code == 200
+    assert "everybody who reaches this machine may use it" in secure.log.read_text()
 
 
 def test_a_second_ctrl_c_waits_for_nobody(secure: Command, trust: ssl.SSLContext) -> None:

@@ -5,11 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from data.video import VideoWriter
 from infra.runtime.registry import (
     FINGERPRINT,
     LOCATION,
@@ -56,8 +58,10 @@ def test_aliases_move_to_the_newest_and_lead_to_its_files(
 def test_a_version_s_page_says_what_it_is(
     mlflow_uri: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    picture = tmp_path / "side_by_side.png"
-    Image.new("RGB", (8, 8)).save(picture)
+    picture, video = tmp_path / "side_by_side.png", tmp_path / "sample.mp4"
+    Image.new("RGB", (1236, 900), "navy").save(picture)
+    with VideoWriter(video, 1000, 100, 16) as writer:
+        writer.write(np.stack([np.full((100, 1000, 3), 20 * n, np.uint8) for n in range(9)]))
     run = Tracker.start_pipeline(mlflow_uri, "liveedit", "demo", {})
     run.log_input("heldout", "s3://bucket/heldout", "abc123", "evaluation")
     number = registry.register(
@@ -69,23 +73,32 @@ def test_a_version_s_page_says_what_it_is(
         metrics={"gain": 4.5},
         aliases=("candidate",),
         judged_on=("heldout", "abc123"),
-        shown=[picture],
+        shown=[picture, video],
     )
     client = client_for(mlflow_uri)
     version = client.get_model_version("liveedit", number)
     assert f"liveedit serve models:/liveedit/{number}" in version.description
     assert "| gain | 4.5 |" in version.description
     model_id = version.source.removeprefix("models:/")
-    at = f"logged-models/{model_id}/artifacts/files?artifact_file_path={picture.name}"
-    assert f"/{at})" in version.description
+    at = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path="
+    small = ["side_by_side-small.png", "sample-small.webp"]
+    for name, shown in (("side_by_side.png", small[0]), ("sample.mp4", small[1])):
+        assert f"[![{name}]({at}{shown})]({at}{name})" in version.description
     for name, value in read_card(tiny_model).items():
         assert f"| {name} | {value} |" in version.description
     model = client.get_logged_model(version.source.removeprefix("models:/"))
     (metric,) = model.metrics
     assert (metric.key, metric.value) == ("gain", 4.5)
     assert (metric.dataset_name, metric.dataset_digest) == ("heldout", "abc123")
-    shown = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
-    assert shown == {"MLmodel", "card.json", "side_by_side.png"}
+    files = {file.path for file in client.list_logged_model_artifacts(model.model_id)}
+    assert files == {"MLmodel", "card.json", "side_by_side.png", "sample.mp4", *small}
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    with Image.open(folder / small[0]) as still, Image.open(folder / small[1]) as film:
+        assert still.size == (720, 524)  # MLflow's column is 764 pixels, and shows no part of more
+        assert film.size == (720, 72)
+        assert film.n_frames == 9  # it plays, which MLflow lets no video do
+        film.seek(8)
+        assert abs(np.asarray(film).astype(int) - 160).max() < 12
     (used,) = client.get_run(run.run_id).inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest) == ("heldout", "abc123")
     assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "evaluation")]
