@@ -119,11 +119,11 @@ def mlflow_pages(server: str, config: PipelineConfig, result: PipelineResult) ->
     """Addresses that open this run and its version. Without the workflow's type MLflow 3 opens its
     pages for language models, where neither is. Nothing is asked: MLflow may be gone by now."""
     kind = "workflowType=machine_learning"
-    if result.version is None:  # MLflow does not know the run either
+    if result.version is None or result.experiment_id is None:
         return {"runs": f"{server}/#/experiments?{kind}"}
     version = f"models/{config.tracking.model_name}/versions/{result.version}"
     return {
-        "runs": f"{server}/#/runs/{result.run_id}?{kind}",  # leads to that of its experiment
+        "runs": f"{server}/#/experiments/{result.experiment_id}/runs/{result.run_id}?{kind}",
         "version": f"{server}/#/{version}?{kind}",
     }
 

@@ -24,6 +24,7 @@ def edit_sample(runner: StageRunner, result: PipelineResult, clip: Path = CLIP) 
     frames = expected_frames(probe(clip))
 
     def make(run: Run, key: str) -> dict[str, float]:
+        run.used({"model": result.model})
         shutil.copyfile(clip, source)
         report = edit_video(
             load_editor(result.model),

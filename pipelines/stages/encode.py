@@ -49,6 +49,8 @@ def encode(chain: Chain, model: Path, pairs: str) -> str:
     target = str(chain.output / "data" / "encoded")
 
     def make(run: Run, key: str) -> dict[str, float]:
+        run.log_input("pairs", pairs, "encoding")
+        run.used({"model": model})
         info = encode_dataset(
             pairs,
             target,

@@ -23,7 +23,8 @@ def evaluate(chain: Chain, model: Path, heldout: str) -> StageRecord:
     target = output / "evaluation.json"
 
     def make(run: Run, key: str) -> dict[str, float]:
-        run.log_input(HELDOUT, heldout, "evaluation")
+        for reader in (run, chain.parent):
+            reader.log_input(HELDOUT, heldout, "evaluation")
         run.used({"model": model})
         editor = load_editor(model, settings.mask_cache)
         samples = read_dataset_info(heldout).samples

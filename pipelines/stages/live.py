@@ -40,6 +40,7 @@ def stream_live(
     def make(run: Run, key: str) -> dict[str, float]:
         from pipelines.stages.edit_remote import film_file, live_numbers  # seconds to import
 
+        run.used({"model": result.model})
         runner.view.update("live", 0, frames, f"starting {reference}")
         with serving(reference) as url:
             report = film_file(

@@ -34,6 +34,7 @@ class PipelineResult:
     table: Path
     picture: Path
     run_id: str
+    experiment_id: str | None  # of MLflow's; None as long as it does not answer
 
 
 def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -> PipelineResult:
@@ -47,6 +48,7 @@ def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -
     place = chain.output / "versions" / fingerprint[:16]
 
     def make(run: Run, key: str) -> dict[str, float]:
+        run.used({"model": model})
         publish(model, place)
         chain.parent.register(
             tracking.model_name,
@@ -84,6 +86,7 @@ def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -
         table=chain.output / TABLE,
         picture=chain.output / PICTURE,
         run_id=chain.parent.run_id,
+        experiment_id=chain.parent.experiment_id,
     )
 
 

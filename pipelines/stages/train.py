@@ -28,7 +28,8 @@ def train(
         from pipelines.training.trainer import train_stage  # Ray Train takes seconds to import
 
         chain.start_ray()
-        run.log_input("train", str(dataset), "training")
+        for reader in (run, chain.parent):
+            reader.log_input("train", str(dataset), "training")
         if section.validate_every:
             run.log_input(HELDOUT, str(heldout), "validation")
         run.used({"start": start, **models})

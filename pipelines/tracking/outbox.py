@@ -152,6 +152,11 @@ class Outbox:
             )
             return self._sender.runs.get(mark, mark)
 
+    def experiment_id(self, mark: str) -> str | None:
+        """MLflow's number of the experiment that holds a run; None as long as it is not known."""
+        known = self.run_id(mark) != mark
+        return self._sender.experiment_id if known else None  # which sending the run has asked for
+
     def version(self, name: str, fingerprint: str) -> str | None:
         """The number of the version of `name` that was registered from here with these files."""
         return self._versions.get(self._known_as(name, fingerprint))
@@ -268,6 +273,10 @@ class Run:
     @property
     def run_id(self) -> str:
         return self.outbox.run_id(self.mark)
+
+    @property
+    def experiment_id(self) -> str | None:
+        return self.outbox.experiment_id(self.mark)
 
     def start_stage(self, stage: str, params: Mapping[str, Any], key: str) -> Run:
         return self.outbox.start_stage(self.mark, stage, params, key)

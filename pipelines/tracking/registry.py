@@ -8,6 +8,7 @@ back at its pipeline run.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -246,7 +247,20 @@ def _create(
     version = client.create_model_version(
         name, source=f"models:/{model}", run_id=run_id, model_id=model, tags=tags | numbers
     )
+    _link_back(client, model, name, str(version.version))
     return str(version.version), model
+
+
+def _link_back(client: MlflowClient, model_id: str, name: str, version: str) -> None:
+    """The model's page says of which versions it is; MLflow's own `register_model` does the same.
+
+    A version's other fields say whose model it is, but the page reads this alone.
+    """
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    told = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    told.append({"name": name, "version": version})
+    client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(told)})
 
 
 def _illustrate(

@@ -41,7 +41,7 @@ class Sender:
             made = Path(entry["place"]), entry["fingerprint"], entry["step"]
             lineage.log_made(self.uri, run.run_id, entry["name"], *made)
         elif entry["what"] == "reused":
-            of = find_run(self.uri, self._experiment_id, entry["of"]) or entry["of"]
+            of = find_run(self.uri, self.experiment_id, entry["of"]) or entry["of"]
             run.link_reused(entry["stage"], of)
         elif entry["what"] == "end":
             run.finish(entry["status"], entry["at"])
@@ -52,7 +52,7 @@ class Sender:
     def _start(self, entry: Mapping[str, Any]) -> None:
         mark, began = entry["run"], entry["at"]
         tags = {**entry["tags"], "liveedit.run": mark}
-        found = find_run(self.uri, self._experiment_id, mark)
+        found = find_run(self.uri, self.experiment_id, mark)
         if found is not None:  # it was made, and the answer got lost
             run = Tracker(self.uri, found)
         elif "parent" in entry:
@@ -77,12 +77,12 @@ class Sender:
         )
 
     @cached_property
-    def _experiment_id(self) -> str:
+    def experiment_id(self) -> str:
         return experiment_id(self.uri, self.experiment)
 
     def _run(self, mark: str) -> Tracker:
         if mark not in self.runs:
-            found = find_run(self.uri, self._experiment_id, mark)
+            found = find_run(self.uri, self.experiment_id, mark)
             if found is None:
                 raise MissingRunError(f"there is no run with the tag liveedit.run={mark}")
             self.runs[mark] = found

@@ -180,6 +180,13 @@ def test_lineage_leads_from_the_model_to_the_data(
             assert entry.step == 2
     artifacts = {a.path for a in client.list_artifacts(children["evaluate"].info.run_id)}
     assert artifacts == {"evaluation.json", "metrics.md", "sample.mp4", "side_by_side.png"}
+    read = {e.dataset.name: e.tags[0].value for e in parent.inputs.dataset_inputs}
+    assert read == {"train": "training", "heldout": "evaluation"}
+    assert parent.info.experiment_id == result.experiment_id
+    (pairs,) = children["encode"].inputs.dataset_inputs
+    assert (pairs.dataset.name, pairs.tags[0].value) == ("pairs", "encoding")
+    for stage in ("encode", "register"):
+        assert len(children[stage].inputs.model_inputs) == 1
     (judged,) = children["evaluate"].inputs.model_inputs
     (made,) = children["distill"].outputs.model_outputs
     assert version.source == f"models:/{made.model_id}" == f"models:/{judged.model_id}"

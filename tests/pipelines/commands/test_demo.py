@@ -38,6 +38,7 @@ def result_of(
         output=output, model=model, version="7", aliases=list(aliases),
         shortfalls=list(shortfalls), metrics={"gain": 1.25}, report=output / "evaluation.json",
         table=output / "metrics.md", picture=output / "side.png", run_id="run",
+        experiment_id="3",
     )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def test_the_page_says_where_everything_is_and_why_it_was_not_promoted(
         str(tmp_path / "side.png"),
         "1.2 dB",
         f"mlflow ui --backend-store-uri {mlflow_uri}",
-        "/#/runs/run?workflowType=machine_learning",
+        "/#/experiments/3/runs/run?workflowType=machine_learning",
         "/#/models/liveedit/versions/7?workflowType=machine_learning",
     ):
         assert words in page.getvalue()

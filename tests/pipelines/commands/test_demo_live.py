@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from data.video import probe, read_frames
+from infra.runtime.registry import client_for
 from modeling.fingerprint import model_fingerprint
 from pipelines.commands.run import serving_demo
 from pipelines.config.load import load_config
@@ -36,9 +37,12 @@ def test_the_candidate_is_served_and_streamed_once(
     result = PipelineResult(
         output=tmp_path, model=model, version=outbox.version(name, fingerprint),
         aliases=["candidate"], shortfalls=["gain"], metrics={}, report=tmp_path, table=tmp_path,
-        picture=tmp_path, run_id=parent.run_id,
+        picture=tmp_path, run_id=parent.run_id, experiment_id=parent.experiment_id,
     )  # fmt: skip
+    client = client_for(mlflow_uri)
     assert served_reference(config, result) == "models:/liveedit@candidate"
+    version = client.get_model_version("liveedit", result.version)
+    assert result.experiment_id == client.get_run(result.run_id).info.experiment_id
 
     view = StageView(Console(file=StringIO()), ("edit", "live"))
     with view:
@@ -59,3 +63,9 @@ def test_the_candidate_is_served_and_streamed_once(
     assert numbers["edited"] + numbers["dropped"] == source.frames
     assert numbers["first_chunk_s"] > 0
     assert numbers["fps"] > 0
+    assert outbox.flush()
+    stages = client.search_runs([result.experiment_id], "tags.`liveedit.kind` = 'stage'")
+    assert {stage.info.run_name for stage in stages} == {"edit", "live"}
+    for stage in stages:  # whose search leaves out which models a run used
+        (used,) = client.get_run(stage.info.run_id).inputs.model_inputs
+        assert used.model_id == version.source.removeprefix("models:/")

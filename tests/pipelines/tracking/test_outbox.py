@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Run as MlflowRun
+from PIL import Image
 
 from infra.runtime.registry import client_for
 from modeling.fingerprint import model_fingerprint
@@ -34,10 +35,10 @@ def tell_all(outbox: Outbox, model: Path) -> None:
     stage = parent.start_stage("vae", {"steps": 2}, "key")
     stage.log_input("train", str(model), "training")  # anything that has a hash
     stage.log_metrics({"loss": 2.0}, step=1)
-    picture = outbox.output / "picture.txt"
-    picture.write_text("first")
+    picture = outbox.output / "picture.png"
+    Image.new("RGB", (8, 8), "red").save(picture)
     stage.log_artifact(picture)
-    picture.write_text("changed later")
+    Image.new("RGB", (8, 8), "blue").save(picture)
     stage.log_metrics({"loss": 1.0}, step=2)
     stage.finish()
     parent.reused("data", stage.mark)
@@ -71,8 +72,9 @@ def check_all(uri: str, model: Path, folder: Path) -> None:
     client = client_for(uri)
     history = client.get_metric_history(stage.info.run_id, "loss")
     assert [(entry.step, entry.value) for entry in history] == [(1, 2.0), (2, 1.0)]
-    copy = client.download_artifacts(stage.info.run_id, "picture.txt", str(folder))
-    assert Path(copy).read_text() == "first"
+    copy = client.download_artifacts(stage.info.run_id, "picture.png", str(folder))
+    with Image.open(copy) as first:
+        assert first.getpixel((0, 0)) == (255, 0, 0)
     assert registry.resolve("models:/liveedit@candidate", uri) == model
     assert len(registry.versions("liveedit", uri)) == 1
     (version,) = registry.versions("liveedit", uri)
@@ -83,7 +85,7 @@ def check_all(uri: str, model: Path, folder: Path) -> None:
     shown = client.get_logged_model(version.source.removeprefix("models:/"))
     assert [(m.dataset_name, m.dataset_digest) for m in shown.metrics] == [("heldout", "abc123")]
     files = {file.path for file in client.list_logged_model_artifacts(shown.model_id)}
-    assert files == {"MLmodel", "card.json", "picture.txt"}
+    assert files == {"MLmodel", "card.json", "picture.png", "picture-small.png"}
 
 
 def all_runs(uri: str) -> dict[str, MlflowRun]:
@@ -109,7 +111,7 @@ def test_everything_arrives_and_the_same_again_changes_nothing(
             file = tmp_path / "tracking" / "files" / entry["file"]
             assert not file.exists(), "a sent file is kept"
             file.parent.mkdir()
-            file.write_text("first")
+            Image.new("RGB", (8, 8), "red").save(file)
     (tmp_path / "tracking" / "state.json").unlink()
     with Outbox(tmp_path, mlflow_uri, "liveedit", said.append):
         pass

@@ -87,6 +87,9 @@ def test_a_version_s_page_says_what_it_is(
     for name, value in read_card(tiny_model).items():
         assert f"| {name} | {value} |" in version.description
     model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [
+        {"name": "liveedit", "version": number}
+    ]
     (metric,) = model.metrics
     assert (metric.key, metric.value) == ("gain", 4.5)
     assert (metric.dataset_name, metric.dataset_digest) == ("heldout", "abc123")
