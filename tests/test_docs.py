@@ -86,6 +86,26 @@ def test_messages_that_are_explained_are_said(section: str, patterns: tuple[str,
             assert part in said, f"nothing says {part!r}"
 
 
+@pytest.mark.parametrize("name", ["performance.md", "serving.md"])
+def test_pages_of_results_begin_with_one_short_table(name: str) -> None:
+    parts = (DOCS / name).read_text().split("\n\n")
+    first = next(part for part in parts if not part.startswith("#"))
+    assert first.startswith("| ")
+    assert len(first.splitlines()) <= 10
+    assert f"log/{name}" in (DOCS / name).read_text(), "no way to the diary"
+    assert (DOCS / "log" / name).is_file()
+
+
+def test_tables_have_a_heading_and_one_width() -> None:
+    for file in (ROOT / "README.md", *DOCS.rglob("*.md")):
+        for table in re.findall(r"(?:^\|.*\n)+", file.read_text(), flags=re.MULTILINE):
+            lines = table.splitlines()
+            assert len(lines) > 2, f"{file.name}: {lines[0]}"
+            assert set(lines[1]) <= set("|- :"), f"{file.name}: {lines[0]}"
+            widths = {len(re.split(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) for line in lines}
+            assert len(widths) == 1, f"{file.name}: {lines[0]}"
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     pages = [ROOT / "README.md", *DOCS.rglob("*.md"), *ROOT.glob("*/README.md")]
     for file in pages:

@@ -43,11 +43,11 @@ def flowing(function: Callable[..., None]) -> str:
 
 
 def chosen_model(model: str | None) -> str:
-    """The path or reference of the model that is meant; says on a line which and why."""
-    from pipelines.tracking.registry import choose
+    """The path of the model that is meant; says on a line which and why, unless it was named."""
+    from pipelines.tracking.registry import AS_ASKED, choose
 
     chosen = choose(model)
-    if model is None:
+    if chosen.why != AS_ASKED:
         console.print(f"model: {short(chosen.path)}, {chosen.why}", soft_wrap=True, markup=False)
     return str(chosen.path)
 

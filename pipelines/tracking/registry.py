@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 DEMO_OUTPUT = RUNS / "demo"
 SHIPPED = ROOT / "pipelines" / "start" / "natural"
+AS_ASKED = "as asked"
 BEFORE = "liveedit.before."  # and an alias, tag on a model: the versions that had it, latest last
 
 
@@ -156,7 +157,8 @@ def locate(model: str | None) -> Path:
 
 
 def choose(model: str | None) -> Chosen:
-    """A path, `models:/NAME@ALIAS`, or null for the model at hand.
+    """A path (what ships is found from anywhere), `models:/NAME@ALIAS`, or null for the model at
+    hand.
 
     Null is the model that the last pipeline in runs/demo of the working directory finished, else
     that in runs/demo of this tree, else the one shipped with it. Raises RegistryError.
@@ -175,12 +177,16 @@ def choose(model: str | None) -> Chosen:
         )
     if model.startswith(SCHEME):
         return Chosen(resolve(model, resolve_uri(None)), "as the registry says")
+    shipped = ROOT / model
+    if not Path(model).exists() and shipped.parent == SHIPPED.parent and shipped.is_dir():
+        return Chosen(shipped, "which ships")
     if not (Path(model) / "config.json").is_file():
         raise RegistryError(
             f"{model} is no model directory (config.json is missing); give a folder that training "
-            "or `liveedit import` wrote, or models:/liveedit@production"
+            "or `liveedit import` wrote, or models:/liveedit@production, or none for the model at "
+            "hand"
         )
-    return Chosen(Path(model).absolute(), "as asked")
+    return Chosen(Path(model).absolute(), AS_ASKED)
 
 
 def resolve(reference: str, uri: str) -> Path:

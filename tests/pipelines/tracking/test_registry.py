@@ -251,6 +251,17 @@ def test_the_demo_s_model_is_meant_from_any_folder(
     assert "the model that ships" in registry.choose(None).why
 
 
+def test_what_ships_is_found_from_any_folder_and_nothing_else_of_the_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = registry.choose("pipelines/start/natural")
+    assert (shipped.path, shipped.why) == (registry.SHIPPED, "which ships")
+    monkeypatch.setattr(registry, "ROOT", registry.SHIPPED.parent)
+    with pytest.raises(RegistryError, match=r"natural is no model directory"):
+        registry.choose("natural")
+
+
 def changed(model: Path, target: Path) -> Path:
     """A copy of a model with other weights."""
     shutil.copytree(model, target)
