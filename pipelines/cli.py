@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +30,7 @@ from pipelines.commands.token import token
 from pipelines.commands.train import train
 from pipelines.exits import TryAgainError, exit_code
 
-DASHED = re.compile(r"--\w+[._][\w.]*(?==)")  # options have hyphens, settings dots and underscores
+DASHED = re.compile(r"--\w+[._][\w.]*(?==|$)")  # options have hyphens, settings dots or underscores
 PATIENCE_S = 5.0  # for which further signals are not heard
 
 app = typer.Typer(
@@ -163,11 +163,7 @@ def main() -> None:
         return
     for argument in sys.argv[1:]:
         if setting := DASHED.match(argument):
-            errors.print(
-                f"[red]Error:[/] {setting[0]}... is a setting, which has no dashes: write "
-                f"{argument.lstrip('-')}",
-                soft_wrap=True,
-            )
+            errors.print(f"[red]Error:[/] {_dashed(setting[0], argument)}", soft_wrap=True)
             sys.exit(2)
     warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")
     try:
@@ -179,6 +175,18 @@ def main() -> None:
         if stop.heard:  # a further signal must not kill the interpreter while it puts things away
             for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(ending, signal.SIG_IGN)
+
+
+def _dashed(name: str, argument: str) -> str:
+    """What is wrong with an option that has a dot or an underscore."""
+    command: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word, command)
+    hyphened = name.replace("_", "-")
+    if any(hyphened in parameter.opts for parameter in command.params):
+        return f"there is no option {name}; write {argument.replace(name, hyphened)}"
+    value = argument.removeprefix(name).removeprefix("=") or "VALUE"
+    return f"{name}... is a setting, which has no dashes: write {name.lstrip('-')}={value}"
 
 
 def _one_line(error: Exception) -> str:

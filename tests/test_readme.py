@@ -147,6 +147,17 @@ def test_the_client_s_snippet(server: Server) -> None:
     edited = asyncio.run(main())
     assert [frame.shape for frame in edited] == [(128, 224, 3)] * 9
 
+    async def broken() -> AsyncIterator[np.ndarray]:
+        yield clip(1, width=224, height=128)[0]
+        raise OSError("camera unplugged")
+
+    async def fails() -> None:
+        async for _ in names["live"](broken(), url=server.url):
+            pass
+
+    with pytest.raises(OSError, match="unplugged"):
+        asyncio.run(asyncio.wait_for(fails(), 60))
+
 
 def test_a_client_can_be_written_from_the_page_of_the_wire(server: Server) -> None:
     names: dict[str, Any] = {}

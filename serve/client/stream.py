@@ -125,8 +125,15 @@ class Stream:
         """The next source frame, uint8 [height, width, 3]; returns its index.
 
         Lossless: waits while enough is on its way. Live: a frame that comes while the connection is
-        lost is left out (None), as a camera's frames are. Raises what ended the stream.
+        lost is left out (None), as a camera's frames are. Raises what ended the stream, and
+        UserError for pixels of another kind or size than the stream was opened with.
         """
+        shape = (self._message.height, self._message.width, 3)
+        if pixels.dtype != np.uint8 or pixels.shape != shape:
+            raise UserError(
+                f"a frame of this stream is uint8 {list(shape)} (height, width, RGB), "
+                f"got {pixels.dtype} {list(pixels.shape)}"
+            )
         image = await asyncio.to_thread(codec.encode, pixels, self._message.format)
         return await self.send_encoded(image, time_us=time_us)
 

@@ -79,6 +79,10 @@ def test_the_sync_client_ends_early_and_passes_errors_on(server: Server) -> None
     with pytest.raises(UserError, match="ws://HOST:PORT"):
         list(edit_frames("127.0.0.1:9", clip(1), "make it red", fps=16))
 
+    for odd in (np.zeros((32, 48, 3), np.float32), np.zeros((48, 32, 3), np.uint8)):
+        with pytest.raises(UserError, match=r"is uint8 \[32, 48, 3\].* got (float32|uint8 \[48)"):
+            list(edit_frames(server.url, [clip(1)[0], odd], "make it red", fps=16))
+
     def broken_source() -> object:
         yield clip(1)[0]
         raise OSError("camera unplugged")
