@@ -213,6 +213,7 @@ async function end(error) {
   run = null;
   await saving.stop();
   state("ready");
+  numbers.quality({ level: "full" });
   get("start").classList.add("primary");
   get("apply").disabled = get("record").disabled = true;
   if (source.ended) {
@@ -228,6 +229,7 @@ async function end(error) {
 
 function apply() {
   if (!run || !get("prompt").reportValidity()) return;
+  complaint.say(null);
   prompts.used();
   run.setPrompt(prompts.value);
 }
@@ -240,7 +242,10 @@ async function whole() {
   state("editing the file", "busy");
   stage.say("sending the file");
   get("start").textContent = "Stop";
+  get("start").classList.remove("primary");
   show("whole", false);
+  show("saved", false);
+  show("advice", false);
   const { duration } = source.video;
   try {
     const edited = await editWhole(chooser.file, {
@@ -256,6 +261,7 @@ async function whole() {
     if (error.name !== "AbortError") complaint.say(error);
   }
   upload = null;
+  get("start").classList.add("primary");
   state("ready");
 }
 

@@ -27,7 +27,6 @@ export class Numbers {
   quality(message) {
     const words = message.level === "full" ? "" : LEVELS[message.level] ?? (() => "edited less well: the server is full");
     this.set("quality", words && words(message));
-    document.getElementById("lowered").classList.toggle("hidden", !words);
   }
 
   set(name, text) {

@@ -230,7 +230,12 @@ def test_a_file_is_edited_once_and_saved(browser: Chrome, server: Server, tmp_pa
     page.choose("from", "file")
     page["file"].send_keys(str(video))
     page.until(page["whole"].is_displayed, "the file is not offered")
-    page["whole"].click()
+    stop = browser.execute_script(
+        "document.getElementById('whole').click();"
+        "const { textContent, className } = document.getElementById('start');"
+        "return [textContent, className]"
+    )
+    assert stop == ["Stop", ""], "it looks as if it started something"
     page.until(page["saved"].is_displayed, "no edited file")
     assert page["download"].get_attribute("download") == "clip-edited.mp4"
     data = browser.execute_async_script(
@@ -245,6 +250,7 @@ def test_a_file_is_edited_once_and_saved(browser: Chrome, server: Server, tmp_pa
     assert (info.width, info.height) == (64, 48)
     assert sum(1 for _ in read_frames(saved)) == sum(1 for _ in read_frames(video))
     assert page["result"].is_displayed()
+    assert page["start"].get_attribute("class") == "primary"
     assert page.complaints() == []
 
 
