@@ -1,4 +1,4 @@
 """Pairs in, shards out, batches out; video decode and encode.
 
-Imports of this tree `infra.runtime.errors` alone.
+Imports of this tree the errors and the environment alone.
 """

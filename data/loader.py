@@ -10,7 +10,6 @@ with unequal counts, on which collectives hang.)
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from data.processes import adopt_environment, worker_context
 from data.sample import EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.store import open_store
+from infra.runtime.environment import everything
 from infra.runtime.errors import UserError
 
 # Shards whose samples are mixed with each other; so many lie on the local disk at a time.
@@ -82,8 +82,8 @@ def loader(
     """Iterable of batches of a dataset.
 
     A batch of pairs holds source and target uint8 `[B, F, H, W, 3]`, mask bool `[B, F, H, W]`; an
-    encoded one source and target `[B, F, 16, h, w]`, text `[B, L, D]` and mask `[B, F, h, w]`, all
-    float32. Both hold `instruction` and `key`, lists of B strings.
+    encoded one source and target `[B, F, 16, h, w]` and text `[B, L, D]`, all float32. Both hold
+    `instruction` and `key`, lists of B strings.
 
     Args:
         state: What `state_dict()` gave, to go on after that batch.
@@ -125,7 +125,7 @@ class Loader:
                 num_workers=workers,
                 collate_fn=_collate,
                 multiprocessing_context=worker_context() if workers else None,
-                worker_init_fn=functools.partial(adopt_environment, dict(os.environ)),
+                worker_init_fn=functools.partial(adopt_environment, everything()),
                 generator=torch.Generator().manual_seed(split.seed),  # leaves torch's own alone
             )
         if state is not None:

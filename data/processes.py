@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
 from typing import TypeVar
+
+from infra.runtime.environment import become
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,8 +31,7 @@ def worker_context() -> BaseContext:
 def adopt_environment(environment: dict[str, str], worker: int = 0) -> None:
     """Run first in a worker: the server that it was forked from may be older than a variable."""
     del worker
-    os.environ.clear()
-    os.environ.update(environment)
+    become(environment)
 
 
 def map_in_order(

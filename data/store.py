@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra.runtime.environment import variable
 from infra.runtime.errors import UserError
 
 # A wrong address is found out in seconds, a short outage survived, a silent server costs a minute.
@@ -186,7 +187,7 @@ class S3Store(Store):
     def naming(self, name: str) -> Iterator[None]:
         import botocore.exceptions as boto
 
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
         where = f"{self.uri}/{name}".rstrip("/")
         try:
             yield

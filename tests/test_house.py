@@ -27,6 +27,17 @@ COMES_WITH_TORCH = {"cuda", "triton"}  # of the one version that fits it
 COMES_WITH_TRANSFORMERS = {"tokenizers"}
 # The named doors: what a library does not promise to keep is used in one file each.
 DOORS = {("ray", "infra/runtime/ray_private.py")}
+_SDPA = "_scaled_dot_product"
+PRIVATE = {
+    "modeling/diffusion/transformer.py": {  # which attention is kept instead of computed again
+        *(f"{_SDPA}_{kind}_attention" for kind in ("cudnn", "efficient", "flash")),
+        f"{_SDPA}_flash_attention_for_cpu",
+    },
+    "modeling/gpu/transformer.py": {"_addmm_activation", f"{_SDPA}_cudnn_attention", "_scaled_mm"},
+    "pipelines/training/watch/watchdog.py": {"_current_frames", "_exit"},
+    "pipelines/training/zero/inside.py": {"_config", "_hp_mapping"},
+    "serve/run.py": {"_create_unverified_context", "_exit"},
+}
 
 
 def imports(*folders: str) -> Iterator[tuple[str, str]]:
@@ -73,6 +84,30 @@ def test_private_parts_of_libraries_are_used_behind_one_door_each() -> None:
         if any(part.startswith("_") for part in name.split("."))
     }
     assert private == DOORS
+
+
+def test_what_is_private_to_libraries_is_known_in_few_places() -> None:
+    """Attributes that begin with one underscore and that nothing in this tree defines."""
+    trees = {
+        str(path.relative_to(ROOT)): ast.parse(path.read_text())
+        for folder in CODE
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    }
+    nodes = [(file, node) for file, tree in trees.items() for node in ast.walk(tree)]
+    ours = {n.name for _, n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+    ours |= {n.id for _, n in nodes if isinstance(n, ast.Name)}
+    used: dict[str, set[str]] = {}
+    for file, n in nodes:
+        foreign = isinstance(n, ast.Attribute) and n.attr not in ours
+        if foreign and re.match("_[^_]", n.attr) and ast.unparse(n.value) not in ("self", "cls"):
+            used.setdefault(file, set()).add(n.attr)
+    assert used == PRIVATE
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    files = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+    readers = [str(f.relative_to(ROOT)) for f in files if "os.environ" in f.read_text()]
+    assert readers == ["infra/runtime/environment.py"]
 
 
 def test_imports_point_one_way() -> None:

@@ -1,4 +1,4 @@
-"""The process's environment: read and set here alone, and by `data` for its own processes."""
+"""The process's environment: read and set here alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from contextlib import contextmanager
 def variable(name: str) -> str | None:
     """A variable's value; None where it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def everything() -> dict[str, str]:
+    """All variables, for another process."""
+    return dict(os.environ)
+
+
+def become(values: Mapping[str, str]) -> None:
+    """From now on this process has these variables and no others."""
+    os.environ.clear()
+    os.environ.update(values)
 
 
 def set_default(name: str, value: str) -> None:

@@ -1,4 +1,4 @@
 """The local stack.
 
-Imports nothing of this tree.
+May import `infra.runtime`.
 """

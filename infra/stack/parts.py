@@ -5,7 +5,6 @@ The settings are those of compose.yaml, with this machine's folders and addresse
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import subprocess
@@ -14,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from infra.runtime.environment import everything
 
 INFRA = Path(__file__).parent.parent
 HOST = "127.0.0.1"
@@ -179,7 +180,7 @@ def _part(
     name: str, port: int, ready: str, command: list[str], environment: dict[str, str]
 ) -> Part:
     address = f"http://{HOST}:{port}"
-    return Part(name, port, address, ready, command, {**os.environ, **environment})
+    return Part(name, port, address, ready, command, {**everything(), **environment})
 
 
 PARTS: tuple[Callable[[Settings], Part | Missing], ...] = (mlflow, s3, prometheus, grafana)

@@ -62,13 +62,13 @@ def load_section(kind: type[T], overrides: Iterable[str]) -> T:
 
 
 def to_plain(config: PipelineConfig) -> dict[str, Any]:
-    """Plain JSON values, fit for Ray's train_loop_config and for MLflow."""
+    """Plain JSON values, for other processes and for MLflow."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
 
 
 def from_plain(plain: dict[str, Any]) -> PipelineConfig:
     """The inverse of `to_plain`; no second validation."""
-    return merge(PipelineConfig(), [("train_loop_config", plain)])
+    return merge(PipelineConfig(), [("plain values", plain)])
 
 
 def to_yaml(config: PipelineConfig) -> str:
