@@ -31,6 +31,8 @@ CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
 }
+# MLflow would print an address that opens its pages for language models, and in the midst of ours.
+QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 
 SOURCE = 250  # characters of a command that are told
 
@@ -207,7 +209,8 @@ class Tracker:
 
     def finish(self, status: str = "FINISHED", at: int | None = None) -> None:
         """End the run as FINISHED, FAILED or KILLED; `at` in ms since 1970, null is now."""
-        self._call(self._client.set_terminated, status, at)
+        with environment(QUIET):
+            self._call(self._client.set_terminated, status, at)
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         with naming(self.uri):

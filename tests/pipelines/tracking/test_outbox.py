@@ -121,7 +121,7 @@ def test_everything_arrives_and_the_same_again_changes_nothing(
 
 @pytest.mark.timeout(300)
 def test_a_server_that_dies_misses_nothing_and_is_told_by_one_command(
-    mlflow_uri: str, tiny_model: Path, tmp_path: Path
+    mlflow_uri: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
     port = free_port()
@@ -135,6 +135,7 @@ def test_a_server_that_dies_misses_nothing_and_is_told_by_one_command(
             assert before.run_id == all_runs(address)["before"].info.run_id  # is waited for
             before.finish()
             assert outbox.flush()
+            assert "View run" not in capsys.readouterr().out, "MLflow's own addresses"
         tell_all(outbox, tiny_model)
         assert not outbox.flush()
         outbox.start_pipeline("after", {}).finish()
