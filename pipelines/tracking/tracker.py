@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,12 +232,14 @@ def naming(uri: str) -> Iterator[None]:
 
 def code_tags() -> dict[str, str]:
     """Who runs what, under the names of MLflow's columns. The commit is `-dirty` with local
-    changes, `unknown` without git."""
+    changes, `unknown` without git. Settings are parameters, and MLflow shows what follows the last
+    slash of a command."""
     commit = code_commit()
+    command = takewhile(lambda word: "=" not in word, sys.argv[1:])
     return {
         "liveedit.commit": commit,
         "mlflow.source.git.commit": commit,
-        "mlflow.source.name": " ".join(["liveedit", *sys.argv[1:]])[:SOURCE],
+        "mlflow.source.name": " ".join(["liveedit", *command])[:SOURCE],
         "mlflow.source.type": "LOCAL",
         "mlflow.user": _user(),
     }

@@ -48,6 +48,12 @@ def test_parent_and_stage_runs(mlflow_uri: str, tmp_path: Path) -> None:
     assert top.data.params == {"data.pairs": "4"}
 
 
+def test_a_run_comes_from_a_command_without_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["x/liveedit", "train", "demo", "--from", "causal", "tracking.uri=http://a:secret@b/c"]
+    monkeypatch.setattr("sys.argv", words)
+    assert tracking.code_tags()["mlflow.source.name"] == "liveedit train demo --from causal"
+
+
 def test_any_number_of_parameters(mlflow_uri: str) -> None:
     params = {f"key{n}": n for n in range(250)}
     tracker = Tracker.start_pipeline(mlflow_uri, "liveedit", "many", params)
