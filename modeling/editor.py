@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
@@ -28,7 +30,7 @@ from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import TextKV, Transformer
 from modeling.fingerprint import model_fingerprint
 from modeling.gpu.accelerate import accelerate, fast_detail
-from modeling.model_dir import Model, ModelError, load_model
+from modeling.model_dir import Model, ModelError, latents_identity, load_model
 from modeling.streaming.forward import ForwardOn, PlainForward
 from modeling.streaming.picture import Detail
 from modeling.streaming.policies import POLICIES
@@ -74,6 +76,7 @@ class StreamingEditor:
         self.mask_cache = mask_cache
         self.name = name or str(model.card.get("name") or (model.path or Path("random")).name)
         self.identity = _identity(model)
+        self.latents = _latents(model)
         self.device = self.transformer.patch_embedding.weight.device
         self.flow = FlowSchedule(self.settings.shift, self.device)
         self.timesteps = self.flow.warp(self.settings.timesteps)  # [steps]
@@ -176,9 +179,14 @@ class StreamingEditor:
     def restore(self, state: StreamState) -> EditStream:
         """A stream that goes on where `state` was taken (see `EditStream.snapshot`).
 
-        StateError if that was on another model: its latents mean nothing to this one.
+        What another model edited goes on from its latents alone, where they mean the same to this
+        one (`latents_identity`). StateError where they do not.
         """
-        if state.model != self.identity:
+        if state.model != self.identity and state.latents == self.latents:
+            state = replace(
+                state, source=None, kv=None, encoder=None, decoder=None, reproducer=None
+            )
+        elif state.model != self.identity:
             raise StateError(
                 f"this stream was edited by another model than {self.name} (fingerprint "
                 f"{state.model[:12] or 'none'}, here {self.identity[:12]}); open a new stream"
@@ -197,14 +205,27 @@ class StreamingEditor:
         return stream
 
 
+def _latents(model: Model) -> str:
+    """As `_identity`, of what a stream's latents mean."""
+    if model.path is not None:
+        return latents_identity(model.path, model.config)
+    assert model.vae is not None
+    return _sampled(model.vae)
+
+
 def _identity(model: Model) -> str:
     """The directory's fingerprint, so that every process that loads it says the same; of networks
     without one a hash of some of their weights."""
     if model.path is not None:
         return model_fingerprint(model.path)
+    assert model.transformer is not None
+    assert model.vae is not None
+    return _sampled(model.transformer, model.vae)
+
+
+def _sampled(*networks: nn.Module) -> str:
     digest = hashlib.sha256()
-    for network in (model.transformer, model.vae):
-        assert network is not None
+    for network in networks:
         for weight in network.state_dict().values():
             digest.update(weight.flatten()[:SAMPLED].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -31,6 +31,14 @@ def model_fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def file_fingerprint(path: str | Path) -> str:
+    """The hash of one file's size and blocks, as of those of a directory."""
+    path = Path(path)
+    digest = hashlib.sha256(f"{path.stat().st_size}\n".encode())
+    _hash_blocks(path, digest)
+    return digest.hexdigest()
+
+
 def check_fingerprint(what: str, folder: str | Path, expected: str) -> None:
     """Raise a FingerprintError unless `folder` is the model directory that `what` was made of."""
     found = model_fingerprint(folder)

@@ -9,6 +9,7 @@ card.json                 lineage: dataset and config hashes, commit, parent mod
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from infra.runtime.errors import UserError
 from modeling.config import ModelConfig
 from modeling.diffusion.transformer import Transformer
+from modeling.fingerprint import file_fingerprint
 from modeling.presets import PRESETS
 from modeling.streaming.policies import POLICIES
 from modeling.text.build import TEXT_ENCODERS
@@ -126,6 +128,15 @@ def read_config(path: str | Path) -> ModelConfig:
         text = str((Path(path) / config.text.path).resolve())
         config = replace(config, text=replace(config.text, path=text))
     return config
+
+
+def latents_identity(path: str | Path, config: ModelConfig) -> str:
+    """The hash of what a stream's latents mean: two models that say the same can go on with each
+    other's streams, from their latents."""
+    stream = config.stream
+    sizes = repr((config.vae, stream.chunk_latents, stream.window_latents, stream.sink_latents))
+    vae = file_fingerprint(Path(path) / "vae.safetensors")
+    return hashlib.sha256(f"{sizes} {vae}".encode()).hexdigest()
 
 
 def check_choices(config: ModelConfig) -> None:

@@ -5,16 +5,15 @@ serve deploy config.yaml        with `import_path: serve.app:app` and `args: {mo
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ray import serve as ray_serve
 from ray.serve import Application
 
 from serve.editor import replica as editor_replica
-from serve.editor.model_source import find_model
 from serve.front import replica as front_replica
 from serve.settings import ServeSettings
+from serve.versions.source import find_models
 
 
 def app(args: dict[str, Any]) -> Application:
@@ -25,16 +24,16 @@ def app(args: dict[str, Any]) -> Application:
 def build(settings: ServeSettings, registry: str | None = None) -> Application:
     """What is wrong with model or tokens is an error here, not in every replica.
 
-    A reference to the registry is looked up once, so that all replicas, also those started later,
-    have the same version. `registry` is MLflow's address; null is what MLFLOW_TRACKING_URI says.
+    References to the registry are looked up once, so that all replicas begin with the same
+    versions; the hub follows their aliases from there. `registry` is MLflow's address; null is what
+    MLFLOW_TRACKING_URI says.
     """
     settings.check_files()
-    model = find_model(settings.model, registry)
-    settings = replace(settings, model=model.directory)
+    serves = find_models(settings.references, registry)
     editor = ray_serve.deployment(**editor_replica.describe_deployment(settings))(
         editor_replica.EditorReplica
     )
     front = ray_serve.deployment(**front_replica.describe_deployment(settings))(
         front_replica.FrontReplica
     )
-    return front.bind(settings, model.trained, editor.bind(settings, model))
+    return front.bind(settings, serves, editor.bind(settings, serves))

@@ -1,12 +1,12 @@
-"""The whole server in one process, without Ray: for tests and for looking at one model."""
+"""The whole server in one process, without Ray: for tests and for looking at models."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from modeling.editor import StreamingEditor
-from serve.editor.engine import Engine
+from serve.editor.accelerator import Accelerator
+from serve.editor.shelf import Shelf
 from serve.front.door import Door
 from serve.front.front import Front
 from serve.hub.ledger import Ledger
@@ -14,36 +14,44 @@ from serve.hub.records import SessionStore
 from serve.metrics import EditorMetrics, Metrics, Snapshot
 from serve.settings import ServeSettings
 from serve.tenants import Tenants
+from serve.versions.source import find_models, menu_of
 from serve.work_sizes import WorkSizes
 
 
 async def local_front(settings: ServeSettings) -> Front:
     """A front whose editor and session store are in this process, warmed up."""
-    editor = StreamingEditor.load(settings.model)
-    native = editor.settings.height, editor.settings.width
-    engine = Engine(
-        editor,
-        max_sessions=settings.max_sessions,
-        measured=settings.measured_capacity,
-        degrade=settings.degrade,
+    serves = find_models(settings.references)
+    shelf = Shelf(
+        Accelerator(
+            max_sessions=settings.max_sessions,
+            measured=settings.measured_capacity,
+            degrade=settings.degrade,
+        )
     )
-    await asyncio.to_thread(engine.warm_up)
-    metrics, editors = Metrics(), EditorMetrics()
+    for named in serves:
+        await asyncio.to_thread(shelf.put, named.source)
+    metrics, editors, menu = Metrics(), EditorMetrics(), menu_of(serves)
 
     async def models() -> list[dict[str, Any]]:
-        return [engine.describe()]
+        told = shelf.describe()
+        return [{"model": offer.name, **told[offer.stable]} for offer in menu.offers]
+
+    async def notes() -> list[str]:
+        return []
 
     async def snapshots() -> dict[str, Snapshot]:
-        engine.gauge(editors)
+        shelf.gauge(editors)
         return {"front": metrics.snapshot(), "editor": editors.snapshot()}
 
     return Front(
-        backend=engine,
+        backend=shelf,
         store=SessionStore(settings.limits.resume_s),
-        sizes=WorkSizes(native, settings.limits, settings.work_size, settings.detail),
+        sizes=WorkSizes(settings.limits, settings.work_size, settings.detail),
         metrics=metrics,
         door=Door(Tenants(settings.token_file), settings.allowed_origins),
         ledger=Ledger(),
         models=models,
+        menu=lambda: menu,
+        notes=notes,
         snapshots=snapshots,
     )

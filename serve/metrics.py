@@ -131,6 +131,15 @@ class HubMetrics(_Registry):
         self.lost = self._counter(
             "processes_lost_total", "Replicas that went without being asked to", "kind"
         )
+        self.holding = self._gauge(
+            "model_editors", "Editors that hold a version of what clients choose", "name", "model"
+        )
+        self.share = self._gauge(
+            "model_share", "Of new sessions with this name, for this version", "name", "model"
+        )
+        self.failed = self._gauge(
+            "model_failed", "1 for a version that could not be loaded and takes nothing", "model"
+        )
         self.build = self._gauge("build_info", "1, for what runs here", "version", "ray", "model")
 
 

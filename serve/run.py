@@ -92,14 +92,16 @@ class Running:
             time.sleep(0.2)
         raise StartError(f"{self.url} is not ready after {timeout_s:g} s: {reason}")
 
-    def model(self) -> dict[str, Any]:
-        """What `/v1/models` says of the model, asked without a token. Raises StartError."""
+    def models(self) -> list[dict[str, Any]]:
+        """What `/v1/models` says, asked without a token. Raises StartError."""
         try:
             hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
-            model: dict[str, Any] = ray.get(hub.models.remote(), timeout=CALL_S)[0]
-        except (ValueError, LookupError, ray.exceptions.RayError) as error:
-            raise StartError(f"no editor says which model it has: {error}") from error
-        return model
+            models: list[dict[str, Any]] = ray.get(hub.models.remote(), timeout=CALL_S)
+        except (ValueError, ray.exceptions.RayError) as error:
+            raise StartError(f"the hub does not say which models there are: {error}") from error
+        if not models:
+            raise StartError("no editor says which model it has")
+        return models
 
     def kill(self, deployment: str) -> str | None:
         """Kill a replica of "editor" or "front" as a machine that loses its power would.

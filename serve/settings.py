@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from infra.runtime.errors import UserError
@@ -15,6 +15,8 @@ from serve.scaling.placement import Scale
 from serve.tenants import read_tenants
 from serve.wire.protocol import Detail
 
+NewVersion = Literal["finish", "move"]
+LISTS = ("models", "allowed_origins", "warm_sizes")  # settings that are lists of texts
 FRAME = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")  # width and height
 
 
@@ -22,10 +24,13 @@ FRAME = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})")  # width and height
 class ServeSettings:
     """Plain values only: they cross processes and come from YAML.
 
-    `model` is a model directory, a preset's name, or `models:/NAME@ALIAS`.
+    `model` is a model directory, a preset's name, or `models:/NAME@ALIAS`; `models` are several.
     """
 
-    model: str
+    model: str | None = None
+    models: tuple[str, ...] = ()  # several, of which clients choose one by name
+    on_new_version: NewVersion = "finish"  # sessions stay with theirs; or "move" to the new one
+    editor_memory_gb: float = 0.0  # of weights that an editor holds at most; 0 for no bound
     device: str = "auto"  # "auto" is cuda where there is one
     fp8: bool = False  # most linear layers in 8 bits, on GPUs that can
     work_size: str = "native"  # that frames are edited at, where the client does not choose
@@ -52,6 +57,21 @@ class ServeSettings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.models):
+            raise UserError(
+                f"serve needs `model` or, for several, `models`, got model={self.model!r} and "
+                f"models={list(self.models)}; each is a model directory, a preset or "
+                "models:/NAME@ALIAS"
+            )
+        if self.on_new_version not in get_args(NewVersion):
+            raise UserError(
+                "serve setting on_new_version must be one of "
+                f"{', '.join(get_args(NewVersion))}, got {self.on_new_version!r}"
+            )
+        if self.editor_memory_gb < 0:
+            raise UserError(
+                f"serve setting editor_memory_gb must be 0 or more, got {self.editor_memory_gb}"
+            )
         for name in ("max_sessions", "min_editors", "fronts"):
             if getattr(self, name) < 1:
                 raise UserError(
@@ -99,18 +119,19 @@ class ServeSettings:
         limits = values.pop("limits", None) or {}
         if not isinstance(limits, dict):
             raise UserError(f"serve setting limits has fields (limits.max_fps), got {limits!r}")
-        lists = {name: values.pop(name, ()) for name in ("allowed_origins", "warm_sizes")}
+        lists = {name: values.pop(name, ()) for name in LISTS}
         for name, given in lists.items():
             if not isinstance(given, list | tuple) or not all(isinstance(o, str) for o in given):
                 raise UserError(f"serve setting {name} must be a list of texts, got {given!r}")
         _check("", cls, values, skip={"limits", *lists})
         _check("limits.", Limits, limits)
-        if "model" not in values:
-            raise UserError(
-                "serve needs `model`: a model directory, a preset or models:/NAME@ALIAS"
-            )
         tuples: dict[str, Any] = {name: tuple(given) for name, given in lists.items()}
         return cls(**values, **tuples, limits=Limits(**limits))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What `model` or `models` say; the first is for clients that do not choose."""
+        return self.models or (str(self.model),)
 
     @property
     def warm_frames(self) -> list[tuple[int, int]]:
@@ -151,6 +172,7 @@ def _check(
         kinds: dict[str, tuple[type, ...]] = {
             "str": (str,),
             "Detail": (str,),
+            "NewVersion": (str,),
             "int": (int,),
             "float": (int, float),
             "bool": (bool,),

@@ -16,34 +16,33 @@ LONGEST = 60  # characters of a choice that are read: what is longer is none, an
 
 @dataclass(frozen=True)
 class WorkSizes:
-    """`native` is the (height, width) that the model was trained at, `choice` and `detail` hold
-    where an open says nothing."""
+    """`choice` and `detail` hold where an open says nothing."""
 
-    native: tuple[int, int]
     limits: Limits
     choice: str = "native"
     detail: Detail = "source"
 
-    def of(self, message: Open) -> tuple[str, Detail]:
-        """Size, as WIDTHxHEIGHT, and detail of a new session.
+    def of(self, message: Open, trained: tuple[int, int]) -> tuple[str, Detail]:
+        """Size, as WIDTHxHEIGHT, and detail of a new session with a model that was trained at this
+        (height, width).
 
         Raises WireError `bad_request` for a choice that is none, in the words of `work_size`, and
         `unsupported_size` for one beyond the limits.
         """
         choice = (message.work_size or self.choice)[:LONGEST]
         try:
-            size = work_size(choice, message.height, message.width, self.native)
+            size = work_size(choice, message.height, message.width, trained)
         except UserError as error:
             raise WireError("bad_request", str(error)) from error
         self.limits.check_work_size(choice, *size)
         return in_words(size), message.detail or self.detail
 
-    def usual(self, frame: tuple[int, int]) -> Sizes:
+    def usual(self, frame: tuple[int, int], trained: tuple[int, int]) -> Sizes:
         """Of frames (height, width) whose client says nothing."""
-        return Sizes(frame, work_size(self.choice, *frame, self.native), self.detail)
+        return Sizes(frame, work_size(self.choice, *frame, trained), self.detail)
 
 
 def sizes_of(opening: Opening) -> Sizes:
     """What a chunk of it costs depends on these."""
     frame = opening.height, opening.width
-    return Sizes(frame, work_size(opening.work_size, *frame), opening.detail)
+    return Sizes(frame, work_size(opening.work_size, *frame), opening.detail, model=opening.version)

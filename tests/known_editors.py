@@ -21,6 +21,7 @@ was lost on the way: a wrong prompt, a frame twice, an image turned, shifted or 
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -46,6 +47,8 @@ from modeling.vae.tiny import MemoryBlock, TimeGrow, TimePool, TinyVae, Upsample
 
 UNCHANGED = "leave it as it is"
 PAINTS = {"red": (60, 0, 0), "green": (0, 60, 0), "blue": (0, 0, 60)}  # levels added
+Paints = Mapping[str, tuple[int, int, int]]
+TURNED: Paints = {"red": PAINTS["blue"], "green": PAINTS["red"], "blue": PAINTS["green"]}
 TOLERANCE = 1  # levels of 255: rounding, and weights in float32
 BLOCK, TOKEN, GROUP = 8, 16, 4  # pixels, pixels, frames
 
@@ -72,15 +75,18 @@ def known_editor(**stream: Any) -> StreamingEditor:
     return StreamingEditor(model, mask_cache=model.config.stream.mask_cache)
 
 
-def write_known_model(path: Path, *, name: str = "known", **stream: Any) -> Path:
-    """A model directory at `path`, for what loads one; its card says `name`."""
-    model = known_model(**stream)
+def write_known_model(
+    path: Path, *, name: str = "known", paints: Paints = PAINTS, **stream: Any
+) -> Path:
+    """A model directory at `path`, for what loads one; its card says `name`. With `paints` of its
+    own a version is told by the picture: of `TURNED`, "red" gives what "blue" gives elsewhere."""
+    model = known_model(paints=paints, **stream)
     return save_model(
         path, model.config, transformer=model.transformer, vae=model.vae, card={"name": name}
     )
 
 
-def known_model(**stream: Any) -> Model:
+def known_model(*, paints: Paints = PAINTS, **stream: Any) -> Model:
     config = replace(CONFIG, stream=replace(CONFIG.stream, **stream))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -88,7 +94,7 @@ def known_model(**stream: Any) -> Model:
     with torch.no_grad():
         _keep_blocks(vae)
         _return_source(transformer, config.stream)
-        _paint_what_is_light(transformer)
+        _paint_what_is_light(transformer, paints)
     for module in (transformer, vae):
         module.eval().requires_grad_(False)
     return Model(config, transformer, vae, {"name": "known"}, None)
@@ -217,7 +223,7 @@ def _return_source(transformer: Transformer, stream: StreamConfig) -> None:
     out.weight.copy_(fitted.float().expand(config.dim, -1))
 
 
-def _paint_what_is_light(transformer: Transformer) -> None:
+def _paint_what_is_light(transformer: Transformer, paints: Paints) -> None:
     """Cross-attention with a head for each colour, whose key is its word.
 
     A light token's query points to the word, a dark one's to all that is not the word and has no
@@ -234,7 +240,7 @@ def _paint_what_is_light(transformer: Transformer) -> None:
     source[:_USED] = True
     (light,) = (source.flatten().nonzero() + _VALUES).T
     attn.norm_q.weight.fill_(4)
-    for head, (word, colour) in enumerate(PAINTS.items()):
+    for head, (word, colour) in enumerate(paints.items()):
         vector = word_vector(word, config.text_dim)
         for unit, threshold in ((2 * head, low), (2 * head + 1, high)):  # a step from 0 to 1
             into.weight[unit] = steep * vector / vector.square().sum()

@@ -6,6 +6,7 @@ MLflow is imported when it is first asked; that takes seconds.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 SCHEME = "models:/"
 LOCATION = "liveedit.location"  # tag on a version: the model directory
 FINGERPRINT = "liveedit.fingerprint"  # and what is in it
+BEFORE = "liveedit.before."  # and an alias, tag on a model: the versions that had it, latest last
+SHARE = "liveedit.share."  # and an alias, tag on a model: of new sessions, for its version
 
 
 class RegistryError(UserError):
@@ -35,6 +38,16 @@ class Registered:
     name: str  # for people: "liveedit version 3"
     location: Path
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """An alias: its version, the `share` of new sessions that this is to get (1 unless a canary was
+    asked for) and the version `before`, which has the rest; "" where nobody wrote that down."""
+
+    version: str
+    share: float = 1.0
+    before: str = ""
 
 
 def resolve_uri(uri: str | None) -> str:
@@ -79,6 +92,31 @@ def find_version(reference: str, uri: str) -> ModelVersion:
         return client.get_model_version(name, number)
     except MlflowException as error:
         raise unknown(reference, uri) from error
+
+
+def pointed(reference: str, uri: str) -> Pointed:
+    """What `models:/NAME@ALIAS` stands for now, in one question. Raises RegistryError."""
+    from mlflow.exceptions import MlflowException
+
+    name, _, alias = reference.removeprefix(SCHEME).partition("@")
+    try:
+        model = client_for(uri).get_registered_model(name)
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"the registry at {uri} has no answer for {name}: {error}") from error
+    version = model.aliases.get(alias)
+    if version is None:
+        raise RegistryError(f"{reference} is no longer in the registry at {uri}")
+    before = [v for v in model.tags.get(BEFORE + alias, "").split(",") if v and v != str(version)]
+    told = model.tags.get(SHARE + alias, "1")
+    try:
+        share = float(told)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise RegistryError(
+            f"{name} has the tag {SHARE}{alias}={told!r}; a share of new sessions is from 0 to 1"
+        )
+    return Pointed(str(version), share, before[-1] if before else "")
 
 
 def located(reference: str, version: ModelVersion) -> Registered:

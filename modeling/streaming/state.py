@@ -45,6 +45,7 @@ class StreamState:
     sparing: bool = False  # as `quality.Quality` has them
     halved: bool = False
     model: str = ""  # the editor's `identity`
+    latents: str = ""  # and what its latents mean: the editor's `latents`
     source: Tensor | None = None  # [1, f, C, H, W] latents of those `pending` that are encoded
     kv: dict[str, Tensor | int] | None = None
     encoder: VaeState | None = None

@@ -57,6 +57,7 @@ class Editor(Studio, Protocol):
     flow: FlowSchedule
     timesteps: Tensor  # [steps]
     identity: str  # of the networks: what a state of another model does not have
+    latents: str  # of what its latents mean, which models may share
     forward_on: ForwardOn
 
     @property
@@ -229,6 +230,7 @@ class EditStream:
             history=history,
             mask_tokens=None if self._next_tokens is None else self._next_tokens.clone(),
             model=self.editor.identity,
+            latents=self.editor.latents,
         )
         if not compact:
             state.source = torch.cat(self._source, dim=1) if self._source else None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from infra.runtime.errors import UserError
 from pipelines.commands.show import bar, chosen_model, console
 
 if TYPE_CHECKING:
@@ -24,7 +23,10 @@ def edit(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to change.")],
     model: Annotated[
         str | None,
-        typer.Option(help="A model directory or models:/NAME@ALIAS (default: the demo's)."),
+        typer.Option(
+            help="A model directory or models:/NAME@ALIAS (default: the demo's); beside --url one "
+            "of the server's, by name (default: its first)."
+        ),
     ] = None,
     work_size: Annotated[
         str | None,
@@ -56,7 +58,9 @@ def edit(
     ] = False,
     url: Annotated[
         str | None,
-        typer.Option(metavar="ws://HOST:PORT", help="Edit on this server, with its model."),
+        typer.Option(
+            metavar="ws://HOST:PORT", help="Edit on this server, with a model of its own."
+        ),
     ] = None,
     token: Annotated[
         str | None,
@@ -71,8 +75,6 @@ def edit(
     from data.video import check_whole, differences, probe
     from pipelines.stages.edit_file import check_edit, edit_video, expected_frames
 
-    if url is not None and model is not None:
-        raise UserError(f"--model {model} does nothing beside --url: a server has its own model")
     check_edit(source, output, prompt)
     info = probe(source)
     if strict:
@@ -84,8 +86,9 @@ def edit(
         from pipelines.stages.edit_remote import edit_remote, untaught
 
         size = info.height, info.width
-        strange, unlike = untaught(url, prompt, *size, work_size, token=token)
-        run, place = partial(edit_remote, url, token=token), url
+        strange, unlike = untaught(url, prompt, *size, work_size, model=model, token=token)
+        run = partial(edit_remote, url, model=model, token=token)
+        place = url if model is None else f"{model} at {url}"
     else:
         from modeling.detail.work_size import unlike_training
         from modeling.detail.work_size import work_size as work_size_in_pixels

@@ -84,13 +84,19 @@ def show(
 def promote(
     reference: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
     alias: Alias = "production",
+    share: Annotated[
+        float,
+        typer.Option(
+            help="Of new sessions, for this version; the one before gets the rest.", min=0, max=1
+        ),
+    ] = 1.0,
     uri: Uri = None,
 ) -> None:
-    """Give an alias to a version, after a look at its files; what is served changes with the next
-    deploy."""
+    """Give an alias to a version, after a look at its files. What serves that alias takes it over
+    within a minute; with a share below 1 it is a canary, until it is promoted without one."""
     from pipelines.tracking import registry
 
-    _say(registry.promote(reference, alias, _registry(uri)), alias)
+    _say(registry.promote(reference, alias, _registry(uri), share), alias)
 
 
 @models_app.command(epilog=examples("liveedit models rollback liveedit"))

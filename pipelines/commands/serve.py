@@ -126,11 +126,16 @@ def serve_settings(
     given = list(arguments)
     model = given.pop(0) if given and "=" not in given[0] else None
     values: Any = {**(defaults or {}), **plain_overrides(given)}
+    if values.get("models"):
+        if model is not None:
+            raise UserError(f"models={values['models']} names all; leave {model} out")
+        return ServeSettings.from_args(values)
     model = values.pop("model", model)
     for key in ("token_file", "log_dir"):  # replicas have another working directory
         if values.get(key):
             values[key] = str(Path(values[key]).absolute())
-    settings = ServeSettings.from_args({"model": model or "", **values})
+    # Wrong settings are named before a model is looked for.
+    settings = ServeSettings.from_args({"model": model or "demo", **values})
     if model and model.startswith(SCHEME):
         return settings  # looked up where the application is built: that knows the version's name
     return replace(settings, model=chosen_model(model))
@@ -162,18 +167,19 @@ def print_running(
     console: Console, running: Running, settings: ServeSettings, trust: Path | None = None
 ) -> None:
     """Where the page is, how to stream, how to stop. `trust` is a certificate of our own."""
-    model = running.model()
+    models = running.models()
     token = " --token TOKEN" if settings.token_file else ""
-    prompt = shlex.quote((model.get("card", {}).get("prompts") or ["make it night"])[0])
+    prompt = shlex.quote((models[0].get("card", {}).get("prompts") or ["make it night"])[0])
     command = f"{command_name('liveedit')} edit IN.mp4 OUT.mp4 --prompt {prompt}"
     trusting = f"SSL_CERT_FILE={shlex.quote(short(trust))} " if trust else ""
     lines = {
         "page": running.url,
         "elsewhere": ", ".join(_elsewhere(running)),
         "client": f"{trusting}{command} --url {shlex.quote(running.stream_url)}{token}",
-        "model": f"{model['name']} ({settings.model}), {model['width']}x{model['height']} at "
-        f"{model['fps']:g} fps on {model['device']}, "
-        f"{model['chunk_seconds']:.2f} s a chunk of {model['chunk_frames']} frames",
+        **{
+            f"model {number}" if len(models) > 1 else "model": _model_line(model, settings)
+            for number, model in enumerate(models, 1)
+        },
         "stop": "Ctrl-C",
     }
     if settings.log_dir:
@@ -199,3 +205,12 @@ def _elsewhere(running: Running) -> list[str]:
 
     scheme = running.url.partition(":")[0]
     return [f"{scheme}://{a}:{running.port}" for a in addresses()] if running.host == ALL else []
+
+
+def _model_line(model: dict[str, Any], settings: ServeSettings) -> str:
+    where = settings.model or model["model"]
+    told = f"{model['name']} ({where}), {model['width']}x{model['height']} at {model['fps']:g} fps"
+    if not model["editors"]:
+        return f"{told}, loaded when it is asked for"
+    seconds = f"{model['chunk_seconds']:.2f} s a chunk of {model['chunk_frames']} frames"
+    return f"{told} on {model['device']}, {seconds}"

@@ -34,18 +34,19 @@ def edit_remote(
     work_size: str | None = None,
     detail: Detail | None = None,
     seed: int = 0,
+    model: str | None = None,
     token: str | None = None,
     **options: Unpack[FileOptions],
 ) -> EditReport:
-    """As `edit_file.edit_video`, with the model of the server at `url`; null is its own choice.
+    """As `edit_file.edit_video`, with a model of the server at `url`; null is its own choice.
 
     Frames larger than the server takes are sent as large as it does. Raises UserError for the file,
     WireError and ConnectError for the server.
     """
     check_edit(source, output, prompt)
     info = probe(source)
-    model = served_model(url, token=token)
-    size = within(info.height, info.width, model)
+    told = served_model(url, model, token=token)
+    size = within(info.height, info.width, told)
     shares: list[float] = []
     worked = in_words(size)  # what a server that does not say does
 
@@ -59,8 +60,8 @@ def edit_remote(
     def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         # A file has no clock of its own: the server plans with the rate of its model.
         return edit_frames(
-            url, frames, prompt, fps=model["fps"], seed=seed, work_size=work_size, detail=detail,
-            token=token, on_event=heard,
+            url, frames, prompt, fps=told["fps"], seed=seed, work_size=work_size, detail=detail,
+            model=model, token=token, on_event=heard,
         )  # fmt: skip
 
     report = reported(edit, source, output, size, shares, work=size, **options)
@@ -76,13 +77,20 @@ def within(height: int, width: int, model: dict[str, Any]) -> tuple[int, int]:
 
 
 def untaught(
-    url: str, prompt: str, height: int, width: int, choice: str | None, *, token: str | None = None
+    url: str,
+    prompt: str,
+    height: int,
+    width: int,
+    choice: str | None,
+    *,
+    model: str | None = None,
+    token: str | None = None,
 ) -> tuple[list[str], str]:
     """Words of the prompt that the model of the server at `url` was never taught, and what is to
     be said against the work size `choice` for frames of this size."""
-    model = served_model(url, token=token)
-    strange = unknown_words(prompt, model.get("card", {}).get("words", ()))
-    return strange, unlike_taught(model, height, width, choice)
+    told = served_model(url, model, token=token)
+    strange = unknown_words(prompt, told.get("card", {}).get("words", ()))
+    return strange, unlike_taught(told, height, width, choice)
 
 
 def unlike_taught(model: dict[str, Any], height: int, width: int, choice: str | None) -> str:

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 from infra.runtime.environment import environment
 from infra.runtime.paths import ROOT, RUNS
 from infra.runtime.registry import (
+    BEFORE,
     FINGERPRINT,
     LOCATION,
     SCHEME,
+    SHARE,
     RegistryError,
     client_for,
     find_version,
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 DEMO_OUTPUT = RUNS / "demo"
 SHIPPED = ROOT / "pipelines" / "start" / "natural"
 AS_ASKED = "as asked"
-BEFORE = "liveedit.before."  # and an alias, tag on a model: the versions that had it, latest last
 
 
 def register(
@@ -100,12 +101,21 @@ def holds(uri: str, name: str, version: str, location: Path) -> bool:
     return found.tags.get(LOCATION) == str(location)
 
 
-def promote(reference: str, alias: str, uri: str) -> ModelVersion:
-    """Give `alias` to the version that `reference` names, if its files are what was registered."""
+def promote(reference: str, alias: str, uri: str, share: float = 1.0) -> ModelVersion:
+    """Give `alias` to the version that `reference` names, if its files are what was registered.
+
+    Below 1 that is a canary: where the alias is served the version gets this `share` of new
+    sessions, and the one before it the rest.
+    """
     version = find_version(reference, uri)
     check_files(reference, version)
+    client = client_for(uri)
     with naming(uri):
-        _point(client_for(uri), version.name, alias, str(version.version))
+        if share < 1:  # first, or a server could see the alias without it
+            client.set_registered_model_tag(version.name, SHARE + alias, f"{share:g}")
+        _point(client, version.name, alias, str(version.version))
+        if share >= 1:
+            _all(client, version.name, alias)
     return version
 
 
@@ -129,6 +139,7 @@ def rollback(name: str, alias: str, uri: str) -> ModelVersion:
     with naming(uri):
         client.set_registered_model_alias(name, alias, before[-1])
         client.set_registered_model_tag(name, BEFORE + alias, ",".join(before[:-1]))
+        _all(client, name, alias)
     return version
 
 
@@ -212,6 +223,12 @@ def _point(client: MlflowClient, name: str, alias: str, version: str) -> None:
         before = ",".join([*_before(client, name, alias), str(had)])
         client.set_registered_model_tag(name, BEFORE + alias, before)
     client.set_registered_model_alias(name, alias, version)
+
+
+def _all(client: MlflowClient, name: str, alias: str) -> None:
+    """No canary: all new sessions are for the alias's version."""
+    if SHARE + alias in client.get_registered_model(name).tags:
+        client.delete_registered_model_tag(name, SHARE + alias)
 
 
 def _before(client: MlflowClient, name: str, alias: str) -> list[str]:

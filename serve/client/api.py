@@ -43,6 +43,7 @@ async def connect(
     seed: int | None = None,
     work_size: str | None = None,
     detail: Detail | None = None,
+    model: str | None = None,
     token: str | None = None,
     mask: bool = False,
     on_queue: Callable[[InQueue], None] | None = None,
@@ -56,11 +57,13 @@ async def connect(
 
     The model edits at `work_size` ("native", "full", "1/2", "416x240"; see docs/wire.md), None is
     the server's choice, and what comes back has the size that was sent: with `detail` "source" and
-    its detail, with "off" enlarged. `Stream.opened` says what it became.
+    its detail, with "off" enlarged. `model` is one of those that the server has, by name, None its
+    first. `Stream.opened` says what it became.
     """
     message = Open(
         prompt, width, height, fps, mode, format, seed=seed, mask=True if mask else None,
         queue=True if on_queue else None, work_size=work_size, detail=detail,
+        model=model,
     )  # fmt: skip
     stream = Stream(url, message, token=token, on_queue=on_queue)
     opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -73,11 +76,23 @@ async def connect(
         await asyncio.gather(running, return_exceptions=True)
 
 
-def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
-    """What the server at `url` says of its model: name, width, height, fps, chunk_frames, ...
+def served_model(url: str, model: str | None = None, *, token: str | None = None) -> dict[str, Any]:
+    """What the server at `url` says of a model, by default its first: name, width, height, fps, ...
 
-    Raises WireError for what the server refuses and ConnectError when there is no server.
+    Raises WireError for what the server refuses, also for a `model` that it does not have, and
+    ConnectError when there is no server.
     """
+    models = served_models(url, token=token)
+    found = [each for each in models if model in (None, each.get("model"))]
+    if not found:
+        known = ", ".join(dict.fromkeys(str(each.get("model")) for each in models))
+        raise WireError("bad_request", f"no model {model!r} is served; choose {known}")
+    return found[0]
+
+
+def served_models(url: str, *, token: str | None = None) -> list[dict[str, Any]]:
+    """What the server at `url` says of its models, version by version, at least one. Raises as
+    `served_model` does."""
     parts = urlsplit(stream_url(url))
     scheme = {"ws": "http", "wss": "https"}[parts.scheme]
     path = parts.path.removesuffix(PATH) + "/v1/models"
@@ -87,8 +102,9 @@ def served_model(url: str, *, token: str | None = None) -> dict[str, Any]:
         request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-            model: dict[str, Any] = json.load(answer)["models"][0]
-            return model
+            models: list[dict[str, Any]] = json.load(answer)["models"]
+            models[0]["name"]  # or this is no LiveEdit server
+            return models
     except urllib.error.HTTPError as error:
         try:
             told = json.load(error)["error"]
@@ -117,6 +133,7 @@ def edit_frames(
     seed: int | None = None,
     work_size: str | None = None,
     detail: Detail | None = None,
+    model: str | None = None,
     token: str | None = None,
     on_event: Callable[[ServerMessage], None] | None = None,
 ) -> Iterator[np.ndarray]:
@@ -143,7 +160,7 @@ def edit_frames(
             out,
             connect(
                 url, prompt, width=width, height=height, fps=fps, format=format, seed=seed,
-                work_size=work_size, detail=detail, token=token,
+                work_size=work_size, detail=detail, model=model, token=token,
             ) as stream,
             asyncio.TaskGroup() as tasks,
         ):  # fmt: skip

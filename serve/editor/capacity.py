@@ -16,7 +16,7 @@ from modeling.streaming.device import DeviceClock, to_device, to_host
 from modeling.streaming.quality import Quality
 from modeling.streaming.stream import EditStream
 from serve.scaling import decisions, ladder
-from serve.scaling.decisions import Editor, Sizes, Stream
+from serve.scaling.decisions import Editor, Sizes, Stream, Warm
 from serve.scaling.ladder import Calm, Decision, Held
 from serve.scaling.rungs import FULL, Means, Rung, Size, rungs, slowed
 from serve.wire.protocol import RETRY_AFTER_S, Detail, WireError
@@ -55,35 +55,47 @@ class Capacity:
         max_sessions: int,
         measured: bool = True,
         means: Means | None = None,
+        degrade: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.means = means if measured else None
+        self.degrade = measured and (degrade or means is not None)
         self._clock, self._calm = clock, Calm()
         self.chunk_frames, self.max_sessions, self.measured = chunk_frames, max_sessions, measured
         self.loads: dict[str, Load] = {}  # by a name of the stream's own, not its session's
         self.costs: dict[Sizes, float] = {}  # seconds a chunk
         self.warm: dict[Sizes, float] = {}  # what they were at the start, all at one time
         self.frame_s = 0.0  # of them for every pixel of a frame, outside of the networks
+        self.models: dict[str, Warm] = {}  # by key: versions that are here, and warm
         self._names = itertools.count()
 
     def warm_up(
         self,
         editor: StreamingEditor,
+        model: str = "",
         sizes: Iterable[Sizes] = (),
         tell: Callable[[str], None] = lambda doing: None,
-    ) -> float:
-        """Edits chunks of the model's own size, and of `sizes`; returns the seconds that one of the
-        former costs. `tell` hears what is done.
+    ) -> Iterator[None]:
+        """Edits chunks of the model's own size, and of `sizes`, one at each step; after the last
+        sessions may have it. `tell` hears what is done.
         """
-        own = native(editor)
-        for each in dict.fromkeys([own, *sizes]):
+        means = means_of(editor) if self.degrade else None
+        for each in dict.fromkeys([native(editor, model), *sizes]):
             tell(f"warming {in_words(each.frame)} at {in_words(each.work)}")
-            lower = self._rungs(each, live=True)[1:]
+            lower = rungs(means, each.frame, each.work, live=True)[1:] if means else ()
             for sizes_then, seconds in _chunk_seconds(editor, each, lower):
-                self.costs[sizes_then] = self.warm[sizes_then] = seconds
+                self.costs = {**self.costs, sizes_then: seconds}  # another thread may be reading
+                self.warm = {**self.warm, sizes_then: seconds}
+                yield
         tell("measuring capacity")
         self.frame_s = _frame_seconds(editor)
-        return self.costs[own]
+        self.models = {**self.models, model: Warm(editor.settings.chunk_frames, means)}
+
+    def forget(self, model: str) -> None:
+        """A version is no longer here."""
+        self.models.pop(model, None)
+        self.costs = {sizes: c for sizes, c in self.costs.items() if sizes.model != model}
+        self.warm = {sizes: c for sizes, c in self.warm.items() if sizes.model != model}
 
     def observe(self, sizes: Sizes, seconds: float, name: str | None = None) -> None:
         """A chunk of these sizes, of stream `name`, took so long."""
@@ -115,7 +127,7 @@ class Capacity:
     def decide(self) -> Decision:
         """Everybody's rung, anew: see `ladder.decide`."""
         now = self._clock()
-        if self.means is None:
+        if not self.degrade:
             return Decision({}, self._calm)
         held = [
             Held(name, load.opening.mode == "live", load.rung, self._shares(load), load.since)
@@ -130,9 +142,13 @@ class Capacity:
         return decision
 
     def _rungs(self, sizes: Sizes, *, live: bool) -> tuple[Rung, ...]:
-        if self.means is None:
+        means = self._warm(sizes.model).means
+        if means is None:
             return (Rung(FULL, sizes.work),)
-        return rungs(self.means, sizes.frame, sizes.work, live=live)
+        return rungs(means, sizes.frame, sizes.work, live=live)
+
+    def _warm(self, model: str) -> Warm:
+        return self.models.get(model) or Warm(self.chunk_frames, self.means)
 
     def _rungs_of(self, opening: Opening) -> tuple[Rung, ...]:
         return self._rungs(sizes_of(opening), live=opening.mode == "live")
@@ -154,7 +170,7 @@ class Capacity:
         fps, found = load.opening.fps, []
         for number, rung in enumerate(self._rungs_of(load.opening)):
             cost = self._cost_on(load, number)
-            share = decisions.share_of(cost, fps, self.chunk_frames)
+            share = decisions.share_of(cost, fps, self._warm(load.opening.version).chunk_frames)
             found.append(slowed(share, cost) if rung.name == "slowed" else share)
         return tuple(found)
 
@@ -180,7 +196,7 @@ class Capacity:
     def _admits(self, new: Load) -> bool:
         """As `decisions.has_room`, by what is known here."""
         shares = [self._shares(load) for load in (new, *self.loads.values())]
-        live = new.opening.mode == "live" and self.means is not None
+        live = new.opening.mode == "live" and self.degrade
         for of in (max, min) if live else (max,):
             share, *others = map(of, shares)
             if decisions.admits(
@@ -193,10 +209,15 @@ class Capacity:
                 return True
         return False
 
-    def known(self, name: str) -> Editor:
+    def known(self, name: str, loading: str = "") -> Editor:
         """What placement knows of this editor, called `name` there."""
         streams = {
-            stream: Stream(load.opening.session, self.share(stream), min(self._shares(load)))
+            stream: Stream(
+                load.opening.session,
+                self.share(stream),
+                min(self._shares(load)),
+                load.opening.version,
+            )
             for stream, load in self.loads.items()
         }
         return Editor(
@@ -208,16 +229,18 @@ class Capacity:
             self.measured,
             self.frame_s,
             self.means,
+            dict(self.models),
+            loading,
         )
 
     def release(self, name: str) -> None:
         self.loads.pop(name, None)
 
 
-def native(editor: StreamingEditor) -> Sizes:
+def native(editor: StreamingEditor, model: str = "") -> Sizes:
     """Frames of the size that the model was trained at, edited as they are."""
     own: Size = (editor.settings.height, editor.settings.width)
-    return Sizes(own, own)
+    return Sizes(own, own, model=model)
 
 
 def means_of(editor: StreamingEditor) -> Means:
@@ -229,7 +252,8 @@ def means_of(editor: StreamingEditor) -> Means:
 def _chunk_seconds(
     editor: StreamingEditor, sizes: Sizes, lower: Iterable[Rung]
 ) -> Iterator[tuple[Sizes, float]]:
-    """What a chunk costs when its window is full, and then on each of the `lower` rungs.
+    """What each chunk costs until its window is full, and then on each of the `lower` rungs; the
+    last of its sizes counts.
 
     The first that sees a full window pays for what is done once (kernel choice, graphs,
     allocation), the second still on a GPU, which counts a chunk's refresh with the next chunk.
@@ -240,24 +264,24 @@ def _chunk_seconds(
     stream = editor.open(
         "warm up", height=height, width=width, work_size=in_words(sizes.work), detail=detail
     )
-    yield sizes, _last_cost(stream, settings.window_latents // settings.chunk_latents + 2)
+    for seconds in _costs(stream, settings.window_latents // settings.chunk_latents + 2):
+        yield sizes, seconds
     for rung in lower:
         stream.change(quality_of(rung))
-        yield sizes.at(rung), _last_cost(stream, WARM_CHUNKS)
+        for seconds in _costs(stream, WARM_CHUNKS):
+            yield sizes.at(rung), seconds
 
 
 def quality_of(rung: Rung) -> Quality:
     return Quality(rung.work, rung.sparing, rung.halved)
 
 
-def _last_cost(stream: EditStream, chunks: int) -> float:
-    """Seconds of the last of so many."""
-    cost = 0.0
+def _costs(stream: EditStream, chunks: int) -> Iterator[float]:
+    """Seconds of each of so many."""
     for _ in range(chunks):
         frames = np.zeros((stream.wanted_frames, stream.height, stream.width, 3), np.uint8)
         for chunk in stream.push(frames):
-            cost = chunk.compute_ms / 1000
-    return cost
+            yield chunk.compute_ms / 1000
 
 
 @torch.no_grad()

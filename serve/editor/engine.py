@@ -1,13 +1,13 @@
-"""The editor's side of every session: streams, their order on the accelerator, capacity.
+"""The editor's side of every session with one model: streams, and their order on the accelerator.
 
-Runs in the editor replica, or in the process of the front when there is no Ray.
+Runs in the editor replica, or in the process of the front when there is no Ray; the models that an
+editor holds (`shelf`) share an `Accelerator`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,17 +20,18 @@ from modeling.detail.work_size import in_words
 from modeling.editor import StreamingEditor
 from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
-from serve.editor.capacity import Capacity, means_of, native, quality_of
-from serve.editor.scheduler import Ran, Scheduler
+from serve.editor.accelerator import Accelerator
+from serve.editor.capacity import means_of, native, quality_of
+from serve.editor.scheduler import Ran
 from serve.editor.stream import EditorStream
-from serve.metrics import EditorMetrics
 from serve.scaling.decisions import Sizes
-from serve.scaling.rungs import FULL, NAMES
+from serve.scaling.rungs import FULL
+from serve.versions.source import describe, shown
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import Edited, EditorEvent, Moved, Opening, Ready, SupersededError, Take, Work
 from serve.work_sizes import sizes_of
 
-SHOWN = ("name", "prompts", "words", "sample", "trained_at")  # what clients want of a card
+ROLLING = "rolling"  # why a stream moves to another version of its model
 MAX_CHUNK_S = 30.0  # a size whose chunk would cost more is refused
 SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
 
@@ -40,34 +41,36 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Implements `work.Backend` on one loaded model.
+    """Implements `work.Backend` on one loaded model, `key` among those that `on` has.
 
     Args:
-        max_sessions: Upper bound; below it `Capacity` decides, unless `measured` is False.
+        max_sessions: Of an accelerator of its own, where none is given. Upper bound; below it
+            `Capacity` decides, unless `measured` is False.
         degrade: Whether sessions are edited less well before others are refused.
     """
 
     def __init__(
         self,
         editor: StreamingEditor,
+        key: str = "",
+        on: Accelerator | None = None,
         *,
         max_sessions: int = 8,
         measured: bool = True,
         degrade: bool = True,
     ) -> None:
-        self.editor = editor
-        self.scheduler = Scheduler()
-        self.capacity = Capacity(
-            chunk_frames=editor.settings.chunk_frames,
+        self.editor, self.key = editor, key
+        self.on = on or Accelerator(
             max_sessions=max_sessions,
             measured=measured,
+            chunk_frames=editor.settings.chunk_frames,
             means=means_of(editor) if degrade else None,
         )
-        self.broken = ""
-        self._busy_told = 0.0  # of `Scheduler.busy_s`, to the metrics
+        self.scheduler, self.capacity = self.on.scheduler, self.on.capacity
+        self._streams = self.on.streams
         self._leaving = asyncio.Event()
+        self._why = ""
         self._releases: set[asyncio.Future[None]] = set()
-        self._streams: dict[str, EditorStream] = {}  # by session
 
     def warm_up(
         self, sizes: Iterable[Sizes] = (), tell: Callable[[str], None] = lambda doing: None
@@ -76,50 +79,38 @@ class Engine:
 
         Streams of `sizes` start as quickly as those of that size; `tell` hears what is done.
         """
-        return self.capacity.warm_up(self.editor, sizes, tell)
+        for _ in self.capacity.warm_up(self.editor, self.key, sizes, tell):
+            pass
+        return self.chunk_s
+
+    @property
+    def chunk_s(self) -> float:
+        """Seconds of a chunk of the model's own size."""
+        return self.capacity.cost(native(self.editor, self.key))
 
     def check(self) -> None:
-        """Raises RuntimeError when the accelerator's thread is stuck or the device is broken."""
-        if limit_s := self.scheduler.stuck_s:
-            message = f"one chunk has been running for more than {limit_s:g} s"
-            for stream in self._streams.values():
-                if stream.running:  # its session must not do the same to the next editor
-                    stream.end(WireError("internal", message))
-            raise RuntimeError(message)
-        if self.broken:
-            raise RuntimeError(f"the accelerator is broken: {self.broken}")
+        """See `Accelerator.check`."""
+        self.on.check()
 
     def describe(self) -> dict[str, Any]:
-        """What `/v1/models` says: to strangers, so of the card, which names paths, only `SHOWN`."""
-        settings, editor = self.editor.settings, self.editor
+        """What `/v1/models` says: to strangers, so of the card, which names paths, little."""
+        editor = self.editor
         return {
-            "name": editor.name,
-            "width": settings.width,
-            "height": settings.height,
-            "fps": settings.fps,
-            "chunk_frames": settings.chunk_frames,
-            "first_chunk_frames": settings.first_chunk_frames,
-            "steps": len(settings.timesteps),
+            **describe(editor.config, editor.name),
             "device": str(editor.device),
-            "chunk_seconds": round(self.capacity.cost(native(self.editor)), 4),
+            "chunk_seconds": round(self.chunk_s, 4),
             "frame_seconds": self.capacity.frame_s,
-            "card": {name: editor.card[name] for name in SHOWN if name in editor.card},
+            "card": shown(editor.card),
         }
 
-    def gauge(self, metrics: EditorMetrics) -> None:
-        """Sets the editor's gauges to what is true now."""
-        metrics.load.set(self.capacity.load)
-        metrics.sessions.set(len(self.capacity.loads))
-        on = Counter(self.capacity.rung(name).name for name in self.capacity.loads)
-        for name in NAMES:
-            metrics.rungs.labels(name).set(on[name])
-        metrics.chunk.set(self.capacity.cost(native(self.editor)))
-        metrics.queue.set(self.scheduler.waiting)
-        metrics.busy.inc(self.scheduler.busy_s - self._busy_told)
-        self._busy_told = self.scheduler.busy_s
+    @property
+    def sessions(self) -> int:
+        """That have a stream here."""
+        return sum(load.opening.version == self.key for load in self.capacity.loads.values())
 
-    def leave(self) -> None:
+    def leave(self, why: str = "drain") -> None:
         """From now on every session is given back as `Moved` at its next chunk."""
+        self._why = self._why or why
         self._leaving.set()
 
     def stop(self) -> None:
@@ -144,9 +135,12 @@ class Engine:
             while True:
                 work = await at.until(self._next(take))
                 if work is None:
-                    snapshot = await self._run(at, stream.snapshot, due=0.0)
+                    # Caches are of no use to another version.
+                    compact = self._why == ROLLING
+                    taken = partial(stream.snapshot, compact=compact)
+                    snapshot = await self._run(at, taken, due=0.0)
                     state = await asyncio.to_thread(snapshot.value.to_bytes)
-                    yield Moved(state, ahead=stream.pending_frames)
+                    yield Moved(state, 0 if compact else stream.pending_frames, self._why)
                     return
                 await self._suit(at, stream)
                 if work.more:
@@ -248,7 +242,7 @@ class Engine:
         try:
             return await at.run(self.scheduler, function, due=due, cost_s=cost)
         except torch.AcceleratorError as error:  # a CUDA context does not come back from these
-            self.broken = str(error)
+            self.on.broken = str(error)
             raise
 
     async def _edit(

@@ -1,10 +1,11 @@
-"""The editor deployment: one model on one accelerator, and the streams that it works on."""
+"""The editor deployment: one accelerator, the models on it, and the streams that it works on."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from modeling.editor import StreamingEditor
-from serve.editor.engine import Engine
-from serve.editor.model_source import ModelSource
-from serve.hub.hub import GONE_S, REPORT_S, HubClient, Orders, Report
+from serve.editor.accelerator import Accelerator
+from serve.editor.shelf import Shelf
+from serve.hub.client import HubClient
+from serve.hub.hub import GONE_S, REPORT_S, Orders, Report
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
+from serve.scaling.decisions import Sizes
 from serve.settings import ServeSettings
+from serve.versions.source import ModelSource, Named
 from serve.wire.conversation import KINDS, answer
 from serve.wire.link import Address, Link
 from serve.wire.work import Opening
@@ -30,29 +33,29 @@ log = logging.getLogger(__name__)
 class EditorReplica:
     """Serve counts a session as one ongoing request: the call of `edit` that lasts as long."""
 
-    def __init__(self, settings: ServeSettings, model: ModelSource) -> None:
+    def __init__(self, settings: ServeSettings, serves: tuple[Named, ...]) -> None:
         join_serve_log()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
-        self.hub = HubClient(context.app_name, settings)
+        self.hub = HubClient(context.app_name, settings, serves)
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model.check()
-        editor = StreamingEditor.load(
-            settings.model, device=device, name=model.name, fp8=settings.fp8, tell=self._tell
-        )
-        self.engine = Engine(
-            editor,
+        on = Accelerator(
             max_sessions=settings.max_sessions,
             measured=settings.measured_capacity,
             degrade=settings.degrade,
         )
+        sizes = WorkSizes(settings.limits, settings.work_size, settings.detail)
+
+        def usual(source: ModelSource) -> list[Sizes]:
+            found = (sizes.usual(frame, source.trained) for frame in settings.warm_frames)
+            return [replace(each, model=source.key) for each in found]
+
+        self.shelf = Shelf(on, device=device, fp8=settings.fp8, usual=usual, tell=self._tell)
         # Before the replica counts as started: a session must not meet a cold model.
-        sizes = WorkSizes(model.trained, settings.limits, settings.work_size, settings.detail)
-        usual = [sizes.usual(frame) for frame in settings.warm_frames]
-        seconds = self.engine.warm_up(usual, self._tell)
-        log.info("%s on %s: a chunk costs %.0f ms", editor.name, device, seconds * 1000)
+        for source in self.hub.first():
+            self.shelf.put(source)
         self.metrics = EditorMetrics()
         self._reporting: asyncio.Task[None] | None = None
         self._wanted, self._told_at = 0, 0.0
@@ -69,7 +72,7 @@ class EditorReplica:
         try:
             link = await Link.connect(address, KINDS)
             try:
-                await answer(self.engine, opening, link)
+                await answer(self.shelf, opening, link)
             finally:
                 link.close()
         except OSError as error:
@@ -81,8 +84,8 @@ class EditorReplica:
         """Called by Serve every few seconds; raises when this replica must be replaced."""
         if self._reporting is None or self._reporting.done():
             self._reporting = asyncio.ensure_future(self._report())
-        self.engine.check()
-        if self._going and not self.engine.capacity.loads:
+        self.shelf.on.check()
+        if self._going and not self.shelf.on.capacity.loads:
             raise RuntimeError("this editor is one too many and has no sessions: it goes")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -92,19 +95,21 @@ class EditorReplica:
 
     async def _report(self) -> None:
         while True:
-            self.engine.gauge(self.metrics)
+            self.shelf.gauge(self.metrics)
             report = Report(
                 self.process,
                 self.metrics.snapshot(),
-                self.engine.describe(),
-                self.engine.capacity.known(self.process),
+                self.shelf.describe(),
+                self.shelf.known(self.process),
+                failed=dict(self.shelf.failed),
             )
             try:
                 orders: Orders = await self.hub.call("report", report)
                 self._wanted, self._told_at = orders.wanted, time.monotonic()
                 self._going = self._going or orders.go
                 if orders.leave or orders.go:
-                    self.engine.leave()
+                    self.shelf.leave()
+                self.shelf.order(orders.load, orders.drop)
             except RayActorError as error:
                 log.warning("the hub does not answer: %s", error)
             await asyncio.sleep(REPORT_S)

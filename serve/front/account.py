@@ -37,7 +37,7 @@ class Account:
         self.gpu_s = 0.0
         self.key = (opening.session, opening.epoch)
         self._metrics, self._ledger, self._usage = metrics, ledger, usage
-        self._model = ""
+        self._models: list[str] = []  # that have edited it, the newest last
         self._started = time.monotonic()
         self._edited = self._dropped = 0
         self._chunks = Counter[str]()  # by the rung that they were edited on
@@ -51,7 +51,7 @@ class Account:
     def opened(self, model: str) -> None:
         """An editor has it, or has it again."""
         resumed = self.opening.epoch > 0
-        self._model, self.admitted = model, True
+        self._models, self.admitted = [model], True
         self._usage.charge(self.key)
         (self._metrics.resumed if resumed else self._metrics.admitted).labels(**self._who).inc()
         self._metrics.sessions.inc()
@@ -66,6 +66,12 @@ class Account:
 
     def delivered(self, delivery: Delivery, *, chunk_frames: int, dropped: int) -> None:
         """A chunk is edited; `dropped` are the session's frames that were, so far."""
+        if delivery.model and delivery.model != self._models[-1]:
+            event(
+                log, "rolled", "session %s: goes on by %s",
+                session=self.opening.session, model=delivery.model,
+            )  # fmt: skip
+            self._models.append(delivery.model)
         metrics, edited, who = self._metrics, delivery.edited, self._who
         metrics.dropped.labels(**who).inc(dropped - self._dropped)
         self._dropped = dropped
@@ -111,7 +117,8 @@ class Account:
                 "for %s from %s, by %s; edited %s",
                 session=self.opening.session, reason=outcome, seconds=round(seconds, 1),
                 frames=self._edited, dropped=self._dropped, gpu_s=round(self.gpu_s, 2),
-                tenant=self.visitor.tenant.name, client=self.visitor.client, model=self._model,
+                tenant=self.visitor.tenant.name, client=self.visitor.client,
+                model=", ".join(self._models),
                 quality=self._quality,
             )  # fmt: skip
         self._usage.end(self.key)
@@ -128,7 +135,7 @@ class Account:
 
     @property
     def _who(self) -> dict[str, str]:
-        return {"tenant": self.visitor.tenant.name, "model": self._model}
+        return {"tenant": self.visitor.tenant.name, "model": self._models[-1]}
 
 
 def refused(metrics: Metrics, code: str, message: str, *, tenant: str, client: str) -> None:

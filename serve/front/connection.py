@@ -24,7 +24,7 @@ from serve.wire.protocol import (
     parse_client,
     to_json,
 )
-from serve.wire.work import Opening, SupersededError
+from serve.wire.work import SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -146,15 +146,17 @@ class Connection:
         await self.socket.expect(limits.max_message(message.width, message.height))
         record = None
         if message.resume is not None:
-            work_size = sizes.of(message)[0] if message.work_size else None
+            menu = self.services.menu()
+            trained = menu.versions[menu.offer(message.model).stable].trained
+            work_size = sizes.of(message, trained)[0] if message.work_size else None
             shape = Shape(
                 message.width, message.height, message.mode, message.format,
-                work_size, message.detail, self.visitor.tenant.name,
+                work_size, message.detail, self.visitor.tenant.name, message.model,
             )  # fmt: skip
             received = message.received or 0
             record = await self.services.store.claim(message.resume, received, shape)
         if record is None:
-            session = Session(Opening.of(message, self.visitor.tenant.name, *sizes.of(message)))
+            session = Session(self.services.opening(message, self.visitor.tenant.name))
         else:
             session = _resumed(message, record)
         self.running = running = RunningSession(

@@ -68,7 +68,7 @@ async def drive(
                             return
                     else:
                         assert isinstance(event, Moved)
-                        state, ahead, why = event.state, event.ahead, "drain"
+                        state, ahead, why = event.state, event.ahead, event.why
         except EditorLostError as error:
             why = "death"
             deaths += session.working
@@ -93,6 +93,7 @@ async def drive(
             raise WireError("at_capacity", message, RETRY_AFTER_S)
         if waited > RECOVERY_S:
             raise WireError("internal", f"no editor could take the session for {RECOVERY_S:g} s")
-        if why != "drain":  # a stream that was given back goes on at once, where there is room
+        # What was given back goes on at once, where there is room.
+        if why in ("", "death"):
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)

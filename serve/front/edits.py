@@ -25,7 +25,7 @@ from serve.front.running import Services
 from serve.front.session import Delivery, Session, State
 from serve.front.upload import Asked, check_video, read_form
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
-from serve.wire.work import Opening, Ready
+from serve.wire.work import Ready
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class Edits:
             edit.end(WireError("draining", "this server is going away; send the video again"))
 
     async def post(self, request: Request) -> Response:
-        """multipart/form-data with `video`, `prompt` and optionally `seed`, `work_size` and
-        `detail`; answers video/mp4."""
+        """multipart/form-data with `video`, `prompt` and optionally `seed`, `work_size`,
+        `detail` and `model`; answers video/mp4."""
         visitor: Visitor = request.state.visitor
         full = self._refusal()
         if full is None and self._uploads >= self.services.limits.max_uploads:
@@ -126,7 +126,7 @@ class Edit:
         self, services: Services, visitor: Visitor, path: Path, message: Open, info: VideoInfo
     ) -> None:
         self.services, self.visitor, self.path, self.info = services, visitor, path, info
-        opening = Opening.of(message, visitor.tenant.name, *services.sizes.of(message))
+        opening = services.opening(message, visitor.tenant.name)
         self.session = Session(opening)
         self.unknown = ""  # words that the model was never taught, once an editor has said so
         self._account = services.account(visitor, opening)

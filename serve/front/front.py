@@ -29,6 +29,7 @@ from serve.front.socket import Receive, Scope, Send, Socket
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import HOLDER_BEAT_S, SessionStore
 from serve.metrics import Metrics, Snapshot, render
+from serve.scaling.catalog import Menu
 from serve.tenants import Tenant
 from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
 from serve.wire.work import Backend
@@ -53,6 +54,8 @@ class Front:
         name: Of this process, among the application's.
         grace_s: For whole videos to be finished when this process goes away.
         models: What `/v1/models` lists. Raises WireError while no editor is warmed up.
+        menu: What clients choose from.
+        notes: What an operator should know of the models.
         snapshots: The metrics of every process, for `/metrics`.
     """
 
@@ -68,13 +71,15 @@ class Front:
         name: str = "front",
         grace_s: float = 30.0,
         models: Callable[[], Awaitable[list[dict[str, Any]]]],
+        menu: Callable[[], Menu],
+        notes: Callable[[], Awaitable[list[str]]],
         snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
     ) -> None:
         codecs = Codecs(metrics)
-        self.services = Services(backend, store, sizes, metrics, codecs, ledger, Usage(name))
+        self.services = Services(backend, store, sizes, metrics, codecs, ledger, Usage(name), menu)
         self.door, self.grace_s = door, grace_s
         self.connections: set[Connection] = set()
-        self._models, self._snapshots = models, snapshots
+        self._models, self._notes, self._snapshots = models, notes, snapshots
         self._leaving = False
         self._grace_ends = math.inf
         self.edits = Edits(self.services, self._full)
@@ -204,9 +209,10 @@ class Front:
             if self._leaving:
                 raise WireError("draining", "this front is going away")
             await self._models()
+            notes = await self._notes()
         except WireError as error:
             return refusal(error, UNAVAILABLE)
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", **({"notes": notes} if notes else {})})
 
     async def metrics(self, request: Request) -> Response:
         return Response(render(await self._snapshots()), media_type=CONTENT_TYPE_LATEST)

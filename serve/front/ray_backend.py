@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.scaling.decisions import Request
-from serve.scaling.placement import ASKS_S, Full, Places, Waiting
+from serve.scaling.placement import ASKS_S, Full, Places, Retired, Waiting
 from serve.wire.conversation import Conversation
 from serve.wire.link import Listener
 from serve.wire.protocol import RETRY_AFTER_S, WireError
@@ -46,6 +46,7 @@ class RayBackend:
             request = Request(
                 stream, opening.session, sizes_of(opening), opening.fps,
                 opening.epoch, opening.waits, opening.again, live=opening.mode == "live",
+                name=opening.model,
             )  # fmt: skip
             try:
                 while isinstance(place := await self.places.ask(request), Waiting):
@@ -53,6 +54,9 @@ class RayBackend:
                     await asyncio.sleep(ASKS_S)
                 if isinstance(place, Full):
                     raise _no_room("no editor has room")
+                if isinstance(place, Retired):
+                    opening = replace(opening, version=place.model)
+                    continue
                 try:
                     async with self._called(place.editor, opening, take) as conversation:
                         async with asyncio.timeout(OPEN_S):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from functools import partial
 from typing import Any
 
 from ray import serve as ray_serve
@@ -14,11 +16,13 @@ from starlette.applications import Starlette
 from serve.front.door import Door
 from serve.front.front import Front
 from serve.front.ray_backend import RayBackend
-from serve.hub.hub import REPORT_S, HubClient, Orders, Report, link_host
+from serve.hub.client import HubClient
+from serve.hub.hub import REPORT_S, Orders, Report, link_host
 from serve.logs import join_serve_log
 from serve.metrics import Metrics, Snapshot
 from serve.settings import ServeSettings
 from serve.tenants import Tenants
+from serve.versions.source import Named, menu_of
 from serve.wire import conversation
 from serve.wire.link import Listener
 from serve.wire.protocol import RETRY_AFTER_S, WireError
@@ -33,25 +37,28 @@ ANSWER_S = 3.0  # for the hub, which a scrape or a page waits for
 @ray_serve.ingress()
 class FrontReplica:
     def __init__(
-        self, settings: ServeSettings, trained: tuple[int, int], editors: DeploymentHandle
+        self, settings: ServeSettings, serves: tuple[Named, ...], editors: DeploymentHandle
     ) -> None:
-        """`trained` is the height and width of the model's own training."""
         join_serve_log()
         context = ray_serve.get_replica_context()
         self.process = context.replica_id.unique_id
-        self.hub = HubClient(context.app_name, settings)
+        self.hub = HubClient(context.app_name, settings, serves)
+        self._began = time.time()
+        self._menu = menu_of(serves)  # as it is before the hub says otherwise
         self.metrics = Metrics()
         listener = Listener(link_host(settings), conversation.KINDS)
         self.front = Front(
             backend=RayBackend(editors, listener, self.hub.places),
             store=self.hub.store,
-            sizes=WorkSizes(trained, settings.limits, settings.work_size, settings.detail),
+            sizes=WorkSizes(settings.limits, settings.work_size, settings.detail),
             metrics=self.metrics,
             door=Door(Tenants(settings.token_file), settings.allowed_origins),
             ledger=self.hub.ledger,
             name=self.process,
             grace_s=EDIT_SHARE * settings.drain_s,
             models=self.models,
+            menu=lambda: self._menu,
+            notes=partial(self._ask, "notes"),
             snapshots=self.snapshots,
         )
         self._reporting: asyncio.Task[None] | None = None
@@ -93,9 +100,11 @@ class FrontReplica:
         while True:
             try:
                 report = Report(
-                    self.process, self.metrics.snapshot(), connections=self.front.open_connections
-                )
+                    self.process, self.metrics.snapshot(), connections=self.front.open_connections,
+                    serves=self.hub.serves, began=self._began,
+                )  # fmt: skip
                 orders: Orders = await self.hub.call("report", report)
+                self._menu = orders.menu or self._menu
                 if orders.stop:
                     self.front.stop()
                 elif orders.leave:

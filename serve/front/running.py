@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import Commit, Entry, Header, Progress, Record, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
+from serve.scaling.catalog import Menu
 from serve.wire import codec
 from serve.wire.protocol import (
     SPENT,
@@ -35,6 +36,7 @@ from serve.wire.protocol import (
     Closed,
     Format,
     InQueue,
+    Open,
     Opened,
     Prompt,
     WireError,
@@ -42,7 +44,7 @@ from serve.wire.protocol import (
     parse_frame,
     to_json,
 )
-from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError
+from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError, new_session
 from serve.work_sizes import WorkSizes
 
 TICK_S = 0.5  # how often the time limits are looked at
@@ -62,10 +64,18 @@ class Services:
     codecs: Executor
     ledger: Ledger
     usage: Usage
+    menu: Callable[[], Menu]
 
     @property
     def limits(self) -> Limits:
         return self.sizes.limits
+
+    def opening(self, message: Open, tenant: str) -> Opening:
+        """A new session's. Raises WireError for a model or a size that is not to be had."""
+        session = new_session()
+        name, version = self.menu().choose(message.model, session)
+        work_size, detail = self.sizes.of(message, version.trained)
+        return Opening.of(message, session, tenant, work_size, detail, name, version.key)
 
     def account(self, visitor: Visitor, opening: Opening) -> Account:
         return Account(visitor, opening, metrics=self.metrics, ledger=self.ledger, usage=self.usage)

@@ -94,6 +94,7 @@ class Delivery:
     settled: int  # `Session.settled` right after it
     last: bool
     latency_s: float  # since the last source frame arrived
+    model: str = ""  # the version that made it
 
 
 class Session:
@@ -120,6 +121,7 @@ class Session:
         self._taken = 0  # chunks, over the whole session
         self._last_taken = False
         self._waiters: list[asyncio.Future[None]] = []
+        self._model = ""  # the version that edits it
 
     def to(self, state: State) -> None:
         if state not in LEGAL[self.state]:
@@ -210,6 +212,7 @@ class Session:
 
     def opened(self, ready: Ready) -> None:
         """An editor has the stream, for the first time or again."""
+        self._model = ready.model
         if self._sizes is None:
             self._sizes = (ready.first_chunk_frames, ready.chunk_frames)
             self._taken = ready.chunks
@@ -270,7 +273,7 @@ class Session:
         assert len(edited.frames) == len(frames), (len(edited.frames), len(frames))
         self.unsent += len(frames)
         latency = time.monotonic() - frames[-1].arrived if frames else 0.0
-        return Delivery(edited, work.prompt, frames, self.settled, work.last, latency)
+        return Delivery(edited, work.prompt, frames, self.settled, work.last, latency, self._model)
 
     def entries(self, delivery: Delivery, images: list[bytes]) -> list[Entry]:
         """What goes to the client for a delivery, once its frames are encoded to `images`."""

@@ -19,7 +19,7 @@ from data.video import VideoInfo, probe
 from serve.limits import Limits
 from serve.wire.protocol import Detail, Open, WireError
 
-FIELDS = ("prompt", "seed", "video", "work_size", "detail")
+FIELDS = ("prompt", "seed", "video", "work_size", "detail", "model")
 MAX_SEED_DIGITS = 19  # of 2^63
 
 
@@ -31,6 +31,7 @@ class Asked:
     seed: int = 0
     work_size: str | None = None
     detail: Detail | None = None
+    model: str | None = None
 
 
 async def read_form(request: Request, limits: Limits, path: Path) -> Asked:
@@ -39,6 +40,7 @@ async def read_form(request: Request, limits: Limits, path: Path) -> Asked:
         async with _limited(request, limits).form(max_files=1, max_fields=8) as form:
             video, prompt, seed = form.get("video"), form.get("prompt"), form.get("seed", "0")
             work_size, detail = form.get("work_size"), form.get("detail")
+            model = form.get("model")
             unknown = sorted(set(form) - set(FIELDS))
             if unknown:
                 raise WireError(
@@ -58,13 +60,15 @@ async def read_form(request: Request, limits: Limits, path: Path) -> Asked:
         raise WireError("bad_request", f"the field seed has {len(seed)} digits; at most 2^63 - 1")
     if work_size is not None and not isinstance(work_size, str):
         raise WireError("bad_request", "the field work_size must be text, got a file")
+    if model is not None and not isinstance(model, str):
+        raise WireError("bad_request", "the field model must be text, got a file")
     if detail is not None and detail not in get_args(Detail):
         shown = str(detail)[:60]
         raise WireError(
             "bad_request",
             f"the field detail must be one of {', '.join(get_args(Detail))}, got {shown!r}",
         )
-    return Asked(prompt, int(seed), work_size, cast(Detail | None, detail))
+    return Asked(prompt, int(seed), work_size, cast(Detail | None, detail), model)
 
 
 async def check_video(path: Path, limits: Limits, asked: Asked) -> tuple[Open, VideoInfo]:
@@ -74,7 +78,7 @@ async def check_video(path: Path, limits: Limits, asked: Asked) -> tuple[Open, V
     fps = max(limits.min_fps, float(min(info.fps, Fraction(limits.max_fps))))
     message = Open(
         asked.prompt, info.width, info.height, fps, "lossless", "rgb24", seed=asked.seed,
-        work_size=asked.work_size, detail=asked.detail,
+        work_size=asked.work_size, detail=asked.detail, model=asked.model,
     )  # fmt: skip
     limits.check_open(message)
     return message, info

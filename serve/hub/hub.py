@@ -10,24 +10,24 @@ import asyncio
 import inspect
 import logging
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, cast
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 from ray.util import get_node_ip_address
 
 from infra.runtime.ray_private import serve_replicas
 from serve.hub.ledger import Ledger
-from serve.hub.records import COMMIT_KINDS, Commit, SessionStore
+from serve.hub.records import COMMIT_KINDS, SessionStore
 from serve.metrics import HubMetrics, Retired, Snapshot
+from serve.scaling.catalog import Catalog, Menu
 from serve.scaling.decisions import Editor
-from serve.scaling.placement import Placed, Placement, Places
+from serve.scaling.placement import Placement
 from serve.settings import ServeSettings
-from serve.wire.link import Address, Asker, Listener
-from serve.wire.protocol import WireError
+from serve.versions.follow import Follower
+from serve.versions.source import ModelSource, Named
+from serve.wire.link import Address, Listener
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +35,25 @@ NAMESPACE = "liveedit"
 REPORT_S = 1.0  # how often a process reports
 WATCH_S = 2.0  # how often Serve is asked which replicas have to stop
 GONE_S = 10.0  # a process that has not reported for so long is gone
-ASK_S = 3.0  # for the hub to say where a stream goes
 ALONE_S = 300.0  # without any report the hub ends itself
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a replica says of itself every `REPORT_S`; a front has no model and no editor."""
+    """What a replica says of itself every `REPORT_S`; a front has no models and no editor.
+
+    `failed` says why an editor could not load a version. `serves` is what the application was built
+    with, at `began` (`time.time()`), as far as a front knows.
+    """
 
     process: str  # the replica's id
     metrics: Snapshot
-    model: dict[str, Any] | None = None
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)  # by key
     editor: Editor | None = None
     connections: int = 0  # that a front has
+    failed: dict[str, str] = field(default_factory=dict)
+    serves: tuple[Named, ...] = ()
+    began: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,19 +62,23 @@ class Orders:
 
     `leave`: Serve wants this replica to stop, so it gives its sessions back. `go`: there is one
     editor too many and this one is empty. `wanted`: so many editors there should be. `stop`: the
-    application ends, so a front finishes its sessions.
+    application ends, so a front finishes its sessions. `load` and `drop`: models that an editor
+    takes in and lets go of. `menu`: what a front's clients may choose.
     """
 
     leave: bool
     go: bool = False
     wanted: int = 0
     stop: bool = False
+    load: ModelSource | None = None
+    drop: frozenset[str] = frozenset()
+    menu: Menu | None = None
 
 
 class Hub:
     """See the module; an async actor, so that its methods run on one event loop."""
 
-    def __init__(self, app: str, settings: ServeSettings) -> None:
+    def __init__(self, app: str, settings: ServeSettings, serves: tuple[Named, ...] = ()) -> None:
         self.app = app
         self.store = SessionStore(settings.limits.resume_s)
         self.ledger = Ledger()
@@ -76,7 +86,13 @@ class Hub:
         self._retired = Retired()
         self._listener = Listener(link_host(settings), COMMIT_KINDS)
         self._commits: Address | None = None
-        self._placement = Placement(settings.scale)
+        self._catalog = Catalog(
+            budget=round(settings.editor_memory_gb * 1e9), move=settings.on_new_version == "move"
+        )
+        self._placement = Placement(settings.scale, catalog=self._catalog)
+        self._follower = Follower(self._catalog)
+        self._follower.serve(serves)
+        self._began = 0.0  # of the newest front
         self.parts = {"store": self.store, "ledger": self.ledger, "places": self._placement}
         self._ending = False
         self._left: dict[str, int] = {}  # connections of each front that knows of the stop
@@ -85,6 +101,7 @@ class Hub:
         self._starting: dict[str, tuple[float, str]] = {}  # since when an editor does what
         self._heard = time.monotonic()
         self._watching = asyncio.ensure_future(self._watch())
+        self._following = asyncio.ensure_future(self._follower.run())
 
     async def part(self, name: str, method: str, args: list[Any], named: dict[str, Any]) -> Any:
         """A call of one of `parts`."""
@@ -105,10 +122,21 @@ class Hub:
         if report.editor is None:
             if self._ending:
                 self._left[report.process] = report.connections
-            return Orders(leave, stop=self._ending)
+            if report.serves and report.began > self._began:
+                self._began = report.began
+                self._follower.serve(report.serves)
+            return Orders(leave, stop=self._ending, menu=self._placement.menu())
         self._placement.report(report.editor)
+        for key, why in report.failed.items():
+            self._catalog.fail(key, why, report.process)
         go = not leave and self._placement.may_go(report.process)
-        return Orders(leave, go, self._placement.wanted())
+        load, drop = ("", frozenset[str]()) if leave else self._placement.orders(report.process)
+        source = self._follower.sources.get(load)
+        return Orders(leave, go, self._placement.wanted(), load=source, drop=drop)
+
+    async def first(self, serves: tuple[Named, ...]) -> list[ModelSource]:
+        """What an editor that starts loads, of what it was built to serve."""
+        return self._follower.first(serves, [r.editor for r in self._alive() if r.editor])
 
     async def starting(self, process: str, doing: str) -> None:
         """An editor that cannot report yet says what it does."""
@@ -130,24 +158,43 @@ class Hub:
         return all(self._left.get(front) == 0 for front in fronts)
 
     async def models(self) -> list[dict[str, Any]]:
-        """The models that warmed-up editors hold, each once, with the number of its editors."""
-        found: dict[str, dict[str, Any]] = {}
-        for report in self._alive():
-            if report.model is not None:
-                model = found.setdefault(report.model["name"], {**report.model, "editors": 0})
-                model["editors"] += 1
-        return list(found.values())
+        """What may be chosen, version by version, with the number of editors that hold it and its
+        share of new sessions; none while no editor holds any."""
+        alive, found = [report for report in self._alive() if report.models], []
+        for offer in self._placement.menu().offers if alive else ():
+            for key in offer.keys:
+                having = [report.models[key] for report in alive if key in report.models]
+                share = offer.share if key == offer.target else 1 - offer.share
+                found.append(
+                    {
+                        "model": offer.name,
+                        **(having[0] if having else self._follower.described(key)),
+                        "editors": len(having),
+                        "share": round(share, 4) if offer.target else 1.0,
+                    }
+                )
+        return found
+
+    async def notes(self) -> list[str]:
+        """See `Placement.notes`."""
+        return self._placement.notes()
 
     async def snapshots(self) -> dict[str, Snapshot]:
         """Of every process that lives, of the hub itself, and what the others had counted."""
         alive = self._alive()
-        metrics, models = self.metrics, {r.model["name"] for r in alive if r.model is not None}
+        metrics, models = self.metrics, {m["name"] for r in alive for m in r.models.values()}
         metrics.bytes.set(self.store.bytes)
         metrics.records.set(len(self.store))
         metrics.wanted.set(self._placement.wanted())
-        metrics.ready.set(sum(report.model is not None for report in alive))
+        metrics.ready.set(sum(bool(report.models) for report in alive))
         metrics.waiting.set(self._placement.waiting)
-        metrics.build.clear()
+        for gauge in (metrics.holding, metrics.share, metrics.failed, metrics.build):
+            gauge.clear()
+        for model in await self.models():
+            metrics.holding.labels(model["model"], model["name"]).set(model["editors"])
+            metrics.share.labels(model["model"], model["name"]).set(model["share"])
+        for key in self._catalog.failed:
+            metrics.failed.labels(key).set(1)
         for model in models or {""}:
             metrics.build.labels(liveedit_version(), ray.__version__, model).set(1)
         return {
@@ -162,9 +209,12 @@ class Hub:
             _, report = self._reports.pop(name)
             self._retired.add(name, report.metrics)
             if name not in self._stopping and not self._placement.asked_to_go(name):
-                kind = "editor" if report.model is not None else "front"
+                kind = "editor" if report.models else "front"
                 self.metrics.lost.labels(kind).inc()
                 log.warning("%s %s is gone, and nobody had asked it to", kind, name)
+                if report.editor is not None and report.editor.loading:
+                    self._catalog.fail(report.editor.loading, f"editor {name} died of it")
+            self._catalog.gone([name])
         return [report for _, report in self._reports.values()]
 
     async def _watch(self) -> None:
@@ -192,99 +242,3 @@ def liveedit_version() -> str:
 def link_host(settings: ServeSettings) -> str:
     """Where a process of the application listens for the others."""
     return settings.link_host or get_node_ip_address()
-
-
-def hub_actor(app: str, settings: ServeSettings) -> Any:
-    """The application's hub, started if it is not there."""
-    return (
-        ray.remote(Hub)
-        .options(
-            name=f"hub-{app}",
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            num_cpus=0,
-            max_restarts=-1,
-            max_concurrency=1000,
-        )
-        .remote(app, settings)
-    )
-
-
-class HubClient:
-    """A process's way to the hub: its own methods by `call`, its parts as if they were here.
-
-    While the hub is down sessions go on, but cannot be resumed.
-    """
-
-    store: SessionStore
-    ledger: Ledger
-    places: Places
-
-    def __init__(self, app: str, settings: ServeSettings) -> None:
-        self.app, self.settings = app, settings
-        self.hub = hub_actor(app, settings)
-        kept: dict[str, Any] = {"beat": [], "release": None}
-        self.store = cast(SessionStore, _Records(self, "store", kept))
-        # Nobody is held to a limit that all fronts share.
-        free: dict[str, Any] = {"enter": None, "leave": None, "beat": frozenset()}
-        self.ledger = cast(Ledger, _Part(self, "ledger", free))
-        # Any editor will do: it decides itself whether it has room.
-        anywhere = {"ask": Placed(""), "released": None}
-        self.places = cast(Places, _Part(self, "places", anywhere, ASK_S))
-
-    async def call(self, method: str, *args: Any) -> Any:
-        """One call, again on a new hub if the old one is gone for good."""
-        try:
-            return await getattr(self.hub, method).remote(*args)
-        except RayActorError:
-            self.hub = hub_actor(self.app, self.settings)
-            return await getattr(self.hub, method).remote(*args)
-
-    def starting(self, process: str, doing: str) -> None:
-        """See `Hub.starting`; nobody waits for it."""
-        self.hub.starting.remote(process, doing)
-
-
-class _Part:
-    """Its methods are those of the hub's part called `name`. `down` is what they answer while the
-    hub is, where they do."""
-
-    def __init__(
-        self, hub: HubClient, name: str, down: dict[str, Any], timeout_s: float | None = None
-    ) -> None:
-        self._hub, self._name, self._down, self._timeout_s = hub, name, down, timeout_s
-
-    def __getattr__(self, method: str) -> Any:
-        if method.startswith("_"):
-            raise AttributeError(method)
-        return partial(self._call, method)
-
-    async def _call(self, method: str, *args: Any, **named: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._hub.call("part", self._name, method, list(args), named)
-        except RayTaskError as error:
-            if isinstance(error.cause, WireError):
-                raise error.cause from None
-            raise
-        except (RayActorError, TimeoutError) as error:
-            if method not in self._down:
-                raise
-            log.warning("%s.%s without the hub: %s", self._name, method, error)
-            return self._down[method]
-
-
-class _Records(_Part):
-    """Commits come over a link, because every chunk waits for its own: through Ray one costs 6 ms
-    on a small machine, most of it for the state, and this way it costs one."""
-
-    _asker: Asker | None = None
-
-    async def commit(self, commit: Commit) -> bool:
-        self._asker = self._asker or Asker(lambda: self._hub.call("commits"), COMMIT_KINDS)
-        try:
-            return bool(await self._asker.ask(commit))
-        except (OSError, RayActorError) as error:
-            log.warning("a session's progress could not be kept: %s", error)
-            return True

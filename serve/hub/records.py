@@ -66,6 +66,7 @@ class Shape:
     work_size: str | None = None
     detail: Detail | None = None
     tenant: str = ""
+    model: str | None = None  # by name
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Header:
         first = self.opening
         before = Shape(
             first.width, first.height, first.mode, self.format, first.work_size, first.detail,
-            first.tenant,
+            first.tenant, first.model,
         )  # fmt: skip
         for name, value in asdict(now).items():
             if value is not None and value != getattr(before, name):

@@ -29,6 +29,7 @@ class Sizes:
     detail: str = "source"  # or "off", which saves a decoding
     sparing: bool = False  # as a `Rung` has them
     halved: bool = False
+    model: str = ""  # key of the version that edits
 
     def at(self, rung: Rung) -> Sizes:
         return replace(self, work=rung.work, sparing=rung.sparing, halved=rung.halved)
@@ -49,6 +50,7 @@ class Request:
     waits: bool = False  # its client understands `queued`
     again: bool = False  # a session that lost its editor: it goes before new ones
     live: bool = True  # under pressure a lossless one waits
+    name: str = ""  # of the model that was chosen; its version is in `sizes`
 
     @property
     def shape(self) -> Shape:
@@ -63,12 +65,23 @@ class Stream:
     session: str
     share: float
     least: float | None = None  # None: no less
+    model: str = ""  # key of the version that edits it
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A version that an editor holds. `means` are those to edit sessions less well; None: none."""
+
+    chunk_frames: int
+    means: Means | None = None
 
 
 @dataclass(frozen=True)
 class Editor:
     """What is known of one editor. `costs` are seconds a chunk, of which `frame_s` for every pixel
-    of a frame are spent outside of the networks."""
+    of a frame are spent outside of the networks. `models` are the frames of a chunk by the key of
+    every version that it holds, `chunk_frames` of any other; None is whatever is asked
+    for."""
 
     name: str
     chunk_frames: int
@@ -78,6 +91,20 @@ class Editor:
     measured: bool = True  # shares count, not only sessions
     frame_s: float = 0.0
     means: Means | None = None  # to edit sessions less well; None: it does not
+    models: Mapping[str, Warm] | None = None
+    loading: str = ""  # key of a version that it will hold
+
+    def warm(self, model: str) -> Warm:
+        """What holds for sessions with this model, also before it is here."""
+        other = Warm(self.chunk_frames, self.means)
+        return other if self.models is None else self.models.get(model, other)
+
+    def holds(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+    def uses(self, model: str) -> bool:
+        """Whether a session there is edited by it."""
+        return any(stream.model == model for stream in self.streams.values())
 
     @cached_property
     def load(self) -> float:
@@ -111,8 +138,9 @@ def cost_of(costs: Mapping[Sizes, float], sizes: Sizes, frame_s: float = 0.0) ->
     known = min(
         costs,
         key=lambda s: (
-            s.detail != sizes.detail, s.sparing != sizes.sparing, s.halved != sizes.halved,
-            abs(_area(s.work) - work), abs(_area(s.frame) - frame)
+            s.model != sizes.model, s.detail != sizes.detail,
+            s.sparing != sizes.sparing, s.halved != sizes.halved,
+            abs(_area(s.work) - work), abs(_area(s.frame) - frame),
         ),
     )  # fmt: skip
     networks = max(0.0, costs[known] - frame_s * _area(known.frame))
@@ -141,20 +169,21 @@ def admits(load: float, sessions: int, share: float, *, max_sessions: int, measu
 def share_at(editor: Editor, request: Request) -> float:
     """Of the editor's accelerator, that the stream would take."""
     cost = cost_of(editor.costs, request.sizes, editor.frame_s)
-    return share_of(cost, request.fps, editor.chunk_frames)
+    return share_of(cost, request.fps, editor.warm(request.sizes.model).chunk_frames)
 
 
 def least_at(editor: Editor, request: Request) -> float:
     """The share that the stream would have at the bottom of its ladder."""
     share, sizes = share_at(editor, request), request.sizes
-    if editor.means is None:
+    means = editor.warm(sizes.model).means
+    if means is None:
         return share
     cost = cost_of(editor.costs, sizes, editor.frame_s)
     if not request.live:
         return slowed(share, cost)
     return min(
         share_at(editor, replace(request, sizes=sizes.at(rung)))
-        for rung in rungs(editor.means, sizes.frame, sizes.work, live=True)
+        for rung in rungs(means, sizes.frame, sizes.work, live=True)
     )
 
 
@@ -163,6 +192,8 @@ def has_room(editor: Editor, request: Request) -> bool:
 
     An older stream of the same session makes room for the newer: it is its ghost.
     """
+    if not editor.holds(request.sizes.model):
+        return False
     ghost = request.session in editor.sessions
     others = [s for s in editor.streams.values() if s.session != request.session] if ghost else []
     load = sum(s.share for s in others) if ghost else editor.load
@@ -172,7 +203,7 @@ def has_room(editor: Editor, request: Request) -> bool:
     )
     if admitted(load, share=share_at(editor, request)):
         return True
-    if editor.means is None or not request.live:
+    if editor.warm(request.sizes.model).means is None or not request.live:
         return False
     streams = others if ghost else editor.streams.values()
     load = sum(s.share if s.least is None else s.least for s in streams)
@@ -202,7 +233,7 @@ def place(
         return editor.name in avoid, *rank(editor)
 
     first = min(editors, key=order, default=None)
-    if first is None or has_room(first, request):  # which it has, unless sizes and costs differ
+    if first is None or has_room(first, request):  # unless sizes, costs or models differ
         return first
     return min((e for e in editors if has_room(e, request)), key=order, default=None)
 
@@ -246,7 +277,9 @@ def place_all(
 
 def with_stream(editor: Editor, request: Request) -> Editor:
     """The editor as it will be when it has this stream."""
-    new = Stream(request.session, share_at(editor, request), least_at(editor, request))
+    new = Stream(
+        request.session, share_at(editor, request), least_at(editor, request), request.sizes.model
+    )
     kept = {n: s for n, s in editor.streams.items() if s.session != request.session}
     return replace(editor, streams={**kept, request.stream: new})
 
@@ -292,10 +325,11 @@ def needed(editors: Sequence[Editor], waiting: Sequence[Request], spare: int = 0
     """Editors that are needed now: for what is open and for what waits or was just refused.
 
     What fits nowhere needs editors beyond those that are there, however sessions are spread; while
-    nothing waits, as many as the sessions would fit in.
+    nothing waits, as many as the sessions would fit in. Any editor can load any model.
     """
     if not editors:
         return max(1, spare)
+    editors = [replace(e, models=None) if e.models is not None else e for e in editors]
     state, left = place_all(editors, line(waiting))
     one = editors[0]
     if left:

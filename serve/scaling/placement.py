@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve.scaling import decisions
+from serve.scaling.catalog import Catalog, Menu
 from serve.scaling.decisions import Editor, Need, Rank, Request, Shape
+from serve.scaling.rolling import Plan
 from serve.wire.protocol import RETRY_AFTER_S
 
 RESERVED_S = 10.0  # for a placed stream to show in its editor's reports
@@ -45,7 +47,14 @@ class Full:
     """No room, and the client does not wait."""
 
 
-Answer = Placed | Waiting | Full
+@dataclass(frozen=True)
+class Retired:
+    """The version is served no more; the session goes on with `model`: ask for that."""
+
+    model: str
+
+
+Answer = Placed | Waiting | Full | Retired
 
 
 class Places(Protocol):
@@ -79,8 +88,10 @@ class Placement:
         scale: Scale,
         clock: Callable[[], float] = time.monotonic,
         rank: Rank = decisions.emptiest,
+        catalog: Catalog | None = None,
     ) -> None:
         self.scale = scale
+        self.catalog = catalog or Catalog()
         self._clock = clock
         self._rank = rank
         # As they said they are, and with what was placed at them since.
@@ -101,6 +112,8 @@ class Placement:
         self._decided: float | None = None  # when
         self._closing: frozenset[str] = frozenset()
         self._start_s = START_S
+        self._used: dict[tuple[str, str], float] = {}  # when an editor last got a model's session
+        self._plan = Plan()
 
     # --- what is told
 
@@ -143,10 +156,13 @@ class Placement:
     def ask(self, request: Request) -> Answer:
         """Where the stream goes; one that waits asks again every `ASKS_S`, by the same name.
 
-        Until an editor has reported everybody waits: a hub that was started again does not know
-        that there is room. A front gives that up by itself (`serve.front.driver.OPENING_S`).
+        Until an editor has the model everybody waits: it is being loaded, or a hub that was started
+        again does not know yet. A front gives that up by itself (`serve.front.driver.OPENING_S`).
         """
         now = self._clock()
+        if other := self.catalog.instead(request, self.editors):
+            self._queue.pop(request.stream, None)
+            return Retired(other)
         asked = self._queue.setdefault(request.stream, _Asked(request, now, now))
         asked.request, asked.last = request, now
         self._decide()
@@ -159,8 +175,9 @@ class Placement:
             self._editors[found.name] = (at, decisions.with_stream(known, request))
             self._reserved.setdefault(found.name, {})[request.stream] = (now, request)
             self._opened[request.stream] = now
+            self._used[found.name, request.sizes.model] = now
             return Placed(found.name)
-        if request.waits or request.again or not self._heard:
+        if request.waits or request.again or self._cold(request.sizes.model):
             streams = sum(len(editor.streams) for editor in self.editors)
             length = sum(self._lengths) / len(self._lengths) if self._lengths else SESSION_S
             starting = None
@@ -170,6 +187,11 @@ class Placement:
         del self._queue[request.stream]
         self._refused[request.stream] = (now, request)
         return Full()
+
+    def _cold(self, model: str) -> bool:
+        """Whether there is only to wait until an editor has it."""
+        state = self.editors
+        return not self._heard or bool(state and not any(e.holds(model) for e in state))
 
     def _know(self, editor: Editor, at: float) -> None:
         self._editors[editor.name] = (at, editor)
@@ -216,6 +238,28 @@ class Placement:
             self._gone_by_order.add(editor)
         return editor in self._going
 
+    def orders(self, editor: str) -> tuple[str, frozenset[str]]:
+        """Keys that this editor is to load ("" for none) and to drop; said once."""
+        self._decide()
+        load, drop = self._plan.load.get(editor, ""), self._plan.drop.get(editor, frozenset())
+        if (load or drop) and editor in self._editors:
+            at, known = self._editors[editor]
+            left = {key: n for key, n in (known.models or {}).items() if key not in drop}
+            self._know(replace(known, models=left, loading=load or known.loading), at)
+            self._plan = Plan(
+                {e: key for e, key in self._plan.load.items() if e != editor},
+                {e: keys for e, keys in self._plan.drop.items() if e != editor},
+            )
+        return load, drop
+
+    def menu(self) -> Menu:
+        """What may be chosen now."""
+        return self.catalog.menu(self.editors)
+
+    def notes(self) -> list[str]:
+        """What an operator should know of the models."""
+        return self.catalog.notes(self.editors)
+
     def asked_to_go(self, editor: str) -> bool:
         """Whether it was too many, or Serve stops it: then nothing is wrong when it is gone."""
         return editor in self._gone_by_order or editor in self._leaving
@@ -235,6 +279,10 @@ class Placement:
         self._history, number = decisions.wanted(self._history, Need(now, need), scale.delay_s)
         if number != self._wanted_since[0]:
             self._wanted_since = (number, now)
+        self.catalog.settle(state)
+        missed = [a.request.sizes.model for a in self._queue.values() if a.last > a.first]
+        missed += [request.sizes.model for _, request in self._refused.values()]
+        self._plan = self.catalog.plan(state, self._used, list(dict.fromkeys(missed)))
         fixed = scale.min_editors == scale.max_editors
         self._closing = decisions.closing(state, 0 if fixed else len(state) - number)
 
@@ -247,6 +295,7 @@ class Placement:
     def _sweep(self, now: float) -> None:
         self._editors = {n: t for n, t in self._editors.items() if now - t[0] < EDITOR_GONE_S}
         self._going &= set(self._editors)
+        self._used = {pair: at for pair, at in self._used.items() if pair[0] in self._editors}
         self._reserved = {n: r for n, r in self._reserved.items() if n in self._editors}
         self._queue = {n: a for n, a in self._queue.items() if now - a.last < LEFT_S}
         # Who was refused comes again after as long as the refusal advised.

@@ -23,7 +23,8 @@ const chooser = new Chooser(choose);
 const complaint = new Complaint(start);
 const saving = new Saving(stage.edited);
 
-let model = null; // as /v1/models has it
+let models = []; // as /v1/models has them, the first of every name
+let model = null; // the one that is chosen
 let source = null; // what is chosen and previewed
 let run = null; // the session that goes on
 let upload = null; // AbortController of the file that is edited whole
@@ -37,15 +38,24 @@ async function findModel() {
       get("model").textContent = answer.status === 401 ? "needs a token" : "getting ready";
       return setTimeout(findModel, 2000);
     }
-    model = (await answer.json()).models[0];
+    const told = (await answer.json()).models;
+    models = told.filter(({ model: name }, n) => told.findIndex((other) => other.model === name) === n);
   } catch {
     get("model").textContent = "no answer from the server";
     return setTimeout(findModel, 2000);
   }
-  get("model").textContent = `${model.name} on ${model.device}`;
-  prompts.offer(model.card ?? {});
+  get("which").replaceChildren(...models.map(({ model: name }) => new Option(name, name)));
+  show("which", models.length > 1);
+  useModel(models[0]);
   if (!source && (await chooser.findSample(model.card))) await choose("sample");
   welcome();
+}
+
+function useModel(chosen) {
+  model = chosen;
+  work = "";
+  get("model").textContent = model.device ? `${model.name} on ${model.device}` : `${model.name}, loaded at the first start`;
+  prompts.offer(model.card ?? {});
 }
 
 // The new source is there before the old one goes; a session goes on with it.
@@ -167,7 +177,7 @@ async function start() {
   const open = {
     type: "open", prompt: prompts.value, ...size(), fps: rate(), mode: "live", format: "jpeg",
     seed: Number(get("seed").value) || 0, mask: true, queue: true,
-    ...(work && { work_size: work }),
+    ...(work && { work_size: work }), ...(models.length > 1 && { model: model.model }),
   };
   stage.begin(open.width, open.height);
   stage.say("connecting");
@@ -250,7 +260,7 @@ async function whole() {
   try {
     const edited = await editWhole(chooser.file, {
       prompt: prompts.value, seed: Number(get("seed").value) || 0, work, headers: bearer(),
-      signal: upload.signal,
+      model: models.length > 1 ? model.model : "", signal: upload.signal,
       progress: (s) => stage.say(`${s.toFixed(1)} of ${duration.toFixed(1)} s are edited`),
     });
     welcome();
@@ -288,6 +298,10 @@ get("mirror").addEventListener("click", () => {
   if (!source) return;
   source.mirrored = mirrored;
   get("preview").classList.toggle("mirrored", mirrored);
+});
+get("which").addEventListener("change", () => {
+  useModel(models.find(({ model: name }) => name === get("which").value));
+  change({});
 });
 get("work").addEventListener("change", () => {
   work = get("work").value;

@@ -49,6 +49,7 @@ class Open:
     queue: bool | None = None
     work_size: str | None = None  # as `modeling.detail.work_size` reads it; None: the server's
     detail: Detail | None = None
+    model: str | None = None  # by name; None: the server's first
 
 
 @dataclass(frozen=True)

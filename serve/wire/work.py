@@ -32,12 +32,17 @@ class Opening:
     tenant: str = ""  # whose session it is
     work_size: str = "full"  # that the model edits at; from a client's open always WIDTHxHEIGHT
     detail: Detail = "off"
+    model: str = ""  # name of the model that was chosen
+    version: str = ""  # and key of the version that edits
 
     @classmethod
-    def of(cls, message: Open, tenant: str, work_size: str, detail: Detail) -> Opening:
-        """A new session's, with a name of its own."""
+    def of(
+        cls, message: Open, session: str, tenant: str, work_size: str, detail: Detail,
+        model: str, version: str,
+    ) -> Opening:  # fmt: skip
+        """A new session's."""
         return cls(
-            session=secrets.token_hex(6),
+            session=session,
             prompt=message.prompt,
             width=message.width,
             height=message.height,
@@ -49,7 +54,14 @@ class Opening:
             tenant=tenant,
             work_size=work_size,
             detail=detail,
+            model=model,
+            version=version,
         )
+
+
+def new_session() -> str:
+    """A name of its own for a session."""
+    return secrets.token_hex(6)
 
 
 @dataclass(frozen=True)
@@ -115,13 +127,14 @@ class Edited:
 
 @dataclass(frozen=True)
 class Moved:
-    """The editor is going away and gives the stream back.
+    """The editor, or its version of the model, is going away and gives the stream back.
 
     `state` is the exact form and holds the first `ahead` frames of a chunk that is not complete.
     """
 
     state: bytes
     ahead: int
+    why: str = "drain"
 
 
 @dataclass(frozen=True)

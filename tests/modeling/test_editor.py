@@ -20,6 +20,14 @@ from modeling.presets import PRESETS
 from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
 from modeling.vae.build import build_vae
+from tests.known_editors import (
+    TOLERANCE,
+    TURNED,
+    assert_edited,
+    block_clip,
+    expected_edit,
+    write_known_model,
+)
 
 HEIGHT, WIDTH = 32, 48
 
@@ -167,7 +175,7 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     parts = {"transformer": Transformer(config.transformer), "vae": build_vae(config.vae)}
     one = save_model(tmp_path / "one", config, **parts, card={})  # type: ignore[arg-type]
     with torch.no_grad():
-        parts["transformer"].patch_embedding.weight[0, 0] += 1e-3
+        next(parts["vae"].parameters()).flatten()[0] += 1e-3
     two = save_model(tmp_path / "two", config, **parts, card={})  # type: ignore[arg-type]
     first = StreamingEditor.load(one)
     assert first.identity == StreamingEditor.load(one).identity == model_fingerprint(one)
@@ -176,6 +184,26 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
         StreamingEditor.load(one).restore(StreamState.from_bytes(state.to_bytes()))
         with pytest.raises(StateError, match="edited by another model than two"):
             StreamingEditor.load(two).restore(StreamState.from_bytes(state.to_bytes()))
+
+
+def test_a_stream_goes_on_with_another_model_of_the_same_latents(tmp_path: Path) -> None:
+    """From its next chunk on the edit is the new model's, and nothing is lost or repeated."""
+    source = block_clip(45, 64, 96)
+    one = StreamingEditor.load(write_known_model(tmp_path / "one"))
+    two = StreamingEditor.load(write_known_model(tmp_path / "two", paints=TURNED))
+    assert one.identity != two.identity
+    for compact in (True, False):
+        stream = one.open("paint it red", height=64, width=96, seed=1)
+        before = edit(stream, source[:25])  # two chunks, and four frames ahead
+        data = stream.snapshot(compact=compact).to_bytes()
+        after = two.restore(StreamState.from_bytes(data))
+        given = after.frames + after.pending_frames
+        assert given == (21 if compact else 25)
+        chunks = edit(after, source[given:])
+        assert [chunk.index for chunk in before + chunks] == [0, 1, 2, 3]
+        assert_edited(pixels(before), source[:21], "paint it red")
+        wanted = expected_edit(source, "paint it blue")[21:]
+        assert np.abs(pixels(chunks).astype(int) - wanted).max() <= TOLERANCE
 
 
 def test_networks_without_a_directory_have_their_own_identity() -> None:

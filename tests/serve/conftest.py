@@ -21,6 +21,7 @@ from serve.limits import Limits
 from serve.local import local_front
 from serve.settings import ServeSettings
 from tests.serve.models import save_small_model
+from tests.serve.registry import Registry
 
 
 class Server:
@@ -55,6 +56,12 @@ class Server:
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
 
+    @property
+    def engine(self) -> Any:
+        """Of its first model."""
+        backend: Any = self.front.services.backend
+        return next(iter(backend.engines.values()))
+
     def call(self, function: Callable[[], Any]) -> Any:
         async def run() -> Any:
             return function()
@@ -71,6 +78,8 @@ def serving(model: Path, limits: Limits | None = None, **settings: Any) -> Itera
     torch.set_num_threads(1)
     limits = limits or Limits(resume_s=20.0)
     chosen = ServeSettings(model=str(model), measured_capacity=False, limits=limits)
+    if settings.get("models"):  # which has `model` among them, or not
+        settings["model"] = None
     running = Server(replace(chosen, **settings))
     try:
         yield running
@@ -87,6 +96,11 @@ def anyio_backend() -> str:
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = {"name": "small", "words": ["make", "it", "red", "blue"]}
     return save_small_model(tmp_path_factory.mktemp("model") / "small", card=card)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture(scope="session")

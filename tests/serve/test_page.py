@@ -39,7 +39,7 @@ def browser() -> Iterator[Chrome]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = save_small_model(tmp_path_factory.mktemp("model") / "small", card=CARD)
     with serving(model, limits=Limits(max_pixels=320 * 240)) as running:
-        engine: Any = running.front.services.backend
+        engine: Any = running.engine
         engine.capacity.costs = {Sizes((32, 48), (32, 48)): 0.1}  # however busy the machine is
         engine.capacity.frame_s = 1e-7
         yield running

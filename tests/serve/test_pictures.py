@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from data.video import probe, read_frames
-from serve.client import EditedFrame, connect, edit_frames
+from serve.client import EditedFrame, connect, edit_frames, served_model
 from serve.limits import Limits
-from serve.wire.protocol import Detail, Dropped, Format, PromptApplied
+from serve.wire.protocol import Detail, Dropped, Format, PromptApplied, WireError
 from serve.wire.work import Opening
 from tests.data.conftest import write_raw
 from tests.known_editors import (
     BLOCK,
+    TURNED,
     UNCHANGED,
     assert_edited,
     block_clip,
@@ -39,8 +40,11 @@ RED, BLUE = "paint it red", "paint it blue"
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    model = write_known_model(tmp_path_factory.mktemp("model") / "known")
-    with serving(model, work_size="full", detail="off") as running:
+    folder = tmp_path_factory.mktemp("model")
+    model = write_known_model(folder / "known")
+    turned = write_known_model(folder / "turned", name="turned", paints=TURNED)
+    both = (str(model), str(turned))
+    with serving(model, models=both, work_size="full", detail="off") as running:
         yield running
 
 
@@ -56,6 +60,47 @@ def test_every_format_brings_the_right_picture(
         source = source.mean(-1, keepdims=True).astype(np.uint8).repeat(3, -1)
     edited = np.stack(list(edit_frames(known.url, source, RED, fps=16, format=format)))
     assert_edited(edited, source, RED, within)
+
+
+@pytest.mark.parametrize(
+    ("model", "made_by", "colour"),
+    [(None, "known", RED), ("known", "known", RED), ("turned", "turned", BLUE)],
+)
+def test_the_model_that_is_chosen_edits(
+    known: Server, tmp_path: Path, model: str | None, made_by: str, colour: str
+) -> None:
+    """By name, on a stream and over HTTP; and what it did counts as its own."""
+    source, told = block_clip(21, 64, 96, seed=8), list[Any]()
+    edited = edit_frames(
+        known.url, source, RED, fps=16, format="png", model=model, on_event=told.append
+    )
+    assert_edited(np.stack(list(edited)), source, colour)
+    assert told[0].model == made_by
+    done = known.front.services.metrics.frames.labels("everybody", made_by)
+    counted = done._value.get()
+    fields = {"prompt": RED, **({"model": model} if model else {})}
+    answer = post(known, lossless(tmp_path / "in.mkv", source), **fields)
+    assert answer.status_code == 200
+    (tmp_path / "out.mp4").write_bytes(answer.content)
+    seen = blocks(np.stack(list(read_frames(tmp_path / "out.mp4"))))
+    assert np.abs(seen - blocks(expected_edit(source, colour))).max() <= 10
+    assert done._value.get() == counted + 21
+
+
+def test_a_model_that_is_not_served_is_refused_with_those_that_are(
+    known: Server, tmp_path: Path
+) -> None:
+    said = "no model 'other' is served; choose known, turned"
+    with pytest.raises(WireError, match=said) as raised:
+        next(edit_frames(known.url, block_clip(9, 64, 96), RED, fps=16, model="other"))
+    assert raised.value.code == "bad_request"
+    with pytest.raises(WireError, match="no model 'other' is served; choose known, turned"):
+        served_model(known.http, "other")
+    video = lossless(tmp_path / "in.mkv", block_clip(9, 64, 96))
+    answer = post(known, video, prompt=RED, model="other")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, said)
+    told = httpx.get(f"{known.http}/v1/models").json()["models"]
+    assert [(each["model"], each["name"]) for each in told] == [("known",) * 2, ("turned",) * 2]
 
 
 @pytest.mark.parametrize("detail", ["source", "off"])
@@ -144,7 +189,7 @@ async def stream(
             elif how == "leave":
                 server.call(lambda: [c.leave() for c in server.front.connections])
             elif how == "move":
-                engine: Any = server.front.services.backend
+                engine: Any = server.engine
                 server.call(engine.leave)
                 await asyncio.sleep(0.1)
                 server.call(engine._leaving.clear)  # as another editor
@@ -356,7 +401,7 @@ def test_a_mistake_in_an_upload_is_refused_with_its_name(
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (status, code)
     assert named in error["message"]
-    engine: Any = known.front.services.backend
+    engine: Any = known.engine
     assert engine.capacity.loads == {}
 
 
@@ -380,7 +425,7 @@ def test_an_upload_of_another_kind_is_refused(known: Server) -> None:
 
 def test_an_upload_that_finds_no_room_is_told_to_come_back(tmp_path: Path) -> None:
     with serving(write_known_model(tmp_path / "known"), Limits(), max_sessions=1) as full:
-        engine: Any = full.front.services.backend
+        engine: Any = full.engine
         path = lossless(tmp_path / "in.mkv", block_clip(9, 64, 96))
         full.call(lambda: engine.capacity.admit(Opening("other", "p", 96, 64, 16.0, "live")))
         response = post(full, path, prompt="x")

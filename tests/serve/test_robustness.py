@@ -129,7 +129,7 @@ async def vanish(server: Server, generator: random.Random) -> None:
 
 async def settled(server: Server) -> None:
     """Until nothing of a session is left at the front, the editor and the store."""
-    engine = server.front.services.backend
+    engine = server.engine
     store = server.front.services.store
     for _ in range(1200):
         left = (len(server.front.connections), len(engine.capacity.loads), len(store))
@@ -197,7 +197,7 @@ async def test_an_editor_that_fails_is_an_internal_error_not_a_hang(small_model:
         raise RuntimeError("broken weights")
 
     with serving(small_model) as server:
-        server.front.services.backend.editor.vae.decode = fail
+        server.engine.editor.vae.decode = fail
         async with socket(server) as connection:
             await connection.send(json.dumps(OPEN))
             await connection.recv()

@@ -110,7 +110,7 @@ def test_a_failure_of_ours_says_nothing_of_us(
         def fail(opening: Any) -> str:
             raise RuntimeError("/home/secret/weights broke")
 
-        monkeypatch.setattr(server.front.services.backend.capacity, "admit", fail)
+        monkeypatch.setattr(server.engine.capacity, "admit", fail)
         with socket(server) as connection:
             say(connection, **OPEN)
             error: Any = hear_all(connection)[0]

@@ -10,7 +10,7 @@ import pytest
 from serve.editor import replica as editor_replica
 from serve.front import replica as front_replica
 from serve.limits import Limits
-from serve.settings import ServeSettings
+from serve.settings import LISTS, ServeSettings
 
 DEFAULTS = ServeSettings("demo")
 WRONG: dict[str, list[Any]] = {
@@ -20,17 +20,18 @@ WRONG: dict[str, list[Any]] = {
     "bool": [1, "true", None],
     "str | None": [1, True],
     "Detail": [1, None],
+    "NewVersion": [1, None],
 }
 RIGHT: dict[str, list[Any]] = {
     "str": ["x"], "int": [7], "float": [7, 7.5], "bool": [True, False], "str | None": [None, "x"],
-    "Detail": ["source", "off"],
+    "Detail": ["source", "off"], "NewVersion": ["finish", "move"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [ServeSettings, Limits])
 def test_every_setting_has_its_type(kind: type) -> None:
     for field in fields(kind):
-        if field.name in ("limits", "allowed_origins", "warm_sizes"):
+        if field.name in ("limits", *LISTS):
             continue
 
         def args(value: Any, name: str = field.name) -> dict[str, Any]:
@@ -44,7 +45,11 @@ def test_every_setting_has_its_type(kind: type) -> None:
         for value in WRONG[str(field.type)]:
             with pytest.raises(ValueError, match=f"{field.name} must be"):
                 ServeSettings.from_args(args(value))
-        special = {"log_format": ["text", "json"], "work_size": ["native", "full", "416x240"]}
+        special = {
+            "model": ["demo"],
+            "log_format": ["text", "json"],
+            "work_size": ["native", "full", "416x240"],
+        }
         right = special.get(field.name, RIGHT[str(field.type)])
         for value in right:
             made = ServeSettings.from_args(args(value))
@@ -55,6 +60,11 @@ def test_every_setting_has_its_type(kind: type) -> None:
     ("args", "named"),
     [
         ({}, "serve needs `model`"),
+        ({"model": "demo", "models": ["natural"]}, "model='demo' and models=\\['natural'\\]"),
+        ({"models": []}, "serve needs `model` or, for several, `models`"),
+        ({"models": "demo"}, "models must be a list of texts, got 'demo'"),
+        ({"model": "demo", "on_new_version": "wait"}, "must be one of finish, move, got 'wait'"),
+        ({"model": "demo", "editor_memory_gb": -1}, "editor_memory_gb must be 0 or more, got -1"),
         ({"model": "demo", "port": 1}, "no setting port"),
         ({"model": "demo", "limits": {"max_size": 1}}, "no setting limits.max_size"),
         ({"model": "demo", "limits": 3}, "limits has fields"),
@@ -143,3 +153,9 @@ def test_what_ray_is_asked_for() -> None:
     # The hub waits for as long as the setting says; Serve waits no longer on top.
     assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (0.0, 0.0)
     assert replace(chosen, downscale_delay_s=33.0).scale.delay_s == 33.0
+
+
+def test_one_model_is_a_list_of_one() -> None:
+    assert ServeSettings("demo").references == ("demo",)
+    several = ServeSettings.from_args({"models": ["models:/liveedit@production", "demo"]})
+    assert several.references == ("models:/liveedit@production", "demo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from serve.wire.work import Opening
 from serve.work_sizes import WorkSizes, sizes_of
 
 LIMITS = Limits(max_side=1000, max_work_pixels=640 * 480)
-TRAINED = WorkSizes((128, 224), LIMITS)
-CHOSEN = WorkSizes((128, 224), LIMITS, "1/2", "off")
+TRAINED = (128, 224)
+USUAL = WorkSizes(LIMITS)
+CHOSEN = WorkSizes(LIMITS, "1/2", "off")
 
 
 def asked(**fields: Any) -> Open:
@@ -26,9 +28,9 @@ def asked(**fields: Any) -> Open:
 @pytest.mark.parametrize(
     ("server", "fields", "answer"),
     [
-        (TRAINED, {}, ("224x128", "source")),
-        (TRAINED, {"work_size": "416x240", "detail": "off"}, ("416x240", "off")),
-        (TRAINED, {"detail": "off"}, ("224x128", "off")),
+        (USUAL, {}, ("224x128", "source")),
+        (USUAL, {"work_size": "416x240", "detail": "off"}, ("416x240", "off")),
+        (USUAL, {"detail": "off"}, ("224x128", "off")),
         (CHOSEN, {}, ("416x240", "off")),
         (CHOSEN, {"work_size": "native", "detail": "source"}, ("224x128", "source")),
         (CHOSEN, {"work_size": "640x480"}, ("640x480", "off")),  # the border
@@ -37,7 +39,7 @@ def asked(**fields: Any) -> Open:
 def test_who_says_nothing_gets_the_server_s(
     server: WorkSizes, fields: dict[str, Any], answer: tuple[str, str]
 ) -> None:
-    assert server.of(asked(**fields)) == answer
+    assert server.of(asked(**fields), TRAINED) == answer
 
 
 @pytest.mark.parametrize("choice", ["half", "0/2", "15x64", "64X64", "1/2 ", "x" * 60])
@@ -45,20 +47,20 @@ def test_what_is_none_is_refused_in_the_command_line_s_words(choice: str) -> Non
     with pytest.raises(UserError) as there:
         work_size(choice, 480, 832, (128, 224))
     with pytest.raises(WireError) as here:
-        TRAINED.of(asked(work_size=choice))
+        USUAL.of(asked(work_size=choice), TRAINED)
     assert (here.value.code, here.value.message) == ("bad_request", str(there.value))
 
 
 def test_a_long_choice_is_not_sent_back() -> None:
     with pytest.raises(WireError) as raised:
-        TRAINED.of(asked(work_size="1" * 60_000))
+        USUAL.of(asked(work_size="1" * 60_000), TRAINED)
     assert len(raised.value.message) < 300
 
 
 @pytest.mark.parametrize("choice", ["656x480", "640x496", "16x1008", "1008x16", "full"])
 def test_more_than_the_model_may_see_is_refused(choice: str) -> None:
     with pytest.raises(WireError, match=f"work size {choice} is .*choose a smaller") as raised:
-        TRAINED.of(asked(work_size=choice))
+        USUAL.of(asked(work_size=choice), TRAINED)
     assert raised.value.code == "unsupported_size"
 
 
@@ -70,3 +72,5 @@ def test_a_cost_is_of_the_frames_and_of_what_the_model_sees(
 ) -> None:
     opening = Opening("s", "red", 833, 481, 16.0, "live", work_size=choice, detail="source")
     assert sizes_of(opening) == Sizes((481, 833), work, "source")
+    opening = replace(opening, version="liveedit version 3")
+    assert sizes_of(opening).model == "liveedit version 3"

@@ -16,7 +16,7 @@ from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.tally import Tally
 from serve.editor.capacity import Capacity
 from serve.scaling import decisions
-from serve.scaling.decisions import Request
+from serve.scaling.decisions import Request, Warm
 from serve.scaling.placement import ASKS_S, Full, Placed, Placement, Scale
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
@@ -223,6 +223,7 @@ class World:
             chunk_frames=self.day.chunk_frames, max_sessions=self.day.max_sessions, measured=True
         )
         capacity.costs[self.day.sizes] = self.day.cost_s
+        capacity.models[self.day.sizes.model] = Warm(self.day.chunk_frames)
         device = Device(f"e{number}", number % _machines(self.scale), capacity, self.now)
         self._devices[device.name] = device
         self.tally.most_editors = max(self.tally.most_editors, len(self._devices))

@@ -120,7 +120,7 @@ def bench_serve(
             url = running.stream_url
         elif arguments:
             raise UserError(f"--url measures what runs there; leave {arguments[0]} out")
-        model = running.model() if running else served_model(url, token=token)
+        model = running.models()[0] if running else served_model(url, token=token)
         height, width = parse_pixels(size) if size else (model["height"], model["width"])
         load = CameraLoad(width, height, fps or model["fps"], mode, format, seconds, token, queue)
         for count in counts:

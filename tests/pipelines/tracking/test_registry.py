@@ -27,7 +27,7 @@ from pipelines.tracking import registry
 from pipelines.tracking.outbox import Outbox
 from pipelines.tracking.records import Records, StageRecord
 from pipelines.tracking.tracker import Tracker
-from serve.editor.model_source import find_model
+from serve.versions.source import find_model
 
 
 def register(uri: str, model: Path, *aliases: str, fingerprint: str = "") -> str:

@@ -231,7 +231,7 @@ async def test_an_editor_that_leaves_gives_its_sessions_back_exactly(
 ) -> None:
     frames = clip(60)
     with serving(small_model) as leaving:
-        engine = leaving.front.services.backend
+        engine = leaving.engine
         moved = leaving.front.services.metrics.moved.labels("drain")
         async with connect(
             leaving.url, "make it red", width=48, height=32, fps=16, seed=5, format="rgb24"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.editor.capacity import KNOWN, Capacity, means_of
-from serve.scaling.decisions import Sizes
+from serve.scaling.decisions import Sizes, Warm
 from serve.scaling.rungs import Means, Rung
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
@@ -210,9 +210,14 @@ def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     assert chunks == 6
     made, told = Capacity(chunk_frames=12, max_sessions=8), list[str]()
     own = settings.height, settings.width
-    small = Sizes((50, 34), (16, 32), "off")
-    assert made.warm_up(editor, [small, Sizes(own, own)], told.append) == 0.25
-    assert made.costs == {Sizes(own, own): 0.25, small: 0.125}
+    small = Sizes((50, 34), (16, 32), "off", "it")
+    steps = made.warm_up(editor, "it", [small, Sizes(own, own, model="it")], told.append)
+    assert next(steps) is None
+    assert told == ["warming 96x64 at 96x64"]  # a chunk at a step, so that others come between
+    assert made.models == {}
+    assert len(list(steps)) == 2 * chunks - 1
+    assert made.models == {"it": Warm(12)}
+    assert made.costs == {Sizes(own, own, model="it"): 0.25, small: 0.125}
     assert told == ["warming 96x64 at 96x64", "warming 34x50 at 32x16", "measuring capacity"]
     assert made.frame_s > 0
 
@@ -314,9 +319,10 @@ def test_the_warm_up_measures_every_rung() -> None:
     made = Capacity(chunk_frames=12, max_sessions=8, means=means_of(editor))
     assert made.means == Means(((64, 96),), 4, masked=True)
     own = Sizes((64, 96), (64, 96))
-    seconds = made.warm_up(editor)
+    assert len(list(made.warm_up(editor))) == 6 + 2 * 3  # a window full, then each rung
     assert made.warm == made.costs
     assert list(made.warm) == [
         own, replace(own, sparing=True), replace(own, sparing=True, halved=True)
     ]  # fmt: skip
-    assert seconds == made.warm[own] > 0
+    assert made.warm[own] > 0
+    assert made.models[""].means == made.means

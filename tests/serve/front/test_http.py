@@ -169,7 +169,7 @@ def test_it_streams_while_it_edits(server: Server) -> None:
             pieces.append(len(piece))
             if len(pieces) == 1:
                 # The first piece is here while the editor still has the rest before it.
-                backend = server.front.services.backend
+                backend = server.engine
                 assert backend.capacity.loads
     assert len(pieces) > 3
 

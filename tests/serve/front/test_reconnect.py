@@ -58,7 +58,7 @@ def test_a_session_takes_the_place_of_its_own_ghost(full: Server) -> None:
         heard = [json.loads(message)["type"] for message in old]
         assert heard == ["chunk"]  # of its first; it was ended, and that is no error
         assert old.close_code == 1001
-        engine = full.front.services.backend
+        engine = full.engine
         assert len(engine.capacity.loads) == 1
 
 

@@ -24,6 +24,8 @@ from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import Commit, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
+from serve.scaling.catalog import Menu
+from serve.scaling.rolling import Offer, Version
 from serve.tenants import Tenants
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
 from serve.wire.work import (
@@ -309,6 +311,11 @@ class World:
         self.committed = 0  # edited frames that are safe, of the latest commit
         self.commits_go_on = asyncio.Event()
         self.commits_go_on.set()
+        self.menu = Menu((Offer("known", "known 1"),), {"known 1": Version("known 1", (48, 64))})
+        self.notes: list[str] = []
+
+    async def tell_notes(self) -> list[str]:
+        return self.notes
 
     def __enter__(self) -> World:
         return self
@@ -326,11 +333,13 @@ class World:
         front = Front(
             backend=self.editors,
             store=link,  # type: ignore[arg-type]
-            sizes=WorkSizes((48, 64), self.limits),
+            sizes=WorkSizes(self.limits),
             metrics=self.metrics,
             door=self.door,
             ledger=self.ledger,
             models=models,
+            menu=lambda: self.menu,
+            notes=self.tell_notes,
             snapshots=snapshots,
         )
         usage = Usage("front", clock=lambda: self.clock.now)

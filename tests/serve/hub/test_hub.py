@@ -13,8 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from serve.hub import hub
-from serve.hub.hub import GONE_S, Hub, HubClient, Orders, Report
+from serve.hub import client
+from serve.hub.client import HubClient
+from serve.hub.hub import GONE_S, Hub, Orders, Report
 from serve.hub.ledger import Used
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
@@ -22,6 +23,7 @@ from serve.scaling.decisions import Editor, Request, Sizes, Stream
 from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
 from serve.settings import ServeSettings
 from serve.tenants import Tenant
+from serve.versions.source import ModelSource, Named
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 
@@ -33,28 +35,38 @@ SETTINGS = ServeSettings("demo", link_host="127.0.0.1", max_editors=3)
 SHAPE = Shape(48, 32, "lossless", "jpeg")
 PROGRESS = Progress(9, 9, "red", "red", b"state")
 MODEL = {"name": "m version 3", "width": 48}
+SERVES = (
+    Named("demo", "demo", ModelSource("demo")),
+    Named("natural", "natural", ModelSource("natural")),
+)
 
 
 @pytest.fixture
 async def actor() -> AsyncIterator[Hub]:
-    made = Hub("app", SETTINGS)
+    made = Hub("app", SETTINGS, SERVES)
     yield made
     made._watching.cancel()
+    made._following.cancel()
 
 
 def report(process: str, model: dict[str, Any] | None = None) -> Report:
     metrics = Metrics()
     metrics.frames.labels("ours", "m").inc(len(process))
     metrics.first_chunk.observe(0.1)
-    return Report(process, metrics.snapshot(), model)
+    return Report(process, metrics.snapshot(), {} if model is None else {"demo": model})
 
 
 async def test_models_are_counted_by_the_editors_that_hold_them(actor: Hub) -> None:
-    for process, model in (("a", MODEL), ("b", MODEL), ("c", {"name": "old"}), ("front", None)):
+    assert await actor.models() == []  # nobody could edit
+    for process, model in (("a", MODEL), ("b", MODEL), ("front", None)):
         await actor.report(report(process, model))
     await actor.report(report("a", MODEL))  # again: still one editor
-    assert await actor.models() == [{**MODEL, "editors": 2}, {"name": "old", "editors": 1}]
-    assert set(await actor.snapshots()) == {"a", "b", "c", "front", "hub", "gone"}
+    here, away = await actor.models()
+    assert here == {"model": "demo", **MODEL, "editors": 2, "share": 1.0}
+    assert (away["model"], away["name"], away["editors"]) == ("natural", "natural", 0)
+    assert (away["width"], away["height"], away["steps"]) == (224, 128, 4)
+    assert (away["device"], away["chunk_seconds"], away["card"]) == ("", 0.0, {})
+    assert set(await actor.snapshots()) == {"a", "b", "front", "hub", "gone"}
     assert "editors" not in MODEL
 
 
@@ -206,7 +218,8 @@ async def test_an_editor_hears_how_many_are_wanted_and_whether_it_goes(actor: Hu
 
 
 async def test_fronts_finish_before_the_application_has_stopped(actor: Hub) -> None:
-    assert await actor.report(replace(report("front"), connections=2)) == Orders(leave=False)
+    told = await actor.report(replace(report("front"), connections=2))
+    assert (told.leave, told.stop) == (False, False)
     await actor.report(replace(report("editor", MODEL), editor=Editor("editor", 12, 1)))
     assert not await actor.stop()
     told = await actor.report(replace(report("front"), connections=1))
@@ -219,7 +232,7 @@ async def test_fronts_finish_before_the_application_has_stopped(actor: Hub) -> N
 async def test_a_process_calls_the_hubs_parts_as_if_they_were_here(
     actor: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "hub_actor", lambda *_: Handle(actor))
+    monkeypatch.setattr(client, "hub_actor", lambda *_: Handle(actor))
     store = HubClient("app", SETTINGS).store
     token = await store.create(HEADER)
     assert await store.commit(Commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")]))
@@ -252,7 +265,7 @@ class Handle:
 async def test_a_defect_of_the_hub_is_not_taken_for_a_refusal(
     actor: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "hub_actor", lambda *_: Handle(actor))
+    monkeypatch.setattr(client, "hub_actor", lambda *_: Handle(actor))
     with pytest.raises(RayTaskError):
         await HubClient("app", SETTINGS).store.release("token")  # type: ignore[call-arg]
 
@@ -267,19 +280,19 @@ async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.Monke
 
             return SimpleNamespace(remote=remote)
 
-    monkeypatch.setattr(hub, "hub_actor", lambda *_: Down())
-    client = HubClient("app", SETTINGS)
-    store, tenant = client.store, Tenant("a", max_sessions=0)
+    monkeypatch.setattr(client, "hub_actor", lambda *_: Down())
+    way = HubClient("app", SETTINGS)
+    store, tenant = way.store, Tenant("a", max_sessions=0)
     assert await store.commit(Commit("token", 0, HEADER, PROGRESS, [])) is True
     assert await store.beat([("token", 0)]) == []
     await store.release("token", 0)
     # Any editor will do: it decides itself whether it has room.
-    assert await client.places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
-    await client.places.released("x")
+    assert await way.places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
+    await way.places.released("x")
     # Nobody is held to a limit that all fronts share.
-    await client.ledger.enter(("s", 0), tenant)
-    await client.ledger.leave(("s", 0))
-    assert await client.ledger.beat(Used("front", 0, {}, {}), {"a": tenant}) == set()
+    await way.ledger.enter(("s", 0), tenant)
+    await way.ledger.leave(("s", 0))
+    assert await way.ledger.beat(Used("front", 0, {}, {}), {"a": tenant}) == set()
     with pytest.raises(ActorUnavailableError):
         await store.create(HEADER)
 
@@ -291,8 +304,8 @@ async def test_a_hub_that_hangs_is_not_waited_for_by_who_opens(
         def __getattr__(self, name: str) -> Any:
             return SimpleNamespace(remote=lambda *_: asyncio.Event().wait())
 
-    monkeypatch.setattr(hub, "hub_actor", lambda *_: Hanging())
-    monkeypatch.setattr(hub, "ASK_S", 0.01)
+    monkeypatch.setattr(client, "hub_actor", lambda *_: Hanging())
+    monkeypatch.setattr(client, "ASK_S", 0.01)
     places = HubClient("app", SETTINGS).places
     async with asyncio.timeout(60):
         assert await places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")

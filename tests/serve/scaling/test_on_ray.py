@@ -1,12 +1,16 @@
-"""Capacity follows demand on a Ray of its own: up by who waits, down by the empty editor."""
+"""An application that changes while it runs, on a Ray of its own: capacity follows demand, up by
+who waits and down by the empty editor, and the model its alias in a real registry."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 
 from infra.runtime.ray_private import serve_replicas
@@ -14,17 +18,53 @@ from serve.client import Stream, connect
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
 from serve.wire.protocol import InQueue, WireError
+from tests.known_editors import (
+    PAINTS,
+    TOLERANCE,
+    TURNED,
+    Paints,
+    block_clip,
+    expected_edit,
+    write_known_model,
+)
+from tests.serve.registry import Registry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+FRAME = block_clip(1, 64, 96)[0]
+MODEL = "models:/turning@production"
+
+
+def version(registry: Registry, folder: Path, paints: Paints, **config: str) -> None:
+    """The next of "turning"; `config` are fields of its file that say something else."""
+    made = write_known_model(folder, paints=paints)
+    text = (made / "config.json").read_text()
+    for name, value in config.items():
+        text = re.sub(rf'"{name}": [^,]+', f'"{name}": {value}', text)
+    (made / "config.json").write_text(text)
+    registry.register("turning", None, made)
+
+
+def move(registry: Registry, number: int) -> None:
+    registry.client.set_registered_model_alias("turning", "production", str(number))
+
+
 @pytest.fixture(scope="module")
-def running(small_model: Path) -> Iterator[Running]:
+def running(
+    small_model: Path, registry: Registry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("turning")
+    version(registry, folder / "red", PAINTS)
+    version(registry, folder / "blue", TURNED)
+    version(registry, folder / "broken", PAINTS, ffn_dim="16")  # not what its weights are
+    move(registry, 1)
     settings = ServeSettings(
-        model=str(small_model), measured_capacity=False, max_sessions=2, min_editors=1,
+        models=(str(small_model), MODEL), measured_capacity=False, max_sessions=2, min_editors=1,
         max_editors=2, downscale_delay_s=6.0, editor_cpus=0.5, front_cpus=0.25,
+        on_new_version="move",
     )  # fmt: skip
-    started = start(settings, port=free_port(), cpus=8)
+    started = start(settings, port=free_port(), cpus=8, registry=registry.uri)
     try:
         yield started
     finally:
@@ -110,3 +150,101 @@ async def test_who_leaves_the_queue_is_not_waited_for(running: Running) -> None:
     await until(lambda: next_one.stream is not None, 10)
     await held[1].end()
     await next_one.end()
+
+
+class Film:
+    """A session that is fed the same picture, and the colour of each frame that comes back."""
+
+    def __init__(self, running: Running) -> None:
+        self.colours: list[str] = []
+        self.model = ""
+        self._end = asyncio.Event()
+        self.task = asyncio.create_task(self._film(running.stream_url))
+
+    async def _film(self, url: str) -> None:
+        unlike = np.abs(expected_edit(FRAME[None], "red")[0].astype(int) - FRAME).any()
+        assert unlike, "a picture that no edit changes tells no version"
+        async with connect(
+            url, "paint it red", width=96, height=64, fps=24, format="png",
+            model="turning@production",
+        ) as stream:  # fmt: skip
+            assert stream.opened is not None
+            self.model = stream.opened.model
+            feeding = asyncio.create_task(self._feed(stream))
+            async for frame in stream:
+                assert frame.index == len(self.colours)
+                self.colours.append(colour_of(frame.pixels))
+            assert stream.reconnects == 0
+            assert await feeding == len(self.colours)
+
+    async def _feed(self, stream: Stream) -> int:
+        sent = 0
+        while not self._end.is_set():
+            await stream.send(FRAME)
+            sent += 1
+            await asyncio.sleep(1 / 24)
+        stream.finish()
+        return sent
+
+    async def end(self) -> list[str]:
+        self._end.set()
+        await self.task
+        return self.colours
+
+
+def colour_of(pixels: np.ndarray) -> str:
+    """The one whose paint it has: "red" as version 1 has it, "blue" as version 2."""
+    for colour in PAINTS:
+        wanted = expected_edit(FRAME[None], colour)[0].astype(int)
+        if np.abs(pixels - wanted).max() <= TOLERANCE:
+            return colour
+    return "none"
+
+
+def versions(running: Running) -> list[str]:
+    told = httpx.get(f"{running.url}/v1/models").json()["models"]
+    return [model["name"] for model in told if model["model"] == "turning@production"]
+
+
+async def test_an_alias_that_moves_rolls_the_model_under_a_running_session(
+    running: Running, registry: Registry
+) -> None:
+    with pytest.raises(WireError, match="no model 'x' is served; choose small, turning@production"):
+        async with connect(running.stream_url, "x", width=48, height=32, fps=16, model="x"):
+            pass
+    assert await asyncio.to_thread(versions, running) == ["turning version 1"]
+    film = Film(running)
+    await until(lambda: len(film.colours) > 20, 30)
+    await asyncio.to_thread(move, registry, 2)
+    await until(lambda: versions(running) == ["turning version 2"], 60)
+    await until(lambda: film.colours[-1] == "blue", 20)
+    late = Film(running)
+    await until(lambda: len(late.colours) > 8, 20)
+    assert (film.model, late.model) == ("turning version 1", "turning version 2")
+
+    # A version that no editor can load takes nobody, and says so; back is the same move.
+    await asyncio.to_thread(move, registry, 3)
+
+    def notes() -> list[str]:
+        told: list[str] = httpx.get(f"{running.url}/readyz").json().get("notes", [])
+        return told
+
+    failed = "turning version 3 takes no sessions: it could not be loaded"
+    await until(lambda: failed in notes(), 60)
+    assert await asyncio.to_thread(versions, running) == ["turning version 2"]
+    metrics = (await asyncio.to_thread(httpx.get, f"{running.url}/metrics")).text
+    assert 'liveedit_model_failed{model="turning version 3",process="hub"} 1.0' in metrics
+    await asyncio.to_thread(move, registry, 1)
+    await until(lambda: versions(running) == ["turning version 1"], 60)
+    await until(lambda: film.colours[-1] == late.colours[-1] == "red", 20)
+
+    colours = await film.end()
+    turns = [n for n in range(1, len(colours)) if colours[n] != colours[n - 1]]
+    assert [colours[n] for n in (0, *turns)] == ["red", "blue", "red"]
+    assert all((n - 9) % 12 == 0 for n in turns), "not at a chunk's border"
+    assert set((await late.end())[:9]) == {"blue"}
+    assert running.folder is not None
+    logs = (running.folder / "session_latest" / "logs" / "serve").glob("*front*.log")
+    text = "".join(log.read_text() for log in logs)
+    ended = "by turning version 1, turning version 2, turning version 1"
+    assert re.search(rf"close after .* {ended}", text)

@@ -245,7 +245,7 @@ def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
     small_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Chunks are thought to cost what they last; they cost much less, as is seen by and by."""
-    own = Sizes((32, 48), (32, 48))
+    own = Sizes((32, 48), (32, 48), model=str(small_model))
     mask, steps = replace(own, sparing=True), replace(own, sparing=True, halved=True)
     told: list[dict[str, Any]] = []
     indices = itertools.count()
@@ -253,7 +253,7 @@ def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
         caplog.at_level("INFO", "serve"),
         serving(small_model, measured_capacity=True) as busy,
     ):
-        capacity = busy.front.services.backend.capacity  # type: ignore[attr-defined]
+        capacity = busy.engine.capacity
         capacity.costs[own], capacity._calm = 0.43, Calm(up_s=0.1)
         capacity.warm = {own: 1.0, mask: 1.0, steps: 0.7}
         with socket(busy) as connection:

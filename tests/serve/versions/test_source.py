@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from infra.runtime.registry import FINGERPRINT, LOCATION, client_for
 from modeling.fingerprint import FingerprintError, model_fingerprint
 from serve.app import build
-from serve.editor.model_source import ModelSource, find_model
 from serve.settings import ServeSettings
+from serve.versions.source import ModelSource, Named, find_model
 from tests.known_editors import write_known_model
+from tests.serve.registry import Registry
 
 
 @pytest.fixture
@@ -53,26 +51,8 @@ def test_a_config_that_is_wrong_is_named(known: Path) -> None:
         find_model(str(known))
 
 
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """An MLflow registry of its own, in a file: `register` returns a model of one version."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
-    client = client_for(uri)
-
-    def register(model: str, alias: str, location: Path | None) -> None:
-        if not client.search_registered_models(f"name='{model}'"):
-            client.create_registered_model(model)
-        tags = {} if location is None else {LOCATION: str(location)}
-        if location is not None and location.exists():
-            tags[FINGERPRINT] = model_fingerprint(location)
-        version = client.create_model_version(model, "file:///absent", tags=tags)
-        client.set_registered_model_alias(model, alias, version.version)
-
-    return SimpleNamespace(register=register, uri=uri)
-
-
 def test_a_reference_is_the_version_that_it_names(
-    registry: Any, known: Path, tmp_path: Path
+    registry: Registry, known: Path, tmp_path: Path
 ) -> None:
     other = write_known_model(tmp_path / "other")
     registry.register("editor", "production", known)
@@ -87,11 +67,12 @@ def test_a_reference_is_the_version_that_it_names(
     ):
         assert find_model(reference, registry.uri) == wanted
     # The application has it once, so that all its replicas have the same version.
-    front = build(ServeSettings("models:/editor@candidate"), registry.uri)._bound_deployment
-    settings, trained, editor = front.init_args
-    assert trained == (64, 96)
-    assert settings.model == str(other)
-    assert editor._bound_deployment.init_args == (settings, second)
+    chosen = ServeSettings("models:/editor@candidate")
+    front = build(chosen, registry.uri)._bound_deployment
+    settings, serves, editor = front.init_args
+    reference = "models:/editor@candidate"
+    assert serves == (Named("editor@candidate", reference, second, registry.uri),)
+    assert editor._bound_deployment.init_args == (chosen, serves) == (settings, serves)
     for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):
         with pytest.raises(ValueError, match="is not in the registry at sqlite"):
             find_model(wrong, registry.uri)
@@ -99,7 +80,7 @@ def test_a_reference_is_the_version_that_it_names(
 
 @pytest.mark.parametrize("located", [True, False])
 def test_a_version_that_lies_nowhere_here_is_named(
-    registry: Any, tmp_path: Path, located: bool
+    registry: Registry, tmp_path: Path, located: bool
 ) -> None:
     place = tmp_path / "elsewhere" if located else None
     model = f"editor-{located}"

@@ -1,0 +1,135 @@
+"""Models that come and go beside running sessions, on one accelerator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from serve.editor.accelerator import Accelerator
+from serve.editor.shelf import Shelf
+from serve.scaling.decisions import Sizes, Warm
+from serve.versions.source import ModelSource
+from serve.wire.protocol import WireError
+from serve.wire.work import Edited, Moved, Opening, Ready, Work
+from tests.known_editors import TOLERANCE, TURNED, block_clip, expected_edit, write_known_model
+
+pytestmark = pytest.mark.anyio
+
+WARM = Warm(12)
+SOURCE = block_clip(33, 32, 48)
+OPENING = Opening("s", "red", 48, 32, 16.0, "lossless", seed=1)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[ModelSource]:
+    folder = tmp_path_factory.mktemp("models")
+    return [
+        ModelSource(str(write_known_model(folder / "red", height=32, width=48))),
+        ModelSource(str(write_known_model(folder / "blue", paints=TURNED, height=32, width=48))),
+    ]
+
+
+@pytest.fixture
+async def shelf(sources: list[ModelSource]) -> AsyncIterator[Shelf]:
+    torch.set_num_threads(1)
+    made = Shelf(Accelerator())
+    made.put(sources[0])
+    yield made
+    made.on.scheduler.stop()
+
+
+async def edited(shelf: Shelf, opening: Opening, first: int, last: int, number: int) -> np.ndarray:
+    """A stream of one chunk, which is its last."""
+    frames = SOURCE[first:last]
+
+    async def take() -> Work:
+        return Work(number, opening.prompt, frames, last=True)
+
+    async with aclosing(shelf.edit(opening, take)) as events:
+        ready, made = [event async for event in events]
+    assert isinstance(ready, Ready)
+    assert isinstance(made, Edited)
+    return made.frames
+
+
+async def until_loaded(shelf: Shelf) -> None:
+    async with asyncio.timeout(60):
+        while shelf.loading:
+            await asyncio.sleep(0.01)
+
+
+def assert_is(frames: np.ndarray, colour: str, first: int = 0) -> None:
+    wanted = expected_edit(SOURCE, colour)[first : first + len(frames)]
+    assert np.abs(frames.astype(int) - wanted).max() <= TOLERANCE
+
+
+async def test_a_model_is_taken_in_beside_a_session_which_then_goes_on_with_it(
+    shelf: Shelf, sources: list[ModelSource]
+) -> None:
+    one, two = (replace(OPENING, version=source.key) for source in sources)
+    works: asyncio.Queue[Work] = asyncio.Queue()
+    works.put_nowait(Work(0, "red", SOURCE[:9], last=False))
+    async with aclosing(shelf.edit(one, works.get)) as events:
+        await anext(events)
+        shelf.order(sources[1], ())
+        assert shelf.known("e").loading == two.version
+        assert shelf.known("e").models == {one.version: WARM}
+        first = await anext(events)
+        with pytest.raises(WireError, match="not here") as raised:  # until it is warm
+            await edited(shelf, two, 0, 9, 0)
+        assert raised.value.code == "at_capacity"
+        await until_loaded(shelf)
+        assert shelf.known("e").models == {one.version: WARM, two.version: WARM}
+        native = Sizes((32, 48), (32, 48))
+        assert {replace(native, model=s.key) for s in sources} <= shelf.on.capacity.costs.keys()
+        # The old one goes: its session is given back, and edited on by the new one.
+        shelf.order(None, [one.version])
+        moved = await anext(events)
+    assert isinstance(first, Edited)
+    assert_is(first.frames, "red")
+    assert isinstance(moved, Moved)
+    assert moved.why == "rolling"
+    async with asyncio.timeout(10):
+        while shelf.on.capacity.costs.keys() & {replace(native, model=one.version)}:
+            await asyncio.sleep(0.01)
+    assert shelf.known("e").models == {two.version: WARM}
+    assert list(shelf.describe()) == [two.version]
+    assert_is(await edited(shelf, replace(two, state=moved.state), 9, 21, 1), "blue", 9)
+
+
+@pytest.mark.parametrize("how", ["files", "networks"])
+async def test_a_model_that_does_not_load_is_none(
+    shelf: Shelf, sources: list[ModelSource], tmp_path: Path, how: str
+) -> None:
+    broken = write_known_model(tmp_path / "broken", height=32, width=48)
+    if how == "files":
+        (broken / "vae.safetensors").write_bytes(b"")
+    else:  # its warm-up fails: a text encoder whose files are not there
+        config = (broken / "config.json").read_text()
+        (broken / "config.json").write_text(config.replace('"words"', '"umt5"'))
+    source = ModelSource(str(broken))
+    shelf.order(source, ())
+    await until_loaded(shelf)
+    assert shelf.failed.keys() == {source.key}
+    assert shelf.known("e").models == {sources[0].key: WARM}
+    assert_is(await edited(shelf, replace(OPENING, version=sources[0].key), 0, 9, 0), "red")
+    write_known_model(broken, height=32, width=48)  # mended, and ordered again
+    shelf.order(source, ())
+    await until_loaded(shelf)
+    assert shelf.failed == {}
+    assert_is(await edited(shelf, replace(OPENING, version=source.key), 0, 9, 0), "red")
+
+
+async def test_an_editor_that_leaves_takes_nothing_in(
+    shelf: Shelf, sources: list[ModelSource]
+) -> None:
+    shelf.leave()
+    shelf.order(sources[1], ())
+    assert shelf.loading == ""
