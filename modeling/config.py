@@ -102,9 +102,9 @@ class MaskCacheConfig:
     """Which tokens of a chunk are recomputed in which steps (`modeling.streaming.mask_cache`)."""
 
     policy: str = "budget"  # an entry of `modeling.streaming.policies.POLICIES`
-    keep_ratio: float = 0.3  # share recomputed in a pruned step; "follow" finds its own
-    threshold: float = 0.02  # "follow": mean square change of latents that is an edit
-    dilate: int = 1  # "follow": tokens added around what is edited
+    keep_ratio: float = 0.3  # share recomputed in a pruned step; "follow", "settled" find their own
+    threshold: float = 0.02  # mean square change of latents that is an edit, or a movement
+    dilate: int = 1  # tokens added around what is edited, or moves
     pruned_steps: tuple[int, ...] = (1, 2)  # indices into the step list
     scope: Scope = "attention"  # what a pruned token skips
 
@@ -116,10 +116,10 @@ class MaskCacheConfig:
                 f"mask_cache.threshold {self.threshold} must be above 0, mask_cache.dilate "
                 f"{self.dilate} 0 or more"
             )
-        if self.policy == "follow" and self.scope != "block":
+        if self.policy in ("follow", "settled") and self.scope != "block":
             raise UserError(
-                f"mask_cache.scope {self.scope} does not fit policy follow, whose tokens skip the "
-                "whole transformer; set scope to block"
+                f"mask_cache.scope {self.scope} does not fit policy {self.policy}, whose tokens "
+                "skip the whole transformer; set scope to block"
             )
         if 0 in self.pruned_steps:
             raise UserError(

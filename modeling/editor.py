@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from infra.runtime.errors import UserError
+from modeling import cpu
 from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
 from modeling.detail.resample import Resize, resize
 from modeling.detail.transfer import Transfer, transfer
@@ -59,8 +60,8 @@ class StreamingEditor:
         fp8: bool = False,
         accelerated: bool = True,
     ) -> None:
-        """`name` is the model's, by default its card's or its folder's. Only on a GPU is anything
-        `accelerated`."""
+        """`name` is the model's, by default its card's or its folder's. Networks that are not
+        `accelerated` run as they are: slower, with the same results but for rounding."""
         if model.transformer is None or model.vae is None:
             absent = "transformer" if model.transformer is None else "vae"
             raise ModelError(
@@ -91,6 +92,8 @@ class StreamingEditor:
             if self.accelerated
             else partial(PlainForward, self.transformer)
         )
+        if accelerated and self.device.type == "cpu" and cpu.multiplies_bfloat16():
+            cpu.accelerate(self.vae)
 
     @classmethod
     def load(
@@ -106,7 +109,7 @@ class StreamingEditor:
     ) -> StreamingEditor:
         """Load a model directory (or a preset's name, with random weights).
 
-        `dtype` None is float32 on a CPU and bfloat16 on a GPU. `mask_cache` "model" takes what
+        `dtype` None is float32 on a CPU (but see `modeling.cpu`) and bfloat16 on a GPU. `mask_cache` "model" takes what
         the model was exported with, None recomputes every token. `fp8` computes most linear
         layers in 8 bits: faster and further off. `tell` hears what takes its time. ModelError if
         the directory cannot be read, ValueError if the device has no fp8.

@@ -7,12 +7,15 @@ in, as published), the feed-forward layer (`scope="feedforward"`: likewise) or t
 (`scope="block"`: its clean estimate of the step before stands in). A policy that follows
 (`streaming.follow`) reads them off the first step of the chunk itself; what it does not keep is not
 edited, so it skips the whole transformer and the source stands in: how many tokens that are is the
-picture's business, from none to all.
+picture's business, from none to all. One that settles (`streaming.settled`) chooses anew after every
+step: what has stopped moving skips the rest, and its own estimate stands in.
 
 B batch, F latents of a chunk, C channels, H x W latent size, K kept tokens.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from modeling.diffusion.reuse import Reuse
 from modeling.geometry import PATCH
 from modeling.streaming import follow
 from modeling.streaming.policies import POLICIES
+from modeling.streaming.settled import Settled
 
 
 class MaskCache:
@@ -50,31 +54,41 @@ class MaskCache:
         # Of a policy that follows: the last latent's undilated mask [h, w], and its source
         self._before: Tensor | None = None
         self._source: Tensor | None = None
+        self._settled = Settled(config.threshold, config.dilate) if self.policy.settles else None
+        # Of a policy that settles: what any step after the first computed, and how many tokens all
+        self._tried = torch.zeros(self.token_count, dtype=torch.bool, device=device)
+        self._computed = 0
 
     @property
     def follows(self) -> bool:
-        """Whether the tokens of a chunk are chosen after its own first step."""
+        """Whether what is not edited is told from a chunk's own first step."""
         return self.policy.follows
 
     def new_prompt(self) -> None:
         """What was edited by the old prompt says nothing about the new one."""
         if self.follows:
             self._before = self._source = None
+        if self._settled:
+            self._settled.forget()
 
     def carried(self) -> Tensor | None:
         """What goes from one chunk to the next, as indices of tokens: part of a stream's state."""
-        if not self.follows:
+        if not self.policy.asked_within:
             return self.tokens
-        return None if self._before is None else self._before.flatten().nonzero().squeeze(1)
+        mask = self._settled.moving if self._settled else self._before
+        return None if mask is None else mask.flatten().nonzero().squeeze(1)
 
-    def carry_on(self, tokens: Tensor | None, source: Tensor | None) -> None:
-        """Go on where `carried` gave `tokens` and the last source latent was [C, H, W]."""
-        if not self.follows:
+    def carry_on(self, tokens: Tensor | None, source: Tensor | None, chunks: int) -> None:
+        """Go on where `carried` gave `tokens` after `chunks` chunks, and the last source latent was
+        [C, H, W]."""
+        if not self.policy.asked_within:
             self.tokens = tokens
-        elif tokens is not None and source is not None:
-            before = torch.zeros(self.grid[1] * self.grid[2], dtype=torch.bool).to(tokens.device)
-            self._before = before.index_fill(0, tokens, True).view(self.grid[1:])
-            self._source = source.half()
+            return
+        mask = None if tokens is None else self._mask(tokens, self.grid[1:])
+        if self._settled:
+            self._settled.carry_on(mask, source, chunks)
+        elif mask is not None and source is not None:
+            self._before, self._source = mask, source.half()
 
     def settle(self, step: int, estimate: Tensor, before: Tensor, source: Tensor) -> Tensor:
         """The clean latents after `step`, from its estimate, those before it and the source, all
@@ -83,12 +97,33 @@ class MaskCache:
             if step == 0:
                 self._choose(estimate, source)
             return estimate if self.tokens is None else self._among(estimate, source)
+        if self._settled:
+            return self._settle(self._settled, step, estimate, before, source)
         if self.tokens is None or self.config.scope != "block":
             return estimate
         return self._among(estimate, before) if step in self.config.pruned_steps else estimate
 
     def _among(self, estimate: Tensor, others: Tensor) -> Tensor:
         return torch.where(self.cell_mask(), estimate, others)
+
+    def _settle(
+        self, settled: Settled, step: int, estimate: Tensor, before: Tensor, source: Tensor
+    ) -> Tensor:
+        if step == 0:
+            next_tokens = settled.begin(source[0])
+            self._tried.zero_()
+            self._computed = self.token_count
+        else:
+            if self.tokens is None or step not in self.config.pruned_steps:
+                self._tried.fill_(True)
+                self._computed += self.token_count
+            else:
+                self._tried[self.tokens] = True
+                self._computed += len(self.tokens)
+                estimate = self._among(estimate, before)
+            next_tokens = settled.moved(step, estimate[0], before[0])
+        self.tokens = None if next_tokens is None else next_tokens.flatten().nonzero().squeeze(1)
+        return estimate
 
     def _choose(self, estimate: Tensor, source: Tensor) -> None:
         before = self._before
@@ -101,7 +136,7 @@ class MaskCache:
 
     def reuse(self, step: int) -> Reuse | None:
         """What step `step` of the current chunk reuses or keeps; None leaves it plain and dense."""
-        if self.tokens is None or (self.follows and step == 0):
+        if self.tokens is None or (self.policy.asked_within and step == 0):
             return None
         if step in self.config.pruned_steps:
             return self._reuse(self.tokens, fixed_size=self.policy.fixed_size)
@@ -114,9 +149,8 @@ class MaskCache:
 
     def observe(self, edited: Tensor, source: Tensor) -> None:
         """Choose the next chunk's tokens from this chunk's latents [1, F, C, H, W]."""
-        if self.follows:
+        if self.policy.choose is None:
             return
-        assert self.policy.choose is not None
         importance = (edited.float() - source.float()).square().mean(dim=2)[0]  # [F, H, W]
         tokens = self.policy.choose(importance, self.config.keep_ratio)
         if self.tokens is not None and len(self.tokens) == len(tokens):
@@ -131,18 +165,30 @@ class MaskCache:
 
     def token_mask(self) -> Tensor:
         """Recomputed tokens of a pruned step, bool [F, H/2, W/2]."""
-        mask = torch.ones(self.token_count, dtype=torch.bool, device=self._outputs.device)
-        if self.tokens is not None:
-            mask = torch.zeros_like(mask).index_fill(0, self.tokens, True)
-        return mask.view(self.grid)
+        if self._settled:
+            return self._tried.view(self.grid).clone()
+        return self._kept()
+
+    def _kept(self) -> Tensor:
+        """`tokens`, bool [F, H/2, W/2]."""
+        if self.tokens is None:
+            return torch.ones(self.grid, dtype=torch.bool, device=self._outputs.device)
+        return self._mask(self.tokens, self.grid)
+
+    @staticmethod
+    def _mask(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
+        mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=tokens.device)
+        return mask.index_fill(0, tokens, True).view(shape)
 
     def cell_mask(self) -> Tensor:
-        """`token_mask` over latent cells, bool [1, F, 1, H, W]."""
-        mask = self.token_mask().repeat_interleave(PATCH, dim=1).repeat_interleave(PATCH, dim=2)
+        """`tokens` over latent cells, bool [1, F, 1, H, W]."""
+        mask = self._kept().repeat_interleave(PATCH, dim=1).repeat_interleave(PATCH, dim=2)
         return mask[None, :, None]
 
     def recomputed(self, steps: int) -> float:
         """Share of tokens recomputed over the `steps` denoising forwards and the refresh."""
+        if self._settled:
+            return (self._computed / self.token_count + 1) / (steps + 1)
         pruned = len([s for s in self.config.pruned_steps if s < steps])
         kept = self.token_count if self.tokens is None else len(self.tokens)
         return (steps + 1 - pruned * (1 - kept / self.token_count)) / (steps + 1)

@@ -6,7 +6,8 @@ Two read importance off the latent cells of the chunk before and choose tokens o
   thin or scattered edits keep fewer tokens than asked for.
 - `budget`: the top `keep_ratio` tokens of the chunk by their most important cell, after a 3 x 3
   maximum that lets a moving edit be found at its border. Always exactly the same number of tokens.
-And `follow` (`streaming.follow`) asks the chunk's own first step, and keeps as many as it must.
+`follow` (`streaming.follow`) asks the chunk's own first step, and `settled` (`streaming.settled`)
+each of its steps; they keep as many as they must.
 
 F latents of a chunk, H x W latent size, K kept tokens.
 """
@@ -53,7 +54,7 @@ def _cut_to_shortest(kept: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Policy:
     """`choose(importance [F, H, W], keep_ratio)` gives the kept tokens' indices [K], rising; None
-    for a policy that `follows`, which is asked within the chunk.
+    for a policy that is asked within the chunk: one that `follows` or `settles`.
 
     `fixed_size`: K depends on `keep_ratio` and the chunk's size alone, so that one CUDA graph
     serves all chunks.
@@ -62,6 +63,12 @@ class Policy:
     choose: Callable[[Tensor, float], Tensor] | None
     fixed_size: bool
     follows: bool = False
+    settles: bool = False
+
+    @property
+    def asked_within(self) -> bool:
+        """Whether the tokens of a chunk are chosen while it is denoised."""
+        return self.choose is None
 
 
 POLICIES: Table[Policy] = Table(
@@ -70,5 +77,6 @@ POLICIES: Table[Policy] = Table(
         "published": Policy(published_tokens, fixed_size=False),
         "budget": Policy(budget_tokens, fixed_size=True),
         "follow": Policy(None, fixed_size=False, follows=True),
+        "settled": Policy(None, fixed_size=False, settles=True),
     },
 )

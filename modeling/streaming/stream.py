@@ -255,7 +255,7 @@ class EditStream:
         if self._mask:
             last = self._history[-1][1, -1].to(editor.device) if self._history else None
             on_device = None if tokens is None else tokens.to(editor.device, copy=True)
-            self._mask.carry_on(on_device, last)
+            self._mask.carry_on(on_device, last, state.chunks)
         if state.kv is not None:
             if state.source is not None:
                 self._source = [state.source.to(editor.device)]

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from modeling.config import MaskCacheConfig, StreamConfig
+from modeling.streaming.policies import POLICIES
 from pipelines.config.merge import ConfigError
 
 GRID = 1000  # of timesteps
@@ -19,6 +20,7 @@ CACHES: dict[str, dict[str, Any] | None] = {
     "feedforward": {"policy": "budget", "scope": "feedforward"},
     "block": {"policy": "budget", "scope": "block"},
     "follow": {"policy": "follow", "scope": "block"},
+    "settled": {"policy": "settled", "scope": "block"},
 }
 
 
@@ -37,7 +39,7 @@ AXES: dict[str, Callable[[str], Any]] = {  # in the order of the table's columns
     "cache": str,
     "keep": float,  # share kept by the policies of a fixed share
     "pruned": _numbers,  # steps in which the cache prunes, from 0: 1+2
-    "threshold": float,  # of follow
+    "threshold": float,  # of follow and settled
     "dilate": int,
     "steps": int,
     "window": int,  # latents
@@ -90,6 +92,7 @@ def _without_what_does_nothing(rows: Iterable[Variant]) -> Iterable[Variant]:
         idle = {
             "none": ("keep", "pruned", "threshold", "dilate"),
             "follow": ("keep",),
+            "settled": ("keep",),
             None: (),
         }.get(cache, ("threshold", "dilate"))
         row = {name: value for name, value in row.items() if name not in idle}
@@ -119,9 +122,10 @@ def stream_of(stream: StreamConfig, variant: Mapping[str, Any]) -> StreamConfig:
         cache = replace(cache, **{names[n]: variant[n] for n in names if n in variant})
         count = len(changes.get("timesteps", stream.timesteps))
         if "pruned" not in variant:
-            after_first = tuple(range(1, count))  # follow has nothing to lose in any of them
+            # What is asked within the chunk has nothing to lose in any of them.
+            within = POLICIES[cache.policy].asked_within
             some = tuple(step for step in cache.pruned_steps if step < count)
-            cache = replace(cache, pruned_steps=after_first if cache.policy == "follow" else some)
+            cache = replace(cache, pruned_steps=tuple(range(1, count)) if within else some)
     return replace(stream, mask_cache=cache, **changes)
 
 

@@ -34,9 +34,10 @@ def ablate(
 ) -> None:
     """Measure every combination on the same clips, against the first.
 
-    Varies: cache (none, published, attention, feedforward, block, follow), keep, pruned (1+2),
-    threshold, dilate, steps, window, sinks, seed, work_size, detail, stages. Settings as for
-    `evaluate MODEL DATASET`: clips, seed, success_db; for bench half, every, long, size, footage.
+    Varies: cache (none, published, attention, feedforward, block, follow, settled), keep,
+    pruned (1+2), threshold, dilate, steps, window, sinks, seed, work_size, detail, stages. Settings
+    as for `evaluate MODEL DATASET`: clips, seed, success_db; for bench half, every, long, size,
+    footage.
     """
     from pipelines.config.ablation import ALSO_SETTINGS, parse_grid
     from pipelines.evaluation.ablation import ablate as run

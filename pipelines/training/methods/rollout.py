@@ -133,12 +133,12 @@ def rollout_flops(
     """Of denoising step `step` of each chunk of a rollout over `frames` latents, or of its refresh.
 
     `count` is `forward_flops` of the network. Pruned steps count the share of tokens that the mask
-    cache may keep at most; a policy that follows the picture may keep all.
+    cache may keep at most; a policy that is asked within the chunk may keep all.
     """
     chunk, mask = stream.chunk_latents, stream.mask_cache
     kept = 1.0
     counted = mask and mask.scope != "feedforward"  # whose share is counted whole
-    if mask and counted and step in mask.pruned_steps and not POLICIES[mask.policy].follows:
+    if mask and counted and step in mask.pruned_steps and not POLICIES[mask.policy].asked_within:
         kept = mask.keep_ratio
     made: list[float] = []
     for end in range(chunk, frames + chunk, chunk):

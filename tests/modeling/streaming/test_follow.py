@@ -256,7 +256,7 @@ def test_what_is_carried_goes_on_elsewhere(cut: bool) -> None:
     region, core = at(slice(1, 7), slice(3, 10)), at(slice(2, 6), slice(4, 9))
     first, second = cache(FOLLOW), cache(FOLLOW)
     run(first, edit(scene(), region, by=level(1.5), noise=0), scene())
-    second.carry_on(first.carried(), scene(1 if cut else 0)[0, -1])
+    second.carry_on(first.carried(), scene(1 if cut else 0)[0, -1], 1)
     kept = run(second, edit(scene(), region, by=level(0.75), noise=0), scene())
     assert kept.any() != cut
     assert cut or kept[core].all()

@@ -32,12 +32,14 @@ def test_a_grid_is_every_combination_in_the_tables_order() -> None:
 
 
 def test_what_does_nothing_is_not_measured_twice() -> None:
-    assert labels("cache=none,published,follow", "keep=0.1,0.3", "threshold=0.01,0.02") == [
+    assert labels("cache=none,published,follow,settled", "keep=0.1,0.3", "threshold=0.01,0.02") == [
         "cache=none",
         "cache=published keep=0.1",
         "cache=published keep=0.3",
         "cache=follow threshold=0.01",
         "cache=follow threshold=0.02",
+        "cache=settled threshold=0.01",
+        "cache=settled threshold=0.02",
     ]
 
 
@@ -72,6 +74,9 @@ def test_variants_of_a_stream() -> None:
         "follow", "block", 0.5, 0,
     )  # fmt: skip
     assert follow.pruned_steps == (1, 2, 3)
+    assert stream(cache="settled").mask_cache == MaskCacheConfig(
+        policy="settled", scope="block", pruned_steps=(1, 2, 3)
+    )
     assert stream(cache="follow", steps=2).mask_cache.pruned_steps == (1,)
     assert stream(cache="published", steps=2).mask_cache.pruned_steps == (1,)
     assert stream(cache="follow", pruned=(3,)).mask_cache.pruned_steps == (3,)
