@@ -104,7 +104,7 @@ class MaskCacheConfig:
     policy: str = "budget"  # an entry of `modeling.streaming.policies.POLICIES`
     keep_ratio: float = 0.3  # share recomputed in a pruned step; "follow", "settled" find their own
     threshold: float = 0.02  # mean square change of latents that is an edit, or a movement
-    dilate: int = 1  # tokens added around what is edited, or moves
+    dilate: int = 1  # "follow": tokens added around what is edited
     pruned_steps: tuple[int, ...] = (1, 2)  # indices into the step list
     scope: Scope = "attention"  # what a pruned token skips
 

@@ -109,10 +109,10 @@ class StreamingEditor:
     ) -> StreamingEditor:
         """Load a model directory (or a preset's name, with random weights).
 
-        `dtype` None is float32 on a CPU (but see `modeling.cpu`) and bfloat16 on a GPU. `mask_cache` "model" takes what
-        the model was exported with, None recomputes every token. `fp8` computes most linear
-        layers in 8 bits: faster and further off. `tell` hears what takes its time. ModelError if
-        the directory cannot be read, ValueError if the device has no fp8.
+        `dtype` None is float32 on a CPU (but see `modeling.cpu`) and bfloat16 on a GPU.
+        `mask_cache` "model" takes what the model was exported with, None recomputes every token.
+        `fp8` computes most linear layers in 8 bits: faster and further off. `tell` hears what takes
+        its time. ModelError if the directory cannot be read, ValueError if the device has no fp8.
         """
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16

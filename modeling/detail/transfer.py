@@ -32,6 +32,7 @@ FLAT = 2
 EPSILON = FLAT * WINDOW * WINDOW  # in the units of `gains`
 ONE = 64  # a gain of 1 in the numbers of `gains`
 STRIP = 64  # rows
+NINTH = 7282  # of 2^16; a product with it, cut off, is a whole ninth of what 9 slopes add up to
 ZERO = 128  # a gain of 0; so gains reach from -2 to almost 2
 
 Transfer = Callable[[Tensor, Tensor, Tensor], Tensor]  # source, seen, edit -> frames
@@ -41,27 +42,29 @@ def transfer(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
     """The edit at the source's size; `seen` and `edit` have one size, any size."""
     if source.device.type != "cpu":
         return transfer_by_taps(source, seen, edit)
+    out = torch.empty_like(source)
     # One by one, because a frame and what is made of it fit in a core's cache.
-    frames = zip(source.split(1), seen.split(1), edit.split(1), strict=True)
-    return torch.cat([_transfer(*one, resize) for one in frames])
+    for one in zip(source.split(1), seen.split(1), edit.split(1), out.split(1), strict=True):
+        _transfer(*one, resize)
+    return out
 
 
 def transfer_by_taps(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
     """`transfer`, said plainly: on any device."""
-    return _transfer(source, seen, edit, resize_by_taps)
+    out = torch.empty_like(source)
+    _transfer(source, seen, edit, out, resize_by_taps)
+    return out
 
 
-def _transfer(source: Tensor, seen: Tensor, edit: Tensor, resize: Resize) -> Tensor:
+def _transfer(source: Tensor, seen: Tensor, edit: Tensor, out: Tensor, resize: Resize) -> None:
     height, width = source.shape[1:3]
     gain = resize(gains(seen, edit), height, width, "bilinear")
     seen, edit = (resize(small, height, width, "bicubic") for small in (seen, edit))
-    out = torch.empty_like(source)
     for strip in _strips(height):
         missing = source[:, strip].short().sub_(seen[:, strip].short())
         # Fits 16 bits: at most 255 levels by 128.
         missing.mul_(gain[:, strip].short().sub_(ZERO)).add_(ONE // 2).bitwise_right_shift_(6)
         out[:, strip] = missing.add_(edit[:, strip].short()).clamp_(0, 255)
-    return out
 
 
 def _strips(height: int) -> list[slice]:
@@ -75,30 +78,41 @@ def gains(seen: Tensor, edit: Tensor) -> Tensor:
     The slope of e on s in a window, (cov(s, e) + FLAT) / (var(s) + FLAT), then the mean of 3 x 3
     slopes. Pictures go on beyond their border with its last pixel.
     """
-    padded = torch.stack([beyond(seen, REACH), beyond(edit, REACH)])
-    gain = torch.empty_like(seen)
-    for strip in _strips(seen.shape[1]):
-        gain[:, strip] = _slopes(*padded[:, :, strip.start : strip.stop + 2 * REACH].int())
-    mean = sums(beyond(gain, 1).short(), 3).add_(4).float().div_(9)  # and cut off
-    return mean.to(torch.uint8)
+    seen, edit = beyond(seen, REACH), beyond(edit, REACH)
+    slopes = torch.empty_like(seen[:, 2 * REACH :, 2 * REACH :])
+    for strip in _strips(slopes.shape[1]):
+        around = slice(strip.start, strip.stop + 2 * REACH)
+        slopes[:, strip] = _slopes(seen[:, around], edit[:, around])
+    slopes = beyond(slopes, 1)
+    gain = torch.empty_like(slopes[:, 2:, 2:])
+    for strip in _strips(gain.shape[1]):
+        total = sums(slopes[:, strip.start : strip.stop + 2].short(), 3).add_(4).int()
+        gain[:, strip] = total.mul_(NINTH).bitwise_right_shift_(16)
+    return gain
 
 
 def _slopes(s: Tensor, e: Tensor) -> Tensor:
-    """Of windows around all pixels but REACH at each border, int32 [n, H, W, 3] from 0 to 255."""
-    sum_s, sum_e, sum_ss, sum_se = sums(torch.stack([s, e, s * s, s * e]), 2 * REACH + 1)
+    """Of windows around all pixels but REACH at each border, whole numbers [n, H, W, 3] from 0 to
+    255, in float32. Sums fit 16 bits, sums of squares 32."""
+    pair = torch.stack([s.short(), e.short()])
+    squares = pair.int()
+    sum_ss, sum_se = sums(squares[:1] * squares, 2 * REACH + 1)
+    sum_s, sum_e = sums(pair, 2 * REACH + 1).int()
     covariance = sum_se.mul_(WINDOW).addcmul_(sum_s, sum_e, value=-1).add_(EPSILON)
     variance = sum_ss.mul_(WINDOW).addcmul_(sum_s, sum_s, value=-1).add_(EPSILON)
-    slope = covariance.float().mul_(ONE).div_(variance.float()).add_(0.5).floor_()
-    return slope.clamp_(-ZERO, 255 - ZERO).int().add_(ZERO)
+    slope = covariance.float().div_(variance.float()).mul_(ONE).add_(0.5).floor_()
+    return slope.clamp_(-ZERO, 255 - ZERO).add_(ZERO)
 
 
 def beyond(x: Tensor, reach: int) -> Tensor:
     """[n, H, W, 3] with `reach` more pixels on every side."""
-    for axis in (1, 2):
-        length = x.shape[axis]
-        places = torch.arange(-reach, length + reach, device=x.device).clamp(0, length - 1)
-        x = x.index_select(axis, places)
-    return x
+    count, height, width, colours = x.shape
+    out = x.new_empty(count, height + 2 * reach, width + 2 * reach, colours)
+    rows = out[:, reach:-reach]
+    rows[:, :, reach:-reach] = x
+    rows[:, :, :reach], rows[:, :, -reach:] = x[:, :, :1], x[:, :, -1:]
+    out[:, :reach], out[:, -reach:] = rows[:, :1], rows[:, -1:]
+    return out
 
 
 def sums(x: Tensor, count: int) -> Tensor:
@@ -109,7 +123,8 @@ def sums(x: Tensor, count: int) -> Tensor:
         while 2 * size <= count:
             whole = run.shape[axis] - size
             run = run.narrow(axis, 0, whole) + run.narrow(axis, size, whole)
-            total = total + run.narrow(axis, 2 * size - 1, length)
+            more = run.narrow(axis, 2 * size - 1, length)
+            total = total + more if size == 1 else total.add_(more)  # at first it is x
             size *= 2
         x = total
     return x

@@ -7,8 +7,8 @@ in, as published), the feed-forward layer (`scope="feedforward"`: likewise) or t
 (`scope="block"`: its clean estimate of the step before stands in). A policy that follows
 (`streaming.follow`) reads them off the first step of the chunk itself; what it does not keep is not
 edited, so it skips the whole transformer and the source stands in: how many tokens that are is the
-picture's business, from none to all. One that settles (`streaming.settled`) chooses anew after every
-step: what has stopped moving skips the rest, and its own estimate stands in.
+picture's business, from none to all. One that settles (`streaming.settled`) chooses anew after
+every step, all tokens or none: when a chunk has stopped moving its own estimate stands in.
 
 B batch, F latents of a chunk, C channels, H x W latent size, K kept tokens.
 """
@@ -54,10 +54,8 @@ class MaskCache:
         # Of a policy that follows: the last latent's undilated mask [h, w], and its source
         self._before: Tensor | None = None
         self._source: Tensor | None = None
-        self._settled = Settled(config.threshold, config.dilate) if self.policy.settles else None
-        # Of a policy that settles: what any step after the first computed, and how many tokens all
-        self._tried = torch.zeros(self.token_count, dtype=torch.bool, device=device)
-        self._computed = 0
+        self._settled = Settled(config.threshold) if self.policy.settles else None
+        self._computed = 1  # steps of this chunk, by a policy that settles
 
     @property
     def follows(self) -> bool:
@@ -75,8 +73,10 @@ class MaskCache:
         """What goes from one chunk to the next, as indices of tokens: part of a stream's state."""
         if not self.policy.asked_within:
             return self.tokens
-        mask = self._settled.moving if self._settled else self._before
-        return None if mask is None else mask.flatten().nonzero().squeeze(1)
+        if self._settled:
+            moves = self._settled.moves
+            return None if moves is None else torch.arange(self.token_count if moves else 0)
+        return None if self._before is None else self._before.flatten().nonzero().squeeze(1)
 
     def carry_on(self, tokens: Tensor | None, source: Tensor | None, chunks: int) -> None:
         """Go on where `carried` gave `tokens` after `chunks` chunks, and the last source latent was
@@ -84,11 +84,10 @@ class MaskCache:
         if not self.policy.asked_within:
             self.tokens = tokens
             return
-        mask = None if tokens is None else self._mask(tokens, self.grid[1:])
         if self._settled:
-            self._settled.carry_on(mask, source, chunks)
-        elif mask is not None and source is not None:
-            self._before, self._source = mask, source.half()
+            self._settled.carry_on(None if tokens is None else len(tokens) > 0, source, chunks)
+        elif tokens is not None and source is not None:
+            self._before, self._source = self._mask(tokens, self.grid[1:]), source.half()
 
     def settle(self, step: int, estimate: Tensor, before: Tensor, source: Tensor) -> Tensor:
         """The clean latents after `step`, from its estimate, those before it and the source, all
@@ -110,19 +109,14 @@ class MaskCache:
         self, settled: Settled, step: int, estimate: Tensor, before: Tensor, source: Tensor
     ) -> Tensor:
         if step == 0:
-            next_tokens = settled.begin(source[0])
-            self._tried.zero_()
-            self._computed = self.token_count
+            self._computed, goes_on = 1, settled.begin(source[0])
         else:
-            if self.tokens is None or step not in self.config.pruned_steps:
-                self._tried.fill_(True)
-                self._computed += self.token_count
-            else:
-                self._tried[self.tokens] = True
-                self._computed += len(self.tokens)
-                estimate = self._among(estimate, before)
-            next_tokens = settled.moved(step, estimate[0], before[0])
-        self.tokens = None if next_tokens is None else next_tokens.flatten().nonzero().squeeze(1)
+            if self.tokens is not None and step in self.config.pruned_steps:
+                return before  # of a rollout, which computes a step all the same
+            self._computed += 1
+            goes_on = settled.moved(step, estimate[0], before[0])
+        nothing = torch.empty(0, dtype=torch.long, device=estimate.device)
+        self.tokens = None if goes_on else nothing
         return estimate
 
     def _choose(self, estimate: Tensor, source: Tensor) -> None:
@@ -165,15 +159,10 @@ class MaskCache:
 
     def token_mask(self) -> Tensor:
         """Recomputed tokens of a pruned step, bool [F, H/2, W/2]."""
+        mask = torch.ones(self.grid, dtype=torch.bool, device=self._outputs.device)
         if self._settled:
-            return self._tried.view(self.grid).clone()
-        return self._kept()
-
-    def _kept(self) -> Tensor:
-        """`tokens`, bool [F, H/2, W/2]."""
-        if self.tokens is None:
-            return torch.ones(self.grid, dtype=torch.bool, device=self._outputs.device)
-        return self._mask(self.tokens, self.grid)
+            return mask if self._computed > 1 else ~mask
+        return mask if self.tokens is None else self._mask(self.tokens, self.grid)
 
     @staticmethod
     def _mask(tokens: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -181,14 +170,14 @@ class MaskCache:
         return mask.index_fill(0, tokens, True).view(shape)
 
     def cell_mask(self) -> Tensor:
-        """`tokens` over latent cells, bool [1, F, 1, H, W]."""
-        mask = self._kept().repeat_interleave(PATCH, dim=1).repeat_interleave(PATCH, dim=2)
+        """`token_mask` over latent cells, bool [1, F, 1, H, W]."""
+        mask = self.token_mask().repeat_interleave(PATCH, dim=1).repeat_interleave(PATCH, dim=2)
         return mask[None, :, None]
 
     def recomputed(self, steps: int) -> float:
         """Share of tokens recomputed over the `steps` denoising forwards and the refresh."""
         if self._settled:
-            return (self._computed / self.token_count + 1) / (steps + 1)
+            return (self._computed + 1) / (steps + 1)
         pruned = len([s for s in self.config.pruned_steps if s < steps])
         kept = self.token_count if self.tokens is None else len(self.tokens)
         return (steps + 1 - pruned * (1 - kept / self.token_count)) / (steps + 1)

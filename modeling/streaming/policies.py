@@ -6,8 +6,8 @@ Two read importance off the latent cells of the chunk before and choose tokens o
   thin or scattered edits keep fewer tokens than asked for.
 - `budget`: the top `keep_ratio` tokens of the chunk by their most important cell, after a 3 x 3
   maximum that lets a moving edit be found at its border. Always exactly the same number of tokens.
-`follow` (`streaming.follow`) asks the chunk's own first step, and `settled` (`streaming.settled`)
-each of its steps; they keep as many as they must.
+`follow` (`streaming.follow`) asks the chunk's own first step and keeps as many as it must,
+`settled` (`streaming.settled`) asks each of its steps and keeps all or none.
 
 F latents of a chunk, H x W latent size, K kept tokens.
 """
