@@ -5,7 +5,7 @@ A `ModelConfig` is what `config.json` of a model directory holds: enough to buil
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from infra.runtime.errors import UserError
@@ -180,6 +180,15 @@ class StreamConfig:
                 f"mask_cache.pruned_steps {self.mask_cache.pruned_steps} names a step beyond the "
                 f"{len(self.timesteps)} of stream.timesteps"
             )
+
+    @property
+    def usual_mask_cache(self) -> MaskCacheConfig:
+        """Its own, or else the default one, in those of its steps that this stream has."""
+        if self.mask_cache is not None:
+            return self.mask_cache
+        usual = MaskCacheConfig()
+        steps = tuple(step for step in usual.pruned_steps if step < len(self.timesteps))
+        return replace(usual, pruned_steps=steps)
 
     @property
     def chunk_frames(self) -> int:

@@ -47,8 +47,7 @@ PRESETS: Table[ModelConfig] = Table(
                 std=(1.0,) * 16,
             ),
             text=TextConfig(kind="words", dim=64, tokens=24),
-            # Of a small model two steps are as good as four (docs/quality.md).
-            stream=StreamConfig(height=128, width=224, timesteps=(1000, 500)),
+            stream=StreamConfig(height=128, width=224),
         ),
         "wan-1.3b": _WAN_1_3B,
         "wan-14b": replace(

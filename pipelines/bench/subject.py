@@ -59,7 +59,7 @@ class BenchOptions:
             "scope": self.scope,
             "pruned_steps": self.pruned_steps,
         }
-        base = config.stream.mask_cache or MaskCacheConfig()
+        base = config.stream.usual_mask_cache
         chosen = replace(base, **{k: v for k, v in asked.items() if v is not None})  # type: ignore[arg-type]
         replace(config.stream, mask_cache=chosen)  # raises UserError if a step does not exist
         return chosen

@@ -13,7 +13,6 @@ import numpy as np
 
 from data.loader import Split, loader
 from data.manifest import dataset_hash, read_dataset_info
-from modeling.config import MaskCacheConfig
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
 
@@ -48,7 +47,7 @@ def load_editor(model: str | Path, mask_cache: bool | None = None) -> StreamingE
     if mask_cache is None:
         return StreamingEditor.load(model, device=device)
     stream = read_config(Path(model)).stream
-    chosen = (stream.mask_cache or MaskCacheConfig()) if mask_cache else None
+    chosen = stream.usual_mask_cache if mask_cache else None
     replace(stream, mask_cache=chosen)  # raises if the two do not fit
     return StreamingEditor.load(model, device=device, mask_cache=chosen)
 

@@ -210,6 +210,13 @@ def test_options_that_exclude_each_other(changes: dict[str, Any], words: str) ->
 
 def test_what_is_asked_for_is_timed() -> None:
     assert replace(OPTIONS, **ASKED).mask_cache(PRESETS["demo"]) == MaskCacheConfig(**ASKED)
+
+
+def test_a_mask_cache_for_a_model_of_two_steps_prunes_the_second() -> None:
+    natural = PRESETS["natural"]
+    two = replace(natural, stream=replace(natural.stream, timesteps=(1000, 500)))
+    asked = replace(OPTIONS, policy="published").mask_cache(two)
+    assert asked == MaskCacheConfig(policy="published", pruned_steps=(1,))
     own = PRESETS["demo"].stream.mask_cache
     assert OPTIONS.mask_cache(PRESETS["demo"]) == (own or MaskCacheConfig())
     for name, value in ASKED.items():

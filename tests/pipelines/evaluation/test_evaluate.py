@@ -176,6 +176,10 @@ def test_a_mask_cache_can_be_switched_on_and_off_and_left(tmp_path: Path) -> Non
     assert load_editor(with_one, False).mask_cache is None
     assert load_editor(without).mask_cache is load_editor(without, False).mask_cache is None
     assert load_editor(without, True).mask_cache == MaskCacheConfig()
+    config = json.loads((without / "config.json").read_text())
+    config["stream"]["timesteps"] = [1000, 500]  # it has no third step to prune
+    (without / "config.json").write_text(json.dumps(config))
+    assert load_editor(without, True).mask_cache == MaskCacheConfig(pruned_steps=(1,))
 
 
 @pytest.mark.parametrize(
