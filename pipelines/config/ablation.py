@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -48,6 +49,7 @@ AXES: dict[str, Callable[[str], Any]] = {  # in the order of the table's columns
     "work_size": str,
     "detail": _truth,
 }
+KINDS = {int: "a whole number", float: "a number", _numbers: "whole numbers, as in 1+2"}
 ALSO_SETTINGS = ("seed", "work_size", "detail")  # of the benchmark, where nothing is varied
 Variant = dict[str, Any]
 
@@ -67,13 +69,20 @@ def parse_grid(words: Iterable[str], also_settings: Sequence[str] = ALSO_SETTING
     settings = []
     for word in words:
         name, _, values = word.partition("=")
+        if close := difflib.get_close_matches(name, AXES, n=1) if "," in values else []:
+            if name not in AXES:
+                raise ConfigError(
+                    f"{word}: nothing of that name is varied; did you mean {close[0]}?"
+                )
         if name not in AXES or (name in also_settings and "," not in values):
             settings.append(word)
             continue
         try:
             axes[name] = [AXES[name](value) for value in values.split(",")]
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"{word}: {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{word}: every value is {KINDS[AXES[name]]}") from error
     if not axes:
         raise ConfigError(f"nothing is varied; give one of {', '.join(AXES)}, e.g. steps=1,2,4")
     for name in axes.get("cache", []):

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from infra.runtime.registry import resolve_uri
 from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
-from modeling.model_dir import load_model
+from modeling.model_dir import load_model, read_config
 from pipelines.config.ablation import Grid, Variant, label, stream_of
+from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import mean_with_interval
 from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
 from pipelines.evaluation.judges import Judge
@@ -38,13 +39,33 @@ COLUMNS = (  # metric, heading, decimals
 
 def variant_editor(model: Path, variant: Variant) -> StreamingEditor:
     """The model at `model` (with `stages`, the one of that name in it) as `variant` wants it."""
-    place = model / str(variant["stages"]) if "stages" in variant else model
+    place = place_of(model, variant)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     loaded = load_model(place, device=device, dtype=dtype)
     stream = stream_of(loaded.config.stream, variant)
     config = replace(loaded.config, stream=stream)
     return StreamingEditor(replace(loaded, config=config), mask_cache=stream.mask_cache)
+
+
+def place_of(model: Path, variant: Variant) -> Path:
+    """Raises ConfigError for a stage that is not in `model`."""
+    if "stages" not in variant:
+        return model
+    place = model / str(variant["stages"])
+    if not (place / "config.json").is_file():
+        there = sorted(file.parent.name for file in model.glob("*/config.json"))
+        raise ConfigError(
+            f"stages={variant['stages']}: no model is in {place}; there are "
+            f"{', '.join(there) or 'none, so give a folder such as runs/demo/models'}"
+        )
+    return place
+
+
+def check(model: Path, variant: Variant) -> None:
+    """Raises UserError for a variant that cannot be measured; nothing is loaded."""
+    config = read_config(place_of(model, variant))
+    replace(config, stream=stream_of(config.stream, variant))
 
 
 def ablate(
@@ -57,6 +78,8 @@ def ablate(
 ) -> list[dict[str, Any]]:
     """A report for each variant, with its name (`variant`) and, in `against`, what it loses and
     spares against the first on the same clips."""
+    for variant in grid.variants:
+        check(model, variant)  # now, and not after the hours that those before it take
     reports: list[dict[str, Any]] = []
     for variant in grid.variants:
         editor = variant_editor(model, variant)

@@ -48,12 +48,33 @@ def test_what_does_nothing_is_not_measured_twice() -> None:
     [
         (["every=5"], "nothing is varied"),
         (["cache=both"], "cache=both is none of none, published"),
-        (["steps=four"], "steps=four: invalid literal"),
+        (["steps=1,four"], "steps=1,four: every value is a whole number"),
+        (["keep=x"], "keep=x: every value is a number"),
+        (["pruned=1+x"], r"pruned=1\+x: every value is whole numbers, as in 1\+2"),
+        (["detail=yes,no"], "detail=yes,no: yes is neither true nor false"),
+        (["cache=none,block", "stesp=1,2"], "stesp=1,2: nothing .* did you mean steps?"),
     ],
 )
 def test_a_wrong_grid_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_grid(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steps=1,0"], "steps=0 must be at least 1"),
+        (["stages=tiny,tny"], "stages=tny: no model is in .*; there are tiny"),
+    ],
+)
+def test_every_variant_is_looked_at_before_the_first_is_measured(
+    tiny_model: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    (tmp_path / "tiny").symlink_to(tiny_model)
+    model = tmp_path if words[0].startswith("stages") else tiny_model
+    judge: Any = None  # that would measure
+    with pytest.raises(ConfigError, match=message):
+        ablate(model, parse_grid(words), judge)
 
 
 def stream(**variant: Any) -> Any:
