@@ -69,11 +69,9 @@ def parse_grid(words: Iterable[str], also_settings: Sequence[str] = ALSO_SETTING
     settings = []
     for word in words:
         name, _, values = word.partition("=")
-        if close := difflib.get_close_matches(name, AXES, n=1) if "," in values else []:
-            if name not in AXES:
-                raise ConfigError(
-                    f"{word}: nothing of that name is varied; did you mean {close[0]}?"
-                )
+        close = difflib.get_close_matches(name, AXES, n=1, cutoff=0.75)
+        if name not in AXES and "," in values and close:
+            raise ConfigError(f"{word}: nothing of that name is varied; did you mean {close[0]}?")
         if name not in AXES or (name in also_settings and "," not in values):
             settings.append(word)
             continue

@@ -78,8 +78,6 @@ def ablate(
 ) -> list[dict[str, Any]]:
     """A report for each variant, with its name (`variant`) and, in `against`, what it loses and
     spares against the first on the same clips."""
-    for variant in grid.variants:
-        check(model, variant)  # now, and not after the hours that those before it take
     reports: list[dict[str, Any]] = []
     for variant in grid.variants:
         editor = variant_editor(model, variant)

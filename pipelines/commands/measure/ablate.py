@@ -41,7 +41,7 @@ def ablate(
     """
     from pipelines.config.ablation import ALSO_SETTINGS, parse_grid
     from pipelines.evaluation.ablation import ablate as run
-    from pipelines.evaluation.ablation import log_reports, markdown, plot, table
+    from pipelines.evaluation.ablation import check, log_reports, markdown, plot, table
     from pipelines.tracking.records import write_json
     from pipelines.tracking.registry import locate
 
@@ -49,9 +49,11 @@ def ablate(
         raise UserError(f"{dataset} is no dataset; name one after the model, or bench")
     words = words or []
     grid = parse_grid(words, ALSO_SETTINGS if dataset == BENCH else ("seed",))
-    judge = _judge(dataset, grid.settings)
     with_stages = any("stages" in variant for variant in grid.variants)
     place = Path(model) if with_stages else Path(locate(model))
+    for variant in grid.variants:
+        check(place, variant)  # now, and not after the hours that those before it take
+    judge = _judge(dataset, grid.settings)
     with bar("clips", len(grid.variants) * judge.clips) as (progress, task):
 
         def show(name: str) -> None:

@@ -64,17 +64,18 @@ def test_a_wrong_grid_is_refused(words: list[str], message: str) -> None:
     ("words", "message"),
     [
         (["steps=1,0"], "steps=0 must be at least 1"),
-        (["stages=tiny,tny"], "stages=tny: no model is in .*; there are tiny"),
+        (["stages=tiny,tny"], "stages=tny: no model is in models/tny; there are tiny"),
     ],
 )
-def test_every_variant_is_looked_at_before_the_first_is_measured(
-    tiny_model: Path, tmp_path: Path, words: list[str], message: str
+def test_every_variant_is_looked_at_before_anything_is_measured(
+    liveedit: Liveedit, tiny_model: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    (tmp_path / "tiny").symlink_to(tiny_model)
-    model = tmp_path if words[0].startswith("stages") else tiny_model
-    judge: Any = None  # that would measure
-    with pytest.raises(ConfigError, match=message):
-        ablate(model, parse_grid(words), judge)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").symlink_to(tiny_model)
+    model = "models" if words[0].startswith("stages") else "models/tiny"
+    refused = liveedit("ablate", model, "nowhere", *words)  # whose clips are looked for later
+    assert refused.returncode == 1
+    assert message in refused.stderr
 
 
 def stream(**variant: Any) -> Any:
