@@ -5,9 +5,9 @@ its place in the data, and a manifest with the checksums of these files. It is t
 steps, as a copy in memory, and written behind the next ones (`pipelines.training.saver`). There is
 no random state to keep: see `methods.base.Draw`.
 
-On as many workers as wrote it a checkpoint goes on bit by bit. On another number DeepSpeed's
-universal checkpoint is made of it; optimizer and averages are the same then, but each worker takes
-other pairs.
+On as many workers as wrote it a checkpoint goes on bit by bit. On another number, with another ZeRO
+stage or precision DeepSpeed's universal checkpoint is made of it: masters, moments and averages are
+the same then, but on another number each worker takes other pairs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pipelines.training.zero.inside import load_engine, make_universal, save_eng
 
 _TAG = "state"  # DeepSpeed's name for the subfolder of an engine
 _UNIVERSAL = "universal"
+ZERO = "compute.zero_stage"
 
 
 class CheckpointError(UserError):
@@ -151,10 +152,11 @@ def load(
     """
     manifest = json.loads((saved / _manifest(0)).read_text())
     layout = _layout(setting, stage)
+    changed = {name for name, value in layout.items() if manifest["layout"][name] != value}
     different = [
-        f"{name} was {manifest['layout'][name]!r} and is {value!r}"
-        for name, value in layout.items()
-        if manifest["layout"][name] != value
+        f"{name} was {manifest['layout'][name]!r} and is {layout[name]!r}"
+        for name in sorted(changed)
+        if name == "networks" or 0 in (manifest["layout"][ZERO], layout[ZERO])
     ]
     if manifest["step"] > setting.section.steps:
         different.append(
@@ -167,7 +169,7 @@ def load(
             f"back, or move {saved.parent} away to start the stage again"
         )
     old = manifest["workers"]
-    same = old == setting.world_size
+    same = old == setting.world_size and not changed
     states = [
         torch.load(saved / f"worker-{rank}.pt", map_location=setting.device, weights_only=True)
         for rank in ([setting.rank] if same else range(old))
@@ -177,11 +179,12 @@ def load(
             load_engine(engine, folder / name, _TAG if folder == saved else _UNIVERSAL)
     if stage.ema:
         stage.ema.load_state_dicts([state["ema"] for state in states])
-    if not batches.goes_on_from(states[0]["loader"]):
-        batches.skip(states[0]["epochs"])
+    mine = states[setting.rank if old == setting.world_size and not same else 0]
+    if not batches.goes_on_from(mine["loader"]):
+        batches.skip(mine["epochs"])
     else:
-        batches.load_state_dict(states[0]["loader"])
-    return manifest["step"], states[0]["epochs"], states[0].get("metrics", {})
+        batches.load_state_dict(mine["loader"])
+    return manifest["step"], mine["epochs"], mine.get("metrics", {})
 
 
 def changed_settings(saved: Path, setting: Setting) -> list[str]:
@@ -189,9 +192,9 @@ def changed_settings(saved: Path, setting: Setting) -> list[str]:
     before = json.loads((saved / _manifest(0)).read_text())["settings"]
     now = setting.plain()
     return [
-        f"{name} {before.get(name)} -> {value}"
+        f"{name} {before[name]} -> {value}"
         for name, value in now.items()
-        if before.get(name) != value
+        if before.get(name, value) != value
     ]
 
 
@@ -213,13 +216,14 @@ def _writing_failed(error: Exception, folder: Path, stage: str, step: int) -> Ex
 
 
 class _Universal:
-    """The folder to load from: the checkpoint's own, or one that any number of workers can load,
-    which rank 0 makes beside it and which goes again. Entered and left by all ranks together."""
+    """The folder to load from: the checkpoint's own, or one that these workers can load, which
+    rank 0 makes beside it and which goes again. Entered and left by all ranks together."""
 
     def __init__(self, saved: Path, setting: Setting, stage: Stage, needed: bool) -> None:
         self.saved, self.rank, self.names = saved, setting.rank, list(stage.engines)
+        self.zero_stage, self.workers = setting.config.compute.zero_stage, setting.world_size
         # Without sharding every rank's copy is the whole.
-        self.needed = needed and setting.config.compute.zero_stage > 0
+        self.needed = needed and self.zero_stage > 0
         self.made = saved.parent / ".universal"
 
     def __enter__(self) -> Path:
@@ -228,7 +232,8 @@ class _Universal:
         if self.rank == 0:
             shutil.rmtree(self.made, ignore_errors=True)
             for name in self.names:
-                make_universal(self.saved / name / _TAG, self.made / name / _UNIVERSAL)
+                target = self.made / name / _UNIVERSAL
+                make_universal(self.saved / name / _TAG, target, self.zero_stage, self.workers)
         distributed.barrier()
         return self.made
 
@@ -277,7 +282,7 @@ def _layout(setting: Setting, stage: Stage) -> dict[str, Any]:
     """What the files of a checkpoint mean nothing without."""
     compute = setting.config.compute
     return {
-        "compute.zero_stage": compute.zero_stage,
+        ZERO: compute.zero_stage,
         "compute.precision": compute.precision,
         "networks": sorted(stage.engines),
     }

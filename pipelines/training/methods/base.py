@@ -100,6 +100,8 @@ class Setting:
         return values | {
             "compute.workers": self.world_size,
             "compute.sequence_parallel": self.sharing,
+            "compute.zero_stage": self.config.compute.zero_stage,
+            "compute.precision": self.config.compute.precision,
         }
 
     def draw(self, step: int, micro: int) -> Draw:

@@ -109,8 +109,9 @@ def load_engine(engine: ZeroEngine, folder: Path, tag: str) -> None:
         state["step"] = state["step"].clone()
 
 
-def make_universal(source: Path, target: Path) -> None:
-    """Write DeepSpeed's checkpoint in `source` as one that any number of ranks can load."""
+def make_universal(source: Path, target: Path, zero_stage: int, workers: int) -> None:
+    """Write DeepSpeed's checkpoint in `source` as one that so many ranks of any ZeRO stage but 0
+    can load, in either precision."""
     from deepspeed.checkpoint import ds_to_universal
 
     target.mkdir(parents=True)
@@ -125,6 +126,32 @@ def make_universal(source: Path, target: Path) -> None:
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a line and a bar a file
         ds_to_universal.main(options)
+    _refit(target, zero_stage, workers)
+
+
+def _refit(made: Path, zero_stage: int, workers: int) -> None:
+    """What ZeRO-3 and the others, each, look for elsewhere in a universal checkpoint: the files
+    that are named after ranks, and Adam's step."""
+    one = next(made.glob("*model_states.pt"))
+    ranks = [f"zero_pp_rank_{rank}_" for rank in range(workers)] if zero_stage == 3 else [""]
+    for rank in ranks:
+        file = made / f"{rank}mp_rank_00_model_states.pt"
+        if not file.exists():
+            file.symlink_to(one.name)
+    file = made / "zero" / "optimizer_state.pt"
+    state = torch.load(file, weights_only=False)
+    inner = state.get("optimizer_state_dict")  # ZeRO-3's alone
+    if zero_stage == 3 and inner is None:
+        step = torch.load(next(file.parent.rglob("step.pt")), weights_only=False)
+        groups = state["param_groups"]
+        state["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": groups}
+    elif zero_stage < 3 and inner is not None:
+        state["ds_version"] = import_deepspeed().__version__
+        for parameter in filter(Path.is_dir, file.parent.iterdir()):
+            for part in parameter.iterdir():
+                torch.save({"param": torch.load(part)}, part)
+            torch.save(inner["state"][0]["step"], parameter / "step.pt")
+    torch.save(state, file)
 
 
 def master_shards(engine: ZeroEngine) -> dict[str, Tensor]:

@@ -142,14 +142,19 @@ def zero(stage: int, config: PipelineConfig) -> None:
     config.compute.zero_stage = stage
 
 
+def rounded(stage: int, config: PipelineConfig) -> None:
+    config.compute.zero_stage, config.compute.precision = stage, "bf16"
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_any_number_of_workers_goes_on_with_the_same_networks_averages_and_moments(
-    place: Place, tmp_path: Path, stage: int
+@pytest.mark.parametrize(("stage", "other"), [(0, 0), (2, 3), (3, 1)])
+def test_any_workers_and_zero_stage_go_on_with_the_same_networks_averages_and_moments(
+    place: Place, tmp_path: Path, stage: int, other: int
 ) -> None:
     change = partial(zero, stage)
     on_ranks(2, partial(place.run, change=change), tmp_path)
     for world in (2, 1, 3):
+        change = partial(zero, other if world == 1 else stage)
         on_ranks(world, partial(look, place=place, name=f"at-{world}", change=change), tmp_path)
         on_ranks(world, partial(steps_on, place=place, name=f"on-{world}", change=change), tmp_path)
     same, moved = torch.load(tmp_path / "at-2.pt"), torch.load(tmp_path / "on-2.pt")
@@ -162,6 +167,13 @@ def test_any_number_of_workers_goes_on_with_the_same_networks_averages_and_momen
         for name, value in torch.load(tmp_path / f"on-{world}.pt").items():
             torch.testing.assert_close(value, moved[name], atol=1e-6, rtol=1e-5, msg=name)
     assert not list(tmp_path.glob(".universal"))
+    if stage == 2:  # float32 masters are the same in the other precision
+        change = partial(rounded, other)
+        on_ranks(2, partial(look, place=place, name="rounded", change=change), tmp_path)
+        for name, value in torch.load(tmp_path / "rounded.pt").items():
+            assert torch.equal(same[name], value), name
+        said = (tmp_path / "said.txt").read_text().splitlines()[-1]
+        assert said.endswith("compute.zero_stage 2 -> 3, compute.precision fp32 -> bf16"), said
 
 
 def damage(file: Path) -> None:
@@ -232,7 +244,7 @@ def test_other_settings_go_on_and_are_named_and_what_cannot_be_meant_is_refused(
     assert "compute.sequence_parallel 1 -> 2" in said
     assert "compute.workers" not in said
     refused = {
-        partial(zero, 3): r"compute.zero_stage was 2 and is 3; set it back, or move .* away",
+        partial(zero, 0): r"compute.zero_stage was 2 and is 0; set it back, or move .* away",
         fewer_steps: r"taken after 3 steps and distill.steps is 2",
     }
     for change, match in refused.items():
