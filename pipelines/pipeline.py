@@ -63,13 +63,16 @@ def run_pipeline(
         return result
 
 
-def plan_pipeline(config: PipelineConfig, view: StageView, choice: Choice) -> list[Planned]:
-    """What `run_pipeline` would do now, stage by stage; see `pipelines.stages.running.plan`."""
+def plan_pipeline(
+    config: PipelineConfig, view: StageView, choice: Choice, card: str | None = None
+) -> list[Planned]:
+    """What `run_pipeline` would do now, stage by stage, on GPUs called `card`; see
+    `pipelines.stages.running.plan`."""
     source = preflight.check(config, writes=False)
     output, tracking = Path(config.output).absolute(), config.tracking
     assert tracking.uri is not None
     nobody = Run(Outbox(output, tracking.uri, tracking.experiment, view.warn), "")
-    planner = Planner(config, output, nobody, view, choice)
+    planner = Planner(config, output, nobody, view, choice, card)
     with suppress(Enough), ExitStack() as resources:
         run_stages(Chain(config, output, planner, resources), source)
     return planner.lines

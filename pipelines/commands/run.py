@@ -21,7 +21,7 @@ from pipelines.stages.edit import PROMPT, edit_sample
 from pipelines.stages.live import served_reference, stream_live
 from pipelines.stages.register import PipelineResult
 from pipelines.stages.running.choice import Choice
-from pipelines.stages.running.plan import table
+from pipelines.stages.running.plan import known_card, legend, table
 from pipelines.stages.running.progress import StageView
 from pipelines.stages.running.runner import EVERYTHING, StageRunner
 
@@ -80,11 +80,20 @@ def run_train(
 
 
 def print_plan(
-    config: PipelineConfig, console: Console, *, first: str | None = None, only: str | None = None
+    config: PipelineConfig,
+    console: Console,
+    *,
+    first: str | None = None,
+    only: str | None = None,
+    card: str | None = None,
 ) -> bool:
-    """What `run_train` would do; whether that is anything."""
-    lines = plan_pipeline(config, StageView(console, ()), Choice(STAGES, first, only))
+    """What `run_train` would do, on GPUs called `card` (None: this machine's); whether that is
+    anything."""
+    card = known_card(card)
+    lines = plan_pipeline(config, StageView(console, ()), Choice(STAGES, first, only), card)
     console.print(table(lines))
+    for line in legend(lines, card, config.compute):
+        console.print(line, soft_wrap=True)
     return any(line.runs for line in lines)
 
 

@@ -27,6 +27,14 @@ def train(
         bool,
         typer.Option("--exit-code", help="With --plan: exit with 4 if any stage would run."),
     ] = False,
+    card: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --plan: the GPU whose time is counted, e.g. H100.",
+            show_default="this machine's",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -66,7 +74,7 @@ def train(
     from pipelines.commands.run import print_plan, run_train
 
     if plan:
-        runs = print_plan(config, console, first=first, only=only)
+        runs = print_plan(config, console, first=first, only=only, card=card)
         if runs and exit_code:
             raise typer.Exit(WOULD_RUN)
     else:

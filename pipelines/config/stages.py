@@ -28,6 +28,8 @@ class ComputeConfig:
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 keeps fp32 master weights; slow on a CPU
     sequence_parallel: int = 1  # workers that share every clip, each with a part of its tokens
     zero_stage: int = 2  # DeepSpeed ZeRO: 0 nothing, 1 optimizer, 2 gradients, 3 weights sharded
+    # Kept in the host's memory instead of a GPU's: the optimizer's states, with ZeRO-3 also weights
+    offload: Literal["nothing", "optimizer", "weights"] = "nothing"
     activation_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
     recompute_attention: bool = False  # with them their attention: less memory still, slower
     loader_workers: int = 0  # processes a worker that read and decode data
@@ -49,6 +51,21 @@ class ComputeConfig:
             raise ConfigError(
                 "compute.zero_stage=0 keeps no float32 master weights for compute.precision=bf16; "
                 "set compute.zero_stage to 1, 2 or 3, or compute.precision=fp32"
+            )
+
+        self._check_offload()
+
+    def _check_offload(self) -> None:
+        if self.offload != "nothing" and self.zero_stage == 0:
+            raise ConfigError(
+                f"compute.offload={self.offload} moves what ZeRO shards, and compute.zero_stage=0 "
+                "shards nothing; set compute.zero_stage=2, or compute.offload=nothing"
+            )
+        if self.offload == "weights" and self.zero_stage < 3:
+            raise ConfigError(
+                "compute.offload=weights needs compute.zero_stage=3, here it is "
+                f"{self.zero_stage}, where every GPU has weights of its own; set "
+                "compute.zero_stage=3, or compute.offload=optimizer"
             )
 
     def check_sharing(self, workers: int | None) -> None:

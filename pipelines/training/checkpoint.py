@@ -171,7 +171,7 @@ def load(
     old = manifest["workers"]
     same = old == setting.world_size and not changed
     states = [
-        torch.load(saved / f"worker-{rank}.pt", map_location=setting.device, weights_only=True)
+        torch.load(saved / f"worker-{rank}.pt", map_location="cpu", weights_only=True)
         for rank in ([setting.rank] if same else range(old))
     ]
     with _Universal(saved, setting, stage, needed=not same) as folder:

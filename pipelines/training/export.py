@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling.config import VaeConfig
-from modeling.model_dir import Model, save_model
+from modeling.model_dir import Model, load_model, save_model
 
 
 @dataclass
@@ -29,12 +29,13 @@ def export_model(
     start: Model,
     output: Path,
     *,
-    text: Path,
+    text: Path | None,
     dtype: torch.dtype,
     card: Mapping[str, Any],
 ) -> None:
     """Write the model directory: what was `made` of `start`, whose text encoder, if it brings one,
-    is in the folder `text`; the transformer as `dtype`."""
+    is in the folder `text` (None: where it is, without a copy of its 11 GB); the transformer as
+    `dtype`."""
     config = start.config
     if made.vae_config is not None:
         config = replace(config, vae=made.vae_config)
@@ -48,6 +49,19 @@ def export_model(
         config,
         transformer=transformer,
         vae=made.vae or start.vae,
-        text=text if text.is_dir() else None,
+        text=text if text and text.is_dir() else None,
         card={**card, **made.card},
+    )
+
+
+def copy_model(source: Path, output: Path, text: Path) -> None:
+    """A model that was exported without its `text`, whole."""
+    model = load_model(source)
+    save_model(
+        output,
+        model.config,
+        transformer=model.transformer,
+        vae=model.vae,
+        text=text if text.is_dir() else None,
+        card=model.card,
     )

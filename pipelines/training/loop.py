@@ -11,6 +11,7 @@ import torch
 
 from data.loader import Split, loader
 from infra.runtime.errors import UserError
+from pipelines.exits import TryAgainError
 from pipelines.training import checkpoint
 from pipelines.training.calls import LEAVE, STOP, Calls
 from pipelines.training.export import export_model
@@ -50,6 +51,8 @@ def train_loop(told: dict[str, Job]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
+    from pipelines.training.told import is_told_to_end
+
     context = ray.train.get_context()
     setting = Setting(
         job, context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
@@ -79,19 +82,26 @@ def train_loop(told: dict[str, Job]) -> dict[str, Any]:
 
     # A Ray of our own is on this machine alone, which tells nobody before it goes.
     leaving = is_leaving if job.config.compute.address else None
-    try:
-        seconds = 60 * setting.config.compute.hang_minutes
-        with Watchdog(folder, setting.rank, setting.world_size, seconds) as watchdog:
-            made = Training(setting, folder, watchdog.at).run(keep, leaving)
+
+    def wait_for_ray() -> None:
         # A report is only queued. Until Ray's controller has taken it, the end of this training
         # would lose a checkpoint that lies whole on the disk.
         ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+
+    try:
+        seconds = 60 * setting.config.compute.hang_minutes
+        with Watchdog(folder, setting.rank, setting.world_size, seconds) as watchdog:
+            made = Training(setting, folder, watchdog.at).run(keep, leaving, is_told_to_end)
+        wait_for_ray()
         return made
+    except TryAgainError:
+        wait_for_ray()
+        raise
     except torch.OutOfMemoryError as error:
         message = (
             f"stage {setting.stage} ran out of GPU memory ({str(error).splitlines()[0]}); lower "
-            f"{setting.stage}.batch_size, set compute.activation_checkpointing=true, or raise "
-            "compute.zero_stage"
+            f"{setting.stage}.batch_size, set compute.activation_checkpointing=true, raise "
+            "compute.zero_stage, or set compute.offload=optimizer"
         )
         folder.refuse(message)
         raise TrainingError(message) from error
@@ -140,11 +150,15 @@ class Training:
         self,
         keep: Keep,
         leaving: Callable[[], bool] | None = None,
+        told: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any]:
-        """Train to the end and export; `leaving` says whether a worker's machine is about to be
-        taken away: a collective."""
+        """Train to the end and export.
+
+        `leaving` says whether a worker's machine is about to be taken away, a collective; `told`
+        whether this process was told to end. Raises TryAgainError for that, when all is saved.
+        """
         validation = self._validation()
-        metrics = self.train(keep, validation, leaving)
+        metrics = self.train(keep, validation, leaving, told)
         if metrics is None:
             return {"stopped": self.done}
         metrics = metrics | validation.last
@@ -160,13 +174,14 @@ class Training:
         keep: Keep,
         validation: Validation | None = None,
         leaving: Callable[[], bool] | None = None,
+        told: Callable[[], bool] = lambda: False,
     ) -> dict[str, float] | None:
         """All steps, or until `validation` has enough; the last metrics, or None if it was asked to
         stop and has saved its state."""
         section, stage = self.setting.section, self.stage
         meter = Meter(self.setting, self.folder, resumed=self.done > 0)
         meter.last = self.metrics
-        calls = Calls(self.setting, self.folder, leaving)
+        calls = Calls(self.setting, self.folder, leaving, told)
         saver = Saver(self.setting, self.folder, stage, keep)
         profiler = Profiler(self.setting, self.folder, self.done)
         stream = iter(self.batches)
@@ -206,6 +221,11 @@ class Training:
                 calls.saved()
                 if call & STOP and not last:
                     return None
+                if call & LEAVE and told() and not last:
+                    raise TryAgainError(
+                        f"worker {self.setting.rank} (told to end by SIGTERM; the state after step "
+                        f"{self.done} was saved)"
+                    )
             if validation is not None and validation.is_due(self.done):
                 self.note(step, VALIDATES, section.grad_accumulation)
                 with meter.not_counted():
@@ -217,17 +237,17 @@ class Training:
         return meter.last
 
     def _validation(self) -> Validation:
-        export = partial(self._export, metrics={})
+        export = partial(self._export, metrics={}, text=False)
         return Validation(self.setting, self.stage, self.model, self.folder, export)
 
-    def _export(self, output: Path, metrics: dict[str, float]) -> None:
-        """Rank 0 writes the model directory; a collective."""
+    def _export(self, output: Path, metrics: dict[str, float], text: bool = True) -> None:
+        """Rank 0 writes the model directory, with a copy of its `text` or without; a collective."""
         made, job = self.stage.export(), self.setting.job
         if self.setting.rank == 0:
             told = {"steps": self.done, "metrics": metrics}
             export_model(
-                made, self.model, output, text=job.start / "text", dtype=self.setting.dtype,
-                card={**job.card, **told},
+                made, self.model, output, text=job.start / "text" if text else None,
+                dtype=self.setting.dtype, card={**job.card, **told},
             )  # fmt: skip
 
     @property

@@ -98,6 +98,7 @@ def _fit(job: Job, folder: RunFolder, follow: Follower) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     from pipelines.training.loop import train_loop
+    from pipelines.training.told import ListeningTorch
 
     compute = job.config.compute
     workers, use_gpu = _workers(compute)
@@ -105,6 +106,7 @@ def _fit(job: Job, folder: RunFolder, follow: Follower) -> dict[str, Any]:
     trainer = TorchTrainer(
         cast(Any, train_loop),  # Ray's annotation leaves out that a value may be returned
         train_loop_config={"job": job},
+        torch_config=ListeningTorch(),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,
@@ -204,12 +206,15 @@ def _plain_error(error: BaseException, follow: Follower) -> BaseException:
     from ray.train import ControllerError, PreemptionError
 
     failures = getattr(error, "worker_failures", None) or {}
+    lost = []
     for failure in failures.values():
         for cause in (failure, getattr(failure, "cause", None), failure.__cause__):
             if isinstance(cause, UserError):
                 return TrainingError(str(cause))
+            if isinstance(cause, TryAgainError):
+                lost.append(str(cause))
     # A worker's own exceptions come as they were raised; what Ray says itself is of their end.
-    lost = [
+    lost += [
         f"worker {rank} ({root_cause(failure)})"
         for rank, failure in sorted(failures.items())
         if type(failure).__module__.partition(".")[0] == "ray"

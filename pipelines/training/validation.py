@@ -29,6 +29,7 @@ from modeling.text.encoder import TextEncoder
 from pipelines.evaluation.evaluate import EditedClip, evaluate
 from pipelines.evaluation.picture import film, side_by_side
 from pipelines.tracking.records import write_json
+from pipelines.training.export import copy_model
 from pipelines.training.methods.base import FixedDraw, Setting, Stage
 from pipelines.training.run_folder import RunFolder, TrainingReport
 
@@ -52,6 +53,7 @@ class Validation:
         self.place = folder.path / "validation"
         self.last: dict[str, float] = {}
         self._clips: list[tuple[int, dict[str, Any]]] | None = None
+        self._text: TextEncoder | None = None  # that remembers the clips' prompts, without weights
         self._state = self.place / "best.json"
 
     def is_due(self, done: int) -> bool:
@@ -98,9 +100,11 @@ class Validation:
         """Edit the first clips with the model just written; the files that show it."""
         assert self.setting.job.heldout is not None
         editor = StreamingEditor.load(model, device=self.setting.device)
+        editor.text = self._prompts()
         settings = replace(self.setting.config.evaluate, clips=self.section.sample_clips)
         clips: list[EditedClip] = []
         report = evaluate(editor, self.setting.job.heldout, settings, on_clip=clips.append)
+        editor.text.release()
         mean = report["mean"]
         self.last |= {f"validation_{name}": mean[name] for name in SHOWN if name in mean}
         place = self.place / f"step-{done:06d}"
@@ -125,7 +129,7 @@ class Validation:
         if self.section.keep_best is None or best is None:
             return None
         shutil.rmtree(output, ignore_errors=True)
-        shutil.copytree(self.place / "best", output)
+        copy_model(self.place / "best", output, self.setting.job.start / "text")
         return best
 
     def _judge(self, model: Path, done: int) -> bool:
@@ -162,9 +166,7 @@ class Validation:
             self.setting.job.heldout,
             Split(batch_size=1, rank=0, world_size=1, shuffle=False, epochs=1),
         )
-        text = None
-        if self.setting.stage != "vae":  # once for all clips, and gone after them: UMT5 is 11 GB
-            text = build_text_encoder(self.model.config.text).to(self.setting.device)
+        text = self._prompts() if self.setting.stage != "vae" else None
         mine: list[tuple[int, dict[str, Any]]] = []
         spare: dict[str, Any] = {}
         for place, batch in enumerate(islice(pairs, total)):
@@ -172,9 +174,23 @@ class Validation:
                 spare = self._encode(batch, text) if text else batch
             if place % workers == rank:
                 mine.append((place, spare))
+        if text:
+            text.release()
         most = -(-total // workers)
         yield from mine
         yield from [(total, spare)] * (most - len(mine))
+
+    def _prompts(self) -> TextEncoder:
+        """An encoder that remembers the prompts of this rank's clips and of all samples, so that
+        UMT5 (11 GB) is loaded for the first validation alone."""
+        if self._text is None:
+            assert self.setting.job.heldout is not None
+            self._text = build_text_encoder(self.model.config.text).to(self.setting.device)
+            if self.setting.rank == 0 and self.section.sample_clips:
+                split = Split(batch_size=1, rank=0, world_size=1, shuffle=False, epochs=1)
+                shown = islice(loader(self.setting.job.heldout, split), self.section.sample_clips)
+                self._text.encode([batch["instruction"][0] for batch in shown])
+        return self._text
 
     @torch.no_grad()
     def _encode(self, batch: dict[str, Any], text: TextEncoder) -> dict[str, Any]:

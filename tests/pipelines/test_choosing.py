@@ -136,7 +136,7 @@ def test_a_plan_says_why_with_what_and_how_long(first: Place) -> None:
     assert causal.why == "steps 1 -> 3, batch_size 1 -> 2, grad_accumulation 1 -> 2 and 2 more"
     assert (causal.workers, causal.batch) == (1, 4)
     assert causal.seconds == pytest.approx(took.seconds * 3 * 4)
-    assert causal.states_gib is not None
+    assert causal.states is not None
     assert planned["vae"] == Planned("vae", "passed over", "vae.steps=0")
     assert planned["data"] == Planned("data", "finished")
     idle = [stage for stage, line in planned.items() if not line.runs]

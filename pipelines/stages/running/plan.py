@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Column, Table
 
+from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.config.stages import TRAINED_STAGES
+from pipelines.config.stages import TRAINED_STAGES, ComputeConfig
 from pipelines.stages.running import expect
 from pipelines.stages.running.choice import Choice
 from pipelines.stages.running.gate import missed
@@ -24,6 +26,7 @@ from pipelines.stages.running.runner import Enough, StageRunner, StageWork
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.watch.speed import PEAK_TFLOPS, peak_of
 
 LAST = "register"  # what a pipeline does after it needs the registry
 
@@ -38,7 +41,9 @@ class Planned:
     workers: int | None = None
     batch: int | None = None  # clips a step, all workers together
     seconds: float | None = None
-    states_gib: float | None = None  # a worker's, see expect.states_gib
+    counted: bool = False  # those by arithmetic, since the stage never ran here
+    states: expect.States | None = None  # of a worker
+    activations_gib: float | None = None  # the same, beside them
     trained: int | None = None  # parameters of the stage's own network
 
     @property
@@ -50,10 +55,17 @@ class Planner(StageRunner):
     """Takes a runner's place; `lines` are what it was asked, in order."""
 
     def __init__(
-        self, config: PipelineConfig, output: Path, parent: Run, view: StageView, choice: Choice
+        self,
+        config: PipelineConfig,
+        output: Path,
+        parent: Run,
+        view: StageView,
+        choice: Choice,
+        card: str | None = None,
     ) -> None:
+        """`card` is the name of what the workers compute on, if it is known."""
         super().__init__(output, parent, view, choice)
-        self.config, self.output = config, output
+        self.config, self.output, self.card = config, output, card
         self.lines: list[Planned] = []
 
     def pass_over(self, stage: str, why: str) -> None:
@@ -105,6 +117,8 @@ class Planner(StageRunner):
         plain = vars(section)
         old = before.inputs.get("config", {}) if before else {}
         left = expect.clips_trained(plain, section.steps - done)
+        measured = expect.seconds_from(before, left, expect.clips_trained(old))
+        counted = expect.counted_seconds(stage, self.config, section.steps - done, self.card)
         model = self.config.model.resolve()
         return Planned(
             stage,
@@ -113,8 +127,10 @@ class Planner(StageRunner):
             workers,
             workers
             and workers // compute.sharing(stage) * section.batch_size * section.grad_accumulation,
-            expect.seconds_from(before, left, expect.clips_trained(old)),
-            workers and expect.states_gib(stage, section, model, compute, workers),
+            counted if measured is None else measured,
+            measured is None,
+            expect.states_gib(stage, section, model, compute, workers) if workers else None,
+            expect.activations_gib(stage, self.config),
             expect.parameters(stage, section, model)[1],
         )
 
@@ -122,7 +138,7 @@ class Planner(StageRunner):
 def table(lines: list[Planned]) -> Table:
     """For a terminal; a figure that nobody knows is left out."""
     why = Column("why", overflow="fold")
-    heads = ("stage", "does", why, "workers", "batch", "time", "trains", "states a worker")
+    heads = ("stage", "does", why, "workers", "batch", "time", "trains", "GiB a worker")
     shown = Table(*heads, box=None, pad_edge=False)
     for line in lines:
         shown.add_row(
@@ -131,11 +147,44 @@ def table(lines: list[Planned]) -> Table:
             line.why,
             str(line.workers or ""),
             str(line.batch or ""),
-            "" if line.seconds is None else duration(line.seconds),
+            "" if line.seconds is None else "~" * line.counted + duration(line.seconds),
             "" if line.trained is None else million(line.trained),
-            "" if line.states_gib is None else f"{line.states_gib:.3g} GiB",
+            memory(line),
         )
     return shown
+
+
+def memory(line: Planned) -> str:
+    """GiB of a worker: states, activations, and what the host keeps of the states."""
+    if line.states is None:
+        return ""
+    told = f"{line.states.device:.3g}"
+    told += "" if line.activations_gib is None else f" + {line.activations_gib:.3g}"
+    return told + (f"; host {line.states.host:.3g}" if line.states.host else "")
+
+
+def known_card(card: str | None) -> str | None:
+    """`card`, or what this machine has. Raises ConfigError for one whose peak is not known."""
+    if card is None:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if peak_of(card) is None:
+        raise ConfigError(f"--card {card}: the peaks known are of {', '.join(PEAK_TFLOPS)}")
+    return card
+
+
+def legend(lines: list[Planned], card: str | None, compute: ComputeConfig) -> list[str]:
+    """What must be known to read the figures."""
+    said = []
+    if any(line.states for line in lines):
+        said.append("GiB a worker: weights, gradients, optimizer, averages + activations, buffers")
+    if any(line.counted and line.seconds is not None for line in lines):
+        share, peak = expect.mfu(compute), peak_of(str(card))
+        said.append(
+            f"~ is counted: the steps' model FLOPs at {share:.0%} of {card}'s {peak:g} TFLOP/s"
+        )
+    elif any(line.counted and line.workers for line in lines):
+        said.append("say --card H100, or another, for the time of stages that never ran here")
+    return said
 
 
 def million(parameters: int) -> str:

@@ -15,9 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modeling.config import StreamConfig
 from modeling.diffusion.attention import Spans, teacher_forcing
+from pipelines.config.stages import CausalStage
 from pipelines.training.methods.base import Draw, draw_timesteps
 from pipelines.training.methods.foundation import FoundationTraining
+
+
+def visibility(section: CausalStage, stream: StreamConfig, frames: int) -> Spans:
+    """What the transformer sees in training on clips of so many latents."""
+    if section.history == "full":
+        return teacher_forcing(frames, stream.chunk_latents)
+    return teacher_forcing(
+        frames,
+        stream.chunk_latents,
+        window=stream.window_latents,
+        sinks=stream.sink_latents,
+        window_positions=stream.window_positions,
+    )
 
 
 class CausalTraining(FoundationTraining):
@@ -42,13 +57,4 @@ class CausalTraining(FoundationTraining):
         return self.compare(predicted[:, frames:], source, target, noise, timestep)
 
     def visibility(self, frames: int) -> Spans:
-        stream = self.stream
-        if self.section.history == "full":
-            return teacher_forcing(frames, stream.chunk_latents)
-        return teacher_forcing(
-            frames,
-            stream.chunk_latents,
-            window=stream.window_latents,
-            sinks=stream.sink_latents,
-            window_positions=stream.window_positions,
-        )
+        return visibility(self.section, self.stream, frames)

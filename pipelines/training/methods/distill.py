@@ -13,6 +13,7 @@ target agree at all levels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.config import TransformerConfig
+from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
@@ -34,6 +35,7 @@ from modeling.diffusion.losses import (
 )
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, ModelError, load_model
+from pipelines.config.stages import DistillStage
 from pipelines.training.export import Exported
 from pipelines.training.methods.base import (
     Draw,
@@ -48,6 +50,36 @@ from pipelines.training.zero.engines import deepspeed_config, gather_by_block, m
 from pipelines.training.zero.inside import copy_weights, shard_frozen
 
 SCORES = 3  # forwards that a generator update is judged by: fake, real with and without text
+
+
+def _learns(section: DistillStage, step: int) -> bool:
+    return section.dmd_weight <= 0 or step % section.generator_every == 0
+
+
+def step_flops(
+    section: DistillStage,
+    student: TransformerConfig,
+    score: TransformerConfig,
+    stream: StreamConfig,
+    clip: Sequence[int],
+    step: int,
+    last_step: int,
+) -> float:
+    """Of `step` on clips [B, F, C, h, w]: rollout up to denoising step `last_step`, teacher and
+    critic, both of size `score`."""
+    clips, frames, _, height, width = clip
+    count = partial(forward_flops, student, height=height, width=width)
+    seen = min(frames, (section.scored_chunks or frames) * stream.chunk_latents)
+    whole = forward_flops(score, frames=seen, pairs=seen**2, height=height, width=width)
+    steps = [rollout_flops(count, frames, stream, place) for place in range(last_step + 1)]
+    total = sum(map(sum, steps)) + sum(rollout_flops(count, frames, stream, None)[:-1])
+    learns = _learns(section, step)
+    if learns:
+        learning = section.gradient_chunks or section.scored_chunks or frames
+        total += (FORWARD_AND_BACKWARD - 1) * sum(steps[-1][-learning:])
+    if section.dmd_weight > 0:
+        total += (FORWARD_AND_BACKWARD + (SCORES if learns else 0)) * whole  # the critic's first
+    return clips * total
 
 
 class DistillTraining:
@@ -106,7 +138,7 @@ class DistillTraining:
 
     def learns(self, step: int) -> bool:
         """Whether the generator is updated in this step, and not the critic alone."""
-        return not self.matches or step % self.section.generator_every == 0
+        return _learns(self.section, step)
 
     def last_step(self, step: int) -> int:
         return exit_step(self.setting.seed, step, len(self.stream.timesteps))
@@ -211,21 +243,10 @@ class DistillTraining:
         return {"loss": regression_loss(made, target, weight)}
 
     def flops(self, batch: dict[str, Any], step: int) -> float:
-        clips, frames, _, height, width = batch["source"].shape
-        count = partial(forward_flops, self.config, height=height, width=width)
-        seen = self.scored(batch["source"]).shape[1]
-        size = self.scores if self.matches else self.config
-        whole = forward_flops(size, frames=seen, pairs=seen**2, height=height, width=width)
-        last = self.last_step(step)
-        steps = [rollout_flops(count, frames, self.stream, place) for place in range(last + 1)]
-        total = sum(map(sum, steps)) + sum(rollout_flops(count, frames, self.stream, None)[:-1])
-        if self.learns(step):
-            learning = self.section.gradient_chunks or self.section.scored_chunks or frames
-            total += (FORWARD_AND_BACKWARD - 1) * sum(steps[-1][-learning:])
-        if self.matches:
-            total += FORWARD_AND_BACKWARD * whole  # the critic
-            total += SCORES * whole if self.learns(step) else 0.0
-        return int(clips) * total
+        score = self.scores if self.matches else self.config
+        clip = batch["source"].shape
+        place = (step, self.last_step(step))
+        return step_flops(self.section, self.config, score, self.stream, clip, *place)
 
     def tokens(self, batch: dict[str, Any]) -> float:
         return tokens_of(batch["source"])

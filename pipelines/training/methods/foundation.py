@@ -9,10 +9,12 @@ pairs was 0.170 against 0.197 in one step from noise, 0.163 against 0.170 in fou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Spans, bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
@@ -30,6 +32,15 @@ from pipelines.training.methods.base import (
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.engines import gather_by_block, make_engine, update
 from pipelines.training.zero.inside import full_weights
+
+
+def step_flops(size: TransformerConfig, visible: Spans, clip: Sequence[int]) -> float:
+    """Of a step, forward and backward, on clips [B, F, C, h, w] whose latents see `visible`."""
+    clips, _, _, height, width = clip
+    forward = forward_flops(
+        size, frames=len(visible.positions), pairs=visible.pairs, height=height, width=width
+    )
+    return FORWARD_AND_BACKWARD * clips * forward
 
 
 class FoundationTraining:
@@ -80,16 +91,8 @@ class FoundationTraining:
         return bidirectional(frames)
 
     def flops(self, batch: dict[str, Any], step: int) -> float:
-        clips, frames, _, height, width = batch["source"].shape
-        visible = self.visibility(frames)
-        forward = forward_flops(
-            self.config,
-            frames=len(visible.positions),
-            pairs=visible.pairs,
-            height=height,
-            width=width,
-        )
-        return FORWARD_AND_BACKWARD * int(clips) * forward
+        clip = batch["source"].shape
+        return step_flops(self.config, self.visibility(clip[1]), clip)
 
     def tokens(self, batch: dict[str, Any]) -> float:
         return tokens_of(batch["source"])

@@ -29,7 +29,11 @@ def peak_tflops(device: torch.device) -> float | None:
     """Of one device; None where it is not known, as of every CPU."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """Of a device with such a name."""
     return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 

@@ -55,8 +55,9 @@ def make_engine(
     config = deepspeed_config(compute, stage)
     if is_sharded(compute):
         shard(network.to(torch.bfloat16 if compute.precision == "bf16" else torch.float32), config)
-    # Fused, the step needs no memory of its own; otherwise twice the weights in float32.
-    fused = next(network.parameters()).is_cuda
+    # Fused, the step needs no memory of its own; otherwise twice the weights in float32. On a CPU,
+    # where an offloaded optimizer steps, it is faster too.
+    fused = next(network.parameters()).is_cuda or compute.offload != "nothing"
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=stage.betas, fused=fused)
     engine, *_ = deepspeed.initialize(
         model=network,
@@ -82,13 +83,20 @@ def deepspeed_config(compute: ComputeConfig, stage: TrainedStage) -> dict[str, A
             "compute.zero_stage=0 keeps no float32 master weights for compute.precision=bf16; "
             "set compute.zero_stage to 1, 2 or 3, or compute.precision=fp32"
         )
+    zero: dict[str, Any] = {"stage": compute.zero_stage}
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if compute.offload != "nothing":
+        zero["offload_optimizer"] = host
+    if compute.offload == "weights":
+        zero["offload_param"] = host
     return {
         "train_micro_batch_size_per_gpu": stage.batch_size,
         "gradient_accumulation_steps": stage.grad_accumulation,
         "gradient_clipping": stage.grad_clip,
         "bf16": {"enabled": compute.precision == "bf16"},
-        "zero_optimization": {"stage": compute.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own on a CPU needs a compiler
         "steps_per_print": 10**9,  # the loop prints
     }
 

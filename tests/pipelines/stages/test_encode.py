@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from data.shards import write_dataset
 from data.store import open_store
 from data.synthetic import make_pair
 from pipelines.evaluation.evaluate import load_editor
-from pipelines.stages.encode import EncodeJob, encode_dataset, to_pixels
+from pipelines.stages.encode import encode_dataset
+from pipelines.stages.encode_job import EncodeJob, to_pixels
 from pipelines.stages.running.own_process import from_own_process
 from pipelines.tracking.records import model_fingerprint
 from pipelines.training.taught import summary
@@ -83,6 +86,46 @@ def test_every_pair_is_encoded_for_itself_and_in_its_place(
             assert torch.allclose(found.float(), latents[0], atol=2e-3)
         text = editor.text.encode([pair.instruction])[0]
         assert torch.allclose(torch.from_numpy(sample.text).float(), text, atol=2e-3)
+
+
+def test_an_encoding_that_was_stopped_goes_on_after_its_last_whole_shard(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    raw = str(tmp_path / "raw")
+    pairs = [make_pair(n, height=32, width=48, frames=5, fps=8) for n in range(5)]
+    write_dataset(raw, pairs, made_by={}, samples_per_shard=3)
+    seen: list[int] = []
+
+    def encode(name: str, stop: int = 9, precision: Any = "bf16") -> str:
+        def count(done: int, total: int) -> None:
+            seen.append(done)
+            if done == stop:
+                raise KeyboardInterrupt
+
+        seen.clear()
+        info = encode_dataset(
+            raw, str(tmp_path / name), tiny_model, batch_size=1, samples_per_shard=2,
+            precision=precision, on_sample=count,
+        )  # fmt: skip
+        assert not (tmp_path / name / "encode.json").exists()
+        return dataset_hash(info) + json.dumps(info.made_by)
+
+    whole = encode("whole")
+    assert seen == [1, 2, 3, 4, 5]
+    for stop, after in ((1, 0), (2, 2), (3, 2), (4, 4)):  # in the first, and in the second shard
+        with pytest.raises(KeyboardInterrupt):
+            encode(f"stopped-{stop}", stop)
+        assert encode(f"stopped-{stop}") == whole
+        assert seen == list(range(after + 1, 6))
+    with pytest.raises(KeyboardInterrupt):
+        encode("other", 4)
+    assert encode("other", precision="fp32") == whole  # on a CPU it is all the same
+    assert seen == [1, 2, 3, 4, 5]  # other settings begin anew
+    with pytest.raises(KeyboardInterrupt):
+        encode("gone", 4)
+    (tmp_path / "gone" / "shard-00001.tar").unlink()
+    assert encode("gone") == whole
+    assert seen == [1, 2, 3, 4, 5]
 
 
 def test_pixels_by_hand() -> None:

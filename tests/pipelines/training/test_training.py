@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import distributed
@@ -23,9 +24,12 @@ from data.loader import Split, loader
 from data.shards import write_dataset
 from data.synthetic import make_pair
 from modeling.model_dir import load_model, read_card, read_config
+from pipelines.bench.kills import worker_processes
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
-from pipelines.stages.encode import encode_dataset, to_pixels
+from pipelines.exits import TRY_AGAIN
+from pipelines.stages.encode import encode_dataset
+from pipelines.stages.encode_job import to_pixels
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import CheckpointError
 from pipelines.training.cluster import ray_session
@@ -34,17 +38,19 @@ from pipelines.training.loop import Training
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.trainer import train_stage
+from pipelines.training.watch.watchdog import COMPUTES, READS, Watchdog
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.zero.test_engines import on_ranks
 
 ROOT = Path(__file__).parents[3]
+FROZEN_SECONDS = 1.5
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def config_in(folder: Path) -> PipelineConfig:
     config = PipelineConfig(output=str(folder))
     config.compute.workers = 2
-    for name, steps in (("vae", 60), ("foundation", 60), ("causal", 6), ("distill", 30)):
+    for name, steps in (("vae", 60), ("foundation", 60), ("causal", 6), ("distill", 40)):
         stage = getattr(config, name)
         stage.steps, stage.log_every, stage.warmup_steps = steps, max(1, steps // 20), 2
     config.vae = replace(config.vae, learning_rate=1e-3, batch_size=2, clip_frames=9, crop=32)
@@ -52,6 +58,7 @@ def config_in(folder: Path) -> PipelineConfig:
     config.causal = replace(config.causal, grad_accumulation=2, weighting="published")
     config.distill = replace(
         config.distill,
+        log_every=1,
         checkpoint_every=3,
         generator_every=2,
         learning_rate=1e-3,
@@ -61,17 +68,26 @@ def config_in(folder: Path) -> PipelineConfig:
 
 
 class Follow:
-    """Keeps every report; may kill the reporting worker once."""
+    """Keeps every report. A few steps after the start it tells one worker to end, and a few after
+    the next start it kills one."""
 
-    def __init__(self, kill_after: int | None = None) -> None:
+    def __init__(self) -> None:
         self.reports: list[TrainingReport] = []
-        self.kill_after = kill_after
+        self.signals = [signal.SIGTERM, signal.SIGKILL]
+        self.starts: list[int] = []  # places in `reports`
 
     def __call__(self, report: TrainingReport) -> None:
         self.reports.append(report)
-        if self.kill_after is not None and report.step >= self.kill_after:
-            os.kill(report.pid, signal.SIGKILL)
-            self.kill_after = None
+        if report.resumed:
+            self.starts.append(len(self.reports) - 1)
+        due = len(self.starts) + len(self.signals) == 3 and len(self.reports) >= self.starts[-1] + 3
+        if not self.signals or not due:
+            return
+        workers = worker_processes(report.pid)
+        assert len(workers) == 2
+        (other,) = set(workers) - {report.pid}
+        number = self.signals.pop(0)
+        os.kill(other if number == signal.SIGTERM else report.pid, number)
 
 
 @dataclass(frozen=True)
@@ -152,11 +168,50 @@ def chain(rank: int, folder: Path, *, start: Path, pairs: str) -> None:
     with pytest.raises(CheckpointError, match=r"stage distill .* step 9 .* No space left"):
         taken.write(folder / "kept")
 
+    freeze(rank, prepared("frozen", made.model("vae"), made.encoded, stage="foundation"))
+
     config.foundation.learning_rate = 1e30
     training = prepared("never", made.model("vae"), made.encoded, stage="foundation")
     with pytest.raises(TrainingError, match=r"stage foundation: .* not finite at step \d+ "):
         training.run(lambda write, step: write(folder / "kept"))
     assert not made.model("never").exists()
+
+
+def freeze(rank: int, training: Training) -> None:
+    """The second worker is stopped in a step, as by a debugger or a broken driver. The first one's
+    watchdog names it, and instead of ending this process has the other go on."""
+    other: list[Any] = [None, None]
+    distributed.all_gather_object(other, os.getpid())
+
+    def go_on(code: int) -> None:
+        assert code == TRY_AGAIN
+        process = psutil.Process(other[1])
+        while process.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
+        process.resume()
+
+    watchdog = Watchdog(training.folder, rank, 2, FROZEN_SECONDS * (1 - rank), go_on)
+
+    def note(step: int, doing: int, batch: int) -> None:
+        watchdog.at(step, doing, batch)
+        if (step, doing) == (5, READS):
+            watchdog.__enter__()
+        if (rank, step, doing) == (1, 5, COMPUTES):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    training.note = note
+    training.setting.section.steps = 7
+    training.run(lambda write, step: None)
+    watchdog.__exit__()
+    distributed.barrier()
+
+
+def test_a_frozen_worker_is_named_and_where_the_others_wait_for_it(trained: Trained) -> None:
+    hang = str(RunFolder(trained.folder / "frozen").hang())
+    assert hang.startswith("worker 1 of 2 hangs and says nothing, as of a process that was stopped")
+    where = r"worker 0 has been computing after step 5 for \d+ s \(process \d+ on .* all_reduce$"
+    assert re.search(where, hang), hang
+    assert trained.reports("frozen")[-1].step == 7
 
 
 def test_the_vae_learns_and_its_model_standardises_latents(
@@ -204,17 +259,17 @@ def test_the_causal_stage_goes_on_from_the_foundation(trained: Trained) -> None:
     assert read_config(trained.model("causal")) == read_config(trained.model("foundation"))
 
 
-def test_distill_interrupted_killed_and_resumed_equals_an_unbroken_run(
+def test_distill_interrupted_told_to_end_killed_and_resumed_equals_an_unbroken_run(
     trained: Trained, tmp_path: Path
 ) -> None:
     start, teacher = trained.model("causal"), trained.model("foundation")
     expected = trained.reports("distill")
-    assert [report.step for report in expected] == list(range(1, 31))
+    assert [report.step for report in expected] == list(range(1, 41))
 
     kept = interrupted(tmp_path, start, teacher, trained.encoded)
     assert 3 < kept < 20  # some steps after it was told to stop
 
-    follow = Follow(kill_after=23)
+    follow = Follow()
     with ray_session(ComputeConfig()):
         job = make_job(
             "distill", config_in(tmp_path), start=start, dataset=trained.encoded,
@@ -224,8 +279,11 @@ def test_distill_interrupted_killed_and_resumed_equals_an_unbroken_run(
     steps = [report.step for report in follow.reports]
     again = [report.step for report in follow.reports if report.resumed]
     assert again[0] == kept + 1
-    assert again[1] in (19, 22, 25)  # after it was killed, from the last third step that was saved
-    assert steps[-3:] == [28, 29, 30]
+    assert again[1] == steps[follow.starts[1] - 1] + 1  # what was told to end had saved its last
+    # After it was killed, from the last third step that was saved.
+    assert again[2] == again[1] or again[2] % 3 == 1
+    assert len(again) == 3
+    assert steps[-3:] == [38, 39, 40]
     assert outcome.metrics["loss"] == follow.reports[-1].metrics["loss"]
     assert not list((tmp_path / "checkpoints").glob("*")), "a finished stage leaves its checkpoints"
 
@@ -271,7 +329,7 @@ def interrupted(folder: Path, start: Path, teacher: Path, encoded: str) -> int:
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "step 3/30" in line:
+        if "step 3/40" in line:
             process.send_signal(signal.SIGINT)
     process.wait()
     text = "".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ from data.loader import Split, loader
 from data.video import probe
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flow import FlowSchedule
-from modeling.model_dir import load_model, read_card
+from modeling.model_dir import load_model, read_card, read_config
 from modeling.text.build import build_text_encoder
+from modeling.text.words import WordsEncoder
 from pipelines.evaluation.evaluate import evaluate, load_editor
 from pipelines.stages.encode import encode_dataset
 from pipelines.training import validation
@@ -124,6 +126,31 @@ def test_the_loss_is_the_training_s_own_on_held_out_latents(
     assert validations(run)[2]["validation_loss"] == pytest.approx(sum(losses) / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("stage", ["vae", "foundation"])
+def test_prompts_are_encoded_for_the_first_validation_alone(
+    validated: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    embedded: list[str] = []
+    released: list[int] = []
+    embed, release = WordsEncoder._embed, WordsEncoder.release
+
+    def noted(encoder: WordsEncoder, prompts: list[str]) -> list[Tensor]:
+        embedded.extend(prompts)
+        return embed(encoder, prompts)
+
+    def let_go(encoder: WordsEncoder) -> None:
+        released.append(len(embedded))
+        release(encoder)
+
+    monkeypatch.setattr(WordsEncoder, "_embed", noted)
+    monkeypatch.setattr(WordsEncoder, "release", let_go)
+    run = validated(stage, steps=4, sample_clips=2, checkpoint_every=100, **STILL)
+    run.run()
+    assert len(validations(run)) == 2
+    assert len(embedded) == len(set(embedded)) == 2  # the two held-out pairs'
+    assert set(released) == {2}  # and of its weights nothing is held while steps run
+
+
 @dataclass
 class Judged(Scripted):
     """Its n-th validation gives the n-th of `losses`; its model says after which it was taken."""
@@ -150,6 +177,34 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
 
 
 BEST = {"validate_clips": 1, "sample_clips": 0, "keep_best": "validation_loss"}
+
+
+def test_text_weights_are_copied_once_into_the_best_model(
+    validated: Callable[..., Bench], judged: Callable[..., Judged], tmp_path: Path
+) -> None:
+    judged(3, 1, 2)
+    run = validated(steps=6, **BEST)
+    start = tmp_path / "start"
+    shutil.copytree(run.start, start)
+    (start / "text").mkdir()
+    (start / "text" / "weights").write_text("11 GB")
+    config = json.loads((start / "config.json").read_text())
+    config["text"]["path"] = "text"
+    (start / "config.json").write_text(json.dumps(config))
+    run.start = start
+    run.run()
+    assert not (run.folder / "validation" / "best" / "text").exists()
+    assert read_config(run.folder / "validation" / "best").text.path == str(start / "text")
+    made = run.folder / "model"
+    assert (made / "text" / "weights").read_text() == "11 GB"
+    assert read_config(made).text.path == str(made / "text")
+    assert read_card(made)["judged"] == 2
+    best, taken = (load_model(path) for path in (run.folder / "validation" / "best", made))
+    for name in ("transformer", "vae"):
+        kept = getattr(taken, name).state_dict()
+        assert all(
+            value.equal(kept[key]) for key, value in getattr(best, name).state_dict().items()
+        )
 
 
 @pytest.mark.parametrize(

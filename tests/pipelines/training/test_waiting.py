@@ -81,6 +81,11 @@ def test_a_lost_worker_is_a_reason_to_try_again(run: Run) -> None:
     assert isinstance(found, TryAgainError)
     assert "lost worker 1 (RayActorError: " in str(found)
     assert str(found).endswith("from its beginning, with no checkpoint yet")
+    told = RuntimeError("ray")
+    told.worker_failures = {1: TryAgainError("worker 1 (told to end)")}  # type: ignore[attr-defined]
+    assert str(_plain_error(told, run.follow)).startswith(
+        "stage distill lost worker 1 (told to end) more often than compute.max_failures allows. "
+    )
     for outer in (
         ControllerError(RuntimeError("no room")),
         PreemptionError(SimpleNamespace(preempted_ranks=[0])),  # type: ignore[arg-type]

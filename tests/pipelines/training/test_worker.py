@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,6 +17,8 @@ import ray.train.torch
 import torch
 
 from infra.runtime.errors import UserError
+from pipelines.exits import TryAgainError
+from pipelines.training import told
 from pipelines.training.loop import train_loop
 from pipelines.training.run_folder import RunFolder
 from tests.pipelines.training.benches import Bench, Scripted
@@ -128,6 +134,38 @@ def test_a_machine_that_is_about_to_leave_is_saved_for_once(
     assert (asked, alone.saved) == ([], [])
 
 
+def test_a_worker_that_is_told_to_end_saves_first_and_is_tried_again(
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    ray_worker: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = bench().set(steps=9, log_every=9, checkpoint_every=9)
+    folder = RunFolder(run.folder)
+    folder.open()
+    ray_worker.keep = run.folder
+    monkeypatch.setattr(told, "_told", threading.Event())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    told.listen()
+    try:
+
+        def script(step: int, micro: int) -> dict[str, float]:
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {"loss": 1.0}
+
+        scripted(script)
+        with pytest.raises(TryAgainError, match=r"worker 0 \(told to end .* step 5 was saved\)"):
+            train_loop({"job": run.job()})
+        assert ray_worker.reported == [{"step": 5}]
+        assert ray_worker.waited == 1  # until the checkpoint is safe
+        assert (folder.saved_step(), folder.refusal()) == (5, None)
+        with pytest.raises(SystemExit):  # a second one is Ray's, here the test's
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -135,7 +173,8 @@ def test_a_machine_that_is_about_to_leave_is_saved_for_once(
         (
             torch.OutOfMemoryError("out of memory: 3 GiB\nand a long table"),
             r"stage foundation ran out of GPU memory \(out of memory: 3 GiB\); lower foundation."
-            r"batch_size, set compute.activation_checkpointing=true, or raise compute.zero_stage",
+            r"batch_size, set compute.activation_checkpointing=true, raise compute.zero_stage, "
+            r"or set compute.offload=optimizer",
         ),
     ],
 )

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from safetensors.torch import load_file
 
 from infra.runtime.paths import ROOT
 from modeling.presets import PRESETS
+from pipelines.config.load import load_config
 from pipelines.config.stages import CausalStage, ComputeConfig, DistillStage, VaeStage
 from pipelines.stages.running import expect
 from pipelines.stages.running.plan import duration, million
 from pipelines.tracking.records import StageRecord
+from tests.pipelines.commands.entry import Liveedit
 
 GIB = 2**30
 SHIPPED = ROOT / "pipelines" / "start" / "demo"
@@ -48,27 +53,131 @@ BYTES = [
 ]
 
 
+def states(stage: str, section: Any, compute: ComputeConfig, workers: int) -> float:
+    """GiB of a worker of the demo's; without offloading none are the host's."""
+    found = expect.states_gib(stage, section, PRESETS["demo"], compute, workers)
+    assert found.host == 0
+    return found.device
+
+
 @pytest.mark.parametrize(("precision", "zero", "size"), BYTES)
 def test_states_of_a_worker(precision: str, zero: int, size: float) -> None:
     compute = ComputeConfig(precision=precision, zero_stage=zero)  # type: ignore[arg-type]
-    demo = PRESETS["demo"]
-    count = (
-        expect.states_gib("causal", CausalStage(), demo, ComputeConfig(zero_stage=0), 1) * GIB / 16
-    )
+    count = states("causal", CausalStage(), ComputeConfig(zero_stage=0), 1) * GIB / 16
     shipped = load_file(SHIPPED / "transformer.safetensors").values()
     assert count == sum(weights.numel() for weights in shipped)
-    assert expect.states_gib("causal", CausalStage(), demo, compute, 4) * GIB == pytest.approx(
-        count * size
-    )
-    distill = expect.states_gib("distill", DistillStage(), demo, compute, 4) * GIB / count
+    assert states("causal", CausalStage(), compute, 4) * GIB == pytest.approx(count * size)
+    distill = states("distill", DistillStage(), compute, 4) * GIB / count
     average = 4 / (4 if zero else 1)
     teacher = (2 if precision == "bf16" else 4) / (4 if zero == 3 else 1)
     assert distill == pytest.approx(2 * size + average + teacher)
     free = DistillStage(dmd_weight=0)
-    alone = expect.states_gib("distill", free, demo, compute, 4) * GIB / count
+    alone = states("distill", free, compute, 4) * GIB / count
     assert alone == pytest.approx(size + average)  # neither critic nor teacher
-    causal = expect.states_gib("causal", CausalStage(), demo, compute, 4)
-    assert expect.states_gib("vae", VaeStage(), demo, compute, 4) < causal
+    causal = states("causal", CausalStage(), compute, 4)
+    assert states("vae", VaeStage(), compute, 4) < causal
+
+
+# Bytes a parameter on four workers in bf16, on the device and on the host, where DeepSpeed sums
+# gradients up in float32 beside masters and moments.
+OFFLOADED = [
+    (1, "optimizer", 2 + 2, 16 / 4),
+    (2, "optimizer", 2, 16 / 4),
+    (3, "optimizer", 2 / 4, 16 / 4),
+    (3, "weights", 0, (16 + 2) / 4),
+]
+
+
+@pytest.mark.parametrize(("zero", "offload", "device", "host"), OFFLOADED)
+def test_offloaded_states_are_the_host_s(
+    zero: int, offload: Any, device: float, host: float
+) -> None:
+    compute = ComputeConfig(precision="bf16", zero_stage=zero, offload=offload)
+    demo = PRESETS["demo"]
+    count = expect.parameters("causal", CausalStage(), demo)[0] / GIB
+    found = expect.states_gib("causal", CausalStage(), demo, compute, 4)
+    assert (found.device, found.host) == pytest.approx((count * device, count * host))
+    found = expect.states_gib("distill", DistillStage(), demo, compute, 4)
+    frozen = (2 / 4 if zero == 3 else 2) * (offload != "weights")  # the teacher's
+    assert found.device == pytest.approx(count * (2 * device + frozen))
+    average = 4 / 4
+    frozen = 2 / 4 * (offload == "weights")
+    assert found.host == pytest.approx(count * (2 * host + average + frozen))
+
+
+# What `liveedit bench train wan-1.3b` measured, see docs/training.md: seconds a step, peak GiB.
+MEASURED = [
+    ("foundation", 1, 2, 2.20, 36.9),
+    ("foundation", 4, 2, 2.29, 16.9),
+    ("foundation", 4, 3, 2.47, 19.6),
+    ("causal", 1, 2, 3.28, 39.2),
+    ("distill", 1, 2, 4.23, 70.9),
+    ("distill", 4, 2, 4.96, 42.8),
+]
+
+
+@pytest.mark.parametrize(("stage", "workers", "zero", "seconds", "peak"), MEASURED)
+def test_what_is_counted_is_near_what_was_measured(
+    stage: str, workers: int, zero: int, seconds: float, peak: float
+) -> None:
+    config = load_config("wan-1.3b", [f"compute.zero_stage={zero}"])
+    counted = expect.counted_seconds(stage, config, 10, "NVIDIA H100 80GB HBM3")
+    assert counted == pytest.approx(10 * seconds, rel=0.15)
+    section, model = getattr(config, stage), config.model.resolve()
+    held = expect.states_gib(stage, section, model, config.compute, workers).device
+    activations = expect.activations_gib(stage, config)
+    assert activations is not None
+    assert held + activations == pytest.approx(peak, rel=0.25)
+
+
+def test_time_is_counted_by_the_work_and_the_card() -> None:
+    def counted(*changes: str, stage: str = "causal", card: str = "H100") -> float | None:
+        return expect.counted_seconds(stage, load_config("wan-1.3b", changes), 7, card)
+
+    plain = counted()
+    assert plain is not None
+    assert counted("causal.batch_size=2", "causal.grad_accumulation=3") == pytest.approx(6 * plain)
+    assert counted("compute.sequence_parallel=4") == pytest.approx(plain / 4)
+    assert counted("compute.deterministic=true") == pytest.approx(plain * 0.36 / 0.25)
+    assert counted(card="NVIDIA A100-SXM4-80GB") == pytest.approx(plain * 989.4 / 312)
+    full = counted("causal.history=full")
+    assert full is not None
+    assert full > plain
+    assert counted(card="TPU v6") is None
+    assert counted(stage="vae") is None
+    assert counted("causal.method=mine") is None  # which no one can count
+
+
+def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
+    def gib(*changes: str, stage: str = "foundation") -> float:
+        found = expect.activations_gib(stage, load_config("wan-1.3b", changes))
+        assert found is not None
+        return found
+
+    layers, attention = 30, 21 * 1560 * 1536 * 2 / GIB
+    kept = gib() - gib("compute.recompute_attention=true")
+    assert kept == pytest.approx(layers * attention)  # 100 MB a layer
+    assert gib("compute.activation_checkpointing=false") > 5 * gib()
+    buffers = 2e9 / GIB
+    shared = gib("compute.sequence_parallel=2", "compute.workers=2")
+    assert shared - buffers == pytest.approx((gib() - buffers) / 2)
+    history = gib(stage="distill") - gib()
+    assert history == pytest.approx(18 * layers * 2 * 1560 * 1536 * 2 / GIB)
+    assert expect.activations_gib("vae", load_config("demo")) is None
+
+
+def test_the_plan_says_by_what_it_counted(liveedit: Liveedit) -> None:
+    ours = ["demo", "compute.workers=2", "tracking.uri=sqlite:///mlflow.db", "output=out"]
+    said = liveedit("train", *ours, "--plan")
+    assert said.returncode == 0
+    assert "say --card H100, or another, for the time of stages that never ran here" in said.stdout
+    said = liveedit("train", *ours, "--plan", "--card", "H100")
+    (foundation,) = (line for line in said.stdout.splitlines() if line.startswith("foundation"))
+    assert re.search(r" ~\d+ (s|min) .* \S+ \+ \S+ *$", foundation), foundation
+    assert "model FLOPs at 25% of H100's 989.4 TFLOP/s" in " ".join(said.stdout.split())
+    refused = liveedit("train", *ours, "--plan", "--card", "abacus")
+    assert refused.returncode == 1
+    assert "--card abacus: the peaks known are of H100 PCIe, " in " ".join(refused.stderr.split())
 
 
 def test_adapters_leave_little_to_train() -> None:
@@ -80,8 +189,9 @@ def test_adapters_leave_little_to_train() -> None:
     adapters = sizes.num_layers * layer
     assert count == expect.parameters("causal", CausalStage(), demo)[0] + adapters
     assert trained == adapters + sizes.dim * (4 * channels + 1)  # and the patches
-    states = expect.states_gib("causal", stage, demo, compute, 4) * GIB
-    assert states == pytest.approx(2 * count + trained * (2 + 12) / 4)
+    assert states("causal", stage, compute, 4) * GIB == pytest.approx(
+        2 * count + trained * (2 + 12) / 4
+    )
     assert (million(12_345_678), million(1_419_000_000)) == ("12.3 M", "1.42 B")
 
 

@@ -43,6 +43,10 @@ from pipelines.training.zero.inside import (
 WORLD = 2
 STEPS = 6
 DECAY = 0.9
+OFFLOADED: Any = (
+    *((0, "nothing"), (1, "optimizer"), (2, "nothing")),
+    *((3, "nothing"), (3, "weights")),
+)
 STAGE = TrainedStage(steps=STEPS, batch_size=2, learning_rate=1e-2, grad_clip=0.5)
 
 
@@ -152,16 +156,23 @@ def compare(rank: int, folder: Path) -> None:
 
 def compare_fp32(folder: Path) -> None:
     expected = reference()
-    for zero_stage in (0, 1, 2, 3):
-        compute = ComputeConfig(zero_stage=zero_stage)
-        generator, critic, ema = train(compute, folder / f"zero{zero_stage}")
+    for zero_stage, offload in OFFLOADED:
+        compute = ComputeConfig(zero_stage=zero_stage, offload=offload)
+        generator, critic, ema = train(compute, folder / f"zero{zero_stage}{offload}")
+        if offload != "nothing":
+            assert generator.zero_use_cpu_optimizer()
+            assert (generator.zero_offload_param() is not None) == (offload == "weights")
         raw = full_weights(generator)
         averaged = ema.full_weights()
         found = (raw, full_weights(critic), averaged)
         for name, wanted, got in zip(("generator", "critic", "ema"), expected, found, strict=True):
             for key, value in wanted.items():
                 torch.testing.assert_close(
-                    got[key], value, atol=2e-6, rtol=1e-5, msg=f"ZeRO-{zero_stage} {name} {key}"
+                    got[key],
+                    value,
+                    atol=2e-6,
+                    rtol=1e-5,
+                    msg=f"ZeRO-{zero_stage}, {offload}: {name} {key}",
                 )
         for key, value in full_weights(generator).items():
             assert torch.equal(value, raw[key]), "gathering the average must not change the network"
@@ -175,7 +186,8 @@ def compare_fp32(folder: Path) -> None:
 def compare_bf16(folder: Path) -> None:
     """The average follows the float32 masters, which bf16 weights cannot show."""
     for zero_stage in (1, 2, 3):
-        compute = ComputeConfig(zero_stage=zero_stage, precision="bf16")
+        offload: Any = "optimizer" if zero_stage == 2 else "nothing"
+        compute = ComputeConfig(zero_stage=zero_stage, precision="bf16", offload=offload)
         generator, _, ema = train(compute, folder / f"bf16-zero{zero_stage}")
         for weights in (full_weights(generator), ema.full_weights()):
             for name, value in weights.items():
