@@ -28,8 +28,7 @@ class ComputeConfig:
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 keeps fp32 master weights; slow on a CPU
     sequence_parallel: int = 1  # workers that share every clip, each with a part of its tokens
     zero_stage: int = 2  # DeepSpeed ZeRO: 0 nothing, 1 optimizer, 2 gradients, 3 weights sharded
-    # Kept in the host's memory instead of a GPU's: the optimizer's states, with ZeRO-3 also weights
-    offload: Literal["nothing", "optimizer", "weights"] = "nothing"
+    offload: Literal["nothing", "optimizer", "weights"] = "nothing"  # moved to the host's memory
     activation_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
     recompute_attention: bool = False  # with them their attention: less memory still, slower
     loader_workers: int = 0  # processes a worker that read and decode data

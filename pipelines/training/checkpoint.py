@@ -152,11 +152,12 @@ def load(
     """
     manifest = json.loads((saved / _manifest(0)).read_text())
     layout = _layout(setting, stage)
-    changed = {name for name, value in layout.items() if manifest["layout"][name] != value}
+    was = layout | manifest["layout"]
+    changed = sorted(name for name, value in layout.items() if was[name] != value)
     different = [
-        f"{name} was {manifest['layout'][name]!r} and is {layout[name]!r}"
-        for name in sorted(changed)
-        if name == "networks" or 0 in (manifest["layout"][ZERO], layout[ZERO])
+        f"{name} was {was[name]!r} and is {layout[name]!r}"
+        for name in changed
+        if name == "networks" or (name == ZERO and 0 in (was[name], layout[name]))
     ]
     if manifest["step"] > setting.section.steps:
         different.append(
@@ -284,5 +285,6 @@ def _layout(setting: Setting, stage: Stage) -> dict[str, Any]:
     return {
         ZERO: compute.zero_stage,
         "compute.precision": compute.precision,
+        "compute.offload": compute.offload,
         "networks": sorted(stage.engines),
     }

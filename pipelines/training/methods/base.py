@@ -102,6 +102,7 @@ class Setting:
             "compute.sequence_parallel": self.sharing,
             "compute.zero_stage": self.config.compute.zero_stage,
             "compute.precision": self.config.compute.precision,
+            "compute.offload": self.config.compute.offload,
         }
 
     def draw(self, step: int, micro: int) -> Draw:

@@ -116,7 +116,8 @@ def look(rank: int, folder: Path, *, place: Place, name: str, change: Change | N
 def steps_on(
     rank: int, folder: Path, *, place: Place, name: str, change: Change | None = None
 ) -> None:
-    """The critic's next steps on batches that do not depend on how they are dealt out."""
+    """Look, and take the critic's next steps, on batches that do not depend on the workers."""
+    look(rank, folder, place=place, name=f"at-{name}", change=change)
     training = place.training(rank, change)
     world, critic = distributed.get_world_size(), training.stage.engines["critic"]
     for step in range(2):
@@ -132,7 +133,7 @@ def steps_on(
         update(critic, (made - wanted).square().mean())
     weights = full_weights(critic)
     if rank == 0:
-        torch.save(weights, folder / f"{name}.pt")
+        torch.save(weights, folder / f"on-{name}.pt")
 
 
 SHAPES = ((6, 16, 4, 6), (6, 16, 4, 6), (8, 64), (6, 16, 4, 6))
@@ -144,6 +145,7 @@ def zero(stage: int, config: PipelineConfig) -> None:
 
 def rounded(stage: int, config: PipelineConfig) -> None:
     config.compute.zero_stage, config.compute.precision = stage, "bf16"
+    config.compute.offload = "weights"
 
 
 @pytest.mark.timeout(600)
@@ -155,8 +157,7 @@ def test_any_workers_and_zero_stage_go_on_with_the_same_networks_averages_and_mo
     on_ranks(2, partial(place.run, change=change), tmp_path)
     for world in (2, 1, 3):
         change = partial(zero, other if world == 1 else stage)
-        on_ranks(world, partial(look, place=place, name=f"at-{world}", change=change), tmp_path)
-        on_ranks(world, partial(steps_on, place=place, name=f"on-{world}", change=change), tmp_path)
+        on_ranks(world, partial(steps_on, place=place, name=str(world), change=change), tmp_path)
     same, moved = torch.load(tmp_path / "at-2.pt"), torch.load(tmp_path / "on-2.pt")
     assert int(same["done"]) == 3
     assert float(same["epochs"]) == pytest.approx(1.5)
@@ -173,7 +174,10 @@ def test_any_workers_and_zero_stage_go_on_with_the_same_networks_averages_and_mo
         for name, value in torch.load(tmp_path / "rounded.pt").items():
             assert torch.equal(same[name], value), name
         said = (tmp_path / "said.txt").read_text().splitlines()[-1]
-        assert said.endswith("compute.zero_stage 2 -> 3, compute.precision fp32 -> bf16"), said
+        assert said.endswith(
+            "compute.zero_stage 2 -> 3, compute.precision fp32 -> bf16, "
+            "compute.offload nothing -> weights"
+        ), said
 
 
 def damage(file: Path) -> None:
