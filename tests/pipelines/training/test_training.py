@@ -1,5 +1,5 @@
 """All stages one after the other on two ranks, and the last as a real Ray Train job on two workers,
-interrupted, killed and resumed: it must equal the unbroken one."""
+interrupted, told to end and resumed: it must equal the unbroken one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def config_in(folder: Path) -> PipelineConfig:
     config = PipelineConfig(output=str(folder))
     config.compute.workers = 2
-    for name, steps in (("vae", 60), ("foundation", 60), ("causal", 6), ("distill", 40)):
+    for name, steps in (("vae", 60), ("foundation", 60), ("causal", 6), ("distill", 30)):
         stage = getattr(config, name)
         stage.steps, stage.log_every, stage.warmup_steps = steps, max(1, steps // 20), 2
     config.vae = replace(config.vae, learning_rate=1e-3, batch_size=2, clip_frames=9, crop=32)
@@ -68,26 +68,21 @@ def config_in(folder: Path) -> PipelineConfig:
 
 
 class Follow:
-    """Keeps every report. A few steps after the start it tells one worker to end, and a few after
-    the next start it kills one."""
+    """Keeps every report; after the third it tells the worker that does not report to end."""
 
     def __init__(self) -> None:
         self.reports: list[TrainingReport] = []
-        self.signals = [signal.SIGTERM, signal.SIGKILL]
-        self.starts: list[int] = []  # places in `reports`
+        self.told = False
 
     def __call__(self, report: TrainingReport) -> None:
         self.reports.append(report)
-        if report.resumed:
-            self.starts.append(len(self.reports) - 1)
-        due = len(self.starts) + len(self.signals) == 3 and len(self.reports) >= self.starts[-1] + 3
-        if not self.signals or not due:
+        if len(self.reports) < 3 or self.told:
             return
+        self.told = True
         workers = worker_processes(report.pid)
         assert len(workers) == 2
         (other,) = set(workers) - {report.pid}
-        number = self.signals.pop(0)
-        os.kill(other if number == signal.SIGTERM else report.pid, number)
+        os.kill(other, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -259,12 +254,12 @@ def test_the_causal_stage_goes_on_from_the_foundation(trained: Trained) -> None:
     assert read_config(trained.model("causal")) == read_config(trained.model("foundation"))
 
 
-def test_distill_interrupted_told_to_end_killed_and_resumed_equals_an_unbroken_run(
+def test_distill_interrupted_told_to_end_and_resumed_equals_an_unbroken_run(
     trained: Trained, tmp_path: Path
 ) -> None:
     start, teacher = trained.model("causal"), trained.model("foundation")
     expected = trained.reports("distill")
-    assert [report.step for report in expected] == list(range(1, 41))
+    assert [report.step for report in expected] == list(range(1, 31))
 
     kept = interrupted(tmp_path, start, teacher, trained.encoded)
     assert 3 < kept < 20  # some steps after it was told to stop
@@ -279,11 +274,9 @@ def test_distill_interrupted_told_to_end_killed_and_resumed_equals_an_unbroken_r
     steps = [report.step for report in follow.reports]
     again = [report.step for report in follow.reports if report.resumed]
     assert again[0] == kept + 1
-    assert again[1] == steps[follow.starts[1] - 1] + 1  # what was told to end had saved its last
-    # After it was killed, from the last third step that was saved.
-    assert again[2] == again[1] or again[2] % 3 == 1
-    assert len(again) == 3
-    assert steps[-3:] == [38, 39, 40]
+    assert steps == list(range(kept + 1, 31))  # who was told to end had saved its last step
+    assert len(again) == 2
+    assert again[1] > again[0] + 2
     assert outcome.metrics["loss"] == follow.reports[-1].metrics["loss"]
     assert not list((tmp_path / "checkpoints").glob("*")), "a finished stage leaves its checkpoints"
 
@@ -329,7 +322,7 @@ def interrupted(folder: Path, start: Path, teacher: Path, encoded: str) -> int:
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "step 3/40" in line:
+        if "step 3/30" in line:
             process.send_signal(signal.SIGINT)
     process.wait()
     text = "".join(lines)
