@@ -18,8 +18,8 @@ from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_config
 from modeling.text.build import build_text_encoder
 from pipelines.stages.chain import Chain
-from pipelines.stages.encode_job import EncodeJob
-from pipelines.stages.encode_journal import Journal
+from pipelines.stages.encoding.job import EncodeJob
+from pipelines.stages.encoding.journal import Journal
 from pipelines.stages.running.own_process import from_own_process
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of

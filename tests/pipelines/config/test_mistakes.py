@@ -223,6 +223,18 @@ def test_synthetic_pairs_are_counted_for_the_stages_that_run(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("offload", ["nothing", "optimizer", "weights"])
+def test_offloading_needs_sharding(demo: PipelineConfig, zero_stage: int, offload: str) -> None:
+    given = {"compute__zero_stage": zero_stage, "compute__offload": offload}
+    if offload == "nothing" or zero_stage == 3 or (offload, zero_stage > 0) == ("optimizer", True):
+        accept(demo, **given)
+        return
+    remedy = "zero_stage=3, or compute.offload=optimizer" if zero_stage else "zero_stage=2, or"
+    with pytest.raises(ConfigError, match=rf"compute.offload={offload} .*set compute.{remedy}"):
+        accept(demo, **given)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_bf16_needs_sharding(demo: PipelineConfig, zero_stage: int) -> None:
     given = {"compute__zero_stage": zero_stage, "compute__precision": "bf16"}
     if zero_stage:

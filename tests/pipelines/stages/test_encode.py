@@ -18,7 +18,7 @@ from data.store import open_store
 from data.synthetic import make_pair
 from pipelines.evaluation.evaluate import load_editor
 from pipelines.stages.encode import encode_dataset
-from pipelines.stages.encode_job import EncodeJob, to_pixels
+from pipelines.stages.encoding.job import EncodeJob, to_pixels
 from pipelines.stages.running.own_process import from_own_process
 from pipelines.tracking.records import model_fingerprint
 from pipelines.training.taught import summary

@@ -29,7 +29,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.exits import TRY_AGAIN
 from pipelines.stages.encode import encode_dataset
-from pipelines.stages.encode_job import to_pixels
+from pipelines.stages.encoding.job import to_pixels
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import CheckpointError
 from pipelines.training.cluster import ray_session
