@@ -24,6 +24,8 @@ from pipelines.tracking.records import Records
 from pipelines.tracking.tracker import client_for
 from tests.pipelines.place import Place
 
+pytestmark = pytest.mark.slow
+
 
 def go(
     place: Place,

@@ -11,6 +11,8 @@ from infra.runtime.registry import client_for
 from pipelines.tracking.registry import resolve
 from tests.pipelines.place import Place
 
+pytestmark = pytest.mark.slow
+
 GATE: list[tuple[list[str], list[str], list[str]]] = [
     ([], ["candidate", "production"], []),
     (["evaluate.min_gain_db=1000"], ["candidate"], ["gain"]),

@@ -25,6 +25,8 @@ from pipelines.tracking.registry import resolve
 from tests.pipelines.place import Place, dataset
 from tests.pipelines.sizes import HEIGHT, WIDTH
 
+pytestmark = pytest.mark.slow
+
 
 def after(stage: str) -> set[str]:
     """The stage and all that come after it and learn from it."""

@@ -199,6 +199,7 @@ def test_version_and_doctor(liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch)
     assert f"http://127.0.0.1:{port} does not answer: s3:// datasets cannot be read" in ill.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("debug", ["0", "1"])
 def test_traceback_is_for_those_who_ask(tmp_path: Path, debug: str) -> None:
     result = subprocess.run(
@@ -244,6 +245,7 @@ def test_what_will_differ_is_said_before_the_model_is_loaded(
     assert result.stdout == "in.mp4: the rate becomes 8 frames a second; it is constant 16\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_edit_leaves_nothing_and_no_traceback(
     tmp_path: Path, tiny_model: Path, stop: signal.Signals
@@ -294,6 +296,7 @@ def test_evaluate_and_edit(
     assert (info.height, info.width) == (128, 192)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "data", "make", "pairs", "--pairs", "5000"]

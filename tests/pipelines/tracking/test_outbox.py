@@ -119,6 +119,7 @@ def test_everything_arrives_and_the_same_again_changes_nothing(
     assert not said
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_server_that_dies_misses_nothing_and_is_told_by_one_command(
     mlflow_uri: str, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

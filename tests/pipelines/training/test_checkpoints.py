@@ -28,6 +28,8 @@ from pipelines.training.zero.inside import full_weights, import_deepspeed
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.zero.test_engines import on_ranks
 
+pytestmark = pytest.mark.slow
+
 import_deepspeed()  # once for all ranks
 Change = Callable[[PipelineConfig], None]
 

@@ -29,7 +29,7 @@ from pipelines.training.methods.base import Draw, FixedDraw
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 from tests.pipelines.training.benches import STAGES, Bench, Scripted
 
-pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone", "plain_engines")]
 STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}  # nothing is learned
 
 
