@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from modeling.config import MaskCacheConfig, StreamConfig
+from modeling.streaming.quality import Quality, kept_steps, mask_cache_of
 from serve.scaling import decisions
 from serve.scaling.decisions import Editor, Rank, Sizes
 from serve.scaling.placement import Scale
+from serve.scaling.rungs import FEWEST_STEPS, Means, Rung, rungs
 
 DAY_S = 86400.0
 BUSIEST_S = 20 * 3600.0  # of the day
@@ -20,7 +23,8 @@ QUIETEST = 0.15  # share of the busiest hour's sessions
 class Day:
     """What is asked of the application, and what a chunk costs there.
 
-    `cost_s` is seconds of one editor for a chunk of `chunk_frames`, as measured.
+    `cost_s` is seconds of one editor for a chunk of `chunk_frames`, as measured; `rungs` are its
+    parts that are left on each rung of the degrade ladder, the first 1.
     """
 
     sessions: int  # at once in the busiest hour
@@ -34,6 +38,13 @@ class Day:
     lost_machines: int = 4
     hours: float = 24.0
     seed: int = 0
+    rungs: dict[Rung, float] = field(default_factory=dict)  # none: nobody is edited less well
+    lossless: float = 0.2  # share of sessions
+
+    @property
+    def means(self) -> Means:
+        names = {rung.name for rung in self.rungs}
+        return Means(steps=FEWEST_STEPS if "steps" in names else 1, masked="mask" in names)
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Variant:
     rank: Rank = decisions.emptiest
     spare: float = 0.0  # editors that stand ready, as a share of the most
     delay_s: float | None = None
+    degrade: bool = True
 
 
 def fullest(editor: Editor) -> tuple[Any, ...]:
@@ -58,6 +70,7 @@ def anyone(editor: Editor) -> tuple[Any, ...]:
 
 VARIANTS = {
     "ships": Variant(),
+    "refuse at once": Variant(degrade=False),
     "fullest first": Variant(rank=fullest),
     "any with room": Variant(rank=anyone),
     "down after 60 s": Variant(delay_s=60.0),
@@ -83,4 +96,33 @@ def measured(report: dict[str, Any]) -> dict[str, Any]:
         "chunk_frames": config["chunk_frames"],
         "sizes": Sizes(frame, work),
         "start_s": report["load_s"] + report["start"]["cold"]["first_chunk_ms"] / 1000,
+        "rungs": _rungs(report, work),
     }
+
+
+def _rungs(report: dict[str, Any], work: tuple[int, int]) -> dict[Rung, float]:
+    """By the work that a rung leaves out, of which two are measured: with all tokens and with those
+    that the mask cache keeps. Nothing where a report has no mask cache to tell that from."""
+    variants, masked = report["variants"], report["config"].get("mask_cache")
+    if not masked or "mask cache" not in variants:
+        return {}
+    dense, usual = variants["dense"], variants["mask cache"]
+    steps, pruned = report["config"]["steps"], tuple(masked["pruned_steps"])
+    stream = StreamConfig(
+        height=report["config"]["height"], width=report["config"]["width"],
+        timesteps=tuple(range(1000, 1000 - steps, -1)),
+    )  # fmt: skip
+    config = MaskCacheConfig(keep_ratio=masked["keep_ratio"], pruned_steps=pruned)
+    whole = dense["D"]["p50_ms"] - usual["D"]["p50_ms"]
+    token_ms = whole / (dense["recomputed"] - usual["recomputed"])
+    means = Means(steps=steps, masked=True)
+    found: dict[Rung, float] = {}
+    for rung in rungs(means, work, work, live=True):
+        quality = Quality(work, rung.sparing, rung.halved)
+        kept = mask_cache_of(config, stream, quality)
+        assert kept is not None
+        forwards = len(kept_steps(stream, quality)) + 1 - len(kept.pruned_steps)
+        share = (forwards + len(kept.pruned_steps) * kept.keep_ratio) / (steps + 1)
+        saved_ms = token_ms * (usual["recomputed"] - share)
+        found[rung] = 1 - saved_ms / usual["V"]["p50_ms"]
+    return found

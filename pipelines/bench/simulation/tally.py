@@ -21,6 +21,9 @@ class Tally:
     gaps: list[float] = field(default_factory=list)  # seconds without an editor, of the moved
     session_s: float = 0.0
     late_s: float = 0.0  # of sessions, in which their chunks come too late
+    lowered_s: float = 0.0  # of sessions, in which they are edited less well than they asked
+    slowed_s: float = 0.0  # and of lossless ones, in which they wait for live ones
+    closed: int = 0  # as too slow
     editor_s: float = 0.0
     most_editors: int = 0
     most_sessions: int = 0
@@ -34,6 +37,9 @@ class Tally:
             "waited_s_p50": _quantile(waited, 0.5),
             "waited_s_p99": _quantile(waited, 0.99),
             "late_share": self.late_s / max(1.0, self.session_s),
+            "lowered_share": self.lowered_s / max(1.0, self.session_s),
+            "slowed_share": self.slowed_s / max(1.0, self.session_s),
+            "closed": self.closed,
             "moved": self.moved,
             "gap_s_p99": _quantile(gaps, 0.99),
             "editor_hours": self.editor_s / 3600,
@@ -68,6 +74,9 @@ _ROWS: dict[str, Callable[[dict[str, float]], str]] = {
     "gave up waiting": lambda f: f"{f['left_share']:.2%}",
     "waited P50 / P99 s": lambda f: f"{f['waited_s_p50']:.1f} / {f['waited_s_p99']:.1f}",
     "chunks late": lambda f: f"{f['late_share']:.2%}",
+    "edited less well": lambda f: f"{f['lowered_share']:.2%}",
+    "lossless slowed": lambda f: f"{f['slowed_share']:.2%}",
+    "closed too slow": lambda f: f"{f['closed']:.0f}",
     "moved": lambda f: f"{f['moved']:.0f}",
     "gap P99 s": lambda f: f"{f['gap_s_p99']:.1f}",
     "editor hours": lambda f: f"{f['editor_hours']:.0f}",

@@ -18,6 +18,7 @@ from serve.editor.capacity import Capacity
 from serve.scaling import decisions
 from serve.scaling.decisions import Request, Warm
 from serve.scaling.placement import ASKS_S, Full, Placed, Placement, Scale
+from serve.scaling.rungs import FULL, Rung, slowed
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
 
@@ -40,6 +41,7 @@ class Client:
     cost_s: float  # what its chunks really cost
     waits: bool
     asked: float
+    live: bool = True
     opened: float | None = None
     epoch: int = 0
     again: bool = False
@@ -60,8 +62,19 @@ class Device:
     since: float
     clients: dict[str, Client] = field(default_factory=dict)
 
+    def cost(self, client: Client, day: Day) -> float:
+        """Seconds that a chunk of it really takes, as it is edited now."""
+        return client.cost_s * day.rungs.get(self.capacity.rung(client.stream), 1.0)
+
     def load(self, day: Day) -> float:
-        return sum(c.cost_s * day.fps / day.chunk_frames for c in self.clients.values())
+        """Of the accelerator, by all that cannot wait for others."""
+        load = 0.0
+        for client in self.clients.values():
+            cost = self.cost(client, day)
+            share = cost * day.fps / day.chunk_frames
+            waits = self.capacity.rung(client.stream).name == "slowed"
+            load += slowed(share, cost) if waits else share
+        return load
 
 
 def simulate(day: Day, variant: Variant = VARIANTS["ships"]) -> dict[str, float]:
@@ -79,6 +92,7 @@ class World:
         self.scale = replace(day.scale, spare_editors=spare, delay_s=delay)
         self.placement = Placement(self.scale, lambda: self.now, variant.rank)
         self._random = random.Random(day.seed)
+        self._degrade = variant.degrade and bool(day.rungs)
         self._late = LateShare(day)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -126,6 +140,7 @@ class World:
                     self.day.cost_s * draw.lognormvariate(-(COST_SPREAD**2) / 2, COST_SPREAD),
                     draw.random() < WAITS,
                     now,
+                    draw.random() >= self.day.lossless,
                 )
 
     def _arrive(self, client: Client) -> None:
@@ -136,7 +151,14 @@ class World:
         day, session = self.day, f"s{client.number}"
         answer = self.placement.ask(
             Request(
-                client.stream, session, day.sizes, day.fps, client.epoch, client.waits, client.again
+                client.stream,
+                session,
+                day.sizes,
+                day.fps,
+                client.epoch,
+                client.waits,
+                client.again,
+                client.live,
             )
         )
         if isinstance(answer, Placed) and self._open(client, answer.editor):
@@ -161,7 +183,7 @@ class World:
             width,
             height,
             self.day.fps,
-            "live",
+            "live" if client.live else "lossless",
             stream=client.stream,
             work_size=work,
         )
@@ -219,11 +241,18 @@ class World:
     def _ready(self) -> None:
         self._starting -= 1
         number = next(self._numbers)
+        day = self.day
+        means = day.means if self._degrade else None
         capacity = Capacity(
-            chunk_frames=self.day.chunk_frames, max_sessions=self.day.max_sessions, measured=True
+            chunk_frames=day.chunk_frames,
+            max_sessions=day.max_sessions,
+            means=means,
+            clock=lambda: self.now,
         )
-        capacity.costs[self.day.sizes] = self.day.cost_s
-        capacity.models[self.day.sizes.model] = Warm(self.day.chunk_frames)
+        capacity.models[day.sizes.model] = Warm(day.chunk_frames, means)
+        for rung, part in (day.rungs or {Rung(FULL, day.sizes.work): 1.0}).items():
+            sizes = day.sizes.at(rung)
+            capacity.costs[sizes] = capacity.warm[sizes] = part * day.cost_s
         device = Device(f"e{number}", number % _machines(self.scale), capacity, self.now)
         self._devices[device.name] = device
         self.tally.most_editors = max(self.tally.most_editors, len(self._devices))
@@ -232,12 +261,20 @@ class World:
     def _report(self, device: Device) -> None:
         if self._devices.get(device.name) is not device:
             return
-        load = device.load(self.day)
-        self.tally.session_s += REPORT_S * len(device.clients)
-        late = self._late(load, len(device.clients))
-        self.tally.late_s += REPORT_S * late * len(device.clients)
+        capacity, tally = device.capacity, self.tally
         for client in device.clients.values():  # what its chunks cost is learned as they run
-            device.capacity.loads[client.stream].cost = client.cost_s
+            capacity.loads[client.stream].cost = device.cost(client, self.day)
+        close = capacity.decide().close
+        if close is not None:
+            tally.closed += 1
+            self._end(device.clients[close], device.clients[close].epoch)
+        for name in device.clients:
+            on = capacity.rung(name).name
+            tally.slowed_s += REPORT_S * (on == "slowed")
+            tally.lowered_s += REPORT_S * (on not in (FULL, "slowed"))
+        load = device.load(self.day)
+        tally.session_s += REPORT_S * len(device.clients)
+        tally.late_s += REPORT_S * self._late(load, len(device.clients)) * len(device.clients)
         self.placement.report(device.capacity.known(device.name))
         if self.placement.may_go(device.name):
             self._gone(device)

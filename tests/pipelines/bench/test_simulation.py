@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.bench.simulation.day import VARIANTS, Day, Variant, anyone, busy
+from pipelines.bench.simulation.day import VARIANTS, Day, Variant, anyone, busy, measured
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.world import World, simulate
 from serve.scaling.decisions import HEADROOM, Editor, Sizes
 from serve.scaling.placement import Scale
+from serve.scaling.rungs import Means, Rung
 
 # Three sessions of 0.25 fill an editor to 0.75 of the 0.8 that may be promised.
 DAY = Day(
@@ -72,6 +73,48 @@ def test_spare_editors_cost_hours_and_save_waiting() -> None:
     without, spare = simulate(day), simulate(day, VARIANTS["5 % spare"])
     assert spare["editor_hours"] > without["editor_hours"]
     assert spare["refused_share"] < without["refused_share"]
+
+
+def test_sessions_are_edited_less_well_before_one_is_refused() -> None:
+    work = DAY.sizes.work
+    rungs = {
+        Rung("full", work): 1.0,
+        Rung("mask", work, True): 0.8,
+        Rung("steps", work, True, True): 0.5,
+    }
+    day = replace(DAY, rungs=rungs, scale=Scale(2, 2), sessions=9, seed=2)
+    assert day.means == Means(steps=4, masked=True)
+    degraded, refused = simulate(day), simulate(day, VARIANTS["refuse at once"])
+    assert degraded["refused_share"] < 0.7 * refused["refused_share"]
+    assert degraded["most_sessions"] > refused["most_sessions"]
+    assert degraded["lowered_share"] > 0.1
+    assert degraded["late_share"] < 0.05
+    assert refused["lowered_share"] == refused["slowed_share"] == refused["closed"] == 0
+
+
+def test_the_rungs_are_worked_out_from_what_was_measured() -> None:
+    """Of 100 ms outside of the networks, and 10 ms for each tenth of their tokens."""
+    sizes = {"height": 480, "width": 832, "chunk_frames": 12, "steps": 4}
+    mask = {"keep_ratio": 0.5, "pruned_steps": [1, 2]}
+    times = {"dense": (1.0, 100.0), "mask cache": (0.8, 80.0)}
+    report = {
+        "config": {**sizes, "mask_cache": mask},
+        "variants": {
+            name: {"recomputed": share, "D": {"p50_ms": ms}, "V": {"p50_ms": 100.0 + ms}}
+            for name, (share, ms) in times.items()
+        },
+        "load_s": 1.0,
+        "start": {"cold": {"first_chunk_ms": 500.0}},
+    }
+    found = {rung.name: part for rung, part in measured(report)["rungs"].items()}
+    # 0.7 of the tokens; then two whole steps and a refresh, 3 of 5 forwards.
+    assert found == {
+        "full": 1.0,
+        "mask": pytest.approx(170 / 180),
+        "steps": pytest.approx(160 / 180),
+    }
+    del report["variants"]["mask cache"]
+    assert measured(report)["rungs"] == {}
 
 
 @pytest.mark.parametrize("streams", [1, 3, 8])
