@@ -22,6 +22,7 @@ from pipelines.commands.import_model import import_model
 from pipelines.commands.measure.ablate import ablate
 from pipelines.commands.measure.evaluate import evaluate
 from pipelines.commands.measure.stream import bench_app
+from pipelines.commands.measure.trace import trace
 from pipelines.commands.models import models_app
 from pipelines.commands.send import send
 from pipelines.commands.serve import serve
@@ -119,6 +120,10 @@ app.command(
         "liveedit token acme --sessions 4 --opens 30 --minutes 600 >> tokens",
     )
 )(token)
+
+app.command(epilog=examples("liveedit trace traces", "liveedit trace traces --session 3f9a12c4"))(
+    trace
+)
 
 for group in (app, data_app, bench_app, models_app):
     for registered in group.registered_commands:

@@ -50,6 +50,7 @@ async def local_front(settings: ServeSettings) -> Front:
         metrics=metrics,
         door=Door(Tenants(settings.token_file), settings.allowed_origins),
         ledger=Ledger(),
+        traces=settings.traces,
         models=models,
         menu=lambda: menu,
         notes=notes,

@@ -53,6 +53,7 @@ class ServeSettings:
     drain_s: float = 120.0  # that a replica in the way has for giving its sessions back
     log_format: str = "text"  # or "json": every field of a line under its name
     log_dir: str | None = None  # where logs are kept; none: in Ray's folder, which goes with it
+    traces: str | None = None  # a folder for each chunk's way as JSON lines, or "otlp"; none: off
     link_host: str | None = None  # replicas listen for each other there; none: their node's address
     limits: Limits = field(default_factory=Limits)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -248,7 +249,7 @@ class Engine:
     async def _edit(
         self, at: EditorStream, stream: EditStream, work: Work, ahead_s: float
     ) -> Edited:
-        opening = at.opening
+        came, opening = time.monotonic(), at.opening
         due = at.due(len(work.frames), 1.0)
         ran = await self._run(at, partial(_step, stream, work), due=due)
         chunk, state = ran.value
@@ -261,6 +262,7 @@ class Engine:
         if at.rung == rung and not at.changed:
             self.capacity.observe(sizes_of(opening).at(rung), cost, at.name)
         self._weigh()
+        serialised = None if state is None else await _serialised(state)
         return Edited(
             number=work.number,
             index=chunk.index,
@@ -271,10 +273,11 @@ class Engine:
             ahead_ms=ahead_s * 1000,
             wait_ms=ran.wait_s * 1000,
             mask=chunk.mask if opening.mask else None,
-            state=None if state is None else await _serialised(state),
+            state=serialised,
             unknown=self._unknown(work.prompt),
             rung=at.rung.name if at.rung else FULL,
             work_size=in_words(stream.work),
+            held_ms=(time.monotonic() - came) * 1000,
         )
 
     def _unknown(self, prompt: str) -> str:

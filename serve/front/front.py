@@ -26,6 +26,7 @@ from serve.front.door import Door, Guard, refusal
 from serve.front.edits import Edit, Edits
 from serve.front.running import Services
 from serve.front.socket import Receive, Scope, Send, Socket
+from serve.front.traces import tracer
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import HOLDER_BEAT_S, SessionStore
 from serve.metrics import Metrics, Snapshot, render
@@ -52,6 +53,7 @@ class Front:
         door: Who is let in.
         ledger: Where tenants' limits are kept.
         name: Of this process, among the application's.
+        traces: Where chunks' ways are told, see `serve.front.traces.tracer`; None: nowhere.
         grace_s: For whole videos to be finished when this process goes away.
         models: What `/v1/models` lists. Raises WireError while no editor is warmed up.
         menu: What clients choose from.
@@ -70,13 +72,17 @@ class Front:
         ledger: Ledger,
         name: str = "front",
         grace_s: float = 30.0,
+        traces: str | None = None,
         models: Callable[[], Awaitable[list[dict[str, Any]]]],
         menu: Callable[[], Menu],
         notes: Callable[[], Awaitable[list[str]]],
         snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
     ) -> None:
         codecs = Codecs(metrics)
-        self.services = Services(backend, store, sizes, metrics, codecs, ledger, Usage(name), menu)
+        made = tracer(traces, name) if traces else None
+        self.services = Services(
+            backend, store, sizes, metrics, codecs, ledger, Usage(name), menu, made
+        )
         self.door, self.grace_s = door, grace_s
         self.connections: set[Connection] = set()
         self._models, self._notes, self._snapshots = models, notes, snapshots

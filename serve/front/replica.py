@@ -56,6 +56,7 @@ class FrontReplica:
             ledger=self.hub.ledger,
             name=self.process,
             grace_s=EDIT_SHARE * settings.drain_s,
+            traces=settings.traces,
             models=self.models,
             menu=lambda: self._menu,
             notes=partial(self._ask, "notes"),

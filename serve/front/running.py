@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from serve.front.driver import drive
 from serve.front.pacing import PacedOutbox
 from serve.front.session import Delivery, Session
 from serve.front.socket import Socket
+from serve.front.traces import ChunkTraces
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import Commit, Entry, Header, Progress, Record, SessionStore
 from serve.limits import Limits
@@ -47,6 +48,9 @@ from serve.wire.protocol import (
 from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError, new_session
 from serve.work_sizes import WorkSizes
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
 TICK_S = 0.5  # how often the time limits are looked at
 CORES = os.cpu_count() or 1
 PIECE = 2**19  # pixels to encode below which a second thread costs more than it saves
@@ -65,6 +69,7 @@ class Services:
     ledger: Ledger
     usage: Usage
     menu: Callable[[], Menu]
+    tracer: Tracer | None = None
 
     @property
     def limits(self) -> Limits:
@@ -106,6 +111,9 @@ class RunningSession:
         self._progress = record.progress if record else Progress.start(session.prompt)
         self._committing = asyncio.Lock()
         self._frame_at = time.monotonic()
+        self._traces = services.tracer and ChunkTraces(
+            services.tracer, self.opening, account.visitor.tenant.name
+        )
 
     async def run(self, ending: asyncio.Future[None]) -> None:
         """`ending` ends it early with the exception that is set on it."""
@@ -201,13 +209,15 @@ class RunningSession:
             if isinstance(data, bytes):
                 if len(data) > largest:
                     raise WireError("bad_frame", f"{len(data)} bytes; at most {largest}")
-                frame = parse_frame(data)
+                came, frame = time.monotonic(), parse_frame(data)
                 decode = partial(codec.decode, frame.image, self.format, width=width, height=height)
                 pixels = await loop.run_in_executor(self.services.codecs, decode)
                 if self._stopped:  # meanwhile
                     continue
                 drops = session.feed(frame.index, frame.time_us, pixels)
                 self._frame_at = time.monotonic()
+                if self._traces:
+                    self._traces.read(frame.index, came)
                 if drops:
                     async with self._committing:
                         await self._commit(header, self._progress, drops)
@@ -229,7 +239,9 @@ class RunningSession:
         session = self.session
         while True:
             delivery = await deliveries.get()
+            begun = time.monotonic()
             images = await self._encode(delivery)
+            encoded = time.monotonic()
             async with self._committing:
                 entries = session.entries(delivery, images)
                 if delivery.last:
@@ -245,6 +257,8 @@ class RunningSession:
                     quality=session.quality,
                 )
                 await self._commit(header, progress, entries)
+                if self._traces:
+                    self._traces.made(delivery, begun, encoded)
                 whole = len(delivery.frames) == session.chunk_frames
                 outbox.put(entries, delivery.frames[-1].arrived if whole else None)
             self.account.delivered(
@@ -290,6 +304,8 @@ class RunningSession:
 
     def _sent(self) -> None:
         self.session.sent()
+        if self._traces:
+            self._traces.sent()
         self.account.sent(chunk_frames=self.session.chunk_frames, frame_at=self._frame_at)
 
 

@@ -95,6 +95,8 @@ class Delivery:
     last: bool
     latency_s: float  # since the last source frame arrived
     model: str = ""  # the version that made it
+    given: float = 0.0  # time.monotonic(): its last work to an editor, for the first time
+    answered: float = 0.0  # and its edit here
 
 
 class Session:
@@ -118,6 +120,7 @@ class Session:
         self._started: deque[Started] = deque()
         self._again: deque[Work] = deque()
         self._sizes: tuple[int, int] | None = None  # frames of the first and of any other chunk
+        self._given: deque[float] = deque()  # when each started chunk was complete at an editor
         self._taken = 0  # chunks, over the whole session
         self._last_taken = False
         self._waiters: list[asyncio.Future[None]] = []
@@ -262,6 +265,8 @@ class Session:
         else:
             self._started.append(Started([work], frames))
         self._taken += whole
+        if whole:
+            self._given.append(time.monotonic())
         self._notify()
         return work
 
@@ -272,8 +277,12 @@ class Session:
         assert edited.number == work.number, (edited.number, work.number)
         assert len(edited.frames) == len(frames), (len(edited.frames), len(frames))
         self.unsent += len(frames)
-        latency = time.monotonic() - frames[-1].arrived if frames else 0.0
-        return Delivery(edited, work.prompt, frames, self.settled, work.last, latency, self._model)
+        now = time.monotonic()
+        return Delivery(
+            edited, work.prompt, frames, self.settled, work.last,
+            latency_s=now - frames[-1].arrived if frames else 0.0,
+            given=self._given.popleft(), answered=now, model=self._model,
+        )  # fmt: skip
 
     def entries(self, delivery: Delivery, images: list[bytes]) -> list[Entry]:
         """What goes to the client for a delivery, once its frames are encoded to `images`."""

@@ -118,6 +118,7 @@ class Edited:
     unknown: str = ""  # words of the work's prompt that the model was never taught
     rung: str = "full"  # of the degrade ladder (`serve.scaling.rungs`)
     work_size: str = ""  # that it was edited at
+    held_ms: float = 0.0  # from when the work was at the editor until this leaves
 
     @property
     def device_s(self) -> float:

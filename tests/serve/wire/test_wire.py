@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,18 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from pipelines.commands.measure.trace import read_ways
 from serve.limits import Limits
 from serve.scaling.decisions import Sizes
 from serve.scaling.ladder import Calm
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.tokens import write_tokens
+
+WAY = [  # of a chunk, in its trace
+    "front.receive", "codec.decode", "front.wait", "link.out", "editor.queue", "editor.device",
+    "editor.state", "link.back", "front.queue", "codec.encode", "hub.commit", "front.send",
+    "front.pace",
+]  # fmt: skip
 
 OPEN: dict[str, Any] = {
     "type": "open", "prompt": "make it red", "width": 48, "height": 32, "fps": 16,
@@ -242,16 +250,17 @@ def test_full_is_an_accepted_socket_an_error_and_1013(small_model: Any) -> None:
 
 
 def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
-    small_model: Any, caplog: pytest.LogCaptureFixture
+    small_model: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Chunks are thought to cost what they last; they cost much less, as is seen by and by."""
+    """Chunks are thought to cost what they last; they cost much less, as is seen by and by. And
+    each leaves a trace."""
     own = Sizes((32, 48), (32, 48), model=str(small_model))
     mask, steps = replace(own, sparing=True), replace(own, sparing=True, halved=True)
     told: list[dict[str, Any]] = []
     indices = itertools.count()
     with (
         caplog.at_level("INFO", "serve"),
-        serving(small_model, measured_capacity=True) as busy,
+        serving(small_model, measured_capacity=True, traces=str(tmp_path)) as busy,
     ):
         capacity = busy.engine.capacity
         capacity.costs[own], capacity._calm = 0.43, Calm(up_s=0.1)
@@ -272,6 +281,7 @@ def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
                     break
             say(connection, type="close")
             assert hear_all(connection)[-1] == 1000
+        busy.front.services.tracer.span_processor.force_flush()  # type: ignore[union-attr]
     first, second = told
     lower = {"type": "quality", "level": "steps", "first_frame": 0, "work_size": "48x32"}
     assert first == lower | {"steps": 2}
@@ -280,6 +290,16 @@ def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
     lowered = 1 + (second["first_frame"] - 9) // 12
     assert ended.quality == f"1 on full, {lowered} on steps of {lowered + 1} chunks"
     assert ended.getMessage().endswith(f"; edited {ended.quality}")
+    ways = read_ways(tmp_path)
+    assert [way.about["rung"] for way in ways] == ["steps"] * lowered + ["full"]
+    assert [way.about["chunk"] for way in ways] == list(range(lowered + 1))
+    for way in ways:
+        steps = sorted(way.spans, key=lambda span: (span.began, span.ended))
+        assert [step.name for step in steps[1:]] == WAY[1:]
+        for before, after in pairwise(steps):  # nothing is counted twice, or not at all
+            assert after.began == pytest.approx(before.ended, abs=2e-3)
+        device = next(step for step in steps if step.name == "editor.device")
+        assert 0 < device.ms < way.latency_ms
 
 
 def test_masks_come_to_those_who_ask(server: Server) -> None:

@@ -1,0 +1,103 @@
+"""The slowest chunk of a file of spans, from lines written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from infra.runtime.errors import UserError
+from pipelines.cli import app
+from pipelines.commands.measure.trace import read_ways
+
+TIMES = (("front.receive", 700), ("codec.decode", 2), ("editor.device", 100), ("codec.encode", 10))
+
+
+def line(trace: str, name: str, began_ms: int, ended_ms: int, **attributes: Any) -> str:
+    began, ended = (f"2026-01-02T03:04:{ms // 1000:02}.{ms % 1000:03}000Z"
+                    for ms in (began_ms, ended_ms))  # fmt: skip
+    context = {"trace_id": trace, "span_id": "0x1"}
+    span = {"name": name, "context": context, "start_time": began, "end_time": ended}
+    return json.dumps({**span, "attributes": attributes}) + "\n"
+
+
+def chunk(number: int, device_ms: int, session: str = "one") -> str:
+    """Spans one after the other, the root last, as they are written."""
+    trace, at, lines = f"{session}{number}", 0, ""
+    for name, ms in TIMES:
+        ms = device_ms if name == "editor.device" else ms
+        lines += line(trace, name, at, at + ms)
+        at += ms
+    lines += line(trace, "front.pace", at, at + 700)
+    about = {
+        "session": session, "chunk": number, "latency_ms": at - 700.0, "size": "48x32",
+        "work_size": "32x16", "fps": 16.0, "mode": "live", "rung": "size", "steps": 4,
+        "recomputed": 0.6,
+    }  # fmt: skip
+    return lines + line(trace, "chunk", 0, at + 700, **about)
+
+
+def shown(*arguments: str) -> str:
+    answer = CliRunner().invoke(app, ["trace", *arguments], env={"COLUMNS": "200"})
+    assert answer.exit_code == 0, answer.output
+    return answer.output
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Path:
+    """Three chunks of two fronts, the second of which was killed while it wrote."""
+    (tmp_path / "a.jsonl").write_text(chunk(0, 100) + chunk(1, 400))
+    (tmp_path / "b.jsonl").write_text(chunk(7, 120, "two") + chunk(8, 900, "two")[:-40])
+    return tmp_path
+
+
+def test_the_slowest_is_shown_beside_what_is_usual(traces: Path) -> None:
+    said = shown(str(traces))
+    assert "chunk 1 of session one: 412.0 ms" in said
+    assert "P50 of 3 chunks 132.0 ms" in said
+    assert "48x32 edited at 32x16, 16 fps, live, size, 4 steps, 60% recomputed" in said
+    rows = {row.split()[1]: row for row in said.splitlines() if row.startswith("│")}
+    assert list(rows) == ["front.receive", "codec.decode", "editor.device", "codec.encode",
+                          "front.pace"]  # fmt: skip
+    assert rows["editor.device"].split()[3:8:2] == ["400.0", "120.0", "400.0"]
+    bars = {name: row.count("█") for name, row in rows.items()}
+    assert bars == {"front.receive": 0, "codec.decode": 1, "editor.device": 35,
+                    "codec.encode": 1, "front.pace": 0}  # fmt: skip
+
+
+def test_another_session_and_the_next_slowest(traces: Path) -> None:
+    assert "chunk 7 of session two: 132.0 ms" in shown(str(traces), "--session", "two")
+    assert "chunk 0 of session one" in shown(str(traces / "a.jsonl"), "--nth", "2")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda f: f.write_text(""), "holds no whole chunk; serve with traces="),
+        (lambda f: f.write_text("{}\n" + chunk(0, 1)), "a.jsonl:1 is no span"),
+        (lambda f: f.write_text("[1]\n" + chunk(0, 1)), "a.jsonl:1 is no span"),
+        (lambda f: f.unlink(), "cannot be read"),
+    ],
+)
+def test_what_is_no_trace_is_said(
+    tmp_path: Path, change: Callable[[Path], None], told: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(chunk(0, 100))
+    change(file)
+    answer = CliRunner().invoke(app, ["trace", str(file)])
+    assert isinstance(answer.exception, UserError)
+    assert told in str(answer.exception)
+
+
+def test_no_chunk_of_that_session_or_so_many(traces: Path) -> None:
+    for arguments, told in (
+        (["--session", "x"], "no whole chunk of session x"), (["--nth", "4"], "holds 3 chunks")
+    ):  # fmt: skip
+        answer = CliRunner().invoke(app, ["trace", str(traces), *arguments])
+        assert told in str(answer.exception)
+    assert len(read_ways(traces)) == 3
