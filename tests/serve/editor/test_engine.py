@@ -304,11 +304,12 @@ async def test_who_cannot_be_kept_is_told_so_and_others_stay(engine: Engine) -> 
 
 
 async def test_a_streams_chunks_are_edited_and_counted_on_its_rung(engine: Engine) -> None:
-    lower = replace(SIZES, sparing=True)
+    lower = replace(SIZES, sparing=True, halved=True)
     engine.capacity.costs[SIZES] = engine.capacity.warm[SIZES] = 1.2
+    engine.capacity.warm[replace(lower, halved=False)] = 1.2
     engine.capacity.warm[lower] = 0.6
     found = await events(engine, replaced(mode="live"), *WORKS)
     first = next(event for event in found if isinstance(event, Edited))
-    assert (first.rung, first.steps, first.work_size) == ("mask", 4, "48x32")
+    assert (first.rung, first.steps, first.work_size) == ("steps", 2, "48x32")
     assert engine.capacity.costs[SIZES] == 1.2
     assert lower in engine.capacity.costs

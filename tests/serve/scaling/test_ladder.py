@@ -74,7 +74,7 @@ FILE = lossless("f", 0.4, 0.06)
     ("held", "then"),
     [
         ([A], {"a": 0}),
-        ([live("a", 0.85)], {"a": 0}),
+        ([live("a", 0.85, 0.4)], {"a": 0}),  # the border
         # 0.95: one goes down for the other, both while they differ, until 0.8 are enough.
         ([A, B], {"a": 1, "b": 1}),
         ([A, replace(B, rung=1)], {"a": 1, "b": 1}),
