@@ -16,14 +16,15 @@ F latents of a chunk, C channels, H x W latent size.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
-from modeling.streaming.follow import evidence, is_cut
+from modeling.streaming.follow import CUT, evidence
 
 PROBE = 8  # chunks
+# Times the usual change of a chunk from latent to latent that a cut is: where the camera moves fast
+# all of them are as large as a cut.
+STANDS_OUT = 2.0
 SHARE = 0.02  # of the tokens; where no more than that moved, a chunk has settled
 
 
@@ -52,8 +53,7 @@ class Settled:
     def begin(self, source: Tensor) -> bool:
         """Whether a chunk with these source latents [F, C, H, W] needs its second step."""
         before = source[0] if self._source is None else self._source
-        scenes = torch.cat([before[None].to(source), source]).unbind()
-        if any(is_cut(*pair) for pair in pairwise(scenes)):
+        if _has_cut(torch.cat([before[None].to(source), source])):
             self.moves = None
         probes = self.chunk % PROBE == 0
         self.chunk += 1
@@ -68,3 +68,9 @@ class Settled:
         if step == 1:
             self.moves = moves
         return moves
+
+
+def _has_cut(source: Tensor) -> bool:
+    """Whether a scene ends within successive source latents [n, C, H, W]."""
+    changes = (source[1:] - source[:-1]).square().mean(dim=(1, 2, 3))
+    return bool(changes.max() > (STANDS_OUT * changes.median()).clamp(min=CUT))

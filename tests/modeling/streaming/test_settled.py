@@ -101,6 +101,19 @@ def test_what_moved_in_a_new_scene_is_known_in_the_chunk_after_it() -> None:
     assert not run(mask, STILL, scene(1))[0]
 
 
+def test_a_camera_that_moves_fast_is_no_cut() -> None:
+    """Each latent is then as unlike the one before as another scene; one of another scene still
+    stands out while it moves slowly."""
+    mask = cache(SETTLED)
+    panning = torch.cat([scene(n)[:, :1] for n in range(3)], dim=1)
+    run(mask, STILL, panning)
+    assert not run(mask, STILL, panning)[0]
+    slow = [scene(2) + 0.4 * scene(n) for n in (3, 4, 5)]
+    run(mask, STILL, torch.cat([latent[:, :1] for latent in slow], dim=1))
+    moving = [scene(6) + 0.4 * scene(n) for n in (3, 4, 5)]
+    assert run(mask, STILL, torch.cat([latent[:, :1] for latent in moving], dim=1))[0]
+
+
 def test_share_and_mask_say_what_was_computed() -> None:
     mask = cache(SETTLED)
     run(mask, (True, True, True))
