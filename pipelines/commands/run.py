@@ -24,8 +24,7 @@ from pipelines.stages.running.choice import Choice
 from pipelines.stages.running.plan import known_card, legend, table
 from pipelines.stages.running.progress import StageView
 from pipelines.stages.running.runner import EVERYTHING, StageRunner
-
-MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
+from pipelines.tracking.tracker import SIDE, UI
 
 
 def run_demo(overrides: list[str], console: Console) -> None:
@@ -107,7 +106,7 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
     references = known + ", ".join(f"models:/{name}@{alias}" for alias in result.aliases)
     ui = f"{command_name('mlflow')} ui --backend-store-uri {config.tracking.uri}"
     server = str(config.tracking.uri) if str(config.tracking.uri).startswith("http") else None
-    links = mlflow_pages(server or MLFLOW_UI, config, result)
+    links = mlflow_pages(server or UI, config, result)
     _print_lines(
         console,
         {
@@ -125,15 +124,13 @@ def print_result(config: PipelineConfig, result: PipelineResult, console: Consol
 
 
 def mlflow_pages(server: str, config: PipelineConfig, result: PipelineResult) -> dict[str, str]:
-    """Addresses that open this run and its version. Without the workflow's type MLflow 3 opens its
-    pages for language models, where neither is. Nothing is asked: MLflow may be gone by now."""
-    kind = "workflowType=machine_learning"
+    """Addresses that open this run and its version. Nothing is asked: MLflow may be gone by now."""
     if result.version is None or result.experiment_id is None:
-        return {"runs": f"{server}/#/experiments?{kind}"}
+        return {"runs": f"{server}/#/experiments?{SIDE}"}
     version = f"models/{config.tracking.model_name}/versions/{result.version}"
     return {
-        "runs": f"{server}/#/experiments/{result.experiment_id}/runs/{result.run_id}?{kind}",
-        "version": f"{server}/#/{version}?{kind}",
+        "runs": f"{server}/#/experiments/{result.experiment_id}/runs/{result.run_id}?{SIDE}",
+        "version": f"{server}/#/{version}?{SIDE}",
     }
 
 

@@ -140,7 +140,7 @@ def log_reports(command: str, reports: list[dict[str, Any]], files: list[Path]) 
     for file in files:
         parent.log_artifact(file)
     parent.finish()
-    return f"MLflow run {parent.run_id} in {uri}"
+    return parent.page()
 
 
 def table(reports: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -35,6 +35,9 @@ CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
 # MLflow would print an address that opens its pages for language models, and in the midst of ours.
 QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 
+UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
+# Without it MLflow 3 opens its pages for language models, where neither runs nor models are.
+SIDE = "workflowType=machine_learning"
 SOURCE = 250  # characters of a command that are told
 
 
@@ -212,6 +215,13 @@ class Tracker:
         """End the run as FINISHED, FAILED or KILLED; `at` in ms since 1970, null is now."""
         with environment(QUIET):
             self._call(self._client.set_terminated, status, at)
+
+    def page(self) -> str:
+        """Where a person finds the run."""
+        place = f"#/experiments/{self.experiment_id}/runs/{self.run_id}?{SIDE}"
+        if self.uri.startswith("http"):
+            return f"MLflow: {self.uri}/{place}"
+        return f"MLflow: {UI}/{place} after `mlflow ui --backend-store-uri {self.uri}`"
 
     def _call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         with naming(self.uri):

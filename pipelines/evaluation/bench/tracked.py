@@ -27,7 +27,7 @@ def log_report(report: dict[str, Any], files: list[Path]) -> str:
     for file in files:
         run.log_artifact(file)
     run.finish()
-    return f"MLflow run {run.run_id} in {uri}"
+    return run.page()
 
 
 def figures(report: dict[str, Any]) -> dict[str, float]:

@@ -46,6 +46,9 @@ def test_parent_and_stage_runs(mlflow_uri: str, tmp_path: Path) -> None:
     top = client.get_run(parent.run_id)
     assert top.info.status == "KILLED"
     assert top.data.params == {"data.pairs": "4"}
+    place = f"/#/experiments/{top.info.experiment_id}/runs/{parent.run_id}?"
+    assert f"http://127.0.0.1:5000{place}workflowType=machine_learning" in parent.page()
+    assert f"mlflow ui --backend-store-uri {mlflow_uri}" in parent.page()
 
 
 def test_a_run_comes_from_a_command_without_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +119,7 @@ def test_runs_and_registry_over_http(
         aliases=("candidate",),
     )
     assert version == "1"
+    assert parent.page().startswith(f"MLflow: {server}/#/experiments/")
     assert registry.resolve("models:/liveedit@candidate", server) == tiny_model
 
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)  # no boto3
