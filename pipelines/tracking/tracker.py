@@ -203,8 +203,9 @@ class Tracker:
         tags = {tag + stage: run_id}
         self.set_tags(tags)
         known = {**self._call(self._client.get_run).data.tags, **tags}
+        runs = f"#/experiments/{self.experiment_id}/runs"
         links = [
-            f"* {name.removeprefix(tag)}: [{of[:8]}](#/experiments/{self.experiment_id}/runs/{of})"
+            f"* {name.removeprefix(tag)}: [{of[:8]}]({runs}/{of}?{SIDE})"
             for name, of in known.items()
             if name.startswith(tag)
         ]

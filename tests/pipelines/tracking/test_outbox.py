@@ -66,7 +66,10 @@ def check_all(uri: str, model: Path, folder: Path) -> None:
     assert stage.info.end_time <= parent.info.end_time
     assert parent.data.params == {"data.pairs": "4"}
     assert parent.data.tags["liveedit.reused.data"] == stage.info.run_id
-    assert f"/runs/{stage.info.run_id})" in parent.data.tags["mlflow.note.content"]
+    assert (
+        f"/runs/{stage.info.run_id}?workflowType=machine_learning)"
+        in parent.data.tags["mlflow.note.content"]
+    )
     assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert stage.data.tags["liveedit.commit"]
     client = client_for(uri)
