@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serve.scaling import rolling
@@ -51,9 +51,10 @@ class Catalog:
 
     # --- what is told
 
-    def serve(self, first: Mapping[str, Version]) -> None:
-        """These names, in this order: a name that was there goes on as it is."""
-        had = self._offers
+    def serve(self, first: Mapping[str, Version], moving: Collection[str] = ()) -> None:
+        """These names, in this order. One of `moving`, whose alias is followed, goes on as it is;
+        any other is now what it says."""
+        had = {name: offer for name, offer in self._offers.items() if name in moving}
         self._offers = {
             name: had.get(name, Offer(name, version.key)) for name, version in first.items()
         }

@@ -27,6 +27,7 @@ class Follower:
     def __init__(self, catalog: Catalog, ask: Callable[[str, str], Pointed] = pointed) -> None:
         self.catalog, self.ask = catalog, ask
         self.sources: dict[str, ModelSource] = {}  # by key
+        self._told: dict[str, dict[str, Any]] = {}  # by key: what `/v1/models` says
         self._serves: tuple[Named, ...] = ()
         self._seen: dict[str, Pointed] = {}  # by name
         self._silent = ""  # what the registry's last error was
@@ -34,24 +35,29 @@ class Follower:
     def serve(self, serves: tuple[Named, ...]) -> None:
         """From now on these are what clients choose from."""
         self._serves = serves
-        self.sources |= {named.source.key: named.source for named in serves}
-        self.catalog.serve({named.name: self._version(named.source) for named in serves})
+        for named in serves:
+            self._know(named.source, named.told)
+        moving = [named.name for named in serves if named.registry]
+        self.catalog.serve({named.name: named.version for named in serves}, moving)
         self._seen.clear()
 
     def first(self, serves: Sequence[Named], editors: Iterable[Editor]) -> list[ModelSource]:
         """What an editor that starts loads, of what it was built to serve."""
         known = {offer.name: offer.stable for offer in self.catalog.offers(list(editors))}
         for named in serves:
-            self.sources.setdefault(named.source.key, named.source)
-            self.catalog.versions.setdefault(named.source.key, self._version(named.source))
-        keys = [known.get(named.name, named.source.key) for named in serves]
+            self._know(named.source, named.told)
+            self.catalog.versions.setdefault(named.version.key, named.version)
+        keys = [
+            known.get(named.name, named.version.key) if named.registry else named.version.key
+            for named in serves
+        ]
         having = {key: sum(editor.holds(key) for editor in editors) for key in keys}
         versions, budget = self.catalog.versions, self.catalog.budget
         return [self.sources[key] for key in rolling.first(keys, versions, budget, having)]
 
     def described(self, key: str) -> dict[str, Any]:
         """What `/v1/models` says of a version that no editor has."""
-        return self.sources[key].describe()
+        return self._told[key]
 
     async def run(self) -> None:
         """Looks for as long as it runs."""
@@ -103,8 +109,11 @@ class Follower:
             self.catalog.failed[key] = str(error)
             return None
         self.catalog.failed.pop(key, None)
-        self.sources[source.key] = source
+        self._know(source, await asyncio.to_thread(source.describe))
         return source
+
+    def _know(self, source: ModelSource, told: dict[str, Any]) -> None:
+        self.sources[source.key], self._told[source.key] = source, told
 
     def _version(self, source: ModelSource) -> rolling.Version:
         known: Mapping[str, rolling.Version] = self.catalog.versions

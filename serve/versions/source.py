@@ -107,11 +107,15 @@ def shown(card: dict[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Named:
     """A model as clients choose it: by `name`. `reference` is the setting's own word for it, and
-    `registry` MLflow's address where that is an alias, which may move."""
+    `registry` MLflow's address where that is an alias, which may move. What its files say was read
+    once, so that neither fronts nor the hub need them: `version`, and `told` as `describe` has it.
+    """
 
     name: str
     reference: str
     source: ModelSource
+    version: Version
+    told: dict[str, Any]
     registry: str = ""
 
 
@@ -127,15 +131,16 @@ def find_models(references: Iterable[str], registry: str | None = None) -> tuple
             )
         follows = reference.startswith(SCHEME) and "@" in reference
         uri = resolve_uri(registry) if follows else ""
-        found[name] = Named(name, reference, find_model(reference, registry), uri)
+        source = find_model(reference, registry)
+        found[name] = Named(name, reference, source, source.version(), source.describe(), uri)
     return tuple(found.values())
 
 
 def menu_of(serves: Iterable[Named]) -> Menu:
     """What may be chosen when nothing has moved."""
-    versions = {named.name: named.source.version() for named in serves}
-    offers = tuple(Offer(name, version.key) for name, version in versions.items())
-    return Menu(offers, {version.key: version for version in versions.values()})
+    named = list(serves)
+    offers = tuple(Offer(each.name, each.version.key) for each in named)
+    return Menu(offers, {each.version.key: each.version for each in named})
 
 
 def name_of(reference: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.support.ui import Select
 
 from data.video import VideoWriter, probe, read_frames
 from modeling.detail.work_size import in_pixels, unlike_training
@@ -37,8 +38,11 @@ def browser() -> Iterator[Chrome]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    model = save_small_model(tmp_path_factory.mktemp("model") / "small", card=CARD)
-    with serving(model, limits=Limits(max_pixels=320 * 240)) as running:
+    folder = tmp_path_factory.mktemp("model")
+    model = save_small_model(folder / "small", card=CARD)
+    other = save_small_model(folder / "other", card={"name": "gold", "prompts": ["make it gold"]})
+    both = (str(model), str(other))
+    with serving(model, models=both, limits=Limits(max_pixels=320 * 240)) as running:
         engine: Any = running.engine
         engine.capacity.costs = {Sizes((32, 48), (32, 48)): 0.1}  # however busy the machine is
         engine.capacity.frame_s = 1e-7
@@ -84,6 +88,25 @@ def test_instructions_are_offered_remembered_and_checked(browser: Chrome, server
     page.until(lambda: page["state"].text == "live", "the chip was not applied")
     assert page["prompt"].get_attribute("value") == "add fog"
     page.stop()
+
+
+def test_a_model_is_chosen_by_name(browser: Chrome, server: Server) -> None:
+    page = Page(browser, server.http)
+    browser.execute_script("localStorage.clear()")
+    page.loaded()
+    assert page["which"].text.split("\n") == ["small", "other"]
+    assert page["prompt"].get_attribute("value") == "make it night"
+    Select(page["which"]).select_by_visible_text("other")
+    assert page["model"].text == "gold on cpu"
+    assert page["prompt"].get_attribute("value") == "make it gold"
+    made = server.front.services.metrics.frames.labels("everybody", "gold")
+    assert made._value.get() == 0
+    page.start()
+    page.more(12)
+    page.stop()
+    assert made._value.get() > 12
+    assert page.barriers() == []
+    assert page.complaints() == []
 
 
 def test_views_overlay_and_recording(browser: Chrome, server: Server) -> None:

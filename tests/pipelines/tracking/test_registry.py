@@ -15,9 +15,11 @@ from data.video import VideoWriter
 from infra.runtime.registry import (
     FINGERPRINT,
     LOCATION,
+    Pointed,
     RegistryError,
     client_for,
     find_version,
+    pointed,
 )
 from modeling.fingerprint import FingerprintError, model_fingerprint
 from modeling.model_dir import read_card
@@ -372,6 +374,15 @@ def test_the_commands_list_show_promote_and_take_back(
     assert "liveedit@production is version 2" in said("promote", "models:/liveedit@candidate")
     assert said("list").splitlines()[1].split()[:3] == ["2", "candidate,", "production"]
     assert "liveedit@production is version 1" in said("rollback")
+    said("promote", "models:/liveedit@candidate", "--share", "0.25")  # a canary
+    served = "models:/liveedit@production"
+    assert pointed(served, mlflow_uri) == Pointed("2", 0.25, "1")
+    said("promote", "models:/liveedit@candidate")  # and all
+    assert pointed(served, mlflow_uri) == Pointed("2", 1.0, "1")
+    said("promote", "models:/liveedit@candidate", "--share", "0.5")
+    said("rollback")
+    assert pointed(served, mlflow_uri).version == "1"
+    assert pointed(served, mlflow_uri).share == 1
     (second / "note").write_text("x")
     card = json.loads((second / "card.json").read_text())
     (second / "card.json").write_text(json.dumps(card | {"trained_at": ["64x32", "224x128"]}))

@@ -23,7 +23,7 @@ from serve.scaling.decisions import Editor, Request, Sizes, Stream
 from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
 from serve.settings import ServeSettings
 from serve.tenants import Tenant
-from serve.versions.source import ModelSource, Named
+from serve.versions.source import find_models
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 
@@ -35,10 +35,7 @@ SETTINGS = ServeSettings("demo", link_host="127.0.0.1", max_editors=3)
 SHAPE = Shape(48, 32, "lossless", "jpeg")
 PROGRESS = Progress(9, 9, "red", "red", b"state")
 MODEL = {"name": "m version 3", "width": 48}
-SERVES = (
-    Named("demo", "demo", ModelSource("demo")),
-    Named("natural", "natural", ModelSource("natural")),
-)
+SERVES = find_models(["demo", "natural"])
 
 
 @pytest.fixture

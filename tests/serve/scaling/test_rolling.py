@@ -283,8 +283,9 @@ def test_a_canary_is_told_and_does_not_end_by_itself() -> None:
 def test_a_redeploy_with_other_names_keeps_what_is_rolling() -> None:
     made = catalog()
     made.point("m", V["v2"], 1.0, None)
-    made.serve({"o": V["v3"], "m": V["v1"]})
-    assert [offer.name for offer in made.menu([]).offers] == ["o", "m"]
+    made.serve({"o": V["v3"], "m": V["v1"], "n": V["v3"]}, moving=["m"])
+    assert made.menu([]).offers[2] == Offer("n", "v3")  # a folder's name, and another folder
+    assert [offer.name for offer in made.menu([]).offers] == ["o", "m", "n"]
     assert made.menu([]).offers[1].target == "v2"
 
 

@@ -11,7 +11,7 @@ from serve.scaling.catalog import Catalog
 from serve.scaling.decisions import Editor, Warm
 from serve.scaling.rolling import Offer
 from serve.versions.follow import Follower
-from serve.versions.source import ModelSource, Named, find_models, menu_of
+from serve.versions.source import find_models, menu_of
 from tests.known_editors import TURNED, write_known_model
 from tests.serve.registry import Registry
 
@@ -92,6 +92,7 @@ async def test_a_canary_is_a_tag_also_after_a_restart(followed: Registry) -> Non
 async def test_files_that_are_not_what_was_registered_are_no_target(
     followed: Registry, follower: Follower
 ) -> None:
+    await follower.look()
     move(followed, 3)
     for _ in range(2):  # it may be mended: it is looked at again
         await follower.look()
@@ -147,7 +148,7 @@ async def test_an_editor_that_starts_gets_what_is_served_by_now(
     follower.catalog.settle(editors(V1, V2))
     assert [source.key for source in follower.first(serves, editors(V2))] == ["demo", V2]
     # One of a later deploy, which the hub has not heard of.
-    more = (*serves, Named("natural", "natural", ModelSource("natural")))
+    more = (*serves, *find_models(["natural"]))
     assert {source.key for source in follower.first(more, editors(V2))} == {"demo", V2, "natural"}
 
 

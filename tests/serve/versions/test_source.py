@@ -71,7 +71,10 @@ def test_a_reference_is_the_version_that_it_names(
     front = build(chosen, registry.uri)._bound_deployment
     settings, serves, editor = front.init_args
     reference = "models:/editor@candidate"
-    assert serves == (Named("editor@candidate", reference, second, registry.uri),)
+    told = second.describe()
+    assert serves == (
+        Named("editor@candidate", reference, second, second.version(), told, registry.uri),
+    )
     assert editor._bound_deployment.init_args == (chosen, serves) == (settings, serves)
     for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):
         with pytest.raises(ValueError, match="is not in the registry at sqlite"):
