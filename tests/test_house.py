@@ -33,7 +33,7 @@ PRIVATE = {
         *(f"{_SDPA}_{kind}_attention" for kind in ("cudnn", "efficient", "flash")),
         f"{_SDPA}_flash_attention_for_cpu",
     },
-    "modeling/gpu/transformer.py": {"_addmm_activation", f"{_SDPA}_cudnn_attention", "_scaled_mm"},
+    "modeling/gpu/transformer.py": {"_addmm_activation", f"{_SDPA}_cudnn_attention"},
     "pipelines/training/watch/watchdog.py": {"_current_frames", "_exit"},
     "pipelines/training/zero/inside.py": {"_config", "_hp_mapping"},
     "serve/run.py": {"_create_unverified_context", "_exit"},

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import ScalingType
 
 from modeling.diffusion.attention import attention
 from modeling.diffusion.reuse import Reuse
@@ -52,16 +53,17 @@ class Fp8Linear:
 
     def __call__(self, x: Fp8) -> Tensor:
         """[T, K] -> [T, N] in the type of the bias."""
-        out: Tensor = torch._scaled_mm(
+        return F.scaled_mm(
             x.values,
             self._weight,
-            scale_a=x.scales,
-            scale_b=self._scales,
+            x.scales,
+            ScalingType.RowWise,
+            self._scales,
+            ScalingType.RowWise,
             bias=self._bias,
-            out_dtype=self._bias.dtype,
+            output_dtype=self._bias.dtype,
             use_fast_accum=True,
         )
-        return out
 
 
 class FusedTransformer:

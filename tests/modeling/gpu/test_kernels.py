@@ -50,6 +50,18 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
+def test_a_linear_layer_in_8_bits_scales_its_rows_and_its_outputs(kernels: ModuleType) -> None:
+    from modeling.gpu.transformer import Fp8Linear
+
+    rows, outputs = torch.logspace(-3, 1, 5)[:, None], torch.logspace(-2, 2, 48)
+    weight, bias = torch.randn(48, 32), torch.randn(48)
+    x = kernels.rows.Fp8(torch.randn(5, 32).to(kernels.rows.FP8), rows)
+    found = Fp8Linear(weight * outputs[:, None], bias)(x) - bias
+    expected = F.linear(x.values.float(), weight)
+    torch.testing.assert_close(found / (rows * outputs), expected, atol=0.8, rtol=0)
+    assert (found / (rows * outputs) - expected).square().mean() < 0.03  # of 32
+
+
 @DTYPES
 @pytest.mark.parametrize("modulated", [True, False])
 @pytest.mark.parametrize("adds", ["nothing", "all", "gated"])
