@@ -15,8 +15,8 @@ from modeling.editor import StreamingEditor
 from modeling.streaming.device import DeviceClock, to_device, to_host
 from modeling.streaming.quality import Quality
 from modeling.streaming.stream import EditStream
-from serve.scaling import decisions, ladder
-from serve.scaling.decisions import Editor, Sizes, Stream, Warm
+from serve.scaling import admission, ladder
+from serve.scaling.admission import Editor, Sizes, Stream, Warm
 from serve.scaling.ladder import Calm, Decision, Held
 from serve.scaling.rungs import FULL, Means, Rung, Size, rungs, slowed
 from serve.wire.protocol import RETRY_AFTER_S, Detail, WireError
@@ -108,7 +108,7 @@ class Capacity:
 
     def cost(self, sizes: Sizes) -> float:
         """Seconds a chunk."""
-        return decisions.cost_of(self.costs, sizes, self.frame_s)
+        return admission.cost_of(self.costs, sizes, self.frame_s)
 
     def share(self, name: str) -> float:
         """Of the accelerator, edited as its client asked."""
@@ -161,7 +161,7 @@ class Capacity:
         """
         sizes, on = sizes_of(load.opening), self._rungs_of(load.opening)
         here, there = (
-            decisions.cost_of(self.warm, sizes.at(on[n]), self.frame_s) for n in (load.rung, rung)
+            admission.cost_of(self.warm, sizes.at(on[n]), self.frame_s) for n in (load.rung, rung)
         )
         return load.cost * (there / here if here else 1.0)
 
@@ -170,7 +170,7 @@ class Capacity:
         fps, found = load.opening.fps, []
         for number, rung in enumerate(self._rungs_of(load.opening)):
             cost = self._cost_on(load, number)
-            share = decisions.share_of(cost, fps, self._warm(load.opening.version).chunk_frames)
+            share = admission.share_of(cost, fps, self._warm(load.opening.version).chunk_frames)
             found.append(slowed(share, cost) if rung.name == "slowed" else share)
         return tuple(found)
 
@@ -194,12 +194,12 @@ class Capacity:
         return name
 
     def _admits(self, new: Load) -> bool:
-        """As `decisions.has_room`, by what is known here."""
+        """As `admission.has_room`, by what is known here."""
         shares = [self._shares(load) for load in (new, *self.loads.values())]
         live = new.opening.mode == "live" and self.degrade
         for of in (max, min) if live else (max,):
             share, *others = map(of, shares)
-            if decisions.admits(
+            if admission.admits(
                 sum(others),
                 len(others),
                 share,

@@ -25,7 +25,7 @@ from serve.editor.accelerator import Accelerator
 from serve.editor.capacity import means_of, native, quality_of
 from serve.editor.scheduler import Ran
 from serve.editor.stream import EditorStream
-from serve.scaling.decisions import Sizes
+from serve.scaling.admission import Sizes
 from serve.scaling.rungs import FULL
 from serve.versions.source import describe, shown
 from serve.wire.protocol import RETRY_AFTER_S, WireError

@@ -19,7 +19,7 @@ from serve.hub.client import HubClient
 from serve.hub.hub import GONE_S, REPORT_S, Orders, Report
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
-from serve.scaling.decisions import Sizes
+from serve.scaling.admission import Sizes
 from serve.settings import ServeSettings
 from serve.versions.source import ModelSource, Named
 from serve.wire.conversation import KINDS, answer

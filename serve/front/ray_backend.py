@@ -17,7 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.scaling.decisions import Request
+from serve.scaling.admission import Request
 from serve.scaling.placement import ASKS_S, Full, Places, Retired, Waiting
 from serve.wire.conversation import Conversation
 from serve.wire.link import Listener

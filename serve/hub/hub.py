@@ -21,8 +21,8 @@ from infra.runtime.ray_private import serve_replicas
 from serve.hub.ledger import Ledger
 from serve.hub.records import COMMIT_KINDS, SessionStore
 from serve.metrics import HubMetrics, Retired, Snapshot
+from serve.scaling.admission import Editor
 from serve.scaling.catalog import Catalog, Menu
-from serve.scaling.decisions import Editor
 from serve.scaling.placement import Placement
 from serve.settings import ServeSettings
 from serve.versions.follow import Follower

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serve.scaling import rolling
-from serve.scaling.decisions import Editor, Request
+from serve.scaling.admission import Editor, Request
 from serve.scaling.rolling import Offer, Version
 from serve.wire.protocol import WireError
 

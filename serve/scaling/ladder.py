@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from serve.scaling.decisions import HEADROOM
+from serve.scaling.admission import HEADROOM
 
 GAIN = 0.02  # of a session's share: a rung that saves less is passed over
 HIGH = HEADROOM + 0.05  # load above which somebody goes down, until it is HEADROOM

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from serve.scaling import decisions
+from serve.scaling import admission, decisions
+from serve.scaling.admission import Editor, Request, Shape
 from serve.scaling.catalog import Catalog, Menu
-from serve.scaling.decisions import Editor, Need, Rank, Request, Shape
+from serve.scaling.decisions import Need, Rank
 from serve.scaling.rolling import Plan
 from serve.wire.protocol import RETRY_AFTER_S
 
@@ -197,7 +198,7 @@ class Placement:
         self._editors[editor.name] = (at, editor)
         if self._no_room:
             left = self._no_room.items()
-            self._no_room = {s: r for s, r in left if not decisions.has_room(editor, r)}
+            self._no_room = {s: r for s, r in left if not admission.has_room(editor, r)}
 
     def _found(self, request: Request, before: list[Request]) -> Editor | None:
         shape = request.shape

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from serve.scaling.decisions import Editor
+from serve.scaling.admission import Editor
 
 
 @dataclass(frozen=True)

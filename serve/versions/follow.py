@@ -10,8 +10,8 @@ from typing import Any
 from infra.runtime.errors import UserError
 from infra.runtime.registry import Pointed, RegistryError, find_version, pointed
 from serve.scaling import rolling
+from serve.scaling.admission import Editor
 from serve.scaling.catalog import Catalog
-from serve.scaling.decisions import Editor
 from serve.versions.source import ModelSource, Named, name_of, source_of
 
 log = logging.getLogger(__name__)

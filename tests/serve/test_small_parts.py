@@ -18,7 +18,7 @@ from serve.editor.capacity import Capacity
 from serve.front.pacing import PacedOutbox
 from serve.hub.records import Entry
 from serve.run import free_port, start
-from serve.scaling.decisions import Sizes
+from serve.scaling.admission import Sizes
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening

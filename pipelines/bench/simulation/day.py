@@ -10,7 +10,8 @@ from typing import Any
 from modeling.config import MaskCacheConfig, StreamConfig
 from modeling.streaming.quality import Quality, kept_steps, mask_cache_of
 from serve.scaling import decisions
-from serve.scaling.decisions import Editor, Rank, Sizes
+from serve.scaling.admission import Editor, Sizes
+from serve.scaling.decisions import Rank
 from serve.scaling.placement import Scale
 from serve.scaling.rungs import FEWEST_STEPS, Means, Rung, rungs
 

@@ -16,7 +16,7 @@ from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.tally import Tally
 from serve.editor.capacity import Capacity
 from serve.scaling import decisions
-from serve.scaling.decisions import Request, Warm
+from serve.scaling.admission import Request, Warm
 from serve.scaling.placement import ASKS_S, Full, Placed, Placement, Scale
 from serve.scaling.rungs import FULL, Rung, slowed
 from serve.wire.protocol import WireError

@@ -9,7 +9,7 @@ import pytest
 from pipelines.bench.simulation.day import VARIANTS, Day, Variant, anyone, busy, measured
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.world import World, simulate
-from serve.scaling.decisions import HEADROOM, Editor, Sizes
+from serve.scaling.admission import HEADROOM, Editor, Sizes
 from serve.scaling.placement import Scale
 from serve.scaling.rungs import Means, Rung
 

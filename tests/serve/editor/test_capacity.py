@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.editor.capacity import KNOWN, Capacity, means_of
-from serve.scaling.decisions import Sizes, Warm
+from serve.scaling.admission import Sizes, Warm
 from serve.scaling.rungs import Means, Rung
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening

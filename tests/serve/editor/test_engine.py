@@ -16,7 +16,7 @@ import torch
 from modeling.streaming.state import StreamState
 from serve.editor.engine import Engine
 from serve.metrics import EditorMetrics
-from serve.scaling.decisions import Sizes
+from serve.scaling.admission import Sizes
 from serve.scaling.ladder import Calm
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready

@@ -14,7 +14,7 @@ import torch
 
 from serve.editor.accelerator import Accelerator
 from serve.editor.shelf import Shelf
-from serve.scaling.decisions import Sizes, Warm
+from serve.scaling.admission import Sizes, Warm
 from serve.versions.source import ModelSource
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready, Work

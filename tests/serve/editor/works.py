@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve.editor.engine import Engine
-from serve.scaling.decisions import Sizes
+from serve.scaling.admission import Sizes
 from serve.wire.work import Opening, Work
 from tests.known_editors import block_clip
 

@@ -19,8 +19,8 @@ from ray.serve.exceptions import BackPressureError
 
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
-from serve.scaling import decisions
-from serve.scaling.decisions import Request, Sizes, Stream
+from serve.scaling import admission
+from serve.scaling.admission import Request, Sizes, Stream
 from serve.scaling.placement import Answer, Placement, Scale
 from serve.wire import conversation
 from serve.wire.link import Address, Link, Listener
@@ -90,7 +90,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.placement = Placement(Scale())
-        self.placement.report(decisions.Editor("a", 12, 1))
+        self.placement.report(admission.Editor("a", 12, 1))
         self.asked: list[Request] = []
         self.over: list[str] = []
 
@@ -224,14 +224,14 @@ async def test_a_stream_asks_for_what_it_is() -> None:
 
 async def test_who_waits_hears_its_place_until_there_is_room() -> None:
     hub = Hub()
-    busy = decisions.Editor("a", 12, 1, {"other": Stream("other", 0.1)})
+    busy = admission.Editor("a", 12, 1, {"other": Stream("other", 0.1)})
     hub.placement.report(busy)
     calls: list[int] = []
 
     async def ask(request: Request) -> Answer:
         calls.append(1)
         if len(calls) == 3:
-            hub.placement.report(decisions.Editor("a", 12, 1))
+            hub.placement.report(admission.Editor("a", 12, 1))
         hub.asked.append(request)
         return hub.placement.ask(request)
 
@@ -246,7 +246,7 @@ async def test_who_waits_hears_its_place_until_there_is_room() -> None:
 
 async def test_who_does_not_wait_is_refused_without_asking_an_editor() -> None:
     hub = Hub()
-    hub.placement.report(decisions.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    hub.placement.report(admission.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
     backend_calls = []
 
     async def called(opening: Opening, address: Address) -> None:
@@ -263,7 +263,7 @@ async def test_who_does_not_wait_is_refused_without_asking_an_editor() -> None:
 
 async def test_who_gives_up_in_the_queue_leaves_it() -> None:
     hub = Hub()
-    hub.placement.report(decisions.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    hub.placement.report(admission.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
     backend = RayBackend(Handle(good), listener(), hub)  # type: ignore[arg-type]
     stream = backend.edit(replace(OPENING, waits=True), asyncio.Event().wait)  # type: ignore[arg-type]
     assert isinstance(await anext(stream), Queued)

@@ -19,7 +19,7 @@ from serve.hub.hub import GONE_S, Hub, Orders, Report
 from serve.hub.ledger import Used
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
-from serve.scaling.decisions import Editor, Request, Sizes, Stream
+from serve.scaling.admission import Editor, Request, Sizes, Stream
 from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
 from serve.settings import ServeSettings
 from serve.tenants import Tenant

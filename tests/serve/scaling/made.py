@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve.scaling.decisions import Editor, Request, Sizes, Stream
+from serve.scaling.admission import Editor, Request, Sizes, Stream
 
 SIZES = Sizes((128, 192), (128, 192))
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.scaling import decisions
-from serve.scaling.decisions import HEADROOM, Editor, Need, Request, Sizes
+from serve.scaling import admission, decisions
+from serve.scaling.admission import HEADROOM, Editor, Request, Sizes
+from serve.scaling.decisions import Need
 from tests.serve.scaling.made import SIZES, editor, request
 
 # --- admission
@@ -32,7 +33,7 @@ def test_admission(
     shares: list[float], share: float, sessions: int, measured: bool, taken: bool
 ) -> None:
     assert (
-        decisions.admits(sum(shares), len(shares), share, max_sessions=sessions, measured=measured)
+        admission.admits(sum(shares), len(shares), share, max_sessions=sessions, measured=measured)
         is taken
     )
 
@@ -44,25 +45,25 @@ def square(frame: int, work: int, detail: str = "source") -> Sizes:
 def test_the_cost_of_new_sizes_is_by_the_areas_of_frame_and_work() -> None:
     """From those that are worked at the most alike."""
     costs = {square(100, 100): 1.0, square(400, 400): 30.0}
-    assert decisions.cost_of(costs, square(100, 100)) == 1.0
-    assert decisions.cost_of(costs, square(700, 100)) == 1.0
-    assert decisions.cost_of(costs, Sizes((9, 9), (100, 50))) == 0.5
-    assert decisions.cost_of(costs, Sizes((9, 9), (400, 300))) == 22.5
-    assert decisions.cost_of({}, square(100, 100)) == 0.0
+    assert admission.cost_of(costs, square(100, 100)) == 1.0
+    assert admission.cost_of(costs, square(700, 100)) == 1.0
+    assert admission.cost_of(costs, Sizes((9, 9), (100, 50))) == 0.5
+    assert admission.cost_of(costs, Sizes((9, 9), (400, 300))) == 22.5
+    assert admission.cost_of({}, square(100, 100)) == 0.0
     # A tenth of a millisecond for every pixel of a frame: all of the first, half of the second.
-    assert decisions.cost_of(costs, square(200, 100), 1e-4) == pytest.approx(0.0 + 4.0)
-    assert decisions.cost_of(costs, square(200, 400), 1e-4) == pytest.approx(14.0 + 4.0)
-    assert decisions.cost_of(costs, square(200, 200), 1e-4) == pytest.approx(0.0 + 4.0)
-    assert decisions.cost_of(costs, square(200, 800), 1e-5) == pytest.approx(4 * 28.4 + 0.4)
+    assert admission.cost_of(costs, square(200, 100), 1e-4) == pytest.approx(0.0 + 4.0)
+    assert admission.cost_of(costs, square(200, 400), 1e-4) == pytest.approx(14.0 + 4.0)
+    assert admission.cost_of(costs, square(200, 200), 1e-4) == pytest.approx(0.0 + 4.0)
+    assert admission.cost_of(costs, square(200, 800), 1e-5) == pytest.approx(4 * 28.4 + 0.4)
     # More per pixel than a chunk took in all is no less than nothing for the networks.
-    assert decisions.cost_of(costs, square(100, 200), 1e-2) == pytest.approx(100.0)
+    assert admission.cost_of(costs, square(100, 200), 1e-2) == pytest.approx(100.0)
 
 
 def test_known_costs_with_the_same_detail_come_first() -> None:
     costs = {square(8, 8): 1.0, square(8, 16, "off"): 40.0, square(4, 8): 3.0}
-    assert decisions.cost_of(costs, square(16, 16)) == 4.0
-    assert decisions.cost_of(costs, square(4, 4)) == 0.75  # by the frame where work is alike
-    assert decisions.cost_of(costs, square(8, 8, "off")) == 10.0
+    assert admission.cost_of(costs, square(16, 16)) == 4.0
+    assert admission.cost_of(costs, square(4, 4)) == 0.75  # by the frame where work is alike
+    assert admission.cost_of(costs, square(8, 8, "off")) == 10.0
 
 
 # --- placement

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.scaling import ladder
-from serve.scaling.decisions import HEADROOM
+from serve.scaling.admission import HEADROOM
 from serve.scaling.ladder import HIGH, LOW, OVER_S, UP_S, Calm, Held, decide, load_of
 from serve.scaling.rungs import FULL, Means, Rung, rungs, slowed
 

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from serve.scaling.decisions import Editor, Need, Stream
+from serve.scaling.admission import Editor, Stream
+from serve.scaling.decisions import Need
 from serve.scaling.placement import (
     ASKS_S,
     DECIDE_S,

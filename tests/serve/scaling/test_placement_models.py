@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from serve.scaling.admission import Editor, Request, Sizes, Stream, Warm
 from serve.scaling.catalog import Catalog
-from serve.scaling.decisions import Editor, Request, Sizes, Stream, Warm
 from serve.scaling.placement import (
     ASKS_S,
     DECIDE_S,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from serve.scaling import rolling
+from serve.scaling.admission import Editor, Request, Sizes, Stream, Warm
 from serve.scaling.catalog import Catalog, Menu
-from serve.scaling.decisions import Editor, Request, Sizes, Stream, Warm
 from serve.scaling.rolling import Offer, Plan, Shelves, Version
 from serve.wire.protocol import WireError
 

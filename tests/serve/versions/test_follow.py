@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from infra.runtime.registry import BEFORE, SHARE, Pointed, RegistryError, pointed
+from serve.scaling.admission import Editor, Warm
 from serve.scaling.catalog import Catalog
-from serve.scaling.decisions import Editor, Warm
 from serve.scaling.rolling import Offer
 from serve.versions.follow import Follower
 from serve.versions.source import find_models, menu_of

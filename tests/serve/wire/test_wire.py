@@ -21,7 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from pipelines.commands.measure.trace import read_ways
 from serve.limits import Limits
-from serve.scaling.decisions import Sizes
+from serve.scaling.admission import Sizes
 from serve.scaling.ladder import Calm
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.tokens import write_tokens
