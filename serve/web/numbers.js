@@ -5,9 +5,9 @@ const CHUNKS = 4; // whose median says what the model takes
 
 // Of the wire's `quality`: what the server takes off while it is full.
 const LEVELS = {
-  mask: () => "fewer parts recomputed: the server is full",
-  size: ({ work_size: size }) => `smaller working size, ${size}: the server is full`,
-  steps: ({ steps }) => `fewer steps, ${steps}: the server is full`,
+  mask: () => "fewer parts recomputed: the server is busy",
+  size: ({ work_size: size }) => `smaller working size, ${size}: the server is busy`,
+  steps: ({ steps }) => `fewer steps, ${steps}: the server is busy`,
 };
 
 export class Numbers {
@@ -25,7 +25,7 @@ export class Numbers {
   }
 
   quality(message) {
-    const words = message.level === "full" ? "" : LEVELS[message.level] ?? (() => "edited less well: the server is full");
+    const words = message.level === "full" ? "" : LEVELS[message.level] ?? (() => "edited less well: the server is busy");
     this.set("quality", words && words(message));
   }
 

@@ -139,7 +139,7 @@ def test_a_session_that_is_edited_less_well_is_told_so_in_words(browser: Chrome)
         assert page["quality"].text == ""
         page["start"].click()
         page.until(lambda: page["quality"].text != "", "no word of it")
-        assert page["quality"].text == "smaller working size, 416x240: the server is full"
+        assert page["quality"].text == "smaller working size, 416x240: the server is busy"
         assert page.barriers() == []
         page["start"].click()
         page.ready()
