@@ -86,7 +86,7 @@ def test_a_policy(example: Example) -> None:
     assert chunks[-1].recomputed == pytest.approx(share)
     wrong = replace(CONFIG, stream=replace(CONFIG.stream, mask_cache=MaskCacheConfig("top_hafl")))
     with pytest.raises(
-        UserError, match="policy 'top_hafl'; there are budget, follow, published, top_half"
+        UserError, match="policy 'top_hafl'; there are budget, follow, published, settled, top_half"
     ):
         check_choices(wrong)
 

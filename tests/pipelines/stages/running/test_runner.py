@@ -54,7 +54,7 @@ def test_unchanged_stage_is_reused_and_linked(
     assert again.parent.outbox.flush()
     parent = client_for(mlflow_uri).get_run(again.parent.run_id)
     assert parent.data.tags["liveedit.reused.one"] == first.run_id
-    assert f"/runs/{first.run_id})" in parent.data.tags["mlflow.note.content"]
+    assert f"/runs/{first.run_id}?" in parent.data.tags["mlflow.note.content"]
 
 
 def test_stage_runs_again_for_other_inputs_code_or_a_changed_output(
@@ -153,7 +153,7 @@ def test_every_reused_stage_is_linked(
     for record in first:
         assert tags[f"liveedit.reused.{record.stage}"] == record.run_id
         assert f"{record.stage}: " in tags["mlflow.note.content"]
-        assert f"/runs/{record.run_id})" in tags["mlflow.note.content"]
+        assert f"/runs/{record.run_id}?" in tags["mlflow.note.content"]
 
 
 def test_the_record_before_is_what_still_there_looks_at(
