@@ -116,10 +116,12 @@ def _lower(sessions: dict[str, Held]) -> bool:
 
 
 def _raised(sessions: Mapping[str, Held], load: float) -> Held | None:
+    # Who is alone would be let in as it asked; beside others some air is left for them.
+    most = LOW if len(sessions) > 1 else HEADROOM
     for session in sorted(sessions.values(), key=lambda s: (not s.live, -s.rung, s.share, s.name)):
         if session.upper is not None:
             higher = replace(session, rung=session.upper)
-            if load - session.share + higher.share <= LOW:
+            if load - session.share + higher.share <= most:
                 return higher
     return None
 
