@@ -187,7 +187,13 @@ class StreamingEditor:
         """
         if state.model != self.identity and state.latents == self.latents:
             state = replace(
-                state, source=None, kv=None, encoder=None, decoder=None, reproducer=None
+                state,
+                source=None,
+                kv=None,
+                encoder=None,
+                decoder=None,
+                reproducer=None,
+                mask_tokens=None,  # another policy means something else by them
             )
         elif state.model != self.identity:
             raise StateError(

@@ -34,11 +34,14 @@ class Load:
     """A stream's part in the accelerator.
 
     `cost` is what its own chunks take, in seconds, on its rung of the ladder, which counts from 0.
+    `rungs` and `chunk_frames` are its version's, which may leave before it does.
     """
 
     opening: Opening
     cost: float
-    since: float = 0.0
+    since: float
+    rungs: tuple[Rung, ...]
+    chunk_frames: int
     rung: int = 0
 
 
@@ -122,7 +125,7 @@ class Capacity:
     def rung(self, name: str) -> Rung:
         """How the stream is to be edited from its next chunk on."""
         load = self.loads[name]
-        return self._rungs_of(load.opening)[load.rung]
+        return load.rungs[load.rung]
 
     def decide(self) -> Decision:
         """Everybody's rung, anew: see `ladder.decide`."""
@@ -150,27 +153,25 @@ class Capacity:
     def _warm(self, model: str) -> Warm:
         return self.models.get(model) or Warm(self.chunk_frames, self.means)
 
-    def _rungs_of(self, opening: Opening) -> tuple[Rung, ...]:
-        return self._rungs(sizes_of(opening), live=opening.mode == "live")
-
     def _cost_on(self, load: Load, rung: int) -> float:
         """Seconds that its chunks would take there, by what they take where it is.
 
         What rungs cost beside each other is known from the warm-up: later costs are of other times,
         and one that was measured while the machine was busy would keep a session down for ever.
         """
-        sizes, on = sizes_of(load.opening), self._rungs_of(load.opening)
+        sizes = sizes_of(load.opening)
         here, there = (
-            admission.cost_of(self.warm, sizes.at(on[n]), self.frame_s) for n in (load.rung, rung)
+            admission.cost_of(self.warm, sizes.at(load.rungs[n]), self.frame_s)
+            for n in (load.rung, rung)
         )
         return load.cost * (there / here if here else 1.0)
 
     def _shares(self, load: Load) -> tuple[float, ...]:
         """On each of its rungs."""
         fps, found = load.opening.fps, []
-        for number, rung in enumerate(self._rungs_of(load.opening)):
+        for number, rung in enumerate(load.rungs):
             cost = self._cost_on(load, number)
-            share = admission.share_of(cost, fps, self._warm(load.opening.version).chunk_frames)
+            share = admission.share_of(cost, fps, load.chunk_frames)
             found.append(slowed(share, cost) if rung.name == "slowed" else share)
         return tuple(found)
 
@@ -179,8 +180,10 @@ class Capacity:
 
         Raises WireError `at_capacity` when it does not fit.
         """
-        cost = self.cost(sizes_of(opening))
-        load = Load(opening, cost, self._clock())
+        sizes = sizes_of(opening)
+        rungs_here = self._rungs(sizes, live=opening.mode == "live")
+        frames = self._warm(opening.version).chunk_frames
+        load = Load(opening, self.cost(sizes), self._clock(), rungs_here, frames)
         share = self._shares(load)[0]
         if not self._admits(load):
             raise WireError(

@@ -160,8 +160,8 @@ class Engine:
         name = self.capacity.admit(opening)
         stream = EditorStream(name, opening, self.editor.settings.chunk_frames)
         self._streams[opening.session] = stream
-        self._weigh()
         try:
+            self._weigh()
             yield stream
         finally:
             if self._streams.get(opening.session) is stream:

@@ -105,6 +105,8 @@ class EditorReplica:
             )
             try:
                 orders: Orders = await self.hub.call("report", report)
+                for key in report.failed:  # told once, so that it can be tried again
+                    self.shelf.failed.pop(key, None)
                 self._wanted, self._told_at = orders.wanted, time.monotonic()
                 self._going = self._going or orders.go
                 if orders.leave or orders.go:

@@ -148,7 +148,9 @@ class Connection:
         if message.resume is not None:
             menu = self.services.menu()
             trained = menu.versions[menu.offer(message.model).stable].trained
-            work_size = sizes.of(message, trained)[0] if message.work_size else None
+            asked = sizes.of(message, trained)[0]
+            # What "native" meant was settled when the session was opened, maybe by another version.
+            work_size = asked if message.work_size not in (None, "native") else None
             shape = Shape(
                 message.width, message.height, message.mode, message.format,
                 work_size, message.detail, self.visitor.tenant.name, message.model,

@@ -126,6 +126,7 @@ class Hub:
                 self._began = report.began
                 self._follower.serve(report.serves)
             return Orders(leave, stop=self._ending, menu=self._placement.menu())
+        self._alive()  # what one died of must not be given to the next
         self._placement.report(report.editor)
         for key, why in report.failed.items():
             self._catalog.fail(key, why, report.process)

@@ -69,7 +69,10 @@ class Follower:
         """Asks the registry once; all stays as it is when it does not answer."""
         for named in self._serves:
             if named.registry:
-                await self._follow(named)
+                try:
+                    await self._follow(named)
+                except Exception:  # whatever MLflow or the files raise: it is asked again
+                    log.exception("%s stays as it is", named.name)
 
     async def _follow(self, named: Named) -> None:
         try:
@@ -94,6 +97,8 @@ class Follower:
         earlier = None
         if before is not None:
             earlier = await asyncio.to_thread(self._version, before)
+        if named not in self._serves:  # not any more
+            return
         self._seen[named.name] = found
         self.catalog.point(named.name, version, found.share, earlier)
 

@@ -206,6 +206,25 @@ def test_a_stream_goes_on_with_another_model_of_the_same_latents(tmp_path: Path)
         assert np.abs(pixels(chunks).astype(int) - wanted).max() <= TOLERANCE
 
 
+def test_another_models_mask_cache_begins_anew(tmp_path: Path) -> None:
+    """What one policy carries from chunk to chunk means nothing to another."""
+    source = block_clip(33, 64, 96)
+    one = StreamingEditor.load(
+        write_known_model(tmp_path / "one"), mask_cache=MaskCacheConfig(scope="block")
+    )
+    two = StreamingEditor.load(
+        write_known_model(tmp_path / "two", paints=TURNED),
+        mask_cache=MaskCacheConfig(policy="follow", scope="block"),
+    )
+    stream = one.open("paint it red", height=64, width=96, seed=1)
+    edit(stream, source[:21])
+    state = StreamState.from_bytes(stream.snapshot(compact=True).to_bytes())
+    assert state.mask_tokens is not None
+    chunks = edit(two.restore(state), source[21:])
+    wanted = expected_edit(source, "paint it blue")[21:]
+    assert np.abs(pixels(chunks).astype(int) - wanted).max() <= TOLERANCE
+
+
 def test_networks_without_a_directory_have_their_own_identity() -> None:
     model = load_model("demo")
     one = StreamingEditor(model, mask_cache=None)

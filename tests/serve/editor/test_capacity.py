@@ -274,6 +274,21 @@ def test_sessions_are_edited_less_well_before_one_is_refused() -> None:
     assert made.rung(names[0]) == Rung("steps", SIZE, sparing=True, halved=True)
 
 
+def test_who_was_lowered_is_counted_also_when_its_version_has_left() -> None:
+    made, _ = degrading(0.3, 0.25, 0.14)
+    made.means, made.models[""] = None, Warm(12, MEANS)
+    names = []
+    for name in "abc":
+        names.append(made.admit(opening(name)))
+        made.decide()
+    before = [(made.rung(name), made.share(name)) for name in names]
+    assert sorted(load.rung for load in made.loads.values()) == [1, 2, 2]
+    del made.models[""]  # it takes no more sessions, and those that it has finish their chunks
+    assert made.decide().close is None
+    assert [(made.rung(name), made.share(name)) for name in names] == before
+    assert len(made.known("e").streams) == 3
+
+
 def test_a_lossless_one_waits_for_a_place_and_then_for_its_turn() -> None:
     made, _ = degrading(0.3, 0.25, 0.14)
     file = replace(opening("f"), mode="lossless")

@@ -207,6 +207,18 @@ async def test_a_stream_that_fails_frees_its_place(engine: Engine) -> None:
     engine.check()  # a stream's failure is not the device's
 
 
+async def test_a_stream_that_cannot_be_weighed_frees_its_place(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setattr(engine.capacity, "decide", fail)
+    with pytest.raises(IndexError):
+        await events(engine, OPENING, *WORKS)
+    assert (engine.capacity.loads, engine.sessions) == ({}, 0)
+
+
 async def test_a_broken_device_makes_the_engine_unhealthy(engine: Engine) -> None:
     def fail(*_: Any) -> None:
         raise torch.AcceleratorError("illegal memory access")

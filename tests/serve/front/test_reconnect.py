@@ -62,11 +62,12 @@ def test_a_session_takes_the_place_of_its_own_ghost(full: Server) -> None:
         assert len(engine.capacity.loads) == 1
 
 
-@pytest.mark.parametrize("again", ["1/2", "32x16", None])
+@pytest.mark.parametrize("again", ["1/2", "32x16", "native", None])
 def test_a_session_is_resumed_with_the_work_size_that_it_was_opened_with(
     full: Server, again: str | None
 ) -> None:
-    """In the words of its first open, in those of the answer, or in none."""
+    """In the words of its first open, in those of the answer, or in none; "native" may mean
+    another size by now."""
     with socket(full) as old, socket(full) as new:
         first = opened(old, work_size="1/2")
         assert first["work_size"] == "32x16"

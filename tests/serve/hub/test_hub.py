@@ -19,8 +19,9 @@ from serve.hub.hub import GONE_S, Hub, Orders, Report
 from serve.hub.ledger import Used
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
-from serve.scaling.admission import Editor, Request, Sizes, Stream
+from serve.scaling.admission import Editor, Request, Sizes, Stream, Warm
 from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
+from serve.scaling.rolling import Version
 from serve.settings import ServeSettings
 from serve.tenants import Tenant
 from serve.versions.source import find_models
@@ -77,6 +78,20 @@ async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.Monke
     now += 2
     assert (await actor.models())[0]["editors"] == 1
     assert set(await actor.snapshots()) == {"b", "hub", "gone"}
+
+
+async def test_what_an_editor_died_of_is_not_given_to_the_next(
+    actor: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr("serve.hub.hub.time", SimpleNamespace(monotonic=lambda: now))
+    actor._catalog.point("demo", Version("m version 4", (32, 48)), 1.0, None)
+    loading = Editor("a", 12, 8, models={"demo": Warm(12)}, loading="m version 4")
+    await actor.report(replace(report("a", MODEL), editor=loading))
+    now += GONE_S + 1
+    orders = await actor.report(replace(report("b", MODEL), editor=Editor("b", 12, 8)))
+    assert orders.load is None
+    assert actor._catalog.failed == {"m version 4": "editor a died of it"}
 
 
 async def test_what_editors_do_before_they_are_ready_is_known(

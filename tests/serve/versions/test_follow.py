@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from infra.runtime.registry import BEFORE, SHARE, Pointed, RegistryError, pointed
+from infra.runtime.registry import (
+    BEFORE,
+    SHARE,
+    Pointed,
+    RegistryError,
+    find_version,
+    pointed,
+)
 from serve.scaling.admission import Editor, Warm
 from serve.scaling.catalog import Catalog
 from serve.scaling.rolling import Offer
@@ -14,6 +22,9 @@ from serve.versions.follow import Follower
 from serve.versions.source import find_models, menu_of
 from tests.known_editors import TURNED, write_known_model
 from tests.serve.registry import Registry
+
+if TYPE_CHECKING:
+    from infra.runtime.registry import ModelVersion
 
 pytestmark = pytest.mark.anyio
 
@@ -161,3 +172,36 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
     assert [offer.name for offer in menu_of(find_models([references[0], "demo"])).offers] == [
         "same", "demo",
     ]  # fmt: skip
+
+
+async def test_whatever_goes_wrong_the_registry_is_asked_again(
+    followed: Registry, follower: Follower, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(reference: str, uri: str) -> Pointed:
+        raise OSError(116, "Stale file handle")
+
+    ask, follower.ask = follower.ask, fail
+    await follower.look()
+    assert f"{NAME} stays as it is" in caplog.text
+    assert offered(follower, V1) == Offer(NAME, V1)
+    follower.ask = ask
+    move(followed, 2)
+    await follower.look()
+    assert offered(follower, V1, V2) == Offer(NAME, V1, V2)
+
+
+async def test_a_name_that_is_served_no_more_while_it_is_looked_up(
+    followed: Registry,
+    follower: Follower,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def find(reference: str, uri: str) -> ModelVersion:
+        follower.serve(find_models(["demo"]))
+        return find_version(reference, uri)
+
+    move(followed, 2)
+    monkeypatch.setattr("serve.versions.follow.find_version", find)
+    await follower.look()
+    assert caplog.text == ""
+    assert [offer.name for offer in follower.catalog.menu(editors("demo")).offers] == ["demo"]
