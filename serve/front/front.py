@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 WEB = Path(__file__).parent.parent / "web"
 UNAVAILABLE = 503  # whatever the reason: a probe asks later
 SAMPLES = ROOT / "data" / "samples"
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+THERE = f"GET /v1/models, POST /v1/edits and a WebSocket at {PATH}"
 
 
 class Front:
@@ -95,6 +97,7 @@ class Front:
                 WebSocketRoute(PATH, _Asgi(self.stream)),
                 Route("/v1/models", self.models),
                 Route("/v1/edits", self.edit, methods=["POST"]),
+                Route("/v1/{rest:path}", _unknown, methods=METHODS),
                 Route("/healthz", self.health),
                 Route("/readyz", self.ready),
                 Route("/metrics", self.metrics),
@@ -246,3 +249,9 @@ class _Asgi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.call(scope, receive, send)
+
+
+async def _unknown(request: Request) -> Response:
+    """A mistyped address is told what there is."""
+    asked = f"{request.method} {request.url.path[:60]}"
+    return refusal(WireError("bad_request", f"there is no {asked}; there are {THERE}"), 404)

@@ -51,6 +51,18 @@ def test_every_answer_says_what_a_browser_may_do_with_it(server: Server, path: s
     assert "unsafe" not in policy
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/edits"), ("POST", "/v1/edit"), ("GET", "/v1/stream")]
+)
+def test_an_address_that_is_none_is_told_which_are(server: Server, method: str, path: str) -> None:
+    answer = httpx.request(method, server.http + path)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == (
+        f"there is no {method} {path}; there are GET /v1/models, POST /v1/edits and a WebSocket at "
+        "/v1/stream"
+    )
+
+
 def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
     for path in ("/", "/app.js", "/wire.js", "/style.css"):
         text = httpx.get(server.http + path).text
