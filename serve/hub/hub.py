@@ -115,6 +115,7 @@ class Hub:
 
     async def report(self, report: Report) -> Orders:
         self._heard = time.monotonic()
+        self._reports.pop(report.process, None)  # so that who was not heard for longest is first
         self._reports[report.process] = (self._heard, report)
         self._starting.pop(report.process, None)
         self._retired.back(report.process)
@@ -126,7 +127,7 @@ class Hub:
                 self._began = report.began
                 self._follower.serve(report.serves)
             return Orders(leave, stop=self._ending, menu=self._placement.menu())
-        self._alive()  # what one died of must not be given to the next
+        self._sweep()  # what one died of must not be given to the next
         self._placement.report(report.editor)
         for key, why in report.failed.items():
             self._catalog.fail(key, why, report.process)
@@ -205,9 +206,15 @@ class Hub:
         }
 
     def _alive(self) -> list[Report]:
+        self._sweep()
+        return [report for _, report in self._reports.values()]
+
+    def _sweep(self) -> None:
+        """Called at every report, so it looks no further than at the first that lives."""
         limit = time.monotonic() - GONE_S
-        for name in [name for name, (heard, _) in self._reports.items() if heard <= limit]:
-            _, report = self._reports.pop(name)
+        while self._reports and (oldest := next(iter(self._reports.items())))[1][0] <= limit:
+            name, (_, report) = oldest
+            del self._reports[name]
             self._retired.add(name, report.metrics)
             if name not in self._stopping and not self._placement.asked_to_go(name):
                 kind = "editor" if report.models else "front"
@@ -216,7 +223,6 @@ class Hub:
                 if report.editor is not None and report.editor.loading:
                     self._catalog.fail(report.editor.loading, f"editor {name} died of it")
             self._catalog.gone([name])
-        return [report for _, report in self._reports.values()]
 
     async def _watch(self) -> None:
         """Asks Serve which replicas have to stop: it tells a replica only when all is over."""

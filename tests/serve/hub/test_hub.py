@@ -78,6 +78,11 @@ async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.Monke
     now += 2
     assert (await actor.models())[0]["editors"] == 1
     assert set(await actor.snapshots()) == {"b", "hub", "gone"}
+    await actor.report(report("c", MODEL))
+    now += GONE_S - 1
+    await actor.report(report("b", MODEL))  # it came before c, and is heard after it
+    now += 2
+    assert set(await actor.snapshots()) == {"b", "hub", "gone"}
 
 
 async def test_what_an_editor_died_of_is_not_given_to_the_next(
