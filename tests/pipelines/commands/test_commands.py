@@ -55,9 +55,10 @@ def test_edit_draws_from_the_seed(liveedit: Liveedit, tmp_path: Path, tiny_model
     edits = []
     for seed in ("3", "3", "4"):
         assert liveedit(*words, "--seed", seed).returncode == 0
-        edits.append(read(tmp_path / "out.mp4"))
-    assert np.array_equal(edits[0], edits[1])
-    assert not np.array_equal(edits[0], edits[2])
+        edits.append(read(tmp_path / "out.mp4").astype(int))
+    # The frames are the same to the bit; x264's look-ahead is not from run to run.
+    same, other = (np.abs(edits[0] - edit).mean() for edit in edits[1:])
+    assert same < 1 < 10 < other
 
 
 def test_evaluate_judges_as_it_is_told(liveedit: Liveedit, tmp_path: Path) -> None:
