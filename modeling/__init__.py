@@ -1,4 +1,4 @@
-"""The mathematics, in plain PyTorch: networks, caches, VAE, text, flow matching, the editor.
+"""The mathematics, in plain PyTorch: networks, losses, caches, VAE, text, noise, the editor.
 
 Imports PyTorch, NumPy, safetensors, and of this tree the errors alone.
 """

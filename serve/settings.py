@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from infra.runtime.errors import UserError
 from modeling.detail.work_size import work_size
+from serve.admission.decisions import Scale
 from serve.limits import Limits
-from serve.scaling.placement import Scale
 from serve.tenants import read_tenants
 from serve.wire.protocol import Detail
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from infra.runtime.errors import UserError
 from modeling.detail.work_size import in_words, work_size
+from serve.admission.admission import Sizes
 from serve.limits import Limits
-from serve.scaling.admission import Sizes
 from serve.wire.protocol import Detail, Open, WireError
 from serve.wire.work import Opening
 

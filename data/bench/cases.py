@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import cycle
 
-from data.footage.words import GENTLE, PLAIN, STRONG
+from data.footage.wordings import GENTLE, PLAIN, STRONG
 
 VERSION = 1  # raise it when any clip changes, and write `checksums.json` anew
 FPS = 16

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.drawing import SHAPES
-from data.footage import looks, regions, words
+from data.footage import looks, regions, wordings
 from data.footage.objects import PAINTS, PLACES, Thing, covered, draw, resting
 from data.footage.weather import rain, snow
 
@@ -74,17 +74,17 @@ def rounded(video: np.ndarray) -> np.ndarray:
 def look(scene: Scene, kind: str, video: np.ndarray) -> Edit:
     """One of the whole picture."""
     rng = scene.rng
-    names = list(words.LOOK_WORDS)
+    names = list(wordings.LOOK_WORDS)
     weights = np.array([LOOK_WEIGHTS.get(name, 1.0) for name in names])
     name = str(rng.choice(names, p=weights / weights.sum()))
-    strengths = words.LOOK_WORDS[name]
+    strengths = wordings.LOOK_WORDS[name]
     amounts = list(strengths)
-    odds = np.array([2.0 if amount == words.PLAIN else 1.0 for amount in amounts])
+    odds = np.array([2.0 if amount == wordings.PLAIN else 1.0 for amount in amounts])
     amount = float(rng.choice(amounts, p=odds / odds.sum()))
     wording = strengths[amount][int(rng.integers(len(strengths[amount])))]
     about: dict[str, Any] = {"kind": kind, "look": name, "amount": amount}
     if name == "light":
-        side = words.SIDES[int(rng.integers(len(words.SIDES)))]
+        side = wordings.SIDES[int(rng.integers(len(wordings.SIDES)))]
         target = looks.light_from(video, side, amount)
         return Edit(wording.format(side=side), target, about | {"side": side})
     if name in ("snow", "rain"):
@@ -199,8 +199,8 @@ def _nothing(scene: Scene, kind: str, source: np.ndarray) -> Edit:
 
 
 def _wording(rng: np.random.Generator, kind: str) -> str:
-    wordings = words.PART_WORDS[kind]
-    return wordings[int(rng.integers(len(wordings)))]
+    said = wordings.PART_WORDS[kind]
+    return said[int(rng.integers(len(said)))]
 
 
 KINDS = {  # those that are learned last come most

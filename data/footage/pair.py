@@ -2,7 +2,7 @@
 
 Footage is filmed by a moving camera, objects are drawn over it, and the edit that the instruction
 asks for is computed, so source and target differ by it and by nothing else. One seed gives one
-pair. Kinds of edit: `data.footage.kinds`; how each is asked for: `data.footage.words`.
+pair. Kinds of edit: `data.footage.kinds`; how each is asked for: `data.footage.wordings`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from data.drawing import SHAPES
-from data.footage import words
+from data.footage import wordings
 from data.footage.camera import film
 from data.footage.kinds import KINDS, Edit, Scene, look, rounded
 from data.footage.material import SPLITS, Footage, FootageError, Material
@@ -49,7 +49,7 @@ def make_footage_pair(
     edit = KINDS[kind].edit(scene, kind, source)
     if edit.about["kind"] not in ("look", "nothing") and rng.random() < SECOND_LOOK:
         second = look(scene, "look", rounded(edit.target))
-        join = words.JOINS[int(rng.integers(len(words.JOINS)))]
+        join = wordings.JOINS[int(rng.integers(len(wordings.JOINS)))]
         about = edit.about | {"second": second.about}
         edit = Edit(join.format(a=edit.instruction, b=second.instruction), second.target, about)
     source8, target8 = source.astype(np.uint8), rounded(edit.target).astype(np.uint8)

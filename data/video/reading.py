@@ -15,9 +15,9 @@ from data.video.decode import Damage, decode
 from data.video.decode import check_whole as refuse_cut_off
 from data.video.errors import VideoError, file_name, reason
 from data.video.source.container import Source, open_video, video_stream
-from data.video.source.picture import Scaler
 from data.video.source.rate import MAX_FPS
 from data.video.source.survey import Survey, survey
+from data.video.source.upright import Scaler
 
 # Of a frame's time: a frame that comes so little late still counts. Containers round their time
 # stamps (Matroska to milliseconds): an exact comparison would repeat one frame and drop the next.

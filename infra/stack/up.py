@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-from infra.stack.parts import PARTS, Missing, Part, Settings
+from infra.stack.servers import PARTS, Missing, Part, Settings
 
 START_S = 120.0  # that a part has until it answers
 STOP_S = 10.0  # that a part has to end by itself

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infra.runtime.errors import UserError
-from modeling.detail.gate import only_edited
+from modeling.detail.noise_gate import only_edited
 from modeling.detail.resample import Resize
 from modeling.detail.transfer import Transfer
 from modeling.geometry import SPATIAL_STRIDE, padded_latent_size

@@ -23,7 +23,7 @@ from data.sample import Pair
 from modeling.detail.resample import resize
 from modeling.detail.transfer import transfer
 from modeling.detail.work_size import work_size
-from pipelines.evaluation.quality import ssim_map
+from pipelines.evaluation.scores import ssim_map
 
 WORK_SIZES = ("full", "1/2", "1/4")
 SEEDS = 400  # are tried to find every kind

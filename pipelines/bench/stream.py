@@ -21,7 +21,7 @@ from modeling.editor import StreamingEditor
 from modeling.streaming.stream import EditStream
 from pipelines.bench import SCHEMA
 from pipelines.bench.check import ratios, require_same_work
-from pipelines.bench.clock import ChunkTimer, ChunkTimes
+from pipelines.bench.chunk_times import ChunkTimer, ChunkTimes
 from pipelines.bench.machine import Memory, hardware, weights_gib, yardstick
 from pipelines.bench.subject import (
     BenchOptions,

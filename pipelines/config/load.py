@@ -83,7 +83,7 @@ def resolved_yaml(config: PipelineConfig) -> str:
 
 
 def _check_choices(config: PipelineConfig) -> None:
-    from modeling.diffusion.losses import WEIGHTINGS  # import PyTorch, which takes seconds
+    from modeling.losses.velocity import WEIGHTINGS  # import PyTorch, which takes seconds
     from modeling.model_dir import check_choices
 
     try:

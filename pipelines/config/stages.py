@@ -186,8 +186,8 @@ class FoundationStage(TrainedStage):
 
     steps: int = 200
     shift: float = 8.0  # of the noise levels that are drawn
-    weighting: str = "uniform"  # of noise levels, an entry of diffusion/losses.py's WEIGHTINGS
-    edit_weight: float = 0.0  # further loss of cells that the edit changes; see diffusion/losses.py
+    weighting: str = "uniform"  # of noise levels, an entry of losses/velocity.py's WEIGHTINGS
+    edit_weight: float = 0.0  # further loss of cells that the edit changes; see losses/velocity.py
     edit_full: float = 1.0  # mean square change of a cell from which on it has all of edit_weight
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
     source_dropout: float = 0.0  # share of clips without source

@@ -70,7 +70,7 @@ def evaluate(
         raise ConfigError(
             f"{dataset} holds {info.kind} samples; evaluation needs the videos, a dataset of pairs"
         )
-    from pipelines.evaluation.quality import summary  # torchmetrics takes seconds to import
+    from pipelines.evaluation.scores import summary  # torchmetrics takes seconds to import
 
     clips: list[dict[str, Any]] = []
     for batch in _pairs(dataset):
@@ -114,7 +114,7 @@ def edit_pair(
     editor: StreamingEditor, batch: dict[str, Any], config: EvaluateConfig, **options: Any
 ) -> EditedClip:
     """Stream the one pair of `batch` through the editor and measure the result."""
-    from pipelines.evaluation.quality import clip_metrics
+    from pipelines.evaluation.scores import clip_metrics
 
     source, truth, mask = (np.asarray(batch[name][0]) for name in ("source", "target", "mask"))
     instruction = str(batch["instruction"][0])

@@ -7,8 +7,8 @@ from pathlib import Path
 from data.manifest import read_dataset_info
 from pipelines.config.load import section_plain
 from pipelines.evaluation import evaluate as evaluation
+from pipelines.evaluation.contact_sheet import chosen, film, side_by_side
 from pipelines.evaluation.evaluate import EditedClip, edit_again, load_editor, markdown_table
-from pipelines.evaluation.picture import chosen, film, side_by_side
 from pipelines.stages.chain import Chain
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import StageRecord, fingerprint_of, write_json

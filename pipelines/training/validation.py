@@ -26,8 +26,8 @@ from modeling.model_dir import Model
 from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
 from modeling.text.encoder import TextEncoder
+from pipelines.evaluation.contact_sheet import film, side_by_side
 from pipelines.evaluation.evaluate import EditedClip, evaluate
-from pipelines.evaluation.picture import film, side_by_side
 from pipelines.tracking.records import write_json
 from pipelines.training.export import copy_model
 from pipelines.training.methods.base import FixedDraw, Setting, Stage

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from serve.admission.rungs import NAMES, Means
 from serve.editor.capacity import Capacity
 from serve.editor.scheduler import Scheduler
 from serve.editor.stream import EditorStream
 from serve.metrics import EditorMetrics
-from serve.scaling.rungs import NAMES, Means
 from serve.wire.protocol import WireError
 
 

@@ -15,10 +15,10 @@ from modeling.editor import StreamingEditor
 from modeling.streaming.device import DeviceClock, to_device, to_host
 from modeling.streaming.quality import Quality
 from modeling.streaming.stream import EditStream
-from serve.scaling import admission, ladder
-from serve.scaling.admission import Editor, Sizes, Stream, Warm
-from serve.scaling.ladder import Calm, Decision, Held
-from serve.scaling.rungs import FULL, Means, Rung, Size, rungs, slowed
+from serve.admission import admission, ladder
+from serve.admission.admission import Editor, Sizes, Stream, Warm
+from serve.admission.ladder import Calm, Decision, Held
+from serve.admission.rungs import FULL, Means, Rung, Size, rungs, slowed
 from serve.wire.protocol import RETRY_AFTER_S, Detail, WireError
 from serve.wire.work import Opening
 from serve.work_sizes import sizes_of
@@ -48,7 +48,7 @@ class Load:
 class Capacity:
     """Sums the streams' shares, which follow what their chunks cost while they run.
 
-    With `means` they are edited less well under pressure (`serve.scaling.ladder`).
+    With `means` they are edited less well under pressure (`serve.admission.ladder`).
     """
 
     def __init__(

@@ -21,12 +21,12 @@ from modeling.detail.work_size import in_words
 from modeling.editor import StreamingEditor
 from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
+from serve.admission.admission import Sizes
+from serve.admission.rungs import FULL
 from serve.editor.accelerator import Accelerator
 from serve.editor.capacity import means_of, native, quality_of
 from serve.editor.scheduler import Ran
 from serve.editor.stream import EditorStream
-from serve.scaling.admission import Sizes
-from serve.scaling.rungs import FULL
 from serve.versions.source import describe, shown
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import Edited, EditorEvent, Moved, Opening, Ready, SupersededError, Take, Work

@@ -13,13 +13,13 @@ from ray import serve as ray_serve
 from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
+from serve.admission.admission import Sizes
 from serve.editor.accelerator import Accelerator
 from serve.editor.shelf import Shelf
 from serve.hub.client import HubClient
 from serve.hub.hub import GONE_S, REPORT_S, Orders, Report
 from serve.logs import join_serve_log
 from serve.metrics import EditorMetrics
-from serve.scaling.admission import Sizes
 from serve.settings import ServeSettings
 from serve.versions.source import ModelSource, Named
 from serve.wire.conversation import KINDS, answer
@@ -126,7 +126,7 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": settings.drain_s,
         "health_check_period_s": 2.0,
         "request_router_config": RequestRouterConfig(
-            request_router_class="serve.scaling.router.PlacedRouter"  # type: ignore[arg-type]
+            request_router_class="serve.admission.router.PlacedRouter"  # type: ignore[arg-type]
         ),
         "ray_actor_options": {
             "num_cpus": settings.editor_cpus,
@@ -137,7 +137,7 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
         options["autoscaling_config"] = AutoscalingConfig(
             min_replicas=settings.min_editors,
             max_replicas=settings.max_editors,
-            policy=AutoscalingPolicy(policy_function="serve.scaling.decisions:follow"),
+            policy=AutoscalingPolicy(policy_function="serve.admission.decisions:follow"),
             metrics_interval_s=1.0,
             # The hub has waited already (`decisions.wanted`).
             upscale_delay_s=0.0,

@@ -15,11 +15,11 @@ import torch
 
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model, load_model
+from serve.admission.admission import Editor, Sizes
+from serve.admission.rungs import LOSSLESS_PATIENCE
 from serve.editor.accelerator import Accelerator
 from serve.editor.engine import ROLLING, Engine
 from serve.metrics import EditorMetrics
-from serve.scaling.admission import Editor, Sizes
-from serve.scaling.rungs import LOSSLESS_PATIENCE
 from serve.versions.source import ModelSource
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import EditorEvent, Opening, Take

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from serve.admission.rungs import LOSSLESS_PATIENCE, Rung
 from serve.editor.scheduler import Ran, Scheduler
-from serve.scaling.rungs import LOSSLESS_PATIENCE, Rung
 from serve.wire.work import Opening
 
 STUCK_S = 120.0  # that a job may run

@@ -1,4 +1,4 @@
-"""The front deployment: sockets, sessions, pacing, HTTP.
+"""The front deployment: sockets, sessions while they are connected, HTTP.
 
-May import the hub, the wire and the video codec; knows no model.
+May import delivery, the hub, the wire and the video codec; knows no model.
 """

@@ -9,12 +9,12 @@ import logging
 import time
 from collections import Counter
 
+from serve.admission.rungs import FULL, NAMES
+from serve.delivery.session import Delivery
 from serve.front.door import Visitor
-from serve.front.session import Delivery
 from serve.hub.ledger import Ledger, Usage
 from serve.logs import event
 from serve.metrics import Metrics
-from serve.scaling.rungs import FULL, NAMES
 from serve.wire.work import Opening
 
 log = logging.getLogger(__name__)

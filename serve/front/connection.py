@@ -8,10 +8,10 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, cast
 
+from serve.delivery.session import Session, State
 from serve.front.account import refused
 from serve.front.door import Visitor, client_of
 from serve.front.running import TICK_S, RunningSession, Services, opened_message
-from serve.front.session import Session, State
 from serve.front.socket import Disconnected, Socket
 from serve.hub.records import Record, Shape
 from serve.wire.codes import CODES, Code

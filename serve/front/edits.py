@@ -18,11 +18,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from data.video import Damage, VideoError, VideoInfo, VideoWriter, differences, read_timed
+from serve.delivery.driver import drive
+from serve.delivery.session import Delivery, Session, State
 from serve.front.account import refused
 from serve.front.door import Visitor, refusal
-from serve.front.driver import drive
 from serve.front.running import Services
-from serve.front.session import Delivery, Session, State
 from serve.front.upload import Asked, check_video, read_form
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
 from serve.wire.work import Ready

@@ -30,8 +30,8 @@ from serve.front.traces import tracer
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import HOLDER_BEAT_S, SessionStore
 from serve.metrics import Metrics, Snapshot, render
-from serve.scaling.catalog import Menu
 from serve.tenants import Tenant
+from serve.versions.catalog import Menu
 from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
 from serve.wire.work import Backend
 from serve.work_sizes import WorkSizes

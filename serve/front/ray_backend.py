@@ -17,8 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.scaling.admission import Request
-from serve.scaling.placement import ASKS_S, Full, Places, Retired, Waiting
+from serve.admission.admission import Request
+from serve.hub.placement import ASKS_S, Full, Places, Retired, Waiting
 from serve.wire.conversation import Conversation
 from serve.wire.link import Listener
 from serve.wire.protocol import RETRY_AFTER_S, WireError

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serve.delivery.driver import drive
+from serve.delivery.pacing import PacedOutbox
+from serve.delivery.session import Delivery, Session
 from serve.front.account import Account
 from serve.front.door import Visitor
-from serve.front.driver import drive
-from serve.front.pacing import PacedOutbox
-from serve.front.session import Delivery, Session
 from serve.front.socket import Socket
 from serve.front.traces import ChunkTraces
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import Commit, Entry, Header, Progress, Record, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
-from serve.scaling.catalog import Menu
+from serve.versions.catalog import Menu
 from serve.wire import codec
 from serve.wire.protocol import (
     SPENT,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.runtime.errors import UserError
-from serve.front.session import Delivery
+from serve.delivery.session import Delivery
 from serve.wire.work import Opening
 
 if TYPE_CHECKING:

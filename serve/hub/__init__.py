@@ -1,4 +1,5 @@
-"""The shared records of an application: sessions, commits, what every process reports.
+"""The shared records of an application: sessions, commits, what every process reports, and who is
+placed where.
 
-May import decisions and the wire.
+May import admission, versions and the wire.
 """

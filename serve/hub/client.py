@@ -12,8 +12,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from serve.hub.hub import NAMESPACE, Hub
 from serve.hub.ledger import Ledger
+from serve.hub.placement import Placed, Places
 from serve.hub.records import COMMIT_KINDS, Commit, SessionStore
-from serve.scaling.placement import Placed, Places
 from serve.settings import ServeSettings
 from serve.versions.source import ModelSource, Named
 from serve.wire.link import Asker

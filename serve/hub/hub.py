@@ -18,14 +18,14 @@ import ray
 from ray.util import get_node_ip_address
 
 from infra.runtime.ray_private import serve_replicas
+from serve.admission.admission import Editor
 from serve.hub.ledger import Ledger
+from serve.hub.placement import Placement
 from serve.hub.records import COMMIT_KINDS, SessionStore
 from serve.metrics import HubMetrics, Retired, Snapshot
-from serve.scaling.admission import Editor
-from serve.scaling.catalog import Catalog, Menu
-from serve.scaling.placement import Placement
 from serve.settings import ServeSettings
-from serve.versions.follow import Follower
+from serve.versions.aliases import Follower
+from serve.versions.catalog import Catalog, Menu
 from serve.versions.source import ModelSource, Named
 from serve.wire.link import Address, Listener
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
-from serve.scaling.rungs import FULL
+from serve.admission.rungs import FULL
 from serve.wire.protocol import Detail, Format, Mode, WireError
 from serve.wire.work import Opening, Ready
 

@@ -15,8 +15,8 @@ from modeling.config import ModelConfig
 from modeling.fingerprint import check_fingerprint
 from modeling.model_dir import latents_identity, read_card, read_config
 from modeling.presets import PRESETS
-from serve.scaling.catalog import Menu
-from serve.scaling.rolling import Offer, Version
+from serve.versions.catalog import Menu
+from serve.versions.rolling import Offer, Version
 
 if TYPE_CHECKING:
     from infra.runtime.registry import ModelVersion

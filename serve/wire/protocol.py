@@ -120,7 +120,7 @@ class PromptApplied:
 @dataclass(frozen=True)
 class Quality:
     """From `first_frame` on the session is edited like this: `level` is "full" as it asked, and
-    under pressure one of `serve.scaling.rungs`."""
+    under pressure one of `serve.admission.rungs`."""
 
     level: str
     first_frame: int

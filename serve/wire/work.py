@@ -116,7 +116,7 @@ class Edited:
     mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
     state: bytes | None
     unknown: str = ""  # words of the work's prompt that the model was never taught
-    rung: str = "full"  # of the degrade ladder (`serve.scaling.rungs`)
+    rung: str = "full"  # of the degrade ladder (`serve.admission.rungs`)
     work_size: str = ""  # that it was edited at
     held_ms: float = 0.0  # from when the work was at the editor until this leaves
 

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import s3fs
 
-from infra.stack import parts
+from infra.stack import servers
 from serve.run import free_port
 from tests.infra.test_monitoring import EXPRESSIONS
 from tests.processes import command_of
@@ -100,11 +100,11 @@ def test_mlflow_keeps_runs_and_artifacts(stack: Stack) -> None:
 def test_the_store_keeps_objects_and_checks_keys(stack: Stack) -> None:
     values = exported(stack)
     files = store(values)
-    files.pipe_file(f"{parts.BUCKET}/shard.tar", b"kept")
-    assert files.cat_file(f"{parts.BUCKET}/shard.tar") == b"kept"
-    assert (stack.data / "s3" / parts.BUCKET / "shard.tar").read_bytes() == b"kept"
+    files.pipe_file(f"{servers.BUCKET}/shard.tar", b"kept")
+    assert files.cat_file(f"{servers.BUCKET}/shard.tar") == b"kept"
+    assert (stack.data / "s3" / servers.BUCKET / "shard.tar").read_bytes() == b"kept"
     with pytest.raises(PermissionError):
-        store({**values, "AWS_SECRET_ACCESS_KEY": "another"}).ls(parts.BUCKET)
+        store({**values, "AWS_SECRET_ACCESS_KEY": "another"}).ls(servers.BUCKET)
 
 
 def store(values: dict[str, str]) -> s3fs.S3FileSystem:
@@ -142,12 +142,15 @@ def test_what_is_missing_is_named_and_the_rest_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    settings = parts.Settings(tmp_path, "127.0.0.1:8000", *range(1, 5))
+    settings = servers.Settings(tmp_path, "127.0.0.1:8000", *range(1, 5))
     settings.prepare()
-    assert isinstance(parts.s3(settings), parts.Part)
-    for describe, remedy in ((parts.prometheus, "apt install"), (parts.grafana, "https://grafana")):
+    assert isinstance(servers.s3(settings), servers.Part)
+    for describe, remedy in (
+        (servers.prometheus, "apt install"),
+        (servers.grafana, "https://grafana"),
+    ):
         missing = describe(settings)
-        assert isinstance(missing, parts.Missing)
+        assert isinstance(missing, servers.Missing)
         assert remedy in missing.remedy
 
 

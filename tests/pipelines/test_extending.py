@@ -19,7 +19,7 @@ from data.kinds import EDITS
 from data.synthetic import make_pair
 from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig
-from modeling.diffusion.losses import WEIGHTINGS
+from modeling.losses.velocity import WEIGHTINGS
 from modeling.model_dir import check_choices
 from modeling.streaming.policies import POLICIES
 from modeling.text.build import TEXT_ENCODERS, build_text_encoder

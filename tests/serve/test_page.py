@@ -15,8 +15,8 @@ from selenium.webdriver.support.ui import Select
 
 from data.video import VideoWriter, probe, read_frames
 from modeling.detail.work_size import in_pixels, unlike_training
+from serve.admission.admission import Sizes
 from serve.limits import Limits
-from serve.scaling.admission import Sizes
 from tests.serve.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.models import save_small_model

@@ -149,7 +149,7 @@ def test_what_ray_is_asked_for() -> None:
     assert "num_replicas" not in many
     scaling = many["autoscaling_config"]
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 5)
-    assert scaling.policy.policy_function == "serve.scaling.decisions:follow"
+    assert scaling.policy.policy_function == "serve.admission.decisions:follow"
     # The hub waits for as long as the setting says; Serve waits no longer on top.
     assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (0.0, 0.0)
     assert replace(chosen, downscale_delay_s=33.0).scale.delay_s == 33.0

@@ -14,11 +14,11 @@ import pytest
 import ray
 
 from infra.runtime.ray import ClusterError
+from serve.admission.admission import Sizes
+from serve.delivery.pacing import PacedOutbox
 from serve.editor.capacity import Capacity
-from serve.front.pacing import PacedOutbox
 from serve.hub.records import Entry
 from serve.run import free_port, start
-from serve.scaling.admission import Sizes
 from serve.settings import ServeSettings
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
@@ -99,7 +99,7 @@ def played(monkeypatch: pytest.MonkeyPatch, *chunks: tuple[float, float]) -> np.
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
-        monkeypatch.setattr("serve.front.pacing.time", SimpleNamespace(monotonic=loop.time))
+        monkeypatch.setattr("serve.delivery.pacing.time", SimpleNamespace(monotonic=loop.time))
         outbox = PacedOutbox(mode="live", fps=10.0)
 
         async def send(data: str | bytes) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from infra.runtime.errors import UserError
 from modeling.detail.work_size import work_size
+from serve.admission.admission import Sizes
 from serve.limits import Limits
-from serve.scaling.admission import Sizes
 from serve.wire.protocol import Open, WireError
 from serve.wire.work import Opening
 from serve.work_sizes import WorkSizes, sizes_of

@@ -20,9 +20,9 @@ import numpy as np
 from data.video.errors import VideoError, file_name
 from data.video.source.clock import Clock
 from data.video.source.container import REMEDY, Source, open_video, video_stream
-from data.video.source.picture import Look, look, pixel_aspect
 from data.video.source.rate import MAX_FPS, Rate, find_rate
 from data.video.source.scan import Scan, scan_packets
+from data.video.source.upright import Look, look, pixel_aspect
 
 CUT_SHORT = 0.02  # of the frames or seconds that the header promises
 SOUND_BEFORE_S = 0.1  # sound ahead of the picture that is more than an encoder's own padding

@@ -9,11 +9,10 @@ from typing import Any
 
 from modeling.config import MaskCacheConfig, StreamConfig
 from modeling.streaming.quality import Quality, kept_steps, mask_cache_of
-from serve.scaling import decisions
-from serve.scaling.admission import Editor, Sizes
-from serve.scaling.decisions import Rank
-from serve.scaling.placement import Scale
-from serve.scaling.rungs import FEWEST_STEPS, Means, Rung, rungs
+from serve.admission import decisions
+from serve.admission.admission import Editor, Sizes
+from serve.admission.decisions import Rank, Scale
+from serve.admission.rungs import FEWEST_STEPS, Means, Rung, rungs
 
 DAY_S = 86400.0
 BUSIEST_S = 20 * 3600.0  # of the day

@@ -14,11 +14,12 @@ from modeling.detail.work_size import in_words
 from pipelines.bench.simulation.day import VARIANTS, Day, Variant, busy
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.tally import Tally
+from serve.admission import decisions
+from serve.admission.admission import Request, Warm
+from serve.admission.decisions import Scale
+from serve.admission.rungs import FULL, Rung, slowed
 from serve.editor.capacity import Capacity
-from serve.scaling import decisions
-from serve.scaling.admission import Request, Warm
-from serve.scaling.placement import ASKS_S, Full, Placed, Placement, Scale
-from serve.scaling.rungs import FULL, Rung, slowed
+from serve.hub.placement import ASKS_S, Full, Placed, Placement
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.bench.clip import BenchClip
-from pipelines.evaluation.quality import PSNR_CAP, grow, ssim_map
+from pipelines.evaluation.scores import PSNR_CAP, grow, ssim_map
 
 STRETCH = 64  # frames measured at a time
 LEAST = 0.002  # share of the clip from which the inside counts

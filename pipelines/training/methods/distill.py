@@ -25,15 +25,9 @@ from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
-from modeling.diffusion.losses import (
-    dmd_gradient,
-    edit_weight,
-    gradient_as_loss,
-    guided,
-    regression_loss,
-    velocity_loss,
-)
 from modeling.diffusion.transformer import Transformer
+from modeling.losses.dmd import dmd_gradient, gradient_as_loss, guided
+from modeling.losses.velocity import edit_weight, regression_loss, velocity_loss
 from modeling.model_dir import Model, ModelError, load_model
 from pipelines.config.stages import DistillStage
 from pipelines.training.export import Exported

@@ -19,7 +19,7 @@ from modeling.diffusion.attention import Spans, bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
 from modeling.diffusion.lora import adapt, merged
-from modeling.diffusion.losses import WEIGHTINGS, edit_weight, velocity_loss
+from modeling.losses.velocity import WEIGHTINGS, edit_weight, velocity_loss
 from modeling.model_dir import Model, load_model
 from pipelines.training.export import Exported
 from pipelines.training.methods.base import (

@@ -20,8 +20,8 @@ from torch import Tensor, distributed, nn
 from data.loader import Split, loader
 from infra.runtime.errors import UserError
 from modeling.config import VaeConfig
-from modeling.diffusion.losses import reconstruction_loss, scale_penalty
 from modeling.geometry import SPATIAL_STRIDE, latents_of
+from modeling.losses.reconstruction import reconstruction_loss, scale_penalty
 from modeling.model_dir import Model, ModelError
 from modeling.pixels import from_uint8
 from modeling.vae.build import build_vae

@@ -1,4 +1,4 @@
-"""data/video/source/colour.py, picture.py: what a frame's colours mean, as players take them."""
+"""data/video/source/colour.py, upright.py: what a frame's colours mean, as players take them."""
 
 from __future__ import annotations
 

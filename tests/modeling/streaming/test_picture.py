@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modeling.config import StreamConfig
-from modeling.detail.gate import only_edited
+from modeling.detail.noise_gate import only_edited
 from modeling.detail.resample import resize
 from modeling.detail.transfer import transfer
 from modeling.editor import StreamingEditor

@@ -19,7 +19,7 @@ from pipelines.bench import SCHEMA
 from pipelines.bench import report as stream_report
 from pipelines.bench import serve as serve_report
 from pipelines.bench.check import Comparison, compare, ratios, read_report, require_same_work
-from pipelines.bench.clock import ChunkTimes
+from pipelines.bench.chunk_times import ChunkTimes
 from pipelines.bench.plot import PARTS, draw
 from pipelines.bench.serve import killer, parse_counts
 from pipelines.bench.stream import percentiles, summary

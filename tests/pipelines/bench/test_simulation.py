@@ -9,9 +9,9 @@ import pytest
 from pipelines.bench.simulation.day import VARIANTS, Day, Variant, anyone, busy, measured
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.world import World, simulate
-from serve.scaling.admission import HEADROOM, Editor, Sizes
-from serve.scaling.placement import Scale
-from serve.scaling.rungs import Means, Rung
+from serve.admission.admission import HEADROOM, Editor, Sizes
+from serve.admission.decisions import Scale
+from serve.admission.rungs import Means, Rung
 
 # Three sessions of 0.25 fill an editor to 0.75 of the 0.8 that may be promised.
 DAY = Day(

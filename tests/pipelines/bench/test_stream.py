@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from modeling.presets import PRESETS
 from pipelines.bench.check import compare, ratios, read_report
-from pipelines.bench.clock import ChunkTimer, ChunkTimes
+from pipelines.bench.chunk_times import ChunkTimer, ChunkTimes
 from pipelines.bench.stream import StreamBench, in_real_time
 from pipelines.bench.subject import BenchOptions, build_editor, noise_frames
 from pipelines.commands.measure.stream import bench_app

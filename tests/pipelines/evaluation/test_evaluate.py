@@ -12,6 +12,7 @@ from data.shards import write_dataset
 from modeling.config import MaskCacheConfig
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
+from pipelines.evaluation.contact_sheet import chosen, recomputed_view, side_by_side
 from pipelines.evaluation.evaluate import (
     EditedClip,
     edit_again,
@@ -22,8 +23,7 @@ from pipelines.evaluation.evaluate import (
     spread_mask,
     table_rows,
 )
-from pipelines.evaluation.picture import chosen, recomputed_view, side_by_side
-from pipelines.evaluation.quality import clip_metrics
+from pipelines.evaluation.scores import clip_metrics
 from pipelines.stages.encode import encode_dataset
 from pipelines.tracking.records import fingerprint_of
 from tests.known_editors import (

@@ -16,9 +16,9 @@ from infra.runtime.errors import UserError
 from modeling.editor import StreamingEditor
 from serve.client import ConnectError, EditedFrame, Event, Stream, connect, edit_frames
 from serve.client import stream as client_stream
+from serve.delivery.driver import drive
+from serve.delivery.session import Delivery, Session, State
 from serve.editor.engine import Engine
-from serve.front.driver import drive
-from serve.front.session import Delivery, Session, State
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire.protocol import Chunk, Closed, Detail, Dropped, PromptApplied, WireError

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.admission.admission import Sizes, Warm
+from serve.admission.rungs import Means, Rung
 from serve.editor.capacity import KNOWN, Capacity, means_of
-from serve.scaling.admission import Sizes, Warm
-from serve.scaling.rungs import Means, Rung
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
 from tests.known_editors import known_editor

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from modeling.streaming.state import StreamState
+from serve.admission.admission import Sizes
+from serve.admission.ladder import Calm
 from serve.editor.engine import Engine
 from serve.metrics import EditorMetrics
-from serve.scaling.admission import Sizes
-from serve.scaling.ladder import Calm
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready
 from tests.known_editors import assert_edited, expected_edit

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from modeling.editor import StreamingEditor
+from serve.admission.admission import Sizes
 from serve.editor import stream as editor_stream
 from serve.editor.engine import Engine
 from serve.editor.stream import EditorStream
 from serve.limits import Limits
-from serve.scaling.admission import Sizes
 from serve.wire.protocol import Open, WireError
 from serve.wire.work import Edited, EditorEvent, Opening, Ready, SupersededError, Work
 from tests.serve.conftest import clip

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from serve.admission.admission import Sizes, Warm
 from serve.editor.accelerator import Accelerator
 from serve.editor.shelf import Shelf
-from serve.scaling.admission import Sizes, Warm
 from serve.versions.source import ModelSource
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready, Work

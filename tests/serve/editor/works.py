@@ -7,8 +7,8 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from serve.admission.admission import Sizes
 from serve.editor.engine import Engine
-from serve.scaling.admission import Sizes
 from serve.wire.work import Opening, Work
 from tests.known_editors import block_clip
 

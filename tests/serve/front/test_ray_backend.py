@@ -17,11 +17,12 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from serve.admission import admission
+from serve.admission.admission import Request, Sizes, Stream
+from serve.admission.decisions import Scale
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
-from serve.scaling import admission
-from serve.scaling.admission import Request, Sizes, Stream
-from serve.scaling.placement import Answer, Placement, Scale
+from serve.hub.placement import Answer, Placement
 from serve.wire import conversation
 from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import WireError

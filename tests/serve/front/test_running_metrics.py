@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.front.pacing import PacedOutbox
+from serve.delivery.pacing import PacedOutbox
 from serve.hub.records import Entry
 from serve.wire.protocol import parse_frame
 from tests.serve.front.running import say

@@ -14,8 +14,8 @@ import pytest
 from infra.runtime.errors import UserError
 from infra.runtime.paths import ROOT
 from pipelines.commands.measure.trace import Way, read_ways
+from serve.delivery.session import Delivery, SourceFrame
 from serve.front import traces
-from serve.front.session import Delivery, SourceFrame
 from serve.front.traces import ChunkTraces, tracer
 from serve.wire.work import Edited, Opening
 

@@ -24,9 +24,9 @@ from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import Commit, SessionStore
 from serve.limits import Limits
 from serve.metrics import Metrics
-from serve.scaling.catalog import Menu
-from serve.scaling.rolling import Offer, Version
 from serve.tenants import Tenants
+from serve.versions.catalog import Menu
+from serve.versions.rolling import Offer, Version
 from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
 from serve.wire.work import (
     Edited,

@@ -13,17 +13,18 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
+from serve.admission.admission import Editor, Request, Sizes, Stream, Warm
+from serve.admission.decisions import Scale
 from serve.hub import client
 from serve.hub.client import HubClient
 from serve.hub.hub import GONE_S, Hub, Orders, Report
 from serve.hub.ledger import Used
+from serve.hub.placement import DECIDE_S, Full, Placed, Placement, Waiting
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, Metrics, Retired, render
-from serve.scaling.admission import Editor, Request, Sizes, Stream, Warm
-from serve.scaling.placement import DECIDE_S, Full, Placed, Placement, Scale, Waiting
-from serve.scaling.rolling import Version
 from serve.settings import ServeSettings
 from serve.tenants import Tenant
+from serve.versions.rolling import Version
 from serve.versions.source import find_models
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready

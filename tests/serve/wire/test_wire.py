@@ -20,9 +20,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from pipelines.commands.measure.trace import read_ways
+from serve.admission.admission import Sizes
+from serve.admission.ladder import Calm
 from serve.limits import Limits
-from serve.scaling.admission import Sizes
-from serve.scaling.ladder import Calm
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.tokens import write_tokens
 

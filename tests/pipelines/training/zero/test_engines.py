@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
 from modeling.diffusion.lora import adapt
-from modeling.diffusion.losses import dmd_gradient, gradient_as_loss
+from modeling.losses.dmd import dmd_gradient, gradient_as_loss
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.zero import engines
 from pipelines.training.zero.average import Ema

@@ -1,0 +1,242 @@
+"""What `Placement` keeps between decisions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from serve.admission.admission import Editor, Stream
+from serve.admission.decisions import Need, Scale
+from serve.hub.placement import (
+    ASKS_S,
+    DECIDE_S,
+    EDITOR_GONE_S,
+    LEFT_S,
+    RESERVED_S,
+    START_S,
+    Full,
+    Placed,
+    Placement,
+    Waiting,
+)
+from serve.wire.protocol import RETRY_AFTER_S
+from tests.serve.admission.made import SIZES, editor, request
+from tests.serve.clock import Clock
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(100.0)
+
+
+@pytest.fixture
+def placement(clock: Clock) -> Placement:
+    made = Placement(Scale(1, 4, delay_s=10.0), clock)
+    made.report(editor("a"))
+    return made
+
+
+def test_what_was_placed_counts_before_the_editor_says_so(
+    placement: Placement, clock: Clock
+) -> None:
+    """Two share 0.56 of 0.8; a third would need 0.84."""
+    assert placement.ask(request("1")) == Placed("a")
+    assert placement.ask(request("2")) == Placed("a")
+    assert isinstance(placement.ask(request("3", waits=False)), Full)
+    placement.released("2")
+    assert placement.ask(request("4")) == Placed("a")
+    # A stream that never comes to its editor does not hold a place for ever.
+    clock.now += RESERVED_S
+    placement.report(editor("a"))
+    assert placement.ask(request("5")) == Placed("a")
+
+
+def test_an_editors_report_replaces_what_was_placed(placement: Placement) -> None:
+    placement.ask(request("1"))
+    placement.report(
+        Editor("a", 12, 8, {"1": Stream("session-1", 0.7)}, {SIZES: 0.21})  # dearer than thought
+    )
+    assert [e.load for e in placement.editors] == [0.7]
+    assert isinstance(placement.ask(request("2", waits=False)), Full)
+
+
+def test_the_queue_is_a_line(placement: Placement, clock: Clock) -> None:
+    placement.report(editor("a", 0.7))
+    assert [placement.ask(request(n)).place for n in "123"] == [1, 2, 3]  # type: ignore[union-attr]
+    # Who lost an editor goes before who never had one.
+    assert placement.ask(request("4", again=True)).place == 1  # type: ignore[union-attr]
+    assert placement.ask(request("3")).place == 4  # type: ignore[union-attr]
+    # There is room for two: the first two have it, whoever asks first.
+    placement.report(editor("a"))
+    assert isinstance(placement.ask(request("3")), Waiting)
+    assert isinstance(placement.ask(request("2")), Waiting)
+    assert placement.ask(request("4", again=True)) == Placed("a")
+    assert placement.ask(request("1")) == Placed("a")
+    # Who does not ask any more is not in it.
+    clock.now += LEFT_S - ASKS_S
+    placement.report(editor("a", 0.7))
+    placement.ask(request("2"))
+    clock.now += ASKS_S
+    assert placement.ask(request("5")).place == 2  # type: ignore[union-attr]
+
+
+def test_who_gives_up_waiting_leaves_the_line(placement: Placement) -> None:
+    placement.report(editor("a", 0.7))
+    for name in "12":
+        placement.ask(request(name))
+    placement.released("1")
+    assert placement.waiting == 1
+    assert placement.ask(request("2")).place == 1  # type: ignore[union-attr]
+    placement.report(editor("a"))
+    assert placement.ask(request("2")) == Placed("a")
+
+
+def test_what_is_expected_follows_lengths_and_starts(placement: Placement, clock: Clock) -> None:
+    placement.ask(request("1"))
+    clock.now += 8.0
+    placement.released("1")
+    placement.report(editor("a", 0.4, 0.4))
+    placement.wanted()
+    # One of two sessions, which last 8 s, ends in 4 s; an editor would take 30.
+    assert placement.ask(request("2")) == Waiting(1, 4.0)
+    assert placement.ask(request("3")) == Waiting(2, 8.0)
+
+
+def test_who_waits_hears_when_the_editor_that_is_started_will_be_there(
+    placement: Placement, clock: Clock
+) -> None:
+    placement.report(editor("a", 0.7))
+    assert placement.ask(request("1")) == Waiting(1, START_S)
+    clock.now += 9.0
+    placement.report(editor("a", 0.7))
+    assert placement.ask(request("1")) == Waiting(1, START_S - 9.0)
+    for _ in range(3):
+        clock.now += 9.0
+        placement.report(editor("a", 0.7))
+        told = placement.ask(request("1"))
+    assert told == Waiting(1, 1.0)  # any moment
+    placement.report(editor("b", 0.7))
+    clock.now += DECIDE_S
+    # The next is expected to take as long as this one did.
+    assert placement.ask(request("1")) == Waiting(1, 36.0)
+
+
+def test_refused_demand_starts_an_editor(placement: Placement, clock: Clock) -> None:
+    placement.report(editor("a", 0.7))
+    assert placement.wanted() == 1
+    for name in "123":  # two of them fit in one
+        assert isinstance(placement.ask(request(name, waits=False)), Full)
+    clock.now += DECIDE_S
+    assert placement.wanted() == 3
+    clock.now += RETRY_AFTER_S
+    placement.report(editor("a", 0.7))
+    assert placement.wanted() == 3  # no start is broken off when nobody asks any more
+    clock.now += 10.0
+    placement.report(editor("a", 0.7))
+    assert placement.wanted() == 1
+
+
+def test_an_empty_editor_goes_and_only_one(placement: Placement, clock: Clock) -> None:
+    for name, shares in (("a", ()), ("b", (0.3,)), ("c", ())):
+        placement.report(editor(name, *shares))
+    placement._history = [Need(clock.now, 3)]
+    assert not any(placement.may_go(name) for name in "abc")
+    clock.now += 10.0
+    for name, shares in (("a", ()), ("b", (0.3,)), ("c", ())):
+        placement.report(editor(name, *shares))
+    assert not placement.may_go("b")
+    assert placement.may_go("c")
+    assert placement.may_go("a")
+    assert [e.name for e in placement.editors] == ["b"]
+    assert placement.ask(request("1")) == Placed("b")
+    assert not placement.may_go("b")
+
+
+def test_a_closing_editor_takes_a_stream_only_where_no_other_can(
+    placement: Placement, clock: Clock
+) -> None:
+    placement.report(editor("a", 0.3))
+    placement.report(editor("b", 0.1))
+    clock.now += 0.1
+    assert placement.ask(request("1")) == Placed("a")  # both would fit in one: b is to be emptied
+    assert placement.ask(request("2")) == Placed("b")
+
+
+def test_without_bounds_to_scale_between_nobody_goes(clock: Clock) -> None:
+    placement = Placement(Scale(2, 2, delay_s=0.0), clock)
+    placement.report(editor("a"))
+    placement.report(editor("b"))
+    placement.report(editor("c"))
+    assert not any(placement.may_go(name) for name in "abc")
+
+
+def test_editors_that_stop_take_nothing(placement: Placement, clock: Clock) -> None:
+    placement.report(editor("b"))  # where it would go: a, the first of two empty ones, closes
+    placement.gone(frozenset("b"))
+    assert placement.ask(request("1")) == Placed("a")
+    placement.gone(frozenset("ab"))
+    assert isinstance(placement.ask(request("3")), Waiting)
+    placement.gone(frozenset("a"))
+    assert placement.ask(request("3")) == Placed("b")
+    clock.now += 11.0
+    assert isinstance(placement.ask(request("2")), Waiting)  # a has not reported: it is gone
+
+
+def test_a_hub_that_has_heard_of_no_editor_refuses_nobody(clock: Clock) -> None:
+    """It has just been started again, and the editors that work say so within a second."""
+    placement = Placement(Scale(1, 4), clock)
+    assert isinstance(placement.ask(request("1", waits=False)), Waiting)
+    placement.report(editor("a", 0.7))
+    assert isinstance(placement.ask(request("1", waits=False)), Full)
+    clock.now += EDITOR_GONE_S
+    assert isinstance(placement.ask(request("2", waits=False)), Full)  # it knows that all are gone
+
+
+class PlacementMachine(RuleBasedStateMachine):
+    """What is remembered to have found no room changes no answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock(100.0)
+        scale = Scale(1, 8, delay_s=3.0)
+        self.placement, self.plain = Placement(scale, self.clock), Placement(scale, self.clock)
+
+    @rule(
+        name=st.sampled_from("abc"),
+        shares=st.lists(st.sampled_from([0.1, 0.3, 0.5]), max_size=3),
+        cost=st.sampled_from([0.21, 0.4]),
+    )
+    def report(self, name: str, shares: list[float], cost: float) -> None:
+        for placement in (self.placement, self.plain):
+            placement.report(editor(name, *shares, cost=cost))
+
+    @rule(
+        stream=st.sampled_from("xyz"),
+        fps=st.sampled_from([4.0, 16.0]),
+        waits=st.booleans(),
+        again=st.booleans(),
+    )
+    def ask(self, stream: str, fps: float, waits: bool, again: bool) -> None:
+        asked = request(stream, waits=waits, again=again, fps=fps)
+        self.plain._no_room.clear()
+        assert self.placement.ask(asked) == self.plain.ask(asked)
+
+    @rule(stream=st.sampled_from(["x", "y", "z", "a0", "b1"]))
+    def released(self, stream: str) -> None:
+        for placement in (self.placement, self.plain):
+            placement.released(stream)
+
+    @rule(stopped=st.frozensets(st.sampled_from("abc"), max_size=2))
+    def gone(self, stopped: frozenset[str]) -> None:
+        for placement in (self.placement, self.plain):
+            placement.gone(stopped)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+
+TestPlacement = PlacementMachine.TestCase
+TestPlacement.settings = settings(max_examples=40, stateful_step_count=20)

@@ -1,0 +1,118 @@
+"""What `Placement` does where editors hold models: who goes where, what is loaded, and for whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from serve.admission.admission import Editor, Request, Sizes, Stream, Warm
+from serve.admission.decisions import Scale
+from serve.hub.placement import (
+    ASKS_S,
+    DECIDE_S,
+    Full,
+    Placed,
+    Placement,
+    Retired,
+    Waiting,
+)
+from serve.versions.catalog import Catalog
+from serve.versions.rolling import Version
+from tests.serve.clock import Clock
+
+SIZES = Sizes((64, 96), (64, 96))
+A, B, NEW = (Version(key, (64, 96), 10, "vae") for key in ("a 1", "b 1", "a 2"))
+
+
+def editor(name: str, *versions: Version, streams: dict[str, Stream] | None = None) -> Editor:
+    models = {version.key: Warm(12) for version in versions}
+    return Editor(name, 12, 2, streams or {}, {SIZES: 0.1}, models=models)
+
+
+def request(
+    stream: str, version: Version, name: str = "a", *, waits: bool = False, again: bool = False
+) -> Request:
+    sizes = replace(SIZES, model=version.key)
+    return Request(stream, f"s-{stream}", sizes, 16.0, waits=waits, again=again, name=name)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(100.0)
+
+
+def placed(clock: Clock, *editors: Editor, budget: int = 0, most: int = 2) -> Placement:
+    catalog = Catalog(budget=budget, move=True)
+    catalog.serve({"a": A, "b": B})
+    made = Placement(Scale(len(editors), most), clock, catalog=catalog)
+    for each in editors:
+        made.report(each)
+    return made
+
+
+def test_a_session_goes_to_an_editor_that_holds_its_model(clock: Clock) -> None:
+    busy = {"x": Stream("x", 0.5, model=B.key)}
+    made = placed(clock, editor("empty", A), editor("busy", A, B, streams=busy), most=3)
+    assert made.ask(request("1", B, "b")) == Placed("busy")
+    assert made.ask(request("2", A)) == Placed("empty")
+    # No room where its model is; the other editor could load it, and more editors would not help.
+    assert made.ask(request("3", B, "b")) == Full()
+    clock.now += DECIDE_S
+    assert made.wanted() == 2
+    assert made.orders("empty") == (B.key, frozenset())
+    assert made.orders("empty") == ("", frozenset())  # said once
+    made.report(editor("empty", A, B))
+    assert made.ask(request("3", B, "b")) == Placed("empty")
+
+
+def test_who_asks_for_a_model_that_nobody_holds_waits_and_gets_it(clock: Clock) -> None:
+    """Also one whose client does not wait: the front gives up by itself."""
+    made = placed(clock, editor("e", A), budget=10)
+    assert made.orders("e") == ("", frozenset())  # both do not fit
+    assert isinstance(made.ask(request("1", B, "b")), Waiting)
+    clock.now += ASKS_S
+    assert isinstance(made.ask(request("1", B, "b")), Waiting)
+    assert made.orders("e") == (B.key, {A.key})
+    assert isinstance(made.ask(request("2", A)), Waiting)  # no longer there
+    made.report(editor("e", B))
+    assert made.ask(request("1", B, "b")) == Placed("e")
+    # Now it is used, and the other one waits until it is not.
+    clock.now += ASKS_S
+    made.ask(request("2", A))
+    assert made.orders("e") == ("", frozenset())
+    made.released("1")
+    clock.now += ASKS_S
+    made.ask(request("2", A))
+    assert made.orders("e") == (A.key, {B.key})
+
+
+def test_a_replaced_version_moves_its_sessions(clock: Clock) -> None:
+    streams = {"x": Stream("s-x", 0.1, model=A.key)}
+    made = placed(clock, editor("e", A, B, streams=streams))
+    made.catalog.point("a", NEW, 1.0, None)
+    clock.now += DECIDE_S
+    assert made.orders("e") == (NEW.key, frozenset())
+    assert made.ask(request("1", A)) == Placed("e")  # nothing has changed yet
+    made.report(editor("e", A, B, NEW, streams=streams))
+    clock.now += DECIDE_S
+    assert made.orders("e") == ("", {A.key})
+    assert [offer.stable for offer in made.menu().offers] == [NEW.key, B.key]
+    assert made.ask(request("x", A, again=True)) == Retired(NEW.key)
+    assert made.ask(request("2", A)) == Retired(NEW.key)
+    assert made.ask(request("x", NEW, again=True)) == Placed("e")
+    assert made.waiting == 0
+
+
+def test_two_editors_do_not_load_a_new_version_at_once(clock: Clock) -> None:
+    """Each hears its orders with a report of its own."""
+    made = placed(clock, editor("e", A, B), editor("f", A, B))
+    made.catalog.point("a", NEW, 1.0, None)
+    clock.now += DECIDE_S
+    assert made.orders("e") == (NEW.key, frozenset())
+    assert made.ask(request("1", A)) == Placed("e")  # so that f is the emptier one from here on
+    clock.now += DECIDE_S
+    assert made.orders("f") == ("", frozenset())
+    made.report(editor("e", A, B, NEW))
+    clock.now += DECIDE_S
+    assert made.orders("f") == (NEW.key, frozenset())
