@@ -25,6 +25,8 @@ from modeling.model_dir import is_model_dir, save_model
 from modeling.presets import PRESETS
 
 _UMT5_TOKENS = 512  # what Wan pads and cuts a prompt to
+# Wan2.1's own table of models: 480P for 1.3B, 480P and 720P for 14B.
+_TRAINED_AT = {"wan-1.3b": ("832x480",), "wan-14b": ("832x480", "1280x720")}
 _ROOM = 64 << 20  # bytes beside the weights: tokenizer, headers, JSON
 
 OnProgress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all
@@ -93,7 +95,7 @@ def write_import(
     """Write the model directory `to`; WeightsError if it is taken or the disk is too small."""
     check_target(to, overwrite=overwrite)
     check_space(to, plan.bytes_to_write)
-    card = {
+    card: dict[str, Any] = {
         "name": to.name,
         "parent": None,
         "preset": plan.preset,
@@ -102,6 +104,8 @@ def write_import(
             for kind, part in plan.parts.items()
         },
     }
+    if plan.preset in _TRAINED_AT:
+        card["trained_at"] = list(_TRAINED_AT[plan.preset])
     states = {kind: part.state for kind, part in plan.parts.items()}
     with _watched(to, partial(on_progress, "writing"), plan.bytes_to_write):
         return save_model(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from modeling.config import MaskCacheConfig, StreamConfig, TransformerConfig, VaeConfig
+from modeling.detail.work_size import in_words
+from modeling.model_dir import read_card, read_config
 from modeling.presets import PRESETS
+
+SHIPPED = Path(__file__).parents[2] / "pipelines/start"
 
 
 def test_a_stream() -> None:
@@ -92,3 +97,9 @@ def test_the_demo_is_small_and_its_tiny_vae_standard() -> None:
     assert (demo.vae.kind, set(demo.vae.mean), set(demo.vae.std)) == ("tiny", {0.0}, {1.0})
     assert (demo.stream.height, demo.stream.width) == (128, 192)
     assert demo.stream.mask_cache == MaskCacheConfig()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.iterdir()))
+def test_a_shipped_model_says_the_sizes_it_was_trained_at(name: str) -> None:
+    stream = read_config(SHIPPED / name).stream
+    assert read_card(SHIPPED / name)["trained_at"] == [in_words((stream.height, stream.width))]

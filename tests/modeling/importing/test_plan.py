@@ -83,6 +83,17 @@ def test_whole_folder(published: Published, tmp_path: Path, layout: str) -> None
     assert sorted(p.name for p in to.parent.iterdir()) == ["one"]
 
 
+@pytest.mark.parametrize(
+    ("preset", "sizes"),
+    [("wan-1.3b", ["832x480"]), ("wan-14b", ["832x480", "1280x720"])],
+)
+def test_the_card_says_the_sizes_that_wan_was_trained_at(
+    published: Published, tmp_path: Path, preset: str, sizes: list[str]
+) -> None:
+    plan = replace(plan_import(published.wan), preset=preset)  # the weights stay small
+    assert read_card(write_import(plan, tmp_path / "one"))["trained_at"] == sizes
+
+
 def test_the_card_says_where_each_part_is_from(published: Published, tmp_path: Path) -> None:
     heard: list[tuple[str, int, int]] = []
     plan = plan_import(published.wan)
@@ -91,6 +102,7 @@ def test_the_card_says_where_each_part_is_from(published: Published, tmp_path: P
     card = read_card(to)
     origin = card["imported_from"]
     assert (card["name"], card["preset"]) == ("one", None)
+    assert "trained_at" not in card  # not one of Wan's sizes
     assert [origin[part]["layout"] for part in ("transformer", "vae", "text")] == ["Wan"] * 3
     for part, name in (("vae", "Wan2.1_VAE.pth"), ("text", "models_t5_umt5-xxl-enc-bf16.pth")):
         content = (published.wan / name).read_bytes()
