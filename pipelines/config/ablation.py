@@ -43,6 +43,8 @@ AXES: dict[str, Callable[[str], Any]] = {  # in the order of the table's columns
     "threshold": float,  # of follow and settled
     "dilate": int,
     "steps": int,
+    "whole": int,  # steps of a foundation model that sees all of a clip at once; 0: streamed
+    "guidance": float,  # of these, classifier-free: 1 is none
     "window": int,  # latents
     "sinks": int,
     "seed": int,
@@ -86,23 +88,27 @@ def parse_grid(words: Iterable[str], also_settings: Sequence[str] = ALSO_SETTING
     for name in axes.get("cache", []):
         if name not in CACHES:
             raise ConfigError(f"cache={name} is none of {', '.join(CACHES)}")
+    if "guidance" in axes and not any(axes.get("whole", [])):
+        raise ConfigError("guidance= is of clips that are sampled whole; give whole=50 too")
     columns = [name for name in AXES if name in axes]
     rows = [dict(zip(columns, row, strict=True)) for row in product(*(axes[n] for n in columns))]
     return Grid(tuple(_without_what_does_nothing(rows)), tuple(settings))
 
 
 def _without_what_does_nothing(rows: Iterable[Variant]) -> Iterable[Variant]:
-    """Each distinct variant once: what says nothing about a row's cache is left out of the row."""
+    """Each distinct variant once: what says nothing about a row's way of editing is left out."""
     seen: list[Variant] = []
     for row in rows:
         cache = row.get("cache")
+        streamed = ("cache", "keep", "pruned", "threshold", "dilate", "steps", "window", "sinks")
+        other = streamed if row.get("whole") else ("guidance",)
         idle = {
             "none": ("keep", "pruned", "threshold", "dilate"),
             "follow": ("keep",),
             "settled": ("keep",),
             None: (),
         }.get(cache, ("threshold", "dilate"))
-        row = {name: value for name, value in row.items() if name not in idle}
+        row = {name: value for name, value in row.items() if name not in idle + other}
         if row not in seen:
             seen.append(row)
     return seen
@@ -116,6 +122,8 @@ def stream_of(stream: StreamConfig, variant: Mapping[str, Any]) -> StreamConfig:
         if not 1 <= steps <= GRID:
             raise ConfigError(f"steps={steps} must be at least 1 and at most {GRID}")
         changes["timesteps"] = tuple(round(GRID * (steps - n) / steps) for n in range(steps))
+    if not 0 <= variant.get("whole", 0) <= GRID:
+        raise ConfigError(f"whole={variant['whole']} must be at least 0 and at most {GRID}")
     for name, field in (("window", "window_latents"), ("sinks", "sink_latents")):
         if name in variant:
             changes[field] = variant[name]

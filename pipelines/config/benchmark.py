@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from data.bench.cases import CASES
 from pipelines.config.merge import ConfigError
 from pipelines.config.rules import at_least
 
 HALVES = ("both", "natural", "drawn")
+NAMES = tuple(dict.fromkeys(name for case in CASES for name in (case.kind, *case.traits[1:])))
 
 
 @dataclass
@@ -21,6 +23,7 @@ class BenchConfig:
     half: str = "both"  # or natural, drawn
     every: int = 1  # only every n-th clip of a half, for trying
     long: bool = True  # the four clips of 60 s too
+    only: str | None = None  # clips of one kind or trait: hue, fast, occluded, scene cut, 60 s
     size: str = "224x128"  # width x height; checksums are published for this size
     footage: str | None = None  # folder to film instead of the shipped one (its held-out files)
     published: bool = True  # refuse clips that are not the published ones to the pixel
@@ -37,6 +40,8 @@ class BenchConfig:
         at_least(self, every=1, dilate=0, resamples=1)
         if self.half not in HALVES:
             raise ConfigError(f"half={self.half} is none of {', '.join(HALVES)}")
+        if self.only is not None and self.only not in NAMES:
+            raise ConfigError(f"only={self.only} is none of {', '.join(NAMES)}")
         if not re.fullmatch(r"\d+x\d+", self.size) or any(n % 16 or not n for n in self.shape):
             raise ConfigError(
                 f"size={self.size} must be width x height in multiples of 16, e.g. 224x128"

@@ -21,6 +21,7 @@ from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import mean_with_interval
 from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
 from pipelines.evaluation.judges import Judge
+from pipelines.evaluation.whole import WholeEditor
 from pipelines.tracking.tracker import Tracker, check_reachable
 
 COLUMNS = (  # metric, heading, decimals
@@ -45,6 +46,13 @@ def variant_editor(model: Path, variant: Variant) -> StreamingEditor:
     loaded = load_model(place, device=device, dtype=dtype)
     stream = stream_of(loaded.config.stream, variant)
     config = replace(loaded.config, stream=stream)
+    if variant.get("whole"):
+        return WholeEditor(
+            replace(loaded, config=config),
+            mask_cache=None,
+            steps=variant["whole"],
+            scale=variant.get("guidance", 1.0),
+        )
     return StreamingEditor(replace(loaded, config=config), mask_cache=stream.mask_cache)
 
 
@@ -84,13 +92,18 @@ def ablate(
         name = label(variant)
         report = judge.judge(editor, variant, partial(on_clip, name))
         report["variant"] = name
-        report["forwards"] = len(editor.timesteps) + 1  # the steps and the refresh
+        report["forwards"] = forwards(editor)
         baseline = reports[0] if reports else report
         share = skipped_work(editor.config)
         report["against"] = compare(baseline, report, share, judge.resamples)
         reports.append(report)
         on_variant(report)
     return reports
+
+
+def forwards(editor: StreamingEditor) -> int:
+    """Forwards of the transformer that a chunk takes: the steps and the refresh."""
+    return editor.forwards if isinstance(editor, WholeEditor) else len(editor.timesteps) + 1
 
 
 def compare(
@@ -101,8 +114,8 @@ def compare(
     gains = {row["name"]: row["gain"] for row in baseline["clips"] if "gain" in row}
     loss = [gains[row["name"]] - row["gain"] for row in report["clips"] if row["name"] in gains]
     skipped = [1 - row["recomputed"] for row in report["clips"]]
-    forwards = report["forwards"] / baseline["forwards"]
-    saved = [1 - forwards * (1 - share * value) for value in skipped]
+    as_many = report["forwards"] / baseline["forwards"]
+    saved = [1 - as_many * (1 - share * value) for value in skipped]
     values = {"loss": loss, "skipped": skipped, "saved": saved}
     return {name: mean_with_interval(of, resamples) for name, of in values.items() if of}
 

@@ -35,9 +35,9 @@ def ablate(
     """Measure every combination on the same clips, against the first.
 
     Varies: cache (none, published, attention, feedforward, block, follow, settled), keep,
-    pruned (1+2), threshold, dilate, steps, window, sinks, seed, work_size, detail, stages. Settings
-    as for `evaluate MODEL DATASET`: clips, seed, success_db; for bench half, every, long, size,
-    footage.
+    pruned (1+2), threshold, dilate, steps, window, sinks, seed, work_size, detail, stages; whole
+    (steps of a foundation model that sees all of a clip) with guidance. Settings as for `evaluate
+    MODEL DATASET`: clips, seed, success_db; for bench half, every, long, only, size, footage.
     """
     from pipelines.config.ablation import ALSO_SETTINGS, parse_grid
     from pipelines.evaluation.ablation import ablate as run

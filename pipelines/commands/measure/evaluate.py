@@ -44,7 +44,8 @@ def evaluate(
 
     Prints a table and writes all numbers as JSON. Settings: clips, seed, mask_cache, dilate,
     success_db. With bench for a dataset: LiveEdit-Bench, 120 held-out clips of 20 kinds
-    (docs/benchmark.md); settings: half, every, long, size, footage, seed, mask_cache.
+    (docs/benchmark.md); settings: half, every, long, only, size, footage, seed,
+    mask_cache.
     """
     if dataset == BENCH:
         judge(model, overrides or [], out=out, outputs=outputs, beside=beside or [], track=track)

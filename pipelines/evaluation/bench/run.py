@@ -17,6 +17,7 @@ from data.bench.clip import OWN_FOOTAGE, SIZE, BenchClip, make_clip, published_c
 from data.footage.material import Footage, footage_hash, prepare
 from infra.runtime.errors import UserError
 from pipelines.config.benchmark import BenchConfig
+from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.alignment import Alignment
 from pipelines.evaluation.bench.intervals import groups, with_success
 from pipelines.evaluation.bench.measures import measure, psnr_by_second
@@ -37,11 +38,21 @@ class Judged:
 
 
 def chosen(config: BenchConfig) -> list[Case]:
-    """The clips that `config` asks for: every n-th of each half, the long ones or not."""
+    """The clips that `config` asks for: every n-th of each half, the long ones or not.
+
+    ConfigError if that is none at all.
+    """
     cases = []
     for half in HALVES if config.half == "both" else (config.half,):
         of = [case for case in CASES if case.half == half and (config.long or not case.long)]
+        if config.only is not None:
+            of = [case for case in of if config.only in (case.kind, *case.traits)]
         cases += of[:: config.every]
+    if not cases:
+        raise ConfigError(
+            f"no clip with half={config.half} and long={str(config.long).lower()} is of "
+            f"only={config.only}; leave one of them out"
+        )
     return cases
 
 

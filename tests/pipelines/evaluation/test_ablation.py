@@ -43,11 +43,23 @@ def test_what_does_nothing_is_not_measured_twice() -> None:
     ]
 
 
+def test_a_clip_is_streamed_or_sampled_whole() -> None:
+    words = ("stages=a", "whole=0,50", "guidance=1,4", "steps=2,4", "cache=none")
+    assert labels(*words) == [
+        "stages=a cache=none steps=2 whole=0",
+        "stages=a whole=50 guidance=1.0",
+        "stages=a whole=50 guidance=4.0",
+        "stages=a cache=none steps=4 whole=0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["every=5"], "nothing is varied"),
         (["cache=both"], "cache=both is none of none, published"),
+        (["guidance=1,4", "steps=2"], "guidance= is of clips that are sampled whole"),
+        (["guidance=2", "whole=0"], "guidance= is of clips that are sampled whole"),
         (["steps=1,four"], "steps=1,four: every value is a whole number"),
         (["keep=x"], "keep=x: every value is a number"),
         (["pruned=1+x"], r"pruned=1\+x: every value is whole numbers, as in 1\+2"),
@@ -64,6 +76,7 @@ def test_a_wrong_grid_is_refused(words: list[str], message: str) -> None:
     ("words", "message"),
     [
         (["steps=1,0"], "steps=0 must be at least 1"),
+        (["whole=0,1001"], "whole=1001 must be at least 0 and at most 1000"),
         (["stages=tiny,tny"], "stages=tny: no model is in models/tny; there are tiny"),
     ],
 )
@@ -175,6 +188,19 @@ def test_on_pairs_of_a_dataset(tiny_model: Path, heldout: str) -> None:
         for size in ("full", "1/2")
     )
     assert whole != half == reports[0]["clips"][0]["gain"]
+
+
+def test_a_variant_that_is_sampled_whole(tmp_path: Path, heldout: str) -> None:
+    known = write_known_model(tmp_path / "known")
+    grid = parse_grid(["whole=0,3", "guidance=1,2"])
+    reports = ablate(known, grid, Pairs(heldout, EvaluateConfig(clips=1)))
+    assert [report["variant"] for report in reports] == [
+        "whole=0", "whole=3 guidance=1.0", "whole=3 guidance=2.0",
+    ]  # fmt: skip
+    assert [report["forwards"] for report in reports] == [5, 3, 6]
+    gains = [report["clips"][0]["gain"] for report in reports]
+    assert gains[1] == pytest.approx(gains[0], abs=0.5)  # of the same model
+    assert gains[2] != gains[1]  # guided
 
 
 def test_from_the_command_line(liveedit: Liveedit, tmp_path: Path) -> None:

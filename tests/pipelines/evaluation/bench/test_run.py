@@ -90,6 +90,15 @@ def test_which_clips_are_chosen() -> None:
     assert len(natural) == 58
     assert {case.half for case in natural} == {"natural"}
     assert chosen(BenchConfig(every=60)) == [CASES[0], CASES[60]]
+    minutes = chosen(BenchConfig(only="60 s"))
+    assert len(minutes) == 4
+    assert all(case.long for case in minutes)
+    hues = chosen(BenchConfig(only="hue", every=2))
+    assert [case.kind for case in hues] == ["hue", "hue"]  # every second of these
+    with pytest.raises(ConfigError, match="only=hues is none of "):
+        BenchConfig(only="hues")
+    with pytest.raises(ConfigError, match=r"no clip with half=drawn .* only=hue; leave one"):
+        chosen(BenchConfig(only="hue", half="drawn"))
     with pytest.raises(ConfigError, match="half=upper"):
         BenchConfig(half="upper")
     with pytest.raises(ConfigError, match="multiples of 16"):
