@@ -21,9 +21,9 @@ from torch import Tensor
 from modeling.detail.work_size import work_size as work_size_in_pixels
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flow import GRID
-from modeling.diffusion.losses import guided
 from modeling.editor import StreamingEditor
 from modeling.geometry import PATCH, TEMPORAL_STRIDE
+from modeling.losses.dmd import guided
 from modeling.streaming.picture import Detail, Picture
 from modeling.streaming.stream import EditedChunk
 
