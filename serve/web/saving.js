@@ -32,7 +32,9 @@ export class Saving {
     const stopping = this.recorder;
     this.recorder = null;
     this.pressed(false);
-    this.offer(await stopping.stop(), "liveedit.webm", "the recording");
+    const recording = await stopping.stop();
+    const suffix = recording.type.startsWith("video/mp4") ? "mp4" : "webm";
+    this.offer(recording, `liveedit.${suffix}`, "the recording");
   }
 
   pressed(recording) {

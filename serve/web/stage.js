@@ -56,8 +56,9 @@ export class Stage {
   draw(edited, source, tint) {
     this.edited.getContext("2d").drawImage(edited, 0, 0);
     if (source) this.source.getContext("2d").drawImage(source, 0, 0);
-    const tinted = this.overlay.draw(tint);
-    get("tinted").textContent = tint ? `(${Math.round(100 * tinted)} % of the picture)` : "";
+    const tinted = Math.round(100 * this.overlay.draw(tint));
+    const rest = tinted < 100 ? "; the first and last steps compute all of it" : "";
+    get("tinted").textContent = tint ? `(${tinted} % of the picture${rest})` : "";
     if (this.root.dataset.showing !== "edit") this.show("edit");
   }
 

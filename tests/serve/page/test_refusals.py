@@ -21,8 +21,8 @@ from starlette.websockets import WebSocket
 from serve.front.front import SAMPLES, WEB
 from serve.limits import Limits
 from serve.tenants import PROTOCOL
-from tests.serve.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.conftest import Server, serving
+from tests.serve.page.browser import FAKE_CAMERA, Page, chromium
 from tests.serve.tokens import write_tokens
 
 pytestmark = pytest.mark.slow
@@ -32,12 +32,6 @@ SERVER = {  # what a server that really runs is brought to say, by the tests bel
 }  # fmt: skip
 SAID = {"draining": "restarted", "too_slow": "too slow", "internal": "had a problem"}
 CAMERA = {"NotAllowedError", "NotFoundError", "NotReadableError", "OverconstrainedError"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    with chromium(*FAKE_CAMERA) as started:
-        yield started
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 INSTALL = "apt-get install -y chromium chromium-driver"
 SHOTS = os.environ.get("LIVEEDIT_SCREENSHOTS")  # a folder: keep pictures of what was tested
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+CARD = {
+    "name": "small",
+    "sample": "shapes",
+    "prompts": ["make it night", "add fog"],
+    "words": ["make", "it", "night", "add", "fog", "blue"],
+}
 
 
 @contextmanager
@@ -49,6 +56,7 @@ class Page:
 
     def __init__(self, browser: Chrome, url: str, query: str = "") -> None:
         self.browser = browser
+        browser.get_log("browser")  # what was said of the page before
         browser.get(f"{url}/{query}")
 
     def __getitem__(self, name: str) -> WebElement:
@@ -104,6 +112,16 @@ class Page:
     def chosen(self, name: str) -> str:
         checked = f"input[name={name}]:checked"
         return str(self.browser.find_element(By.CSS_SELECTOR, checked).get_attribute("value"))
+
+    def downloaded(self) -> bytes:
+        """What the link to what was saved leads to."""
+        data = self.browser.execute_async_script(
+            "const done = arguments[0];"
+            "fetch(document.getElementById('download').href).then((a) => a.blob()).then((b) => {"
+            "  const r = new FileReader(); r.onload = () => done(r.result.split(',')[1]);"
+            "  r.readAsDataURL(b); })"
+        )
+        return base64.b64decode(data)
 
     def barriers(self) -> list[str]:
         """What axe-core has against the page as it is."""
