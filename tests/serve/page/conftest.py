@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome
 
-from serve.limits import Limits
 from serve.admission.admission import Sizes
+from serve.limits import Limits
 from tests.serve.conftest import Server, serving
 from tests.serve.models import save_small_model
 from tests.serve.page.browser import CARD, FAKE_CAMERA, chromium
