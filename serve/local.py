@@ -11,7 +11,7 @@ from serve.front.door import Door
 from serve.front.front import Front
 from serve.hub.ledger import Ledger
 from serve.hub.records import SessionStore
-from serve.metrics import EditorMetrics, Metrics, Snapshot
+from serve.metrics import EditorMetrics, Metrics, Readings
 from serve.settings import ServeSettings
 from serve.tenants import Tenants
 from serve.versions.source import find_models, menu_of
@@ -39,7 +39,7 @@ async def local_front(settings: ServeSettings) -> Front:
     async def notes() -> list[str]:
         return []
 
-    async def snapshots() -> dict[str, Snapshot]:
+    async def snapshots() -> dict[str, Readings]:
         shelf.gauge(editors)
         return {"front": metrics.snapshot(), "editor": editors.snapshot()}
 

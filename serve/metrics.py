@@ -24,7 +24,7 @@ SHARE_BUCKETS = tuple(n / 10 for n in range(1, 11))
 KEPT_APART = 100  # of those that went last; older ones do not come back
 WHO = ("tenant", "model")  # labels of what a session does
 
-Snapshot = list[Metric]
+Readings = list[Metric]
 
 disable_created_metrics()  # a second series for every counter, which nobody reads
 
@@ -33,7 +33,7 @@ class _Registry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Readings:
         return [metric for metric in self.registry.collect() if metric.samples]
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -146,14 +146,14 @@ class HubMetrics(_Registry):
 COUNTED = ("counter", "histogram")  # types whose numbers stay true when their process is gone
 
 
-class Retired:
+class GoneProcesses:
     """What processes that are gone have counted: without it a sum over processes would fall."""
 
     def __init__(self) -> None:
-        self._last: dict[str, Snapshot] = {}  # in order of their going
-        self._folded: Snapshot = []
+        self._last: dict[str, Readings] = {}  # in order of their going
+        self._folded: Readings = []
 
-    def add(self, process: str, metrics: Snapshot) -> None:
+    def add(self, process: str, metrics: Readings) -> None:
         self._last[process] = [metric for metric in metrics if metric.type in COUNTED]
         while len(self._last) > KEPT_APART:
             self._folded = _sum(self._folded, self._last.pop(next(iter(self._last))))
@@ -162,14 +162,14 @@ class Retired:
         """It was only silent, and counts for itself again."""
         self._last.pop(process, None)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Readings:
         total = self._folded
         for metrics in self._last.values():
             total = _sum(total, metrics)
         return total
 
 
-def _sum(one: Snapshot, other: Snapshot) -> Snapshot:
+def _sum(one: Readings, other: Readings) -> Readings:
     """Metric by metric, series by series."""
     summed = {metric.name: metric for metric in one}
     for metric in other:
@@ -185,7 +185,7 @@ def _sum(one: Snapshot, other: Snapshot) -> Snapshot:
 
 
 class _Merged:
-    def __init__(self, snapshots: Mapping[str, Snapshot]) -> None:
+    def __init__(self, snapshots: Mapping[str, Readings]) -> None:
         self.snapshots = snapshots
 
     def collect(self) -> Iterable[Metric]:
@@ -202,7 +202,7 @@ class _Merged:
         return merged.values()
 
 
-def render(snapshots: Mapping[str, Snapshot]) -> bytes:
+def render(snapshots: Mapping[str, Readings]) -> bytes:
     """Prometheus text of every process."""
     registry = CollectorRegistry()
     registry.register(_Merged(snapshots))

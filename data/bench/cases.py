@@ -52,8 +52,8 @@ class Case:
         return (self.half, self.speed, *(name for name, has in named.items() if has))
 
 
-Row = tuple[str, str, float]  # what, words, amount
-NATURAL: dict[str, tuple[Row, ...]] = {
+Instruction = tuple[str, str, float]  # what, words, amount
+NATURAL: dict[str, tuple[Instruction, ...]] = {
     "tone": (
         ("night", "make it night", PLAIN),
         ("sunset", "turn it into a sunset", PLAIN),
@@ -155,7 +155,7 @@ _DRAWN_WORDS: dict[str, tuple[int, tuple[str, ...]]] = {  # how many, worded in 
                     "outline the {color} {shape} in {to}")),
     "nothing": (10, ("make the {color} {shape} {to}", "remove the {color} {shape}")),
 }  # fmt: skip
-DRAWN: dict[str, tuple[Row, ...]] = {
+DRAWN: dict[str, tuple[Instruction, ...]] = {
     kind: tuple((kind, words[n % len(words)], PLAIN) for n in range(count))
     for kind, (count, words) in _DRAWN_WORDS.items()
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.bench.answers import truth_of
 from data.bench.cases import CUT_AT, FPS, HALVES, LONG_CUT_EVERY, VERSION, Case
-from data.bench.edits import truth_of
 from data.bench.scene import Object, Scene, Shot, in_front, on_canvas, on_footage, unit_of, way
 from data.drawing import SHAPES
 from data.footage import regions

@@ -26,7 +26,7 @@ VISIBLE = 0.004  # share of the video that the edit of a thing must change
 
 
 @dataclass
-class Scene:
+class Filmed:
     """What was filmed and what is drawn over it; `video` is float32 [F, H, W, 3]."""
 
     video: np.ndarray
@@ -55,8 +55,8 @@ class Edit:
 
 
 # Of a scene, the kind's name and the source as it is rendered, float32 [F, H, W, 3].
-EditScene = Callable[[Scene, str, np.ndarray], Edit]
-EditThing = Callable[[Scene, str, np.ndarray, Thing], Edit]
+EditScene = Callable[[Filmed, str, np.ndarray], Edit]
+EditThing = Callable[[Filmed, str, np.ndarray, Thing], Edit]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def rounded(video: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(video), 0, 255).astype(np.float32)
 
 
-def look(scene: Scene, kind: str, video: np.ndarray) -> Edit:
+def look(scene: Filmed, kind: str, video: np.ndarray) -> Edit:
     """One of the whole picture."""
     rng = scene.rng
     names = list(wordings.LOOK_WORDS)
@@ -93,7 +93,7 @@ def look(scene: Scene, kind: str, video: np.ndarray) -> Edit:
     return Edit(wording, looks.LOOKS[name](video, amount, scene.unit), about)
 
 
-def _by_hue(scene: Scene, kind: str, source: np.ndarray) -> Edit:
+def _by_hue(scene: Filmed, kind: str, source: np.ndarray) -> Edit:
     """An edit of what has a hue that is there, or of nothing if no hue is."""
     rng = scene.rng
     for color in rng.permutation(list(regions.HUES)):
@@ -112,7 +112,7 @@ def _by_hue(scene: Scene, kind: str, source: np.ndarray) -> Edit:
     return _nothing(scene, "nothing", source)
 
 
-def _add(scene: Scene, kind: str, source: np.ndarray) -> Edit:
+def _add(scene: Filmed, kind: str, source: np.ndarray) -> Edit:
     rng = scene.rng
     shape, paint = str(rng.choice(list(SHAPES))), str(rng.choice(list(PAINTS)))
     place = str(rng.choice(list(PLACES)))
@@ -125,7 +125,7 @@ def _add(scene: Scene, kind: str, source: np.ndarray) -> Edit:
 def of_a_thing(edit: EditThing) -> EditScene:
     """`edit` of a thing that can be seen: what is drawn last is never hidden."""
 
-    def edited(scene: Scene, kind: str, source: np.ndarray) -> Edit:
+    def edited(scene: Filmed, kind: str, source: np.ndarray) -> Edit:
         *hidden, top = scene.things
         for index in (*scene.rng.permutation(len(hidden)), len(hidden)):
             thing = scene.things[int(index)]
@@ -137,24 +137,24 @@ def of_a_thing(edit: EditThing) -> EditScene:
     return edited
 
 
-def _remove(scene: Scene, kind: str, source: np.ndarray, thing: Thing) -> Edit:
+def _remove(scene: Filmed, kind: str, source: np.ndarray, thing: Thing) -> Edit:
     named = {"color": thing.paint, "shape": thing.shape}
     others = [other for other in scene.things if other is not thing]
     text = _wording(scene.rng, kind).format(**named)
     return Edit(text, scene.render(others), {"kind": kind} | named)
 
 
-def _recolor(scene: Scene, kind: str, source: np.ndarray, thing: Thing) -> Edit:
+def _recolor(scene: Filmed, kind: str, source: np.ndarray, thing: Thing) -> Edit:
     to = str(scene.rng.choice([paint for paint in PAINTS if paint != thing.paint]))
     return _changed(scene, kind, thing, replace(thing, paint=to, cutout=None), to)
 
 
-def _replace(scene: Scene, kind: str, source: np.ndarray, thing: Thing) -> Edit:
+def _replace(scene: Filmed, kind: str, source: np.ndarray, thing: Thing) -> Edit:
     to = str(scene.rng.choice([shape for shape in SHAPES if shape != thing.shape]))
     return _changed(scene, kind, thing, replace(thing, shape=to), to)
 
 
-def _changed(scene: Scene, kind: str, thing: Thing, changed: Thing, to: str) -> Edit:
+def _changed(scene: Filmed, kind: str, thing: Thing, changed: Thing, to: str) -> Edit:
     named = {"color": thing.paint, "shape": thing.shape}
     things = [changed if other is thing else other for other in scene.things]
     text = _wording(scene.rng, kind).format(**named, to=to)
@@ -164,7 +164,7 @@ def _changed(scene: Scene, kind: str, thing: Thing, changed: Thing, to: str) -> 
 def _background(change: Callable[[np.ndarray, float], np.ndarray]) -> EditThing:
     """`change` of all that no thing covers, or of all but one if the wording names it."""
 
-    def edited(scene: Scene, kind: str, source: np.ndarray, thing: Thing) -> Edit:
+    def edited(scene: Filmed, kind: str, source: np.ndarray, thing: Thing) -> Edit:
         text = _wording(scene.rng, kind)
         kept = covered([thing] if "{" in text else scene.things, source.shape)
         changed = change(source, scene.unit)
@@ -175,7 +175,7 @@ def _background(change: Callable[[np.ndarray, float], np.ndarray]) -> EditThing:
     return edited
 
 
-def _nothing(scene: Scene, kind: str, source: np.ndarray) -> Edit:
+def _nothing(scene: Filmed, kind: str, source: np.ndarray) -> Edit:
     """Ask for an edit of something that is not there."""
     rng = scene.rng
     absent = [

@@ -14,7 +14,7 @@ import numpy as np
 from data.drawing import SHAPES
 from data.footage import wordings
 from data.footage.camera import film
-from data.footage.kinds import KINDS, Edit, Scene, look, rounded
+from data.footage.kinds import KINDS, Edit, Filmed, look, rounded
 from data.footage.material import SPLITS, Footage, FootageError, Material
 from data.footage.objects import PAINTS, PATTERNED, moving
 from data.sample import Pair
@@ -43,7 +43,7 @@ def make_footage_pair(
     kind = str(rng.choice(list(KINDS), p=[kind.weight for kind in KINDS.values()]))
     material = _material(footage, frames, rng)
     video, pan = film(material, frames, height, width, rng)
-    scene = Scene(video.astype(np.float32), [], rng)
+    scene = Filmed(video.astype(np.float32), [], rng)
     _fill(scene, kind, footage, fps, pan)
     source = scene.render()
     edit = KINDS[kind].edit(scene, kind, source)
@@ -80,7 +80,7 @@ def _material(footage: Footage, frames: int, rng: np.random.Generator) -> Materi
     return pool[int(rng.integers(len(pool)))]
 
 
-def _fill(scene: Scene, kind: str, footage: Footage, fps: float, pan: np.ndarray) -> None:
+def _fill(scene: Filmed, kind: str, footage: Footage, fps: float, pan: np.ndarray) -> None:
     """Put as many things in the scene as the edit wants: no two of one paint, or of one shape
     when they are patterned."""
     rng = scene.rng

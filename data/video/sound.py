@@ -16,7 +16,7 @@ import av
 from data.video.decode import Damage
 from data.video.source.container import open_video, packets
 from data.video.source.survey import SOUND_BEFORE_S, Survey
-from data.video.source.tracks import Plan, Track, add_sound, describe
+from data.video.source.tracks import Track, TrackPlan, add_sound, describe
 
 
 class Carrier:
@@ -27,7 +27,7 @@ class Carrier:
     """
 
     def __init__(
-        self, source: str | Path, found: Survey, plan: Plan, output: Any, damage: Damage
+        self, source: str | Path, found: Survey, plan: TrackPlan, output: Any, damage: Damage
     ) -> None:
         self.source, self.found, self.output, self.damage = source, found, output, damage
         self.input = open_video(source)

@@ -66,7 +66,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Part:
+class Server:
     """A server. `ready` is a URL that answers when it is up, `address` what people open."""
 
     name: str
@@ -85,7 +85,7 @@ class Missing:
     remedy: str
 
 
-def mlflow(settings: Settings) -> Part | Missing:
+def mlflow(settings: Settings) -> Server | Missing:
     url = f"http://{HOST}:{settings.mlflow}"
     database = settings.data / "mlflow.db"
     if not database.exists():
@@ -116,7 +116,7 @@ def _make_database(path: Path) -> None:
     unfinished.replace(path)
 
 
-def s3(settings: Settings) -> Part | Missing:
+def s3(settings: Settings) -> Server | Missing:
     if find_spec("nanio") is None:
         return Missing("s3", "pip install nanio, or use an S3 store that you have")
     command = [
@@ -127,7 +127,7 @@ def s3(settings: Settings) -> Part | Missing:
     return _part("s3", settings.s3, f"http://{HOST}:{settings.s3}/", command, keys)
 
 
-def prometheus(settings: Settings) -> Part | Missing:
+def prometheus(settings: Settings) -> Server | Missing:
     binary = shutil.which("prometheus")
     if binary is None:
         return Missing(
@@ -147,7 +147,7 @@ def prometheus(settings: Settings) -> Part | Missing:
     return _part("prometheus", settings.prometheus, url, command, {})
 
 
-def grafana(settings: Settings) -> Part | Missing:
+def grafana(settings: Settings) -> Server | Missing:
     binary = shutil.which("grafana")
     home = _grafana_home(Path(binary)) if binary else None
     if binary is None or home is None:
@@ -178,9 +178,9 @@ def _grafana_home(binary: Path) -> Path | None:
 
 def _part(
     name: str, port: int, ready: str, command: list[str], environment: dict[str, str]
-) -> Part:
+) -> Server:
     address = f"http://{HOST}:{port}"
-    return Part(name, port, address, ready, command, {**everything(), **environment})
+    return Server(name, port, address, ready, command, {**everything(), **environment})
 
 
-PARTS: tuple[Callable[[Settings], Part | Missing], ...] = (mlflow, s3, prometheus, grafana)
+SERVERS: tuple[Callable[[Settings], Server | Missing], ...] = (mlflow, s3, prometheus, grafana)

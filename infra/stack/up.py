@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-from infra.stack.servers import PARTS, Missing, Part, Settings
+from infra.stack.servers import SERVERS, Missing, Server, Settings
 
 START_S = 120.0  # that a part has until it answers
 STOP_S = 10.0  # that a part has to end by itself
@@ -29,10 +29,10 @@ class StackError(RuntimeError):
     """A part that did not start or ended by itself; the message says where its log is."""
 
 
-class Running:
+class StackProcess:
     """A part's processes: one process group of their own, so that Ctrl-C reaches only us."""
 
-    def __init__(self, part: Part, settings: Settings) -> None:
+    def __init__(self, part: Server, settings: Settings) -> None:
         self.part = part
         self.log = settings.data / "logs" / f"{part.name}.log"
         self.log.parent.mkdir(exist_ok=True)
@@ -93,15 +93,15 @@ def run(settings: Settings) -> None:
     Raises StackError, and OSError for a folder that cannot be written.
     """
     settings.prepare()
-    running: list[Running] = []
+    running: list[StackProcess] = []
     try:
-        for describe in PARTS:
+        for describe in SERVERS:
             part = describe(settings)
             if isinstance(part, Missing):
                 print(f"{part.name:<11}not installed: {part.remedy}", flush=True)
                 continue
             _check_port(part)
-            running.append(Running(part, settings))
+            running.append(StackProcess(part, settings))
         for started in running:
             started.wait_ready()
             print(f"{started.part.name:<11}{started.part.address}", flush=True)
@@ -128,7 +128,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _check_port(part: Part) -> None:
+def _check_port(part: Server) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

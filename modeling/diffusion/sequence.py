@@ -56,7 +56,7 @@ class Sequence:
         return Shared(visible, self, frames, latent_tokens)
 
 
-class Split:
+class TokenSplit:
     """Which of `tokens` tokens each rank has: `places`, n tensors of indices [O], rising."""
 
     def __init__(self, sequence: Sequence, tokens: int, places: list[Tensor]) -> None:
@@ -79,12 +79,14 @@ class Split:
 
 
 @lru_cache(maxsize=32)
-def by_latents(sequence: Sequence, frames: int, latent_tokens: int, device: torch.device) -> Split:
+def by_latents(
+    sequence: Sequence, frames: int, latent_tokens: int, device: torch.device
+) -> TokenSplit:
     """The same stretch of every latent for one rank."""
     with torch.inference_mode(False):
         tokens = torch.arange(frames * latent_tokens, device=device)
         parts = tokens.view(frames, sequence.size, -1).unbind(1)
-        return Split(sequence, len(tokens), [part.flatten() for part in parts])
+        return TokenSplit(sequence, len(tokens), [part.flatten() for part in parts])
 
 
 class Shared:
@@ -117,17 +119,17 @@ class Shared:
             self.reuse = _OwnReuse(reuse, own, local)
         elif reuse is not None and reuse.tokens is not None:
             indices = torch.arange(len(reuse.tokens), device=device)
-            self.split = Split(
+            self.split = TokenSplit(
                 self.sequence, len(indices), list(indices.tensor_split(self.sequence.size))
             )
             self.attending, self.reuse = self.split, reuse
         return rope.select(self.attending.own)
 
-    def _kept(self, tokens: Tensor) -> tuple[Split, Tensor]:
+    def _kept(self, tokens: Tensor) -> tuple[TokenSplit, Tensor]:
         """How the kept `tokens` are split by who has them, and where they are among the own."""
         owner = tokens % self.latent_tokens // (self.latent_tokens // self.sequence.size)
         places = [(owner == rank).nonzero().squeeze(1) for rank in range(self.sequence.size)]
-        split = Split(self.sequence, len(tokens), places)
+        split = TokenSplit(self.sequence, len(tokens), places)
         return split, torch.searchsorted(self.split.own, tokens[split.own])
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ class _ToHeads(Function):
     """[B, O, N, D] of every rank -> [B, T, N / n, D], of several tensors at once."""
 
     @staticmethod
-    def forward(ctx: Any, split: Split, *xs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, split: TokenSplit, *xs: Tensor) -> tuple[Tensor, ...]:
         ctx.split = split
         return _to_heads(split, xs)
 
@@ -168,7 +170,7 @@ class _ToTokens(Function):
     """[B, T, N / n, D] of every rank -> [B, O, N, D]."""
 
     @staticmethod
-    def forward(ctx: Any, split: Split, y: Tensor) -> Tensor:
+    def forward(ctx: Any, split: TokenSplit, y: Tensor) -> Tensor:
         ctx.split = split
         return _to_tokens(split, (y,))[0]
 
@@ -179,7 +181,7 @@ class _ToTokens(Function):
 
 class _Whole(Function):
     @staticmethod
-    def forward(ctx: Any, split: Split, x: Tensor) -> Tensor:
+    def forward(ctx: Any, split: TokenSplit, x: Tensor) -> Tensor:
         ctx.split = split
         sequence = split.sequence
         batch, own, channels = x.shape
@@ -196,7 +198,7 @@ class _Whole(Function):
         return None, gradient.index_select(1, split.own) * split.sequence.size
 
 
-def _to_heads(split: Split, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _to_heads(split: TokenSplit, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     sequence, (batch, own, heads, size) = split.sequence, xs[0].shape
     ranks = sequence.size
     sent = xs[0].new_empty(ranks, len(xs), batch, split.most, heads // ranks, size)
@@ -208,7 +210,7 @@ def _to_heads(split: Split, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tokens.index_select(2, split.back).unbind(0)
 
 
-def _to_tokens(split: Split, ys: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _to_tokens(split: TokenSplit, ys: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     sequence, (batch, _, heads, size) = split.sequence, ys[0].shape
     ranks = sequence.size
     sent = ys[0].new_empty(ranks, len(ys), batch, split.most, heads, size)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from modeling.gpu.conv import CausalConvolution
 from modeling.gpu.kernels.vae import add_bias_residual, norm_silu
 from modeling.vae.streaming import StreamTape
-from modeling.vae.wan import Downsample, ResidualBlock, RmsNorm, Upsample, WanVae
+from modeling.vae.wan import ChannelNorm, Downsample, ResidualBlock, Upsample, WanVae
 
 _STEM_CHANNELS = 16
 # Numbers of channels at which cuDNN is faster on the three frames that an output sees laid side by
@@ -165,7 +165,7 @@ class FusedWanVae:
         self, h: Sum, norm: nn.Module, conv: nn.Module, tape: StreamTape, keep: bool
     ) -> Tensor:
         """The convolution, without its bias, of SiLU of the norm of h; h is gone if not kept."""
-        assert isinstance(norm, RmsNorm)
+        assert isinstance(norm, ChannelNorm)
         assert isinstance(conv, nn.Conv3d)
         own, stacked = self._own.get(conv), self._stacked.get(conv)
         past = None if tape.first else _inside(tape.read())

@@ -35,15 +35,15 @@ from modeling.importing.transformer import (
 from modeling.importing.vae import convert_diffusers_vae, convert_taehv, convert_wan_vae
 from modeling.model_dir import is_model_dir
 
-Kind = Literal["transformer", "vae", "text"]
-NAMES: dict[Kind, str] = {
+PartKind = Literal["transformer", "vae", "text"]
+NAMES: dict[PartKind, str] = {
     "transformer": "transformer",
     "vae": "video VAE",
     "text": "UMT5 text encoder",
 }
 
 # A layout is told by names that only it has. The first that fits wins.
-_LAYOUTS: tuple[tuple[Kind, str, str], ...] = (
+_LAYOUTS: tuple[tuple[PartKind, str, str], ...] = (
     ("transformer", "training checkpoint", r"generator(_ema)?$"),
     ("transformer", "Wan", r"(.*\.)?blocks\.\d+\.(_\w+\.)*self_attn\."),
     ("transformer", "diffusers", r"(.*\.)?blocks\.\d+\.attn1\."),
@@ -61,7 +61,7 @@ _SUBFOLDERS = ("transformer", "vae", "text_encoder")
 class Network:
     """A network as it was found: recognised, not yet checked."""
 
-    kind: Kind
+    kind: PartKind
     layout: str
     weights: WeightFiles
     checkpoint: dict[str, Any]
@@ -71,7 +71,7 @@ class Network:
 class Part:
     """A network in our names, every tensor checked."""
 
-    kind: Kind
+    kind: PartKind
     layout: str
     weights: WeightFiles
     state: dict[str, Tensor]
@@ -88,7 +88,7 @@ class Part:
         return sum(t.numel() * (dtype or t.dtype).itemsize for t in self.state.values())
 
 
-def find_networks(path: Path) -> dict[Kind, Network]:
+def find_networks(path: Path) -> dict[PartKind, Network]:
     """The networks at `path`, a file or folder. None at all, or two of a kind, is an error."""
     if not path.exists():
         raise WeightsError(f"{path} does not exist")
@@ -97,7 +97,7 @@ def find_networks(path: Path) -> dict[Kind, Network]:
     places = [path]
     if path.is_dir():
         places += [path / name for name in _SUBFOLDERS if (path / name).is_dir()]
-    found: dict[Kind, Network] = {}
+    found: dict[PartKind, Network] = {}
     unknown = []
     for weights in [weights for place in places for weights in find_weights(place)]:
         checkpoint = weights.read()
@@ -121,7 +121,7 @@ def find_networks(path: Path) -> dict[Kind, Network]:
     return found
 
 
-def recognise(state: Mapping[str, Any]) -> tuple[Kind, str] | None:
+def recognise(state: Mapping[str, Any]) -> tuple[PartKind, str] | None:
     """Kind and layout, told by the names alone."""
     for kind, layout, pattern in _LAYOUTS:
         if any(re.match(pattern, str(name)) for name in state):

@@ -19,7 +19,7 @@ import torch
 
 from modeling.config import ModelConfig, TextConfig
 from modeling.importing.checkpoint_files import WeightsError, sha256
-from modeling.importing.parts import NAMES, Kind, Part, find_networks, read_part
+from modeling.importing.parts import NAMES, Part, PartKind, find_networks, read_part
 from modeling.importing.text import write_text_folder
 from modeling.model_dir import is_model_dir, save_model
 from modeling.presets import PRESETS
@@ -38,7 +38,7 @@ class ImportPlan:
 
     config: ModelConfig
     preset: str | None  # whose transformer has the same sizes
-    parts: dict[Kind, Part]
+    parts: dict[PartKind, Part]
     dtype: torch.dtype | None
 
     @property
@@ -69,7 +69,7 @@ def plan_import(
     checkpoint. `dtype` None keeps the files' types. Raises WeightsError.
     """
     networks = dict(find_networks(path))
-    given: list[tuple[Kind, Path | None]] = [("vae", vae), ("text", text)]
+    given: list[tuple[PartKind, Path | None]] = [("vae", vae), ("text", text)]
     for kind, place in given:
         if place is not None:
             found = find_networks(place)
@@ -79,7 +79,7 @@ def plan_import(
             networks[kind] = found[kind]
     if ema and "transformer" not in networks:
         raise WeightsError(f"--ema: {path} holds no transformer")
-    order: tuple[Kind, ...] = ("transformer", "vae", "text")
+    order: tuple[PartKind, ...] = ("transformer", "vae", "text")
     parts = {kind: read_part(networks[kind], ema=ema) for kind in order if kind in networks}
     preset, config = _model_config(parts)
     return ImportPlan(config, preset, parts, dtype)
@@ -140,7 +140,7 @@ def check_space(to: Path, needed: int) -> None:
         )
 
 
-def _model_config(parts: dict[Kind, Part]) -> tuple[str | None, ModelConfig]:
+def _model_config(parts: dict[PartKind, Part]) -> tuple[str | None, ModelConfig]:
     """The preset with the transformer's sizes, if there is one, and the whole config."""
     found: dict[str, Any] = {kind: part.config for kind, part in parts.items()}
     sizes = found.get("transformer")

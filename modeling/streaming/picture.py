@@ -26,7 +26,7 @@ Detail = Literal["source", "off"]  # whether what is enlarged gets the source's 
 
 
 class Studio(Protocol):
-    """What all streams of a model share; part of `modeling.streaming.stream.Editor`."""
+    """What all streams of a model share; part of `modeling.streaming.stream.Workshop`."""
 
     vae: StreamingVae
     device: torch.device

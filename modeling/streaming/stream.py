@@ -50,7 +50,7 @@ class EditedChunk:
     mask: np.ndarray  # bool [F, H/2, W/2]: tokens recomputed in the pruned steps
 
 
-class Editor(Studio, Protocol):
+class Workshop(Studio, Protocol):
     """What all streams of a model share; `modeling.editor.StreamingEditor` is it."""
 
     transformer: Transformer
@@ -71,7 +71,7 @@ class EditStream:
 
     def __init__(
         self,
-        editor: Editor,
+        editor: Workshop,
         prompt: str,
         *,
         height: int,

@@ -27,7 +27,7 @@ def _causal_conv(in_channels: int, out_channels: int) -> nn.Conv3d:
     return nn.Conv3d(in_channels, out_channels, 3, padding=(0, 1, 1))
 
 
-class RmsNorm(nn.Module):
+class ChannelNorm(nn.Module):
     """Each position's channel vector scaled to length sqrt(C) times gamma; at least in float32."""
 
     def __init__(self, channels: int, dims: int) -> None:
@@ -46,9 +46,9 @@ class ResidualBlock(nn.Module):
         # Places 1, 4 and 5 are the activations and the dropout of the public layout.
         self.residual = nn.ModuleDict(
             {
-                "0": RmsNorm(in_channels, 3),
+                "0": ChannelNorm(in_channels, 3),
                 "2": _causal_conv(in_channels, out_channels),
-                "3": RmsNorm(out_channels, 3),
+                "3": ChannelNorm(out_channels, 3),
                 "6": _causal_conv(out_channels, out_channels),
             }
         )
@@ -70,7 +70,7 @@ class FrameAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = RmsNorm(channels, 2)
+        self.norm = ChannelNorm(channels, 2)
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
@@ -164,7 +164,7 @@ def _middle(channels: int) -> nn.ModuleList:
 
 
 def _head(channels: int, out_channels: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"0": RmsNorm(channels, 3), "2": _causal_conv(channels, out_channels)})
+    return nn.ModuleDict({"0": ChannelNorm(channels, 3), "2": _causal_conv(channels, out_channels)})
 
 
 class Encoder(nn.Module):

@@ -24,7 +24,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 from infra.runtime.errors import UserError
 from pipelines.bench import SCHEMA
 from pipelines.bench.check import TOLERANCE
-from pipelines.bench.training_worker import WARM_UP, Case, work
+from pipelines.bench.training_worker import WARM_UP, TrainCase, work
 from pipelines.config.load import section_plain, to_plain
 from pipelines.config.pipeline import PipelineConfig
 
@@ -59,10 +59,10 @@ class TrainOptions:
             replace(self.config.compute, zero_stage=zero)  # ConfigError for what cannot be
 
     @property
-    def cases(self) -> list[Case]:
+    def cases(self) -> list[TrainCase]:
         """By workers, so that each number of them starts once."""
         named = product(self.workers, self.stages, self.zero)
-        return [Case(stage, workers, zero) for workers, stage, zero in named]
+        return [TrainCase(stage, workers, zero) for workers, stage, zero in named]
 
     def prepared(self) -> PipelineConfig:
         """The configuration that the workers get: every step is reported, and nothing saved."""
@@ -110,7 +110,7 @@ def measure(
                 yield report
 
 
-def together(cases: list[Case]) -> list[Case]:
+def together(cases: list[TrainCase]) -> list[TrainCase]:
     """The next cases that may share processes: of one number of workers, and ZeRO-3 is alone,
     since DeepSpeed does not give back what it held."""
     first = cases[0]
@@ -120,7 +120,7 @@ def together(cases: list[Case]) -> list[Case]:
     return list(others)
 
 
-def _run(options: TrainOptions, cases: list[Case], folder: Path) -> Iterator[dict[str, Any]]:
+def _run(options: TrainOptions, cases: list[TrainCase], folder: Path) -> Iterator[dict[str, Any]]:
     """What processes of their own, one a worker, find out about `cases`; all of them, or up to one
     that does not fit into memory."""
     job = {
@@ -159,7 +159,7 @@ def _out_of_memory(results: Path) -> bool:
 def summary(result: dict[str, Any]) -> dict[str, Any]:
     """One case's row of figures from what its steps reported."""
     steps = result.pop("steps", [])
-    case = Case(result["stage"], result["workers"], result["zero"])
+    case = TrainCase(result["stage"], result["workers"], result["zero"])
     row = {"name": case.name, **result}
     if not steps:
         return row

@@ -34,7 +34,7 @@ WARM_UP = 1  # steps that are not counted: kernels are compiled, memory and buff
 
 
 @dataclass(frozen=True)
-class Case:
+class TrainCase:
     """One row of the benchmark."""
 
     stage: str
@@ -74,7 +74,7 @@ def work(rank: int, job: dict[str, Any]) -> None:
             for number, case in enumerate(job["cases"]):
                 place = folder / f"case-{job['group']}-{number}"
                 try:
-                    result = _run(Case(**case), config, place, folder, rank, device)
+                    result = _run(TrainCase(**case), config, place, folder, rank, device)
                 except torch.OutOfMemoryError:
                     _tell(job, case | {"out_of_memory": True})
                     raise
@@ -103,7 +103,12 @@ def _prepare(folder: Path, config: PipelineConfig, device: torch.device) -> None
 
 
 def _run(
-    case: Case, config: PipelineConfig, place: Path, shared: Path, rank: int, device: torch.device
+    case: TrainCase,
+    config: PipelineConfig,
+    place: Path,
+    shared: Path,
+    rank: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """The case's figures, complete on rank 0."""
     run_folder = RunFolder(place)

@@ -22,8 +22,8 @@ ROOM_GB = 5  # that `liveedit demo` and its MLflow need with room to spare
 S3_PORTS = {"http": 80, "https": 443}
 MLFLOW_PORT = 5000
 
-State = Literal["ok", "absent", "broken"]
-STYLES: dict[State, str] = {"ok": "green", "absent": "default", "broken": "red"}
+Verdict = Literal["ok", "absent", "broken"]
+STYLES: dict[Verdict, str] = {"ok": "green", "absent": "default", "broken": "red"}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Finding:
     """`absent` is what one can do without, `broken` what stops the work named in `what`."""
 
     name: str
-    state: State
+    state: Verdict
     what: str
 
 

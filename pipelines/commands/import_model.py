@@ -23,10 +23,10 @@ from rich.table import Column, Table
 from pipelines.commands.show import console, errors
 
 if TYPE_CHECKING:
-    from modeling.importing.parts import Kind
+    from modeling.importing.parts import PartKind
     from modeling.importing.plan import ImportPlan
 
-_OPTIONS: tuple[tuple[Kind, str], ...] = (
+_OPTIONS: tuple[tuple[PartKind, str], ...] = (
     ("transformer", "PATH"),
     ("vae", "--vae"),
     ("text", "--text"),

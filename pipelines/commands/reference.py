@@ -32,13 +32,13 @@ before anything starts. `null` is nothing, lists are `[1,2]`.
 
 
 @dataclass(frozen=True)
-class Setting:
+class Described:
     key: str
     default: str
     meaning: str
 
 
-def settings_of(kind: type, prefix: str = "") -> Iterator[Setting]:
+def settings_of(kind: type, prefix: str = "") -> Iterator[Described]:
     """Every key of a dataclass, those of nested ones after a dot."""
     meanings: dict[str, str] = {}
     for part in reversed(kind.__mro__):
@@ -55,7 +55,7 @@ def settings_of(kind: type, prefix: str = "") -> Iterator[Setting]:
         if is_dataclass(value):
             yield from settings_of(type(value), f"{key}.")
         else:
-            yield Setting(key, shown(value), meanings.get(entry.name, ""))
+            yield Described(key, shown(value), meanings.get(entry.name, ""))
 
 
 def shown(value: Any) -> str:

@@ -31,7 +31,7 @@ class Sizes:
         return replace(self, work=rung.work, sparing=rung.sparing, halved=rung.halved)
 
 
-Shape = tuple[Sizes, float, bool]
+Demand = tuple[Sizes, float, bool]
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Request:
     name: str = ""  # of the model that was chosen; its version is in `sizes`
 
     @property
-    def shape(self) -> Shape:
+    def demand(self) -> Demand:
         """All that matters to whether there is room for it."""
         return self.sizes, self.fps, self.live
 
 
 @dataclass(frozen=True)
-class Stream:
+class Seat:
     """A session at an editor: its `share` edited as it asked, and the `least` it can do with."""
 
     session: str
@@ -82,7 +82,7 @@ class Editor:
     name: str
     chunk_frames: int
     max_sessions: int
-    streams: Mapping[str, Stream] = field(default_factory=dict)
+    streams: Mapping[str, Seat] = field(default_factory=dict)
     costs: Mapping[Sizes, float] = field(default_factory=dict)
     measured: bool = True  # shares count, not only sessions
     frame_s: float = 0.0

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 from serve.admission.admission import (
+    Demand,
     Editor,
     Request,
-    Shape,
-    Stream,
+    Seat,
     admits,
     has_room,
     least_at,
@@ -88,17 +88,17 @@ def place_all(
     ranked = sorted(map(entry, editors))  # names differ, so editors are never compared
     left: list[Request] = []
     held = {session for editor in editors for session in editor.sessions}
-    refused: set[Shape] = set()  # fits nowhere, and loads only grow
+    refused: set[Demand] = set()  # fits nowhere, and loads only grow
     for request in requests:
         known = request.session in held
-        shape = request.shape
-        if shape in refused and not known:
+        demand = request.demand
+        if demand in refused and not known:
             left.append(request)
             continue
         at = next((n for n, (*_, e) in enumerate(ranked) if has_room(e, request)), None)
         if at is None:
             left.append(request)
-            refused.add(shape)
+            refused.add(demand)
             continue
         after = with_stream(ranked.pop(at)[-1], request)
         insort(ranked, entry(after))
@@ -110,7 +110,7 @@ def place_all(
 
 def with_stream(editor: Editor, request: Request) -> Editor:
     """The editor as it will be when it has this stream."""
-    new = Stream(
+    new = Seat(
         request.session, share_at(editor, request), least_at(editor, request), request.sizes.model
     )
     kept = {n: s for n, s in editor.streams.items() if s.session != request.session}

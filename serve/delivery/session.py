@@ -30,7 +30,7 @@ from serve.wire.protocol import (
     Frame,
     Mask,
     PromptApplied,
-    Quality,
+    QualityApplied,
     WireError,
     to_json,
 )
@@ -307,14 +307,14 @@ class Session:
 
     # --- inside
 
-    def _new_quality(self, delivery: Delivery) -> Quality | None:
+    def _new_quality(self, delivery: Delivery) -> QualityApplied | None:
         """Where the delivery is edited otherwise than the one before."""
         edited, told = delivery.edited, self.quality
         lower = edited.rung != FULL
         self.quality = f"{edited.rung} {edited.work_size}" if lower else FULL
         if self.quality == told:
             return None
-        return Quality(edited.rung, delivery.frames[0].index, edited.work_size, edited.steps)
+        return QualityApplied(edited.rung, delivery.frames[0].index, edited.work_size, edited.steps)
 
     @property
     def _begun(self) -> Started | None:

@@ -16,7 +16,7 @@ from modeling.streaming.device import DeviceClock, to_device, to_host
 from modeling.streaming.quality import Quality
 from modeling.streaming.stream import EditStream
 from serve.admission import admission, ladder
-from serve.admission.admission import Editor, Sizes, Stream, Warm
+from serve.admission.admission import Editor, Seat, Sizes, Warm
 from serve.admission.ladder import Calm, Decision, Held
 from serve.admission.rungs import FULL, Means, Rung, Size, rungs, slowed
 from serve.wire.protocol import RETRY_AFTER_S, Detail, WireError
@@ -215,7 +215,7 @@ class Capacity:
     def known(self, name: str, loading: str = "") -> Editor:
         """What placement knows of this editor, called `name` there."""
         streams = {
-            stream: Stream(
+            stream: Seat(
                 load.opening.session,
                 self.share(stream),
                 min(self._shares(load)),

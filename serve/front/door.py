@@ -18,9 +18,8 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.front.socket import Receive, Scope, Send
 from serve.logs import event
 from serve.tenants import Tenant, Tenants, given_token
 from serve.wire.codes import CODES

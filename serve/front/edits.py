@@ -38,7 +38,7 @@ class Edits:
 
     def __init__(self, services: Services, refusal: Callable[[], WireError | None]) -> None:
         self.services = services
-        self.open: set[Edit] = set()
+        self.open: set[VideoEdit] = set()
         self.running = 0  # requests, from their upload to the last byte of their answer
         self._refusal = refusal
         self._uploads = 0
@@ -69,7 +69,7 @@ class Edits:
             differs = await asyncio.to_thread(differences, path)
             if (full := self._refusal()) is not None:  # the upload took its time
                 raise full
-            edit = Edit(self.services, visitor, path, wanted, info)
+            edit = VideoEdit(self.services, visitor, path, wanted, info)
             self.open.add(edit)
             files.callback(self.open.discard, edit)
             body = edit.run()
@@ -118,7 +118,7 @@ class Edits:
         return refusal(error)
 
 
-class Edit:
+class VideoEdit:
     """One video: `run` yields pieces of the edited MP4. What ends it early cuts the answer, so that
     its client sees that the video is not whole."""
 

@@ -19,17 +19,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.runtime.paths import ROOT
 from serve.front.connection import Connection
 from serve.front.door import Door, Guard, refusal
-from serve.front.edits import Edit, Edits
+from serve.front.edits import Edits, VideoEdit
 from serve.front.running import Services
-from serve.front.socket import Receive, Scope, Send, Socket
+from serve.front.socket import Socket
 from serve.front.traces import tracer
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import HOLDER_BEAT_S, SessionStore
-from serve.metrics import Metrics, Snapshot, render
+from serve.metrics import Metrics, Readings, render
 from serve.tenants import Tenant
 from serve.versions.catalog import Menu
 from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
@@ -78,7 +79,7 @@ class Front:
         models: Callable[[], Awaitable[list[dict[str, Any]]]],
         menu: Callable[[], Menu],
         notes: Callable[[], Awaitable[list[str]]],
-        snapshots: Callable[[], Awaitable[dict[str, Snapshot]]],
+        snapshots: Callable[[], Awaitable[dict[str, Readings]]],
     ) -> None:
         codecs = Codecs(metrics)
         made = tracer(traces, name) if traces else None
@@ -176,8 +177,8 @@ class Front:
 
     async def _settle(self) -> None:
         """With the tenants, as their file is now."""
-        holders: list[Connection | Edit] = [*self.connections, *self.edits.open]
-        tenants: dict[Connection | Edit, Tenant] = {}
+        holders: list[Connection | VideoEdit] = [*self.connections, *self.edits.open]
+        tenants: dict[Connection | VideoEdit, Tenant] = {}
         for holder in holders:
             tenant = self.door.still(holder.visitor) if holder.visitor else None
             if tenant is not None:
@@ -244,7 +245,7 @@ class Codecs(ThreadPoolExecutor):
 class _Asgi:
     """A method as an ASGI application (a plain function would be taken for an endpoint)."""
 
-    def __init__(self, call: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, call: ASGIApp) -> None:
         self.call = call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -19,7 +19,7 @@ from serve.front.ray_backend import RayBackend
 from serve.hub.client import HubClient
 from serve.hub.hub import REPORT_S, Orders, Report, link_host
 from serve.logs import join_serve_log
-from serve.metrics import Metrics, Snapshot
+from serve.metrics import Metrics, Readings
 from serve.settings import ServeSettings
 from serve.tenants import Tenants
 from serve.versions.source import Named, menu_of
@@ -75,9 +75,9 @@ class FrontReplica:
             raise WireError("at_capacity", message, RETRY_AFTER_S)
         return models
 
-    async def snapshots(self) -> dict[str, Snapshot]:
+    async def snapshots(self) -> dict[str, Readings]:
         """This process's are there whatever becomes of the others."""
-        others: dict[str, Snapshot] = {}
+        others: dict[str, Readings] = {}
         try:
             others = await self._ask("snapshots")
         except WireError as error:

@@ -10,13 +10,8 @@ the ASGI calls themselves are the back-pressure.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 EXTENSION = "liveedit.flow"
 GRANT = "liveedit.grant"  # application -> middleware: so many more messages, so large, may be read
@@ -32,7 +27,7 @@ MAX_UNWRITTEN = 512 * 1024  # bytes the application may be ahead of the socket
 class FlowControl:
     """ASGI middleware for the process that owns the socket."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,9 +22,9 @@ from serve.admission.admission import Editor
 from serve.hub.ledger import Ledger
 from serve.hub.placement import Placement
 from serve.hub.records import COMMIT_KINDS, SessionStore
-from serve.metrics import HubMetrics, Retired, Snapshot
+from serve.metrics import GoneProcesses, HubMetrics, Readings
 from serve.settings import ServeSettings
-from serve.versions.aliases import Follower
+from serve.versions.aliases import Aliases
 from serve.versions.catalog import Catalog, Menu
 from serve.versions.source import ModelSource, Named
 from serve.wire.link import Address, Listener
@@ -47,7 +47,7 @@ class Report:
     """
 
     process: str  # the replica's id
-    metrics: Snapshot
+    metrics: Readings
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # by key
     editor: Editor | None = None
     connections: int = 0  # that a front has
@@ -83,14 +83,14 @@ class Hub:
         self.store = SessionStore(settings.limits.resume_s)
         self.ledger = Ledger()
         self.metrics = HubMetrics()
-        self._retired = Retired()
+        self._retired = GoneProcesses()
         self._listener = Listener(link_host(settings), COMMIT_KINDS)
         self._commits: Address | None = None
         self._catalog = Catalog(
             budget=round(settings.editor_memory_gb * 1e9), move=settings.on_new_version == "move"
         )
         self._placement = Placement(settings.scale, catalog=self._catalog)
-        self._follower = Follower(self._catalog)
+        self._follower = Aliases(self._catalog)
         self._follower.serve(serves)
         self._began = 0.0  # of the newest front
         self.parts = {"store": self.store, "ledger": self.ledger, "places": self._placement}
@@ -181,7 +181,7 @@ class Hub:
         """See `Placement.notes`."""
         return self._placement.notes()
 
-    async def snapshots(self) -> dict[str, Snapshot]:
+    async def snapshots(self) -> dict[str, Readings]:
         """Of every process that lives, of the hub itself, and what the others had counted."""
         alive = self._alive()
         metrics, models = self.metrics, {m["name"] for r in alive for m in r.models.values()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve.admission import admission, decisions
-from serve.admission.admission import Editor, Request, Shape
+from serve.admission.admission import Demand, Editor, Request
 from serve.admission.decisions import Need, Rank, Scale
 from serve.versions.catalog import Catalog, Menu
 from serve.versions.rolling import Plan
@@ -94,7 +94,7 @@ class Placement:
         self._reserved: dict[str, dict[str, tuple[float, Request]]] = {}  # by editor and stream
         self._queue: dict[str, _Asked] = {}
         # Sizes and rates that no editor has room for: a long queue asks twice a second each.
-        self._no_room: dict[Shape, Request] = {}
+        self._no_room: dict[Demand, Request] = {}
         self._refused: dict[str, tuple[float, Request]] = {}
         self._opened: dict[str, float] = {}
         self._lengths: deque[float] = deque(maxlen=KNOWN_ENDS)
@@ -188,19 +188,19 @@ class Placement:
         self._editors[editor.name] = (at, editor)
         if self._no_room:
             left = self._no_room.items()
-            self._no_room = {s: r for s, r in left if not admission.has_room(editor, r)}
+            self._no_room = {d: r for d, r in left if not admission.has_room(editor, r)}
 
     def _found(self, request: Request, before: list[Request]) -> Editor | None:
-        shape = request.shape
+        demand = request.demand
         state, avoid = self.editors, self._closing
         ghost = any(request.session in editor.sessions for editor in state)  # makes room for it
-        if shape in self._no_room and not ghost:
+        if demand in self._no_room and not ghost:
             return None
         found = decisions.place(state, request, avoid, self._rank)
         if found is None:
             if len(self._no_room) >= KNOWN_SHAPES:  # strangers choose sizes and rates
                 self._no_room.clear()
-            self._no_room[shape] = request
+            self._no_room[demand] = request
         elif before:  # they have their turn first, when they ask
             state, _ = decisions.place_all(state, before, avoid, self._rank)
             found = decisions.place(state, request, avoid, self._rank)

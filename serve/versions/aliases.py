@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 FOLLOW_S = 3.0  # how often the registry is asked
 
 
-class Follower:
+class Aliases:
     """Args:
     ask: What an alias says, by reference and MLflow's address.
     """

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-Part = bytes | memoryview
+Piece = bytes | memoryview
 
 
-def pack(message: Any) -> tuple[bytes, list[Part]]:
+def pack(message: Any) -> tuple[bytes, list[Piece]]:
     """A header and the parts that follow it.
 
     Takes None, numbers, text, bytes, arrays of uint8 and bool, and lists, tuples and dataclasses
     of these. Raises TypeError for what is none of them.
     """
-    parts: list[Part] = []
+    parts: list[Piece] = []
     plain = _plain(message, parts)
     header = {"message": plain, "sizes": [len(part) for part in parts]}
     return json.dumps(header, ensure_ascii=False).encode(), parts
@@ -46,7 +46,7 @@ def unpack(header: bytes, parts: list[bytes], kinds: Iterable[type]) -> Any:
         raise ValueError(f"no message of ours: {error!r}") from error
 
 
-def _plain(value: Any, parts: list[Part]) -> Any:
+def _plain(value: Any, parts: list[Piece]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list):

@@ -118,7 +118,7 @@ class PromptApplied:
 
 
 @dataclass(frozen=True)
-class Quality:
+class QualityApplied:
     """From `first_frame` on the session is edited like this: `level` is "full" as it asked, and
     under pressure one of `serve.admission.rungs`."""
 
@@ -179,7 +179,9 @@ class Frame:
 
 
 ClientMessage = Open | Prompt | Close
-ServerMessage = InQueue | Opened | Chunk | Mask | PromptApplied | Quality | Dropped | Closed | Error
+ServerMessage = (
+    InQueue | Opened | Chunk | Mask | PromptApplied | QualityApplied | Dropped | Closed | Error
+)
 Message = ClientMessage | ServerMessage
 
 NAMES: dict[type, str] = {
@@ -191,7 +193,7 @@ NAMES: dict[type, str] = {
     Chunk: "chunk",
     Mask: "mask",
     PromptApplied: "prompt_applied",
-    Quality: "quality",
+    QualityApplied: "quality",
     Dropped: "dropped",
     Closed: "closed",
     Error: "error",

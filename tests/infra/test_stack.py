@@ -144,7 +144,7 @@ def test_what_is_missing_is_named_and_the_rest_starts(
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = servers.Settings(tmp_path, "127.0.0.1:8000", *range(1, 5))
     settings.prepare()
-    assert isinstance(servers.s3(settings), servers.Part)
+    assert isinstance(servers.s3(settings), servers.Server)
     for describe, remedy in (
         (servers.prometheus, "apt install"),
         (servers.grafana, "https://grafana"),

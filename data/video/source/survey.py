@@ -22,7 +22,7 @@ from data.video.source.clock import Clock
 from data.video.source.container import REMEDY, Source, open_video, video_stream
 from data.video.source.rate import MAX_FPS, Rate, find_rate
 from data.video.source.scan import Scan, scan_packets
-from data.video.source.upright import Look, look, pixel_aspect
+from data.video.source.upright import FrameLook, look, pixel_aspect
 
 CUT_SHORT = 0.02  # of the frames or seconds that the header promises
 SOUND_BEFORE_S = 0.1  # sound ahead of the picture that is more than an encoder's own padding
@@ -46,7 +46,7 @@ class Survey:
     stamped: bool  # whether the file has any time stamps
     undecodable: int  # frames before the first that can be decoded
     cut_off: str | None  # how much is there of what the header promises, when it is less
-    look: Look  # of the first frame
+    look: FrameLook  # of the first frame
     has_audio: bool
     codec: str
 

@@ -42,7 +42,7 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrackPlan:
     tracks: tuple[Track, ...]
     converted: tuple[str, ...]  # said of each track that changes
     left_out: tuple[str, ...]  # names of those that are not carried
@@ -53,7 +53,7 @@ class Plan:
 
 def plan_tracks(
     container: Any, found: Survey, output_format: str, *, fragmented: bool = False
-) -> Plan:
+) -> TrackPlan:
     """`output_format` is mp4, mov or matroska. A fragmented one takes sound only."""
     tracks: list[Track] = []
     converted: list[str] = []
@@ -79,7 +79,7 @@ def plan_tracks(
     if chapters and (fragmented or found.clock.repairs):
         left_out.append("chapters")
         chapters = []
-    return Plan(
+    return TrackPlan(
         tracks=tuple(tracks),
         converted=tuple(converted),
         left_out=tuple(left_out),

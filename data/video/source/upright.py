@@ -60,7 +60,7 @@ def has_alpha(frame: av.VideoFrame) -> bool:
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameLook:
     """What is to be known of a video's frames before they are read."""
 
     width: int  # as shown
@@ -74,9 +74,9 @@ class Look:
     interlaced: bool
 
 
-def look(frame: av.VideoFrame, aspect: Fraction) -> Look:
+def look(frame: av.VideoFrame, aspect: Fraction) -> FrameLook:
     width, height = shown_size(frame, aspect)
-    return Look(
+    return FrameLook(
         width=width,
         height=height,
         rotation=frame.rotation,

@@ -48,7 +48,7 @@ class Day:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Rules:
     """A way to decide: what ships, or one that it was compared with."""
 
     rank: Rank = decisions.emptiest
@@ -69,13 +69,13 @@ def anyone(editor: Editor) -> tuple[Any, ...]:
 
 
 VARIANTS = {
-    "ships": Variant(),
-    "refuse at once": Variant(degrade=False),
-    "fullest first": Variant(rank=fullest),
-    "any with room": Variant(rank=anyone),
-    "down after 60 s": Variant(delay_s=60.0),
-    "2 % spare": Variant(spare=0.02),
-    "5 % spare": Variant(spare=0.05),
+    "ships": Rules(),
+    "refuse at once": Rules(degrade=False),
+    "fullest first": Rules(rank=fullest),
+    "any with room": Rules(rank=anyone),
+    "down after 60 s": Rules(delay_s=60.0),
+    "2 % spare": Rules(spare=0.02),
+    "5 % spare": Rules(spare=0.05),
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 from modeling.detail.work_size import in_words
-from pipelines.bench.simulation.day import VARIANTS, Day, Variant, busy
+from pipelines.bench.simulation.day import VARIANTS, Day, Rules, busy
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.tally import Tally
 from serve.admission import decisions
@@ -78,7 +78,7 @@ class Device:
         return load
 
 
-def simulate(day: Day, variant: Variant = VARIANTS["ships"]) -> dict[str, float]:
+def simulate(day: Day, variant: Rules = VARIANTS["ships"]) -> dict[str, float]:
     """The figures of one day under one way to decide."""
     world = World(day, variant)
     world.run()
@@ -86,7 +86,7 @@ def simulate(day: Day, variant: Variant = VARIANTS["ships"]) -> dict[str, float]
 
 
 class World:
-    def __init__(self, day: Day, variant: Variant) -> None:
+    def __init__(self, day: Day, variant: Rules) -> None:
         self.day, self.tally, self.now = day, Tally(), 0.0
         spare = round(variant.spare * day.scale.max_editors)
         delay = day.scale.delay_s if variant.delay_s is None else variant.delay_s

@@ -30,9 +30,9 @@ def judge(
     from pipelines.config.benchmark import BenchConfig
     from pipelines.config.load import load_section
     from pipelines.evaluation.bench.pictures import plot, sheet
+    from pipelines.evaluation.bench.printed import SHORT, lines, markdown
+    from pipelines.evaluation.bench.printed import beside as compare
     from pipelines.evaluation.bench.run import Judged, chosen, run
-    from pipelines.evaluation.bench.table import SHORT, lines, markdown
-    from pipelines.evaluation.bench.table import beside as compare
     from pipelines.tracking.records import write_json
 
     config = load_section(BenchConfig, overrides)

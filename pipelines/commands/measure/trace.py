@@ -22,7 +22,7 @@ SENT = "front.pace"  # and ends when this begins
 
 
 @dataclass(frozen=True)
-class Span:
+class TraceSpan:
     name: str
     began: float  # seconds
     ended: float
@@ -37,7 +37,7 @@ class Way:
     """One chunk's trace."""
 
     about: dict[str, Any] = field(default_factory=dict)
-    spans: list[Span] = field(default_factory=list)
+    spans: list[TraceSpan] = field(default_factory=list)
 
     @property
     def latency_ms(self) -> float:
@@ -97,7 +97,7 @@ def read_ways(path: Path) -> list[Way]:
             if name == ROOT:
                 ways[trace_id].about = span["attributes"]
             else:
-                ways[trace_id].spans.append(Span(name, began, ended))
+                ways[trace_id].spans.append(TraceSpan(name, began, ended))
     return [way for way in ways.values() if way.about and way.spans]
 
 
@@ -128,7 +128,7 @@ def _table(slow: Way, ways: list[Way]) -> Table:
     return view
 
 
-def _bar(span: Span, start: float, end: float) -> str:
+def _bar(span: TraceSpan, start: float, end: float) -> str:
     if span.name in (SOURCE, SENT) or end <= start:
         return ""
     scale = BAR / (end - start)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.config.merge import ConfigError
 from pipelines.tracking.records import StageRecord, fingerprint_of, key_of
 from pipelines.tracking.tracker import flatten
 
-Part = Literal["before", "chosen"]
 FINGERPRINT = 64  # characters of a hash
 _SHOWN = 3  # changed inputs that one line names
 
@@ -35,12 +34,12 @@ class Choice:
                 f"--from {self.first} and --only {self.only} exclude each other; give one"
             )
 
-    def part(self, stage: str) -> Part:
+    def comes_before(self, stage: str) -> bool:
         """Whether `stage` comes before what was chosen. One that no pipeline has comes after."""
         begin = self.only or self.first
         if begin is None or stage not in self.stages:
-            return "chosen"
-        return "before" if self.stages.index(stage) < self.stages.index(begin) else "chosen"
+            return False
+        return self.stages.index(stage) < self.stages.index(begin)
 
     def is_last(self, stage: str) -> bool:
         return stage == self.only

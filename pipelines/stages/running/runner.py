@@ -62,7 +62,7 @@ class StageRunner:
         why = why_again(record, stage, version, inputs)
         if record and why is None and not still_there(record):
             why = "what it left elsewhere is gone"
-        if self.choice.part(stage) == "before":
+        if self.choice.comes_before(stage):
             record = self._as_it_lies(stage, record, why)
         elif record is None or why is not None:
             record = self._work(stage, version, inputs, output, work, same, str(why))

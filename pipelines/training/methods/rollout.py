@@ -21,7 +21,7 @@ from modeling.streaming.history import History, Remembered
 from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.policies import POLICIES
 
-Network = Callable[..., Tensor]  # Transformer.forward
+ForwardCall = Callable[..., Tensor]  # Transformer.forward
 
 
 def exit_step(seed: int, step: int, steps: int) -> int:
@@ -34,8 +34,8 @@ def exit_step(seed: int, step: int, steps: int) -> int:
 
 
 def rollout(
-    trained: Network | None,
-    passed: Network,
+    trained: ForwardCall | None,
+    passed: ForwardCall,
     config: TransformerConfig,
     stream: StreamConfig,
     schedule: FlowSchedule,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.bench.simulation.day import VARIANTS, Day, Variant, anyone, busy, measured
+from pipelines.bench.simulation.day import VARIANTS, Day, Rules, anyone, busy, measured
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.world import World, simulate
 from serve.admission.admission import HEADROOM, Editor, Sizes
@@ -60,7 +60,7 @@ def test_chance_is_the_same_in_every_process() -> None:
 
 def test_a_lost_machine_moves_its_sessions_and_loses_none() -> None:
     """All editors are of one machine: every session that is open moves, then goes on."""
-    world = World(replace(DAY, lost_machines=1, scale=Scale(4, 4), sessions=6), Variant())
+    world = World(replace(DAY, lost_machines=1, scale=Scale(4, 4), sessions=6), Rules())
     world.run()
     assert world.tally.moved > 0
     assert len(world.tally.gaps) == world.tally.moved

@@ -19,7 +19,7 @@ from modeling.model_dir import load_model
 from pipelines.bench.drawn import draw_model
 from pipelines.bench.kills import Killer
 from pipelines.bench.train import ratios, summary, together
-from pipelines.bench.training_worker import Case
+from pipelines.bench.training_worker import TrainCase
 from pipelines.commands.measure.stream import bench_app
 from pipelines.config.load import load_config
 from pipelines.training.run_folder import TrainingReport
@@ -68,7 +68,7 @@ def test_sharded_weights_train_to_the_same_losses(report: dict[str, Any]) -> Non
 
 def test_ratios_are_of_one_run() -> None:
     cases = [
-        {"name": Case(*case).name, "stage": case[0], "workers": case[1], "zero": case[2],
+        {"name": TrainCase(*case).name, "stage": case[0], "workers": case[1], "zero": case[2],
          "out_of_memory": False, "seconds": seconds, "tflops": 100.0 / seconds}
         for case, seconds in (
             (("causal", 1, 2), 2.0), (("causal", 4, 2), 2.5), (("causal", 4, 3), 4.0),
@@ -105,7 +105,7 @@ def test_a_case_without_room_has_no_figures_and_no_ratios() -> None:
 
 def test_what_shares_processes() -> None:
     """ZeRO-3 keeps its memory, so nothing may come after it in the same process."""
-    cases = [Case("causal", workers, zero) for workers in (1, 2) for zero in (1, 2, 3, 2)]
+    cases = [TrainCase("causal", workers, zero) for workers in (1, 2) for zero in (1, 2, 3, 2)]
     groups = []
     while cases:
         groups.append(together(cases))

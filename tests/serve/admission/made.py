@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from serve.admission.admission import Editor, Request, Sizes, Stream
+from serve.admission.admission import Editor, Request, Seat, Sizes
 
 SIZES = Sizes((128, 192), (128, 192))
 
 
 def editor(name: str, *shares: float, cost: float = 0.21, **options: int) -> Editor:
     """With sessions of these shares; another one at 16 fps needs 0.21 * 16 / 12 = 0.28."""
-    streams = {f"{name}{n}": Stream(f"s{name}{n}", share) for n, share in enumerate(shares)}
+    streams = {f"{name}{n}": Seat(f"s{name}{n}", share) for n, share in enumerate(shares)}
     limits = {"max_sessions": 8, **options}
     return Editor(name, 12, limits["max_sessions"], streams, {SIZES: cost})
 

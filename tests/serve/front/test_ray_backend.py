@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from serve.admission import admission
-from serve.admission.admission import Request, Sizes, Stream
+from serve.admission.admission import Request, Seat, Sizes
 from serve.admission.decisions import Scale
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
@@ -225,7 +225,7 @@ async def test_a_stream_asks_for_what_it_is() -> None:
 
 async def test_who_waits_hears_its_place_until_there_is_room() -> None:
     hub = Hub()
-    busy = admission.Editor("a", 12, 1, {"other": Stream("other", 0.1)})
+    busy = admission.Editor("a", 12, 1, {"other": Seat("other", 0.1)})
     hub.placement.report(busy)
     calls: list[int] = []
 
@@ -247,7 +247,7 @@ async def test_who_waits_hears_its_place_until_there_is_room() -> None:
 
 async def test_who_does_not_wait_is_refused_without_asking_an_editor() -> None:
     hub = Hub()
-    hub.placement.report(admission.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    hub.placement.report(admission.Editor("a", 12, 1, {"other": Seat("other", 0.1)}))
     backend_calls = []
 
     async def called(opening: Opening, address: Address) -> None:
@@ -264,7 +264,7 @@ async def test_who_does_not_wait_is_refused_without_asking_an_editor() -> None:
 
 async def test_who_gives_up_in_the_queue_leaves_it() -> None:
     hub = Hub()
-    hub.placement.report(admission.Editor("a", 12, 1, {"other": Stream("other", 0.1)}))
+    hub.placement.report(admission.Editor("a", 12, 1, {"other": Seat("other", 0.1)}))
     backend = RayBackend(Handle(good), listener(), hub)  # type: ignore[arg-type]
     stream = backend.edit(replace(OPENING, waits=True), asyncio.Event().wait)  # type: ignore[arg-type]
     assert isinstance(await anext(stream), Queued)

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from serve.admission.admission import Editor, Request, Sizes, Stream, Warm
+from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Scale
 from serve.hub import client
 from serve.hub.client import HubClient
@@ -21,7 +21,7 @@ from serve.hub.hub import GONE_S, Hub, Orders, Report
 from serve.hub.ledger import Used
 from serve.hub.placement import DECIDE_S, Full, Placed, Placement, Waiting
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
-from serve.metrics import KEPT_APART, Metrics, Retired, render
+from serve.metrics import KEPT_APART, GoneProcesses, Metrics, render
 from serve.settings import ServeSettings
 from serve.tenants import Tenant
 from serve.versions.rolling import Version
@@ -150,7 +150,7 @@ async def test_what_was_counted_outlives_who_counted_it(
 
 
 def test_of_many_that_went_the_sum_is_kept() -> None:
-    retired = Retired()
+    retired = GoneProcesses()
     for number in range(3 * KEPT_APART):
         metrics = Metrics()
         metrics.frames.labels("ours", "old" if number % 2 else "new").inc(2)
@@ -193,7 +193,7 @@ async def test_an_editor_too_many_is_not_lost(monkeypatch: pytest.MonkeyPatch, a
 async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
     token = await actor.store.create(HEADER)
     assert await actor.store.commit(Commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")]))
-    full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
+    full = Editor("a", 12, 1, {"x": Seat("s", 0.1)})
     await actor.report(replace(report("a", MODEL), editor=full))
     await actor.part("places", "ask", [Request("z", "u", SIZES, 16.0, waits=True)], {})
     await asyncio.sleep(DECIDE_S)
@@ -217,7 +217,7 @@ async def test_a_replica_hears_that_it_has_to_stop(actor: Hub) -> None:
 
 
 async def test_an_editor_hears_how_many_are_wanted_and_whether_it_goes(actor: Hub) -> None:
-    full = Editor("a", 12, 1, {"x": Stream("s", 0.1)})
+    full = Editor("a", 12, 1, {"x": Seat("s", 0.1)})
     told = await actor.report(replace(report("a", MODEL), editor=full))
     assert told == Orders(leave=False, go=False, wanted=1)
     at_once = Request("y", "t", SIZES, 16.0)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from serve.admission.admission import Editor, Stream
+from serve.admission.admission import Editor, Seat
 from serve.admission.decisions import Need, Scale
 from serve.hub.placement import (
     ASKS_S,
@@ -56,7 +56,7 @@ def test_what_was_placed_counts_before_the_editor_says_so(
 def test_an_editors_report_replaces_what_was_placed(placement: Placement) -> None:
     placement.ask(request("1"))
     placement.report(
-        Editor("a", 12, 8, {"1": Stream("session-1", 0.7)}, {SIZES: 0.21})  # dearer than thought
+        Editor("a", 12, 8, {"1": Seat("session-1", 0.7)}, {SIZES: 0.21})  # dearer than thought
     )
     assert [e.load for e in placement.editors] == [0.7]
     assert isinstance(placement.ask(request("2", waits=False)), Full)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from serve.admission.admission import Editor, Request, Sizes, Stream, Warm
+from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Scale
 from serve.hub.placement import (
     ASKS_S,
@@ -25,7 +25,7 @@ SIZES = Sizes((64, 96), (64, 96))
 A, B, NEW = (Version(key, (64, 96), 10, "vae") for key in ("a 1", "b 1", "a 2"))
 
 
-def editor(name: str, *versions: Version, streams: dict[str, Stream] | None = None) -> Editor:
+def editor(name: str, *versions: Version, streams: dict[str, Seat] | None = None) -> Editor:
     models = {version.key: Warm(12) for version in versions}
     return Editor(name, 12, 2, streams or {}, {SIZES: 0.1}, models=models)
 
@@ -52,7 +52,7 @@ def placed(clock: Clock, *editors: Editor, budget: int = 0, most: int = 2) -> Pl
 
 
 def test_a_session_goes_to_an_editor_that_holds_its_model(clock: Clock) -> None:
-    busy = {"x": Stream("x", 0.5, model=B.key)}
+    busy = {"x": Seat("x", 0.5, model=B.key)}
     made = placed(clock, editor("empty", A), editor("busy", A, B, streams=busy), most=3)
     assert made.ask(request("1", B, "b")) == Placed("busy")
     assert made.ask(request("2", A)) == Placed("empty")
@@ -88,7 +88,7 @@ def test_who_asks_for_a_model_that_nobody_holds_waits_and_gets_it(clock: Clock) 
 
 
 def test_a_replaced_version_moves_its_sessions(clock: Clock) -> None:
-    streams = {"x": Stream("s-x", 0.1, model=A.key)}
+    streams = {"x": Seat("s-x", 0.1, model=A.key)}
     made = placed(clock, editor("e", A, B, streams=streams))
     made.catalog.point("a", NEW, 1.0, None)
     clock.now += DECIDE_S

@@ -16,7 +16,7 @@ from infra.runtime.registry import (
     pointed,
 )
 from serve.admission.admission import Editor, Warm
-from serve.versions.aliases import Follower
+from serve.versions.aliases import Aliases
 from serve.versions.catalog import Catalog
 from serve.versions.rolling import Offer
 from serve.versions.source import find_models, menu_of
@@ -56,9 +56,9 @@ def move(registry: Registry, version: int, **tags: str) -> None:
 
 
 @pytest.fixture
-def follower(followed: Registry) -> Follower:
+def follower(followed: Registry) -> Aliases:
     move(followed, 1)
-    made = Follower(Catalog())
+    made = Aliases(Catalog())
     made.serve(find_models([REFERENCE, "demo"], followed.uri))
     return made
 
@@ -67,11 +67,11 @@ def editors(*models: str) -> list[Editor]:
     return [Editor("a", 12, 8, models=dict.fromkeys(models, Warm(12)))]
 
 
-def offered(follower: Follower, *models: str) -> Offer:
+def offered(follower: Aliases, *models: str) -> Offer:
     return follower.catalog.menu(editors(*models)).offers[0]
 
 
-async def test_an_alias_that_moves_is_a_target(followed: Registry, follower: Follower) -> None:
+async def test_an_alias_that_moves_is_a_target(followed: Registry, follower: Aliases) -> None:
     await follower.look()
     assert offered(follower, V1) == Offer(NAME, V1)
     move(followed, 2)
@@ -90,7 +90,7 @@ async def test_an_alias_that_moves_is_a_target(followed: Registry, follower: Fol
 
 async def test_a_canary_is_a_tag_also_after_a_restart(followed: Registry) -> None:
     move(followed, 2, share="0.25", before="1,2")
-    fresh = Follower(Catalog())
+    fresh = Aliases(Catalog())
     fresh.serve(find_models([REFERENCE], followed.uri))
     assert offered(fresh, V2) == Offer(NAME, V2)  # what was built, until the registry is asked
     await fresh.look()
@@ -101,7 +101,7 @@ async def test_a_canary_is_a_tag_also_after_a_restart(followed: Registry) -> Non
 
 
 async def test_files_that_are_not_what_was_registered_are_no_target(
-    followed: Registry, follower: Follower
+    followed: Registry, follower: Aliases
 ) -> None:
     await follower.look()
     move(followed, 3)
@@ -118,7 +118,7 @@ async def test_files_that_are_not_what_was_registered_are_no_target(
 
 
 async def test_a_registry_that_does_not_answer_changes_nothing(
-    followed: Registry, follower: Follower
+    followed: Registry, follower: Aliases
 ) -> None:
     move(followed, 2)
     await follower.look()
@@ -150,7 +150,7 @@ def test_a_share_that_is_none_is_named(followed: Registry, share: str) -> None:
 
 
 async def test_an_editor_that_starts_gets_what_is_served_by_now(
-    followed: Registry, follower: Follower
+    followed: Registry, follower: Aliases
 ) -> None:
     serves = find_models([REFERENCE, "demo"], followed.uri)
     move(followed, 2)
@@ -175,7 +175,7 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 async def test_whatever_goes_wrong_the_registry_is_asked_again(
-    followed: Registry, follower: Follower, caplog: pytest.LogCaptureFixture
+    followed: Registry, follower: Aliases, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(reference: str, uri: str) -> Pointed:
         raise OSError(116, "Stale file handle")
@@ -192,7 +192,7 @@ async def test_whatever_goes_wrong_the_registry_is_asked_again(
 
 async def test_a_name_that_is_served_no_more_while_it_is_looked_up(
     followed: Registry,
-    follower: Follower,
+    follower: Aliases,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

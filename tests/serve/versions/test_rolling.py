@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from serve.admission.admission import Editor, Request, Sizes, Stream, Warm
+from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.versions import rolling
 from serve.versions.catalog import Catalog, Menu
 from serve.versions.rolling import Offer, Plan, Shelves, Version
@@ -24,7 +24,7 @@ ROLLING = Offer("m", "v1", "v2")
 
 def editor(name: str, *models: str, busy: str = "", loading: str = "", load: float = 0.1) -> Editor:
     """With a session of `busy`, if that is a model."""
-    streams = {f"{name}-s": Stream(f"{name}-session", load, model=busy)} if busy else {}
+    streams = {f"{name}-s": Seat(f"{name}-session", load, model=busy)} if busy else {}
     return Editor(name, 12, 8, streams, models=dict.fromkeys(models, WARM), loading=loading)
 
 
@@ -169,7 +169,7 @@ def test_within_a_budget_what_is_asked_for_comes_and_what_was_not_used_leaves() 
     busy = editor("e", "v1", "v2", busy="v1")
     wanted = Plan({"e": "v3"}, {"e": frozenset({"v2"})})
     assert plan([busy], *offers, asked=["v3"], **options) == wanted
-    both = replace(busy, streams={**busy.streams, "t": Stream("t", 0.1, model="v2")})
+    both = replace(busy, streams={**busy.streams, "t": Seat("t", 0.1, model="v2")})
     assert plan([both], *offers, asked=["v3"], **options) == Plan()
 
 
@@ -349,7 +349,7 @@ class Rolling(RuleBasedStateMachine):
         holding = [e for e in self.state() if e.holds(version.key)]
         assert holding, f"{version.key} is offered, and nobody has it"
         here = holding[self.count % len(holding)]
-        streams = {**here.streams, session: Stream(session, 0.1, model=version.key)}
+        streams = {**here.streams, session: Seat(session, 0.1, model=version.key)}
         self.editors[here.name] = replace(here, streams=streams)
 
     @rule(name=st.sampled_from("012"))

@@ -18,9 +18,9 @@ from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success
 from pipelines.evaluation.bench.pictures import plot, sheet
+from pipelines.evaluation.bench.printed import COLUMNS, beside, lines, markdown
 from pipelines.evaluation.bench.run import Judged, check_clips, checksum_line, chosen, clips, run
 from pipelines.evaluation.bench.systems import OurModel, Videos
-from pipelines.evaluation.bench.table import COLUMNS, beside, lines, markdown
 from pipelines.stages.bench_data import write_bench
 from tests.known_editors import assert_edited, known_editor
 from tests.pipelines.commands.entry import Liveedit
