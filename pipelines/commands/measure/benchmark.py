@@ -12,6 +12,7 @@ from pipelines.commands.show import bar, console
 
 if TYPE_CHECKING:
     from pipelines.config.benchmark import BenchConfig
+    from pipelines.evaluation.bench.kept import Kept
     from pipelines.evaluation.bench.systems import System
 
 BENCH = "bench"  # in the place of a dataset
@@ -29,16 +30,21 @@ def judge(
     """Run the benchmark, print its table, write everything into the folder `out`."""
     from pipelines.config.benchmark import BenchConfig
     from pipelines.config.load import load_section
+    from pipelines.evaluation.bench.judged import Judged
+    from pipelines.evaluation.bench.kept import Kept
     from pipelines.evaluation.bench.pictures import plot, sheet
     from pipelines.evaluation.bench.printed import SHORT, lines, markdown
     from pipelines.evaluation.bench.printed import beside as compare
-    from pipelines.evaluation.bench.run import Judged, chosen, run
+    from pipelines.evaluation.bench.run import chosen, run
     from pipelines.tracking.records import write_json
 
     config = load_section(BenchConfig, overrides)
     others = [read_report(path) for path in beside]
     system = _system(model, outputs, config)
     check_published(config)
+    folder = out or Path("runs") / "bench" / re.sub(r"[^\w.-]+", "-", system.name)
+    kept = Kept(folder / "clips", system, config)
+    _say_what_is_kept(kept, config)
     judged: list[Judged] = []
     with bar("clips", len(chosen(config))) as (progress, task):
 
@@ -46,8 +52,7 @@ def judge(
             judged.append(one)
             progress.advance(task)
 
-        report = run(system, config, on_clip=show)
-    folder = out or Path("runs") / "bench" / re.sub(r"[^\w.-]+", "-", system.name)
+        report = run(system, config, kept=kept, on_clip=show)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for name in ("bench.json", "bench.md", "bench.png", "sheet.jpg")]
     write_json(files[0], report)
@@ -66,6 +71,18 @@ def judge(
         from pipelines.evaluation.bench.tracked import log_report
 
         console.print(log_report(report, files), markup=False, soft_wrap=True)
+
+
+def _say_what_is_kept(kept: Kept, config: BenchConfig) -> None:
+    from pipelines.evaluation.bench.run import chosen
+
+    cases = chosen(config)
+    if count := sum(kept.read(case) is not None for case in cases):
+        console.print(
+            f"{count} of {len(cases)} clips were measured before, by the same code and settings; "
+            f"remove {kept.folder} to measure them anew",
+            soft_wrap=True,
+        )
 
 
 def check_published(config: BenchConfig) -> None:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.evaluation.bench.run import Judged
+from pipelines.evaluation.bench.judged import Judged
 
 _LABEL, _TITLE, _GAP = 150, 20, 4  # pixels
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data.bench.cases import CASES, FPS, HALVES, VERSION, Case
 from data.bench.clip import OWN_FOOTAGE, SIZE, BenchClip, make_clip, published_checksums
@@ -20,21 +18,12 @@ from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.alignment import Alignment
 from pipelines.evaluation.bench.intervals import groups, with_success
+from pipelines.evaluation.bench.judged import MAKERS, Judged
+from pipelines.evaluation.bench.kept import Kept
 from pipelines.evaluation.bench.measures import measure, psnr_by_second
 from pipelines.evaluation.bench.systems import System
 
 KEPT_SHARE = 0.01  # of blocks that may change where nothing was to be done
-MAKERS = ("numpy", "pillow", "av")  # whose versions may move a pixel of a clip
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One clip's row of the report, and its middle frame for the sheet."""
-
-    row: dict[str, Any]
-    source: np.ndarray  # uint8 [H, W, 3]
-    edit: np.ndarray
-    truth: np.ndarray
 
 
 def chosen(config: BenchConfig) -> list[Case]:
@@ -56,9 +45,9 @@ def chosen(config: BenchConfig) -> list[Case]:
     return cases
 
 
-def clips(config: BenchConfig) -> Iterator[BenchClip]:
-    """The chosen clips, made one at a time."""
-    cases = chosen(config)
+def clips(config: BenchConfig, cases: Sequence[Case] | None = None) -> Iterator[BenchClip]:
+    """The chosen clips, or those of `cases`, made one at a time."""
+    cases = chosen(config) if cases is None else cases
     natural = any(case.half == "natural" for case in cases)
     with _footage(config) if natural else _none() as footage:
         for case in cases:
@@ -86,30 +75,26 @@ def run(
     system: System,
     config: BenchConfig,
     *,
+    kept: Kept | None = None,
     on_clip: Callable[[Judged], None] = lambda judged: None,
 ) -> dict[str, Any]:
-    """The report as JSON values; `on_clip` hears of every clip as it is done."""
-    rows, series = [], {}
+    """The report as JSON values; `on_clip` hears of every clip as it is done. Clips that are `kept`
+    are not edited again, and those that are done are kept at once."""
+    cases = chosen(config)
+    before = {case.name: kept.read(case) for case in cases} if kept else {}
+    made = clips(config, [case for case in cases if before.get(case.name) is None])
     alignment = Alignment(config.clip) if config.clip else None
-    for clip in clips(config):
-        edit, more = system.edit(clip)
-        values = measure(clip, edit, dilate=config.dilate) | more
-        if alignment:
-            values |= alignment.measure(clip.instruction, clip.source, edit, FPS)
-        about = {
-            "name": clip.case.name,
-            "half": clip.case.half,
-            "kind": clip.case.kind,
-            "traits": list(clip.case.traits),
-            "instruction": clip.instruction,
-            "checksum": clip.checksum(),
-        }
-        row = with_success(about | values, config.success_db, KEPT_SHARE)
-        rows.append(row)
-        if clip.case.long:
-            series[clip.case.name] = psnr_by_second(clip, edit, FPS)
-        middle = len(edit) // 2
-        on_clip(Judged(row, clip.source[middle], edit[middle], clip.truth[middle]))
+    rows, series = [], {}
+    for case in cases:
+        judged = before.get(case.name)
+        if judged is None:
+            judged = _judge(system, next(made), config, alignment)
+            if kept:
+                kept.write(case, judged)
+        rows.append(judged.row)
+        if judged.by_second is not None:
+            series[case.name] = judged.by_second
+        on_clip(judged)
     return {
         "benchmark": "LiveEdit-Bench",
         "version": VERSION,
@@ -121,6 +106,31 @@ def run(
         "psnr_by_second": series,
         "clips": rows,
     }
+
+
+def _judge(
+    system: System, clip: BenchClip, config: BenchConfig, alignment: Alignment | None
+) -> Judged:
+    edit, more = system.edit(clip)
+    values = measure(clip, edit, dilate=config.dilate) | more
+    if alignment:
+        values |= alignment.measure(clip.instruction, clip.source, edit, FPS)
+    about = {
+        "name": clip.case.name,
+        "half": clip.case.half,
+        "kind": clip.case.kind,
+        "traits": list(clip.case.traits),
+        "instruction": clip.instruction,
+        "checksum": clip.checksum(),
+    }
+    middle = len(edit) // 2
+    return Judged(
+        with_success(about | values, config.success_db, KEPT_SHARE),
+        clip.source[middle],
+        edit[middle],
+        clip.truth[middle],
+        psnr_by_second(clip, edit, FPS) if clip.case.long else None,
+    )
 
 
 def checksum_line(made: dict[str, str], config: BenchConfig) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from data.bench.cases import Case
 from data.bench.clip import BenchClip
 from data.video import probe, read_frames
 from infra.runtime.errors import UserError
@@ -25,6 +27,9 @@ class System(Protocol):
 
     def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
         """uint8 as the clip's source, and what there is to say besides its quality."""
+
+    def identity(self, case: Case) -> str:
+        """What decides the edit of `case` besides the clip and the settings."""
 
 
 class OurModel:
@@ -47,6 +52,10 @@ class OurModel:
         share = float(np.mean([chunk.recomputed for chunk in chunks]))
         edit = np.concatenate([chunk.frames for chunk in chunks])
         return edit, {"recomputed": share, "fps": len(edit) / seconds}
+
+    def identity(self, case: Case) -> str:
+        del case
+        return f"{self.editor.identity} {self.editor.device.type} {self.options} {self.seed}"
 
 
 class Videos:
@@ -85,3 +94,7 @@ class Videos:
                 "for each of the source's, at its rate"
             )
         return np.stack(frames), {}
+
+    def identity(self, case: Case) -> str:
+        path = self.find(case.name)
+        return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()

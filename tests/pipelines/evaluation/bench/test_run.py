@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 import data.bench.clip as clip_module
-from data.bench.cases import CASES
+from data.bench.cases import CASES, Case
 from data.bench.clip import BenchClip, published_checksums
 from data.video import VideoWriter
 from infra.runtime.errors import UserError
@@ -17,9 +18,10 @@ from pipelines.commands.measure.benchmark import check_published
 from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success
+from pipelines.evaluation.bench.judged import Judged
 from pipelines.evaluation.bench.pictures import plot, sheet
 from pipelines.evaluation.bench.printed import COLUMNS, beside, lines, markdown
-from pipelines.evaluation.bench.run import Judged, check_clips, checksum_line, chosen, clips, run
+from pipelines.evaluation.bench.run import check_clips, checksum_line, chosen, clips, run
 from pipelines.evaluation.bench.systems import OurModel, Videos
 from pipelines.stages.bench_data import write_bench
 from tests.known_editors import assert_edited, known_editor
@@ -41,12 +43,18 @@ class Perfect:
     def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
         return clip.truth, {"recomputed": 0.25}
 
+    def identity(self, case: Case) -> str:
+        return self.name
+
 
 class Idle:
     name = "idle"
 
     def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
         return clip.source, {}
+
+    def identity(self, case: Case) -> str:
+        return self.name
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +246,7 @@ def test_from_the_command_line(liveedit: Liveedit, config: BenchConfig, tmp_path
     folder = tmp_path / "runs" / "bench" / "Some-System"
     assert "Some System" in (folder / "bench.md").read_text()
     assert {path.name for path in folder.iterdir()} == {
-        "bench.json", "bench.md", "bench.png", "sheet.jpg",
+        "bench.json", "bench.md", "bench.png", "clips", "sheet.jpg",
     }  # fmt: skip
     from mlflow import MlflowClient
 
@@ -249,8 +257,12 @@ def test_from_the_command_line(liveedit: Liveedit, config: BenchConfig, tmp_path
     report = json.loads((folder / "bench.json").read_text())
     assert tracked.data.metrics["drawn/gain"] == report["overall"]["drawn"]["gain"]["mean"]
     assert {file.path for file in client.list_artifacts(tracked.info.run_id)} >= {"bench.md"}
+    assert "measured before" not in first.stdout
+    shutil.copytree(folder / "clips", tmp_path / "two" / "clips")
     again = liveedit(*words, "--no-track", "--out", "two", "--beside", str(folder / "bench.json"))
     assert again.returncode == 0, again.stderr
+    assert "7 of 7 clips were measured before" in again.stdout
+    assert (tmp_path / "two" / "bench.json").read_bytes() == (folder / "bench.json").read_bytes()
     assert (tmp_path / "two" / "beside.md").read_text().count("| Some System |") == 2
     refused = liveedit("evaluate", "known", "set", "--outputs", "edits")
     assert "belong to bench" in refused.stderr

@@ -1,0 +1,129 @@
+"""A benchmark that was stopped goes on, and gives what one that was not stopped gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.bench.cases import Case
+from data.bench.clip import BenchClip
+from data.video import VideoWriter
+from pipelines.config.benchmark import BenchConfig
+from pipelines.evaluation.bench import kept as kept_module
+from pipelines.evaluation.bench.judged import Judged
+from pipelines.evaluation.bench.kept import CHOICE, Kept
+from pipelines.evaluation.bench.run import chosen, run
+from pipelines.evaluation.bench.systems import OurModel, Videos
+from tests.known_editors import known_editor
+
+CONFIG = BenchConfig(half="drawn", every=20, long=False, size="48x32")  # three clips
+
+
+class Noisy:
+    """Edits by noise that the clip decides; counts what it edits, and fails once after `most`."""
+
+    name = "noisy"
+
+    def __init__(self, most: int = 99) -> None:
+        self.edited: list[str] = []
+        self.most = most
+
+    def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
+        if len(self.edited) == self.most:
+            raise KeyboardInterrupt
+        self.edited.append(clip.case.name)
+        noise = np.random.default_rng(clip.case.number).integers(0, 3, clip.truth.shape)
+        return (clip.truth // 2 + noise).astype(np.uint8), {"recomputed": 1 / 3}
+
+    def identity(self, case: Case) -> str:
+        return self.name
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_report(tmp_path: Path) -> None:
+    config = replace(CONFIG, long=True, every=30)
+    long, short = (case.name for case in chosen(config))
+    seen: dict[str, list[Judged]] = {"whole": [], "again": []}
+    whole = run(Noisy(), config, on_clip=seen["whole"].append)
+    stopped = Noisy(most=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, config, kept=Kept(tmp_path, stopped, config))
+    rest = Noisy()
+    again = run(rest, config, kept=Kept(tmp_path, rest, config), on_clip=seen["again"].append)
+    assert (stopped.edited, rest.edited) == ([long], [short])
+    assert again == whole
+    third = run(Noisy(most=0), config, kept=Kept(tmp_path, Noisy(), config))
+    assert third == whole
+    assert len(third["psnr_by_second"][long]) == 60
+    for one, other in zip(seen["whole"], seen["again"], strict=True):
+        assert one.by_second == other.by_second
+        for frames in ("source", "edit", "truth"):
+            assert np.array_equal(getattr(one, frames), getattr(other, frames))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips that are kept."""
+    folder = tmp_path_factory.mktemp("kept")
+    run(Noisy(), CONFIG, kept=Kept(folder, Noisy(), CONFIG))
+    return folder
+
+
+def there(folder: Path, config: BenchConfig = CONFIG, name: str = "noisy") -> int:
+    """How many of the three clips are kept for such a run."""
+    system = Noisy()
+    system.name = name
+    return sum(Kept(folder, system, config).read(case) is not None for case in chosen(CONFIG))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"success_db": 5.0}, {"dilate": 4}, {"seed": 1}, {"detail": False}, {"work_size": "1/2"},
+     {"mask_cache": True}, {"clip": "weights"}, {"size": "64x48"}],
+)  # fmt: skip
+def test_what_moves_a_row_is_measured_anew(measured: Path, change: dict[str, object]) -> None:
+    assert there(measured, replace(CONFIG, **change)) == 0  # type: ignore[arg-type]
+
+
+def test_another_system_or_code_is_measured_anew(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert there(measured) == 3
+    assert there(measured, name="other") == 0
+    monkeypatch.setattr(kept_module, "_code", lambda: "changed")
+    assert there(measured) == 0
+
+
+def test_other_clips_beside_them_move_no_row(measured: Path) -> None:
+    more = replace(CONFIG, every=1, half="both", long=True, resamples=7, published=False)
+    assert there(measured, more) == 3
+    changed = {n for n in CHOICE if getattr(more, n) != getattr(CONFIG, n)}
+    assert changed == set(CHOICE) - {"only"}
+
+
+def test_a_file_that_was_cut_off_is_measured_anew(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, Noisy(), CONFIG)
+    run(Noisy(), CONFIG, kept=kept)
+    first, second, _ = (case.name for case in chosen(CONFIG))
+    numbers, picture = tmp_path / f"{first}.json", tmp_path / f"{second}.png"
+    numbers.write_text(numbers.read_text()[:-20])
+    picture.write_bytes(picture.read_bytes()[:100])
+    again = Noisy()
+    run(again, CONFIG, kept=Kept(tmp_path, again, CONFIG))
+    assert again.edited == [first, second]
+
+
+def test_what_a_system_is(tmp_path: Path) -> None:
+    case = chosen(CONFIG)[0]
+    editor = known_editor()
+    ours = [OurModel(editor, 0), OurModel(editor, 1), OurModel(editor, 0, detail=True)]
+    assert len({system.identity(case) for system in ours}) == 3
+    videos = Videos("x", tmp_path)
+    identities = []
+    for level in (0, 9):
+        with VideoWriter(tmp_path / f"{case.name}.mp4", 48, 32, 16) as writer:
+            writer.write(np.full((2, 32, 48, 3), level, np.uint8))
+        identities.append(videos.identity(case))
+    assert identities[0] != identities[1]
