@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from serve.wire.protocol import HEADER, Open, WireError
+from serve.wire.codec import HEADER
+from serve.wire.protocol import Open, WireError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infra.runtime.errors import UserError
-from modeling.geometry import frames_of, latents_of
+from modeling.geometry import TOKEN_PIXELS, frames_of, latents_of
 
 MAX_FPS = 1000
 
@@ -20,8 +20,11 @@ Overrides = Annotated[
 def parse_size(size: str) -> tuple[int, int]:
     """Width x height in multiples of 16, as in "192x128", to (height, width)."""
     width, _, height = size.partition("x")
-    if not (height.isdigit() and width.isdigit()) or int(height) % 16 or int(width) % 16:
-        raise UserError(f"--size {size} must be width x height in multiples of 16, e.g. 192x128")
+    numbers = height.isdigit() and width.isdigit()
+    if not numbers or int(height) % TOKEN_PIXELS or int(width) % TOKEN_PIXELS:
+        raise UserError(
+            f"--size {size} must be width x height in multiples of {TOKEN_PIXELS}, e.g. 192x128"
+        )
     return int(height), int(width)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from data.bench.cases import CASES
+from modeling.geometry import TOKEN_PIXELS
 from pipelines.config.merge import ConfigError
 from pipelines.config.rules import at_least
 
@@ -42,9 +43,11 @@ class BenchConfig:
             raise ConfigError(f"half={self.half} is none of {', '.join(HALVES)}")
         if self.only is not None and self.only not in NAMES:
             raise ConfigError(f"only={self.only} is none of {', '.join(NAMES)}")
-        if not re.fullmatch(r"\d+x\d+", self.size) or any(n % 16 or not n for n in self.shape):
+        whole = re.fullmatch(r"\d+x\d+", self.size)
+        if not whole or any(n % TOKEN_PIXELS or not n for n in self.shape):
             raise ConfigError(
-                f"size={self.size} must be width x height in multiples of 16, e.g. 224x128"
+                f"size={self.size} must be width x height in multiples of {TOKEN_PIXELS}, e.g. "
+                "224x128"
             )
 
     @property

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from infra.runtime.registry import resolve_uri
 from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
+from modeling.geometry import TOKEN_PIXELS
 from modeling.model_dir import load_model, read_config
 from pipelines.config.ablation import Grid, Variant, label, stream_of
 from pipelines.config.merge import ConfigError
@@ -130,7 +131,7 @@ def skipped_work(config: ModelConfig) -> float:
     if cache is None or cache.scope == "block":
         return 1.0
     dim = sizes.dim
-    keys = stream.window_latents * (stream.height // 16) * (stream.width // 16)
+    keys = stream.window_latents * (stream.height // TOKEN_PIXELS) * (stream.width // TOKEN_PIXELS)
     text = 2 * dim * dim + 2 * sizes.text_tokens * dim
     layers = {
         "attention": 4 * dim * dim + 2 * keys * dim,

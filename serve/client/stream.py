@@ -31,6 +31,7 @@ from websockets.typing import Subprotocol
 
 from infra.runtime.errors import UserError
 from serve.wire import codec
+from serve.wire.codec import Frame, parse_frame
 from serve.wire.codes import CODES
 from serve.wire.protocol import (
     PATH,
@@ -41,14 +42,12 @@ from serve.wire.protocol import (
     Closed,
     Error,
     Format,
-    Frame,
     InQueue,
     Open,
     Opened,
     Prompt,
     ServerMessage,
     WireError,
-    parse_frame,
     parse_server,
     to_json,
 )

@@ -23,11 +23,10 @@ import numpy as np
 from serve.admission.rungs import FULL
 from serve.delivery.drops import Drops
 from serve.hub.records import Entry, Progress
+from serve.wire.codec import MAX_INDEX, Frame
 from serve.wire.protocol import (
-    MAX_INDEX,
     Chunk,
     Dropped,
-    Frame,
     Mask,
     PromptApplied,
     QualityApplied,

@@ -7,7 +7,6 @@ import gc
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -57,16 +56,14 @@ class Shelf:
 
     # --- what is here
 
-    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
+    def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         """See `work.Backend.edit`."""
         engine = self.engines.get(opening.version)
         if engine is None:
             raise WireError(
                 "at_capacity", f"{opening.version} is not here (any more)", RETRY_AFTER_S
             )
-        async with aclosing(engine.edit(opening, take)) as events:
-            async for event in events:
-                yield event
+        return engine.edit(opening, take)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """By key, what `/v1/models` says of it."""

@@ -30,6 +30,7 @@ from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.versions.catalog import Menu
 from serve.wire import codec
+from serve.wire.codec import parse_frame
 from serve.wire.protocol import (
     SPENT,
     STOPPED,
@@ -42,7 +43,6 @@ from serve.wire.protocol import (
     Prompt,
     WireError,
     parse_client,
-    parse_frame,
     to_json,
 )
 from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError, new_session

@@ -1,27 +1,61 @@
-"""Encoded images <-> uint8 RGB [height, width, 3], safe against what a stranger may send.
+"""Frames on the wire: binary messages <-> encoded images <-> uint8 RGB [height, width, 3].
 
-The header is read and the size checked before a pixel is decoded, only the session's format is
-accepted, and what an image may cost is bounded: a progressive JPEG may go over its pixels thousands
-of times in a few bytes each, so the number of its scans is, and so is the CPU time that is spent.
+A message, either way, is 16 bytes little-endian (uint32 frame index from 0, uint32 flags = 0,
+uint64 capture time in microseconds) and the image.
+
+What a stranger sends does no harm: an image's size is checked before a pixel is decoded, only the
+session's format is accepted, and what an image may cost is bounded: a progressive JPEG may go over
+its pixels thousands of times in a few bytes each, so the number of its scans is, and so is the CPU
+time that is spent.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import time
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from serve.wire.protocol import Format, WireError
 
+HEADER = struct.Struct("<IIQ")
+MAX_INDEX = 2**32 - 1
 JPEG_QUALITY = 90
 WEBP_QUALITY = 85
 MAX_SCANS = 20  # of a JPEG; a usual progressive one has 10, with 4 components 18
 MAX_DECODE_S = 1.0  # CPU seconds of one image; 1280x720 takes 0.02 to 0.1
 SCAN = b"\xff\xda"  # starts every scan, so that their number bounds the scans for any parser
 ORIENTATION = 0x0112  # EXIF tag; from 5 on width and height change places
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A binary message; `image` is encoded as the session's format says."""
+
+    index: int
+    time_us: int
+    image: bytes
+
+    def to_bytes(self) -> bytes:
+        return HEADER.pack(self.index, 0, self.time_us) + self.image
+
+
+def parse_frame(data: bytes) -> Frame:
+    """A binary message. Raises WireError `bad_frame`."""
+    if len(data) <= HEADER.size:
+        raise WireError(
+            "bad_frame",
+            f"a binary message needs {HEADER.size} bytes of header and an image, "
+            f"got {len(data)} bytes",
+        )
+    index, flags, time_us = HEADER.unpack_from(data)
+    if flags:
+        raise WireError("bad_frame", f"flags of frame {index} must be 0, got {flags}")
+    return Frame(index, time_us, data[HEADER.size :])
 
 
 def decode(image: bytes, format: Format, *, width: int, height: int) -> np.ndarray:

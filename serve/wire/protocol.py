@@ -1,7 +1,6 @@
-"""The wire, version 1: frozen dataclasses <-> what travels on the WebSocket.
+"""The wire, version 1: frozen dataclasses <-> the JSON text of control messages.
 
-Control messages are JSON text. A frame, either way, is binary: 16 bytes little-endian (uint32 frame
-index from 0, uint32 flags = 0, uint64 capture time in microseconds) and the encoded image.
+Frames, which are binary, are in `codec`.
 
 Two additions to the published messages, sent to nobody who did not ask for them: `"mask": true` in
 `open` makes the server send a `mask` message before the frames of each chunk, and with
@@ -11,7 +10,6 @@ Two additions to the published messages, sent to nobody who did not ask for them
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -29,8 +27,6 @@ NORMAL_CLOSE = 1000
 STOPPED = "stopped"  # reason of `closed` when the server ends
 SPENT = "spent"  # and when the tenant's minutes are used up
 
-HEADER = struct.Struct("<IIQ")
-MAX_INDEX = 2**32 - 1
 RETRY_AFTER_S = 5.0  # what a refusal for lack of room advises
 
 
@@ -166,18 +162,6 @@ class WireError(UserError):
         return Error(self.code, self.message, self.retry_after_s)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A binary message; `image` is encoded as the session's format says."""
-
-    index: int
-    time_us: int
-    image: bytes
-
-    def to_bytes(self) -> bytes:
-        return HEADER.pack(self.index, 0, self.time_us) + self.image
-
-
 ClientMessage = Open | Prompt | Close
 ServerMessage = (
     InQueue | Opened | Chunk | Mask | PromptApplied | QualityApplied | Dropped | Closed | Error
@@ -240,20 +224,6 @@ def parse_server(text: str) -> ServerMessage | None:
     message = _parse(text, SERVER_TYPES, lenient=True)
     assert not isinstance(message, Open | Prompt | Close)
     return message
-
-
-def parse_frame(data: bytes) -> Frame:
-    """A binary message. Raises WireError `bad_frame`."""
-    if len(data) <= HEADER.size:
-        raise WireError(
-            "bad_frame",
-            f"a binary message needs {HEADER.size} bytes of header and an image, "
-            f"got {len(data)} bytes",
-        )
-    index, flags, time_us = HEADER.unpack_from(data)
-    if flags:
-        raise WireError("bad_frame", f"flags of frame {index} must be 0, got {flags}")
-    return Frame(index, time_us, data[HEADER.size :])
 
 
 def _load(text: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from serve.limits import Limits
-from serve.wire.protocol import HEADER, Open, WireError, parse_client
+from serve.wire.codec import HEADER
+from serve.wire.protocol import Open, WireError, parse_client
 
 LIMITS = Limits(max_prompt=5, max_video_frames=100, max_video_s=8.0)
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from serve.delivery.session import Session
 from serve.hub.records import Entry
-from serve.wire.protocol import Mode, parse_frame
+from serve.wire.codec import parse_frame
+from serve.wire.protocol import Mode
 from serve.wire.work import Edited, Opening, Ready, Work
 
 READY = Ready(model="m", chunk_frames=12, first_chunk_frames=9, chunks=0)

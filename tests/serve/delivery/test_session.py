@@ -10,7 +10,8 @@ import pytest
 
 from serve.delivery.session import IllegalTransitionError, Session, State
 from serve.hub.records import Progress
-from serve.wire.protocol import MAX_INDEX, WireError
+from serve.wire.codec import MAX_INDEX
+from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 from tests.serve.delivery.sessions import (
     PIXELS,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from serve.hub.records import HOLDER_BEAT_S
-from serve.wire.protocol import Frame
+from serve.wire.codec import Frame
 from tests.serve.front.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, frames
 
 RESUME_S = 60.0

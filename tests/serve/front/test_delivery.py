@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import invariant, precondition, run_state_machine_as_test
 
 from serve.hub.records import HOLDER_BEAT_S
-from serve.wire.protocol import Frame
+from serve.wire.codec import Frame
 from tests.serve.front.client import LONGEST_RECOVERY_S, MOST_UNSENT, RECOVERY_S, Client, complete
 from tests.serve.front.world import CHUNK, FIRST, SIDE, edit, source
 

@@ -6,7 +6,7 @@ import pytest
 
 from serve.delivery.pacing import PacedOutbox
 from serve.hub.records import Entry
-from serve.wire.protocol import parse_frame
+from serve.wire.codec import parse_frame
 from tests.serve.front.running import say
 from tests.serve.front.world import (
     CHUNK,

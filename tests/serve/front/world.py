@@ -27,7 +27,8 @@ from serve.metrics import Metrics
 from serve.tenants import Tenants
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
-from serve.wire.protocol import RETRY_AFTER_S, Frame, WireError, parse_frame
+from serve.wire.codec import Frame, parse_frame
+from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.work import (
     Edited,
     EditorEvent,

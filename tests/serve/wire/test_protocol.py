@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from infra.runtime.paths import ROOT
 from serve.limits import Limits
+from serve.wire.codec import Frame, parse_frame
 from serve.wire.codes import CODES, Code, javascript
 from serve.wire.protocol import (
     CLIENT_TYPES,
@@ -23,7 +24,6 @@ from serve.wire.protocol import (
     Closed,
     Dropped,
     Error,
-    Frame,
     InQueue,
     Mask,
     Open,
@@ -33,7 +33,6 @@ from serve.wire.protocol import (
     QualityApplied,
     WireError,
     parse_client,
-    parse_frame,
     parse_server,
     to_json,
 )
