@@ -103,9 +103,11 @@ class Store:
                 f"{self.uri}: {name} is missing; write or copy the dataset again"
             ) from error
         except OSError as error:
-            full = error.errno == errno.ENOSPC
-            what = "the disk is full; free space" if full else f"{error.strerror or error}"
-            raise DatasetError(f"{self.uri}: {name}: {what}, then try again") from error
+            what = "the disk is full; free space and try again"
+            if error.errno != errno.ENOSPC:
+                what = f"{error.strerror or error}; check the folder's rights, or choose another"
+            where = f"{self.uri}/{name}".rstrip("/")
+            raise DatasetError(f"{where}: {what}") from error
 
 
 class S3Store(Store):
@@ -185,27 +187,48 @@ class S3Store(Store):
 
     @contextmanager
     def naming(self, name: str) -> Iterator[None]:
-        import botocore.exceptions as boto
-
-        endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
-        where = f"{self.uri}/{name}".rstrip("/")
-        try:
+        with _s3_errors(f"{self.uri}/{name}".rstrip("/")):
             yield
-        except FileNotFoundError as error:
-            raise DatasetError(
-                f"{where}: no such bucket or object ({error}); make the bucket or check the name"
-            ) from error
+
+
+def s3_buckets() -> list[str] | None:
+    """The buckets of the S3 that the environment names; None where its keys may not list them.
+
+    Raises:
+        DatasetError: it does not answer, or refuses the keys.
+    """
+    files = S3Store("s3://any").files
+    with _s3_errors("S3"):
+        try:
+            return [bucket["Name"] for bucket in files.call_s3("list_buckets")["Buckets"]]
         except PermissionError as error:
-            raise DatasetError(
-                f"{where}: access denied ({error}); check AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY and the bucket's policy"
-            ) from error
-        except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-            raise DatasetError(
-                f"{where}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
-        except (boto.BotoCoreError, boto.ClientError, OSError, TimeoutError) as error:
-            raise DatasetError(
-                f"{where}: S3 at {endpoint or 'AWS'} does not answer as it should "
-                f"({type(error).__name__}: {error}); check AWS_ENDPOINT_URL and the network"
-            ) from error
+            if "(AccessDenied)" not in str(error.__cause__):  # which is said of keys that are right
+                raise
+    return None
+
+
+@contextmanager
+def _s3_errors(where: str) -> Iterator[None]:
+    import botocore.exceptions as boto
+
+    endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{where}: no such bucket or object ({error}); make the bucket or check the name"
+        ) from error
+    except PermissionError as error:
+        raise DatasetError(
+            f"{where}: access denied ({error}); check AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY and the bucket's policy"
+        ) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+        raise DatasetError(
+            f"{where}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from error
+    except (boto.BotoCoreError, boto.ClientError, OSError, TimeoutError) as error:
+        raise DatasetError(
+            f"{where}: S3 at {endpoint or 'AWS'} does not answer as it should "
+            f"({type(error).__name__}: {error}); check AWS_ENDPOINT_URL and the network"
+        ) from error

@@ -43,8 +43,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Train a video editor that works chunk by chunk, and edit videos with it.\n\n"
-        "New here? Run [bold]liveedit demo[/bold]: it makes data, trains, evaluates and edits a "
-        "video, all on this machine."
+        "New here? [bold]liveedit serve[/bold] names a page that edits your camera with the model "
+        "that ships; [bold]liveedit demo[/bold] does the whole job on this machine: it makes data, "
+        "trains, evaluates and edits a video."
     ),
 )
 app.add_typer(data_app, name="data")

@@ -287,11 +287,12 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            by = _listener(port) if error.errno == errno.EADDRINUSE else None
-            raise UserError(
-                f"cannot listen on {host}:{port} ({by or error}); stop that, or choose another "
-                f"port, such as --port {free_port()}"
-            ) from error
+            why, remedy = error.strerror, f"choose another port, such as --port {free_port()}"
+            if error.errno == errno.EADDRINUSE:
+                why, remedy = _listener(port) or why, f"stop that, or {remedy}"
+            elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+                remedy = "--host takes an address of this machine, or 0.0.0.0 for all of them"
+            raise UserError(f"cannot listen on {host}:{port} ({why}); {remedy}") from error
 
 
 def _listener(port: int) -> str | None:

@@ -19,7 +19,6 @@ from pipelines.commands.show import console
 
 PACKAGES = ("torch", "ray", "deepspeed", "mlflow", "av", "webdataset", "omegaconf", "starlette")
 ROOM_GB = 5  # that `liveedit demo` and its MLflow need with room to spare
-S3_PORTS = {"http": 80, "https": 443}
 MLFLOW_PORT = 5000
 
 Verdict = Literal["ok", "absent", "broken"]
@@ -55,7 +54,7 @@ def doctor(
     if broken:
         console.print(f"\n{broken} broken", style="red")
         raise typer.Exit(1)
-    console.print("\nNothing is broken. Next: liveedit demo")
+    console.print("\nNothing is broken. Next: liveedit serve")
 
 
 def show_version(wanted: bool) -> None:
@@ -154,24 +153,21 @@ def _mlflow() -> Iterator[Finding]:
 
 
 def _s3() -> Iterator[Finding]:
-    from urllib.parse import urlsplit
-
+    from data.store import DatasetError, s3_buckets
     from infra.runtime.environment import variable
 
     endpoint = variable("AWS_ENDPOINT_URL_S3") or variable("AWS_ENDPOINT_URL")
-    if not endpoint:
-        keys = variable("AWS_ACCESS_KEY_ID") or variable("AWS_PROFILE")
-        text = (
-            "AWS's own, with keys"
-            if keys
-            else "no AWS_ENDPOINT_URL and no keys: datasets on disk only"
-        )
-        yield Finding("S3", "ok" if keys else "absent", text)
+    if not endpoint and not variable("AWS_ACCESS_KEY_ID") and not variable("AWS_PROFILE"):
+        text = "no AWS_ENDPOINT_URL and no keys: datasets on disk only"
+        yield Finding("S3", "absent", text)
         return
-    parts = urlsplit(endpoint)
-    there = _answers(parts.hostname or "", parts.port or S3_PORTS.get(parts.scheme, 443))
-    text = f"{endpoint} {'answers' if there else 'does not answer: s3:// datasets cannot be read'}"
-    yield Finding("S3", "ok" if there else "broken", text)
+    try:
+        buckets = s3_buckets()
+    except DatasetError as error:
+        yield Finding("S3", "broken", f"{error}; s3:// datasets cannot be read")
+        return
+    may = "may not list buckets" if buckets is None else f"open {len(buckets)} buckets"
+    yield Finding("S3", "ok", f"{endpoint or 'AWS'} answers, and these keys {may}")
 
 
 def _tools() -> Iterator[Finding]:

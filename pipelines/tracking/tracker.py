@@ -88,10 +88,16 @@ def check_reachable(uri: str) -> None:
         with environment(CHECK_ENV):
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow lets requests', SQLAlchemy's and its own errors through
-        raise TrackingError(
-            f"tracking.uri={uri} does not answer ({root_cause(error)}); start the "
-            "server, correct the address, or leave tracking.uri out to log into runs/mlflow.db"
-        ) from error
+        what, remedy = (
+            ("cannot be opened", "free space, or work in another folder")
+            if uri.startswith("sqlite:")
+            else (
+                "does not answer",
+                "start the server, correct the address, or leave tracking.uri "
+                "out to log into runs/mlflow.db",
+            )
+        )
+        raise TrackingError(f"tracking.uri={uri} {what} ({root_cause(error)}); {remedy}") from error
 
 
 def _check_scheme(uri: str) -> None:

@@ -328,5 +328,5 @@ def test_a_full_disk_and_a_forbidden_place_are_told_apart(tmp_path: Path) -> Non
     store = open_store(tmp_path)
     with pytest.raises(DatasetError, match=r"x: the disk is full; free space"), store.naming("x"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(DatasetError, match=r"x: Permission denied, then try"), store.naming("x"):
+    with pytest.raises(DatasetError, match=r"/x: Permission denied; check"), store.naming("x"):
         raise OSError(errno.EACCES, "Permission denied")

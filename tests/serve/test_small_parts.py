@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 
+from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError
 from serve.admission.admission import Sizes
 from serve.delivery.pacing import PacedOutbox
@@ -165,3 +168,25 @@ def test_a_ray_that_does_not_start_is_one_clear_error(small_model: Path) -> None
     logs = re.search(r"logs are in (\S+)/session_latest", failed.value.__notes__[0])
     assert logs
     shutil.rmtree(logs[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("192.0.2.1", r"192.0.2.1:80\d* \(Cannot assign .*\); --host takes an address of this"),
+        ("no.such.host.invalid", r"--host takes an address of this machine, or 0.0.0.0"),
+    ],
+)
+def test_an_address_of_another_machine_is_no_port_that_is_taken(host: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        start(ServeSettings("none"), host=host, port=8000, cpus=1)
+
+
+def test_who_has_a_port_is_named() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        who = rf"127.0.0.1:{port} \(.* with pid {os.getpid()} listens there\); stop that, or choose"
+        with pytest.raises(UserError, match=who):
+            start(ServeSettings("none"), host="127.0.0.1", port=port, cpus=1)

@@ -76,10 +76,15 @@ def test_default_is_a_database_below_the_working_directory(
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://127.0.0.1:9", "sqlite:////proc/nothing/mlflow.db", "ftp://x"]
+    ("uri", "told"),
+    [
+        ("http://127.0.0.1:9", "does not answer .*start the server"),
+        ("sqlite:////proc/nothing/mlflow.db", "cannot be opened .*free space, or work in another"),
+        ("ftp://x", "is no tracking store"),
+    ],
 )
-def test_unreachable_store_is_one_clear_error(uri: str) -> None:
-    with pytest.raises(TrackingError, match=r"tracking\.uri="):
+def test_unreachable_store_is_one_clear_error(uri: str, told: str) -> None:
+    with pytest.raises(TrackingError, match=rf"tracking\.uri={uri} {told}"):
         tracking.check_reachable(uri)
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
