@@ -16,6 +16,7 @@ from serve.wire.protocol import CLIENT_TYPES, SERVER_TYPES
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 HOUSE = DOCS / "house.md"
+WEB = ROOT / "serve" / "web"
 
 
 def sections(name: str) -> dict[str, str]:
@@ -63,6 +64,9 @@ def sources(*patterns: str) -> str:
     return re.sub(r"\$?\{[^{}\n]*\}", "...", joined)
 
 
+OURS = tuple(f"{room}/**/*.py" for room in ("data", "infra", "modeling", "pipelines", "serve"))
+
+
 def told_messages(section: str) -> Iterator[str]:
     for row in rows(sections("troubleshooting.md")[section]):
         yield from re.findall(r'`([^`]{12,})`|"([^"]{12,})"', row[0])
@@ -71,7 +75,9 @@ def told_messages(section: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("section", "patterns"),
     [
-        ("On the command line", ("pipelines/**/*.py", "serve/**/*.py")),
+        ("On the command line", OURS),
+        ("Videos, datasets and downloads", OURS),
+        ("In training", OURS),
         ("On the page", ("serve/web/*.js",)),
     ],
 )
@@ -84,6 +90,15 @@ def test_messages_that_are_explained_are_said(section: str, patterns: tuple[str,
         assert parts, message
         for part in parts:
             assert part in said, f"nothing says {part!r}"
+
+
+def test_every_error_that_the_page_says_is_explained() -> None:
+    explained = " ".join(row[0] for row in rows(sections("troubleshooting.md")["On the page"]))
+    said = re.findall(r'^  \w+: "([^".]+)', (WEB / "errors.js").read_text(), flags=re.MULTILINE)
+    assert len(said) > 10
+    for message in said:
+        beginning = " ".join(message.split()[:4])
+        assert beginning in explained, f"{beginning!r} is not on the page"
 
 
 @pytest.mark.parametrize("name", ["performance.md", "serving.md"])
