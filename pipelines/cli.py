@@ -109,6 +109,7 @@ app.command(
         "liveedit serve",
         "liveedit serve models:/liveedit@production --port 8080",
         "liveedit serve --https",
+        "liveedit serve models/wan models/cartoon",
         "liveedit serve models/wan --host 0.0.0.0 token_file=tokens max_editors=4",
     )
 )(serve)

@@ -24,8 +24,8 @@ def edit(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A model directory or models:/NAME@ALIAS (default: the demo's); beside --url one "
-            "of the server's, by name (default: its first)."
+            help="A model directory or models:/NAME@ALIAS (default: the last demo's, else the one "
+            "that ships); beside --url one of the server's, by name (default: its first)."
         ),
     ] = None,
     work_size: Annotated[

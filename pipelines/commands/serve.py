@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,8 +35,9 @@ def serve(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL] [KEY=VALUE]...",
-            help="A model directory or models:/NAME@ALIAS (default: the demo's); then settings.",
+            metavar="[MODEL]... [KEY=VALUE]...",
+            help="Model directories or models:/NAME@ALIAS (default: the last demo's, else the one "
+            "that ships), of which clients choose by name; then settings.",
         ),
     ] = None,
     host: Annotated[
@@ -119,26 +121,33 @@ def _hurry_when_asked(running: Running) -> None:
 def serve_settings(
     arguments: Iterable[str], defaults: dict[str, Any] | None = None
 ) -> ServeSettings:
-    """`[MODEL] [KEY=VALUE]...` as settings, over `defaults`. Raises UserError that names a key."""
+    """`[MODEL]... [KEY=VALUE]...` as settings, over `defaults`. Raises UserError with the key."""
     from pipelines.config.merge import plain_overrides
     from serve.settings import ServeSettings
 
     given = list(arguments)
-    model = given.pop(0) if given and "=" not in given[0] else None
-    values: Any = {**(defaults or {}), **plain_overrides(given)}
-    if values.get("models"):
-        if model is not None:
-            raise UserError(f"models={values['models']} names all; leave {model} out")
-        return ServeSettings.from_args(values)
-    model = values.pop("model", model)
+    named = list(takewhile(lambda argument: "=" not in argument, given))
+    values: Any = {**(defaults or {}), **plain_overrides(given[len(named) :], "max_sessions=4")}
     for key in ("token_file", "log_dir"):  # replicas have another working directory
         if values.get(key):
             values[key] = str(Path(values[key]).absolute())
+    if values.get("models") and named:
+        raise UserError(f"models={values['models']} names all; leave {' '.join(named)} out")
+    if len(named) > 1:
+        values["models"] = named
     # Wrong settings are named before a model is looked for.
+    if values.get("models"):
+        settings = ServeSettings.from_args(values)
+        return replace(settings, models=tuple(_found(model) for model in settings.models))
+    model = values.pop("model", None) or next(iter(named), None)
     settings = ServeSettings.from_args({"model": model or "demo", **values})
-    if model and model.startswith(SCHEME):
-        return settings  # looked up where the application is built: that knows the version's name
-    return replace(settings, model=chosen_model(model))
+    return replace(settings, model=_found(model))
+
+
+def _found(model: str | None) -> str:
+    """The folder that is meant, or a models:/ reference as it is: that is looked up where the
+    application is built, which knows the version's name."""
+    return model if model and model.startswith(SCHEME) else chosen_model(model)
 
 
 @contextmanager

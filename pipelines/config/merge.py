@@ -19,19 +19,19 @@ class ConfigError(UserError):
     """A configuration that cannot run; the message names the key, the value and the remedy."""
 
 
-def parse_overrides(overrides: Iterable[str]) -> Any:
-    """`["data.pairs=4"]` as a config; what has no `=` is a ConfigError."""
+def parse_overrides(overrides: Iterable[str], example: str = "foundation.steps=100") -> Any:
+    """`["data.pairs=4"]` as a config; what has no `=` is a ConfigError that shows `example`."""
     entries = list(overrides)
     for entry in entries:
         key, equals, _ = entry.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"{entry!r} is not key=value; write for example foundation.steps=100")
+            raise ConfigError(f"{entry!r} is not key=value; write for example {example}")
     return OmegaConf.from_dotlist(entries)
 
 
-def plain_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+def plain_overrides(overrides: Iterable[str], example: str) -> dict[str, Any]:
     """The same as plain values."""
-    return cast(dict[str, Any], OmegaConf.to_container(parse_overrides(overrides)))
+    return cast(dict[str, Any], OmegaConf.to_container(parse_overrides(overrides, example)))
 
 
 def merge(base: T, layers: list[tuple[str, Any]], prefix: str = "") -> T:

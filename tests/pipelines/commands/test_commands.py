@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from data.manifest import read_dataset_info
 from data.sample import Pair
 from data.shards import write_dataset
 from data.synthetic import make_pair
+from infra.runtime.errors import UserError
+from pipelines.commands.serve import serve_settings
 from tests.known_editors import block_clip, expected_edit, write_known_model
 from tests.pipelines.commands.entry import Liveedit
 from tests.pipelines.stages.test_edit_file import assert_same, exact, read
@@ -113,3 +116,26 @@ def test_ingest_keeps_before_and_after_apart(liveedit: Liveedit, tmp_path: Path)
         assert_same(batch["target"][0].numpy(), expected_edit(source, "green")[:9])
     assert liveedit("data", "ingest", "pairs.json", "set", *size).returncode == 1
     assert liveedit("data", "ingest", "pairs.json", "set", "--overwrite", *size).returncode == 0
+
+
+def test_models_that_are_named_before_the_settings_are_all_served(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By absolute paths, as a token file's: replicas have another working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(tiny_model)
+    one = serve_settings(["a", "token_file=tokens"])
+    assert (one.model, one.models) == (str(tmp_path / "a"), ())
+    for arguments in (["a", "b", "models:/c@d"], ["models=[a,b,models:/c@d]"]):
+        several = serve_settings([*arguments, "token_file=tokens"])
+        assert several.models == (str(tmp_path / "a"), str(tmp_path / "b"), "models:/c@d")
+        assert several.model is None
+        assert several.token_file == str(tmp_path / "tokens")
+    for wrong, told in (
+        (["a", "nowhere"], "nowhere is no model directory"),
+        (["a", "models=[b]"], "leave a out"),
+        (["a", "fronts=1", "b"], "'b' is not key=value; write for example max_sessions=4"),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            serve_settings(wrong)
