@@ -26,11 +26,7 @@ def description(
     stream, card = read_config(location).stream, read_card(location)
     prompt = (card.get("prompts") or ["make it night"])[0]
     figures = [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
-    told = {
-        name: text
-        for name, value in card.items()
-        if len(text := value if isinstance(value, str) else json.dumps(value)) <= LONG
-    }
+    told = {name: text for name, value in card.items() if len(text := _words(value)) <= LONG}
     return "\n".join(
         [
             f"Edits video live, {stream.chunk_latents} latents at a time, made for "
@@ -56,6 +52,17 @@ def description(
             f"Files: `{location}`",
         ]
     )
+
+
+def _words(value: object) -> str:
+    """A value of the card as a person would write it in a table."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _linked(model_id: str, name: str, small: str) -> str:
