@@ -22,11 +22,12 @@ from modeling.vae.wan import WanVae
 def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> ForwardOn:
     """Make an editor's networks fast on their GPU, for inference only.
 
-    Parameters are laid out anew, and the VAE's passes are replaced. `fp8` computes most of the
-    transformer's linear layers in 8 bits; ValueError if the GPU cannot.
+    Parameters are laid out anew, the VAE's passes are replaced, and all kernels are compiled. `fp8`
+    computes most of the transformer's linear layers in 8 bits; UserError if the GPU cannot.
     """
     # Here, because Triton exists only where there is a GPU.
     from modeling.gpu.graphs import GraphedForward
+    from modeling.gpu.rehearsal import rehearse
     from modeling.gpu.transformer import FusedTransformer
     from modeling.gpu.vae import fuse
 
@@ -38,7 +39,9 @@ def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> For
         )
     if isinstance(vae, WanVae):
         fuse(vae)
-    return partial(GraphedForward, FusedTransformer(transformer, fp8=fp8))
+    fused = FusedTransformer(transformer, fp8=fp8)
+    rehearse(transformer, fused, vae)
+    return partial(GraphedForward, fused)
 
 
 def fast_detail() -> tuple[Resize, Transfer]:

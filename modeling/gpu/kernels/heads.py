@@ -84,7 +84,7 @@ def turn(x: Tensor, rope: Rope, out: Tensor) -> None:
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _turn(
     x, cos, sin, out, tokens, x_stride, out_stride, dim, half_head, HALF: tl.constexpr
 ):  # fmt: skip
@@ -114,7 +114,7 @@ def merge_attention(parts: Tensor, lse: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _merge(
     parts, lse, out, tokens, heads, size,
     SPLITS: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,

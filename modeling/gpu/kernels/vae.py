@@ -52,20 +52,25 @@ def norm_silu(
     rows = max(1, 4096 // block)
     # A past frame is only copied, into the padded input or because it stays one of the last two.
     first = min(2, frames) if layout == "frames" else 0
+    # Whatever is absent is told by a flag and stands as another pointer, so that nothing but the
+    # layer's shape makes another kernel: compiling them is most of a cold process's first chunk.
     _norm_silu[(triton.cdiv(height * width, rows), frames + 2 - first, batch)](
-        y, bias, residual, gamma, past, x, out, tail, first, frames, height, width, channels,
-        channels**0.5,
-        HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, HAS_PAST=past is not None,
-        KEEP=keep, PHASES=phases, LAYOUT=layout, ROWS=rows, BLOCK=block,
-        num_warps=8 if block <= 128 else 4,
+        y, *(y if part is None else part for part in (bias, residual)), gamma,
+        *(y if part is None else part for part in (past, x)), out, tail,
+        first, frames, height, width, int(bias is not None), int(residual is not None),
+        int(past is not None), int(keep), channels, channels**0.5,
+        PHASES=phases, LAYOUT=layout, ROWS=rows, BLOCK=block, num_warps=8 if block <= 128 else 4,
     )  # fmt: skip
     return x, out, tail
 
 
-@triton.jit
+_RUN_TIME = ["first", "frames", "height", "width", "has_bias", "has_residual", "has_past", "keep"]
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
 def _norm_silu(
-    y, bias, residual, gamma, past, x, out, tail, first, frames, height, width, channels, length,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_PAST: tl.constexpr, KEEP: tl.constexpr,
+    y, bias, residual, gamma, past, x, out, tail, first, frames, height, width,
+    has_bias, has_residual, has_past, keep, channels, length,
     PHASES: tl.constexpr, LAYOUT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # of a frame; offsets in one fit 32 bits
@@ -77,7 +82,7 @@ def _norm_silu(
     size = plane.to(tl.int64) * channels
     kind = out.dtype.element_ty
     if frame < 2:
-        if HAS_PAST:
+        if has_past:
             value = tl.load(past + (clip * 2 + frame) * size + i, inside, 0.0)
         else:
             value = tl.zeros((ROWS, BLOCK), kind)
@@ -91,13 +96,13 @@ def _norm_silu(
             wide = tl.load(y + base + up[:, None] * channels + c, inside, 0.0).to(tl.float32)
         else:
             wide = tl.load(y + at * size + i, inside, 0.0).to(tl.float32)
-        if HAS_BIAS:
+        if has_bias:
             wide += tl.load(bias + c, c < channels, 0.0).to(tl.float32)
             wide = wide.to(kind).to(tl.float32)
-        if HAS_RESIDUAL:
+        if has_residual:
             wide += tl.load(residual + at * size + i, inside, 0.0).to(tl.float32)
             wide = wide.to(kind).to(tl.float32)
-        if KEEP:
+        if keep:
             tl.store(x + at * size + i, wide.to(kind), inside)
         inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(wide * wide, 1)), 1e-12)
         scale = tl.load(gamma + c, c < channels, 0.0).to(tl.float32)

@@ -62,6 +62,28 @@ def test_a_linear_layer_in_8_bits_scales_its_rows_and_its_outputs(kernels: Modul
     assert (found / (rows * outputs) - expected).square().mean() < 0.03  # of 32
 
 
+@pytest.mark.parametrize("tokens", [0, 1, 64, 127, 200])
+def test_few_rows_in_8_bits_are_multiplied_among_more(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """cuBLAS refuses products of few rows with a wide layer; a mask may keep that few."""
+    from modeling.gpu.transformer import Fp8Linear
+
+    asked, product = [], F.scaled_mm
+
+    def recorded(values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        asked.append(len(values))
+        return product(values, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_mm", recorded)
+    layer = Fp8Linear(torch.randn(16, 32), torch.randn(16))
+    values, scales = torch.randn(200, 32).to(kernels.rows.FP8), torch.rand(200, 1) + 0.5
+    found = layer(kernels.rows.Fp8(values[:tokens], scales[:tokens]))
+    assert asked == ([] if tokens == 0 else [max(tokens, 128)])
+    wanted = layer(kernels.rows.Fp8(values, scales))[:tokens]
+    assert torch.equal(found, wanted)
+
+
 @DTYPES
 @pytest.mark.parametrize("modulated", [True, False])
 @pytest.mark.parametrize("adds", ["nothing", "all", "gated"])
@@ -310,6 +332,56 @@ def test_wan_vae() -> None:
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
         for ours, theirs in zip(found_state.caches, state.caches, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_stream_launches_no_kernel_that_was_not_rehearsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By name, compile-time constants and what is absent: Triton compiles each of these anew."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from modeling.gpu.kernels.resize import resize
+    from modeling.gpu.kernels.transfer import transfer
+    from modeling.gpu.rehearsal import parts
+    from modeling.gpu.transformer import FusedTransformer
+    from modeling.gpu.vae import fuse
+
+    launched: set[tuple[object, ...]] = set()
+
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> None:  # and not run: that takes long
+        absent = tuple(arg is None for arg in args)
+        names = sorted((k, v) for k, v in kwargs.items() if k.isupper() or k == "num_warps")
+        launched.add((self.fn.__name__, *names, *absent))
+
+    monkeypatch.setattr(InterpretedFunction, "run", recorded)
+    network, vae = Transformer(SIZES), build_vae(VaeConfig("wan", base_dim=4))
+    assert isinstance(vae, WanVae)
+    fuse(vae)
+    fused = FusedTransformer(network)
+    for part in parts(network, fused, vae):
+        part()
+    rehearsed = set(launched)
+    assert {"_norm_silu", "_norm_rotate", "_add_norm", "_turn"} <= {name for name, *_ in rehearsed}
+
+    launched.clear()
+    _, state = vae.encode(torch.rand(1, 9, 3, 16, 24))
+    vae.encode(torch.rand(1, 8, 3, 16, 24), state)
+    _, state = vae.decode(torch.randn(1, 3, 16, 2, 3))
+    vae.decode(torch.randn(1, 3, 16, 2, 3), state)
+    cache = KVCache(
+        SIZES, batch=1, latent_height=4, latent_width=6, chunk_latents=3, window_latents=9,
+        sink_latents=3,
+    )  # fmt: skip
+    forward, text = FusedForward(fused, cache), network.prepare_text(torch.randn(1, 4, 8))
+    latents = torch.randn(1, 3, 16, 4, 6)
+    kept = Reuse("block", torch.zeros(0), torch.arange(7), fixed_size=True)
+    for _ in range(5):  # chunks: the window fills, rolls, and its sinks are turned
+        for reuse in (None, kept):
+            forward(latents, latents, torch.ones(1), text, reuse)
+        forward.refresh(latents, latents, text)
+    large, small = (torch.zeros(2, *size, 3, dtype=torch.uint8) for size in ((18, 20), (16, 24)))
+    transfer(large, resize(large, 16, 24, "bicubic"), small)
+    assert launched <= rehearsed, sorted(map(str, launched - rehearsed))
 
 
 def test_the_rope_of_a_chunk_is_read_where_it_lies(kernels: ModuleType) -> None:
