@@ -50,7 +50,9 @@ NEAREST = {  # the first pattern that fits a module names the tests that it answ
     "modeling/streaming/*.py": "modeling/streaming modeling/test_editor_arguments.py",
     "pipelines/training/methods/*.py": "pipelines/training/methods",
     "pipelines/evaluation/scores.py": "pipelines/evaluation/test_scores.py",
-    "pipelines/tracking/registry.py": "pipelines/tracking/test_registry.py",
+    "pipelines/tracking/registry.py": (
+        "pipelines/tracking/test_registry.py pipelines/tracking/test_versions.py"
+    ),
     "pipelines/tracking/records.py": "pipelines/tracking/test_records.py",
     "pipelines/tracking/outbox.py": "pipelines/tracking/test_outbox.py",
     "data/loader.py": "data/test_loader_model.py data/test_loader.py",

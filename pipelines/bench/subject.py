@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from modeling.config import MaskCacheConfig, ModelConfig, Scope, TextConfig, Vae
 from modeling.detail.work_size import work_size
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
-from modeling.model_dir import Model, load_model
+from modeling.model_dir import Model, check_choices, load_model
 from modeling.presets import PRESETS
 from modeling.streaming.picture import Detail
 from modeling.vae.build import build_vae
@@ -29,9 +29,9 @@ class BenchOptions:
     chunks: int  # timed chunks of each variant
     sessions: int  # most concurrent sessions that are tried
     size: tuple[int, int] | None = None  # height, width in pixels
-    vae: Literal["wan", "tiny"] | None = None
+    vae: str | None = None
     no_cache: bool = False
-    policy: Literal["published", "budget"] | None = None
+    policy: str | None = None
     keep_ratio: float | None = None
     scope: Scope | None = None
     pruned_steps: tuple[int, ...] | None = None
@@ -89,6 +89,7 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
     if options.vae is not None and options.vae != config.vae.kind:
         config, vae = replace(config, vae=VaeConfig(kind=options.vae)), None
     mask_cache = options.mask_cache(config)
+    check_choices(replace(config, stream=replace(config.stream, mask_cache=mask_cache)))
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         if transformer is None:

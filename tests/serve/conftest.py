@@ -18,8 +18,8 @@ import uvicorn
 
 from serve.front.front import Front
 from serve.limits import Limits
-from serve.local import local_front
 from serve.settings import ServeSettings
+from tests.serve.local import local_front
 from tests.serve.models import save_small_model
 from tests.serve.registry import Registry
 

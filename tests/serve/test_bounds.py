@@ -27,7 +27,6 @@ from serve.front.socket import FIRST_SIZE, READ_AHEAD, FlowControl, Socket
 from serve.hub.records import Commit, Entry, SessionStore
 from serve.ingress import UVICORN
 from serve.limits import Limits
-from serve.local import local_front
 from serve.run import free_port
 from serve.settings import ServeSettings
 from serve.wire import codec
@@ -37,6 +36,7 @@ from tests.serve.conftest import Server, clip, serving
 from tests.serve.front.test_http import video
 from tests.serve.front.test_socket import Wire, settle
 from tests.serve.hub.test_records import HEADER, progress
+from tests.serve.local import local_front
 from tests.serve.test_robustness import OPEN
 
 # --- images

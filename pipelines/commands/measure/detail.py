@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from pipelines.commands.measure.reports import JsonFile
 from pipelines.commands.options import parse_pixels
+from pipelines.commands.show import console
 
 KINDS = "night,sepia,colourless,bright,cold,recolor,add,remove,dark_background,hue,sketch,cartoon"
 
@@ -18,7 +20,7 @@ def bench_detail(
     kinds: Annotated[str, typer.Option(help="Kinds of edit and looks, with commas.")] = KINDS,
     size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels.")] = "832x480",
     frames: Annotated[int, typer.Option(help="Of each pair.", min=1)] = 13,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures.")] = None,
+    json_file: JsonFile = None,
     picture: Annotated[
         Path | None, typer.Option(help="A picture of the first kind: truth, enlarged, detail.")
     ] = None,
@@ -30,14 +32,12 @@ def bench_detail(
     import tempfile
 
     import torch
-    from rich.console import Console
 
     from data.footage.material import prepare
     from pipelines.bench.detail import compare, pairs_by_kind, save_picture, table
 
     height, width = parse_pixels(size)
     rows = {}
-    console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="liveedit-footage-") as folder:
         held = prepare(footage, folder, height=height, width=width, fps=16)["heldout"]
         made = pairs_by_kind(

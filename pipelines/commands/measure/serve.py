@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from infra.runtime.errors import UserError
+from pipelines.commands.measure.reports import JsonFile, Size, check_folders, write_report
 from pipelines.commands.options import parse_pixels
 from pipelines.commands.show import console, errors
 
@@ -51,10 +49,7 @@ def bench_serve(
             help="One more run of most sessions beside them: slow-upload, scan-bomb, false-fps.",
         ),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Pixels.", show_default="the model's"),
-    ] = None,
+    size: Size = None,
     fps: Annotated[
         float | None, typer.Option(help="Frames a second.", show_default="the model's")
     ] = None,
@@ -79,9 +74,7 @@ def bench_serve(
     hours: Annotated[
         float, typer.Option(help="That --simulate simulates, from midnight.", min=1)
     ] = 24.0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures there.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure live sessions: latency, jitter, deadlines, and what is not the model.
 
@@ -105,8 +98,7 @@ def bench_serve(
             "--simulate takes one number of --sessions and starts no server; leave --url, --attack "
             "and further numbers out"
         )
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError(f"folder {json_file.parent} does not exist; make it first")
+    check_folders(json_file)
     if simulate is not None:
         _simulate(simulate, arguments or [], counts[0], fps or 16.0, kills, hours, json_file)
         return
@@ -136,16 +128,14 @@ def bench_serve(
             runs.append(
                 measure(url, load, max(counts), kill=kill, kill_every_s=kill_every).to_dict()
             )
-    report = {
-        "command": shlex.join(["liveedit", *sys.argv[1:]]),
+    report: dict[str, Any] = {
         "hardware": hardware(torch.device(str(model["device"]))),
         "model": model,
         "runs": runs,
     }
     console.print(facts(report, load))
     console.print(table(runs))
-    if json_file:
-        json_file.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, json_file)
 
 
 def _simulate(
@@ -179,6 +169,4 @@ def _simulate(
             status.update(f"simulating {hours:g} h: {name}")
             results[name] = simulate(day, variant)
     console.print(table(day, results))
-    if json_file:
-        command = shlex.join(["liveedit", *sys.argv[1:]])
-        json_file.write_text(json.dumps({"command": command, "runs": results}, indent=2) + "\n")
+    write_report({"runs": results}, json_file)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +10,14 @@ import typer
 from infra.runtime.errors import UserError
 from modeling.config import Scope
 from pipelines.commands.measure.detail import bench_detail
+from pipelines.commands.measure.reports import (
+    Check,
+    JsonFile,
+    Size,
+    check_folders,
+    judge,
+    write_report,
+)
 from pipelines.commands.measure.serve import bench_serve
 from pipelines.commands.measure.train import bench_train
 from pipelines.commands.options import parse_pixels
@@ -43,10 +48,7 @@ def bench_stream(
             show_default="wan-1.3b on a GPU, demo on a CPU",
         ),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Pixels.", show_default="the model's"),
-    ] = None,
+    size: Size = None,
     work_size: Annotated[
         str,
         typer.Option(help="Size the model works at: full, 3/4, 1/2, native or WIDTHxHEIGHT."),
@@ -59,8 +61,8 @@ def bench_stream(
         ),
     ] = None,
     vae: Annotated[
-        Literal["wan", "tiny"] | None,
-        typer.Option(help="Another VAE, with random weights.", show_default="the model's"),
+        str | None,
+        typer.Option(help="Another kind of VAE, with random weights.", show_default="the model's"),
     ] = None,
     chunks: Annotated[
         int | None,
@@ -73,8 +75,11 @@ def bench_stream(
         ),
     ] = None,
     policy: Annotated[
-        Literal["published", "budget"] | None,
-        typer.Option(help="How the mask cache chooses tokens.", show_default="the model's"),
+        str | None,
+        typer.Option(
+            help="How the mask cache chooses tokens: budget, follow, published or settled.",
+            show_default="the model's",
+        ),
     ] = None,
     scope: Annotated[
         Scope | None,
@@ -92,16 +97,11 @@ def bench_stream(
         int, typer.Option(help="Most concurrent sessions to try; 0 leaves them out.")
     ] = 8,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Where to run.")] = "auto",
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures there.")
-    ] = None,
+    json_file: JsonFile = None,
     plot_file: Annotated[
         Path | None, typer.Option("--plot", help="Draw them there (.png).")
     ] = None,
-    check: Annotated[
-        Path | None,
-        typer.Option(help="An earlier --json file: fail if a ratio got worse than it allows."),
-    ] = None,
+    check: Check = None,
 ) -> None:
     """Time a stream: D (transformer), E (with VAE decode), V (video in to video out).
 
@@ -111,15 +111,13 @@ def bench_stream(
     """
     import torch
 
-    from pipelines.bench.check import compare, read_report
+    from pipelines.bench.check import read_report
     from pipelines.bench.plot import plot
     from pipelines.bench.report import facts, table
     from pipelines.bench.stream import measure
     from pipelines.bench.subject import BenchOptions
 
-    for file in (json_file, plot_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"folder {file.parent} does not exist; make it first")
+    check_folders(json_file, plot_file)
     if plot_file is not None and plot_file.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise UserError(f"--plot {plot_file} must end in .png, .jpg or .webp")
     stored = read_report(check) if check else None
@@ -142,21 +140,12 @@ def bench_stream(
     )
     with errors.status("starting") as status:
         report = measure(options, stored, status.update)
-    report["command"] = shlex.join(["liveedit", *sys.argv[1:]])
     console.print(table(report))
     console.print(*facts(report), sep="\n", soft_wrap=True)
-    if json_file:
-        json_file.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, json_file)
     if plot_file:
         plot(report, plot_file)
-    if stored is None:
-        return
-    comparisons = compare(report, stored)
-    for comparison in comparisons:
-        console.print(f"{'[red]worse[/]' if comparison.regressed else '   ok'}  {comparison}")
-    if regressed := [c.name for c in comparisons if c.regressed]:
-        console.print(f"Regressed against {check}: {'; '.join(regressed)}", soft_wrap=True)
-        raise typer.Exit(1)
+    judge(report, stored, check)
 
 
 bench_app.command(

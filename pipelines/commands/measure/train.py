@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from infra.runtime.errors import UserError
+from pipelines.commands.measure.reports import Check, JsonFile, check_folders, judge, write_report
+from pipelines.commands.show import console, errors
 
 
 def bench_train(
@@ -56,14 +54,8 @@ def bench_train(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the steps and workers of --kills.")] = 0,
-    json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write all figures there, anew after each case."),
-    ] = None,
-    check: Annotated[
-        Path | None,
-        typer.Option(help="An earlier --json file: fail if a ratio got worse than it allows."),
-    ] = None,
+    json_file: JsonFile = None,
+    check: Check = None,
 ) -> None:
     """Time training steps: seconds, model TFLOP/s, MFU, memory, waiting for data.
 
@@ -77,12 +69,11 @@ def bench_train(
     """
     import torch
 
-    from pipelines.bench.check import compare, read_report, require_same_work
+    from pipelines.bench.check import read_report, require_same_work
     from pipelines.bench.train import STAGES, TrainOptions, measure
     from pipelines.config.load import load_config
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError(f"folder {json_file.parent} does not exist; make it first")
+    check_folders(json_file)
     if kills:
         _bench_kills(list(arguments or []), stages, gpus, kills, steps, seed, json_file)
         return
@@ -104,24 +95,13 @@ def bench_train(
         if stored is not None:
             require_same_work(begun, stored)
 
-    command = shlex.join(["liveedit", *sys.argv[1:]])
     report: dict[str, Any] = {}
-    console = Console(highlight=False)
-    with Console(stderr=True).status("starting") as status:
+    with errors.status("starting") as status:
         for report in measure(options, same_work, status.update):
-            report["command"] = command
-            if json_file:
-                json_file.write_text(json.dumps(report, indent=2) + "\n")
+            write_report(report, json_file)
     console.print(table(report))
     console.print(fact(report), soft_wrap=True)
-    if stored is None:
-        return
-    comparisons = compare(report, stored)
-    for comparison in comparisons:
-        console.print(f"{'[red]worse[/]' if comparison.regressed else '   ok'}  {comparison}")
-    if regressed := [c.name for c in comparisons if c.regressed]:
-        console.print(f"Regressed against {check}: {'; '.join(regressed)}", soft_wrap=True)
-        raise typer.Exit(1)
+    judge(report, stored, check)
 
 
 def _bench_kills(
@@ -138,8 +118,7 @@ def _bench_kills(
 
     source = given.pop(0) if given and "=" not in given[0] else "demo"
     (workers,) = parse_counts("--gpus", gpus or "2", least=1)[:1]
-    console = Console(highlight=False)
-    with Console(stderr=True).status("starting") as status:
+    with errors.status("starting") as status:
         report = measure(
             load_config(source, given),
             stages or "distill",
@@ -149,8 +128,7 @@ def _bench_kills(
             seed,
             status.update,
         )
-    if json_file:
-        json_file.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, json_file)
     console.print(kills_table(report))
     same, done = not report["different"], len(report["kills"])
     console.print(

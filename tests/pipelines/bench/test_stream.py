@@ -112,6 +112,8 @@ def test_check_fails_the_command(report: dict[str, Any], tmp_path: Path) -> None
         (["--fp8"], "fp8 needs a GPU"),
         (["--pruned-steps", "3,4"], "beyond the 4"),
         (["--chunks", "1"], "spread"),
+        (["--policy", "guess"], "'guess'; there are budget, follow, published, settled"),
+        (["--vae", "guess"], "unknown VAE 'guess'; there are folded, tiny, wan"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_timed(
