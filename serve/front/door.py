@@ -41,7 +41,10 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-UNAUTHORIZED = "send `Authorization: Bearer TOKEN`, or ?token= in the address"
+UNAUTHORIZED = (
+    "no token came, or one that this server does not know; send `Authorization: Bearer TOKEN`, "
+    "?token=TOKEN in the address, or with liveedit --token TOKEN"
+)
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def test_a_token_is_wanted_where_there_are_tokens(tmp_path: Path) -> None:
             first = wire.messages[0]
             assert (first["type"] == "opened") is right
             assert right or (first["code"], wire.code) == ("unauthorized", 1008)
+            assert right or "with liveedit --token TOKEN" in first["message"]
         assert world.sample("sessions_refused_total", code="unauthorized", tenant="") == 2
         assert world.sample("sessions_admitted_total", tenant="ours") == 1
 
