@@ -38,7 +38,8 @@ def facts(report: dict[str, Any], load: CameraLoad) -> str:
     model = report["model"]
     machine = report["hardware"]
     return (
-        f"{model['name']} on {model['device']}, {load.width}x{load.height} at {load.fps:g} fps, "
+        f"{model['name']} on {model['device']}, {load.width}x{load.height} edited at "
+        f"{load.work_size or model['work_size']}, {load.fps:g} fps, "
         f"{load.mode}, {load.format}; {machine.get('gpu') or machine['cpu']}"
     )
 

@@ -50,6 +50,17 @@ def bench_serve(
         ),
     ] = None,
     size: Size = None,
+    work_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Size the model edits at: full, 3/4, 1/2, native or WIDTHxHEIGHT.",
+            show_default="the server's",
+        ),
+    ] = None,
+    detail: Annotated[
+        Literal["source", "off"] | None,
+        typer.Option(help="Whether edits get the source's detail.", show_default="the server's"),
+    ] = None,
     fps: Annotated[
         float | None, typer.Option(help="Frames a second.", show_default="the model's")
     ] = None,
@@ -84,6 +95,7 @@ def bench_serve(
     """
     import torch
 
+    from modeling.detail.work_size import work_size as edited_at
     from pipelines.bench.machine import hardware
     from pipelines.bench.serve import TAIL_S, facts, killer, parse_attacks, parse_counts, table
     from pipelines.commands.serve import application, serve_settings
@@ -114,7 +126,20 @@ def bench_serve(
             raise UserError(f"--url measures what runs there; leave {arguments[0]} out")
         model = running.models()[0] if running else served_model(url, token=token)
         height, width = parse_pixels(size) if size else (model["height"], model["width"])
-        load = CameraLoad(width, height, fps or model["fps"], mode, format, seconds, token, queue)
+        trained = model["height"], model["width"]
+        edited_at(work_size or model["work_size"], height, width, trained)  # or it is refused here
+        load = CameraLoad(
+            width,
+            height,
+            fps or model["fps"],
+            mode,
+            format,
+            seconds,
+            token,
+            queue,
+            work_size,
+            detail,
+        )
         for count in counts:
             status.update(f"{count} sessions, {seconds:g} s")
             runs.append(measure(url, load, count).to_dict())

@@ -301,9 +301,12 @@ def test_cameras_figures_stand_in_their_columns() -> None:
         (line,) = [line for line in text.splitlines() if f" {label} " in line]
         cells = [cell.strip() for cell in line.split("│")[2:4]]
         assert cells == [" / ".join(f"{run[name]:.1f}" for name in row) for run in runs]
-    machine = {"model": {"name": "m", "device": "cpu"}, "hardware": {"cpu": "a cpu"}}
+    model = {"name": "m", "device": "cpu", "work_size": "native"}
+    machine = {"model": model, "hardware": {"cpu": "a cpu"}}
     said = serve_report.facts(machine, CameraLoad(64, 48, 12.5, "lossless", "png"))
-    assert said == "m on cpu, 64x48 at 12.5 fps, lossless, png; a cpu"
+    assert said == "m on cpu, 64x48 edited at native, 12.5 fps, lossless, png; a cpu"
+    said = serve_report.facts(machine, CameraLoad(64, 48, work_size="1/2"))
+    assert said.startswith("m on cpu, 64x48 edited at 1/2, 16 fps")
 
 
 def test_fronts_and_editors_are_killed_in_turn_and_as_many_as_asked_for() -> None:

@@ -294,6 +294,13 @@ def test_a_running_server_is_measured(
     assert [run["frames_edited"] for run in runs] == [64, 128]
     assert all(run["frames_lost"] == run["frames_repeated"] == 0 for run in runs)
     assert all(run["overhead_ms_p50"] < run["chunk_latency_ms_p50"] for run in runs)
+    few = ["bench", "serve", "--url", server.url, "--sessions", "1", "--seconds", "1"]
+    assert liveedit(monkeypatch, *few, "--work-size", "9/8") == 1
+    assert "work size '9/8' is none" in capsys.readouterr().err
+    assert liveedit(monkeypatch, *few, "--work-size", "9008x9008") == 0
+    out = capsys.readouterr().out
+    assert "edited at 9008x9008" in out
+    assert "unsupported_size" in out  # the server heard it
 
 
 def test_a_token_and_limits_of_the_server(tiny_model: Path, tmp_path: Path) -> None:
