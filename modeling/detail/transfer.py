@@ -17,6 +17,7 @@ Frames are uint8 [n, height, width, 3]; s is `seen`, e is `edit`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,31 +46,65 @@ def transfer(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
     out = torch.empty_like(source)
     # One by one, because a frame and what is made of it fit in a core's cache.
     for one in zip(source.split(1), seen.split(1), edit.split(1), out.split(1), strict=True):
-        _transfer(*one, resize)
+        _transfer(*one, resize, _edited_rows(*one[1:3]))
     return out
 
 
 def transfer_by_taps(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
     """`transfer`, said plainly: on any device."""
     out = torch.empty_like(source)
-    _transfer(source, seen, edit, out, resize_by_taps)
+    _transfer(source, seen, edit, out, resize_by_taps, slice(0, seen.shape[1]))
     return out
 
 
-def _transfer(source: Tensor, seen: Tensor, edit: Tensor, out: Tensor, resize: Resize) -> None:
-    height, width = source.shape[1:3]
-    gain = resize(gains(seen, edit), height, width, "bilinear")
+def _transfer(
+    source: Tensor, seen: Tensor, edit: Tensor, out: Tensor, resize: Resize, rows: slice
+) -> None:
+    """Into `out`; where none of the small `rows` reaches, that is the source."""
+    small, (height, width) = seen.shape[1], source.shape[1:3]
+    if rows.start == rows.stop:
+        out.copy_(source)
+        return
+    reached = _around(rows, 1 + REACH, small)
+    among = _around(reached, REACH, small)
+    gain = torch.full_like(seen, ZERO + ONE)
+    inner = slice(reached.start - among.start, reached.stop - among.start)
+    gain[:, reached] = gains(seen[:, among], edit[:, among])[:, inner]
+    gain = resize(gain, height, width, "bilinear")
     seen, edit = (resize(small, height, width, "bicubic") for small in (seen, edit))
-    for strip in _strips(height):
+    large = _enlarged(reached, small, height)
+    out[:, : large.start], out[:, large.stop :] = source[:, : large.start], source[:, large.stop :]
+    for strip in _strips(large):
         missing = source[:, strip].short().sub_(seen[:, strip].short())
         # Fits 16 bits: at most 255 levels by 128.
         missing.mul_(gain[:, strip].short().sub_(ZERO)).add_(ONE // 2).bitwise_right_shift_(6)
         out[:, strip] = missing.add_(edit[:, strip].short()).clamp_(0, 255)
 
 
-def _strips(height: int) -> list[slice]:
+def _edited_rows(seen: Tensor, edit: Tensor) -> slice:
+    """From the first to the last row in which one frame of them differs. Elsewhere slopes are 1 and
+    the result is the source, as the gate leaves most of the picture around an edited thing."""
+    rows = (seen ^ edit).flatten(2).amax(dim=(0, 2)).nonzero()
+    return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else slice(0, 0)
+
+
+def _around(rows: slice, reach: int, count: int) -> slice:
+    """`rows` of `count`, and `reach` more on either side."""
+    return slice(max(rows.start - reach, 0), min(rows.stop + reach, count))
+
+
+def _enlarged(rows: slice, small: int, large: int) -> slice:
+    """The rows of a picture of `large` rows that resizing makes of these."""
+    scale = large / small
+    reach = 1 + 2 * max(scale, 1.0)  # of the kernels, in large pixels
+    first, last = math.floor(rows.start * scale - reach), math.ceil(rows.stop * scale + reach)
+    return slice(max(first, 0), min(last, large))
+
+
+def _strips(rows: slice) -> list[slice]:
     """Rows that are worked on at once: what is made of them stays in a core's cache."""
-    return [slice(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
+    tops = range(rows.start, rows.stop, STRIP)
+    return [slice(top, min(top + STRIP, rows.stop)) for top in tops]
 
 
 def gains(seen: Tensor, edit: Tensor) -> Tensor:
@@ -80,12 +115,12 @@ def gains(seen: Tensor, edit: Tensor) -> Tensor:
     """
     seen, edit = beyond(seen, REACH), beyond(edit, REACH)
     slopes = torch.empty_like(seen[:, 2 * REACH :, 2 * REACH :])
-    for strip in _strips(slopes.shape[1]):
+    for strip in _strips(slice(0, slopes.shape[1])):
         around = slice(strip.start, strip.stop + 2 * REACH)
         slopes[:, strip] = _slopes(seen[:, around], edit[:, around])
     slopes = beyond(slopes, 1)
     gain = torch.empty_like(slopes[:, 2:, 2:])
-    for strip in _strips(gain.shape[1]):
+    for strip in _strips(slice(0, gain.shape[1])):
         total = sums(slopes[:, strip.start : strip.stop + 2].short(), 3).add_(4).int()
         gain[:, strip] = total.mul_(NINTH).bitwise_right_shift_(16)
     return gain

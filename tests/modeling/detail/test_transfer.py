@@ -44,6 +44,29 @@ def test_both_ways_agree_to_the_bit_on_noise(
     assert torch.equal(fast, transfer_by_taps(source, seen, edit))
 
 
+@given(
+    large=st.tuples(st.integers(1, 90), st.integers(1, 40)),
+    small=st.tuples(st.integers(1, 90), st.integers(1, 40)),
+    rows=st.tuples(st.integers(0, 89), st.integers(1, 6)),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_only_rows_that_the_edit_reaches_are_worked_on(
+    large: tuple[int, int], small: tuple[int, int], rows: tuple[int, int], seed: int
+) -> None:
+    """Of three frames one is edited in one colour of a few pixels, one nowhere, one everywhere: the
+    plain form, which looks at all rows of each, gives the same bits."""
+    source, seen, other = noise(*large, 3, seed), noise(*small, 3, seed + 1), noise(*small, 3, seed)
+    edit = seen.clone()
+    first = rows[0] % small[0]
+    few = (0, slice(first, first + rows[1]), seed % small[1], seed % 3)
+    edit[few] = other[few]
+    edit[2] = other[2]
+    out = transfer(source, seen, edit)
+    assert torch.equal(out, transfer_by_taps(source, seen, edit))
+    assert torch.equal(out[1], source[1])
+
+
 def test_gains_are_slopes_of_windows() -> None:
     s, e = noise(12, 9, seed=1), noise(12, 9, seed=2) // 2 + noise(12, 9, seed=1) // 2
     found = gains(s, e)
