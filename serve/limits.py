@@ -23,6 +23,7 @@ class Limits:
     stalled_reader_s: float = 60.0  # without taking an edited frame that is ready
     resume_s: float = 60.0  # a lost connection's session is kept this long
     max_sessions: int = 256  # of one front
+    max_silent: int = 1024  # connections to it without a session; the oldest gives way
     max_upload: int = 512 * 2**20  # bytes of a video for /v1/edits
     max_video_frames: int = 216_000  # of it: an hour at 60 a second
     max_video_s: float = 4 * 3600.0  # seconds of it

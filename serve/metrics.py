@@ -47,10 +47,11 @@ class _Registry:
 
 
 class Metrics(_Registry):
-    """A front's."""
+    """A front's; `gpu_hour_cost` is what an hour of compute costs, in any currency, 0 for none."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu_hour_cost: float = 0.0) -> None:
         super().__init__()
+        self.gpu_hour_cost = gpu_hour_cost
         self.sessions = self._gauge("sessions", "Sessions that are connected")
         self.admitted = self._counter("sessions_admitted_total", "Sessions opened", *WHO)
         self.resumed = self._counter(
@@ -74,6 +75,12 @@ class Metrics(_Registry):
         )
         self.gpu_seconds = self._counter(
             "gpu_seconds_total", "Seconds of compute of all sessions", *WHO
+        )
+        self.connected = self._counter(
+            "session_time_seconds_total", "Seconds that sessions were connected", *WHO
+        )
+        self.cost = self._counter(
+            "cost_total", "What compute has cost, in the currency of gpu_hour_cost", *WHO
         )
         self.first_chunk = self._histogram(
             "first_chunk_seconds", "From open to the first edited chunk", LATENCY_BUCKETS
@@ -116,6 +123,10 @@ class EditorMetrics(_Registry):
         )
         self.queue = self._gauge("editor_queue", "Chunks that wait for the accelerator")
         self.busy = self._counter("editor_busy_seconds_total", "Seconds the accelerator has worked")
+        # Absent where there is no GPU, or its driver says nothing.
+        self.gpu_used = self._gauge("gpu_utilisation", "Share of time that the GPU is busy", "gpu")
+        self.gpu_memory = self._gauge("gpu_memory_bytes", "Memory of the GPU that is used", "gpu")
+        self.gpu_total = self._gauge("gpu_memory_total_bytes", "Memory of the GPU", "gpu")
 
 
 class HubMetrics(_Registry):

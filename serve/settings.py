@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -47,6 +48,7 @@ class ServeSettings:
     downscale_delay_s: float = 600.0  # that an editor must be too many before it goes
     editor_gpus: float = 0.0  # of one editor replica
     editor_cpus: float = 1.0  # of one editor replica, also its threads
+    gpu_hour_cost: float = 0.0  # of an hour of an editor's compute, for `cost_total`; 0 for none
     fronts: int = 1  # replicas that own the sockets
     front_cpus: float = 0.5  # of one front
     stop_s: float = 30.0  # that sessions have to finish when the application is stopped
@@ -69,10 +71,11 @@ class ServeSettings:
                 "serve setting on_new_version must be one of "
                 f"{', '.join(get_args(NewVersion))}, got {self.on_new_version!r}"
             )
-        if self.editor_memory_gb < 0:
-            raise UserError(
-                f"serve setting editor_memory_gb must be 0 or more, got {self.editor_memory_gb}"
-            )
+        for name in ("editor_memory_gb", "gpu_hour_cost"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f"serve setting {name} must be 0 or more, got {getattr(self, name)}"
+                )
         for name in ("max_sessions", "min_editors", "fronts"):
             if getattr(self, name) < 1:
                 raise UserError(

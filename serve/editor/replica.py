@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from serve.admission.admission import Sizes
+from serve.editor import gpu
 from serve.editor.accelerator import Accelerator
 from serve.editor.shelf import Shelf
 from serve.hub.client import HubClient
@@ -58,6 +59,7 @@ class EditorReplica:
             self.shelf.put(source)
         self.metrics = EditorMetrics()
         self._reporting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._wanted, self._told_at = 0, 0.0
         self._going = False
 
@@ -84,6 +86,8 @@ class EditorReplica:
         """Called by Serve every few seconds; raises when this replica must be replaced."""
         if self._reporting is None or self._reporting.done():
             self._reporting = asyncio.ensure_future(self._report())
+        if self._watching is None:
+            self._watching = asyncio.ensure_future(gpu.watch(self.shelf.device, self.metrics))
         self.shelf.on.check()
         if self._going and not self.shelf.on.capacity.loads:
             raise RuntimeError("this editor is one too many and has no sessions: it goes")

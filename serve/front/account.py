@@ -38,7 +38,7 @@ class Account:
         self.key = (opening.session, opening.epoch)
         self._metrics, self._ledger, self._usage = metrics, ledger, usage
         self._models: list[str] = []  # that have edited it, the newest last
-        self._started = time.monotonic()
+        self._started = self._counted = time.monotonic()
         self._edited = self._dropped = 0
         self._chunks = Counter[str]()  # by the rung that they were edited on
         self._frames_sent_at: float | None = None
@@ -51,7 +51,7 @@ class Account:
     def opened(self, model: str) -> None:
         """An editor has it, or has it again."""
         resumed = self.opening.epoch > 0
-        self._models, self.admitted = [model], True
+        self._models, self.admitted, self._counted = [model], True, time.monotonic()
         self._usage.charge(self.key)
         (self._metrics.resumed if resumed else self._metrics.admitted).labels(**self._who).inc()
         self._metrics.sessions.inc()
@@ -83,6 +83,9 @@ class Account:
         if edited.rung != FULL:
             metrics.lowered.labels(rung=edited.rung, **who).inc()
         metrics.gpu_seconds.labels(**who).inc(edited.device_s)
+        if metrics.gpu_hour_cost:
+            metrics.cost.labels(**who).inc(edited.device_s / 3600 * metrics.gpu_hour_cost)
+        self._count_time()
         metrics.frames.labels(**who).inc(len(delivery.frames))
         metrics.recomputed.observe(edited.recomputed)
         metrics.chunk_latency.observe(delivery.latency_s)
@@ -107,6 +110,7 @@ class Account:
         """It is over here, whatever came of it."""
         if self.admitted:
             seconds = time.monotonic() - self._started
+            self._count_time()
             self._metrics.sessions.dec()
             self._metrics.ended.labels(reason=outcome, **self._who).inc()
             self._metrics.session_seconds.observe(seconds)
@@ -114,15 +118,22 @@ class Account:
             event(
                 log, "ended",
                 "session %s: %s after %.1f s, %d frames edited, %d dropped, %.2f s of compute; "
-                "for %s from %s, by %s; edited %s",
+                "%dx%d at %g fps, %s, for %s from %s, by %s; edited %s",
                 session=self.opening.session, reason=outcome, seconds=round(seconds, 1),
                 frames=self._edited, dropped=self._dropped, gpu_s=round(self.gpu_s, 2),
-                tenant=self.visitor.tenant.name, client=self.visitor.client,
-                model=", ".join(self._models),
+                width=self.opening.width, height=self.opening.height, fps=self.opening.fps,
+                mode=self.opening.mode, tenant=self.visitor.tenant.name,
+                client=self.visitor.client, model=", ".join(self._models),
                 quality=self._quality,
             )  # fmt: skip
         self._usage.end(self.key)
         await self._ledger.leave(self.key)
+
+    def _count_time(self) -> None:
+        """While it lasts, so that long sessions are seen before they end."""
+        now = time.monotonic()
+        self._metrics.connected.labels(**self._who).inc(now - self._counted)
+        self._counted = now
 
     @property
     def _quality(self) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from serve.delivery.session import Session, State
 from serve.front.account import refused
@@ -17,6 +17,7 @@ from serve.hub.records import Record, Shape
 from serve.wire.codes import CODES, Code
 from serve.wire.protocol import (
     NORMAL_CLOSE,
+    RETRY_AFTER_S,
     STOPPED,
     SUBPROTOCOL,
     Open,
@@ -25,6 +26,8 @@ from serve.wire.protocol import (
     to_json,
 )
 from serve.wire.work import SupersededError
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ class Connection:
         """`visitor` is None for who is not let in."""
         self.socket, self.services, self.visitor = socket, services, visitor
         self.running: RunningSession | None = None
+        self.client = client_of(socket.scope)
+        self._spoken = False
         self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -45,6 +50,16 @@ class Connection:
         """Token and epoch of the session this connection holds."""
         running = self.running
         return (running.token, running.epoch) if running and running.token else None
+
+    @property
+    def silent(self) -> bool:
+        """It has not said a word, and may still."""
+        return not self._spoken and not self._ending.done()
+
+    def give_way(self) -> None:
+        """To other connections: it has said nothing for longest."""
+        message = "many connections say nothing here; open again, and send open at once"
+        self._end(WireError("at_capacity", message, RETRY_AFTER_S))
 
     def leave(self) -> None:
         """This front is going away: the client is told to come back with its token."""
@@ -109,9 +124,8 @@ class Connection:
     async def _refuse(self, error: WireError) -> None:
         if self.running is None or not self.running.account.admitted:
             tenant = self.visitor.tenant.name if self.visitor else ""
-            client = client_of(self.socket.scope)
             metrics = self.services.metrics
-            refused(metrics, error.code, error.message, tenant=tenant, client=client)
+            refused(metrics, error.code, error.message, tenant=tenant, client=self.client)
         else:
             log.info("session %s: %s: %s", self._name, error.code, error.message)
         try:
@@ -172,12 +186,16 @@ class Connection:
         await running.account.enter()
         await running.run(self._ending)
 
-    async def _unless_ended(self, sending: Coroutine[Any, Any, None]) -> None:
-        """A client that does not read holds its connection no longer than it is the session's."""
-        task = asyncio.ensure_future(sending)
+    async def _unless_ended(self, doing: Coroutine[Any, Any, T]) -> T:
+        """A client that does not read, or says nothing, holds its connection no longer than it is
+        its."""
+        task = asyncio.ensure_future(doing)
         try:
-            await asyncio.wait({task, self._ending}, return_when=asyncio.FIRST_COMPLETED)
-            (self._ending if self._ending.done() else task).result()
+            waiting: set[asyncio.Future[Any]] = {task, self._ending}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if self._ending.done():
+                self._ending.result()
+            return task.result()
         finally:
             task.cancel()
 
@@ -194,9 +212,10 @@ class Connection:
         timeout = self.services.limits.open_timeout_s
         try:
             async with asyncio.timeout(timeout):
-                first = await self.socket.receive()
+                first = await self._unless_ended(self.socket.receive())
         except TimeoutError:
             raise WireError("bad_request", f"no open message within {timeout:g} s") from None
+        self._spoken = True
         if not isinstance(first, str):
             raise WireError("bad_request", "the first message must be open, got a binary one")
         message = parse_client(first)

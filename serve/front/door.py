@@ -86,7 +86,7 @@ class Door:
         if origin is None or origin.lower() in self.allowed_origins:
             return
         host = headers.get("host", "")
-        if urlsplit(origin).netloc.lower() == host.lower() and self._ours(host):
+        if _netloc(origin) == host.lower() and self._ours(host):
             return
         raise WireError(
             "unauthorized",
@@ -103,6 +103,14 @@ class Door:
         except ValueError:
             return name.lower() in self._own_names
         return True
+
+
+def _netloc(origin: str) -> str:
+    """HOST[:PORT] of an origin; empty for what is none, such as "null" or a broken address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def client_of(scope: Scope) -> str:

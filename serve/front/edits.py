@@ -24,6 +24,7 @@ from serve.front.account import refused
 from serve.front.door import Visitor, refusal
 from serve.front.running import Services
 from serve.front.upload import Asked, check_video, read_form
+from serve.logs import one_line
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
 from serve.wire.work import Ready
 
@@ -94,8 +95,9 @@ class Edits:
             "X-LiveEdit-Work-Size": edit.session.opening.work_size,
         }
         if differs:
-            log.info("session %s: %s", edit.session.name, "; ".join(differs))
-            headers["X-LiveEdit-Differs"] = _ascii("; ".join(differs))
+            told = one_line("; ".join(differs))
+            log.info("session %s: %s", edit.session.name, told)
+            headers["X-LiveEdit-Differs"] = _ascii(told)
         if edit.unknown:
             headers["X-LiveEdit-Unknown-Words"] = _ascii(edit.unknown)
         return _EditedVideo(_all(first, body), files, headers)
@@ -263,8 +265,8 @@ class _EditedVideo(StreamingResponse):
 
 
 def _ascii(text: str) -> str:
-    """As a header takes it: names in a file and words of a prompt may hold any letter."""
-    return text.encode("ascii", "replace").decode()
+    """As a header takes it: names in a file and words of a prompt may hold any character."""
+    return one_line(text).encode("ascii", "replace").decode()
 
 
 class _Sink:

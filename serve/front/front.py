@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ from serve.front.connection import Connection
 from serve.front.door import Door, Guard, refusal
 from serve.front.edits import Edits, VideoEdit
 from serve.front.running import Services
-from serve.front.socket import Socket
+from serve.front.socket import BodyFlow, Socket
 from serve.front.traces import tracer
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import HOLDER_BEAT_S, SessionStore
@@ -87,17 +88,18 @@ class Front:
             backend, store, sizes, metrics, codecs, ledger, Usage(name), menu, made
         )
         self.door, self.grace_s = door, grace_s
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # in order of their coming
         self._models, self._notes, self._snapshots = models, notes, snapshots
         self._leaving = False
         self._grace_ends = math.inf
         self.edits = Edits(self.services, self._full)
         self._beating: asyncio.Task[None] | None = None
+        stalled_s = sizes.limits.stalled_reader_s
         self.app = Starlette(
             routes=[
                 WebSocketRoute(PATH, _Asgi(self.stream)),
                 Route("/v1/models", self.models),
-                Route("/v1/edits", self.edit, methods=["POST"]),
+                Route("/v1/edits", BodyFlow(_Asgi(self.edit), stalled_s), methods=["POST"]),
                 Route("/v1/{rest:path}", _unknown, methods=METHODS),
                 Route("/healthz", self.health),
                 Route("/readyz", self.ready),
@@ -136,26 +138,38 @@ class Front:
         except WireError as error:
             refusal = error
         self._beat_on()
+        self._quieten()
         connection = Connection(Socket(scope, receive, send), self.services, visitor)
-        self.connections.add(connection)
+        self.connections[connection] = None
         try:
             await connection.run(refusal=refusal)
         finally:
-            self.connections.discard(connection)
+            del self.connections[connection]
 
-    async def edit(self, request: Request) -> Response:
+    async def edit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/edits`."""
         self._beat_on()
-        return await self.edits.post(request)
+        response = await self.edits.post(Request(scope, receive, send))
+        await response(scope, receive, send)
 
     def _full(self) -> WireError | None:
         """What speaks against any new session here."""
         if self._leaving:
             return WireError("draining", "this server is going away; open again")
-        if self.open_connections >= self.services.limits.max_sessions:
+        silent = sum(connection.silent for connection in self.connections)
+        if self.open_connections - silent >= self.services.limits.max_sessions:
             return WireError(
                 "at_capacity", "this front has no room; try again later", RETRY_AFTER_S
             )
         return None
+
+    def _quieten(self) -> None:
+        """Connections without a session are few: of the address that has most of them, which is
+        hardly an honest client's, the oldest gives way to a new one."""
+        silent = [connection for connection in self.connections if connection.silent]
+        if len(silent) >= self.services.limits.max_silent:
+            ((most, _),) = Counter(connection.client for connection in silent).most_common(1)
+            next(connection for connection in silent if connection.client == most).give_way()
 
     def _beat_on(self) -> None:
         if self._beating is None:

@@ -18,6 +18,7 @@ from serve.front.front import Front
 from serve.front.ray_backend import RayBackend
 from serve.hub.client import HubClient
 from serve.hub.hub import REPORT_S, Orders, Report, link_host
+from serve.hub.recent import Recent
 from serve.logs import join_serve_log
 from serve.metrics import Metrics, Readings
 from serve.settings import ServeSettings
@@ -31,6 +32,7 @@ from serve.work_sizes import WorkSizes
 log = logging.getLogger(__name__)
 
 EDIT_SHARE = 0.8  # of a drain's time that whole videos have; Serve kills at its end
+FRESH_S = 0.5  # processes report to the hub every second
 ANSWER_S = 3.0  # for the hub, which a scrape or a page waits for
 
 
@@ -45,7 +47,7 @@ class FrontReplica:
         self.hub = HubClient(context.app_name, settings, serves)
         self._began = time.time()
         self._menu = menu_of(serves)  # as it is before the hub says otherwise
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.gpu_hour_cost)
         listener = Listener(link_host(settings), conversation.KINDS)
         self.front = Front(
             backend=RayBackend(editors, listener, self.hub.places),
@@ -63,6 +65,7 @@ class FrontReplica:
             snapshots=self.snapshots,
         )
         self._reporting: asyncio.Task[None] | None = None
+        self._recent = Recent(self.hub.call, FRESH_S)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return self.front.app
@@ -85,9 +88,10 @@ class FrontReplica:
         return {**others, self.process: self.metrics.snapshot()}
 
     async def _ask(self, method: str) -> Any:
+        """What everybody may ask, and so often: the hub is asked at most every `Recent.age_s`."""
         try:
             async with asyncio.timeout(ANSWER_S):
-                return await self.hub.call(method)
+                return await self._recent.get(method)
         except (RayActorError, TimeoutError) as error:
             log.warning("the hub does not answer %s: %s", method, error)
             raise WireError("internal", "the server's records do not answer") from error
@@ -122,7 +126,7 @@ def describe_deployment(settings: ServeSettings) -> dict[str, Any]:
         "logging_config": settings.logging,
         "num_replicas": settings.fronts,
         # Sessions are refused by the front itself, with a message; a few more for plain HTTP.
-        "max_ongoing_requests": settings.limits.max_sessions + 64,
+        "max_ongoing_requests": settings.limits.max_sessions + settings.limits.max_silent + 64,
         "graceful_shutdown_timeout_s": settings.drain_s,
         "health_check_period_s": 2.0,
         "ray_actor_options": {"num_cpus": settings.front_cpus},

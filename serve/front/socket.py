@@ -1,10 +1,9 @@
-"""Back-pressure through Ray Serve's ingress, and the application's end of a WebSocket.
+"""The application's ends of a WebSocket and of HTTP's bodies, with back-pressure through Ray Serve.
 
 Ray's proxy (and its direct ingress) reads a socket as fast as the client sends and buffers what the
-application answers without bound. `FlowControl` runs in the process that owns the socket, as a
-Serve HTTP middleware: it reads the socket only as far as the application has granted, no message
-larger than the application wants, and says what has been written to it. Without it (plain uvicorn)
-the ASGI calls themselves are the back-pressure.
+application answers without bound: eight uploads side by side took 9 GB. `serve.ingress`, in the
+process that owns the socket, reads it only as far as is granted here, and says what has been
+written to it. Without it (plain uvicorn) the ASGI calls themselves are the back-pressure.
 """
 
 from __future__ import annotations
@@ -16,64 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 EXTENSION = "liveedit.flow"
 GRANT = "liveedit.grant"  # application -> middleware: so many more messages, so large, may be read
 WRITTEN = "liveedit.written"  # middleware -> application: so many bytes went to the socket
-RESIZE = "liveedit.resize"  # scope extension of `SizedSocket`: its method that sets the limit
+RESIZE = "liveedit.resize"  # scope extension of `BoundedSocket`: its method that sets the limit
 FIRST_SIZE = 4 * 2**20  # bytes of a message before the application says what it wants
 READ_AHEAD = 16  # messages that may be read before the application asks for them
 READ_AHEAD_BYTES = 4 * 2**20  # and at most so much of them, but one of any size
 GOODBYE_S = 1.0
 MAX_UNWRITTEN = 512 * 1024  # bytes the application may be ahead of the socket
-
-
-class FlowControl:
-    """ASGI middleware for the process that owns the socket."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "websocket":
-            await self.app(scope, receive, send)
-            return
-        extensions = dict(scope.get("extensions") or {})
-        resize = extensions.pop(RESIZE, lambda size: None)  # a function cannot go to a replica
-        scope = {**scope, "extensions": {**extensions, EXTENSION: {}}}
-        grants = asyncio.Semaphore(2)  # for the connect message and the first one
-        written: asyncio.Queue[Message] = asyncio.Queue()
-        reading: asyncio.Task[Message] | None = None
-
-        async def read() -> Message:
-            await grants.acquire()
-            return await receive()
-
-        async def controlled_receive() -> Message:
-            nonlocal reading
-            reading = reading or asyncio.ensure_future(read())
-            telling = asyncio.ensure_future(written.get())
-            try:
-                await asyncio.wait({reading, telling}, return_when=asyncio.FIRST_COMPLETED)
-                if telling.done():
-                    return telling.result()
-                message, reading = reading.result(), None
-                return message
-            finally:
-                telling.cancel()
-
-        async def controlled_send(message: Message) -> None:
-            if message["type"] == GRANT:
-                resize(message["size"])
-                for _ in range(message["messages"]):
-                    grants.release()
-                return
-            await send(message)
-            size = len(message.get("bytes") or message.get("text") or "")
-            if size:
-                written.put_nowait({"type": WRITTEN, "bytes": size})
-
-        try:
-            await self.app(scope, controlled_receive, controlled_send)
-        finally:
-            if reading is not None:
-                reading.cancel()
 
 
 class Disconnected(Exception):  # noqa: N818 - an event, not a fault
@@ -196,3 +143,61 @@ class Socket:
         self.closed = True
         self._writable.set()
         self._left.set()
+
+
+class BodyFlow:
+    """ASGI middleware for routes with large bodies: reads on when `app` has taken a piece, and lets
+    `app` be ahead of the socket by `MAX_UNWRITTEN` bytes.
+
+    A client that reads nothing for `stalled_s` counts as gone.
+    """
+
+    def __init__(self, app: ASGIApp, stalled_s: float) -> None:
+        self.app, self.stalled_s = app, stalled_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if EXTENSION not in (scope.get("extensions") or {}):
+            await self.app(scope, receive, send)
+            return
+        inbox: asyncio.Queue[Message] = asyncio.Queue()
+        writable = asyncio.Event()
+        writable.set()
+        unwritten = 0
+
+        async def pump() -> None:
+            nonlocal unwritten
+            while True:
+                message = await receive()
+                if message["type"] != WRITTEN:
+                    inbox.put_nowait(message)
+                    if message["type"] == "http.disconnect":
+                        writable.set()
+                        return
+                    continue
+                unwritten -= message["bytes"]
+                if unwritten <= MAX_UNWRITTEN:
+                    writable.set()
+
+        async def taken() -> Message:
+            message = await inbox.get()
+            if message["type"] == "http.request" and message.get("more_body"):
+                await send({"type": GRANT, "messages": 1, "size": 0})
+            return message
+
+        async def sent(message: Message) -> None:
+            nonlocal unwritten
+            try:
+                async with asyncio.timeout(self.stalled_s):
+                    await writable.wait()
+            except TimeoutError:
+                inbox.put_nowait({"type": "http.disconnect"})
+            unwritten += len(message.get("body", b""))
+            if unwritten > MAX_UNWRITTEN:
+                writable.clear()
+            await send(message)
+
+        pumping = asyncio.create_task(pump())
+        try:
+            await self.app(scope, taken, sent)
+        finally:
+            pumping.cancel()

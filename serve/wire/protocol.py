@@ -19,6 +19,7 @@ from serve.wire.codes import Code
 SUBPROTOCOL = "liveedit.v1"
 PATH = "/v1/stream"
 MAX_TEXT = 64 * 1024  # characters of a control message
+LARGEST = 2**64  # that a number may be: JSON has integers of any length, which no float can hold
 
 Mode = Literal["live", "lossless"]
 Format = Literal["jpeg", "png", "webp", "rgb24"]
@@ -269,7 +270,8 @@ def _parse(text: str, types: dict[str, type], lenient: bool = False) -> Message:
 def _checked(name: str, value: Any, annotation: str) -> Any:
     kind = annotation.removesuffix(" | None")
     wanted = _TYPES[kind]
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+    right = isinstance(value, wanted) and (bool in wanted or not isinstance(value, bool))
+    if not right or (isinstance(value, int) and abs(value) > LARGEST):
         raise WireError("bad_request", f"{name} must be {kind}, got {_shown(value)}")
     choices = _CHOICES.get(kind)
     if choices and value not in choices:

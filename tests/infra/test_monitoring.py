@@ -160,6 +160,12 @@ tests:
       - {{series: 'liveedit_frames_dropped_total{{instance="a",process="f"}}',
           values: '0x9 0+100x20'}}
       - {{series: 'liveedit_stalls_total{{instance="a",process="f"}}', values: '0x9 0+1x20'}}
+      - {{series: 'liveedit_gpu_memory_bytes{{instance="a",process="e",gpu="u"}}',
+          values: '90x9 97x20'}}
+      - {{series: 'liveedit_gpu_memory_total_bytes{{instance="a",process="e",gpu="u"}}',
+          values: '100x30'}}
+      - {{series: 'liveedit_hub_bytes{{instance="a",process="hub"}}', values: '9e8x9 1e9x20'}}
+      - {{series: 'liveedit_codec_queue{{instance="a",process="f"}}', values: '5x9 100x20'}}
       - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="5.0"}}',
           values: '0+10x9 90x20'}}
       - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="10.0"}}',
@@ -176,6 +182,9 @@ tests:
           - {{labels: '{{alertname="LiveEditReplicasLost"}}', value: 1}}
           - {{labels: '{{alertname="LiveEditFramesDropped"}}', value: 1}}
           - {{labels: '{{alertname="LiveEditStalls"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditGpuMemoryFull"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditHubFull"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditCodecsBehind"}}', value: 1}}
           - {{labels: '{{alertname="LiveEditFirstChunkSlow"}}', value: 1}}
 """
 

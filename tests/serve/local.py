@@ -30,7 +30,7 @@ async def local_front(settings: ServeSettings) -> Front:
     )
     for named in serves:
         await asyncio.to_thread(shelf.put, named.source)
-    metrics, editors, menu = Metrics(), EditorMetrics(), menu_of(serves)
+    metrics, editors, menu = Metrics(settings.gpu_hour_cost), EditorMetrics(), menu_of(serves)
 
     async def models() -> list[dict[str, Any]]:
         told = shelf.describe()

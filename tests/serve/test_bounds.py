@@ -23,9 +23,10 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from data.video import VideoError
-from serve.front.socket import FIRST_SIZE, READ_AHEAD, FlowControl, Socket
+from serve.front.socket import FIRST_SIZE, READ_AHEAD, Socket
 from serve.hub.records import Commit, Entry, SessionStore
 from serve.ingress import UVICORN
+from serve.ingress.backpressure import FlowControl
 from serve.limits import Limits
 from serve.run import free_port
 from serve.settings import ServeSettings

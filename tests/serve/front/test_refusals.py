@@ -79,6 +79,10 @@ MISTAKES: dict[str, tuple[list[str | bytes | dict[str, Any]], Code, str]] = {
     "too many fps": ([opening(fps=60.001)], "bad_request", "open.fps"),
     "endless fps": ([opening(fps=float("inf"))], "bad_request", "open.fps"),
     "no number of fps": ([opening(fps=float("nan"))], "bad_request", "open.fps"),
+    **{
+        f"{name} beyond all numbers": ([opening(**{name: 10**400})], "bad_request", f"open.{name}")
+        for name in ("width", "height", "fps", "seed", "received")
+    },
     "a negative seed": ([opening(seed=-1)], "bad_request", "open.seed"),
     "a seed too large": ([opening(seed=2**63)], "bad_request", "open.seed"),
     "received without resume": ([opening(received=1)], "bad_request", "without open.resume"),

@@ -85,6 +85,33 @@ def test_the_metrics_of_a_scripted_session() -> None:
         assert value("session_seconds_sum") == pytest.approx(world_seconds(world, wire), abs=0.1)
 
 
+def test_what_sessions_cost_and_how_long_they_last_is_counted_while_they_do() -> None:
+    with World() as world:
+        world.metrics.gpu_hour_cost = 7.2
+        world.editors.chunk_s = 0.2
+        wire = world.connect(OPEN | {"mode": "live", "fps": 12})
+        say(world, wire, frames(0, FIRST))
+        world.advance(30.0)
+        say(world, wire, frames(FIRST, CHUNK))
+        world.advance(1.0)
+        who = {"tenant": "everybody", "model": "known"}
+        assert world.sample("cost_total", **who) == pytest.approx(2 * 0.05 / 3600 * 7.2)
+        assert world.sample("session_time_seconds_total", **who) == pytest.approx(30.2, abs=0.1)
+        world.advance(9.0)
+        say(world, wire, [{"type": "close"}])
+        world.advance(1.0)
+        assert world.sample("session_time_seconds_total", **who) == pytest.approx(40.0, abs=0.3)
+
+
+def test_without_a_price_there_is_no_cost() -> None:
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST))
+        say(world, wire, [{"type": "close"}])
+        assert world.sample("gpu_seconds_total") > 0
+        names = {s.name for m in world.metrics.snapshot() for s in m.samples}
+        assert "liveedit_cost_total" not in names
+
+
 def world_seconds(world: World, wire: Wire) -> float:
     assert wire.ended_at is not None
     return wire.ended_at - 100.0  # where the clock starts

@@ -12,9 +12,9 @@ from serve.front.socket import (
     MAX_UNWRITTEN,
     READ_AHEAD,
     Disconnected,
-    FlowControl,
     Socket,
 )
+from serve.ingress.backpressure import FlowControl
 
 pytestmark = pytest.mark.anyio
 

@@ -228,6 +228,7 @@ class Wire:
         query: str = "",
         front: Front | None = None,
         headers: dict[str, str] | None = None,
+        address: str = "198.51.100.7",
     ) -> None:
         self.world = world
         self.heard: list[dict[str, Any] | Frame] = []
@@ -243,7 +244,7 @@ class Wire:
         scope = {
             "type": "websocket", "subprotocols": subprotocols, "query_string": query.encode(),
             "headers": [(n.encode(), v.encode()) for n, v in (headers or {}).items()],
-            "client": ["198.51.100.7", 4711],
+            "client": [address, 4711],
         }  # fmt: skip
         self.task = world.clock.task(self.front.stream(scope, self._receive, self._send))
         self.task.add_done_callback(self._ended)

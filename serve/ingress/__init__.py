@@ -1,6 +1,9 @@
 """What Ray Serve's ingress needs to carry media: loaded by the process that owns the sockets.
 
-Ray reads RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH when it starts; `ENVIRONMENT` holds it.
+Ray reads RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH when it starts; `ENVIRONMENT` holds it. That
+process is one for everybody: what a stranger may cost it before anything of ours is asked is
+bounded here, in `BoundedHttp` and `BoundedSocket`, and by `FlowControl`. May import uvicorn and the
+names that the front shares with it; knows no Ray.
 """
 
 from __future__ import annotations
@@ -10,24 +13,13 @@ from typing import Any
 
 import uvicorn
 from starlette.middleware import Middleware
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from serve.front.socket import FIRST_SIZE, RESIZE, FlowControl
+from serve.front.socket import FIRST_SIZE
+from serve.ingress.backpressure import FlowControl
+from serve.ingress.http import BoundedHttp
+from serve.ingress.websocket import BoundedSocket
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.ingress.middlewares"}
-
-
-class SizedSocket(WebSocketsSansIOProtocol):
-    """A socket whose largest message can be set while it is open: sessions differ by a factor of
-    hundreds, and a message is in memory before anybody can refuse it."""
-
-    async def run_asgi(self) -> None:
-        self.scope["extensions"][RESIZE] = self._resize  # type: ignore[assignment]
-        await super().run_asgi()
-
-    def _resize(self, size: int) -> None:
-        self.conn.max_message_size = size
-
 
 # Ray 2.60 gives no way to hand these to the uvicorn it starts.
 UVICORN: dict[str, Any] = {
@@ -35,8 +27,9 @@ UVICORN: dict[str, Any] = {
     "ws_per_message_deflate": False,
     # A lossless session that is behind does not read its socket, so pongs wait there too.
     "ws_ping_timeout": None,
-    "ws": SizedSocket,
+    "ws": BoundedSocket,
     "ws_max_size": FIRST_SIZE,
+    "http": BoundedHttp,
 }
 
 

@@ -1,0 +1,97 @@
+"""A GPU's utilisation and memory in the metrics, from what nvidia-smi prints."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import stat
+from dataclasses import astuple
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from serve.editor import gpu
+from serve.editor.gpu import MIB, GpuReading, parse, watch
+from serve.metrics import EditorMetrics
+
+pytestmark = pytest.mark.anyio
+
+NAMES = ("gpu_utilisation", "gpu_memory_bytes", "gpu_memory_total_bytes")
+
+
+@pytest.mark.parametrize(
+    ("line", "usage"),
+    [
+        ("37, 40536, 81559", GpuReading(0.37, 40536 * MIB, 81559 * MIB)),
+        ("0, 0, 81559", GpuReading(0.0, 0.0, 81559 * MIB)),
+        ("100,1,2\r", GpuReading(1.0, MIB, 2 * MIB)),
+        ("[N/A], 4096, 20096", GpuReading(math.nan, 4096 * MIB, 20096 * MIB)),  # an MIG slice
+        ("[Not Supported], [Not Supported], 8192", GpuReading(math.nan, math.nan, 8192 * MIB)),
+    ],
+)
+def test_what_nvidia_smi_prints_is_read(line: str, usage: GpuReading) -> None:
+    assert astuple(parse(line)) == pytest.approx(astuple(usage), nan_ok=True)
+
+
+@pytest.mark.parametrize("line", ["", "No devices were found", "1, 2", "1, 2, 3, 4", "a, b, c"])
+def test_what_it_prints_otherwise_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match=r"three values|could not convert"):
+        parse(line)
+
+
+def values(metrics: EditorMetrics) -> dict[str, float]:
+    """Those of the GPU, of which absent ones have no sample."""
+    return {
+        sample.name.removeprefix("liveedit_"): sample.value
+        for metric in metrics.snapshot()
+        for sample in metric.samples
+        if sample.name.removeprefix("liveedit_") in NAMES
+    }
+
+
+async def test_without_a_gpu_there_are_none() -> None:
+    metrics = EditorMetrics()
+    await asyncio.wait_for(watch("cpu", metrics), 5)
+    assert values(metrics) == {}
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A program in nvidia-smi's place, which a test writes; and a GPU that is called u1."""
+    properties = SimpleNamespace(uuid="u1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(gpu, "EVERY_S", 0.01)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path / "nvidia-smi"
+
+
+def write(driver: Path, script: str) -> None:
+    driver.write_text(f"#!/bin/sh\n{script}\n")
+    driver.chmod(driver.stat().st_mode | stat.S_IEXEC)
+
+
+async def test_the_gauges_follow_what_it_says_until_it_says_no_more(driver: Path) -> None:
+    write(driver, 'case "$*" in --id=GPU-u1\\ --query*) echo 50, 100, 200;; esac')
+    metrics = EditorMetrics()
+    watching = asyncio.create_task(watch("cuda", metrics))
+    told = {"gpu_utilisation": 0.5, "gpu_memory_bytes": 100 * MIB}
+    told["gpu_memory_total_bytes"] = 200 * MIB
+    async with asyncio.timeout(30):
+        while values(metrics) != told:
+            await asyncio.sleep(0.01)
+        write(driver.with_name("new"), "echo GPU is lost; exit 15")
+        driver.with_name("new").rename(driver)
+        await watching
+    assert values(metrics) == {}
+
+
+@pytest.mark.parametrize("script", [None, "echo a, b, c", "exit 9"])
+async def test_a_driver_that_says_nothing_is_no_failure(driver: Path, script: str | None) -> None:
+    if script is not None:
+        write(driver, script)
+    metrics = EditorMetrics()
+    await asyncio.wait_for(watch("cuda", metrics), 30)
+    assert values(metrics) == {}

@@ -1,0 +1,122 @@
+"""Bodies through an ingress that buffers without bound, as Ray's does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from serve.front.socket import MAX_UNWRITTEN, BodyFlow
+from serve.ingress.backpressure import BODY_AHEAD, FlowControl
+from tests.serve.front.test_socket import settle
+
+pytestmark = pytest.mark.anyio
+
+PIECE = 64 * 1024
+Told = dict[str, Any]
+
+
+class Wire:
+    """A client's connection, and between it and the application an ingress that reads and answers
+    as fast as it can."""
+
+    def __init__(self, application: Callable[..., Awaitable[None]], stalled_s: float = 60) -> None:
+        self.read = 0  # pieces taken from the client
+        self.sent: list[Told] = []  # messages given to the client
+        self.writable = asyncio.Event()
+        self.incoming: asyncio.Queue[Told] = asyncio.Queue()
+        self.application = BodyFlow(application, stalled_s)
+
+    def start(self) -> asyncio.Task[None]:
+        scope = {"type": "http", "extensions": None}
+        return asyncio.create_task(FlowControl(self._ingress)(scope, self._receive, self._send))
+
+    async def _receive(self) -> Told:
+        message = await self.incoming.get()
+        self.read += message["type"] == "http.request"
+        return message
+
+    async def _send(self, message: Told) -> None:
+        await self.writable.wait()
+        self.sent.append(message)
+
+    async def _ingress(self, scope: Any, receive: Any, send: Any) -> None:
+        inward: asyncio.Queue[Told] = asyncio.Queue()
+        outward: asyncio.Queue[Told] = asyncio.Queue()
+
+        async def pump(take: Any, put: Any) -> None:
+            while True:
+                await put(await take())
+
+        pumps = [
+            asyncio.create_task(pump(receive, inward.put)),
+            asyncio.create_task(pump(outward.get, send)),
+        ]
+        try:
+            await self.application(scope, inward.get, outward.put)
+        finally:
+            for task in pumps:
+                task.cancel()
+
+
+async def test_an_upload_is_read_no_further_than_it_is_wanted() -> None:
+    gate = asyncio.Semaphore(0)
+    got = bytearray()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            await gate.acquire()
+            message = await receive()
+            got.extend(message["body"])
+            more = message["more_body"]
+
+    wire = Wire(application)
+    for n in range(100):
+        body = bytes([n]) * 10
+        wire.incoming.put_nowait({"type": "http.request", "body": body, "more_body": n < 99})
+    running = wire.start()
+    await settle()
+    assert wire.read == BODY_AHEAD
+    for _ in range(20):
+        gate.release()
+    await settle()
+    assert wire.read == BODY_AHEAD + 20
+    for _ in range(80):
+        gate.release()
+    await running
+    assert bytes(got) == b"".join(bytes([n]) * 10 for n in range(100))
+
+
+async def test_an_answer_is_made_no_further_than_it_is_read() -> None:
+    made = 0
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal made
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
+            made += 1
+        await asyncio.Event().wait()
+
+    wire = Wire(application)
+    running = wire.start()
+    await settle()
+    assert made == MAX_UNWRITTEN // PIECE + 1
+    wire.writable.set()
+    await settle()
+    await settle()
+    assert made == 100
+    assert len(wire.sent) == 101
+    running.cancel()
+
+
+async def test_who_reads_nothing_of_an_answer_is_gone() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(MAX_UNWRITTEN // PIECE + 2):
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+
+    await asyncio.wait_for(Wire(application, stalled_s=0.05).start(), 20)

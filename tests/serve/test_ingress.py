@@ -1,0 +1,170 @@
+"""What strangers may cost the process that owns the sockets, before anything of ours is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from serve.ingress import UVICORN, http, websocket
+from serve.run import free_port
+
+pytestmark = pytest.mark.anyio
+
+GET = b"GET /x HTTP/1.1\r\nHost: x\r\n"
+PING = b"\x89\xfd" + bytes(4) + b"p" * 125
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Answers every request at once, and says every message back."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [
+            (b"content-length", b"2")]})  # fmt: skip
+        await send({"type": "http.response.body", "body": b"ok"})
+        return
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": str(len(message["text"]))})
+
+
+@asynccontextmanager
+async def ingress() -> AsyncIterator[uvicorn.Server]:
+    config = uvicorn.Config(application, port=free_port(), lifespan="off", **UVICORN)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await serving
+
+
+class Raw:
+    """A connection whose bytes the test writes."""
+
+    def __init__(self, server: uvicorn.Server) -> None:
+        self.port = server.config.port
+
+    async def __aenter__(self) -> Raw:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+
+    async def upgrade(self) -> None:
+        self.writer.write(
+            GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        await self.reader.readuntil(b"\r\n\r\n")
+
+    async def flood(self, piece: bytes, most: int) -> int:
+        """Bytes that were taken until the connection was over, at most `most`."""
+        taken = 0
+        try:
+            while taken < most and not self.writer.transport.is_closing():
+                self.writer.write(piece)
+                taken += len(piece)
+                await asyncio.wait_for(self.writer.drain(), 20)
+        except ConnectionError:
+            pass
+        return taken
+
+    async def answer(self) -> bytes:
+        """All that comes until the server closes."""
+        try:
+            return await asyncio.wait_for(self.reader.read(), 20)
+        except ConnectionError:
+            return b""
+
+
+@pytest.mark.parametrize("line", [b"X-Long: " + b"a" * 2**16, b"x: y\r\n" * 11_000])
+async def test_a_requests_head_is_bounded(line: bytes) -> None:
+    async with ingress() as server, Raw(server) as raw:
+        raw.writer.write(GET + line)
+        answer = await raw.answer()
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b"at most 65536 bytes" in answer
+    async with ingress() as server, Raw(server) as raw:
+        raw.writer.write(GET + line[:60_000].rpartition(b"\r\n")[0] + b"\r\n\r\n")
+        assert (await raw.reader.readline()).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_requests_head_comes_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "HEAD_S", 0.3)
+    async with ingress() as server, Raw(server) as silent, Raw(server) as half, Raw(server) as kept:
+        half.writer.write(GET)
+        kept.writer.write(GET + b"\r\n")
+        assert (await kept.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        kept.writer.write(GET)  # another request on it, that stops, too
+        for raw in (silent, half, kept):
+            assert await raw.answer() == b""
+        async with Raw(server) as slow:  # whole in time, its body is the application's matter
+            slow.writer.write(GET + b"Content-Length: 5\r\n\r\n")
+            assert (await slow.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0.6)
+            slow.writer.write(b"body." + GET + b"\r\n")
+            assert (await slow.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
+async def test_what_nobody_asked_for_of_a_body_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_UNASKED", 2**20)
+    async with ingress() as server, Raw(server) as short, Raw(server) as endless:
+        head = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        short.writer.write(head % 2**20 + bytes(2**20) + GET + b"\r\n")
+        for _ in range(2):
+            await asyncio.wait_for(short.reader.readuntil(b"ok"), 20)
+        endless.writer.write(head % 2**40)
+        assert await endless.flood(bytes(2**16), 2**30) < 2**25  # what sockets hold among it
+
+
+async def test_pings_are_few() -> None:
+    async with ingress() as server, Raw(server) as raw:
+        await raw.upgrade()
+        raw.writer.write(PING * websocket.MAX_CONTROL)
+        await raw.reader.readexactly(websocket.MAX_CONTROL * 127)
+        raw.writer.write(PING)
+        last = await raw.answer()
+        assert struct.unpack(">H", last[2:4]) == (websocket.VIOLATION,)
+        assert b"pings a second" in last
+    async with ingress() as server, Raw(server) as raw:
+        await raw.upgrade()
+        assert await raw.flood(b"\x8a\x80" + bytes(4), 20_000) < 20_000  # pongs to no ping
+
+
+async def test_who_does_not_read_gets_no_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "MAX_CONTROL", 10**9)
+    async with ingress() as server, Raw(server) as raw:
+        await raw.upgrade()
+        raw.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        (connection,) = server.server_state.connections
+        assert await raw.flood(PING * 500, 12_000_000) >= 12_000_000
+        assert connection.transport.get_write_buffer_size() < 2**18
+
+
+async def test_a_message_comes_in_few_pieces() -> None:
+    async with ingress() as server:
+        url = f"ws://127.0.0.1:{server.config.port}/x"
+        for pieces in (websocket.MAX_FRAGMENTS, websocket.MAX_FRAGMENTS + 1):
+            async with connect(url, compression=None) as client:
+                try:
+                    await client.send(["a"] * (pieces - 1))  # and an empty one ends it
+                    assert json.loads(await asyncio.wait_for(client.recv(), 20)) == pieces - 1
+                except ConnectionClosed:
+                    assert pieces > websocket.MAX_FRAGMENTS
+                    assert client.close_code == websocket.VIOLATION
+                else:
+                    assert pieces <= websocket.MAX_FRAGMENTS
