@@ -104,10 +104,19 @@ class Running:
         return models
 
     def kill(self, deployment: str) -> str | None:
-        """Kill a replica of "editor" or "front" as a machine that loses its power would.
+        """Kill a replica of "editor" or "front", or the "hub", as a machine that loses its power
+        would.
 
         For tests and measurements on this machine. Returns its id, None if none is alive.
         """
+        if deployment == "hub":
+            try:
+                hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+                pid: Any = ray.get(hub.pid.remote(), timeout=CALL_S)
+                os.kill(pid, signal.SIGKILL)
+            except (ValueError, ray.exceptions.RayError):  # it is being started again
+                return None
+            return "hub"
         for replica in serve_replicas(APP):
             if replica.deployment == deployment and replica.running and replica.pid:
                 with contextlib.suppress(ProcessLookupError):  # dead, Serve has not noticed yet

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+import random
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -18,9 +19,23 @@ if TYPE_CHECKING:
 TAIL_S = 5.0  # that cameras go on after the last kill
 
 
-def killer(running: Running, kills: int) -> Callable[[], Awaitable[bool]]:
-    """Kills a front and an editor in turn, `kills` replicas in all; says whether one died."""
-    kinds = itertools.cycle(("editor", "front"))
+FATES = ("sent", "edited", "dropped", "lost", "repeated")
+KINDS = ("editor", "front", "hub")
+
+
+def at_random(seed: int = 0) -> Iterator[str]:
+    """Kinds of processes, for ever."""
+    draw = random.Random(seed)
+    while True:
+        yield draw.choice(KINDS)
+
+
+def killer(
+    running: Running, kills: int, kinds: Iterator[str] | None = None
+) -> Callable[[], Awaitable[bool]]:
+    """Kills one of `kinds` after the other, by default a front and an editor in turn, `kills` in
+    all; says whether one died."""
+    kinds = kinds or itertools.cycle(("editor", "front"))
     left = kills
 
     async def kill() -> bool:
@@ -76,6 +91,26 @@ _ROWS: dict[str, tuple[str, ...]] = {
 }
 
 
+def soak_line(runs: list[dict[str, Any]]) -> str:
+    """What became of the frames of all runs of a soak."""
+    told = (f"{sum(run[f'frames_{name}'] for run in runs)} {name}" for name in FATES)
+    errors = "; ".join(sorted({run["errors"] for run in runs if run["errors"]})) or "none"
+    return f"soak: {len(runs)} runs, frames: {', '.join(told)}; errors: {errors}"
+
+
+def memory_table(rows: list[dict[str, Any]]) -> Table:
+    """What each process held early and late in a soak, in MiB."""
+    view = Table(title="memory of each process, MiB", title_justify="left")
+    for name in ("", "first third", "last third", "grown", "flat"):
+        view.add_column(name, justify="right" if name else "left")
+    for row in rows:
+        first, last = row["first"] / 2**20, row["last"] / 2**20
+        grown = f"{100 * (last / first - 1):+.1f} %"
+        flat = "yes" if row["flat"] else "no"
+        view.add_row(row["process"], f"{first:.0f}", f"{last:.0f}", grown, flat)
+    return view
+
+
 def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
 
@@ -92,6 +127,8 @@ def parse_attacks(text: str | None) -> list[str]:
     from serve.client.attacks import ATTACKS
 
     names = [name.strip() for name in text.split(",")] if text else []
+    if names == ["all"]:
+        return list(ATTACKS)
     for name in names:
         if name not in ATTACKS:
             raise UserError(f"--attack {name} is none; there are {', '.join(ATTACKS)}")

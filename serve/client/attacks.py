@@ -1,6 +1,7 @@
 """What a hostile client does beside honest cameras: for `liveedit bench serve --attack`.
 
-Each runs until it is cancelled, and needs no more than any client has.
+Each runs until it is cancelled, and needs no more than any client has. `floods` has those on the
+process that owns the sockets.
 """
 
 from __future__ import annotations
@@ -8,24 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import itertools
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
 from serve.client.api import connect
+from serve.client.floods import FLOODS
 from serve.client.stream import ConnectError, stream_url
 from serve.wire import codec
-from serve.wire.protocol import SUBPROTOCOL, Open, WireError, to_json
+from serve.wire.protocol import SUBPROTOCOL, Open, Prompt, WireError, to_json
 
 Attack = Callable[[str, int, int, str | None], Awaitable[None]]  # url, width, height, token
 
 BOMB = 62_000  # bytes: ten seconds of decoding at 1280x720, where scans are not bounded
+LARGE_BOMB = 571_000  # and 165 s
+LARGE = (1280, 720)  # pixels of the bombs, whatever cameras send
 UPLOADS = 330
 PAUSE_S = 0.05  # between two bombs
 
@@ -40,21 +47,23 @@ def bomb(width: int, height: int, size: int = BOMB) -> bytes:
     return image[:-2] + scan * max(1, (size - len(image)) // len(scan)) + image[-2:]
 
 
-async def scan_bomb(url: str, width: int, height: int, token: str | None) -> None:
+async def _bombs(url: str, token: str | None, size: int) -> None:
     """Opens, sends a bomb and leaves without waiting for what becomes of it."""
-    message = Open("x", width, height, 16.0, "lossless", "jpeg")
-    frame = struct.pack("<IIQ", 0, 0, 0) + bomb(width, height)
-    headers = {"Authorization": f"Bearer {token}"} if token else None
+    frame = struct.pack("<IIQ", 0, 0, 0) + bomb(*LARGE, size)
     while True:
         with contextlib.suppress(OSError, WebSocketException):
-            async with connect_socket(
-                stream_url(url), subprotocols=[Subprotocol(SUBPROTOCOL)], compression=None,
-                additional_headers=headers,
-            ) as socket:  # fmt: skip
-                await socket.send(to_json(message))
-                await socket.recv()
+            # Worked at a size that is taken where the large one would cost too much.
+            async with _raw(url, *LARGE, token, work_size="96x64") as socket:
                 await socket.send(frame)
         await asyncio.sleep(PAUSE_S)
+
+
+async def scan_bomb(url: str, width: int, height: int, token: str | None) -> None:
+    await _bombs(url, token, BOMB)
+
+
+async def large_scan_bomb(url: str, width: int, height: int, token: str | None) -> None:
+    await _bombs(url, token, LARGE_BOMB)
 
 
 async def slow_upload(url: str, width: int, height: int, token: str | None) -> None:
@@ -97,6 +106,82 @@ async def false_fps(url: str, width: int, height: int, token: str | None) -> Non
         await asyncio.sleep(1.0)
 
 
+async def prompt_flood(url: str, width: int, height: int, token: str | None) -> None:
+    """Long instructions, as fast as they go."""
+    async with _raw(url, width, height, token) as socket:
+        while True:
+            await socket.send(to_json(Prompt("x" * 1900)))
+
+
+async def prompt_switch(url: str, width: int, height: int, token: str | None) -> None:
+    """Another instruction, which the model has never met, with every frame."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    for number in itertools.count():
+        with contextlib.suppress(WireError, ConnectError):
+            async with (
+                connect(url, "x", width=width, height=height, fps=16.0, token=token) as stream,
+                asyncio.TaskGroup() as tasks,
+            ):
+                reading = tasks.create_task(_drain(stream.events()))
+                for frame in itertools.count():
+                    if reading.done():
+                        break
+                    stream.set_prompt(f"make it {number} {frame}")
+                    await stream.send(picture)
+                    await asyncio.sleep(1 / 16)
+        await asyncio.sleep(1.0)
+
+
+async def open_close(url: str, width: int, height: int, token: str | None) -> None:
+    """Opens, is let in or not, and leaves."""
+
+    async def one() -> None:
+        while True:
+            with contextlib.suppress(OSError, WebSocketException):
+                async with _raw(url, width, height, token):
+                    pass
+
+    await asyncio.gather(*(one() for _ in range(8)))
+
+
+async def leave_queue(url: str, width: int, height: int, token: str | None) -> None:
+    """Gets its place in the queue, and is gone without a word."""
+
+    async def one() -> None:
+        while True:
+            with contextlib.suppress(OSError, WebSocketException):
+                async with _raw(url, width, height, token, queue=True) as socket:
+                    socket.transport.abort()
+
+    await asyncio.gather(*(one() for _ in range(32)))
+
+
+async def wrong_resume(url: str, width: int, height: int, token: str | None) -> None:
+    """Comes back to sessions that never were."""
+
+    async def one() -> None:
+        for number in itertools.count():
+            with contextlib.suppress(OSError, WebSocketException):
+                async with _raw(url, width, height, token, resume=f"{number:032x}"):
+                    pass
+
+    await asyncio.gather(*(one() for _ in range(16)))
+
+
+@contextlib.asynccontextmanager
+async def _raw(
+    url: str, width: int, height: int, token: str | None, **asked: Any
+) -> AsyncIterator[ClientConnection]:
+    """A socket on which an open was said and answered, whatever the answer is."""
+    async with connect_socket(
+        stream_url(url), subprotocols=[Subprotocol(SUBPROTOCOL)], compression=None,
+        additional_headers={"Authorization": f"Bearer {token}"} if token else None,
+    ) as socket:  # fmt: skip
+        await socket.send(to_json(Open("x", width, height, 16.0, "lossless", "jpeg", **asked)))
+        await socket.recv()
+        yield socket
+
+
 async def _drain(events: object) -> None:
     async for _ in events:  # type: ignore[attr-defined]
         pass
@@ -105,5 +190,12 @@ async def _drain(events: object) -> None:
 ATTACKS: dict[str, Attack] = {
     "slow-upload": slow_upload,
     "scan-bomb": scan_bomb,
+    "large-scan-bomb": large_scan_bomb,
     "false-fps": false_fps,
+    "prompt-flood": prompt_flood,
+    "prompt-switch": prompt_switch,
+    "open-close": open_close,
+    "leave-queue": leave_queue,
+    "wrong-resume": wrong_resume,
+    **FLOODS,
 }

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import multiprocessing
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -135,12 +136,14 @@ def measure(
     kill: Callable[[], Awaitable[bool]] | None = None,
     kill_every_s: float = 10.0,
     attacks: Sequence[str] = (),
+    every_second: Callable[[], None] = lambda: None,
 ) -> BenchReport:
     """Run `sessions` cameras at once; with `kill`, call it every `kill_every_s` meanwhile.
 
-    `kill` says whether there was something to kill. `attacks` (of `ATTACKS`) run beside them.
+    `kill` says whether there was something to kill. `attacks` (of `ATTACKS`) run beside them, and
+    `every_second` is called in a thread.
     """
-    return asyncio.run(_measure(url, load, sessions, kill, kill_every_s, attacks))
+    return asyncio.run(_measure(url, load, sessions, kill, kill_every_s, attacks, every_second))
 
 
 async def _measure(
@@ -150,6 +153,7 @@ async def _measure(
     kill: Callable[[], Awaitable[bool]] | None,
     kill_every_s: float,
     attacks: Sequence[str],
+    every_second: Callable[[], None],
 ) -> BenchReport:
     started = time.monotonic()
     kills = 0
@@ -162,15 +166,44 @@ async def _measure(
 
     editors: list[int] = []
     beside = [asyncio.create_task(killing()), asyncio.create_task(_count(url, load.token, editors))]
-    for name in attacks:
-        attack = ATTACKS[name](url, load.width, load.height, load.token)
-        beside.append(asyncio.ensure_future(attack))
-    cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
+    beside.append(asyncio.create_task(_repeat(every_second)))
+    with attackers(attacks, url, load):
+        cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
     for task in beside:
         task.cancel()
     await asyncio.gather(*beside, return_exceptions=True)
     seconds = time.monotonic() - started
     return BenchReport(load, list(cameras), kills, seconds, editors, list(attacks))
+
+
+@contextlib.contextmanager
+def attackers(names: Sequence[str], url: str, load: CameraLoad) -> Iterator[None]:
+    """A process for each attack, whose work is not the cameras' delay."""
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(
+            target=_attack, args=(name, url, load.width, load.height, load.token), daemon=True
+        )
+        for name in names
+    ]
+    try:
+        for process in processes:
+            process.start()
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _attack(name: str, url: str, width: int, height: int, token: str | None) -> None:
+    asyncio.run(ATTACKS[name](url, width, height, token))  # type: ignore[arg-type]
+
+
+async def _repeat(call: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(COUNT_S)
+        await asyncio.to_thread(call)
 
 
 async def _count(url: str, token: str | None, editors: list[int]) -> None:

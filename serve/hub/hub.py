@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -35,6 +36,7 @@ NAMESPACE = "liveedit"
 REPORT_S = 1.0  # how often a process reports
 WATCH_S = 2.0  # how often Serve is asked which replicas have to stop
 GONE_S = 10.0  # a process that has not reported for so long is gone
+SETTLE_S = 2 * REPORT_S  # from the first editor's report until all are taken for known
 ALONE_S = 300.0  # without any report the hub ends itself
 
 
@@ -89,7 +91,7 @@ class Hub:
         self._catalog = Catalog(
             budget=round(settings.editor_memory_gb * 1e9), move=settings.on_new_version == "move"
         )
-        self._placement = Placement(settings.scale, catalog=self._catalog)
+        self._placement = Placement(settings.scale, catalog=self._catalog, settle_s=SETTLE_S)
         self._follower = Aliases(self._catalog)
         self._follower.serve(serves)
         self._began = 0.0  # of the newest front
@@ -134,6 +136,9 @@ class Hub:
         go = not leave and self._placement.may_go(report.process)
         load, drop = ("", frozenset[str]()) if leave else self._placement.orders(report.process)
         source = self._follower.sources.get(load)
+        if source is not None:  # should it die of it at once, before it reports again
+            ordered = replace(report, editor=replace(report.editor, loading=load))
+            self._reports[report.process] = (self._heard, ordered)
         return Orders(leave, go, self._placement.wanted(), load=source, drop=drop)
 
     async def first(self, serves: tuple[Named, ...]) -> list[ModelSource]:
@@ -152,6 +157,9 @@ class Hub:
             f"editor {process} is {doing}, for {now - since:.0f} s"
             for process, (since, doing) in self._starting.items()
         )
+
+    async def pid(self) -> int:
+        return os.getpid()
 
     async def stop(self) -> bool:
         """The application ends: fronts finish their sessions. Returns whether all of them have."""

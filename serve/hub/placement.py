@@ -80,14 +80,16 @@ class Placement:
         clock: Callable[[], float] = time.monotonic,
         rank: Rank = decisions.emptiest,
         catalog: Catalog | None = None,
+        settle_s: float = 0.0,
     ) -> None:
-        self.scale = scale
+        """`settle_s`: after the first report, for the other editors' to come."""
+        self.scale, self.settle_s = scale, settle_s
         self.catalog = catalog or Catalog()
         self._clock = clock
         self._rank = rank
         # As they said they are, and with what was placed at them since.
         self._editors: dict[str, tuple[float, Editor]] = {}
-        self._heard = False  # of any editor, since this began
+        self._heard_at: float | None = None  # the first editor's report since this began
         self._leaving: frozenset[str] = frozenset()
         self._going: set[str] = set()
         self._gone_by_order: set[str] = set()  # names are never used again
@@ -110,7 +112,8 @@ class Placement:
 
     def report(self, editor: Editor) -> None:
         """An editor's own word; it holds for what was placed before, too."""
-        self._heard, now = True, self._clock()
+        now = self._clock()
+        self._heard_at = now if self._heard_at is None else self._heard_at
         if editor.name not in self._editors and self._starting_since is not None:
             self._start_s = now - self._starting_since
         placed = {
@@ -182,7 +185,9 @@ class Placement:
     def _cold(self, model: str) -> bool:
         """Whether there is only to wait until an editor has it."""
         state = self.editors
-        return not self._heard or bool(state and not any(e.holds(model) for e in state))
+        if self._heard_at is None or self._clock() - self._heard_at < self.settle_s:
+            return True
+        return bool(state and not any(e.holds(model) for e in state))
 
     def _know(self, editor: Editor, at: float) -> None:
         self._editors[editor.name] = (at, editor)

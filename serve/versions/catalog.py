@@ -148,12 +148,23 @@ class Catalog:
                     f"{offer.name}: {offer.target} is on {ready} of {len(editors)} editors and "
                     f"gets {offer.share:.0%} of new sessions, {offer.stable} the rest"
                 )
+                told += self._stuck(offer, editors) if not ready else []
         told += [
             f"editor {editor} could not load {key.rpartition('/')[2]}"
             for editor, key in self.refused
             if key not in self.failed
         ]
         return told
+
+    def _stuck(self, offer: Offer, editors: Sequence[Editor]) -> list[str]:
+        """One editor alone that cannot hold both never rolls: it would serve nobody meanwhile."""
+        both = self.versions[offer.target].size + self.versions[offer.stable].size
+        if len(editors) != 1 or not self.budget or both <= self.budget:
+            return []
+        return [
+            f"{offer.name}: the only editor has no room for {offer.target} beside {offer.stable}; "
+            f"raise editor_memory_gb from {self.budget / 1e9:g} to {both / 1e9:.3g}, or max_editors"
+        ]
 
     def _lineage(self, key: str) -> str:
         return self.versions[key].lineage if key in self.versions else ""

@@ -42,11 +42,23 @@ def bench_serve(
     kill_every: Annotated[
         float, typer.Option(help="Seconds between kills; a front and an editor in turn.", min=1)
     ] = 10.0,
+    chaos: Annotated[
+        bool,
+        typer.Option("--chaos", help="Kills are drawn from fronts, editors and the hub."),
+    ] = False,
+    soak: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="One more run of most sessions, again and again for 90s, 30m or 2h: is every "
+            "process's memory flat within 2 %?",
+        ),
+    ] = None,
     attack: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,NAME",
-            help="One more run of most sessions beside them: slow-upload, scan-bomb, false-fps.",
+            help="One more run of most sessions beside each; all for all of them.",
         ),
     ] = None,
     size: Size = None,
@@ -97,7 +109,18 @@ def bench_serve(
 
     from modeling.detail.work_size import work_size as edited_at
     from pipelines.bench.machine import hardware
-    from pipelines.bench.serve import TAIL_S, facts, killer, parse_attacks, parse_counts, table
+    from pipelines.bench.serve import (
+        TAIL_S,
+        at_random,
+        facts,
+        killer,
+        memory_table,
+        parse_attacks,
+        parse_counts,
+        soak_line,
+        table,
+    )
+    from pipelines.bench.soak import Memory, seconds_of
     from pipelines.commands.serve import application, serve_settings
     from serve.client import served_model
     from serve.client.cameras import CameraLoad, measure
@@ -105,6 +128,13 @@ def bench_serve(
     counts, attacks = parse_counts(sessions), parse_attacks(attack)
     if url is not None and kills:
         raise UserError("--kills kills replicas of an application started here; leave --url out")
+    lasting = seconds_of(soak) if soak is not None else 0.0
+    if url is not None and soak is not None:
+        raise UserError(
+            "--soak looks at the memory of an application started here; leave --url out"
+        )
+    if chaos and not kills:
+        raise UserError("--chaos draws who is killed; say how many with --kills")
     if simulate is not None and (url is not None or attacks or len(counts) > 1):
         raise UserError(
             "--simulate takes one number of --sessions and starts no server; leave --url, --attack "
@@ -143,13 +173,19 @@ def bench_serve(
         for count in counts:
             status.update(f"{count} sessions, {seconds:g} s")
             runs.append(measure(url, load, count).to_dict())
-        if attacks:
-            status.update(f"{max(counts)} sessions beside {attack}, {seconds:g} s")
-            runs.append(measure(url, load, max(counts), attacks=attacks).to_dict())
+        for name in attacks:
+            status.update(f"{max(counts)} sessions beside {name}, {seconds:g} s")
+            runs.append(measure(url, load, max(counts), attacks=[name]).to_dict())
+        memory, soaked = Memory(), list[dict[str, object]]()
+        while memory.seconds < lasting:
+            status.update(f"{max(counts)} sessions, {memory.seconds:.0f} of {lasting:g} s")
+            found = measure(url, load, max(counts), every_second=memory.sample)
+            soaked.append(found.to_dict())
+        runs += soaked[-1:]
         if running is not None and kills:
             load = replace(load, seconds=max(seconds, kills * kill_every + TAIL_S))
             status.update(f"{max(counts)} sessions, {kills} kills, {load.seconds:g} s")
-            kill = killer(running, kills)
+            kill = killer(running, kills, at_random() if chaos else None)
             runs.append(
                 measure(url, load, max(counts), kill=kill, kill_every_s=kill_every).to_dict()
             )
@@ -157,9 +193,13 @@ def bench_serve(
         "hardware": hardware(torch.device(str(model["device"]))),
         "model": model,
         "runs": runs,
+        **({"soak": soaked, "memory": memory.growth()} if soak else {}),
     }
     console.print(facts(report, load))
     console.print(table(runs))
+    if soak:
+        console.print(soak_line(soaked))
+        console.print(memory_table(memory.growth()))
     write_report(report, json_file)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from serve.client.attacks import ATTACKS, bomb
 from serve.client.cameras import CameraLoad, measure, percentile
+from serve.client.floods import FLOODS
 from serve.limits import Limits
 from serve.wire import codec
 from serve.wire.protocol import WireError
@@ -42,19 +43,33 @@ def test_a_live_camera_and_a_kill_that_finds_nothing(server: Server) -> None:
     assert asked >= 2
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
-def test_an_honest_camera_beside_an_attack(small_model: Path, name: str) -> None:
-    with serving(small_model, Limits(max_uploads=4)) as attacked:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("slow-upload",),
+        ("scan-bomb", "large-scan-bomb", "false-fps"),
+        ("prompt-flood", "prompt-switch", "open-close", "leave-queue", "wrong-resume"),
+    ],
+)
+def test_an_honest_camera_beside_attacks(small_model: Path, names: tuple[str, ...]) -> None:
+    with serving(small_model, Limits(max_uploads=4), max_sessions=64) as attacked:
         load = CameraLoad(width=48, height=32, mode="lossless", seconds=8.0, fps=8.0)
-        report = measure(attacked.url, load, 1, attacks=[name]).to_dict()
+        report = measure(attacked.url, load, 1, attacks=names).to_dict()
         refused = attacked.front.services.metrics.refused
         told = {sample.labels["code"] for m in refused.collect() for sample in m.samples}
         admitted = attacked.front.services.metrics.admitted.collect()[0].samples
-    assert report["attacks"] == name
+    assert report["attacks"] == ", ".join(names)
     assert (report["frames_edited"], report["frames_lost"], report["errors"]) == (64, 0, None)
     # It did attack: uploads are turned away, and the others have been sessions beside the camera.
-    assert ("at_capacity" in told) is (name == "slow-upload")
-    assert (sum(s.value for s in admitted) > 1) is (name != "slow-upload")
+    assert ("at_capacity" in told) is ("slow-upload" in names)
+    assert ("bad_request" in told) is ("wrong-resume" in names)
+    assert (sum(s.value for s in admitted) > 1) is ("slow-upload" not in names)
+
+
+def test_every_attack_is_tried_by_a_test() -> None:
+    """Those of `FLOODS` in `test_floods`, the others above."""
+    (mark,) = test_an_honest_camera_beside_attacks.pytestmark  # type: ignore[attr-defined]
+    assert {name for names in mark.args[1] for name in names} | set(FLOODS) == set(ATTACKS)
 
 
 def test_a_bomb_is_one() -> None:

@@ -25,7 +25,7 @@ from serve.metrics import KEPT_APART, GoneProcesses, Metrics, render
 from serve.settings import ServeSettings
 from serve.tenants import Tenant
 from serve.versions.rolling import Version
-from serve.versions.source import find_models
+from serve.versions.source import ModelSource, find_models
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening, Ready
 
@@ -96,6 +96,23 @@ async def test_what_an_editor_died_of_is_not_given_to_the_next(
     await actor.report(replace(report("a", MODEL), editor=loading))
     now += GONE_S + 1
     orders = await actor.report(replace(report("b", MODEL), editor=Editor("b", 12, 8)))
+    assert orders.load is None
+    assert actor._catalog.failed == {"m version 4": "editor a died of it"}
+
+
+async def test_what_an_editor_dies_of_before_it_reports_again_is_known_too(
+    actor: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An order is given once, so the next editor would get it, and die of it, and the next."""
+    now = time.monotonic()
+    monkeypatch.setattr("serve.hub.hub.time", SimpleNamespace(monotonic=lambda: now))
+    actor._catalog.point("demo", Version("m version 4", (32, 48)), 1.0, None)
+    actor._follower.sources["m version 4"] = ModelSource("m", "m version 4")
+    calm = Editor("a", 12, 8, models={"demo": Warm(12), "natural": Warm(12)})
+    orders = await actor.report(replace(report("a", MODEL), editor=calm))
+    assert orders.load == ModelSource("m", "m version 4")
+    now += GONE_S + 1
+    orders = await actor.report(replace(report("b", MODEL), editor=replace(calm, name="b")))
     assert orders.load is None
     assert actor._catalog.failed == {"m version 4": "editor a died of it"}
 
@@ -217,6 +234,7 @@ async def test_a_replica_hears_that_it_has_to_stop(actor: Hub) -> None:
 
 
 async def test_an_editor_hears_how_many_are_wanted_and_whether_it_goes(actor: Hub) -> None:
+    actor._placement.settle_s = 0.0
     full = Editor("a", 12, 1, {"x": Seat("s", 0.1)})
     told = await actor.report(replace(report("a", MODEL), editor=full))
     assert told == Orders(leave=False, go=False, wanted=1)

@@ -194,6 +194,20 @@ def test_a_hub_that_has_heard_of_no_editor_refuses_nobody(clock: Clock) -> None:
     assert isinstance(placement.ask(request("2", waits=False)), Full)  # it knows that all are gone
 
 
+def test_a_hub_started_again_waits_for_the_word_of_all_editors(clock: Clock) -> None:
+    """The first to report may be full while others have room."""
+    placement = Placement(Scale(1, 4), clock, settle_s=2.0)
+    clock.now += 60.0  # nobody has said anything yet
+    placement.report(editor("a", 0.7))
+    assert isinstance(placement.ask(request("1", waits=False)), Waiting)
+    clock.now += 0.9
+    placement.report(editor("b"))
+    assert placement.ask(request("1", waits=False)) == Placed("b")
+    placement.report(editor("b", 0.7))
+    clock.now += 1.2
+    assert isinstance(placement.ask(request("2", waits=False)), Full)
+
+
 class PlacementMachine(RuleBasedStateMachine):
     """What is remembered to have found no room changes no answer."""
 

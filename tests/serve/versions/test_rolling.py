@@ -280,6 +280,29 @@ def test_a_canary_is_told_and_does_not_end_by_itself() -> None:
     assert note == "m: v2 is on 2 of 2 editors and gets 10% of new sessions, v1 the rest"
 
 
+@pytest.mark.parametrize(
+    ("budget", "editors", "told"),
+    [
+        (3 * 10**9, 1, "raise editor_memory_gb from 3 to 4, or max_editors"),
+        (4 * 10**9, 1, ""),
+        (0, 1, ""),  # no bound
+        (3 * 10**9, 2, ""),  # one gives it up while the other serves
+    ],
+)
+def test_what_can_never_roll_is_said(budget: int, editors: int, told: str) -> None:
+    made = Catalog(budget=budget)
+    one, two = (Version(key, (32, 48), size=2 * 10**9) for key in ("w1", "w2"))
+    made.serve({"m": one}, moving=["m"])
+    made.point("m", two, 1.0, None)
+    there = [editor(name, "w1") for name in "ab"[:editors]]
+    notes = " ".join(made.notes(there))
+    assert "m: w2 is on 0 of" in notes
+    assert ("the only editor has no room for w2 beside w1" in notes) is bool(told)
+    assert told in notes
+    can = made.plan(there, {}, []).load != {}
+    assert can is not bool(told)
+
+
 def test_a_redeploy_with_other_names_keeps_what_is_rolling() -> None:
     made = catalog()
     made.point("m", V["v2"], 1.0, None)

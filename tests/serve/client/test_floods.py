@@ -1,0 +1,56 @@
+"""Floods do what they say and begin again; that the ingress bears them is in `test_ingress`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serve.client import floods
+from serve.client.floods import FLOODS
+
+pytestmark = pytest.mark.anyio
+
+ENOUGH = 200_000  # bytes, after which the server has had enough
+BEGINS = {
+    "half-request": b"GET /healthz HTTP/1.1\r\n",
+    "long-header": b"GET /healthz HTTP/1.1\r\nX-Long: aaaa",
+    "endless-body": b"POST /healthz HTTP/1.1\r\n",
+    "fast-upload": b"POST /v1/edits HTTP/1.1\r\n",
+    "pings": b"GET /v1/stream HTTP/1.1\r\n",
+    "fragments": b"GET /v1/stream HTTP/1.1\r\n",
+    "silent": b"GET /v1/stream HTTP/1.1\r\n",
+}
+POURS = ("long-header", "endless-body", "fast-upload", "pings", "fragments")
+
+
+@pytest.mark.parametrize("name", list(FLOODS))
+async def test_a_flood_begins_again_when_it_was_ended(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floods, "SOCKETS", 3)
+    monkeypatch.setattr(floods, "PAUSE_S", 0.01)
+    got: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.read(40)
+        if b"/v1/stream" in first:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        if name in POURS:
+            first += await reader.readexactly(ENOUGH)
+        got.append(first)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    flood = asyncio.ensure_future(FLOODS[name](url, 48, 32, "secret"))
+    async with asyncio.timeout(30):
+        while len(got) < 20:
+            assert not flood.done(), flood.exception()
+            await asyncio.sleep(0.01)
+    flood.cancel()
+    server.close()
+    assert all(first.startswith(BEGINS[name]) for first in got)
+    if name == "fast-upload":
+        assert b"Authorization: Bearer secret\r\n" in got[0]
