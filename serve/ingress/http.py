@@ -17,6 +17,7 @@ MAX_UNASKED = 16 * 2**20  # bytes of a body that are thrown away after its answe
 
 class BoundedHttp(HttpToolsProtocol):
     _head: int | None = 0  # bytes of a head that is not complete; None within a body
+    _completed = False  # a head, in what is being read
     _unasked = 0
     _deadline: asyncio.TimerHandle | None = None
 
@@ -33,8 +34,10 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._head is not None and self._deadline is None:
             self._wait_for_head()
+        within, self._completed = self._head is not None, False
         super().data_received(data)
-        if self._head is not None:
+        # Of what holds the end of a request as well nobody can say how much is the next one's head.
+        if within and not self._completed and self._head is not None:
             self._head += len(data)
             if self._head > MAX_HEAD and not self.transport.is_closing():
                 self.send_400_response(f"A request's head has at most {MAX_HEAD} bytes.")
@@ -44,7 +47,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._head, self._unasked = None, 0
+        self._head, self._unasked, self._completed = None, 0, True
         self._stop_waiting()
         super().on_headers_complete()
 

@@ -131,6 +131,22 @@ async def test_what_nobody_asked_for_of_a_body_has_an_end(monkeypatch: pytest.Mo
         assert await endless.flood(bytes(2**16), 2**30) < 2**25  # what sockets hold among it
 
 
+async def test_a_body_and_the_next_request_are_no_head() -> None:
+    """What is read at once may be the end of the one and the beginning of the other."""
+    head = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    async with ingress() as server, Raw(server) as raw:
+        for size in (100, 70_000, 200_000, 1_000_000):
+            raw.writer.write(head % size)
+            await raw.reader.readuntil(b"ok")  # it is answered at once
+            for body in (bytes(size - 1), b"\0" + GET, b"\r\n"):
+                raw.writer.write(body)
+                await raw.writer.drain()
+            assert (await raw.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        raw.writer.write((GET + b"\r\n") * 5000 + GET)
+        for _ in range(5000):
+            assert (await raw.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
 async def test_pings_are_few() -> None:
     async with ingress() as server, Raw(server) as raw:
         await raw.upgrade()
