@@ -1,4 +1,4 @@
-"""Memory over a long run: what `liveedit bench serve --soak` looks at.
+"""HeldMemory over a long run: what `liveedit bench serve --soak` looks at.
 
 A process that keeps a little of every session is seen by nobody until the third night. Each
 process's memory is sampled all the while; after a warm-up, in which caches fill, the middle of what
@@ -46,7 +46,7 @@ def processes() -> dict[str, psutil.Process]:
 
 
 @dataclass
-class Memory:
+class HeldMemory:
     """Resident bytes of each process, over time."""
 
     began: float = field(default_factory=time.monotonic)

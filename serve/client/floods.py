@@ -18,10 +18,10 @@ PIECE = 2**20  # bytes
 PING = b"\x89\xfd" + bytes(4) + b"p" * 125
 EMPTY = b"\x00\x80" + bytes(4)  # a piece of a message that goes on
 
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def _again(url: str, many: int, attack: Callable[[Connection], Awaitable[None]]) -> None:
+async def _again(url: str, many: int, attack: Callable[[StreamPair], Awaitable[None]]) -> None:
     """`many` connections, each made again when it is over."""
     parts = urlsplit(stream_url(url))
 
@@ -46,7 +46,7 @@ async def _pour(writer: asyncio.StreamWriter, piece: bytes) -> None:
         await asyncio.sleep(0)  # drain goes on at once while there is room
 
 
-async def _upgrade(connection: Connection) -> asyncio.StreamWriter:
+async def _upgrade(connection: StreamPair) -> asyncio.StreamWriter:
     reader, writer = connection
     writer.write(
         f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -60,7 +60,7 @@ async def _upgrade(connection: Connection) -> asyncio.StreamWriter:
 async def half_request(url: str, width: int, height: int, token: str | None) -> None:
     """Requests that begin and never end."""
 
-    async def attack(connection: Connection) -> None:
+    async def attack(connection: StreamPair) -> None:
         connection[1].write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
         await connection[0].read()
 
@@ -68,7 +68,7 @@ async def half_request(url: str, width: int, height: int, token: str | None) -> 
 
 
 async def long_header(url: str, width: int, height: int, token: str | None) -> None:
-    async def attack(connection: Connection) -> None:
+    async def attack(connection: StreamPair) -> None:
         connection[1].write(b"GET /healthz HTTP/1.1\r\nX-Long: ")
         await _pour(connection[1], b"a" * PIECE)
 
@@ -78,7 +78,7 @@ async def long_header(url: str, width: int, height: int, token: str | None) -> N
 async def endless_body(url: str, width: int, height: int, token: str | None) -> None:
     """To an address that takes none."""
 
-    async def attack(connection: Connection) -> None:
+    async def attack(connection: StreamPair) -> None:
         connection[1].write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1" + b"0" * 12)
         connection[1].write(b"\r\n\r\n")
         await _pour(connection[1], bytes(PIECE))
@@ -89,7 +89,7 @@ async def endless_body(url: str, width: int, height: int, token: str | None) -> 
 async def fast_upload(url: str, width: int, height: int, token: str | None) -> None:
     """Videos that come faster than they are stored."""
 
-    async def attack(connection: Connection) -> None:
+    async def attack(connection: StreamPair) -> None:
         connection[1].write(
             b"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: 500000000\r\n"
             + f"Authorization: Bearer {token}\r\n".encode()
@@ -104,7 +104,7 @@ async def fast_upload(url: str, width: int, height: int, token: str | None) -> N
 async def pings(url: str, width: int, height: int, token: str | None) -> None:
     """Pings whose pongs are not read."""
 
-    async def attack(connection: Connection) -> None:
+    async def attack(connection: StreamPair) -> None:
         writer = await _upgrade(connection)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await _pour(writer, PING * 500)
@@ -115,7 +115,7 @@ async def pings(url: str, width: int, height: int, token: str | None) -> None:
 async def fragments(url: str, width: int, height: int, token: str | None) -> None:
     """A message in empty pieces, without an end."""
 
-    async def attack(connection: Connection) -> None:
+    async def attack(connection: StreamPair) -> None:
         writer = await _upgrade(connection)
         writer.write(b"\x01" + EMPTY[1:])
         await _pour(writer, EMPTY * 20_000)
@@ -126,7 +126,7 @@ async def fragments(url: str, width: int, height: int, token: str | None) -> Non
 async def silent(url: str, width: int, height: int, token: str | None) -> None:
     """WebSockets that say nothing."""
 
-    async def attack(connection: Connection) -> None:
+    async def attack(connection: StreamPair) -> None:
         await _upgrade(connection)
         await connection[0].read()
 

@@ -120,7 +120,7 @@ def bench_serve(
         soak_line,
         table,
     )
-    from pipelines.bench.soak import Memory, seconds_of
+    from pipelines.bench.soak import HeldMemory, seconds_of
     from pipelines.commands.serve import application, serve_settings
     from serve.client import served_model
     from serve.client.cameras import CameraLoad, measure
@@ -176,7 +176,7 @@ def bench_serve(
         for name in attacks:
             status.update(f"{max(counts)} sessions beside {name}, {seconds:g} s")
             runs.append(measure(url, load, max(counts), attacks=[name]).to_dict())
-        memory, soaked = Memory(), list[dict[str, object]]()
+        memory, soaked = HeldMemory(), list[dict[str, object]]()
         while memory.seconds < lasting:
             status.update(f"{max(counts)} sessions, {memory.seconds:.0f} of {lasting:g} s")
             found = measure(url, load, max(counts), every_second=memory.sample)

@@ -12,7 +12,7 @@ import pytest
 from infra.runtime.errors import UserError
 from pipelines.bench import soak
 from pipelines.bench.serve import at_random, memory_table, soak_line
-from pipelines.bench.soak import LEAST, Memory, processes, seconds_of
+from pipelines.bench.soak import LEAST, HeldMemory, processes, seconds_of
 from serve.client.cameras import BenchReport, CameraLoad, CameraReport
 from tests.pipelines.bench.test_figures import shown
 
@@ -30,9 +30,9 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         seconds_of(text)
 
 
-def held(first: int, last: int, *, warm: int = 0) -> Memory:
+def held(first: int, last: int, *, warm: int = 0) -> HeldMemory:
     """A process that holds `warm` for 20 s, then `first`, and from the middle on `last`."""
-    memory = Memory()
+    memory = HeldMemory()
     for second in range(101):
         memory.add("hub 7", second, warm if second < 20 else first if second < 60 else last)
     return memory
