@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 from serve.admission.rungs import Means, Rung, Size, rungs, slowed
 
@@ -48,7 +48,7 @@ class Request:
     live: bool = True  # under pressure a lossless one waits
     name: str = ""  # of the model that was chosen; its version is in `sizes`
 
-    @property
+    @cached_property
     def demand(self) -> Demand:
         """All that matters to whether there is room for it."""
         return self.sizes, self.fps, self.live
@@ -89,6 +89,10 @@ class Editor:
     means: Means | None = None  # to edit sessions less well; None: it does not
     models: Mapping[str, Warm] | None = None
     loading: str = ""  # key of a version that it will hold
+    # What shapes take here, worked out once; goes on with whoever has the same costs and models.
+    priced: dict[Demand, tuple[float, float]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def warm(self, model: str) -> Warm:
         """What holds for sessions with this model, also before it is here."""
@@ -106,6 +110,12 @@ class Editor:
     def load(self) -> float:
         """With everybody edited as asked, which above 1 it cannot do."""
         return sum(stream.share for stream in self.streams.values())
+
+    @cached_property
+    def least(self) -> float:
+        """With everybody at the bottom of the ladder."""
+        streams = self.streams.values()
+        return sum(s.share if s.least is None else s.least for s in streams)
 
     @cached_property
     def sessions(self) -> frozenset[str]:
@@ -153,23 +163,42 @@ def admits(load: float, sessions: int, share: float, *, max_sessions: int, measu
 
 def share_at(editor: Editor, request: Request) -> float:
     """Of the editor's accelerator, that the stream would take."""
-    cost = cost_of(editor.costs, request.sizes, editor.frame_s)
-    return share_of(cost, request.fps, editor.warm(request.sizes.model).chunk_frames)
+    return _price(editor, request)[0]
 
 
 def least_at(editor: Editor, request: Request) -> float:
     """The share that the stream would have at the bottom of its ladder."""
-    share, sizes = share_at(editor, request), request.sizes
-    means = editor.warm(sizes.model).means
-    if means is None:
-        return share
+    return _price(editor, request)[1]
+
+
+def _price(editor: Editor, request: Request) -> tuple[float, float]:
+    found = editor.priced.get(request.demand)
+    if found is None:
+        found = editor.priced[request.demand] = _priced(editor, request)
+    return found
+
+
+def _priced(editor: Editor, request: Request) -> tuple[float, float]:
+    sizes, warm = request.sizes, editor.warm(request.sizes.model)
     cost = cost_of(editor.costs, sizes, editor.frame_s)
+    share = share_of(cost, request.fps, warm.chunk_frames)
+    if warm.means is None:
+        return share, share
     if not request.live:
-        return slowed(share, cost)
-    return min(
-        share_at(editor, replace(request, sizes=sizes.at(rung)))
-        for rung in rungs(means, sizes.frame, sizes.work, live=True)
+        return share, slowed(share, cost)
+    costs = (
+        cost_of(editor.costs, sizes.at(rung), editor.frame_s)
+        for rung in rungs(warm.means, sizes.frame, sizes.work, live=True)
     )
+    return share, min(share_of(cost, request.fps, warm.chunk_frames) for cost in costs)
+
+
+def with_stream(editor: Editor, request: Request) -> Editor:
+    """The editor as it will be when it has this stream."""
+    share, least = _price(editor, request)
+    new = Seat(request.session, share, least, request.sizes.model)
+    kept = {n: s for n, s in editor.streams.items() if s.session != request.session}
+    return replace(editor, streams={**kept, request.stream: new})
 
 
 def has_room(editor: Editor, request: Request) -> bool:
@@ -179,17 +208,13 @@ def has_room(editor: Editor, request: Request) -> bool:
     """
     if not editor.holds(request.sizes.model):
         return False
-    ghost = request.session in editor.sessions
-    others = [s for s in editor.streams.values() if s.session != request.session] if ghost else []
-    load = sum(s.share for s in others) if ghost else editor.load
-    sessions = len(others) if ghost else len(editor.streams)
-    admitted = partial(
-        admits, sessions=sessions, max_sessions=editor.max_sessions, measured=editor.measured
-    )
-    if admitted(load, share=share_at(editor, request)):
+    if request.session in editor.sessions:
+        others = {n: s for n, s in editor.streams.items() if s.session != request.session}
+        editor = replace(editor, streams=others)
+    share, least = _price(editor, request)
+    sessions, most, measured = len(editor.streams), editor.max_sessions, editor.measured
+    if admits(editor.load, sessions, share, max_sessions=most, measured=measured):
         return True
-    if editor.warm(request.sizes.model).means is None or not request.live:
+    if not request.live or editor.warm(request.sizes.model).means is None:
         return False
-    streams = others if ghost else editor.streams.values()
-    load = sum(s.share if s.least is None else s.least for s in streams)
-    return admitted(load, share=least_at(editor, request))
+    return admits(editor.least, sessions, least, max_sessions=most, measured=measured)

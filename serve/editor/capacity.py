@@ -43,6 +43,10 @@ class Load:
     rungs: tuple[Rung, ...]
     chunk_frames: int
     rung: int = 0
+    warm: tuple[float, ...] = ()  # what its rungs cost beside each other, by
+    warm_by: tuple[dict[Sizes, float], float] | None = None  # these costs, never changed in place
+    shares: tuple[float, ...] = ()  # on each rung, by
+    shares_by: tuple[float, int, tuple[float, ...]] | None = None  # cost, rung and `warm`
 
 
 class Capacity:
@@ -159,21 +163,34 @@ class Capacity:
         What rungs cost beside each other is known from the warm-up: later costs are of other times,
         and one that was measured while the machine was busy would keep a session down for ever.
         """
-        sizes = sizes_of(load.opening)
-        here, there = (
-            admission.cost_of(self.warm, sizes.at(load.rungs[n]), self.frame_s)
-            for n in (load.rung, rung)
-        )
-        return load.cost * (there / here if here else 1.0)
+        warm = self._on_rungs(load)
+        here = warm[load.rung]
+        return load.cost * (warm[rung] / here if here else 1.0)
+
+    def _on_rungs(self, load: Load) -> tuple[float, ...]:
+        by = load.warm_by
+        if by is None or by[0] is not self.warm or by[1] != self.frame_s:
+            sizes = sizes_of(load.opening)
+            load.warm_by = self.warm, self.frame_s
+            load.warm = tuple(
+                admission.cost_of(self.warm, sizes.at(rung), self.frame_s) for rung in load.rungs
+            )
+        return load.warm
 
     def _shares(self, load: Load) -> tuple[float, ...]:
         """On each of its rungs."""
+        warm = self._on_rungs(load)
+        by = load.cost, load.rung, warm
+        if load.shares_by == by:
+            return load.shares
         fps, found = load.opening.fps, []
+        here = warm[load.rung]
         for number, rung in enumerate(load.rungs):
-            cost = self._cost_on(load, number)
+            cost = load.cost * (warm[number] / here if here else 1.0)
             share = admission.share_of(cost, fps, load.chunk_frames)
             found.append(slowed(share, cost) if rung.name == "slowed" else share)
-        return tuple(found)
+        load.shares_by, load.shares = by, tuple(found)
+        return load.shares
 
     def admit(self, opening: Opening) -> str:
         """Counts the stream in; returns the name to release it by.
@@ -214,15 +231,10 @@ class Capacity:
 
     def known(self, name: str, loading: str = "") -> Editor:
         """What placement knows of this editor, called `name` there."""
-        streams = {
-            stream: Seat(
-                load.opening.session,
-                self.share(stream),
-                min(self._shares(load)),
-                load.opening.version,
-            )
-            for stream, load in self.loads.items()
-        }
+        streams = {}
+        for stream, load in self.loads.items():
+            shares, opening = self._shares(load), load.opening
+            streams[stream] = Seat(opening.session, shares[0], min(shares), opening.version)
         return Editor(
             name,
             self.chunk_frames,

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from serve.admission import admission, decisions
-from serve.admission.admission import Demand, Editor, Request
-from serve.admission.decisions import Need, Rank, Scale
+from serve.admission import decisions
+from serve.admission.admission import Demand, Editor, Request, has_room, with_stream
+from serve.admission.decisions import Need, Scale
+from serve.admission.fleet import KNOWN_DEMANDS, Fleet, Rank, emptiest
 from serve.versions.catalog import Catalog, Menu
 from serve.versions.rolling import Plan
 from serve.wire.protocol import RETRY_AFTER_S
@@ -24,10 +25,10 @@ ASKS_S = 0.5  # how often one that waits asks again
 LEFT_S = 5.0  # who has not asked for so long is no longer in the queue
 START_S = 30.0  # of an editor, until one has been seen to start
 SESSION_S = 120.0  # of a session, until some have ended
-KNOWN_SHAPES = 64  # sizes and rates that are remembered to have found no room
 KNOWN_ENDS = 50  # sessions whose length counts for what is expected
 EDITOR_GONE_S = 10.0
-DECIDE_S = 0.25  # how long a decision on the number of editors holds
+DECIDE_S = 0.25  # how long a decision on the number of editors holds,
+DECIDE_EDITOR_S = 0.0025  # or this for each that there is, if that is longer: it looks at them all
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Placement:
         self,
         scale: Scale,
         clock: Callable[[], float] = time.monotonic,
-        rank: Rank = decisions.emptiest,
+        rank: Rank = emptiest,
         catalog: Catalog | None = None,
         settle_s: float = 0.0,
     ) -> None:
@@ -86,9 +87,10 @@ class Placement:
         self.scale, self.settle_s = scale, settle_s
         self.catalog = catalog or Catalog()
         self._clock = clock
-        self._rank = rank
-        # As they said they are, and with what was placed at them since.
-        self._editors: dict[str, tuple[float, Editor]] = {}
+        self._said: dict[str, tuple[float, Editor]] = {}  # their own last word, and when
+        # As they will be when all that was placed is there; without those that go.
+        self._fleet = Fleet(rank=rank)
+        self._aside: dict[str, Editor] = {}  # those that go
         self._heard_at: float | None = None  # the first editor's report since this began
         self._leaving: frozenset[str] = frozenset()
         self._going: set[str] = set()
@@ -114,36 +116,43 @@ class Placement:
         """An editor's own word; it holds for what was placed before, too."""
         now = self._clock()
         self._heard_at = now if self._heard_at is None else self._heard_at
-        if editor.name not in self._editors and self._starting_since is not None:
+        reserved = self._reserved.pop(editor.name, {})
+        if editor.name not in self._said and self._starting_since is not None:
             self._start_s = now - self._starting_since
+        same = editor.name in self._said and self._said[editor.name][1] is editor
+        self._said[editor.name] = now, editor
+        if same and not reserved and self._known(editor.name) is editor:
+            return
         placed = {
             stream: (at, request)
-            for stream, (at, request) in self._reserved.pop(editor.name, {}).items()
+            for stream, (at, request) in reserved.items()
             if stream not in editor.streams and now - at < RESERVED_S
         }
         if placed:
             self._reserved[editor.name] = placed
         for _, request in placed.values():
-            editor = decisions.with_stream(editor, request)
-        self._know(editor, now)
+            editor = with_stream(editor, request)
+        self._know(editor)
 
     def gone(self, editors: frozenset[str]) -> None:
         """Serve stops these: they take nothing more."""
         if self._leaving - editors:
             self._no_room.clear()
         self._leaving = editors
+        for editor in [*self._fleet.editors, *self._aside.values()]:
+            self._know(editor)
 
     def released(self, stream: str) -> None:
         """A stream is over; its editor's next report says so, too."""
         self._queue.pop(stream, None)
         if (opened := self._opened.pop(stream, None)) is not None:
             self._lengths.append(self._clock() - opened)
-        for name, (at, editor) in self._editors.items():
-            if stream in editor.streams:
-                left = {n: s for n, s in editor.streams.items() if n != stream}
-                self._know(replace(editor, streams=left), at)
-                self._reserved.get(name, {}).pop(stream, None)
-                break
+        aside = (editor for editor in self._aside.values() if stream in editor.streams)
+        editor = self._fleet.of(stream) or next(aside, None)
+        if editor is not None:
+            left = {n: s for n, s in editor.streams.items() if n != stream}
+            self._reserved.get(editor.name, {}).pop(stream, None)
+            self._know(replace(editor, streams=left))
 
     # --- what is asked
 
@@ -161,18 +170,17 @@ class Placement:
         asked.request, asked.last = request, now
         self._decide()
         order = decisions.line(a.request for a in self._queue.values())
-        place = order.index(request)
+        place = next(n for n, other in enumerate(order) if other is request)
         found = self._found(request, order[:place])
         if found is not None:
             del self._queue[request.stream]
-            at, known = self._editors[found.name]
-            self._editors[found.name] = (at, decisions.with_stream(known, request))
+            self._fleet.put(with_stream(found, request))
             self._reserved.setdefault(found.name, {})[request.stream] = (now, request)
             self._opened[request.stream] = now
             self._used[found.name, request.sizes.model] = now
             return Placed(found.name)
         if request.waits or request.again or self._cold(request.sizes.model):
-            streams = sum(len(editor.streams) for editor in self.editors)
+            streams = self._fleet.streams
             length = sum(self._lengths) / len(self._lengths) if self._lengths else SESSION_S
             starting = None
             if self._starting_since is not None:
@@ -189,33 +197,41 @@ class Placement:
             return True
         return bool(state and not any(e.holds(model) for e in state))
 
-    def _know(self, editor: Editor, at: float) -> None:
-        self._editors[editor.name] = (at, editor)
+    def _known(self, name: str) -> Editor | None:
+        return self._fleet.get(name) or self._aside.get(name)
+
+    def _know(self, editor: Editor) -> None:
+        if editor.name in self._leaving or editor.name in self._going:
+            self._fleet.drop(editor.name)
+            self._aside[editor.name] = editor
+            return
+        self._aside.pop(editor.name, None)
+        self._fleet.put(editor)
         if self._no_room:
             left = self._no_room.items()
-            self._no_room = {d: r for d, r in left if not admission.has_room(editor, r)}
+            self._no_room = {s: r for s, r in left if not has_room(editor, r)}
 
     def _found(self, request: Request, before: list[Request]) -> Editor | None:
-        demand = request.demand
-        state, avoid = self.editors, self._closing
-        ghost = any(request.session in editor.sessions for editor in state)  # makes room for it
-        if demand in self._no_room and not ghost:
+        fleet, avoid, demand = self._fleet, self._closing, request.demand
+        if demand in self._no_room and not fleet.knows(
+            request.session
+        ):  # a ghost makes room for it
             return None
-        found = decisions.place(state, request, avoid, self._rank)
+        found = fleet.place(request, avoid)
         if found is None:
-            if len(self._no_room) >= KNOWN_SHAPES:  # strangers choose sizes and rates
+            if len(self._no_room) >= KNOWN_DEMANDS:  # strangers choose sizes and rates
                 self._no_room.clear()
             self._no_room[demand] = request
         elif before:  # they have their turn first, when they ask
-            state, _ = decisions.place_all(state, before, avoid, self._rank)
-            found = decisions.place(state, request, avoid, self._rank)
+            after = fleet.trial()
+            after.place_all(before, avoid)
+            found = after.place(request, avoid)
         return found
 
     @property
     def editors(self) -> list[Editor]:
         """As they will be when all that was placed is there; without those that go."""
-        away = self._leaving | self._going
-        return [editor for name, (_, editor) in self._editors.items() if name not in away]
+        return self._fleet.editors
 
     @property
     def waiting(self) -> int:
@@ -229,19 +245,19 @@ class Placement:
     def may_go(self, editor: str) -> bool:
         """Whether this editor is too many and empty: then it is to leave."""
         self._decide()
-        if editor in self._closing and not self._editors[editor][1].streams:
+        if editor in self._closing and (known := self._known(editor)) and not known.streams:
             self._going.add(editor)
             self._gone_by_order.add(editor)
+            self._know(known)
         return editor in self._going
 
     def orders(self, editor: str) -> tuple[str, frozenset[str]]:
         """Keys that this editor is to load ("" for none) and to drop; said once."""
         self._decide()
         load, drop = self._plan.load.get(editor, ""), self._plan.drop.get(editor, frozenset())
-        if (load or drop) and editor in self._editors:
-            at, known = self._editors[editor]
+        if (load or drop) and (known := self._known(editor)):
             left = {key: n for key, n in (known.models or {}).items() if key not in drop}
-            self._know(replace(known, models=left, loading=load or known.loading), at)
+            self._know(replace(known, models=left, loading=load or known.loading, priced={}))
             self._plan = Plan(
                 {e: key for e, key in self._plan.load.items() if e != editor},
                 {e: keys for e, keys in self._plan.drop.items() if e != editor},
@@ -263,14 +279,15 @@ class Placement:
     def _decide(self) -> None:
         """How many editors there shall be and which are too many, anew every `DECIDE_S`."""
         now, scale = self._clock(), self.scale
-        if self._decided is not None and now - self._decided < DECIDE_S:
+        every = max(DECIDE_S, len(self._fleet) * DECIDE_EDITOR_S)
+        if self._decided is not None and now - self._decided < every:
             return
         self._decided = now
         self._sweep(now)
         state = self.editors
         demand = [asked.request for asked in self._queue.values()]
         demand += [request for _, request in self._refused.values()]
-        need = decisions.needed(state, demand, scale.spare_editors)
+        need = decisions.needed(self._fleet, demand, scale.spare_editors)
         need = max(scale.min_editors, min(scale.max_editors, need))
         self._history, number = decisions.wanted(self._history, Need(now, need), scale.delay_s)
         if number != self._wanted_since[0]:
@@ -286,13 +303,16 @@ class Placement:
     def _starting_since(self) -> float | None:
         """When an editor that is not there yet was first wanted."""
         number, since = self._wanted_since
-        return since if number > len(self.editors) else None
+        return since if number > len(self._fleet) else None
 
     def _sweep(self, now: float) -> None:
-        self._editors = {n: t for n, t in self._editors.items() if now - t[0] < EDITOR_GONE_S}
-        self._going &= set(self._editors)
-        self._used = {pair: at for pair, at in self._used.items() if pair[0] in self._editors}
-        self._reserved = {n: r for n, r in self._reserved.items() if n in self._editors}
+        for name in [n for n, (at, _) in self._said.items() if now - at >= EDITOR_GONE_S]:
+            del self._said[name]
+            self._fleet.drop(name)
+            self._aside.pop(name, None)
+            self._reserved.pop(name, None)
+            self._used = {pair: at for pair, at in self._used.items() if pair[0] != name}
+        self._going &= self._said.keys()
         self._queue = {n: a for n, a in self._queue.items() if now - a.last < LEFT_S}
         # Who was refused comes again after as long as the refusal advised.
         self._refused = {n: r for n, r in self._refused.items() if now - r[0] < RETRY_AFTER_S}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from serve.admission.admission import Editor, Request
 from serve.versions import rolling
-from serve.versions.rolling import Offer, Version
+from serve.versions.rolling import Offer, Pace, Version
 from serve.wire.protocol import WireError
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,10 @@ class Catalog:
     move: Sessions of a version that was replaced are moved, where its lineage allows.
     """
 
-    def __init__(self, *, budget: int = 0, move: bool = False) -> None:
-        self.budget, self.move = budget, move
+    def __init__(
+        self, *, budget: int = 0, move: bool = False, pace: Pace = rolling.doubling
+    ) -> None:
+        self.budget, self.move, self.pace = budget, move, pace
         self.versions: dict[str, Version] = {}
         self.failed: dict[str, str] = {}  # targets that are not taken, and why
         self.refused: dict[tuple[str, str], str] = {}  # editor and key that it could not load
@@ -136,7 +138,7 @@ class Catalog:
         shelves = rolling.Shelves(
             self.versions, self.budget, used, asked, self.refused.keys(), self._moving
         )
-        return rolling.plan(editors, self.offers(editors), shelves)
+        return rolling.plan(editors, self.offers(editors), shelves, self.pace)
 
     def notes(self, editors: Sequence[Editor]) -> list[str]:
         """What an operator should know, in a sentence each; the logs say why."""

@@ -7,7 +7,7 @@ runs, for a `target` that an editor takes in beside it. Nothing here waits, asks
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from serve.admission.admission import Editor
@@ -62,9 +62,11 @@ def present(offer: Offer, editors: Sequence[Editor]) -> Offer:
 
 def settled(offer: Offer, editors: Sequence[Editor]) -> Offer:
     """With the target as `stable`, once it is meant to have all and is wherever `stable` is."""
+    if not offer.target:
+        return offer
     ready = {editor.name for editor in editors if editor.holds(offer.target)}
     still = {editor.name for editor in editors if editor.holds(offer.stable)}
-    if offer.target and offer.share >= 1 and ready and still <= ready:
+    if offer.share >= 1 and ready and still <= ready:
         return Offer(offer.name, offer.target)
     return offer
 
@@ -109,22 +111,35 @@ class Shelves:
     moving: Collection[str] = ()
 
 
-def plan(editors: Sequence[Editor], offers: Sequence[Offer], shelves: Shelves) -> Plan:
+Pace = Callable[[int], int]
+
+
+def doubling(having: int) -> int:
+    """By how many editors at a time a version is loaded that so many have: as many, at least one,
+    so that what is broken meets one editor. The simulation knows others, which lost."""
+    return max(1, having)
+
+
+def plan(
+    editors: Sequence[Editor], offers: Sequence[Offer], shelves: Shelves, pace: Pace = doubling
+) -> Plan:
     """Loads and drops that bring the editors to what is offered.
 
-    A version is loaded by as many editors at a time as have it, at least by one: what is broken
-    meets one editor. Where not all fit, an editor keeps what it has until somebody waits for
-    something else; then what was not used for longest leaves, where no session uses it.
+    A version is loaded by as many editors at a time as `pace` says. Where not all fit, an editor
+    keeps what it has until somebody waits for something else; then what was not used for longest
+    leaves, where no session uses it.
     """
     stable = [offer.stable for offer in offers]
     targets = [offer.target for offer in offers if offer.target]
     asked = [key for key in shelves.asked if key in shelves.versions]
     wanted = dict.fromkeys([*stable, *targets, *asked])
+    if all((editor.models or {}).keys() == wanted.keys() for editor in editors):
+        return Plan()
     drop = {editor.name: _dropped(editor, wanted, shelves) for editor in editors}
     load: dict[str, str] = {}
     for key in sorted(wanted, key=lambda key: key not in asked):
         having = sum(editor.holds(key) for editor in editors)
-        left = max(1, having) - sum(editor.loading == key for editor in editors)
+        left = pace(having) - sum(editor.loading == key for editor in editors)
         trial = key in targets and not having
         keep = set() if key in asked else _only(stable, editors)
         order = sorted(editors, key=lambda editor: (editor.load, len(editor.streams), editor.name))

@@ -9,14 +9,26 @@ from typing import Any
 
 from modeling.config import MaskCacheConfig, StreamConfig
 from modeling.streaming.quality import Quality, kept_steps, mask_cache_of
-from serve.admission import decisions
 from serve.admission.admission import Editor, Sizes
-from serve.admission.decisions import Rank, Scale
+from serve.admission.decisions import Scale
+from serve.admission.fleet import Rank, emptiest
 from serve.admission.rungs import FEWEST_STEPS, Means, Rung, rungs
+from serve.versions import rolling
+from serve.versions.rolling import Pace
 
 DAY_S = 86400.0
 BUSIEST_S = 20 * 3600.0  # of the day
+ALL = 10**9  # editors
 QUIETEST = 0.15  # share of the busiest hour's sessions
+
+
+@dataclass(frozen=True)
+class Roll:
+    """An alias that moves at `at_s` of the day to a version; one that `kills` ends the process of
+    whoever loads it."""
+
+    at_s: float
+    kills: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,7 @@ class Day:
     seed: int = 0
     rungs: dict[Rung, float] = field(default_factory=dict)  # none: nobody is edited less well
     lossless: float = 0.2  # share of sessions
+    rolls: tuple[Roll, ...] = ()
 
     @property
     def means(self) -> Means:
@@ -51,10 +64,11 @@ class Day:
 class Rules:
     """A way to decide: what ships, or one that it was compared with."""
 
-    rank: Rank = decisions.emptiest
+    rank: Rank = emptiest
     spare: float = 0.0  # editors that stand ready, as a share of the most
     delay_s: float | None = None
     degrade: bool = True
+    pace: Pace = rolling.doubling
 
 
 def fullest(editor: Editor) -> tuple[Any, ...]:
@@ -76,6 +90,8 @@ VARIANTS = {
     "down after 60 s": Rules(delay_s=60.0),
     "2 % spare": Rules(spare=0.02),
     "5 % spare": Rules(spare=0.05),
+    "roll one by one": Rules(pace=lambda having: 1),
+    "roll all at once": Rules(pace=lambda having: ALL),
 }
 
 

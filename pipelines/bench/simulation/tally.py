@@ -24,6 +24,8 @@ class Tally:
     lowered_s: float = 0.0  # of sessions, in which they are edited less well than they asked
     slowed_s: float = 0.0  # and of lossless ones, in which they wait for live ones
     closed: int = 0  # as too slow
+    rolled_s: float = 0.0  # from a moved alias until every editor had the version
+    killed: int = 0  # editors, by a version that they loaded
     editor_s: float = 0.0
     most_editors: int = 0
     most_sessions: int = 0
@@ -40,6 +42,8 @@ class Tally:
             "lowered_share": self.lowered_s / max(1.0, self.session_s),
             "slowed_share": self.slowed_s / max(1.0, self.session_s),
             "closed": self.closed,
+            "rolled_s": self.rolled_s,
+            "killed": self.killed,
             "moved": self.moved,
             "gap_s_p99": _quantile(gaps, 0.99),
             "editor_hours": self.editor_s / 3600,
@@ -77,6 +81,8 @@ _ROWS: dict[str, Callable[[dict[str, float]], str]] = {
     "edited less well": lambda f: f"{f['lowered_share']:.2%}",
     "lossless slowed": lambda f: f"{f['slowed_share']:.2%}",
     "closed too slow": lambda f: f"{f['closed']:.0f}",
+    "version rolled out in s": lambda f: f"{f['rolled_s']:.0f}",
+    "editors a version killed": lambda f: f"{f['killed']:.0f}",
     "moved": lambda f: f"{f['moved']:.0f}",
     "gap P99 s": lambda f: f"{f['gap_s_p99']:.1f}",
     "editor hours": lambda f: f"{f['editor_hours']:.0f}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from serve.admission import admission, decisions
 from serve.admission.admission import HEADROOM, Editor, Request, Sizes
 from serve.admission.decisions import Need
+from serve.admission.fleet import Fleet, grain
 from tests.serve.admission.made import SIZES, editor, request
 
 # --- admission
@@ -71,7 +72,7 @@ def test_known_costs_with_the_same_detail_come_first() -> None:
 
 def test_a_stream_goes_to_the_emptiest_editor_with_room() -> None:
     editors = [editor("a", 0.3), editor("b", 0.1), editor("c", 0.2)]
-    found = decisions.place(editors, request("x"))
+    found = Fleet(editors).place(request("x"))
     assert found is not None
     assert found.name == "b"
 
@@ -81,7 +82,7 @@ def test_the_only_place_is_always_found(count: int) -> None:
     """Of sixteen editors with one place between them, four tries missed it in 59 % of opens."""
     for free in range(count):
         editors = [editor(f"{n}", *([0.4] if n == free else [0.6])) for n in range(count)]
-        found = decisions.place(editors, request("x"))
+        found = Fleet(editors).place(request("x"))
         assert found is not None
         assert found.name == f"{free}"
 
@@ -89,9 +90,9 @@ def test_the_only_place_is_always_found(count: int) -> None:
 def test_a_ghost_makes_room_for_its_own_session_only() -> None:
     full = editor("a", 0.4, 0.4)
     ghost = Request("new", "sa1", SIZES, 16.0, epoch=1)
-    assert decisions.place([full], request("other")) is None
-    assert decisions.place([full], ghost) is full
-    after = decisions.with_stream(full, ghost)
+    assert Fleet([full]).place(request("other")) is None
+    assert Fleet([full]).place(ghost) is full
+    after = admission.with_stream(full, ghost)
     assert set(after.streams) == {"a0", "new"}
     assert after.load == pytest.approx(0.4 + 0.28)
 
@@ -126,14 +127,16 @@ def test_many_are_placed_as_one_after_another(
 ) -> None:
     state, left = list(editors), []
     for asked in requests:
-        found = decisions.place(state, asked, avoid)
+        found = Fleet(state).place(asked, avoid)
         if found is None:
             left.append(asked)
         else:
-            state[state.index(found)] = decisions.with_stream(found, asked)
-    after, refused = decisions.place_all(editors, requests, avoid)
-    assert refused == left
-    assert {e.name: e.streams for e in after} == {e.name: e.streams for e in state}
+            state[state.index(found)] = admission.with_stream(found, asked)
+    after = Fleet(editors)
+    trial = after.trial()
+    assert trial.place_all(requests, avoid) == left
+    assert {e.name: e.streams for e in after.editors} == {e.name: e.streams for e in editors}
+    assert {e.name: e.streams for e in trial.editors} == {e.name: e.streams for e in state}
 
 
 # --- scaling
@@ -148,7 +151,7 @@ def test_packing_keeps_the_limits_of_an_editor(
     shares: list[float], most: int, measured: bool
 ) -> None:
     """No fewer editors than could hold it all, and one each only where no two fit together."""
-    number = decisions.packed(shares, max_sessions=most, measured=measured)
+    number = decisions.packed(Counter(map(grain, shares)), max_sessions=most, measured=measured)
     least = -(-len(shares) // most)
     if not measured:
         assert number == least
@@ -162,7 +165,9 @@ def test_packing_keeps_the_limits_of_an_editor(
 
 
 def test_packing_takes_the_fullest_with_room() -> None:
-    pack = partial(decisions.packed, max_sessions=8, measured=True)
+    def pack(shares: list[float]) -> int:
+        return decisions.packed(Counter(map(grain, shares)), max_sessions=8, measured=True)
+
     assert pack([0.5, 0.3, 0.3, 0.5]) == 2
     assert pack([0.6, 0.5, 0.3, 0.2]) == 2  # 0.3 goes to 0.5, 0.2 to 0.6
     assert pack([0.9, 0.1]) == 2  # more than an editor has: alone, and nothing beside it
@@ -173,13 +178,15 @@ def test_packing_takes_the_fullest_with_room() -> None:
 
 def test_editors_are_needed_for_what_fits_nowhere() -> None:
     busy = [editor("a", 0.6), editor("b", 0.6)]
-    assert decisions.needed(busy, []) == 2
-    assert decisions.needed(busy, [request("x")]) == 3
-    assert decisions.needed(busy, [request(str(n)) for n in range(4)]) == 4  # two fit in one
-    assert decisions.needed([editor("a", 0.5), editor("b")], [request("x")]) == 1  # 0.78 in one
-    assert decisions.needed([editor("a", 0.6), editor("b")], [request("x")]) == 2
-    assert decisions.needed(busy, [], spare=1) == 3
-    assert decisions.needed([], [request("x")]) == 1
+    assert decisions.needed(Fleet(busy), []) == 2
+    assert decisions.needed(Fleet(busy), [request("x")]) == 3
+    assert decisions.needed(Fleet(busy), [request(str(n)) for n in range(4)]) == 4  # two fit in one
+    assert (
+        decisions.needed(Fleet([editor("a", 0.5), editor("b")]), [request("x")]) == 1
+    )  # 0.78 in one
+    assert decisions.needed(Fleet([editor("a", 0.6), editor("b")]), [request("x")]) == 2
+    assert decisions.needed(Fleet(busy), [], spare=1) == 3
+    assert decisions.needed(Fleet(), [request("x")]) == 1
 
 
 def test_more_editors_come_at_once_and_fewer_after_the_delay() -> None:

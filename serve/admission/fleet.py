@@ -1,0 +1,165 @@
+"""Editors in the order in which streams are tried at them: placement, one stream after another."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from serve.admission.admission import Demand, Editor, Request, Seat, has_room, with_stream
+
+T = TypeVar("T")
+GRAIN = 0.005  # of an editor
+KNOWN_DEMANDS = 64  # sizes and rates for which is known who has no room
+
+Rank = Callable[[Editor], tuple[Any, ...]]
+
+
+def emptiest(editor: Editor) -> tuple[Any, ...]:
+    """The order in which editors are tried; the simulation knows others, which lost."""
+    return editor.load, len(editor.streams), editor.name
+
+
+class Fleet:
+    """Kept in order and found again by stream and session, so that with a thousand editors a stream
+    is placed, and one that ends is found, in microseconds.
+
+    Editors are values: what happens to a `trial` happens to no other.
+    """
+
+    def __init__(self, editors: Iterable[Editor] = (), rank: Rank = emptiest) -> None:
+        self.rank = rank
+        self._editors: dict[str, Editor] = {}
+        self._order: list[tuple[Any, ...]] = []  # names come last and differ
+        self._at: dict[str, str] = {}  # the editor of each stream
+        self._sessions: dict[str, int] = {}  # streams of each
+        self._before: Fleet | None = None
+        self._full: dict[Demand, set[str]] = {}  # editors that have no room for it as they are
+        self.grains: dict[int, int] = {}  # of all streams: how many have a share of so many
+        for editor in editors:
+            self.put(editor)
+
+    def trial(self) -> Fleet:
+        """As this one is now, for `place` and `place_all` only."""
+        other = Fleet(rank=self.rank)
+        other._before = self
+        other._editors, other._order = self._editors.copy(), self._order.copy()
+        other.grains = self.grains.copy()
+        other._full = {demand: names.copy() for demand, names in self._full.items()}
+        return other
+
+    def __len__(self) -> int:
+        return len(self._editors)
+
+    @property
+    def editors(self) -> list[Editor]:
+        return list(self._editors.values())
+
+    @property
+    def streams(self) -> int:
+        return len(self._at)
+
+    def get(self, name: str) -> Editor | None:
+        return self._editors.get(name)
+
+    def of(self, stream: str) -> Editor | None:
+        """The editor that has it."""
+        return self._editors[self._at[stream]] if stream in self._at else None
+
+    def knows(self, session: str) -> bool:
+        """Whether an editor has a stream of it."""
+        return session in self._sessions or (
+            self._before is not None and self._before.knows(session)
+        )
+
+    def put(self, editor: Editor) -> None:
+        """In place of what was known of it."""
+        before = self._unranked(editor.name)
+        insort(self._order, self._entry(editor))
+        self._editors[editor.name] = editor
+        for name, stream in editor.streams.items():
+            if before.get(name) != stream:
+                self._at[name] = editor.name
+                _count(self._sessions, stream.session, 1)
+                _count(self.grains, grain(stream.share), 1)
+        for name, stream in before.items():
+            if (now := editor.streams.get(name)) != stream:
+                self._forget(name, stream, editor.name, gone=now is None)
+
+    def drop(self, name: str) -> None:
+        for stream, held in self._unranked(name).items():
+            self._forget(stream, held, name, gone=True)
+        self._editors.pop(name, None)
+
+    def _unranked(self, name: str) -> Mapping[str, Seat]:
+        """What it has; it has no place in the order any more."""
+        editor = self._editors.get(name)
+        if editor is None:
+            return {}
+        del self._order[bisect_left(self._order, self._entry(editor))]
+        for names in self._full.values():
+            names.discard(name)
+        return editor.streams
+
+    def _forget(self, name: str, stream: Seat, editor: str, *, gone: bool) -> None:
+        if gone and self._at.get(name) == editor:
+            del self._at[name]
+        _count(self._sessions, stream.session, -1)
+        _count(self.grains, grain(stream.share), -1)
+
+    def _entry(self, editor: Editor) -> tuple[Any, ...]:
+        return *self.rank(editor), editor.name
+
+    def place(self, request: Request, avoid: frozenset[str] = frozenset()) -> Editor | None:
+        """The first editor with room; one of `avoid` only where no other has any."""
+        if len(self._full) >= KNOWN_DEMANDS:  # strangers choose sizes and rates
+            self._full.clear()
+        ghost = self.knows(request.session)  # it makes room for its own session
+        full = set[str]() if ghost else self._full.setdefault(request.demand, set())
+        avoided = []
+        for entry in self._order:
+            name = entry[-1]
+            if name in full:
+                continue
+            if name in avoid:
+                avoided.append(name)
+            elif has_room(self._editors[name], request):
+                return self._editors[name]
+            else:
+                full.add(name)
+        found = (self._editors[name] for name in avoided)
+        return next((editor for editor in found if has_room(editor, request)), None)
+
+    def place_all(
+        self, requests: Iterable[Request], avoid: frozenset[str] = frozenset()
+    ) -> list[Request]:
+        """`place` for one after another, who take their places; returns who found none."""
+        left: list[Request] = []
+        refused: set[Demand] = set()  # fits nowhere, and loads only grow
+        for request in requests:
+            ghost = self.knows(request.session)
+            if request.demand in refused and not ghost:
+                left.append(request)
+                continue
+            found = self.place(request, avoid)
+            if found is None:
+                left.append(request)
+                refused.add(request.demand)
+                continue
+            self.put(with_stream(found, request))
+            if ghost:  # which may have been dearer
+                refused.clear()
+        return left
+
+
+def grain(share: float) -> int:
+    """To these shares are rounded when editors are counted."""
+    return round(share / GRAIN)
+
+
+def _count(numbers: dict[T, int], key: T, more: int) -> None:
+    number = numbers.get(key, 0) + more
+    if number > 0:
+        numbers[key] = number
+    else:  # in a trial also one that was counted before it
+        numbers.pop(key, None)
