@@ -13,6 +13,7 @@ from rich.table import Table
 from infra.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from pipelines.bench.simulation.day import Rules
     from serve.client.cameras import CameraLoad
     from serve.run import Running
 
@@ -133,3 +134,14 @@ def parse_attacks(text: str | None) -> list[str]:
         if name not in ATTACKS:
             raise UserError(f"--attack {name} is none; there are {', '.join(ATTACKS)}")
     return names
+
+
+def parse_ways(text: str | None) -> dict[str, Rules]:
+    """Ways to decide, of those that the simulation knows, names with commas between; null: all."""
+    from pipelines.bench.simulation.day import VARIANTS
+
+    names = [name.strip() for name in text.split(",")] if text else list(VARIANTS)
+    for name in names:
+        if name not in VARIANTS:
+            raise UserError(f"--ways {name} is none; there are {', '.join(VARIANTS)}")
+    return {name: VARIANTS[name] for name in names}

@@ -37,6 +37,7 @@ class Device:
         self.clients: dict[str, Client] = {}
         self.loading = ""  # a version
         self.said: Editor | None = None
+        self.said_at = self.since
         self.report_due = False
         self._rates = (0, 0.0, 0, 0)  # sessions, of them late, lowered, slowed
 

@@ -19,6 +19,7 @@ from pipelines.bench.simulation.device import Device
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.tally import Tally
 from serve.admission import decisions
+from serve.admission.admission import Editor
 from serve.admission.decisions import Scale
 from serve.hub.placement import ASKS_S, EDITOR_GONE_S, Full, Placed, Placement, Retired
 from serve.versions.catalog import Catalog
@@ -31,6 +32,7 @@ ALIVE_S = 8.0  # how often it says that nothing has
 WARM_S = 3600.0  # before the day, which counts for nothing
 FOLLOW_S = 5.0  # how often the autoscaler looks
 ORDERS_S = 1.0  # how often editors ask what to load while a version is rolled out
+MOMENT_S = 0.001
 MOVE_S = 2.0  # until a session of a lost editor asks for another
 MACHINE_EDITORS = 8  # editors that are lost with one machine
 
@@ -208,7 +210,7 @@ class World:
             self.tally.closed += 1
             self._end(device.clients[close], device.clients[close].epoch)
         device.count(self.tally)
-        self.placement.report(device.known())
+        self._say(device, device.known())
         if again < float("inf") and not device.report_due:
             device.report_due = True
             self._at(max(again, self.now + REPORT_S), lambda: self._report(device))
@@ -216,8 +218,12 @@ class World:
     def _alive(self) -> None:
         for device in self._devices.values():
             if device.said is not None:
-                self.placement.report(device.said)
+                self._say(device, device.said)
         self._at(self.now + ALIVE_S, self._alive)
+
+    def _say(self, device: Device, known: Editor) -> None:
+        device.said_at = self.now
+        self.placement.report(known)
 
     def _gone(self, device: Device) -> None:
         device.count(self.tally)
@@ -261,7 +267,7 @@ class World:
                 device.capacity.forget(model)
             if load:
                 device.loading = load
-                seconds = self.day.start_s * self._random.uniform(0.8, 1.5)
+                seconds = self.day.load_s * self._random.uniform(0.8, 1.5)
                 self._at(self.now + seconds, lambda d=device: self._loaded(d))  # type: ignore[misc]
             if load or drop:
                 self._changed(device)
@@ -283,7 +289,9 @@ class World:
             self.tally.killed += 1
             self._lose(device)
             why = f"editor {device.name} died of it"
-            self._at(self.now + EDITOR_GONE_S, lambda: self.catalog.fail(model, why))
+            # The hub knows it a moment before placement takes the editor for gone.
+            known_at = max(self.now, device.said_at + EDITOR_GONE_S - MOMENT_S)
+            self._at(known_at, lambda: self.catalog.fail(model, why))
         else:
             device.learn(model)
             self._changed(device)

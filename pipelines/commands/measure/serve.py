@@ -15,6 +15,7 @@ from pipelines.commands.options import parse_pixels
 from pipelines.commands.show import console, errors
 
 if TYPE_CHECKING:
+    from pipelines.bench.simulation.day import Day, Rules
     from serve.run import Running
 
 
@@ -97,6 +98,21 @@ def bench_serve(
     hours: Annotated[
         float, typer.Option(help="That --simulate simulates, from midnight.", min=1)
     ] = 24.0,
+    cold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="That --simulate lets an editor take to be there; null: as the report says, "
+            "which knows of no machine that has to come first.",
+            min=0,
+        ),
+    ] = None,
+    ways: Annotated[
+        str | None,
+        typer.Option(
+            help="To decide that --simulate sets beside each other, commas between; null for all."
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Measure live sessions: latency, jitter, deadlines, and what is not the model.
@@ -117,6 +133,7 @@ def bench_serve(
         memory_table,
         parse_attacks,
         parse_counts,
+        parse_ways,
         soak_line,
         table,
     )
@@ -142,7 +159,9 @@ def bench_serve(
         )
     check_folders(json_file)
     if simulate is not None:
-        _simulate(simulate, arguments or [], counts[0], fps or 16.0, kills, hours, json_file)
+        rules = parse_ways(ways)
+        day = _day(simulate, arguments or [], counts[0], fps or 16.0, kills, hours, cold)
+        _simulate(day, rules, json_file)
         return
     runs: list[dict[str, object]] = []
     with ExitStack() as stack, errors.status("starting") as status:
@@ -203,19 +222,17 @@ def bench_serve(
     write_report(report, json_file)
 
 
-def _simulate(
+def _day(
     costs: Path,
     arguments: list[str],
     sessions: int,
     fps: float,
     machines: int,
     hours: float,
-    json_file: Path | None,
-) -> None:
+    cold: float | None,
+) -> Day:
     from pipelines.bench.check import read_report
-    from pipelines.bench.simulation.day import VARIANTS, Day, measured
-    from pipelines.bench.simulation.tally import table
-    from pipelines.bench.simulation.world import simulate
+    from pipelines.bench.simulation.day import Day, measured, usual_rolls
     from pipelines.commands.serve import serve_settings
 
     settings = serve_settings(arguments, {})
@@ -226,12 +243,20 @@ def _simulate(
         fps=fps,
         lost_machines=machines,
         hours=hours,
+        rolls=usual_rolls(hours),
         **measured(read_report(costs)),
     )
+    return day if cold is None else replace(day, start_s=cold)
+
+
+def _simulate(day: Day, rules: dict[str, Rules], json_file: Path | None) -> None:
+    from pipelines.bench.simulation.tally import table
+    from pipelines.bench.simulation.world import simulate
+
     results: dict[str, dict[str, float]] = {}
     with errors.status("simulating") as status:
-        for name, variant in VARIANTS.items():
-            status.update(f"simulating {hours:g} h: {name}")
-            results[name] = simulate(day, variant)
+        for name, rule in rules.items():
+            status.update(f"simulating {day.hours:g} h: {name}")
+            results[name] = simulate(day, rule)
     console.print(table(day, results))
     write_report({"runs": results}, json_file)

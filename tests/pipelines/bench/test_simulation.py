@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.bench.simulation.day import VARIANTS, Day, Rules, anyone, busy, measured
+from pipelines.bench.simulation.day import VARIANTS, Day, Roll, Rules, anyone, busy, measured
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.world import World, simulate
 from serve.admission.admission import HEADROOM, Editor, Sizes
@@ -125,3 +125,30 @@ def test_chunks_are_late_where_the_load_is_above_one(streams: int) -> None:
     # Of twice what it can do half is late, and more where what is late was computed for nothing.
     assert late(2.0, streams) > 0.45
     assert late(HEADROOM, streams) < late(1.2, streams) <= late(1.5, streams)
+
+
+def test_a_version_that_kills_who_loads_it_costs_one_editor_and_a_good_one_reaches_all() -> None:
+    rolls = Roll(600.0, kills=True), Roll(1800.0)
+    day = replace(DAY, rolls=rolls, scale=Scale(8, 8), sessions=12, start_s=20.0, load_s=10.0)
+    ships = simulate(day)
+    assert ships["killed"] == 1
+    assert ships["refused_share"] == ships["left_share"] == 0
+    # One, one, two and four editors after each other, 8 to 15 s each.
+    assert 32.0 <= ships["rolled_s"] <= 4 * 15.0 + 4 * 2
+    one = simulate(day, VARIANTS["roll one by one"])
+    assert one["killed"] == 1
+    assert one["rolled_s"] >= 8 * 8.0
+    together = simulate(day, VARIANTS["roll all at once"])
+    assert together["killed"] >= 8
+    assert together["rolled_s"] < ships["rolled_s"]
+    assert together["moved"] > 4 * ships["moved"]
+
+
+def test_a_lost_editor_is_missed_and_a_quiet_one_is_not() -> None:
+    """Nobody comes or goes for longer than an editor may be silent: all of them stay known."""
+    world = World(replace(DAY, sessions=1e-9, scale=Scale(3, 3), hours=1.0), Rules())
+    world.run()
+    assert len(world.placement.editors) == 3
+    world.now += 60.0
+    assert world.placement.wanted() == 3
+    assert world.placement.editors == []

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from serve.admission import admission, decisions
-from serve.admission.admission import HEADROOM, Editor, Request, Sizes
+from serve.admission.admission import HEADROOM, Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Need
 from serve.admission.fleet import Fleet, grain
 from tests.serve.admission.made import SIZES, editor, request
@@ -187,6 +189,79 @@ def test_editors_are_needed_for_what_fits_nowhere() -> None:
     assert decisions.needed(Fleet([editor("a", 0.6), editor("b")]), [request("x")]) == 2
     assert decisions.needed(Fleet(busy), [], spare=1) == 3
     assert decisions.needed(Fleet(), [request("x")]) == 1
+
+
+def test_what_waits_is_counted_by_its_own_models_chunks_and_costs() -> None:
+    """Of a model with chunks of 24 frames, 0.3 s each at 16 fps: 0.2 of an editor, so four fit in
+    one. By the other one's 12 frames only two would."""
+    short, long = replace(SIZES, model="short"), replace(SIZES, model="long")
+    full = {"x": Seat("sx", 0.7, model="short")}
+    models = {"short": Warm(12)}
+    a = Editor("a", 12, 8, full, {short: 0.21}, models=models)
+    b = Editor("b", 12, 8, full, {long: 0.3}, models={"long": Warm(24)})
+    waiting = [Request(f"w{n}", f"sw{n}", long, 16.0) for n in range(4)]
+    assert decisions.needed(Fleet([a, b]), waiting) == 3
+    assert decisions.needed(Fleet([b, a]), waiting) == 3
+    # An editor that has room and not the model could load it.
+    empty = replace(a, name="c", streams={})
+    assert decisions.needed(Fleet([a, b, empty]), waiting) == 3
+    # A model that no editor has yet is thought to be like another.
+    unknown = [replace(waiting[0], sizes=replace(SIZES, model="new"))]
+    assert decisions.needed(Fleet([a, b]), unknown) == 3
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """A fleet that changes is the fleet that is made anew of what is in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fleet, self.known = Fleet(), dict[str, Editor]()
+
+    @rule(
+        name=st.sampled_from("abc"),
+        shares=st.lists(st.sampled_from([0.1, 0.3, 0.5]), max_size=3),
+        cost=st.sampled_from([0.1, 0.21, 0.4]),
+    )
+    def put(self, name: str, shares: list[float], cost: float) -> None:
+        self.known[name] = editor(name, *shares, cost=cost)
+        self.fleet.put(self.known[name])
+
+    @rule(name=st.sampled_from("abc"))
+    def drop(self, name: str) -> None:
+        self.known.pop(name, None)
+        self.fleet.drop(name)
+
+    @rule(stream=st.sampled_from("xyz"), name=st.sampled_from("abc"))
+    def take(self, stream: str, name: str) -> None:
+        if name in self.known:
+            self.known[name] = admission.with_stream(self.known[name], request(stream + name))
+            self.fleet.put(self.known[name])
+
+    @rule(session=st.sampled_from(["session-xa", "sa0", "new"]), fps=st.sampled_from([4.0, 16.0]))
+    def place(self, session: str, fps: float) -> None:
+        asked = Request("asked", session, SIZES, fps)
+        anew = Fleet(self.known.values())
+        assert self.fleet.place(asked) == anew.place(asked)
+        trial = self.fleet.trial()
+        left = trial.place_all([asked, replace(asked, stream="b", session="b")])
+        assert left == anew.place_all([asked, replace(asked, stream="b", session="b")])
+        assert trial.grains == anew.grains
+
+    @invariant()
+    def same(self) -> None:
+        anew = Fleet(self.known.values())
+        assert self.fleet.grains == anew.grains
+        assert self.fleet.streams == anew.streams
+        assert {e.name for e in self.fleet.editors} == self.known.keys()
+        for name, known in self.known.items():
+            assert all(self.fleet.of(stream).name == name for stream in known.streams)  # type: ignore[union-attr]
+            assert all(map(self.fleet.knows, known.sessions))
+        assert self.fleet.of("gone") is None
+        assert not self.fleet.knows("session-gone")
+
+
+TestFleet = FleetMachine.TestCase
+TestFleet.settings = settings(max_examples=30, stateful_step_count=15)
 
 
 def test_more_editors_come_at_once_and_fewer_after_the_delay() -> None:

@@ -208,6 +208,19 @@ def test_a_hub_started_again_waits_for_the_word_of_all_editors(clock: Clock) -> 
     assert isinstance(placement.ask(request("2", waits=False)), Full)
 
 
+def test_a_thousand_editors_are_counted_less_often(clock: Clock) -> None:
+    """It takes as long as there are editors: every 2.5 s is enough for a thousand."""
+    placement = Placement(Scale(1, 2000), clock)
+    for number in range(1000):
+        placement.report(editor(f"e{number}", 0.7))
+    assert placement.wanted() == 1000
+    placement.ask(request("1", waits=False))
+    clock.now += 2.4
+    assert placement.wanted() == 1000
+    clock.now += 0.2
+    assert placement.wanted() == 1001
+
+
 class PlacementMachine(RuleBasedStateMachine):
     """What is remembered to have found no room changes no answer."""
 
@@ -235,6 +248,7 @@ class PlacementMachine(RuleBasedStateMachine):
     def ask(self, stream: str, fps: float, waits: bool, again: bool) -> None:
         asked = request(stream, waits=waits, again=again, fps=fps)
         self.plain._no_room.clear()
+        self.plain._fleet._full.clear()
         assert self.placement.ask(asked) == self.plain.ask(asked)
 
     @rule(stream=st.sampled_from(["x", "y", "z", "a0", "b1"]))
