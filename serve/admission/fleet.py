@@ -27,13 +27,15 @@ class Fleet:
     Editors are values: what happens to a `trial` happens to no other.
     """
 
-    def __init__(self, editors: Iterable[Editor] = (), rank: Rank = emptiest) -> None:
+    def __init__(
+        self, editors: Iterable[Editor] = (), rank: Rank = emptiest, before: Fleet | None = None
+    ) -> None:
         self.rank = rank
-        self._editors: dict[str, Editor] = {}
+        self._editors = {editor.name: editor for editor in before.editors} if before else {}
         self._order: list[tuple[Any, ...]] = []  # names come last and differ
         self._at: dict[str, str] = {}  # the editor of each stream
         self._sessions: dict[str, int] = {}  # streams of each
-        self._before: Fleet | None = None
+        self._before = before
         self._full: dict[Demand, set[str]] = {}  # editors that have no room for it as they are
         self.grains: dict[int, int] = {}  # of all streams: how many have a share of so many
         for editor in editors:
@@ -41,9 +43,8 @@ class Fleet:
 
     def trial(self) -> Fleet:
         """As this one is now, for `place` and `place_all` only."""
-        other = Fleet(rank=self.rank)
-        other._before = self
-        other._editors, other._order = self._editors.copy(), self._order.copy()
+        other = Fleet(rank=self.rank, before=self)
+        other._order = self._order.copy()
         other.grains = self.grains.copy()
         other._full = {demand: names.copy() for demand, names in self._full.items()}
         return other

@@ -193,18 +193,19 @@ def test_editors_are_needed_for_what_fits_nowhere() -> None:
 
 def test_what_waits_is_counted_by_its_own_models_chunks_and_costs() -> None:
     """Of a model with chunks of 24 frames, 0.3 s each at 16 fps: 0.2 of an editor, so four fit in
-    one. By the other one's 12 frames only two would."""
+    one. By the other one's 12 frames only two would, by its cost five."""
     short, long = replace(SIZES, model="short"), replace(SIZES, model="long")
     full = {"x": Seat("sx", 0.7, model="short")}
     models = {"short": Warm(12)}
     a = Editor("a", 12, 8, full, {short: 0.21}, models=models)
     b = Editor("b", 12, 8, full, {long: 0.3}, models={"long": Warm(24)})
-    waiting = [Request(f"w{n}", f"sw{n}", long, 16.0) for n in range(4)]
-    assert decisions.needed(Fleet([a, b]), waiting) == 3
-    assert decisions.needed(Fleet([b, a]), waiting) == 3
+    waiting = [Request(f"w{n}", f"sw{n}", long, 16.0) for n in range(5)]
+    assert decisions.needed(Fleet([a, b]), waiting) == 4
+    assert decisions.needed(Fleet([b, a]), waiting) == 4
     # An editor that has room and not the model could load it.
     empty = replace(a, name="c", streams={})
-    assert decisions.needed(Fleet([a, b, empty]), waiting) == 3
+    assert decisions.needed(Fleet([a, b, empty]), waiting) == 4
+    assert decisions.needed(Fleet([a, b, empty]), waiting[:4]) == 3
     # A model that no editor has yet is thought to be like another.
     unknown = [replace(waiting[0], sizes=replace(SIZES, model="new"))]
     assert decisions.needed(Fleet([a, b]), unknown) == 3
