@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
-from pipelines.bench.simulation.client import NAME, Client, arrivals
+from pipelines.bench.simulation.arrivals import NAME, Client, arrivals
 from pipelines.bench.simulation.day import VARIANTS, Day, Roll, Rules
-from pipelines.bench.simulation.device import Device
 from pipelines.bench.simulation.late import LateShare
+from pipelines.bench.simulation.simulated_editor import Device
 from pipelines.bench.simulation.tally import Tally
 from serve.admission import decisions
 from serve.admission.admission import Editor

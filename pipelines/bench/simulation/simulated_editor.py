@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from pipelines.bench.simulation.client import Client
+from pipelines.bench.simulation.arrivals import Client
 from pipelines.bench.simulation.day import Day
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.tally import Tally
