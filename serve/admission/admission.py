@@ -201,20 +201,37 @@ def with_stream(editor: Editor, request: Request) -> Editor:
     return replace(editor, streams={**kept, request.stream: new})
 
 
-def has_room(editor: Editor, request: Request) -> bool:
-    """Also where a live one finds it only when sessions are edited less well (`ladder`).
+def fits(editor: Editor, request: Request) -> bool:
+    """Whether there is room for it with everybody edited as they asked.
 
     An older stream of the same session makes room for the newer: it is its ghost.
     """
     if not editor.holds(request.sizes.model):
         return False
-    if request.session in editor.sessions:
-        others = {n: s for n, s in editor.streams.items() if s.session != request.session}
-        editor = replace(editor, streams=others)
-    share, least = _price(editor, request)
-    sessions, most, measured = len(editor.streams), editor.max_sessions, editor.measured
-    if admits(editor.load, sessions, share, max_sessions=most, measured=measured):
+    editor, (share, _) = _without(editor, request.session), _price(editor, request)
+    return admits(
+        editor.load, len(editor.streams), share,
+        max_sessions=editor.max_sessions, measured=editor.measured,
+    )  # fmt: skip
+
+
+def has_room(editor: Editor, request: Request) -> bool:
+    """As `fits`, and also where a live one finds it only when sessions are edited less well
+    (`ladder`)."""
+    if fits(editor, request):
         return True
-    if not request.live or editor.warm(request.sizes.model).means is None:
+    sizes = request.sizes
+    if not request.live or not editor.holds(sizes.model) or editor.warm(sizes.model).means is None:
         return False
-    return admits(editor.least, sessions, least, max_sessions=most, measured=measured)
+    editor, (_, least) = _without(editor, request.session), _price(editor, request)
+    return admits(
+        editor.least, len(editor.streams), least,
+        max_sessions=editor.max_sessions, measured=editor.measured,
+    )  # fmt: skip
+
+
+def _without(editor: Editor, session: str) -> Editor:
+    if session not in editor.sessions:
+        return editor
+    others = {n: s for n, s in editor.streams.items() if s.session != session}
+    return replace(editor, streams=others)

@@ -128,7 +128,7 @@ def _taught(fleet: Fleet, waiting: Sequence[Request]) -> Fleet:
         models[key] = editors[0].warm(key)
     costs = {sizes: cost for e in editors for sizes, cost in e.costs.items()}
     taught = (replace(e, models=models, costs={**costs, **e.costs}, priced={}) for e in editors)
-    return Fleet(taught, fleet.rank)
+    return Fleet(taught, fleet.rank, together=fleet.together)
 
 
 def wanted(history: Sequence[Need], need: Need, delay_s: float) -> tuple[list[Need], int]:

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from serve.admission.admission import Demand, Editor, Request, Seat, has_room, with_stream
+from serve.admission.admission import Demand, Editor, Request, Seat, fits, has_room, with_stream
 
 T = TypeVar("T")
 GRAIN = 0.005  # of an editor
@@ -28,22 +28,29 @@ class Fleet:
     """
 
     def __init__(
-        self, editors: Iterable[Editor] = (), rank: Rank = emptiest, before: Fleet | None = None
+        self,
+        editors: Iterable[Editor] = (),
+        rank: Rank = emptiest,
+        before: Fleet | None = None,
+        *,
+        together: bool = True,
     ) -> None:
-        self.rank = rank
+        self.rank, self.together = rank, together
         self._editors = {editor.name: editor for editor in before.editors} if before else {}
         self._order: list[tuple[Any, ...]] = []  # names come last and differ
         self._at: dict[str, str] = {}  # the editor of each stream
         self._sessions: dict[str, int] = {}  # streams of each
         self._before = before
-        self._full: dict[Demand, set[str]] = {}  # editors that have no room for it as they are
+        self._full: dict[
+            tuple[Demand, bool], set[str]
+        ] = {}  # editors without room for it, as asked
         self.grains: dict[int, int] = {}  # of all streams: how many have a share of so many
         for editor in editors:
             self.put(editor)
 
     def trial(self) -> Fleet:
         """As this one is now, for `place` and `place_all` only."""
-        other = Fleet(rank=self.rank, before=self)
+        other = Fleet(rank=self.rank, before=self, together=self.together)
         other._order = self._order.copy()
         other.grains = self.grains.copy()
         other._full = {demand: names.copy() for demand, names in self._full.items()}
@@ -112,24 +119,38 @@ class Fleet:
         return *self.rank(editor), editor.name
 
     def place(self, request: Request, avoid: frozenset[str] = frozenset()) -> Editor | None:
-        """The first editor with room; one of `avoid` only where no other has any."""
+        """The first editor with room for it as it asks; where none has, one with room when its
+        sessions are edited less well, with `together` the last of them, so that few are. One of
+        `avoid` only where no other has any."""
         if len(self._full) >= KNOWN_DEMANDS:  # strangers choose sizes and rates
             self._full.clear()
+        found = self._first(fits, request, avoid)
+        if found is None and request.live:
+            found = self._first(has_room, request, avoid)
+        return found or next(
+            (
+                self._editors[name]
+                for room in (fits, has_room)
+                for *_, name in self._order
+                if name in avoid and room(self._editors[name], request)
+            ),
+            None,
+        )
+
+    def _first(
+        self, room: Callable[[Editor, Request], bool], request: Request, avoid: frozenset[str]
+    ) -> Editor | None:
         ghost = self.knows(request.session)  # it makes room for its own session
-        full = set[str]() if ghost else self._full.setdefault(request.demand, set())
-        avoided = []
-        for entry in self._order:
-            name = entry[-1]
-            if name in full:
+        known = (request.demand, room is fits)
+        full = set[str]() if ghost else self._full.setdefault(known, set())
+        last_first = self.together and room is has_room
+        for *_, name in reversed(self._order) if last_first else self._order:
+            if name in full or name in avoid:
                 continue
-            if name in avoid:
-                avoided.append(name)
-            elif has_room(self._editors[name], request):
+            if room(self._editors[name], request):
                 return self._editors[name]
-            else:
-                full.add(name)
-        found = (self._editors[name] for name in avoided)
-        return next((editor for editor in found if has_room(editor, request)), None)
+            full.add(name)
+        return None
 
     def place_all(
         self, requests: Iterable[Request], avoid: frozenset[str] = frozenset()

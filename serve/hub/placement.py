@@ -82,6 +82,8 @@ class Placement:
         rank: Rank = emptiest,
         catalog: Catalog | None = None,
         settle_s: float = 0.0,
+        *,
+        together: bool = True,
     ) -> None:
         """`settle_s`: after the first report, for the other editors' to come."""
         self.scale, self.settle_s = scale, settle_s
@@ -89,7 +91,7 @@ class Placement:
         self._clock = clock
         self._said: dict[str, tuple[float, Editor]] = {}  # their own last word, and when
         # As they will be when all that was placed is there; without those that go.
-        self._fleet = Fleet(rank=rank)
+        self._fleet = Fleet(rank=rank, together=together)
         self._aside: dict[str, Editor] = {}  # those that go
         self._heard_at: float | None = None  # the first editor's report since this began
         self._leaving: frozenset[str] = frozenset()

@@ -66,6 +66,7 @@ class Rules:
     """A way to decide: what ships, or one that it was compared with."""
 
     rank: Rank = emptiest
+    together: bool = True  # who is edited less well is at few editors
     spare: float = 0.0  # editors that stand ready, as a share of the most
     delay_s: float | None = None
     degrade: bool = True
@@ -86,7 +87,8 @@ def anyone(editor: Editor) -> tuple[Any, ...]:
 VARIANTS = {
     "ships": Rules(),
     "refuse at once": Rules(degrade=False),
-    "fullest first": Rules(rank=fullest),
+    "fullest first": Rules(rank=fullest, together=False),
+    "lower anywhere": Rules(together=False),
     "any with room": Rules(rank=anyone),
     "down after 60 s": Rules(delay_s=60.0),
     "2 % spare": Rules(spare=0.02),

@@ -51,7 +51,9 @@ class World:
         delay = day.scale.delay_s if variant.delay_s is None else variant.delay_s
         self.scale = replace(day.scale, spare_editors=spare, delay_s=delay)
         self.catalog = Catalog(pace=variant.pace)
-        self.placement = Placement(self.scale, lambda: self.now, variant.rank, self.catalog)
+        self.placement = Placement(
+            self.scale, lambda: self.now, variant.rank, self.catalog, together=variant.together
+        )
         self._models = [f"v{n}" if day.rolls else "" for n in range(len(day.rolls) + 1)]
         if day.rolls:
             self.catalog.serve({NAME: self._version(0)})

@@ -16,6 +16,7 @@ from serve.admission import admission, decisions
 from serve.admission.admission import HEADROOM, Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Need
 from serve.admission.fleet import Fleet, grain
+from serve.admission.rungs import Means
 from tests.serve.admission.made import SIZES, editor, request
 
 # --- admission
@@ -77,6 +78,34 @@ def test_a_stream_goes_to_the_emptiest_editor_with_room() -> None:
     found = Fleet(editors).place(request("x"))
     assert found is not None
     assert found.name == "b"
+
+
+def test_who_is_edited_less_well_is_together() -> None:
+    """A live stream of 0.28 that can do with 0.14 goes where nobody has to go down for it; where
+    there is no such place, to the fullest that can take it. A lossless one goes nowhere then."""
+    costs = {SIZES: 0.21, replace(SIZES, halved=True): 0.105}
+
+    def laddered(name: str, share: float, least: float) -> Editor:
+        seats = {name: Seat(name, share, least)}
+        return Editor(name, 12, 8, seats, costs, means=Means(steps=4))
+
+    a, b, c = laddered("a", 0.6, 0.3), laddered("b", 0.75, 0.4), laddered("c", 0.7, 0.7)
+    free = laddered("free", 0.5, 0.5)
+    for asked, editors, found in [
+        (request("x"), [a, b, c, free], "free"),
+        (request("x"), [a, b, c], "b"),
+        (replace(request("x"), live=False), [a, b, c], None),
+        (request("x"), [c], None),
+    ]:
+        placed = Fleet(editors).place(asked)
+        assert (placed and placed.name) == found
+    anywhere = Fleet([a, b, c], together=False).place(request("x"))
+    assert anywhere is not None
+    assert anywhere.name == "a"
+    # What is to be emptied is the last, whoever goes down elsewhere.
+    avoided = Fleet([a, b, free]).place(request("x"), frozenset({"free"}))
+    assert avoided is not None
+    assert avoided.name == "b"
 
 
 @pytest.mark.parametrize("count", [4, 8, 16])
