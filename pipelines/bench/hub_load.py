@@ -1,6 +1,6 @@
 """How many sessions one hub holds: CPU of its process, over real links from real fronts.
 
-    python -m pipelines.bench.hub
+    python -m pipelines.bench.hub_load
 
 What bounds it is CPU, of which a process has one core: time on the clock says little where fronts
 share its machine, so seconds of the hub's own process are counted. A session commits a chunk every

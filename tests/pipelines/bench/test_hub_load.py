@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.bench.hub import commit_s, placement_s
+from pipelines.bench.hub_load import commit_s, placement_s
 
 
 def test_a_real_hub_takes_real_commits_and_larger_ones_cost_more() -> None:
