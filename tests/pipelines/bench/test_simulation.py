@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.bench.simulation.day import VARIANTS, Day, Roll, Rules, anyone, busy, measured
+from infra.runtime.errors import UserError
+from pipelines.bench.serve import parse_ways
+from pipelines.bench.simulation.day import (
+    VARIANTS,
+    Day,
+    Roll,
+    Rules,
+    anyone,
+    busy,
+    measured,
+    usual_rolls,
+)
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.world import World, simulate
 from serve.admission.admission import HEADROOM, Editor, Sizes
@@ -125,6 +136,20 @@ def test_chunks_are_late_where_the_load_is_above_one(streams: int) -> None:
     # Of twice what it can do half is late, and more where what is late was computed for nothing.
     assert late(2.0, streams) > 0.45
     assert late(HEADROOM, streams) < late(1.2, streams) <= late(1.5, streams)
+
+
+def test_ways_to_decide_are_chosen_by_name() -> None:
+    assert list(parse_ways(None)) == list(VARIANTS)
+    assert parse_ways("ships, fullest first") == {
+        name: VARIANTS[name] for name in ("ships", "fullest first")
+    }
+    with pytest.raises(UserError, match="--ways best is none; there are ships, refuse at once"):
+        parse_ways("ships,best")
+
+
+def test_the_usual_day_has_a_bad_version_at_noon_and_a_good_one_in_the_evening() -> None:
+    assert usual_rolls(24.0) == (Roll(12 * 3600.0, kills=True), Roll(19 * 3600.0))
+    assert usual_rolls(2.0)[1] == Roll(5700.0)
 
 
 def test_a_version_that_kills_who_loads_it_costs_one_editor_and_a_good_one_reaches_all() -> None:
