@@ -108,6 +108,13 @@ def test_who_is_edited_less_well_is_together() -> None:
     assert avoided.name == "b"
 
 
+def test_who_had_no_room_is_tried_again_when_it_has_changed() -> None:
+    fleet = Fleet([editor("a", 0.7)])
+    assert fleet.place(request("x")) is None
+    fleet.put(editor("a", 0.5))
+    assert fleet.place(request("x")) == editor("a", 0.5)
+
+
 @pytest.mark.parametrize("count", [4, 8, 16])
 def test_the_only_place_is_always_found(count: int) -> None:
     """Of sixteen editors with one place between them, four tries missed it in 59 % of opens."""
