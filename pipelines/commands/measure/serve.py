@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -254,9 +255,13 @@ def _simulate(day: Day, rules: dict[str, Rules], json_file: Path | None) -> None
     from pipelines.bench.simulation.world import simulate
 
     results: dict[str, dict[str, float]] = {}
-    with errors.status("simulating") as status:
-        for name, rule in rules.items():
-            status.update(f"simulating {day.hours:g} h: {name}")
-            results[name] = simulate(day, rule)
+    logging.disable(logging.ERROR)  # what the simulated hub says of its editors and versions
+    try:
+        with errors.status("simulating") as status:
+            for name, rule in rules.items():
+                status.update(f"simulating {day.hours:g} h: {name}")
+                results[name] = simulate(day, rule)
+    finally:
+        logging.disable(logging.NOTSET)
     console.print(table(day, results))
     write_report({"runs": results}, json_file)
