@@ -307,7 +307,8 @@ def test_more_editors_come_at_once_and_fewer_after_the_delay() -> None:
     for at, need in [(0, 1), (1, 3), (2, 1), (9, 2), (11.5, 1), (18, 1), (19.5, 1)]:
         history, number = decisions.wanted(history, Need(float(at), need), 10.0)
         seen.append(number)
-    assert seen == [1, 3, 3, 3, 2, 2, 1]
+        assert [n.editors for n in history] == sorted({n.editors for n in history}, reverse=True)
+    assert seen == [1, 3, 3, 3, 2, 2, 1]  # of which no more is kept than what may still count
 
 
 def test_the_emptiest_editors_close() -> None:

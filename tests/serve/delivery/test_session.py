@@ -308,6 +308,18 @@ async def test_a_change_of_quality_is_told_before_its_first_frame() -> None:
     ]
 
 
+async def test_a_chunk_is_by_the_model_of_the_editor_that_made_it() -> None:
+    """A session that was moved to another version says so from there on."""
+    session = make()
+    feed(session, 21)
+    first = session.deliver(edited(await session.take()))
+    await session.take()
+    session.lost()
+    session.opened(replace(READY, model="m version 2", chunks=1))
+    second = session.deliver(edited(await session.take()))
+    assert (first.model, second.model) == ("m", "m version 2")
+
+
 def test_a_resumed_session_knows_what_its_client_was_told() -> None:
     progress = replace(Progress.start("red"), quality="size y")
     assert Session(Opening("s", "red", 48, 32, 16.0, "live"), progress).quality == "size y"

@@ -191,9 +191,10 @@ def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     """The third that sees a full window, whatever those before took; for every size."""
     editor = known_editor()
     costs = iter([9.0, 9.0, 9.0, 9.0, 8.0, 0.25, 9.0, 9.0, 9.0, 9.0, 8.0, 0.125, 7.0, 7.0])
-    opened = editor.open
+    opened, details = editor.open, list[object]()
 
     def timed(*args: object, **named: object) -> object:
+        details.append(named["detail"])
         stream = opened(*args, **named)
         push = stream.push
 
@@ -220,6 +221,7 @@ def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     assert made.costs == {Sizes(own, own, model="it"): 0.25, small: 0.125}
     assert told == ["warming 96x64 at 96x64", "warming 34x50 at 32x16", "measuring capacity"]
     assert made.frame_s > 0
+    assert details == ["source", "off"]  # as sessions of these sizes have it
 
 
 def test_sizes_that_were_not_met_for_longest_are_forgotten() -> None:
@@ -301,6 +303,25 @@ def test_a_lossless_one_waits_for_a_place_and_then_for_its_turn() -> None:
         made.admit(replace(file, session="g"))
     made.release(*[key for key in made.loads if key != name][:1])
     assert made.known("e").streams[name].least == pytest.approx(0.3 / 5)
+
+
+def test_who_has_just_been_lowered_stays_so_for_a_while() -> None:
+    """What was decided before is remembered: cost and rung follow no chunk up and down."""
+    made, clock = degrading(0.3, 0.25, 0.14)
+    names = []
+    for name in "abc":
+        names.append(made.admit(opening(name)))
+        made.decide()
+    made.release(names.pop())
+    before = [load.rung for load in made.loads.values()]
+    assert max(before) == 2
+    for _ in range(9):
+        clock.s += 1
+        made.decide()
+        assert [load.rung for load in made.loads.values()] == before
+    clock.s += 1
+    made.decide()
+    assert sum(load.rung for load in made.loads.values()) < sum(before)
 
 
 def test_all_go_up_again_however_dear_it_was_once() -> None:

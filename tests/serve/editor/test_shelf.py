@@ -91,6 +91,9 @@ async def test_a_model_is_taken_in_beside_a_session_which_then_goes_on_with_it(
         assert {replace(native, model=s.key) for s in sources} <= shelf.on.capacity.costs.keys()
         # The old one goes: its session is given back, and edited on by the new one.
         shelf.order(None, [one.version])
+        assert shelf.known("e").models == {two.version: WARM}  # nobody else may have it
+        await asyncio.sleep(0.1)
+        assert shelf.on.capacity.costs.keys() >= {replace(native, model=one.version)}  # it has one
         moved = await anext(events)
     assert isinstance(first, Edited)
     assert_is(first.frames, "red")
@@ -125,6 +128,18 @@ async def test_a_model_that_does_not_load_is_none(
     await until_loaded(shelf)
     assert shelf.failed == {}
     assert_is(await edited(shelf, replace(OPENING, version=source.key), 0, 9, 0), "red")
+
+
+async def test_of_a_model_that_failed_half_way_nothing_is_known(
+    shelf: Shelf, sources: list[ModelSource]
+) -> None:
+    """Its own size was measured before one that it cannot do."""
+    shelf._usual = lambda source: [Sizes((8, 8), (8, 8), model=source.key)]
+    shelf.order(sources[1], ())
+    await until_loaded(shelf)
+    assert shelf.failed.keys() == {sources[1].key}
+    for known in (shelf.on.capacity.costs, shelf.on.capacity.warm):
+        assert {sizes.model for sizes in known} == {sources[0].key}
 
 
 async def test_an_editor_that_leaves_takes_nothing_in(

@@ -140,6 +140,19 @@ def test_a_front_takes_so_many_connections_and_none_when_it_leaves(leaving: bool
             assert answers[1].messages[0]["retry_after_s"] == 5.0
 
 
+def test_who_still_waits_when_the_server_stops_is_told_so_at_once() -> None:
+    """There is nothing of it to be finished."""
+    with World() as world:
+        world.editors.places = [1] * 1000
+        wire = world.connect(OPEN | {"queue": True})
+        world.advance(1.0)
+        wire.front.stop()
+        world.settle()
+        ends_with(wire, "draining", 1012)
+        assert wire.task.done()
+        assert world.sample("sessions_refused_total", code="draining") == 1
+
+
 def test_no_editor_with_room_is_said_at_once_and_no_session_is_kept() -> None:
     with World() as world:
         world.editors.full = True

@@ -6,6 +6,7 @@ What Ray does itself is tested on a cluster; this is what the front makes of eac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import aclosing
@@ -22,7 +23,7 @@ from serve.admission.admission import Request, Seat, Sizes
 from serve.admission.decisions import Scale
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
-from serve.hub.placement import Answer, Placement
+from serve.hub.placement import Answer, Placement, Retired
 from serve.wire import conversation
 from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import WireError
@@ -221,6 +222,57 @@ async def test_a_stream_asks_for_what_it_is() -> None:
     sizes = Sizes((4, 6), (16, 32), "source")
     assert asked == Request(given.stream, "x", sizes, 16.0, epoch=3, waits=True, again=True)
     assert given == replace(opening, stream=asked.stream)
+
+
+async def test_a_lossless_one_says_that_it_can_wait_and_which_model_it_is_for() -> None:
+    hub = Hub()
+    await run(good, hub=hub, opening=replace(OPENING, mode="lossless", model="m", version="m 1"))
+    (asked,) = hub.asked
+    assert (asked.live, asked.name, asked.sizes.model) == (False, "m", "m 1")
+
+
+async def test_a_version_that_is_served_no_more_gives_way_to_the_one_that_is() -> None:
+    hub = Hub()
+    ask = hub.ask
+
+    async def retired(request: Request) -> Answer:
+        if request.sizes.model != "m 1":
+            return await ask(request)
+        hub.asked.append(request)
+        assert len(hub.asked) < 5, "it asks for the same again and again"
+        return Retired("m 2")
+
+    hub.ask = retired  # type: ignore[method-assign]
+    (ready, *_), handle = await run(good, hub=hub, opening=replace(OPENING, version="m 1"))
+    assert ready == READY
+    assert [asked.sizes.model for asked in hub.asked] == ["m 1", "m 2"]
+    assert [opening.version for opening in handle.openings] == ["m 2"]
+
+
+async def test_an_editor_hears_when_its_front_has_let_go() -> None:
+    """Of the link, also where its call is not cancelled: a front that died cancels nothing."""
+    ended = asyncio.Event()
+
+    async def listens(opening: Opening, address: Address) -> None:
+        link = await Link.connect(address, conversation.KINDS)
+        await link.write(READY)
+
+        async def hear() -> None:
+            with contextlib.suppress(OSError):
+                await link.read()
+            ended.set()
+
+        hearing.append(asyncio.create_task(hear()))
+        await asyncio.Event().wait()
+
+    hearing: list[asyncio.Task[None]] = []
+    backend = RayBackend(Handle(listens), listener(), Hub())  # type: ignore[arg-type]
+    stream = backend.edit(OPENING, asyncio.Event().wait)  # type: ignore[arg-type]
+    assert await anext(stream) == READY
+    await stream.aclose()
+    async with asyncio.timeout(60):
+        await ended.wait()
+    backend.listener.close()
 
 
 async def test_who_waits_hears_its_place_until_there_is_room() -> None:

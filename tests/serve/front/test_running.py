@@ -13,6 +13,7 @@ import pytest
 
 from serve.front import running
 from serve.front.running import QUEUED_EVERY_S
+from serve.wire.work import Edited, Work
 from tests.serve.front.running import indices, resumed, say, shown
 from tests.serve.front.world import (
     CHUNK,
@@ -20,6 +21,7 @@ from tests.serve.front.world import (
     OPEN,
     SIDE,
     Inline,
+    Known,
     StoreLink,
     Wire,
     World,
@@ -163,6 +165,29 @@ def test_another_prompt_on_resume_is_a_change() -> None:
         assert {picture[0, 0, 1] for picture in shown(back)} == {5}
         applied = {"type": "prompt_applied", "prompt": "prompt 5", "first_frame": FIRST}
         assert applied in back.messages
+
+
+def test_a_quality_that_was_told_before_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = Known.push
+
+    def lower(self: Known, work: Work) -> Edited | None:
+        made = push(self, work)
+        return made and replace(made, rung="size", work_size="16x16")
+
+    monkeypatch.setattr(Known, "push", lower)
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST))
+        told = {"type": "quality", "level": "size", "first_frame": 0, "work_size": "16x16"}
+        assert [m for m in wire.messages if m["type"] == "quality"] == [told | {"steps": 4}]
+        wire.disconnect()
+        world.settle()
+        back = resumed(world, wire, FIRST)
+        say(world, back, frames(FIRST, CHUNK))
+        assert indices(back) == list(range(FIRST, FIRST + CHUNK))
+        assert not [m for m in back.messages if m["type"] == "quality"]
+        assert world.sample("chunks_lowered_total", rung="size") == 2
+        # It opened with its first chunk, and not again when it came back.
+        assert world.sample("first_chunk_seconds_count") == 1
 
 
 def test_what_was_not_sent_before_counts_as_not_sent_after() -> None:

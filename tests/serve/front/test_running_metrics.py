@@ -167,3 +167,24 @@ def test_the_time_of_capture_comes_back() -> None:
         sent = frames(0, FIRST)
         wire = world.connect(OPEN, *sent)
         assert [frame.time_us for frame in wire.frames] == [parse_frame(s).time_us for s in sent]
+
+
+def test_what_is_counted_is_counted_for_the_model_that_did_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A session that goes on by a newer version counts for that from there on."""
+    caplog.set_level("INFO")
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST))
+        world.editors.model = "known 2"
+        world.editors.leave()
+        say(world, wire, [*frames(FIRST, CHUNK + 3), {"type": "close"}])
+        edited = {
+            model: world.sample("frames_edited_total", model=model)
+            for model in ("known", "known 2")
+        }
+        assert edited == {"known": FIRST, "known 2": CHUNK + 3}
+        assert world.sample("sessions_admitted_total", model="known") == 1
+        assert world.sample("sessions_ended_total", model="known 2", reason="close") == 1
+    told = [(r.event, r.model) for r in caplog.records if hasattr(r, "model")]
+    assert told == [("opened", "known"), ("rolled", "known 2"), ("ended", "known, known 2")]

@@ -120,6 +120,7 @@ class Editors:
 
     def __init__(self) -> None:
         self.full = self.stillborn = self.broken = False
+        self.model = "known"  # by which they edit
         self.chunk_s = 0.0  # that a chunk takes
         self.places: list[int] = []  # in the queue, told twice a second before a stream is open
         self.openings: list[Opening] = []
@@ -157,7 +158,7 @@ class Editors:
         stream = Known.restore(opening.state)
         self.open += 1
         try:
-            yield Ready("known", CHUNK, FIRST, stream.chunks)
+            yield Ready(self.model, CHUNK, FIRST, stream.chunks)
             while True:
                 taking = asyncio.ensure_future(take())
                 try:

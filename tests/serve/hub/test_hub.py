@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Scale
@@ -331,6 +331,45 @@ async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.Monke
     assert await way.ledger.beat(Used("front", 0, {}, {}), {"a": tenant}) == set()
     with pytest.raises(ActorUnavailableError):
         await store.create(HEADER)
+    with pytest.raises(ActorUnavailableError):  # whose it is nobody can say now
+        await store.claim("token", 0, SHAPE)
+
+
+async def test_a_hub_that_was_started_again_is_asked_in_place_of_the_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    class Mortal:
+        def __getattr__(self, name: str) -> Any:
+            async def remote(*_: Any) -> Any:
+                if len(asked) == 1:
+                    raise ActorDiedError
+                return "alive"
+
+            return SimpleNamespace(remote=remote)
+
+    def hub_actor(*told: Any) -> Mortal:
+        asked.append(told)
+        return Mortal()
+
+    monkeypatch.setattr(client, "hub_actor", hub_actor)
+    assert await HubClient("app", SETTINGS, SERVES).call("notes") == "alive"
+    assert asked == [("app", SETTINGS, SERVES)] * 2  # it is made of the same
+
+
+@pytest.mark.parametrize(("memory", "loaded"), [(0.0, ["demo", "natural"]), (1.0, ["demo"])])
+async def test_what_an_editor_loads_while_the_hub_is_down_fits(
+    monkeypatch: pytest.MonkeyPatch, memory: float, loaded: list[str]
+) -> None:
+    def get(*_: Any, **__: Any) -> None:
+        raise GetTimeoutError
+
+    hub = SimpleNamespace(first=SimpleNamespace(remote=lambda *_: None))
+    monkeypatch.setattr(client, "hub_actor", lambda *_: hub)
+    monkeypatch.setattr(client.ray, "get", get)
+    way = HubClient("app", replace(SETTINGS, editor_memory_gb=memory), SERVES)
+    assert [source.key for source in way.first()] == loaded
 
 
 async def test_a_hub_that_hangs_is_not_waited_for_by_who_opens(

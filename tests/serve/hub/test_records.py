@@ -139,6 +139,7 @@ async def test_a_holders_every_sign_of_life_counts(
     if sign != "create":
         clock.now = 70.0
     if sign == "claim":
+        await store.release(token, 0)  # it was left, and is held again
         await store.claim(token, 0)
     elif sign == "commit":
         await store.commit(Commit(token, 0, HEADER, progress(9), frames(0, 9)))

@@ -112,6 +112,12 @@ async def test_files_that_are_not_what_was_registered_are_no_target(
         assert follower.catalog.notes(editors(V1)) == [
             f"{V3} takes no sessions: it could not be loaded"
         ]
+    broken = Path(follower.sources[V1].directory).parent / "3" / "vae.safetensors"
+    broken.write_bytes((broken.parent.parent / "1" / "vae.safetensors").read_bytes())
+    await follower.look()  # it is what was registered again
+    assert follower.catalog.failed == {}
+    assert offered(follower, V1, V3) == Offer(NAME, V1, V3)
+    broken.write_bytes(b"")
     move(followed, 1)
     await follower.look()
     assert follower.catalog.failed == {}

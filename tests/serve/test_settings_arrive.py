@@ -1,0 +1,242 @@
+"""Every setting arrives where it is meant, in each of the processes that an application has.
+
+The processes are made as Ray makes them, of settings that are all unlike the defaults. A new
+setting needs a line in `ARRIVES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from serve import run
+from serve.admission.admission import Sizes
+from serve.editor import replica as editor_replica
+from serve.editor.shelf import Shelf
+from serve.front import replica as front_replica
+from serve.front.front import Front
+from serve.hub import client
+from serve.hub.client import HubClient
+from serve.hub.hub import Hub
+from serve.hub.placement import Scale
+from serve.limits import Limits
+from serve.local import local_front
+from serve.settings import ServeSettings
+from serve.versions.source import ModelSource, find_models
+from serve.work_sizes import WorkSizes
+from tests.serve.tokens import write_tokens
+
+pytestmark = pytest.mark.anyio
+
+SERVES = find_models(["demo", "natural"])
+LIMITS = Limits(max_sessions=11, resume_s=7.0)
+
+
+@dataclass
+class Built:
+    """All of an application, and the server in one process; no model is loaded."""
+
+    settings: ServeSettings
+    hub: Hub
+    front: Any
+    editor: Any
+    local: Front
+    deployed_front: dict[str, Any]
+    deployed_editor: dict[str, Any]
+
+    @property
+    def fronts(self) -> list[Front]:
+        return [self.front.front, self.local]
+
+    @property
+    def shelves(self) -> list[Shelf]:
+        backend: Any = self.local.services.backend
+        return [self.editor.shelf, backend]
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica of Ray Serve's, without Ray, a hub or models."""
+    context = SimpleNamespace(app_name="app", replica_id=SimpleNamespace(unique_id="replica"))
+    for module in (front_replica, editor_replica):
+        monkeypatch.setattr(module.ray_serve, "get_replica_context", lambda: context)
+        monkeypatch.setattr(module, "join_serve_log", lambda: None)
+    monkeypatch.setattr(client, "hub_actor", lambda *told: told)
+    monkeypatch.setattr(HubClient, "first", lambda _: [])
+    monkeypatch.setattr(Shelf, "put", lambda *_: None)
+
+
+@pytest.fixture
+async def built(processes: None, tmp_path: Path) -> AsyncIterator[Built]:
+    settings = ServeSettings(
+        models=("demo", "natural"), on_new_version="move", editor_memory_gb=2.5, device="meta",
+        fp8=True, work_size="full", detail="off", warm_sizes=("64x48", "96x32"),
+        token_file=str(write_tokens(tmp_path / "tokens")), allowed_origins=("https://a.example",),
+        max_sessions=3, measured_capacity=False, degrade=False, min_editors=2, max_editors=5,
+        spare_editors=1, downscale_delay_s=33.0, editor_gpus=0.5, editor_cpus=2.0, fronts=4,
+        front_cpus=0.25, stop_s=9.0, drain_s=50.0, log_format="json", log_dir=str(tmp_path),
+        traces=str(tmp_path / "traces"), link_host="127.0.0.2", limits=LIMITS,
+    )  # fmt: skip
+    plain = front_replica.FrontReplica.__mro__[1]  # as it is below Ray's wrapper
+    made = Built(
+        settings,
+        Hub("app", settings, SERVES),
+        plain(settings, SERVES, None),  # type: ignore[call-arg]
+        editor_replica.EditorReplica(settings, SERVES),
+        await local_front(settings),
+        front_replica.describe_deployment(settings),
+        editor_replica.describe_deployment(settings),
+    )
+    yield made
+    made.hub._watching.cancel()
+    made.hub._following.cancel()
+    for shelf in made.shelves:
+        shelf.on.scheduler.stop()
+
+
+def ray_actors(built: Built) -> tuple[dict[str, float], dict[str, float]]:
+    return (
+        built.deployed_front["ray_actor_options"],
+        built.deployed_editor["ray_actor_options"],
+    )
+
+
+def deployed(built: Built, name: str) -> list[Any]:
+    return [built.deployed_front[name], built.deployed_editor[name]]
+
+
+SOURCE = ModelSource("demo")
+# Of the setting: what is found wherever it is read, and what that should be.
+ARRIVES: dict[str, tuple[Callable[[Built], Any], Any]] = {
+    "on_new_version": (lambda b: b.hub._catalog.move, True),
+    "editor_memory_gb": (lambda b: b.hub._catalog.budget, 2_500_000_000),
+    "device": (lambda b: b.editor.shelf.device, "meta"),
+    "fp8": (lambda b: b.editor.shelf.fp8, True),
+    "work_size": (
+        lambda b: [front.services.sizes for front in b.fronts],
+        [WorkSizes(LIMITS, "full", "off")] * 2,
+    ),
+    "detail": (lambda b: [front.services.sizes.detail for front in b.fronts], ["off"] * 2),
+    "warm_sizes": (
+        lambda b: b.editor.shelf._usual(SOURCE),
+        [Sizes(size, size, "off", model="demo") for size in ((48, 64), (32, 96))],
+    ),
+    "token_file": (lambda b: [front.door.tenants.open for front in b.fronts], [False] * 2),
+    "allowed_origins": (
+        lambda b: [front.door.allowed_origins for front in b.fronts],
+        [{"https://a.example"}] * 2,
+    ),
+    "max_sessions": (
+        lambda b: [
+            *(shelf.on.capacity.max_sessions for shelf in b.shelves),
+            b.deployed_editor["max_ongoing_requests"],
+        ],
+        [3] * 3,
+    ),
+    "measured_capacity": (lambda b: [s.on.capacity.measured for s in b.shelves], [False] * 2),
+    "degrade": (lambda b: [s.on.capacity.degrade for s in b.shelves], [False] * 2),
+    "min_editors": (lambda b: b.hub._placement.scale, Scale(2, 5, 1, 33.0)),
+    "max_editors": (lambda b: b.deployed_editor["autoscaling_config"].max_replicas, 5),
+    "spare_editors": (lambda b: b.hub._placement.scale.spare_editors, 1),
+    "downscale_delay_s": (lambda b: b.hub._placement.scale.delay_s, 33.0),
+    "editor_gpus": (lambda b: ray_actors(b)[1]["num_gpus"], 0.5),
+    "editor_cpus": (lambda b: ray_actors(b)[1]["num_cpus"], 2.0),
+    "fronts": (lambda b: b.deployed_front["num_replicas"], 4),
+    "front_cpus": (lambda b: ray_actors(b)[0]["num_cpus"], 0.25),
+    # Whole videos have to be done before Serve kills.
+    "drain_s": (
+        lambda b: [b.front.front.grace_s, *deployed(b, "graceful_shutdown_timeout_s")],
+        [40.0, 50.0, 50.0],
+    ),
+    "log_format": (lambda b: [d["encoding"] for d in deployed(b, "logging_config")], ["JSON"] * 2),
+    "log_dir": (
+        lambda b: [d["logs_dir"] == b.settings.log_dir for d in deployed(b, "logging_config")],
+        [True] * 2,
+    ),
+    "traces": (lambda b: [f.services.tracer is None for f in b.fronts], [False] * 2),
+    "link_host": (
+        lambda b: [b.hub._listener.host, b.front.front.services.backend.listener.host],
+        ["127.0.0.2"] * 2,
+    ),
+    "limits": (
+        lambda b: [
+            b.hub.store.resume_s,
+            *(front.services.limits for front in b.fronts),
+            b.local.services.store.resume_s,
+            b.deployed_front["max_ongoing_requests"] > LIMITS.max_sessions,
+        ],
+        [7.0, LIMITS, LIMITS, 7.0, True],
+    ),
+}
+ELSEWHERE = {"model", "models", "stop_s"}  # `find_models`, and the test of `run.start` below
+
+
+async def test_every_setting_arrives(built: Built) -> None:
+    assert ARRIVES.keys() | ELSEWHERE == {field.name for field in fields(ServeSettings)}
+    usual = ServeSettings("demo")
+    alike = [n for n in ARRIVES if getattr(built.settings, n) == getattr(usual, n)]
+    assert not alike, "these say nothing here: they are as they are by default"
+    found = {name: where(built) for name, (where, _) in ARRIVES.items()}
+    assert found == {name: wanted for name, (_, wanted) in ARRIVES.items()}
+
+
+async def test_every_process_knows_what_is_served_and_who_it_is(built: Built) -> None:
+    for process in (built.front, built.editor):
+        assert (process.process, process.hub.serves) == ("replica", SERVES)
+        assert process.hub.hub == ("app", built.settings, SERVES)  # what a new hub is made of
+    assert built.front.front.services.usage.front == "replica"  # the ledger adds fronts up by it
+    assert built.hub._placement.catalog is built.hub._catalog is built.hub._follower.catalog
+
+
+@pytest.mark.parametrize(("degrade", "measured"), [(True, True), (False, True), (True, False)])
+async def test_nobody_is_edited_less_well_unless_that_is_asked_for(
+    processes: None, degrade: bool, measured: bool
+) -> None:
+    """What is not measured cannot say that it is too much."""
+    settings = ServeSettings("demo", degrade=degrade, measured_capacity=measured)
+    front, editor = await local_front(settings), editor_replica.EditorReplica(settings, SERVES)
+    backend: Any = front.services.backend
+    for shelf in (backend, editor.shelf):
+        capacity = shelf.on.capacity
+        assert (capacity.degrade, capacity.measured) == (degrade and measured, measured)
+        shelf.on.scheduler.stop()
+
+
+def test_what_a_start_on_this_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def build(settings: ServeSettings, registry: str | None) -> str:
+        seen["built"] = settings, registry
+        return "application"
+
+    @contextmanager
+    def started(application: Any, running: Any, stop_s: float) -> Any:
+        seen["started"] = application, running.port, stop_s
+        yield
+
+    @contextmanager
+    def private_ray(cpus: int, namespace: str) -> Any:
+        seen["cpus"] = cpus
+        yield Path("folder")
+
+    for name, made in (("build", build), ("_started", started), ("private_ray", private_ray)):
+        monkeypatch.setattr(run, name, made)
+    monkeypatch.setattr(run, "forget_serve", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    chosen = ServeSettings("demo", stop_s=9.0, max_editors=100, editor_cpus=2.0, fronts=2)
+    running = run.start(chosen, port=run.free_port(), registry="sqlite:///elsewhere.db")
+    running.stop()
+    # On one machine nobody outside it may reach the links.
+    assert seen["built"] == (replace(chosen, link_host="127.0.0.1"), "sqlite:///elsewhere.db")
+    assert seen["started"] == ("application", running.port, 9.0)
+    assert seen["cpus"] == math.ceil(100 * 2.0 + 2 * 0.5 + run.SYSTEM_CPUS)
+    assert running.folder == Path("folder")
+    assert not ray.is_initialized()
