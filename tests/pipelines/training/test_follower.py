@@ -57,6 +57,8 @@ def test_a_new_start_forgets_reports_and_refusals_and_keeps_the_rest(folder: Run
     folder.refuse("of no use")
     folder.say("goes on")
     folder.ask_to_stop()
+    folder.tell_hang("worker 1 hangs")
+    assert folder.hang() == "worker 1 hangs"
     assert folder.is_to_stop()
     assert folder.refusal() == "of no use"
     (folder.path / "checkpoint").mkdir()
@@ -64,6 +66,7 @@ def test_a_new_start_forgets_reports_and_refusals_and_keeps_the_rest(folder: Run
     assert folder.refusal() is None
     assert folder.reports(0) == folder.said(0) == ([], 0)
     assert not folder.is_to_stop()
+    assert folder.hang() is None  # or the next loss of a worker would be told as yesterday's hang
     assert (folder.path / "checkpoint").is_dir()
     folder.remove()
     assert not folder.path.exists()

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -41,6 +42,27 @@ def test_steps_accumulation_batches_and_learning_rates(
     wanted = [learning_rate_at(step, section, 0.1) for step in range(5) for _ in range(2)]
     assert [one for one, _ in stage.rates] == wanted
     assert [two for _, two in stage.rates] == pytest.approx([3 * rate for rate in wanted])
+
+
+def test_how_batches_are_read_is_as_compute_says(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Split, dict[str, Any]]] = []
+
+    def read(uri: str, split: Split, **named: Any) -> Loader:
+        seen.append((split, named))
+        return loader(uri, replace(split, workers=0), **named)
+
+    monkeypatch.setattr("pipelines.training.loop.loader", read)
+    scripted(lambda step, micro: {"loss": 1.0})
+    run = bench().set(steps=1, seed=4)
+    run.config.compute.loader_workers = 3
+    run.config.compute.shard_cache = str(run.folder / "cache")
+    run.run()
+    ((split, named),) = seen
+    assert split == Split(batch_size=1, seed=4, workers=3)  # the stage's own seed
+    assert named == {"cache": str(run.folder / "cache")}
+    assert list((run.folder / "cache").iterdir()) == []  # of a dataset on this disk nothing is
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -47,6 +47,7 @@ def test_a_job_is_plain_values_and_absolute_paths(
         "models": {"teacher": Path(tiny_model.name)},
         "key": "k" * 64,
         "same": "s" * 64,
+        "heldout": "pairs",
     }
     given["config"].output = "out"
     given["output"] = Path("out/model")
@@ -55,6 +56,7 @@ def test_a_job_is_plain_values_and_absolute_paths(
     assert job.config == given["config"]
     assert job.start == job.models["teacher"] == tiny_model
     assert job.output == tiny_model.parent / "out" / "model"
+    assert job.heldout == str(tiny_model.parent / "pairs")
     assert job.folder == tiny_model.parent / "out" / "checkpoints" / f"distill-{'s' * 12}"
     assert (job.stage, job.dataset) == ("distill", heldout)
     card = job.card
@@ -199,6 +201,9 @@ def test_a_finished_stage_leaves_its_model_and_no_checkpoints(
     assert outcome.steps == 9
     assert seen == [make_job(**given)]
     assert not seen[0].folder.exists()
+    given["config"].compute.keep_finished = True  # so that more steps can be added to it
+    train_stage(make_job(**given))
+    assert seen[1].folder.is_dir()
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -218,6 +223,7 @@ def test_that_it_begins_anew_beside_checkpoints_of_another_training_is_said(
     folder = make_job(**given).folder
     other = folder.with_name("distill-other")
     (other / "checkpoint_1").mkdir(parents=True)
+    folder.with_name("distill-empty").mkdir()  # from which nothing could go on
     monkeypatch.setattr(module, "_fit", lambda *args: {"refused": "lower it"})
 
     def said() -> list[str]:
@@ -252,7 +258,9 @@ def test_ray_is_told_what_compute_says(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 3})
     for compute in (
         ComputeConfig(),
-        ComputeConfig(workers=2, gpus=False, keep_checkpoints=5, max_failures=4),
+        ComputeConfig(
+            workers=2, gpus=False, keep_checkpoints=5, max_failures=4, cpus_per_worker=0.5
+        ),
     ):
         given["config"] = replace(given["config"], compute=compute)
         assert module._fit(make_job(**given), folder, follow) == {"steps": 3}
@@ -262,6 +270,8 @@ def test_ray_is_told_what_compute_says(
     assert told.run_config.checkpoint_config.num_to_keep == 5
     assert told.run_config.failure_config.max_failures == 4
     assert (told.scaling_config.num_workers, told.scaling_config.use_gpu) == (2, False)
+    assert plain.scaling_config.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
+    assert told.scaling_config.resources_per_worker == {"CPU": 0.5}
     for one in made:  # where `RunFolder.checkpoints` looks for them
         where = Path(one.run_config.storage_path) / one.run_config.name
         assert where == folder.path
