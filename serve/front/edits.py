@@ -229,13 +229,14 @@ async def _next(events: AsyncIterator[Any], *others: asyncio.Future[None]) -> An
     """The next event, None after the last; raises what any of `others` failed with."""
     following = asyncio.ensure_future(anext(events, None))
     try:
-        while not following.done():
-            waiting = {following, *(other for other in others if not other.done())}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for other in others:
+        while True:
+            for other in others:  # also one that failed while nobody waited
                 if other.done():
                     other.result()
-        return following.result()
+            if following.done():
+                return following.result()
+            waiting = {following, *(other for other in others if not other.done())}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
         following.cancel()
         # Until it has ended the generator counts as running, and could not be closed.

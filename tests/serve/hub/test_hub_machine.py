@@ -145,8 +145,13 @@ class HubMachine(RuleBasedStateMachine):
         if orders.go:
             self.sent_away.add(process)
 
-    @rule(process=st.sampled_from(EDITORS), doing=st.sampled_from(["loading", "warming"]))
-    def editor_says_what_it_does(self, process: str, doing: str) -> None:
+    @rule(
+        process=st.sampled_from(EDITORS),
+        doing=st.sampled_from(["loading", "warming"]),
+        after=AFTER,
+    )
+    def editor_says_what_it_does(self, process: str, doing: str, after: float) -> None:
+        self.now += after
         self.runner.run(self.hub.starting(process, doing))
         self.starting[process] = self.now, doing
         assert self.hub._heard == self.now  # a start of minutes is no silence, at which it ends

@@ -1,0 +1,219 @@
+"""Whole videos over HTTP: what ends one, whenever it does, and what is left of it then: nothing.
+
+The front is the real one, its editors are arithmetic, and the clock runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.front.door import Door
+from serve.front.front import Front
+from serve.hub.ledger import Ledger
+from serve.hub.records import SessionStore
+from serve.limits import Limits
+from serve.metrics import Metrics
+from serve.tenants import Tenants
+from serve.versions.catalog import Menu
+from serve.versions.rolling import Offer, Version
+from serve.work_sizes import WorkSizes
+from tests.serve.conftest import clip
+from tests.serve.front.test_http import video
+from tests.serve.front.world import SIDE, Editors
+from tests.serve.tokens import write_tokens
+
+pytestmark = pytest.mark.anyio
+
+MENU = Menu((Offer("known", "known 1"),), {"known 1": Version("known 1", (48, 64))})
+VIDEO = video(clip(40, width=SIDE, height=SIDE))
+FOREVER = 1e6
+
+
+@dataclass
+class Office:
+    """A front with its editors, and what it counts."""
+
+    front: Front
+    editors: Editors
+    ledger: Ledger
+    tokens: Path
+
+    def post(self, token: str = "one", **fields: str) -> asyncio.Task[httpx.Response]:
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(self.front.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
+                return await client.post(
+                    f"/v1/edits?token={token}", files={"video": ("v.mp4", VIDEO)},
+                    data={"prompt": "prompt 1", **fields}, timeout=60,
+                )  # fmt: skip
+
+        return asyncio.create_task(send())
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def nothing_is_left(self) -> None:
+        edits = self.front.edits
+        await self.until(lambda: not edits.running and not self.editors.open)
+        assert (edits.open, edits._uploads, self.front.open_connections) == (set(), 0, 0)
+        assert (self.ledger._sessions, self.front.services.usage._held) == ({}, {})
+        assert self.sample("sessions") == 0
+
+    def sample(self, name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for metric in self.front.services.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == f"liveedit_{name}" and labels.items() <= sample.labels.items()
+        )
+
+
+@pytest.fixture
+async def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Office]:
+    monkeypatch.setattr("serve.front.front.HOLDER_BEAT_S", 0.01)
+    tokens = write_tokens(tmp_path / "tokens", {"a": "one", "b": "two"}, max_sessions=1)
+
+    async def nobody() -> list[Any]:
+        return []
+
+    async def nothing() -> dict[str, Any]:
+        return {}
+
+    editors, ledger = Editors(), Ledger()
+    front = Front(
+        backend=editors, store=SessionStore(), sizes=WorkSizes(Limits(max_fps=20.0)),
+        metrics=Metrics(), door=Door(Tenants(str(tokens))), ledger=ledger, grace_s=FOREVER,
+        models=nobody, menu=lambda: MENU, notes=nobody, snapshots=nothing,
+    )  # fmt: skip
+    yield Office(front, editors, ledger, tokens)
+    if front._beating:
+        front._beating.cancel()
+
+
+def drained(office: Office) -> None:
+    office.front.grace_s = 0.05
+    office.front.leave()
+
+
+def withdrawn(office: Office) -> None:
+    write_tokens(office.tokens, {"b": "two"})
+
+
+def spent(office: Office) -> None:
+    write_tokens(office.tokens, {"a": "one"}, minutes_per_day=1e-6)
+
+
+ENDS = [
+    (drained, "draining", "going away"),
+    (withdrawn, "unauthorized", "no longer accepted"),
+    (spent, "at_capacity", "your limit is reached: the video's time is spent"),
+]
+
+
+async def test_a_video_that_was_edited_leaves_nothing(office: Office) -> None:
+    answer = await office.post()
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+    await office.nothing_is_left()
+    assert office.sample("frames_edited_total", tenant="a") == 40
+    assert office.sample("sessions_ended_total", reason="close") == 1
+    assert office.sample("gpu_seconds_total") == pytest.approx(4 * 0.05)  # of four chunks
+    answer = await office.post()  # its tenant may have one at a time, and has it again
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(("end", "code", "message"), ENDS[:2])
+async def test_one_that_waits_for_an_editor_can_be_ended(
+    office: Office, end: Callable[[Office], None], code: str, message: str
+) -> None:
+    office.editors.places = [1] * 10_000
+    asked = office.post()
+    await office.until(lambda: office.editors.openings)
+    end(office)
+    answer = await asked
+    assert answer.json()["error"]["code"] == code
+    assert message in answer.json()["error"]["message"]
+    assert office.sample("sessions_refused_total", code=code, tenant="a") == 1
+    await office.nothing_is_left()
+
+
+@pytest.mark.parametrize(("end", "code", "message"), ENDS)
+async def test_one_that_is_being_edited_is_cut(
+    office: Office, end: Callable[[Office], None], code: str, message: str
+) -> None:
+    """So that its client sees that it is not whole."""
+    office.editors.chunk_s = FOREVER
+    asked = office.post()
+    await office.until(lambda: office.editors.open)
+    end(office)
+    (ended,) = await asyncio.gather(asked, return_exceptions=True)
+    assert isinstance(ended, Exception)
+    assert message in repr(ended.__context__)
+    await office.nothing_is_left()
+    assert office.sample("sessions_ended_total", reason=code, tenant="a") == 1
+
+
+async def test_a_front_that_leaves_has_its_videos_time_once(office: Office) -> None:
+    """It is told to leave every second, which begins nothing anew."""
+    office.front.grace_s, office.editors.chunk_s = 0.2, FOREVER
+    asked = office.post()
+    await office.until(lambda: office.editors.open)
+
+    def told_again() -> bool:
+        office.front.leave()
+        return asked.done()
+
+    await office.until(told_again)
+    assert asked.exception() is not None
+    await office.nothing_is_left()
+    assert office.sample("sessions_ended_total", reason="draining", tenant="a") == 1
+
+
+async def test_it_counts_as_a_session_of_its_tenant(office: Office) -> None:
+    office.editors.chunk_s = FOREVER
+    first = office.post()
+    await office.until(lambda: office.editors.open)
+    answer = await office.post()
+    assert answer.status_code == 503
+    assert "1 sessions are open and 1 may be" in answer.json()["error"]["message"]
+    assert len(office.editors.openings) == 1  # no editor was asked
+    other = office.post(token="two")
+    await office.until(lambda: office.editors.open == 2)
+    for task in (first, other):
+        task.cancel()
+    await asyncio.gather(first, other, return_exceptions=True)
+    await office.nothing_is_left()
+    assert office.sample("sessions_ended_total", reason="disconnected") == 2
+
+
+async def test_what_an_editor_refuses_leaves_nothing(office: Office) -> None:
+    office.editors.full = True
+    answer = await office.post()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    await office.nothing_is_left()
+    assert office.sample("sessions_ended_total") == 0  # it never was one
+    office.editors.full = False
+    assert (await office.post()).status_code == 200
+
+
+async def test_what_is_asked_for_arrives(office: Office) -> None:
+    answer = await office.post(
+        prompt="prompt 7", seed="11", work_size="32x32", detail="off", model="known"
+    )
+    (opening,) = office.editors.openings
+    assert (opening.prompt, opening.seed, opening.tenant) == ("prompt 7", 11, "a")
+    assert (opening.work_size, opening.detail, opening.mode) == ("32x32", "off", "lossless")
+    assert (opening.model, opening.version, opening.fps) == ("known", "known 1", 16.0)
+    assert answer.headers["x-liveedit-work-size"] == "32x32"
+    for name, wrong in (("model", "other"), ("work_size", "half"), ("detail", "on")):
+        refused = await office.post(**{name: wrong})
+        assert refused.status_code == 400, name
+    await office.nothing_is_left()
