@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -161,17 +162,22 @@ async def test_one_that_is_being_edited_is_cut(
     assert office.sample("sessions_ended_total", reason=code, tenant="a") == 1
 
 
-async def test_a_front_that_leaves_has_its_videos_time_once(office: Office) -> None:
+async def test_a_front_that_leaves_has_its_videos_time_once(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is told to leave every second, which begins nothing anew."""
-    office.front.grace_s, office.editors.chunk_s = 0.2, FOREVER
+    now = 100.0
+    monkeypatch.setattr("serve.front.front.time", SimpleNamespace(monotonic=lambda: now))
+    office.front.grace_s, office.editors.chunk_s = 60.0, FOREVER
     asked = office.post()
     await office.until(lambda: office.editors.open)
-
-    def told_again() -> bool:
+    for later in (0.0, 40.0, 59.0):
+        now = 100.0 + later
         office.front.leave()
-        return asked.done()
-
-    await office.until(told_again)
+    assert not asked.done()
+    now = 160.5
+    office.front.leave()
+    await office.until(asked.done)
     assert asked.exception() is not None
     await office.nothing_is_left()
     assert office.sample("sessions_ended_total", reason="draining", tenant="a") == 1
