@@ -18,6 +18,7 @@ from ray.exceptions import ActorUnavailableError
 from serve.editor import replica as editor_replica
 from serve.front import replica as front_replica
 from serve.hub.hub import GONE_S, Orders, Report
+from serve.hub.recent import Recent
 from serve.settings import ServeSettings
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
@@ -52,6 +53,11 @@ class Answers:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def asks(front: Any, hub: Any) -> None:
+    """The front has asked for nothing before."""
+    front._recent = Recent(hub, 0.0)
 
 
 async def reported(replica: Any, hub: Answers, times: int) -> None:
@@ -102,7 +108,7 @@ async def test_a_front_offers_what_the_hub_said_last(front: Any) -> None:
 
 async def test_a_front_says_who_it_is_and_all_that_it_has_open(front: Any) -> None:
     hub, before = Answers([QUIET]), front._began
-    front.front.connections.add(object())
+    front.front.connections[object()] = None
     front.front.edits.running = 2  # whole videos are clients, too
     front.metrics.frames.labels("ours", "m").inc(5)
     await reported(front, hub, 1)
@@ -145,12 +151,12 @@ async def test_who_stopped_reporting_begins_again(front: Any, editor: Any) -> No
 async def test_metrics_of_this_process_are_those_of_now(front: Any) -> None:
     """The hub has them as of the last report."""
     old, other = [Metric("old", "", "gauge")], [Metric("other", "", "gauge")]
-    front.hub.call = Answers([], {"snapshots": {"replica": old, "editor": other}}).call
+    asks(front, Answers([], {"snapshots": {"replica": old, "editor": other}}).call)
     told = await front.snapshots()
     assert told["editor"] is other
     assert "old" not in {metric.name for metric in told["replica"]}
     for broken in (DOWN, TimeoutError()):
-        front.hub.call = Answers([], {"snapshots": broken}).call
+        asks(front, Answers([], {"snapshots": broken}).call)
         assert list(await front.snapshots()) == ["replica"]
 
 
@@ -158,7 +164,7 @@ async def test_no_model_yet_says_what_is_being_done(front: Any) -> None:
     doing = "editor a is loading weights, for 3 s"
     for started, said in ((doing, f"no editor is warmed up yet: {doing}"),
                           ("", "no editor is warmed up yet")):  # fmt: skip
-        front.hub.call = Answers([], {"models": [], "started": started}).call
+        asks(front, Answers([], {"models": [], "started": started}).call)
         with pytest.raises(WireError) as raised:
             await front.models()
         assert (raised.value.code, raised.value.message) == ("at_capacity", said)
@@ -172,7 +178,7 @@ async def test_a_hub_that_hangs_is_not_waited_for(
     async def hang(*_: Any) -> None:
         await asyncio.Event().wait()
 
-    front.hub.call = hang
+    asks(front, hang)
     async with asyncio.timeout(60):
         with pytest.raises(WireError, match="the server's records do not answer"):
             await front.models()

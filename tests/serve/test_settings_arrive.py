@@ -83,7 +83,7 @@ async def built(processes: None, tmp_path: Path) -> AsyncIterator[Built]:
         max_sessions=3, measured_capacity=False, degrade=False, min_editors=2, max_editors=5,
         spare_editors=1, downscale_delay_s=33.0, editor_gpus=0.5, editor_cpus=2.0, fronts=4,
         front_cpus=0.25, stop_s=9.0, drain_s=50.0, log_format="json", log_dir=str(tmp_path),
-        traces=str(tmp_path / "traces"), link_host="127.0.0.2", limits=LIMITS,
+        traces=str(tmp_path / "traces"), link_host="127.0.0.2", limits=LIMITS, gpu_hour_cost=2.5,
     )  # fmt: skip
     plain = front_replica.FrontReplica.__mro__[1]  # as it is below Ray's wrapper
     made = Built(
@@ -162,6 +162,10 @@ ARRIVES: dict[str, tuple[Callable[[Built], Any], Any]] = {
         [True] * 2,
     ),
     "traces": (lambda b: [f.services.tracer is None for f in b.fronts], [False] * 2),
+    "gpu_hour_cost": (
+        lambda b: [front.services.metrics.gpu_hour_cost for front in b.fronts],
+        [2.5] * 2,
+    ),
     "link_host": (
         lambda b: [b.hub._listener.host, b.front.front.services.backend.listener.host],
         ["127.0.0.2"] * 2,
