@@ -28,10 +28,10 @@ from serve.hub.client import HubClient
 from serve.hub.hub import Hub
 from serve.hub.placement import Scale
 from serve.limits import Limits
-from serve.local import local_front
 from serve.settings import ServeSettings
 from serve.versions.source import ModelSource, find_models
 from serve.work_sizes import WorkSizes
+from tests.serve.local import local_front
 from tests.serve.tokens import write_tokens
 
 pytestmark = pytest.mark.anyio
