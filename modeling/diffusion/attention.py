@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from modeling.diffusion.recompute import kept_attention
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import Rope, fixed_rope_table, rotate, time_shift
 
@@ -115,7 +116,10 @@ class Spans:
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention; q [B, Tq, N, D], k and v [B, Tk, N, D] -> [B, Tq, N, D]."""
-    out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    out = kept_attention(q, k, v)
+    if out is None:
+        out = scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2)
 
 

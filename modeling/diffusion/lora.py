@@ -47,7 +47,11 @@ def adapt(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -
 
     UserError for a target that is no linear layer's.
     """
-    layers = {name: layer for name, layer in network.named_modules() if type(layer) is nn.Linear}
+    layers = {
+        name: layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and not isinstance(layer, LowRankLinear)
+    }
     chosen = {t: [n for n in layers if n == t or n.endswith(f".{t}")] for t in targets}
     if unknown := [target for target, names in chosen.items() if not names]:
         endings = sorted({name.split(".", 2)[-1] for name in layers})

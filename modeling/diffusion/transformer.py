@@ -11,21 +11,16 @@ L text tokens, N heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-    noop_context_fn,
-)
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Visibility, attention
+from modeling.diffusion.recompute import KeptLinear, keeping
 from modeling.diffusion.rope import Rope, rotate
 from modeling.diffusion.sequence import Sequence
 
@@ -48,7 +43,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False  # blocks are computed again in the backward pass,
-        self.recompute_attention = True  # with their self-attention or without
+        self.recompute_attention = True  # all of them, or without what `recompute` keeps
         self.sequence: Sequence | None = None  # the ranks that share every clip's tokens
         dim = config.dim
         channels = config.latent_channels + config.source_channels
@@ -112,7 +107,7 @@ class Transformer(nn.Module):
             words = context if kv is None else (kv.k[layer], kv.v[layer])
             args = (x, modulation, words, visible, layer, rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                keep = noop_context_fn if self.recompute_attention else _KEEP_ATTENTION
+                keep = noop_context_fn if self.recompute_attention else keeping
                 x = checkpoint(block, *args, use_reentrant=False, context_fn=keep)
             else:
                 x = block(*args)
@@ -201,25 +196,6 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.head.weight)
 
 
-_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-}
-
-
-def _kept(context: Any, op: Any, *args: Any, **_: Any) -> CheckpointPolicy:
-    """Self-attention's results, which sees at least as many keys as it has queries: most of a
-    block's time and a tenth of its memory. The text's is as large and computed soon."""
-    if op in _ATTENTION and args[1].shape[2] >= args[0].shape[2]:  # [B, N, T, D]
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
-
-
-_KEEP_ATTENTION = partial(create_selective_checkpoint_contexts, _kept)
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and feed-forward, modulated by each frame's timestep."""
 
@@ -232,7 +208,7 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(config)
         self.norm2 = LayerNorm(dim, eps, affine=False)
         self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, dim)
+            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), KeptLinear(config.ffn_dim, dim)
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 

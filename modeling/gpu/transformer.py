@@ -74,29 +74,40 @@ class Fp8Linear:
 
 
 class FusedTransformer:
-    """Inference only: parameters of q, k and v become views of one matrix.
+    """Forwards without gradient. Parameters of q, k and v become views of one matrix, unless the
+    transformer is `trained`, whose parameters stay as they are; `renew` takes up their changes.
 
     `fp8` computes the linear layers whose inputs come out of one of our kernels (q, k, v, the
     cross-attention's q, the feed-forward) in 8 bits; the two attentions' outputs stay in bf16.
     """
 
-    def __init__(self, transformer: Transformer, *, fp8: bool = False) -> None:
+    def __init__(
+        self, transformer: Transformer, *, fp8: bool = False, trained: bool = False
+    ) -> None:
         self._net = transformer
+        self._trained = trained
         self._fp8: list[dict[str, Fp8Linear]] = []
         self._eps = transformer.config.eps
         self.known: set[tuple[object, ...]] = set()  # forwards that were captured for some stream
-        blocks = list(transformer.layers())
-        self._attention = [block.self_attn for block in blocks]
-        self._qkv = [_join_projections(attn) for attn in self._attention]
-        with torch.no_grad():
-            self._modulation = torch.cat([block.modulation for block in blocks])  # [layers, 6, dim]
-            self._qk_norms = [
-                torch.stack([attn.norm_q.weight, attn.norm_k.weight]) for attn in self._attention
-            ]
-            if fp8:
-                self._fp8 = [
-                    _eight_bits(block, qkv) for block, qkv in zip(blocks, self._qkv, strict=True)
-                ]
+        self._attention = [block.self_attn for block in transformer.layers()]
+        self.renew()
+        if fp8:
+            with torch.no_grad():
+                layers = zip(transformer.layers(), self._qkv, strict=True)
+                self._fp8 = [_eight_bits(block, qkv) for block, qkv in layers]
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Make what is made of the weights: at the beginning, and after each of their changes."""
+        blocks = self._net.layers()
+        self._modulation = torch.cat([block.modulation for block in blocks])  # [layers, 6, dim]
+        self._qkv = [_joined(attn) for attn in self._attention]
+        self._qk_norms = [
+            torch.stack([attn.norm_q.weight, attn.norm_k.weight]) for attn in self._attention
+        ]
+        if not self._trained:
+            for attn, joined in zip(self._attention, self._qkv, strict=True):
+                _view(attn, *joined)
 
     def __call__(
         self,
@@ -245,15 +256,18 @@ def splits(q: Tensor, k: Tensor) -> int:
     return 2 if halved < 0.95 * whole else 1
 
 
-def _join_projections(attn: SelfAttention) -> tuple[Tensor, Tensor]:
-    """Weight [3 * dim, dim] and bias of q, k and v, whose parameters become views of them."""
+def _joined(attn: SelfAttention) -> tuple[Tensor, Tensor]:
+    """Weight [3 * dim, dim] and bias of q, k and v."""
     parts = (attn.q, attn.k, attn.v)
-    weight = torch.cat([part.weight.detach() for part in parts])
-    bias = torch.cat([part.bias.detach() for part in parts])
+    return torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+
+
+def _view(attn: SelfAttention, weight: Tensor, bias: Tensor) -> None:
+    """Let the parameters of q, k and v be views of what `_joined` made of them."""
+    parts = (attn.q, attn.k, attn.v)
     for part, w, b in zip(parts, weight.chunk(3), bias.chunk(3), strict=True):
         part.weight = nn.Parameter(w, requires_grad=False)
         part.bias = nn.Parameter(b, requires_grad=False)
-    return weight, bias
 
 
 def _eight_bits(block: Block, qkv: tuple[Tensor, Tensor]) -> dict[str, Fp8Linear]:

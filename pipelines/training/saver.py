@@ -8,11 +8,13 @@ does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from pipelines.training import checkpoint
@@ -57,9 +59,8 @@ class Saver:
                 "faster disk"
             )
         place = self.folder.new_part(self.setting.rank)
-        copy = self._stager.stage
         taken = checkpoint.take(
-            place, self.setting, self.stage, step, loader, epochs, metrics, copy
+            place, self.setting, self.stage, step, loader, epochs, metrics, self.copy
         )
         writing: Future[None] = Future()
 
@@ -74,6 +75,16 @@ class Saver:
         self._writing = writing
         self.keep(write, step)
 
+    def copy(self, state: Any) -> Any:
+        """All of `state` in this machine's memory, where nothing that the training does changes it.
+
+        The stager gets tensors alone: torch 2.11's copies no class, and DeepSpeed's state names
+        some.
+        """
+        tensors = {str(id(tensor)): tensor for tensor in _tensors(state)}
+        staged = self._stager.stage(tensors)
+        return deepcopy(state, {int(name): staged[name] for name in tensors})
+
     def check(self) -> None:
         """Raise what a save that has ended failed with."""
         if self._writing is not None and self._writing.done():
@@ -84,3 +95,15 @@ class Saver:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """Those in `state` and its mappings, lists and tuples."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from pipelines.training.export import Exported
 from pipelines.training.job import Job
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.inside import ZeroEngine
+
+if TYPE_CHECKING:
+    from modeling.gpu.training import RolloutForward
 
 _HELD_OUT = 20  # seed
 
@@ -216,6 +219,21 @@ def prepare_network(network: Transformer, setting: Setting) -> None:
         from modeling.gpu.training import fuse_blocks  # Triton exists only where there is a GPU
 
         fuse_blocks(network)
+
+
+def fast_rollouts(network: Transformer, setting: Setting) -> RolloutForward | None:
+    """What runs rollouts of `network`, whose weights are whole, without gradient, as streams run;
+    None where that is not at hand: on a CPU, in float32, where workers share a clip, and where the
+    attention that it takes is not among those that give the same bits in every run."""
+    compute = setting.config.compute
+    whole = not setting.is_sharded or getattr(setting.section, "rollout_copy", False)
+    if not (setting.device.type == "cuda" and whole and setting.sequence is None):
+        return None
+    if setting.dtype != torch.bfloat16 or compute.deterministic:
+        return None
+    from modeling.gpu.training import RolloutForward  # Triton exists only where there is a GPU
+
+    return RolloutForward(network)
 
 
 def _generator(device: torch.device, words: list[int]) -> torch.Generator:

@@ -35,6 +35,7 @@ from pipelines.training.methods.base import (
     Draw,
     Setting,
     draw_timesteps,
+    fast_rollouts,
     prepare_network,
     tokens_of,
 )
@@ -112,7 +113,8 @@ class DistillTraining:
         if self.copies:
             self.passed = _empty_copy(setting, model)
             prepare_network(self.passed, setting)
-        self.stale = True  # the copy's weights are not the generator's
+        self.stale = True  # the weights that rollouts run on are not the generator's
+        self.forwards = fast_rollouts(self.passed, setting)
         self.average = Ema(self.generator, section.ema_decay)
         self.ema: Ema | None = self.average
 
@@ -152,8 +154,11 @@ class DistillTraining:
     ) -> Tensor:
         """The generator's clip [B, F, C, h, w], with gradient if it `learns`; `last_step` None is
         the one drawn for this step."""
-        if self.copies and self.stale:
-            copy_weights(self.generator, self.passed)
+        if self.stale:
+            if self.copies:
+                copy_weights(self.generator, self.passed)
+            if self.forwards is not None:
+                self.forwards.renew()
             self.stale = False
         return rollout(
             self.generator if learns else None,
@@ -168,6 +173,7 @@ class DistillTraining:
             gradient_chunks=self.section.gradient_chunks or self.section.scored_chunks,
             sequence=self.setting.sequence,
             dtype=self.setting.dtype,
+            forwards=self.forwards,
         )
 
     def train_generator(

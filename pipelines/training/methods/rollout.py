@@ -17,7 +17,10 @@ from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.sequence import Sequence
+from modeling.diffusion.transformer import TextKV
+from modeling.streaming.forward import ForwardOn
 from modeling.streaming.history import History, Remembered
+from modeling.streaming.kv_cache import KVCache
 from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.policies import POLICIES
 
@@ -35,7 +38,7 @@ def exit_step(seed: int, step: int, steps: int) -> int:
 
 def rollout(
     trained: ForwardCall | None,
-    passed: ForwardCall,
+    passed: Any,
     config: TransformerConfig,
     stream: StreamConfig,
     schedule: FlowSchedule,
@@ -47,6 +50,7 @@ def rollout(
     gradient_chunks: int | None = None,
     sequence: Sequence | None = None,
     dtype: torch.dtype = torch.float32,
+    forwards: ForwardOn | None = None,
 ) -> Tensor:
     """Clean latents [B, F, C, h, w] that the generator makes of `source` [B, F, C, h, w].
 
@@ -59,9 +63,10 @@ def rollout(
 
     With `stream.mask_cache` the pruned steps recompute what a stream's would, clip by clip, since
     each has tokens of its own. `sequence` are the ranks that share the clips; `dtype` is the
-    network's, for the keys and values that are remembered.
+    network's, for the keys and values that are remembered. `forwards` runs what has no gradient,
+    clip by clip, where a device has something faster than to call `passed`.
     """
-    if stream.mask_cache is not None and len(source) > 1:
+    if len(source) > 1 and (stream.mask_cache is not None or forwards is not None):
         alone = partial(
             rollout,
             *(trained, passed, config, stream, schedule),
@@ -70,6 +75,7 @@ def rollout(
             gradient_chunks=gradient_chunks,
             sequence=sequence,
             dtype=dtype,
+            forwards=forwards,
         )
         clips = zip(source.split(1), text.split(1), strict=True)
         return torch.cat([alone(source=clip, text=said) for clip, said in clips])
@@ -85,6 +91,23 @@ def rollout(
     mask = stream.mask_cache and MaskCache(
         stream.mask_cache, config, chunk_latents=stream.chunk_latents, dtype=dtype, **place
     )
+    passing: _Passing | _FastPassing
+    if forwards is None:
+        passing = _Passing(passed, history, text)
+    else:
+        with torch.no_grad():
+            words = passed.prepare_text(text)
+        cache = KVCache(
+            config,
+            batch=batch,
+            chunk_latents=stream.chunk_latents,
+            window_latents=stream.window_latents,
+            sink_latents=stream.sink_latents,
+            window_positions=stream.window_positions,
+            dtype=dtype,
+            **place,
+        )
+        passing = _FastPassing(forwards, cache, words, history if trained else None)
     pieces = source.split(stream.chunk_latents, dim=1)
     without = 0 if gradient_chunks is None else len(pieces) - gradient_chunks
     made = []
@@ -93,14 +116,17 @@ def rollout(
         for step, timestep in enumerate(timesteps):
             last = step == last_step
             learns = last and trained is not None and number >= without
-            network = trained if learns and trained is not None else passed
             reuse = mask.reuse(step) if mask else None
             if reuse is not None and last and reuse.tokens is None:
                 reuse = None  # kept for a step that does not come
             with torch.set_grad_enabled(learns):
-                times = _each(timestep, piece)
-                visible = Remembered(history, _never_idle(reuse))
-                estimate = schedule.to_x0(noisy, network(noisy, piece, times, text, visible), times)
+                times, again = _each(timestep, piece), _never_idle(reuse)
+                if learns and trained is not None:
+                    visible = Remembered(history, again)
+                    predicted = trained(noisy, piece, times, text, visible)
+                else:
+                    predicted = passing(noisy, piece, times, again)
+                estimate = schedule.to_x0(noisy, predicted, times)
                 clean = mask.settle(step, estimate, clean, piece) if mask else estimate
             if learns and mask and reuse is not None:
                 mask.let_go()
@@ -112,10 +138,48 @@ def rollout(
             mask.observe(clean.detach(), piece)
         if number + 1 < len(pieces):
             with torch.no_grad():
-                kept, zero = history.empty(), _each(torch.zeros_like(timesteps[0]), piece)
-                passed(clean.detach(), piece, zero, text, Remembered(history, keeps=kept))
-                history.commit(*kept)
+                passing.refresh(clean.detach(), piece)
     return torch.cat(made, dim=1)
+
+
+class _Passing:
+    """The forwards without gradient of one rollout, over its history."""
+
+    def __init__(self, network: ForwardCall, history: History, text: Tensor) -> None:
+        self._network, self._history, self._text = network, history, text
+
+    def __call__(self, noisy: Tensor, source: Tensor, times: Tensor, reuse: Reuse | None) -> Tensor:
+        visible = Remembered(self._history, reuse)
+        return self._network(noisy, source, times, self._text, visible)
+
+    def refresh(self, clean: Tensor, source: Tensor) -> None:
+        """The chunk becomes history."""
+        kept = self._history.empty()
+        zero = torch.zeros(len(clean), device=clean.device)
+        self._network(clean, source, zero, self._text, Remembered(self._history, keeps=kept))
+        self._history.commit(*kept)
+
+
+class _FastPassing:
+    """The same as a stream runs them, over its own cache. `history` gets a copy of what a chunk
+    leaves there, since later ones overwrite it; None where no chunk learns."""
+
+    def __init__(
+        self, forwards: ForwardOn, cache: KVCache, text: TextKV, history: History | None
+    ) -> None:
+        self._forward = forwards(cache)
+        self._cache, self._text, self._history = cache, text, history
+
+    def __call__(self, noisy: Tensor, source: Tensor, times: Tensor, reuse: Reuse | None) -> Tensor:
+        return self._forward(noisy, source, times, self._text, reuse)
+
+    def refresh(self, clean: Tensor, source: Tensor) -> None:
+        start = self._cache.start
+        own = slice(start, start + self._cache.slot_tokens)
+        self._forward.refresh(clean, source, self._text)
+        if self._history is not None:
+            k, v = self._cache.k[:, :, own].clone(), self._cache.v[:, :, own].clone()
+            self._history.commit(k, v)
 
 
 def _never_idle(reuse: Reuse | None) -> Reuse | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from infra.runtime.errors import UserError
 from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
+from pipelines.training.zero.adam import without_first_moment
 from pipelines.training.zero.inside import ZeroEngine, import_deepspeed, shard
 
 
@@ -59,6 +60,8 @@ def make_engine(
     # where an offloaded optimizer steps, it is faster too.
     fused = next(network.parameters()).is_cuda or compute.offload != "nothing"
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=stage.betas, fused=fused)
+    if stage.betas[0] == 0:
+        without_first_moment(optimizer)
     engine, *_ = deepspeed.initialize(
         model=network,
         optimizer=optimizer,

@@ -20,23 +20,27 @@ CONFIG = TransformerConfig(
 )
 
 
-class Attentions(TorchDispatchMode):
-    """Notes queries and keys of every attention that is really computed."""
+class Computed(TorchDispatchMode):
+    """Notes queries and keys of every attention that is really computed, and how often a forward's
+    product from feed-forward width is."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[int, int]] = []
+        self.wide = 0
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(op)
         if "scaled_dot_product" in name and "backward" not in name:
             self.seen.append((args[0].shape[2], args[1].shape[2]))
+        if "addmm" in name and args[1].shape[1] == CONFIG.ffn_dim:
+            self.wide += 1
         return op(*args, **(kwargs or {}))
 
 
 def run(
     visible: Spans, recomputes: bool, attention_too: bool
-) -> tuple[dict[str, Tensor], list[tuple[int, int]]]:
+) -> tuple[dict[str, Tensor], Computed]:
     torch.manual_seed(0)
     network = Transformer(CONFIG)
     for parameter in network.parameters():
@@ -44,11 +48,11 @@ def run(
     network.gradient_checkpointing = recomputes
     network.recompute_attention = attention_too
     noisy, source = torch.randn(2, 1, len(visible.positions), 16, 8, 12)
-    with Attentions() as attentions:
+    with Computed() as computed:
         out = network(noisy, source, torch.tensor([500.0]), torch.randn(1, 8, 20), visible)
         out.square().mean().backward()
     grads = {name: p.grad for name, p in network.named_parameters()}
-    return {"out": out.detach()} | grads, attentions.seen  # type: ignore[return-value]
+    return {"out": out.detach()} | grads, computed  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -56,15 +60,19 @@ def run(
     [(bidirectional(FRAMES), 1), (teacher_forcing(FRAMES, CHUNK), 4)],
     ids=["bidirectional", "teacher_forcing"],
 )
-def test_only_the_texts_attention_is_computed_again(visible: Spans, spans: int) -> None:
-    plain, seen = run(visible, recomputes=False, attention_too=False)
+def test_what_is_kept_is_not_computed_again(visible: Spans, spans: int) -> None:
+    """Self-attention and the last linear layer; the text's attention is."""
+    plain, once = run(visible, recomputes=False, attention_too=False)
     tokens = len(visible.positions) * 24
     text = (tokens, 8)
-    assert len(seen) == LAYERS * (spans + 1)
+    assert len(once.seen) == LAYERS * (spans + 1)
+    assert once.wide == LAYERS
     whole, all_again = run(visible, recomputes=True, attention_too=True)
-    assert sorted(all_again) == sorted(2 * seen)
+    assert sorted(all_again.seen) == sorted(2 * once.seen)
+    assert all_again.wide == 2 * LAYERS
     kept, again = run(visible, recomputes=True, attention_too=False)
-    assert sorted(again) == sorted(seen + LAYERS * [text])
+    assert sorted(again.seen) == sorted(once.seen + LAYERS * [text])
+    assert again.wide == LAYERS
     for name, value in plain.items():
         assert torch.equal(whole[name], value), name
         assert torch.equal(kept[name], value), name

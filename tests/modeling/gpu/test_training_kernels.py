@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.config import TransformerConfig
-from modeling.diffusion.attention import Spans, bidirectional, teacher_forcing
+from modeling.config import Scope, StreamConfig, TransformerConfig
+from modeling.diffusion.attention import Visibility, bidirectional, teacher_forcing
+from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.transformer import Transformer
+from modeling.streaming.history import History, Remembered
 from modeling.streaming.kv_cache import Cached, KVCache
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
@@ -56,9 +58,11 @@ def inputs(clips: int, frames: int, levels: bool) -> tuple[Tensor, Tensor, Tenso
     return noisy, source, timestep, torch.randn(clips, 5, 20, device=DEVICE)
 
 
-def gradients(net: Transformer, given: tuple[Tensor, ...], visible: Spans) -> dict[str, Tensor]:
+def gradients(
+    net: Transformer, given: tuple[Tensor, ...], visible: Visibility
+) -> dict[str, Tensor]:
     noisy = given[0].clone().requires_grad_()
-    out = net(noisy, *given[1:], visible)  # type: ignore[arg-type]
+    out = net(noisy, *given[1:], visible)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
     (out * weight).sum().backward()
     found = {name: p.grad for name, p in net.named_parameters()}
@@ -109,6 +113,36 @@ def test_a_streams_chunks_without_gradient_are_the_plain_blocks() -> None:
         for cache in caches:
             cache.commit()
     torch.testing.assert_close(caches[1].k, caches[0].k, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["attention", "feedforward"])
+def test_pruned_chunks_of_a_rollout_are_the_plain_blocks(scope: Scope) -> None:
+    """Of two kinds of tokens, those that are recomputed and those for which outputs of the step
+    before stand in; with the outputs that are stored and gradients of both."""
+    plain = network()
+    ours = fused(plain)
+    stream = StreamConfig(
+        height=32, width=48, chunk_latents=CHUNK, window_latents=2 * CHUNK, sink_latents=0
+    )
+    place = {"latent_height": HEIGHT, "latent_width": WIDTH, "device": DEVICE}
+    given = inputs(1, CHUNK, levels=False)
+    seen = torch.randn(2, 1, 1, CHUNK * 6, 2, 12, device=DEVICE)
+    kept = torch.tensor([0, 3, 4, 9, 11], device=DEVICE)
+    found = []
+    for net in (plain, ours):
+        history = History(CONFIG, stream, batch=1, **place)  # type: ignore[arg-type]
+        history.commit(*seen)
+        outputs = torch.zeros(1, 1, CHUNK * 6, CONFIG.dim, device=DEVICE)
+        with torch.no_grad():
+            stored = Reuse(scope, outputs, None, fixed_size=True)
+            net(*given, Remembered(history, stored))
+        pruned = Remembered(history, Reuse(scope, outputs, kept, fixed_size=True))
+        net.gradient_checkpointing = True
+        found.append(gradients(net, given, pruned) | {"outputs": outputs})
+    wanted, made = found
+    for name, value in wanted.items():
+        scale = value.abs().max().item()
+        torch.testing.assert_close(made[name], value, atol=2e-5 * scale, rtol=1e-4, msg=name)
 
 
 def test_parameters_stay_where_they_are() -> None:

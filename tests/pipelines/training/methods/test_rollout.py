@@ -9,10 +9,11 @@ from torch import Tensor
 
 from modeling.config import MaskCacheConfig, StreamConfig, TransformerConfig
 from modeling.diffusion.flow import FlowSchedule
-from modeling.diffusion.transformer import Transformer
+from modeling.diffusion.transformer import TextKV, Transformer
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model
 from modeling.presets import PRESETS
+from modeling.streaming.forward import ForwardOn, PlainForward
 from modeling.text.build import build_text_encoder
 from modeling.vae.build import build_vae
 from pipelines.training.methods.rollout import exit_step, rollout
@@ -37,6 +38,9 @@ class Recorder:
         out: Tensor = self.network(noisy, source, timestep, *rest)
         return out
 
+    def prepare_text(self, text: Tensor) -> TextKV:
+        return self.network.prepare_text(text)
+
 
 def run(network: Recorder, source: Tensor, last_step: int, **kwargs: Any) -> Tensor:
     return rollout(
@@ -49,6 +53,7 @@ def run(network: Recorder, source: Tensor, last_step: int, **kwargs: Any) -> Ten
         text=torch.ones(source.shape[0], 4, 8),
         last_step=last_step,
         generator=torch.Generator().manual_seed(1),
+        forwards=kwargs.pop("forwards", None),
     )
 
 
@@ -105,6 +110,41 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     assert len(gradients[0]) == len(gradients[1]) > 0
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("mask", [None, "published"])
+def test_what_runs_streams_makes_the_same_clips_with_the_same_gradients(mask: str | None) -> None:
+    """Beyond the window; a GPU's kernels in Triton's interpreter, whose fused GELU is another on a
+    CPU."""
+    pytest.importorskip("triton", reason="Triton exists for Linux only")
+    from modeling.gpu.training import RolloutForward
+
+    network = Recorder()
+    for block in network.network.layers():
+        block.ffn[1] = torch.nn.GELU()
+    stream = replace(STREAM, mask_cache=MASKS[mask] if mask else None)
+    source = source_of(4)
+    found = []
+    forwards: dict[str, ForwardOn | None] = {
+        "called": None,
+        "plain": lambda cache: PlainForward(network.network, cache),
+        "kernels": RolloutForward(network.network),
+    }
+    for name, on in forwards.items():
+        network.network.zero_grad()
+        network.calls.clear()
+        made = run(network, source, last_step=1, stream=stream, forwards=on)
+        if on is not None:
+            assert network.calls == 4 * [(True, 937.5)], name
+        made.square().mean().backward()
+        grads = {n: p.grad for n, p in network.network.named_parameters() if p.grad is not None}
+        found.append({"made": made.detach()} | grads)
+    # The bias of the text's keys has a gradient of rounding alone: a softmax does not depend on it.
+    largest = max(value.abs().max().item() for value in found[0].values())
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, atol=1e-6 * largest, rtol=1e-3, msg=name)
 
 
 def test_exit_steps_depend_on_seed_and_step_alone_and_cover_all() -> None:
