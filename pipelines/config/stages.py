@@ -30,7 +30,7 @@ class ComputeConfig:
     zero_stage: int = 2  # DeepSpeed ZeRO: 0 nothing, 1 optimizer, 2 gradients, 3 weights sharded
     offload: Literal["nothing", "optimizer", "weights"] = "nothing"  # moved to the host's memory
     activation_checkpointing: bool = False  # recompute blocks in the backward pass to save memory
-    recompute_attention: bool = False  # with them their attention: less memory still, slower
+    recompute_attention: bool = False  # and all within them: less memory still, slower
     loader_workers: int = 0  # processes a worker that read and decode data
     shard_cache: str | None = None  # local folder that keeps shards read from S3; null: re-read
     max_failures: int = 2  # restarts of a stage after a worker died, before it gives up

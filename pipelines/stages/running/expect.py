@@ -22,7 +22,7 @@ from pipelines.tracking.records import StageRecord
 from pipelines.training.watch.speed import peak_of
 
 GIB = 2**30
-_ADAM = 8  # bytes a parameter
+_MOMENT = 4  # bytes a parameter
 _MASTER = 4
 # Of model FLOPs over a card's dense bf16 peak, as measured on H100s and H200s: docs/training.md.
 MFU = 0.36
@@ -80,16 +80,18 @@ def states_gib(
     that matches distributions (dmd_weight above 0) has a teacher and a critic.
 
     Counted, not measured: activations and buffers come on top. DeepSpeed keeps bf16 weights and
-    gradients beside float32 masters and Adam's two moments; ZeRO 1 shards the last, 2 the gradients
-    too, 3 all, and the teacher. Where the optimizer is offloaded, its gradients are summed up in
-    float32 on the host. A teacher of another size is counted as one of this.
+    gradients beside float32 masters and Adam's two moments (one where its first beta is 0, as in
+    distill); ZeRO 1 shards the last, 2 the gradients too, 3 all, and the teacher. Where the
+    optimizer is offloaded, its gradients are summed up in float32 on the host. A teacher of another
+    size is counted as one of this.
     """
     count, trained_count = parameters(stage, section, model)
     size = 2 if compute.precision == "bf16" else 4
     zero, offload = compute.zero_stage, compute.offload
     weights = size / (workers if zero == 3 else 1)
     gradients = size / (workers if zero >= 2 else 1)
-    optimizer = (_ADAM + _MASTER) / workers if zero else _ADAM
+    adam = _MOMENT * (2 if section.betas[0] else 1)  # see `zero.adam`
+    optimizer = (adam + _MASTER) / workers if zero else adam
     average = _MASTER / (workers if zero else 1)
     hosted = 0.0  # of what is trained
     if offload != "nothing":
@@ -168,9 +170,9 @@ def latents_shape(config: PipelineConfig, clips: int) -> tuple[int, int, int, in
 def activations_gib(stage: str, config: PipelineConfig) -> float | None:
     """What a worker's largest backward pass keeps beside the states, and DeepSpeed's buffers.
 
-    With recomputed blocks: every block's input, its attention's result unless that is recomputed
-    too, and all of one block; without: all of every block. Distill also holds a rollout's history.
-    None for the vae.
+    With recomputed blocks: every block's input, the results that are kept unless those are
+    recomputed too (`diffusion.recompute`), and all of one block; without: all of every block.
+    Distill also holds a rollout's history. None for the vae.
     """
     section, compute = getattr(config, stage), config.compute
     if stage == "vae":
@@ -181,7 +183,7 @@ def activations_gib(stage: str, config: PipelineConfig) -> float | None:
     block = _BLOCK_ROWS + _FFN_ROWS * size.ffn_dim / size.dim  # rows that a block keeps
     kept = float(block)
     if compute.activation_checkpointing:
-        kept = 1.0 if compute.recompute_attention else 2.0
+        kept = 1.0 if compute.recompute_attention else 3.0
     seen = frames if stage != "causal" else 2 * frames
     rows = seen * (kept * size.num_layers + block * compute.activation_checkpointing)
     if stage == "distill":  # keys and values
