@@ -33,6 +33,7 @@ from pipelines.training.trainer import train_stage
 
 STEPS_A_KILL = 10
 SAVE_EVERY = 3  # steps
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Kill:
 
     step: int  # steps done when it was killed
     worker: int  # which of them, in the order of their processes
+    signal: str  # of SIGNALS
     at: float  # seconds after the training began
     from_step: int | None = None  # from whose checkpoint it went on; 0 is the beginning
     lost: float | None = None  # seconds until it was as far again
@@ -48,11 +50,13 @@ class Kill:
 
 @dataclass
 class Killer:
-    """Follows a training's reports and kills a worker at each of `steps`, when they are reached."""
+    """Follows a training's reports and ends a worker at each of `steps`, when they are reached, by
+    one of `signals` after the other: killed, or told to end, upon which it saves first."""
 
     steps: list[int]
     draw: random.Random
-    kill: Callable[[int], None] = lambda pid: os.kill(pid, signal.SIGKILL)
+    signals: tuple[str, ...] = ("kill",)
+    kill: Callable[[int, int], None] = os.kill
     workers: Callable[[int], list[int]] = field(default=lambda pid: worker_processes(pid))
     clock: Callable[[], float] = time.monotonic
     kills: list[Kill] = field(default_factory=list)
@@ -75,8 +79,9 @@ class Killer:
             processes = self.workers(report.pid)
             worker = self.draw.randrange(len(processes))
             self._dead |= set(processes)  # Ray starts all of them again
-            self.kill(processes[worker])
-            self.kills.append(Kill(report.step, worker, now))
+            name = self.signals[len(self.kills) % len(self.signals)]
+            self.kill(processes[worker], SIGNALS[name])
+            self.kills.append(Kill(report.step, worker, name, now))
 
 
 def worker_processes(pid: int) -> list[int]:
@@ -94,9 +99,13 @@ def measure(
     kills: int,
     steps: int | None,
     seed: int,
+    signals: tuple[str, ...] = ("kill",),
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The report, as JSON values; `seed` draws the steps and the workers."""
+    """The report, as JSON values; `seed` draws the steps and the workers, which end by one of
+    `signals` after the other."""
+    if unknown := [name for name in signals if name not in SIGNALS]:
+        raise UserError(f"--signals {','.join(unknown)} is unknown; use kill, term or kill,term")
     steps = steps or STEPS_A_KILL * (kills + 1)
     if not 0 < kills <= steps - 2:
         raise UserError(f"--kills {kills} do not fit into {steps} steps; give more --steps")
@@ -114,7 +123,7 @@ def measure(
             note(f"{stage}, {steps} steps without a kill")
             alone = _train(config, stage, folder, "alone", lambda report: None)
             note(f"{stage}, {steps} steps with {kills} kills")
-            killer = Killer(list(planned), draw)
+            killer = Killer(list(planned), draw, signals)
             killed = _train(config, stage, folder, "killed", killer)
         different = _different(folder / "alone" / "made", folder / "killed" / "made")
     return {

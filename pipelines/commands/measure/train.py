@@ -54,6 +54,13 @@ def bench_train(
         ),
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the steps and workers of --kills.")] = 0,
+    signals: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="How workers end, in turn: kill (at once), term (told to, they save first).",
+        ),
+    ] = "kill",
     json_file: JsonFile = None,
     check: Check = None,
 ) -> None:
@@ -75,7 +82,7 @@ def bench_train(
 
     check_folders(json_file)
     if kills:
-        _bench_kills(list(arguments or []), stages, gpus, kills, steps, seed, json_file)
+        _bench_kills(list(arguments or []), stages, gpus, kills, steps, seed, signals, json_file)
         return
     stored = read_report(check) if check else None
     cuda = torch.cuda.is_available()
@@ -111,6 +118,7 @@ def _bench_kills(
     kills: int,
     steps: int | None,
     seed: int,
+    signals: str,
     json_file: Path | None,
 ) -> None:
     from pipelines.bench.kills import measure
@@ -126,6 +134,7 @@ def _bench_kills(
             kills,
             steps,
             seed,
+            tuple(name.strip() for name in signals.split(",")),
             status.update,
         )
     write_report(report, json_file)
@@ -151,11 +160,12 @@ def _bench_kills(
 def kills_table(report: dict[str, Any]) -> Table:
     """A row a kill."""
     view = Table(title="kills", title_justify="left")
-    for name in ("at step", "worker", "went on from step", "s lost"):
+    for name in ("at step", "worker", "by", "went on from step", "s lost"):
         view.add_column(name, justify="right")
     for kill in report["kills"]:
         lost = "-" if kill["lost"] is None else f"{kill['lost']:.1f}"
-        view.add_row(*map(str, (kill["step"], kill["worker"], kill["from_step"], lost)))
+        row = (kill["step"], kill["worker"], kill["signal"], kill["from_step"], lost)
+        view.add_row(*map(str, row))
     return view
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,8 @@ def test_kills_fall_on_any_worker_at_drawn_steps_and_tell_what_they_cost() -> No
     killer = Killer(
         [2, 5, 6],
         random.Random(4),
-        kill=killed.append,
+        ("kill", "term"),
+        kill=lambda pid, number: killed.append((pid, number)),
         workers=lambda pid: [pid, pid + 1],
         clock=lambda: clock[0],
     )
@@ -149,8 +151,10 @@ def test_kills_fall_on_any_worker_at_drawn_steps_and_tell_what_they_cost() -> No
         (2, 0, 13.0),
         (7, 3, 4.0),
     ]
-    assert [pid // 10 for pid in killed] == [4, 5]
-    assert [pid % 10 for pid in killed] == [kill.worker for kill in killer.kills]
+    assert [pid // 10 for pid, _ in killed] == [4, 5]
+    assert [pid % 10 for pid, _ in killed] == [kill.worker for kill in killer.kills]
+    assert [number for _, number in killed] == [signal.SIGKILL, signal.SIGTERM]
+    assert [kill.signal for kill in killer.kills] == ["kill", "term"]
     assert {kill.worker for kill in killer.kills} == {0, 1}  # as seed 4 draws
 
 
@@ -158,6 +162,7 @@ def test_kills_fall_on_any_worker_at_drawn_steps_and_tell_what_they_cost() -> No
     ("arguments", "message"),
     [
         (["--kills", "9", "--steps", "5"], "--kills 9 do not fit into 5 steps"),
+        (["--kills", "1", "--signals", "kill,stop"], "--signals stop is unknown"),
         (["--stages", "foundation,vae"], "--stages vae cannot be timed"),
         (["--gpus", "0"], "--gpus 0 must be numbers from 1 on"),
         (["--gpus", "two"], "--gpus two must be numbers"),
