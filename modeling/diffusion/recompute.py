@@ -1,8 +1,8 @@
 """What a recomputed block keeps: the results of its self-attention and of its last linear layer.
 
 Attention is most of a block's time, and the feed-forward's second layer, which takes wide rows to
-narrow ones, the most arithmetic for a row that is kept. The other results take as much memory for
-less time saved.
+narrow ones, the most arithmetic for a row that is kept. The results of attention's linear layers
+are a sixth of that for as much memory: they are kept where there is room for them.
 
 The forward of a block writes them onto a tape, and its recomputation takes them from there. PyTorch
 has a selective checkpoint, whose dispatch of every operation through Python takes four times as
@@ -28,9 +28,10 @@ _aten = torch.ops.aten
 
 
 class Tape:
-    """One block's results in the order in which they are made."""
+    """One block's results in the order in which they are made; `products`: of all `KeptLinear`."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: bool) -> None:
+        self.products = products
         self.kept: deque[tuple[Any, ...]] = deque()
         self.replays = False
 
@@ -59,9 +60,12 @@ class _Use:
         _tape.reset(self._before)
 
 
-def keeping() -> tuple[_Use, _Use]:
-    """For `torch.utils.checkpoint`: contexts of a block's forward and of its recomputation."""
-    tape = Tape()
+def keeping(products: bool) -> tuple[_Use, _Use]:
+    """For `torch.utils.checkpoint`: contexts of a block's forward and of its recomputation.
+
+    `products` keeps the results of all layers that can be, not of those alone that always are.
+    """
+    tape = Tape(products)
     return _Use(tape, False), _Use(tape, True)
 
 
@@ -80,11 +84,15 @@ def kept_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
 
 
 class KeptLinear(nn.Linear):
-    """A linear layer whose result is kept where a tape runs."""
+    """A linear layer whose result is kept where a tape runs: `always`, or with `products` alone."""
+
+    def __init__(self, inputs: int, outputs: int, *, always: bool = False) -> None:
+        super().__init__(inputs, outputs)
+        self.always = always
 
     def forward(self, x: Tensor) -> Tensor:
         tape = _tape.get()
-        if tape is None:
+        if tape is None or not (self.always or tape.products):
             return F.linear(x, self.weight, self.bias)
         out: Tensor = _KeptLinear.apply(tape, x, self.weight, self.bias)
         return out

@@ -11,6 +11,7 @@ L text tokens, N heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -43,7 +44,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False  # blocks are computed again in the backward pass,
-        self.recompute_attention = True  # all of them, or without what `recompute` keeps
+        self.recompute_attention = True  # all of them, or without what `recompute` keeps,
+        self.keep_products = False  # which is less or more
         self.sequence: Sequence | None = None  # the ranks that share every clip's tokens
         dim = config.dim
         channels = config.latent_channels + config.source_channels
@@ -107,7 +109,8 @@ class Transformer(nn.Module):
             words = context if kv is None else (kv.k[layer], kv.v[layer])
             args = (x, modulation, words, visible, layer, rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                keep = noop_context_fn if self.recompute_attention else keeping
+                keeps = partial(keeping, self.keep_products)
+                keep = noop_context_fn if self.recompute_attention else keeps
                 x = checkpoint(block, *args, use_reentrant=False, context_fn=keep)
             else:
                 x = block(*args)
@@ -208,7 +211,9 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(config)
         self.norm2 = LayerNorm(dim, eps, affine=False)
         self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU("tanh"), KeptLinear(config.ffn_dim, dim)
+            nn.Linear(dim, config.ffn_dim),
+            nn.GELU("tanh"),
+            KeptLinear(config.ffn_dim, dim, always=True),
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 
@@ -252,10 +257,10 @@ class AttentionWeights(nn.Module):
         super().__init__()
         dim = config.dim
         self.num_heads = config.num_heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.o = nn.Linear(dim, dim)
+        self.q = KeptLinear(dim, dim)
+        self.k = KeptLinear(dim, dim)
+        self.v = KeptLinear(dim, dim)
+        self.o = KeptLinear(dim, dim)
         self.norm_q = RMSNorm(dim, config.eps)
         self.norm_k = RMSNorm(dim, config.eps)
 

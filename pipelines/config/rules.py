@@ -16,6 +16,7 @@ from pipelines.tracking.records import key_of
 WATCHING = (
     *("log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "gate"),
     *("validate_every", "validate_clips", "sample_clips", "rollout_copy", "profile"),
+    "keep_products",
 )
 # Settings that decide which of a training's models is the result, if they are set.
 CHOOSING = ("keep_best", "patience")

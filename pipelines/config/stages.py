@@ -191,6 +191,7 @@ class FoundationStage(TrainedStage):
     edit_full: float = 1.0  # mean square change of a cell from which on it has all of edit_weight
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
     source_dropout: float = 0.0  # share of clips without source
+    keep_products: bool = False  # recomputed blocks keep their attention's linear layers: faster
     lora_rank: int = 0  # of adapters beside linear layers, trained in their stead; 0: all weights
     lora_alpha: float = 16.0  # their change counts alpha / rank
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # ends of layers' names

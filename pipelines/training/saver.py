@@ -83,6 +83,7 @@ class Saver:
         """
         tensors = {str(id(tensor)): tensor for tensor in _tensors(state)}
         staged = self._stager.stage(tensors)
+        assert isinstance(staged, dict), "nothing is staged behind our back"
         return deepcopy(state, {int(name): staged[name] for name in tensors})
 
     def check(self) -> None:

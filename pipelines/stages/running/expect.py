@@ -28,6 +28,7 @@ _MASTER = 4
 MFU = 0.36
 DETERMINISTIC_MFU = 0.25
 _BLOCK_ROWS, _FFN_ROWS = 10, 3  # numbers that a block's backward pass keeps, in rows of its sizes
+_PRODUCT_ROWS = 6  # of q k v o, and the text's q o
 _BUFFERS = 1e9  # numbers in DeepSpeed's buckets for reducing and gathering
 
 
@@ -184,6 +185,8 @@ def activations_gib(stage: str, config: PipelineConfig) -> float | None:
     kept = float(block)
     if compute.activation_checkpointing:
         kept = 1.0 if compute.recompute_attention else 3.0
+        if kept > 1 and getattr(section, "keep_products", False):
+            kept += _PRODUCT_ROWS
     seen = frames if stage != "causal" else 2 * frames
     rows = seen * (kept * size.num_layers + block * compute.activation_checkpointing)
     if stage == "distill":  # keys and values

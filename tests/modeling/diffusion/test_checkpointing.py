@@ -27,7 +27,7 @@ class Computed(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[int, int]] = []
-        self.wide = 0
+        self.wide = self.products = 0
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(op)
@@ -35,11 +35,13 @@ class Computed(TorchDispatchMode):
             self.seen.append((args[0].shape[2], args[1].shape[2]))
         if "addmm" in name and args[1].shape[1] == CONFIG.ffn_dim:
             self.wide += 1
+        if "addmm" in name and args[1].shape[1] == CONFIG.dim == args[2].shape[1]:
+            self.products += 1
         return op(*args, **(kwargs or {}))
 
 
 def run(
-    visible: Spans, recomputes: bool, attention_too: bool
+    visible: Spans, recomputes: bool, attention_too: bool, products: bool = False
 ) -> tuple[dict[str, Tensor], Computed]:
     torch.manual_seed(0)
     network = Transformer(CONFIG)
@@ -47,6 +49,7 @@ def run(
         torch.nn.init.normal_(parameter, std=0.2)
     network.gradient_checkpointing = recomputes
     network.recompute_attention = attention_too
+    network.keep_products = products
     noisy, source = torch.randn(2, 1, len(visible.positions), 16, 8, 12)
     with Computed() as computed:
         out = network(noisy, source, torch.tensor([500.0]), torch.randn(1, 8, 20), visible)
@@ -73,9 +76,12 @@ def test_what_is_kept_is_not_computed_again(visible: Spans, spans: int) -> None:
     kept, again = run(visible, recomputes=True, attention_too=False)
     assert sorted(again.seen) == sorted(once.seen + LAYERS * [text])
     assert again.wide == LAYERS
+    more, least = run(visible, recomputes=True, attention_too=False, products=True)
+    assert again.products - once.products == LAYERS * 8  # q k v o of clip and text
+    assert least.products == once.products
     for name, value in plain.items():
-        assert torch.equal(whole[name], value), name
-        assert torch.equal(kept[name], value), name
+        for other in (whole, kept, more):
+            assert torch.equal(other[name], value), name
 
 
 def test_a_blocks_layers_are_used_within_its_forward_alone() -> None:
