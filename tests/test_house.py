@@ -36,9 +36,13 @@ COMES_WITH_TRANSFORMERS = {"tokenizers"}
 DOORS = {("ray", "infra/runtime/ray_private.py")}
 _SDPA = "_scaled_dot_product"
 PRIVATE = {
-    "modeling/diffusion/transformer.py": {  # which attention is kept instead of computed again
-        *(f"{_SDPA}_{kind}_attention" for kind in ("cudnn", "efficient", "flash")),
-        f"{_SDPA}_flash_attention_for_cpu",
+    "modeling/diffusion/recompute.py": {  # attention whose result is kept, and its gradient
+        "_fused_sdp_choice",
+        *(
+            f"{_SDPA}_{kind}{end}"
+            for kind in ("cudnn_attention", "flash_attention", "flash_attention_for_cpu")
+            for end in ("", "_backward")
+        ),
     },
     "modeling/gpu/transformer.py": {"_addmm_activation", f"{_SDPA}_cudnn_attention"},
     "pipelines/training/watch/watchdog.py": {"_current_frames", "_exit"},
