@@ -30,11 +30,16 @@ _SIDE = 4  # latent cells of the smallest picture: 2 x 2 tokens
 
 def rehearse(transformer: Transformer, fused: FusedTransformer, vae: StreamingVae) -> None:
     """Run each part of an editor once, at the smallest size and beside the others."""
-    works = parts(transformer, fused, vae)
+    works, device = parts(transformer, fused, vae), transformer.patch_embedding.weight.device
+
+    def here(work: Callable[[], None]) -> None:  # a thread begins on the first GPU, with gradients
+        with torch.cuda.device(device), torch.no_grad():
+            work()
+
     with ThreadPoolExecutor(len(works)) as pool:
-        for done in [pool.submit(torch.no_grad()(work)) for work in works]:
+        for done in [pool.submit(here, work) for work in works]:
             done.result()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
 
 
 def parts(

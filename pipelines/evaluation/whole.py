@@ -73,7 +73,7 @@ class WholeClip:
         count = len(frames)
         missing = -(count - 1) % TEMPORAL_STRIDE  # of the last latent: repeated, then cut off
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-        source, _ = vae.encode(self.picture.take(frames))
+        source = vae.encode(self.picture.take(frames))[0].float()  # so that small steps add up
         edited, _ = vae.decode(self.sample(source))
         shown = self.picture.give(edited, source, count).cpu().numpy()
         tokens = np.ones(

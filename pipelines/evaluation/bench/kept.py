@@ -49,6 +49,7 @@ class Kept:
     def write(self, case: Case, judged: Judged) -> None:
         """The picture first: what has its numbers is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{case.name}.json").unlink(missing_ok=True)  # numbers of another picture
         frames = np.concatenate([judged.source, judged.edit, judged.truth], axis=1)
         Image.fromarray(frames).save(self.folder / f"{case.name}.png")
         row = {"key": self.key(case), "row": judged.row, "by_second": judged.by_second}
@@ -67,7 +68,7 @@ class Kept:
                 "version": VERSION,
                 "settings": {name: settings[name] for name in settings if name not in CHOICE},
                 "footage": footage_hash(self.config.footage or OWN_FOOTAGE),
-                "makers": {name: importlib.metadata.version(name) for name in MAKERS},
+                "makers": {name: importlib.metadata.version(name) for name in (*MAKERS, "torch")},
                 "code": _code(),
             }
         )
@@ -78,6 +79,7 @@ def _code() -> str:
     """Of every file that may move a number."""
     digest = hashlib.sha256()
     for folder in CODE:
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(file.read_bytes())
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.suffix in (".py", ".cu"):
+                digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
 from data.bench.cases import Case
 from data.bench.clip import BenchClip
@@ -55,7 +56,13 @@ class OurModel:
 
     def identity(self, case: Case) -> str:
         del case
-        return f"{self.editor.identity} {self.editor.device.type} {self.options} {self.seed}"
+        device = self.editor.device  # which one moves its rate, and a CPU's instructions its bits
+        on = (
+            torch.cuda.get_device_name(device)
+            if device.type == "cuda"
+            else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+        )
+        return f"{self.editor.identity} {on} {self.options} {self.seed}"
 
 
 class Videos:

@@ -25,6 +25,22 @@ def without_first_moment(optimizer: torch.optim.AdamW) -> None:
     optimizer.register_step_post_hook(_take_back)
 
 
+def settle_first_moments(
+    optimizer: torch.optim.Optimizer, betas: list[tuple[float, float]]
+) -> None:
+    """Bring what was loaded from a checkpoint to what training with `betas`, a pair a group, holds:
+    a moment of its own for each parameter, or zeros that take no memory (moving them to a GPU had
+    written them out). An update into such zeros, which are one number, would write beyond it."""
+    for group, (first, _) in zip(optimizer.param_groups, betas, strict=True):
+        for parameter in group["params"]:
+            moment = optimizer.state.get(parameter, {}).get(_MOMENT)
+            if moment is not None:
+                settled = moment.clone(memory_format=torch.contiguous_format)
+                if first == 0:
+                    settled = moment.new_zeros(1).expand(moment.shape)
+                optimizer.state[parameter][_MOMENT] = settled
+
+
 def _lend_gradients(optimizer: Any, *_: object) -> None:
     for parameter, fused in _stepping(optimizer):
         state = optimizer.state[parameter]

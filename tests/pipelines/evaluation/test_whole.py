@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from pipelines.evaluation.evaluate import edit_clip
 from pipelines.evaluation.whole import WholeEditor
@@ -42,6 +46,27 @@ def test_guidance_goes_on_beyond_the_edit() -> None:
     assert (there - plain)[whole_range].max() == 60
     found = edited(whole(4, 1.5), source)
     assert np.abs(found - wanted)[whole_range].max() <= TOLERANCE + 1
+
+
+def test_steps_add_up_in_float32_whatever_the_networks_compute_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of 50 steps may be less than the last bit of bfloat16, in which a GPU encodes."""
+    editor, taken = whole(2), []
+    encode, forward = editor.vae.encode, editor.transformer.forward
+
+    def halved(*args: Any) -> Any:
+        latents, state = encode(*args)
+        return latents.bfloat16(), state
+
+    def recorded(x: Tensor, *args: Any) -> Tensor:
+        taken.append(x.dtype)
+        return forward(x, *args)
+
+    monkeypatch.setattr(editor.vae, "encode", halved)
+    monkeypatch.setattr(editor.transformer, "forward", recorded)
+    edited(editor, block_clip(9, 32, 48))
+    assert taken == [torch.float32] * 2
 
 
 def test_it_sees_at_the_working_size_and_keeps_the_sources_detail() -> None:

@@ -14,7 +14,7 @@ from data.video import VideoWriter
 from pipelines.config.benchmark import BenchConfig
 from pipelines.evaluation.bench import kept as kept_module
 from pipelines.evaluation.bench.judged import Judged
-from pipelines.evaluation.bench.kept import CHOICE, Kept
+from pipelines.evaluation.bench.kept import CHOICE, CODE, Kept
 from pipelines.evaluation.bench.run import chosen, run
 from pipelines.evaluation.bench.systems import OurModel, Videos
 from tests.known_editors import known_editor
@@ -113,6 +113,38 @@ def test_a_file_that_was_cut_off_is_measured_anew(tmp_path: Path) -> None:
     again = Noisy()
     run(again, CONFIG, kept=Kept(tmp_path, again, CONFIG))
     assert again.edited == [first, second]
+
+
+def test_numbers_never_stand_beside_another_runs_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between a clip's picture and its numbers, with other settings than the run before."""
+    kept, case = Kept(tmp_path, Noisy(), CONFIG), chosen(CONFIG)[0]
+    run(Noisy(), CONFIG, kept=kept)
+    judged = kept.read(case)
+    assert judged is not None
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept_module, "write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Kept(tmp_path, Noisy(), replace(CONFIG, seed=1)).write(case, judged)
+    assert kept.read(case) is None
+
+
+@pytest.mark.parametrize("name", ["kernel.cu", "network.py"])
+def test_code_is_whatever_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(kept_module, "ROOT", tmp_path)
+    file = tmp_path / CODE[0] / "gpu" / name
+    file.parent.mkdir(parents=True)
+    seen = set()
+    for text in ("one", "two"):
+        file.write_text(text)
+        seen.add(kept_module._code.__wrapped__())
+    assert len(seen) == 2
 
 
 def test_what_a_system_is(tmp_path: Path) -> None:
