@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -37,9 +37,18 @@ GONE = 1001  # close code for a socket whose session another one has taken over
 class Connection:
     """`run` serves the socket to its end; `leave` and `supersede` end it early."""
 
-    def __init__(self, socket: Socket, services: Services, visitor: Visitor | None) -> None:
-        """`visitor` is None for who is not let in."""
+    def __init__(
+        self,
+        socket: Socket,
+        services: Services,
+        visitor: Visitor | None,
+        *,
+        full: Callable[[], WireError | None],
+    ) -> None:
+        """`visitor` is None for who is not let in; `full` says what speaks against a session more
+        here, where silent connections do not count."""
         self.socket, self.services, self.visitor = socket, services, visitor
+        self._full = full
         self.running: RunningSession | None = None
         self.client = client_of(socket.scope)
         self._spoken = False
@@ -215,6 +224,8 @@ class Connection:
                 first = await self._unless_ended(self.socket.receive())
         except TimeoutError:
             raise WireError("bad_request", f"no open message within {timeout:g} s") from None
+        if refusal := self._full():  # others may have opened since this one came, silent as it was
+            raise refusal
         self._spoken = True
         if not isinstance(first, str):
             raise WireError("bad_request", "the first message must be open, got a binary one")

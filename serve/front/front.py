@@ -139,7 +139,8 @@ class Front:
             refusal = error
         self._beat_on()
         self._quieten()
-        connection = Connection(Socket(scope, receive, send), self.services, visitor)
+        socket = Socket(scope, receive, send)
+        connection = Connection(socket, self.services, visitor, full=self._full)
         self.connections[connection] = None
         try:
             await connection.run(refusal=refusal)

@@ -43,6 +43,19 @@ def test_they_do_not_count_as_sessions() -> None:
         assert connect(world, front, OPEN).messages[0]["code"] == "at_capacity"
 
 
+def test_those_that_came_while_there_was_room_find_none_when_they_open() -> None:
+    with World(LIMITS) as world:
+        front = a_front(world)
+        first, second = (connect(world, front) for _ in range(2))
+        first.say(OPEN)
+        world.settle()
+        assert first.messages[0]["type"] == "opened"
+        second.say(OPEN)
+        world.settle()
+        assert second.messages[0]["code"] == "at_capacity"
+        assert second.code == 1013
+
+
 def test_those_of_the_address_that_has_most_give_way_first() -> None:
     with World(Limits(max_silent=3)) as world:
         front = a_front(world)
