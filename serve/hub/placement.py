@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from serve.admission import decisions
-from serve.admission.admission import Demand, Editor, Request, has_room, with_stream
+from serve.admission.admission import Demand, Editor, Request, fits, has_room, with_stream
 from serve.admission.decisions import Need, Scale
 from serve.admission.fleet import KNOWN_DEMANDS, Fleet, Rank, emptiest
 from serve.versions.catalog import Catalog, Menu
@@ -195,9 +195,13 @@ class Placement:
     def _cold(self, model: str) -> bool:
         """Whether there is only to wait until an editor has it."""
         state = self.editors
-        if self._heard_at is None or self._clock() - self._heard_at < self.settle_s:
+        if not self._heard_for(self.settle_s):
             return True
         return bool(state and not any(e.holds(model) for e in state))
+
+    def _heard_for(self, seconds: float) -> bool:
+        """Whether the first editor reported so long ago."""
+        return self._heard_at is not None and self._clock() - self._heard_at >= seconds
 
     def _known(self, name: str) -> Editor | None:
         return self._fleet.get(name) or self._aside.get(name)
@@ -228,6 +232,8 @@ class Placement:
             after = fleet.trial()
             after.place_all(before, avoid)
             found = after.place(request, avoid)
+        if found is not None and not self._heard_for(self.settle_s) and not fits(found, request):
+            return None  # those that have not reported yet may have room for it as it asks
         return found
 
     @property
@@ -298,8 +304,10 @@ class Placement:
         missed = [a.request.sizes.model for a in self._queue.values() if a.last > a.first]
         missed += [request.sizes.model for _, request in self._refused.values()]
         self._plan = self.catalog.plan(state, self._used, list(dict.fromkeys(missed)))
-        fixed = scale.min_editors == scale.max_editors
-        self._closing = decisions.closing(state, 0 if fixed else len(state) - number)
+        # One started again must not take for too many what it has not watched for the delay.
+        watched = self._heard_for(max(self.settle_s, scale.delay_s))
+        scales = scale.min_editors < scale.max_editors and watched
+        self._closing = decisions.closing(state, len(state) - number if scales else 0)
 
     @property
     def _starting_since(self) -> float | None:

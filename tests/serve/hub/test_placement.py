@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from serve.admission.admission import Editor, Seat
 from serve.admission.decisions import Need, Scale
+from serve.admission.rungs import Means
 from serve.hub.placement import (
     ASKS_S,
     DECIDE_S,
@@ -24,6 +27,8 @@ from serve.hub.placement import (
 from serve.wire.protocol import RETRY_AFTER_S
 from tests.serve.admission.made import SIZES, editor, request
 from tests.serve.clock import Clock
+
+COSTS = {SIZES: 0.21, replace(SIZES, halved=True): 0.105}
 
 
 @pytest.fixture
@@ -157,9 +162,9 @@ def test_an_empty_editor_goes_and_only_one(placement: Placement, clock: Clock) -
 def test_a_closing_editor_takes_a_stream_only_where_no_other_can(
     placement: Placement, clock: Clock
 ) -> None:
+    clock.now += placement.scale.delay_s
     placement.report(editor("a", 0.3))
     placement.report(editor("b", 0.1))
-    clock.now += 0.1
     assert placement.ask(request("1")) == Placed("a")  # both would fit in one: b is to be emptied
     assert placement.ask(request("2")) == Placed("b")
 
@@ -173,7 +178,8 @@ def test_without_bounds_to_scale_between_nobody_goes(clock: Clock) -> None:
 
 
 def test_editors_that_stop_take_nothing(placement: Placement, clock: Clock) -> None:
-    placement.report(editor("b"))  # where it would go: a, the first of two empty ones, closes
+    placement.report(editor("a", 0.1))
+    placement.report(editor("b"))  # where it would go
     placement.gone(frozenset("b"))
     assert placement.ask(request("1")) == Placed("a")
     placement.gone(frozenset("ab"))
@@ -206,6 +212,31 @@ def test_a_hub_started_again_waits_for_the_word_of_all_editors(clock: Clock) -> 
     placement.report(editor("b", 0.7))
     clock.now += 1.2
     assert isinstance(placement.ask(request("2", waits=False)), Full)
+
+
+def test_a_hub_started_again_asks_nobody_to_leave_before_the_delay_is_over(clock: Clock) -> None:
+    """It does not know how long they have been too many."""
+    placement = Placement(Scale(1, 4, delay_s=30.0), clock, settle_s=2.0)
+    for _ in range(30):
+        for name in "abc":
+            placement.report(editor(name))
+        assert not any(placement.may_go(name) for name in "abc")
+        clock.now += 1.0
+    assert [placement.may_go(name) for name in "abc"] == [True, True, False]
+
+
+def test_a_hub_started_again_lowers_nobodys_quality_before_all_editors_have_spoken(
+    clock: Clock,
+) -> None:
+    placement = Placement(Scale(1, 4), clock, settle_s=2.0)
+    full = Editor("a", 12, 8, {"x": Seat("x", 0.7, 0.3)}, COSTS, means=Means(steps=4))
+    placement.report(full)
+    assert isinstance(placement.ask(request("1", waits=False)), Waiting)
+    clock.now += 1.9
+    placement.report(full)
+    assert isinstance(placement.ask(request("1", waits=False)), Waiting)
+    clock.now += 0.1
+    assert placement.ask(request("1", waits=False)) == Placed("a")
 
 
 def test_a_thousand_editors_are_counted_less_often(clock: Clock) -> None:
