@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.logs import event
+from serve.logs import event, one_line
 from serve.tenants import Tenant, Tenants, given_token
 from serve.wire.codes import CODES
 from serve.wire.protocol import WireError
@@ -131,7 +131,8 @@ def refusal(error: WireError, status: int | None = None) -> JSONResponse:
 class Guard:
     """ASGI middleware: the API's HTTP routes are for who is let in, and the WebSocket answers for
     itself. Page, health and metrics are for everybody who can reach the port. Every answer has
-    `HEADERS` and leaves a line in the access log."""
+    `HEADERS` and leaves a line in the access log. One that cannot be finished is cut, and a line
+    says why."""
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self.app, self.door = app, door
@@ -140,12 +141,12 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500
+        began, status, started = time.monotonic(), 500, False
 
         async def sent(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
@@ -154,7 +155,10 @@ class Guard:
                 scope["state"] = {**scope.get("state", {}), "visitor": self.door.enter(scope)}
             await self.app(scope, receive, sent)
         except WireError as error:
-            await refusal(error)(scope, receive, sent)
+            if started:  # a second answer is none: the server cuts one that ends unfinished
+                log.warning("an answer is cut: %s: %s", error.code, one_line(error.message))
+            else:
+                await refusal(error)(scope, receive, sent)
         finally:
             milliseconds = (time.monotonic() - began) * 1000
             # Without the query, which may hold a token, and in one line.
