@@ -48,20 +48,33 @@ def command(uuid: str) -> Sequence[str]:
 
 
 async def watch(device: str, metrics: EditorMetrics) -> None:
-    """Keeps the gauges of a GPU up to date; returns at once where there is none, and when the
-    driver does not answer: then they are absent."""
+    """Keeps the gauges of a GPU up to date, which are absent while the driver does not answer;
+    returns at once where there is no GPU or no nvidia-smi."""
     if torch.device(device).type != "cuda":
         return
     uuid = str(torch.cuda.get_device_properties(device).uuid)
+    told = False
     try:
         while True:
-            set_gauges(metrics, uuid, parse(await _ask(command(uuid))))
+            try:
+                set_gauges(metrics, uuid, parse(await _ask(command(uuid))))
+                told = False
+            except FileNotFoundError as error:
+                log.warning("the GPU's utilisation and memory are not known: %s", error)
+                return
+            except (OSError, ValueError) as error:  # the next answer may be a better one
+                clear_gauges(metrics)
+                if not told:
+                    log.warning("the GPU's utilisation and memory are not known now: %r", error)
+                told = True
             await asyncio.sleep(EVERY_S)
-    except (OSError, ValueError, TimeoutError) as error:
-        log.warning("the GPU's utilisation and memory are not known: %s", error)
     finally:
-        for gauge in (metrics.gpu_used, metrics.gpu_memory, metrics.gpu_total):
-            gauge.clear()
+        clear_gauges(metrics)
+
+
+def clear_gauges(metrics: EditorMetrics) -> None:
+    for gauge in (metrics.gpu_used, metrics.gpu_memory, metrics.gpu_total):
+        gauge.clear()
 
 
 def set_gauges(metrics: EditorMetrics, uuid: str, usage: GpuReading) -> None:

@@ -73,25 +73,35 @@ def write(driver: Path, script: str) -> None:
     driver.chmod(driver.stat().st_mode | stat.S_IEXEC)
 
 
-async def test_the_gauges_follow_what_it_says_until_it_says_no_more(driver: Path) -> None:
-    write(driver, 'case "$*" in --id=GPU-u1\\ --query*) echo 50, 100, 200;; esac')
-    metrics = EditorMetrics()
-    watching = asyncio.create_task(watch("cuda", metrics))
+def replace(driver: Path, script: str) -> None:
+    """At once, so that it is never half written when it is run."""
+    write(driver.with_name("new"), script)
+    driver.with_name("new").rename(driver)
+
+
+@pytest.mark.parametrize("wrong", ["exec sleep 60", "echo a, b, c", "echo GPU is lost; exit 15"])
+async def test_the_gauges_follow_what_it_says_and_are_absent_while_it_says_nothing(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    good = 'case "$*" in --id=GPU-u1\\ --query*) echo 50, 100, 200;; esac'
     told = {"gpu_utilisation": 0.5, "gpu_memory_bytes": 100 * MIB}
     told["gpu_memory_total_bytes"] = 200 * MIB
+    metrics = EditorMetrics()
+    replace(driver, good)
+    watching = asyncio.create_task(watch("cuda", metrics))
     async with asyncio.timeout(30):
-        while values(metrics) != told:
-            await asyncio.sleep(0.01)
-        write(driver.with_name("new"), "echo GPU is lost; exit 15")
-        driver.with_name("new").rename(driver)
-        await watching
+        for script, answer_s, shown in ((good, 10, told), (wrong, 0.1, {}), (good, 10, told)):
+            monkeypatch.setattr(gpu, "ANSWER_S", answer_s)
+            replace(driver, script)
+            while values(metrics) != shown:
+                assert not watching.done()
+                await asyncio.sleep(0.01)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
     assert values(metrics) == {}
 
 
-@pytest.mark.parametrize("script", [None, "echo a, b, c", "exit 9"])
-async def test_a_driver_that_says_nothing_is_no_failure(driver: Path, script: str | None) -> None:
-    if script is not None:
-        write(driver, script)
+async def test_a_driver_that_is_not_there_is_no_failure(driver: Path) -> None:
     metrics = EditorMetrics()
     await asyncio.wait_for(watch("cuda", metrics), 30)
     assert values(metrics) == {}
