@@ -17,6 +17,7 @@ MAX_FRAGMENTS = 1024  # of one message; usual clients send whole ones or pieces 
 MAX_CONTROL = 100  # pings and pongs within `CONTROL_S`; usual clients send one in 20 s
 CONTROL_S = 1.0
 VIOLATION = 1008  # close code
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class BoundedSocket(WebSocketsSansIOProtocol):
@@ -32,6 +33,8 @@ class BoundedSocket(WebSocketsSansIOProtocol):
             if self.transport.is_closing():
                 return
             super().data_received(data[start : start + PIECE])
+            if self.conn.handshake_exc is not None and not self.handshake_initiated:
+                self._reject()
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= MAX_FRAGMENTS:
@@ -60,6 +63,12 @@ class BoundedSocket(WebSocketsSansIOProtocol):
         if self._control == MAX_CONTROL + 1:
             self._refuse(f"more than {MAX_CONTROL} pings a second")
         return self._control <= MAX_CONTROL
+
+    def _reject(self) -> None:
+        """Answers a request that websockets takes for none; uvicorn would never do so."""
+        answer = b"".join(self.conn.data_to_send())
+        self.transport.write(answer or BAD_REQUEST)
+        self.transport.close()
 
     def _refuse(self, reason: str) -> None:
         if self.transport.is_closing():

@@ -15,20 +15,33 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from serve.ingress import UVICORN, http, websocket
+from serve.limits import Limits
 from serve.run import free_port
 
 pytestmark = pytest.mark.anyio
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n"
+SLOW = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+CHUNKED = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+UPGRADE = (
+    GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
 PING = b"\x89\xfd" + bytes(4) + b"p" * 125
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers every request at once, and says every message back."""
+    """Answers every request, /slow in half a second, and says every message back."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [
             (b"content-length", b"2")]})  # fmt: skip
-        await send({"type": "http.response.body", "body": b"ok"})
+        if scope["path"] == "/slow":
+            await send({"type": "http.response.body", "body": b"o", "more_body": True})
+            await asyncio.sleep(0.5)
+            await send({"type": "http.response.body", "body": b"k"})
+        else:
+            await send({"type": "http.response.body", "body": b"ok"})
         return
     await receive()
     await send({"type": "websocket.accept"})
@@ -65,10 +78,7 @@ class Raw:
         self.writer.transport.abort()
 
     async def upgrade(self) -> None:
-        self.writer.write(
-            GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
+        self.writer.write(UPGRADE + b"\r\n")
         await self.reader.readuntil(b"\r\n\r\n")
 
     async def flood(self, piece: bytes, most: int) -> int:
@@ -123,20 +133,72 @@ async def test_a_requests_head_comes_in_time(monkeypatch: pytest.MonkeyPatch) ->
 async def test_what_nobody_asked_for_of_a_body_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "MAX_UNASKED", 2**20)
     async with ingress() as server, Raw(server) as short, Raw(server) as endless:
-        head = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-        short.writer.write(head % 2**20 + bytes(2**20) + GET + b"\r\n")
+        short.writer.write(POST % 2**20 + bytes(2**20) + GET + b"\r\n")
         for _ in range(2):
             await asyncio.wait_for(short.reader.readuntil(b"ok"), 20)
-        endless.writer.write(head % 2**40)
+        endless.writer.write(POST % 2**40)
         assert await endless.flood(bytes(2**16), 2**30) < 2**25  # what sockets hold among it
+
+
+async def test_a_refused_upload_reads_the_refusal_when_it_is_written() -> None:
+    assert Limits().max_upload <= http.MAX_UNASKED
+    async with ingress() as server, Raw(server) as raw:
+        raw.writer.write(POST % 2**25 + bytes(2**25))
+        await asyncio.wait_for(raw.writer.drain(), 20)
+        raw.writer.write(GET + b"\r\n")
+        for _ in range(2):
+            await asyncio.wait_for(raw.reader.readuntil(b"ok"), 20)
+
+
+async def test_what_nobody_asked_for_of_a_body_comes_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "UNASKED_S", 0.2)
+    async with ingress() as server, Raw(server) as stuck, Raw(server) as whole:
+        for raw in (stuck, whole):
+            raw.writer.write(POST % 100)
+            await raw.reader.readuntil(b"ok")
+            raw.writer.write(b"1")
+        await asyncio.sleep(0.05)
+        whole.writer.write(bytes(99))
+        await asyncio.sleep(0.3)
+        whole.writer.write(GET + b"\r\n")
+        assert (await whole.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        assert await stuck.answer() == b""
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nX: ", b"5;"], ids=["trailer", "chunk extension"])
+async def test_what_is_no_body_within_one_has_an_end(endless: bytes) -> None:
+    async with ingress() as server, Raw(server) as short, Raw(server) as long:
+        short.writer.write(CHUNKED + b"5;a=b\r\nbody.\r\n0\r\nX: y\r\n\r\n" + GET + b"\r\n")
+        for _ in range(2):
+            await asyncio.wait_for(short.reader.readuntil(b"ok"), 20)
+        long.writer.write(CHUNKED + endless)
+        await long.reader.readuntil(b"ok")
+        assert await long.flood(b"a" * 2**16, 2**26) < 2**25  # what sockets hold among it
+
+
+async def test_what_comes_while_an_answer_runs_does_not_end_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "HEAD_S", 0.3)
+    async with ingress() as server, Raw(server) as early, Raw(server) as large:
+        for raw in (early, large):
+            raw.writer.write(SLOW)
+            await raw.reader.readuntil(b"\r\n\r\no")
+        early.writer.write(b"\r\n" + GET)
+        large.writer.write(GET + b"X-Long: " + b"a" * 2**17)
+        assert b"400" not in await large.answer()  # it would be a part of the answer
+        assert await asyncio.wait_for(early.reader.readuntil(b"k"), 20) == b"k"
+        early.writer.write(b"X")
+        assert await early.answer() == b""
 
 
 async def test_a_body_and_the_next_request_are_no_head() -> None:
     """What is read at once may be the end of the one and the beginning of the other."""
-    head = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     async with ingress() as server, Raw(server) as raw:
         for size in (100, 70_000, 200_000, 1_000_000):
-            raw.writer.write(head % size)
+            raw.writer.write(POST % size)
             await raw.reader.readuntil(b"ok")  # it is answered at once
             for body in (bytes(size - 1), b"\0" + GET, b"\r\n"):
                 raw.writer.write(body)
@@ -145,6 +207,21 @@ async def test_a_body_and_the_next_request_are_no_head() -> None:
         raw.writer.write((GET + b"\r\n") * 5000 + GET)
         for _ in range(5000):
             assert (await raw.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"x: y\r\n" * 200 + b"\r\n", b"HTTP/1.1 431"),
+        (b"X-Long: " + b"a" * 9000 + b"\r\n\r\n", b"HTTP/1.1 431"),
+        (b"Content-Length: 5\r\n\r\n", b"HTTP/1.1 400"),
+    ],
+    ids=["many headers", "long header", "body"],
+)
+async def test_an_upgrade_that_is_none_is_answered_and_ends(rest: bytes, status: bytes) -> None:
+    async with ingress() as server, Raw(server) as raw:
+        raw.writer.write(UPGRADE + rest)
+        assert (await raw.answer()).startswith(status)
 
 
 async def test_pings_are_few() -> None:
