@@ -6,11 +6,13 @@ many of every checkpoint.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 _MOMENT = "exp_avg"
+_WITHOUT: WeakSet[torch.optim.Optimizer] = WeakSet()  # those that do without it
 
 
 def without_first_moment(optimizer: torch.optim.AdamW) -> None:
@@ -21,24 +23,23 @@ def without_first_moment(optimizer: torch.optim.AdamW) -> None:
     AdamW has. A training that goes on with another first beta begins with a first moment of zeros.
     """
     assert all(group["betas"][0] == 0 for group in optimizer.param_groups)
+    _WITHOUT.add(optimizer)
     optimizer.register_step_pre_hook(_lend_gradients)
     optimizer.register_step_post_hook(_take_back)
 
 
-def settle_first_moments(
-    optimizer: torch.optim.Optimizer, betas: list[tuple[float, float]]
-) -> None:
-    """Bring what was loaded from a checkpoint to what training with `betas`, a pair a group, holds:
-    a moment of its own for each parameter, or zeros that take no memory (moving them to a GPU had
-    written them out). An update into such zeros, which are one number, would write beyond it."""
-    for group, (first, _) in zip(optimizer.param_groups, betas, strict=True):
-        for parameter in group["params"]:
-            moment = optimizer.state.get(parameter, {}).get(_MOMENT)
-            if moment is not None:
-                settled = moment.clone(memory_format=torch.contiguous_format)
-                if first == 0:
-                    settled = moment.new_zeros(1).expand(moment.shape)
-                optimizer.state[parameter][_MOMENT] = settled
+def settle_first_moment(optimizer: torch.optim.Optimizer) -> None:
+    """Bring what was loaded from a checkpoint to what `optimizer` holds: a moment of its own for
+    each parameter, or zeros that take no memory (moving them to a GPU had written them out). An
+    update into such zeros, which are one number, would write beyond it."""
+    for state in optimizer.state.values():
+        if _MOMENT in state:
+            moment = state[_MOMENT]
+            state[_MOMENT] = (
+                moment.new_zeros(1).expand(moment.shape)
+                if optimizer in _WITHOUT
+                else moment.clone(memory_format=torch.contiguous_format)
+            )
 
 
 def _lend_gradients(optimizer: Any, *_: object) -> None:

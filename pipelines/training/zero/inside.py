@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from infra.runtime.environment import set_default
-from pipelines.training.zero.adam import settle_first_moments
+from pipelines.training.zero.adam import settle_first_moment
 
 _GATHERED = 64  # parameters that `copy_weights` makes whole at a time
 ZeroEngine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
@@ -108,7 +108,7 @@ def load_engine(engine: ZeroEngine, folder: Path, tag: str) -> None:
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for state in inner.state.values():
         state["step"] = state["step"].clone()
-    settle_first_moments(inner, [group["betas"] for group in groups])
+    settle_first_moment(inner)
 
 
 def make_universal(source: Path, target: Path, zero_stage: int, workers: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.training.zero.adam import settle_first_moments, without_first_moment
+from pipelines.training.zero.adam import settle_first_moment, without_first_moment
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -52,22 +52,23 @@ def test_it_goes_on_from_a_state_with_a_first_moment() -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_what_is_loaded_is_what_the_betas_of_now_hold(fused: bool) -> None:
     """A first moment that was none becomes one; one that is not used any more takes no memory."""
-    parameter, plain = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
-    made = [
-        torch.optim.AdamW([p], lr=1e-2, betas=(0.9, 0.99), fused=fused) for p in (parameter, plain)
-    ]
-    for one in (parameter, plain):
+    ours, theirs = (nn.Parameter(torch.ones(5)) for _ in "12")
+    made = [torch.optim.AdamW([p], lr=1e-2, betas=(0.9, 0.99), fused=fused) for p in (ours, theirs)]
+    for one in (ours, theirs):
         one.grad = torch.arange(5.0)
     for optimizer in made:
         optimizer.step()
-    made[0].state[parameter]["exp_avg"] = torch.zeros(1).expand(5)
-    made[1].state[plain]["exp_avg"] = torch.zeros(5)
-    settle_first_moments(made[0], [(0.9, 0.99)])
+    made[0].state[ours]["exp_avg"] = torch.zeros(1).expand(5)
+    made[1].state[theirs]["exp_avg"] = torch.zeros(5)
+    settle_first_moment(made[0])
     for optimizer in made:
         optimizer.step()
-    assert torch.equal(parameter, plain)
-    assert torch.equal(made[0].state[parameter]["exp_avg"], made[1].state[plain]["exp_avg"])
-    settle_first_moments(made[0], [(0.0, 0.99)])
-    moment = made[0].state[parameter]["exp_avg"]
-    assert moment.untyped_storage().nbytes() == 4
-    assert torch.equal(moment, torch.zeros(5))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(made[0].state[ours]["exp_avg"], made[1].state[theirs]["exp_avg"])
+
+    now = torch.optim.AdamW([ours], lr=1e-2, betas=(0.0, 0.99), fused=fused)
+    without_first_moment(now)
+    now.load_state_dict(made[0].state_dict() | {"param_groups": now.state_dict()["param_groups"]})
+    settle_first_moment(now)
+    assert now.state[ours]["exp_avg"].untyped_storage().nbytes() == 4
+    assert torch.equal(now.state[ours]["exp_avg"], torch.zeros(5))
