@@ -110,7 +110,8 @@ def _stopped_in_time(folder: Path) -> Iterator[None]:
 
 def _end_at_once(folder: Path, number: int) -> None:
     print(f"Ray's start did not hear signal {number}; it is ended", file=sys.stderr, flush=True)
-    while processes := _processes(folder) - {psutil.Process()}:
+    for _ in range(5):  # what is killed may have been starting others; nothing is waited for long
+        processes = _processes(folder) - {psutil.Process()}
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -38,7 +38,7 @@ def settle_first_moment(optimizer: torch.optim.Optimizer) -> None:
             state[_MOMENT] = (
                 moment.new_zeros(1).expand(moment.shape)
                 if optimizer in _WITHOUT
-                else moment.clone(memory_format=torch.contiguous_format)
+                else moment.contiguous()  # as it is, unless it is such zeros
             )
 
 
