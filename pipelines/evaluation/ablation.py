@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from infra.runtime.errors import UserError
 from infra.runtime.registry import resolve_uri
 from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
@@ -20,22 +21,24 @@ from modeling.model_dir import load_model, read_config
 from pipelines.config.ablation import Grid, Variant, label, stream_of
 from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import mean_with_interval
+from pipelines.evaluation.bench.printed import lines_of, markdown_of
 from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
 from pipelines.evaluation.judges import Judge
 from pipelines.evaluation.whole import WholeEditor
 from pipelines.tracking.tracker import Tracker, check_reachable
 
-COLUMNS = (  # metric, heading, decimals
-    ("gain", "gain dB", 2),
-    ("loss", "loss dB", 2),
-    ("success", "success", 2),
-    ("background_psnr", "outside dB", 2),
-    ("kept_psnr", "kept dB", 2),
-    ("temporal_outside", "flicker out", 2),
-    ("sharpness", "sharp", 2),
-    ("skipped", "tokens not computed", 2),
-    ("saved", "work not done", 2),
-    ("fps", "FPS", 1),
+COLUMNS = (  # metric, heading, decimals, with interval
+    ("gain", "gain dB", 2, True),
+    ("loss", "loss dB", 2, True),
+    ("success", "success", 2, False),
+    ("background_psnr", "outside dB", 1, False),
+    ("kept_psnr", "kept dB", 1, False),
+    ("temporal_outside", "flicker out", 2, False),
+    ("sharpness", "sharp", 2, False),
+    ("drift", "drift dB", 2, False),
+    ("skipped", "tokens not computed", 2, False),
+    ("saved", "work not done", 2, False),
+    ("fps", "FPS", 1, False),
 )
 
 
@@ -75,6 +78,26 @@ def check(model: Path, variant: Variant) -> None:
     """Raises UserError for a variant that cannot be measured; nothing is loaded."""
     config = read_config(place_of(model, variant))
     replace(config, stream=stream_of(config.stream, variant))
+
+
+def fitting(model: Path, variants: Sequence[Variant]) -> tuple[tuple[Variant, ...], list[str]]:
+    """The variants that can be measured, and a line about every other: of window=6,3 and sinks=3,0
+    the window of 3 holds no sinks beside a chunk. Nothing is loaded.
+
+    Raises UserError for a value that fits beside no other value of the grid.
+    """
+    fit: list[Variant] = []
+    refused: list[tuple[Variant, UserError]] = []
+    for variant in variants:
+        try:
+            check(model, variant)
+            fit.append(variant)
+        except UserError as error:
+            refused.append((variant, error))
+    for variant, error in refused:
+        if any(all(other.get(axis) != value for other in fit) for axis, value in variant.items()):
+            raise error
+    return tuple(fit), [f"left out: {label(variant)}: {error}" for variant, error in refused]
 
 
 def ablate(
@@ -159,18 +182,11 @@ def log_reports(command: str, reports: list[dict[str, Any]], files: list[Path]) 
 
 def table(reports: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and a line for each variant."""
-    values = [_all(report) | report["against"] for report in reports]
-    shown = [column for column in COLUMNS if any(column[0] in entry for entry in values)]
-    heads = ["", *(heading for _, heading, _ in shown)]
-    return heads, [
-        [report["variant"], *(_cell(entry.get(name), places) for name, _, places in shown)]
-        for report, entry in zip(reports, values, strict=True)
-    ]
+    return lines_of([(r["variant"], _all(r) | r["against"]) for r in reports], COLUMNS)
 
 
 def markdown(reports: list[dict[str, Any]]) -> str:
-    heads, rows = table(reports)
-    return "".join(f"| {' | '.join(row)} |\n" for row in [heads, ["---"] * len(heads), *rows])
+    return markdown_of(*table(reports))
 
 
 def plot(reports: list[dict[str, Any]], path: Path) -> None:
@@ -196,7 +212,3 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
 def _all(report: dict[str, Any]) -> dict[str, dict[str, float]]:
     overall: dict[str, Any] = report["overall"]
     return dict(overall["all"] if "all" in overall else next(iter(overall.values())))
-
-
-def _cell(value: dict[str, float] | None, places: int) -> str:
-    return "-" if value is None else f"{value['mean']:.{places}f}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +34,7 @@ def ablate(
     ),
     track: Annotated[bool, typer.Option(help="Log a run for each variant to MLflow.")] = True,
 ) -> None:
-    """Measure every combination on the same clips, against the first.
+    """Measure every combination on the same clips, against the first; what cannot be is left out.
 
     Varies: cache (none, published, attention, feedforward, block, follow, settled), keep,
     pruned (1+2), threshold, dilate, steps, window, sinks, seed, work_size, detail, stages; whole
@@ -41,7 +43,7 @@ def ablate(
     """
     from pipelines.config.ablation import ALSO_SETTINGS, parse_grid
     from pipelines.evaluation.ablation import ablate as run
-    from pipelines.evaluation.ablation import check, log_reports, markdown, plot, table
+    from pipelines.evaluation.ablation import fitting, log_reports, markdown, plot, table
     from pipelines.tracking.records import write_json
     from pipelines.tracking.registry import locate
 
@@ -51,24 +53,32 @@ def ablate(
     grid = parse_grid(words, ALSO_SETTINGS if dataset == BENCH else ("seed",))
     with_stages = any("stages" in variant for variant in grid.variants)
     place = Path(model) if with_stages else Path(locate(model))
-    for variant in grid.variants:
-        check(place, variant)  # now, and not after the hours that those before it take
+    variants, left_out = fitting(place, grid.variants)  # now, and not hours later
+    for line in left_out:
+        console.print(line, markup=False, soft_wrap=True)
+    grid = replace(grid, variants=variants)
     judge = _judge(dataset, grid.settings)
+    command = shlex.join(["liveedit", "ablate", model, dataset, *words])
+    out.mkdir(parents=True, exist_ok=True)
+    reports: list[dict[str, Any]] = []
+
+    def write() -> None:
+        write_json(out / "ablation.json", {"reports": reports})
+        text = f"`{command}`: {reports[0]['made']}\n\n{markdown(reports)}"
+        (out / "ablation.md").write_text(text, encoding="utf-8")
+
     with bar("clips", len(grid.variants) * judge.clips) as (progress, task):
 
         def show(name: str) -> None:
             progress.update(task, advance=1, note=name)
 
         def done(report: dict[str, Any]) -> None:
+            reports.append(report)
+            write()  # what is measured, should the rest not be
             if not console.is_terminal:
                 console.print(f"done: {report['variant']}", soft_wrap=True)
 
-        reports = run(place, grid, judge, on_clip=show, on_variant=done)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "ablation.json", {"reports": reports})
-    command = f"liveedit ablate {model} {dataset} {' '.join(words)}"
-    text = f"`{command}`: {reports[0]['made']}\n\n{markdown(reports)}"
-    (out / "ablation.md").write_text(text, encoding="utf-8")
+        run(place, grid, judge, on_clip=show, on_variant=done)
     plot(reports, out / "ablation.png")
     print_table(*table(reports))
     console.print(f"table, plot and every number are in {out}", soft_wrap=True)

@@ -35,11 +35,11 @@ Values = dict[str, dict[str, float]]
 def lines(report: dict[str, Any], columns: Columns = COLUMNS) -> tuple[Line, list[Line]]:
     """Headings, and a line for each half, kind and trait; metrics that nothing has are left out."""
     sections = (report["overall"], report["kinds"], report["traits"])
-    return _lines([entry for section in sections for entry in section.items()], columns)
+    return lines_of([entry for section in sections for entry in section.items()], columns)
 
 
 def markdown(report: dict[str, Any]) -> str:
-    return _markdown(*lines(report))
+    return markdown_of(*lines(report))
 
 
 def beside(reports: list[dict[str, Any]]) -> str:
@@ -52,10 +52,11 @@ def beside(reports: list[dict[str, Any]]) -> str:
             + "; run each with the same half=, every= and long="
         )
     name = next(iter(reports[0]["overall"]))  # "all", or the one half that there is
-    return _markdown(*_lines([(r["system"], r["overall"][name]) for r in reports], COLUMNS))
+    return markdown_of(*lines_of([(r["system"], r["overall"][name]) for r in reports], COLUMNS))
 
 
-def _lines(entries: list[tuple[str, Values]], columns: Columns) -> tuple[Line, list[Line]]:
+def lines_of(entries: list[tuple[str, Values]], columns: Columns) -> tuple[Line, list[Line]]:
+    """Headings, and a line for each entry; metrics that no entry has are left out."""
     shown = [c for c in columns if any(c[0] in values for _, values in entries)]
     heads = ["", "clips", *(heading for _, heading, _, _ in shown)]
     return heads, [
@@ -64,7 +65,7 @@ def _lines(entries: list[tuple[str, Values]], columns: Columns) -> tuple[Line, l
     ]
 
 
-def _markdown(heads: Line, rows: list[Line]) -> str:
+def markdown_of(heads: Line, rows: list[Line]) -> str:
     table = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in table)
 

@@ -1,17 +1,27 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig
+from pipelines.commands.measure.ablate import ablate as measure
 from pipelines.config.ablation import label, parse_grid, stream_of
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
-from pipelines.evaluation.ablation import ablate, compare, skipped_work, table, variant_editor
+from pipelines.evaluation.ablation import (
+    ablate,
+    compare,
+    fitting,
+    skipped_work,
+    table,
+    variant_editor,
+)
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.judges import Pairs
 from tests.known_editors import CONFIG, write_known_model
@@ -89,6 +99,40 @@ def test_every_variant_is_looked_at_before_anything_is_measured(
     refused = liveedit("ablate", model, "nowhere", *words)  # whose clips are looked for later
     assert refused.returncode == 1
     assert message in refused.stderr
+
+
+def test_a_combination_that_cannot_be_is_left_out_and_said(tmp_path: Path) -> None:
+    """A window of one chunk holds no sinks beside it; without them it is measured."""
+    known = write_known_model(tmp_path / "known")
+    grid = parse_grid(["window=3,12", "sinks=3,0"])
+    fit, left_out = fitting(known, grid.variants)
+    assert [label(variant) for variant in fit] == [
+        "window=3 sinks=0", "window=12 sinks=3", "window=12 sinks=0",
+    ]  # fmt: skip
+    assert len(left_out) == 1
+    assert left_out[0].startswith("left out: window=3 sinks=3: stream.window_latents 3 does not")
+    with pytest.raises(UserError, match="window_latents 4"):  # beside no sinks
+        fitting(known, parse_grid(["window=4,12", "sinks=3,0"]).variants)
+
+
+def test_what_is_measured_is_written_before_the_next_is_begun(
+    tmp_path: Path, heldout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its interval, and the command as it is typed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my pairs").symlink_to(heldout)
+    for stage in ("whole", "again", "cut"):
+        write_known_model(tmp_path / "models" / stage)
+    os.truncate(tmp_path / "models" / "cut" / "transformer.safetensors", 100)
+    words = ["stages=whole,again,cut", "clips=2"]
+    with pytest.raises(UserError, match=r"cut/transformer\.safetensors"):
+        measure("models", "my pairs", words, Path("out"), track=False)
+    reports = json.loads((tmp_path / "out" / "ablation.json").read_text())["reports"]
+    assert [report["variant"] for report in reports] == ["stages=whole", "stages=again"]
+    gain = "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**reports[1]["overall"]["pairs"]["gain"])
+    text = (tmp_path / "out" / "ablation.md").read_text()
+    assert f"| stages=again | 2 | {gain} | 0.00 [0.00, 0.00] | " in text
+    assert "liveedit ablate models 'my pairs' stages=whole,again,cut clips=2" in text
 
 
 def stream(**variant: Any) -> Any:
