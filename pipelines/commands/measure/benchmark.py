@@ -116,7 +116,7 @@ def _system(model: str, outputs: Path | None, config: BenchConfig) -> System:
 
     if outputs is not None:
         videos = Videos(model, outputs)
-        videos.check([case.name for case in chosen(config)])
+        videos.check(chosen(config), config.shape)
         return videos
     from pipelines.evaluation.evaluate import load_editor
     from pipelines.tracking.registry import locate

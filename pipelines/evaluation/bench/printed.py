@@ -77,7 +77,7 @@ def _clips(values: Values) -> int:
 def _cell(value: dict[str, float] | None, decimals: int, interval: bool) -> str:
     if value is None:
         return "-"
-    mean = f"{value['mean']:.{decimals}f}"
+    mean = f"{value['mean']:z.{decimals}f}"  # no -0.0
     if not interval or value["clips"] < 2:
         return mean
-    return f"{mean} [{value['low']:.{decimals}f}, {value['high']:.{decimals}f}]"
+    return f"{mean} [{value['low']:z.{decimals}f}, {value['high']:z.{decimals}f}]"

@@ -11,7 +11,7 @@ import torch
 
 from data.bench.cases import Case
 from data.bench.clip import BenchClip
-from data.video import probe, read_frames
+from data.video import VideoError, probe, read_frames
 from infra.runtime.errors import UserError
 from pipelines.evaluation.evaluate import edit_clip
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modeling.editor import StreamingEditor
 
 ENDINGS = (".mp4", ".mkv", ".webm", ".mov")
+STRETCH = 1.05  # of one side against the other, by which a system's own size may change a picture
 
 
 class System(Protocol):
@@ -73,15 +74,40 @@ class Videos:
         if not folder.is_dir():
             raise UserError(f"--outputs {folder} is no folder of videos")
 
-    def check(self, names: list[str]) -> None:
-        """Raise a UserError that names what is missing."""
-        missing = [name for name in names if self.find(name) is None]
+    def check(self, cases: list[Case], size: tuple[int, int]) -> None:
+        """Raise a UserError that names what is missing and what cannot be judged, before any is;
+        `size` is the sources' height and width."""
+        missing = [case.name for case in cases if self.find(case.name) is None]
+        wrong = [said for case in cases if (said := self._unlike(case, size))]
+        parts = []
         if missing:
-            listed = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-            raise UserError(
-                f"{self.folder} lacks {len(missing)} of {len(names)} clips: {listed}; give every "
+            parts.append(
+                f"lacks {len(missing)} of {len(cases)} clips: {_some(missing)}; give every "
                 f"one as NAME{ENDINGS[0]}, or judge fewer clips (half=, every=, long=false)"
             )
+        if wrong:
+            parts.append(
+                f"holds {len(wrong)} that cannot be judged: {_some(wrong)}; write one frame for "
+                "each of the source's, and the whole picture in its shape"
+            )
+        if parts:
+            raise UserError(f"{self.folder} " + ". It ".join(parts))
+
+    def _unlike(self, case: Case, size: tuple[int, int]) -> str | None:
+        """Why the video of `case` cannot be compared with it."""
+        path, (height, width) = self.find(case.name), size
+        if path is None:
+            return None
+        try:
+            info = probe(path)
+        except VideoError as error:
+            return str(error)
+        if info.frames not in (None, case.frames):
+            return f"{path.name} has {info.frames} frames, its source {case.frames}"
+        stretch = info.width * height / (info.height * width)
+        if not 1 / STRETCH <= stretch <= STRETCH:
+            return f"{path.name} is {info.width}x{info.height}, its source {width}x{height}"
+        return None
 
     def find(self, name: str) -> Path | None:
         paths = (self.folder / f"{name}{ending}" for ending in ENDINGS)
@@ -105,3 +131,7 @@ class Videos:
     def identity(self, case: Case) -> str:
         path = self.find(case.name)
         return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -154,7 +154,7 @@ def test_clips_that_are_not_the_published_ones_are_refused(
 
 
 def test_videos_of_another_system(config: BenchConfig, tmp_path: Path) -> None:
-    names = [case.name for case in chosen(config)]
+    cases = chosen(config)
     for clip in clips(config):
         for folder, height, truth in (("same", 32, clip.truth), ("large", 64, clip.truth),
                                       ("short", 32, clip.truth[1:])):  # fmt: skip
@@ -168,12 +168,27 @@ def test_videos_of_another_system(config: BenchConfig, tmp_path: Path) -> None:
     short = Videos("x", tmp_path / "short")
     with pytest.raises(ValueError, match="has 56 frames, its source 57"):
         run(short, config)
-    short.check(names)
-    (tmp_path / "short" / f"{names[1]}.mkv").unlink()
-    with pytest.raises(ValueError, match=f"lacks 1 of {len(names)} clips: {names[1]}"):
-        short.check(names)
+    with pytest.raises(UserError, match=f"holds {len(cases)} that cannot .* has 56 frames, its"):
+        short.check(cases, config.shape)
     with pytest.raises(ValueError, match="no folder"):
         Videos("x", tmp_path / "absent")
+
+
+def test_everything_that_is_wrong_with_videos_is_said_at_once(
+    config: BenchConfig, tmp_path: Path
+) -> None:
+    """Another size of the same shape is none of it; nor, nearly, one of whole blocks."""
+    absent, empty, square, *fine = cases = chosen(config)
+    write(tmp_path / f"{square.name}.mkv", np.zeros((57, 32, 32, 3), np.uint8))
+    (tmp_path / f"{empty.name}.mp4").write_bytes(b"no video")
+    for case in fine:
+        write(tmp_path / f"{case.name}.mkv", np.zeros((57, 64, 98, 3), np.uint8))
+    with pytest.raises(UserError) as found:
+        Videos("x", tmp_path).check(cases, config.shape)
+    said = str(found.value)
+    assert f"lacks 1 of {len(cases)} clips: {absent.name}; give every one as NAME.mp4" in said
+    assert f"It holds 2 that cannot be judged: {tmp_path / empty.name}.mp4" in said
+    assert f"{square.name}.mkv is 32x32, its source 48x32; write one frame" in said
 
 
 def row(kind: str, gain: float | None, half: str = "drawn", **more: float) -> dict[str, object]:
