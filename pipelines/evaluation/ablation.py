@@ -94,10 +94,10 @@ def fitting(model: Path, variants: Sequence[Variant]) -> tuple[tuple[Variant, ..
             fit.append(variant)
         except UserError as error:
             refused.append((variant, error))
-    for variant, error in refused:
+    for variant, reason in refused:
         if any(all(other.get(axis) != value for other in fit) for axis, value in variant.items()):
-            raise error
-    return tuple(fit), [f"left out: {label(variant)}: {error}" for variant, error in refused]
+            raise reason
+    return tuple(fit), [f"left out: {label(variant)}: {reason}" for variant, reason in refused]
 
 
 def ablate(
