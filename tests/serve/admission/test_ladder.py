@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 from serve.admission import ladder
 from serve.admission.admission import HEADROOM
-from serve.admission.ladder import HIGH, LOW, OVER_S, UP_S, Calm, Held, decide, load_of
+from serve.admission.ladder import (
+    HIGH,
+    LONGEST_UP_S,
+    LOW,
+    OVER_S,
+    UP_S,
+    Calm,
+    Held,
+    decide,
+    load_of,
+)
 from serve.admission.rungs import FULL, Means, Rung, rungs, slowed
 
 WIDE = (480, 832)
@@ -135,6 +145,30 @@ def test_going_up_in_vain_is_tried_less_and_less_often() -> None:
     assert len(tries) <= 6
     assert waits == sorted(waits)
     assert waits[-1] > 10 * UP_S
+
+
+@pytest.mark.parametrize(
+    ("up_s", "rose", "then"),
+    [
+        (UP_S, 100 - 2 * UP_S + 0.1, 2 * UP_S),  # it had hardly gone up
+        (UP_S, 100 - 2 * UP_S, UP_S),  # the border: that was long enough
+        (40.0, 100 - 79.0, 80.0),
+        (40.0, 100 - 80.0, 40.0),
+        (LONGEST_UP_S, 99.0, LONGEST_UP_S),
+    ],
+)
+def test_who_had_to_come_down_again_waits_twice_as_long(
+    up_s: float, rose: float, then: float
+) -> None:
+    calm = decide([A, B], Calm(since=rose, up_s=up_s, rose=rose), 100.0).calm
+    assert calm == Calm(since=100.0, up_s=then, rose=rose)
+
+
+@pytest.mark.parametrize(("ago", "then"), [(2 * LONGEST_UP_S, 80.0), (641.0, UP_S)])
+def test_what_was_in_vain_is_forgotten_after_a_long_calm(ago: float, then: float) -> None:
+    decision = decide([replace(A, rung=1)], Calm(0.0, up_s=80.0, rose=0.0), ago)
+    assert decision.rungs == {"a": 0}
+    assert decision.calm == Calm(since=ago, up_s=then, rose=ago)
 
 
 @pytest.mark.parametrize(

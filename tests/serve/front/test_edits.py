@@ -199,7 +199,7 @@ async def test_it_counts_as_a_session_of_its_tenant(office: Office) -> None:
     assert "1 sessions are open and 1 may be" in answer.json()["error"]["message"]
     assert len(office.editors.openings) == 1  # no editor was asked
     other = office.post(token="two")
-    await office.until(lambda: office.editors.open == 2)
+    await office.until(lambda: office.sample("sessions") == 2)
     for task in (first, other):
         task.cancel()
     await asyncio.gather(first, other, return_exceptions=True)

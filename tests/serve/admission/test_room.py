@@ -1,0 +1,123 @@
+"""Who has room where, and what it would take: tables over modes, means and models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from serve.admission import admission, decisions
+from serve.admission.admission import Editor, Seat, Warm
+from serve.admission.fleet import Fleet
+from serve.admission.rungs import Means
+from tests.serve.admission.made import SIZES, editor, request
+
+COST = 0.3  # seconds a chunk of 12 frames: 0.4 of an editor at 16 frames a second
+HALVED = replace(SIZES, halved=True)
+LADDER = Means(steps=4)
+
+
+def squeezable(*seats: Seat, means: Means | None = LADDER) -> Editor:
+    """Whose live sessions can be edited in half the time."""
+    streams = {seat.session: seat for seat in seats}
+    return Editor("a", 12, 8, streams, {SIZES: COST, HALVED: COST / 2}, means=means)
+
+
+@pytest.mark.parametrize(
+    ("live", "means", "least"),
+    [
+        (True, LADDER, 0.2),
+        (False, LADDER, COST / 5),  # a chunk in five seconds
+        (True, None, 0.4),
+        (False, None, 0.4),
+        (True, Means(), 0.4),
+        (False, Means(), COST / 5),
+    ],
+)
+def test_the_least_that_a_stream_can_do_with(live: bool, means: Means | None, least: float) -> None:
+    asked, where = replace(request("x"), live=live), squeezable(means=means)
+    assert admission.share_at(where, asked) == pytest.approx(0.4)
+    assert admission.least_at(where, asked) == pytest.approx(least)
+    seat = admission.with_stream(where, asked).streams["x"]
+    assert (seat.session, seat.share, seat.least) == (
+        "session-x",
+        *map(pytest.approx, (0.4, least)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("seat", "live", "means", "as_asked", "squeezed"),
+    [
+        (Seat("s", 0.4, 0.2), True, LADDER, True, True),
+        (Seat("s", 0.5, 0.5), True, LADDER, False, True),
+        (Seat("s", 0.6, 0.6), True, LADDER, False, True),  # the border: 0.6 + 0.2
+        (Seat("s", 0.61, 0.61), True, LADDER, False, False),
+        (Seat("s", 0.9, 0.6), True, LADDER, False, True),  # who is there goes down, too
+        (Seat("s", 0.9, None), True, LADDER, False, False),
+        # Nobody is edited less well for a lossless one, and without means nobody is at all.
+        (Seat("s", 0.4, 0.2), False, LADDER, True, True),
+        (Seat("s", 0.5, 0.2), False, LADDER, False, False),
+        (Seat("s", 0.5, 0.2), True, None, False, False),
+    ],
+)
+def test_who_has_room_as_asked_and_who_below_that(
+    seat: Seat, live: bool, means: Means | None, as_asked: bool, squeezed: bool
+) -> None:
+    where, asked = squeezable(seat, means=means), replace(request("x"), live=live)
+    assert admission.fits(where, asked) is as_asked
+    assert admission.has_room(where, asked) is squeezed
+    # Its own ghost is in nobody's way.
+    ghost = replace(where, streams={"old": replace(seat, session=asked.session)})
+    assert admission.fits(ghost, asked)
+    # Nor is there room for a model that is not there, in an editor however empty.
+    elsewhere = replace(where, models={"other": Warm(12, means)}, streams={})
+    assert not admission.fits(elsewhere, asked)
+    assert not admission.has_room(elsewhere, asked)
+    assert admission.fits(replace(elsewhere, models={"": Warm(12, means)}), asked)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_the_last_resort_squeezes_nobody_for_a_lossless_one(lossless: bool) -> None:
+    """Of an editor that is to become empty as of any other."""
+    asked = replace(request("x"), live=not lossless)
+    found = Fleet([squeezable(Seat("s", 0.5, 0.2))]).place(asked, frozenset({"a"}))
+    assert (found is None) is lossless
+
+
+def test_a_ghost_that_went_makes_room_for_who_was_refused_before_it() -> None:
+    """In one round: a's dear old stream is replaced by a cheap new one."""
+    full = replace(editor("a", 0.7), streams={"old": Seat("session-back", 0.7)})
+    left = Fleet([full]).place_all([request("x"), request("back", fps=4.0), request("y")])
+    assert [asked.stream for asked in left] == ["x"]
+
+
+def test_who_lost_its_editor_is_placed_first_where_editors_are_counted() -> None:
+    """0.5 are free: for the 0.28 of who comes again, so both of 0.49 need an editor of their own.
+    Placed as they came, one of 0.49 has the place, and the others one editor together."""
+    waiting = [request("x", fps=28.0), request("y", fps=28.0), request("back", again=True)]
+    assert decisions.needed(Fleet([editor("a", 0.3)]), waiting) == 3
+
+
+def test_an_empty_editor_could_load_what_nobody_has_yet() -> None:
+    sizes = replace(SIZES, model="here")
+    full = Editor("a", 12, 8, {"s": Seat("s", 0.7, model="here")}, {sizes: 0.21},
+                  models={"here": Warm(12)})  # fmt: skip
+    asked = replace(request("x"), sizes=replace(SIZES, model="new"))
+    assert decisions.needed(Fleet([full]), [asked]) == 2
+    assert decisions.needed(Fleet([full, replace(full, name="b", streams={})]), [asked]) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "sessions", "starting_s", "seconds"),
+    [
+        (1, 10, None, 30.0),  # one of ten ends every thirty seconds
+        (3, 10, None, 90.0),
+        (3, 10, 40.0, 40.0),  # an editor is there before that,
+        (1, 10, 40.0, 30.0),  # or after
+        (2, 0, None, 600.0),
+    ],
+)
+def test_how_long_it_takes_until_a_place_is_free(
+    place: int, sessions: int, starting_s: float | None, seconds: float
+) -> None:
+    assert decisions.expected_s(place, sessions, 300.0, starting_s) == pytest.approx(seconds)
