@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -219,6 +221,8 @@ async def test_a_server_that_brings_nothing_more_is_given_up(before: int) -> Non
         await peer.greet()
         if peer.number < before:
             await peer.edited(peer.number)
+        elif peer.number > before + 5:  # it should have been given up
+            await peer.say(type="closed", frames=before, reason="close")
         await peer.socket.close(1011)
 
     async with server(nothing) as (url, peers), opening(url) as stream, asyncio.timeout(60):
@@ -254,6 +258,58 @@ async def test_a_session_is_looked_for_as_long_as_a_server_keeps_it(
         else:
             with pytest.raises(ConnectError, match="connection is lost"):
                 await collect(stream)
+
+
+async def test_a_connection_that_lasted_long_is_looked_for_from_its_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what its client has are the frames that came, not those that they were made of."""
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now, time_ns=time.time_ns)
+    monkeypatch.setattr(client_stream, "time", clock)
+
+    async def first(peer: Peer) -> None:
+        nonlocal now
+        await peer.greet()
+        assert [await peer.hear() for _ in range(6)] == list(range(6))
+        await peer.say(type="dropped", first_frame=1, frames=3)
+        await peer.edited(0, 4)
+        now += 10 * client_stream.RESUME_S
+        await peer.socket.close(1011)
+
+    async def away(peer: Peer) -> None:
+        await peer.socket.close(1011)
+
+    async def back(peer: Peer) -> None:
+        assert peer.open["received"] == 2
+        await peer.greet(next_frame=5)
+        assert await peer.hear() == 5
+        await peer.edited(5)
+        await peer.finish(3)
+
+    async with server(first, away, back) as (url, peers), opening(url, mode="live") as stream:
+        await send(stream, 6)
+        stream.finish()
+        assert await collect(stream) == [0, 4, 5]
+        assert [peer.open.get("received") for peer in peers] == [None, 2, 2]
+
+
+async def test_who_waits_hears_its_place_also_when_it_comes_back() -> None:
+    async def waits(peer: Peer) -> None:
+        for place in (2, 1):
+            await peer.say(type="queued", place=place, expected_s=3.0)
+        await peer.greet()
+        if peer.number:
+            await peer.finish(0)
+        await peer.socket.close(1011)
+
+    places: list[int] = []
+    async with server(waits) as (url, _):
+        asked = opening(url, on_queue=lambda message: places.append(message.place))
+        async with asked as stream:
+            stream.finish()
+            assert await collect(stream) == []
+    assert places == [2, 1, 2, 1]
 
 
 async def test_a_server_that_always_brings_something_is_not() -> None:
@@ -307,9 +363,9 @@ async def test_live_leaves_out_what_comes_while_it_is_not_connected() -> None:
         await peer.edited(1)
         await peer.finish(1)
 
-    async with server(first, second) as (url, _), opening(url, mode="live") as stream:
+    async with server(first, second) as (url, peers), opening(url, mode="live") as stream:
         assert await stream.send(PICTURE) == 0
-        while stream._connected.is_set():
+        while len(peers) < 2:
             await asyncio.sleep(0.01)
         assert await stream.send(PICTURE) is None
         assert await stream.send(PICTURE) is None

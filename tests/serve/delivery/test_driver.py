@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from serve.delivery.driver import MAX_DEATHS, drive
+from serve.delivery.driver import MAX_DEATHS, OPENING_S, RECOVERY_S, drive
 from serve.delivery.session import Delivery, Session
 from serve.metrics import Metrics
-from serve.wire.protocol import WireError
-from serve.wire.work import Edited, EditorEvent, EditorLostError, Opening, Ready, Take
+from serve.wire.protocol import RETRY_AFTER_S, WireError
+from serve.wire.work import (
+    Edited,
+    EditorEvent,
+    EditorLostError,
+    Moved,
+    Opening,
+    Queued,
+    Ready,
+    Take,
+    Work,
+)
+from tests.serve.delivery.sessions import READY, edited, feed, make
+from tests.serve.front.clock import Clock
 
 
 class Mortal:
@@ -104,3 +120,145 @@ async def test_a_chunk_is_not_blamed_for_those_before_it(monkeypatch: pytest.Mon
             delivered += len(event.frames)
     assert delivered == 33
     assert len(backend.died) > MAX_DEATHS
+
+
+# --- editors that do as they are told, under a clock of the test's own
+
+FULL = WireError("at_capacity", "no room", 3.0)
+LOST = EditorLostError("it is dead")
+
+
+@dataclass
+class Scripted:
+    """The n-th call does what the n-th list says, the last again: it says or raises what is there,
+    calls it, asks for work ("take") or answers it ("edit")."""
+
+    scripts: list[list[Any]]
+    at: list[float] = field(default_factory=list)  # of each call
+    openings: list[Opening] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    over: float = 0.0  # when all was
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
+        self.at.append(asyncio.get_running_loop().time())
+        self.openings.append(opening)
+        for step in self.scripts[min(len(self.at), len(self.scripts)) - 1]:
+            if isinstance(step, Exception):
+                raise step
+            if step == "take":
+                self.works.append(await take())
+            elif step == "edit":
+                yield self._edited()
+            elif callable(step):
+                step()
+            else:
+                if isinstance(step, Queued):
+                    await asyncio.sleep(0.5)
+                yield step
+
+    def _edited(self) -> Edited:
+        """Of all that came of the newest chunk."""
+        last = self.works[-1]
+        frames = np.concatenate([w.frames for w in self.works if w.number == last.number])
+        made = edited(replace(last, frames=frames))
+        return replace(made, state=b"state %d" % (last.number + 1))
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    with Clock() as made:
+        yield made
+
+
+def driven(
+    clock: Clock, session: Session, *scripts: list[Any], seconds: float = 200.0
+) -> tuple[list[Any], Scripted, Metrics]:
+    """What comes of it, an error last, and when the calls were made, counted from the first."""
+    backend, metrics, came = Scripted(list(scripts)), Metrics(), list[Any]()
+
+    async def run() -> None:
+        try:
+            async for event in drive(backend, session, metrics):
+                came.append(event)
+        except WireError as error:
+            came.append(error)
+        backend.over = clock.now - backend.at[0]
+
+    task = clock.task(run())
+    clock.advance(seconds)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        clock.run(asyncio.wait_for(task, 1))  # type: ignore[arg-type]
+    backend.at = [round(at - backend.at[0], 3) for at in backend.at]
+    return came, backend, metrics
+
+
+FALLING = [0.0, 0.1, 0.3, 0.7, 1.5, 3.1, 5.1, 7.1]  # pauses that double, up to two seconds
+
+
+def test_a_new_session_that_no_editor_takes_is_refused_after_a_while(clock: Clock) -> None:
+    (error,), backend, _ = driven(clock, make(opened=False), [LOST])
+    assert (error.code, error.retry_after_s) == ("at_capacity", RETRY_AFTER_S)
+    assert backend.at[: len(FALLING)] == FALLING
+    assert OPENING_S - 2.0 <= backend.at[-1] <= OPENING_S + 2.0
+    (error,), backend, _ = driven(clock, make(opened=False), [FULL])
+    assert (error, backend.at) == (FULL, [0.0])  # at once
+
+
+def test_one_that_was_open_is_looked_for_longer(clock: Clock) -> None:
+    for nothing in (LOST, FULL):
+        events, backend, metrics = driven(
+            clock, make(opened=False), [READY, LOST], [nothing], seconds=100.0
+        )
+        ready, error = events
+        assert (ready, error.code) == (READY, "internal")
+        assert f"no editor could take the session for {RECOVERY_S:g} s" in error.message
+        assert backend.at[: len(FALLING)] == FALLING
+        assert RECOVERY_S - 2.0 <= backend.at[-1] <= RECOVERY_S + 2.0
+        assert [opening.again for opening in backend.openings[:3]] == [False, True, True]
+        assert metrics.moved.labels("death")._value.get() == 1
+
+
+def test_who_waits_hears_its_place_and_nobody_else_does(clock: Clock) -> None:
+    place = Queued(3, 30.0)
+    session = make(opened=False)
+    session.opening = replace(session.opening, waits=True)
+    events, backend, _ = driven(clock, session, [*[place] * 100, READY, "take"])
+    assert events == [*[place] * 100, READY]  # for as long as it takes
+    assert backend.at == [0.0]
+    (error,), backend, _ = driven(clock, make(opened=False), [place] * 1000)
+    assert (error.code, error.retry_after_s) == ("at_capacity", RETRY_AFTER_S)
+    assert backend.over == pytest.approx(OPENING_S, abs=1.1)
+    # One that was open waits as well, and longer: its client hears of chunks, not of places.
+    for waits in (False, True):
+        session = make(opened=False)
+        session.opening = replace(session.opening, waits=waits)
+        events, _, _ = driven(
+            clock, session, [READY, LOST], [*[place] * 100, READY, "take"], seconds=55.0
+        )
+        assert events == [READY]
+        again = driven(clock, make(opened=False), [READY, LOST], [place] * 1000)
+        (ready, error), backend, _ = again
+        assert (ready, error.code) == (READY, "internal")
+        assert backend.over == pytest.approx(RECOVERY_S, abs=1.1)
+
+
+def test_after_a_delivery_all_begins_anew(clock: Clock) -> None:
+    """The pauses, and what an editor that left had ahead in its state."""
+    session = make(opened=False)
+    feed(session, 9 + 4)
+    events, backend, metrics = driven(
+        clock, session,
+        [LOST], [LOST],
+        [READY, "take", "edit", "take", Moved(b"moved", 4, "drain")],
+        [READY, lambda: feed(session, 8 + 4), "take", "edit", "take", LOST],
+        [READY, "take", "take"], seconds=10.0,
+    )  # fmt: skip
+    assert [type(event) for event in events] == [Ready, Delivery, Delivery]
+    assert [len(work.frames) for work in backend.works] == [9, 4, 8, 4, 4]
+    assert backend.works[-1] is backend.works[-2]  # which its editor died of, and nothing else
+    assert [o.state for o in backend.openings] == [None, None, None, b"moved", b"state 2"]
+    # What was given back goes on at once, and who dies later is looked for as soon as the first.
+    assert backend.at == [0.0, 0.1, 0.3, 0.3, 0.4]
+    moved = metrics.moved
+    assert [moved.labels(why)._value.get() for why in ("death", "drain")] == [1, 1]
