@@ -45,7 +45,7 @@ class Transformer(nn.Module):
         self.config = config
         self.gradient_checkpointing = False  # blocks are computed again in the backward pass,
         self.recompute_attention = True  # all of them, or without what `recompute` keeps,
-        self.keep_products = False  # which is less or more
+        self.keep_products = 0  # which is more in so many of them
         self.sequence: Sequence | None = None  # the ranks that share every clip's tokens
         dim = config.dim
         channels = config.latent_channels + config.source_channels
@@ -109,7 +109,7 @@ class Transformer(nn.Module):
             words = context if kv is None else (kv.k[layer], kv.v[layer])
             args = (x, modulation, words, visible, layer, rope)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                keeps = partial(keeping, self.keep_products)
+                keeps = partial(keeping, layer < self.keep_products)
                 keep = noop_context_fn if self.recompute_attention else keeps
                 x = checkpoint(block, *args, use_reentrant=False, context_fn=keep)
             else:

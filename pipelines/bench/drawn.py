@@ -28,7 +28,8 @@ def draw_model(folder: Path, config: ModelConfig, device: torch.device) -> None:
     that are zero draw less power, and a GPU is faster on them.
     """
     text = TextConfig(kind="words", dim=config.text.dim, tokens=config.text.tokens)
-    with torch.random.fork_rng(), torch.device(device):
+    devices = [device] if device.type == "cuda" else []  # by default it makes a context on all
+    with torch.random.fork_rng(devices), torch.device(device):
         torch.manual_seed(0)
         transformer = Transformer(config.transformer)
         for weight in (transformer.head.head.weight, transformer.patch_embedding.weight):

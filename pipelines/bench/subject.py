@@ -90,7 +90,8 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
         config, vae = replace(config, vae=VaeConfig(kind=options.vae)), None
     mask_cache = options.mask_cache(config)
     check_choices(replace(config, stream=replace(config.stream, mask_cache=mask_cache)))
-    with torch.random.fork_rng(), torch.device(device):
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.device(device):
         torch.manual_seed(0)
         if transformer is None:
             transformer = Transformer(config.transformer)

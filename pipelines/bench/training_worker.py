@@ -30,7 +30,9 @@ from pipelines.training.watch.speed import GIB
 
 TIMEOUT = timedelta(minutes=5)  # of a collective; a process that died is noticed sooner
 SAMPLES = 8  # at least so many are drawn, or two batches for each worker
-WARM_UP = 1  # steps that are not counted: kernels are compiled, memory and buffers laid out
+# Steps that are not counted: the first compiles kernels and makes the optimizer's state, the second
+# is the first to lay out memory beside that.
+WARM_UP = 2
 
 
 @dataclass(frozen=True)

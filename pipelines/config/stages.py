@@ -191,7 +191,7 @@ class FoundationStage(TrainedStage):
     edit_full: float = 1.0  # mean square change of a cell from which on it has all of edit_weight
     text_dropout: float = 0.1  # share of clips without text, so that guidance is possible
     source_dropout: float = 0.0  # share of clips without source
-    keep_products: bool = False  # recomputed blocks keep their attention's linear layers: faster
+    keep_products: int = 0  # recomputed blocks that keep their attention's linear layers: faster
     lora_rank: int = 0  # of adapters beside linear layers, trained in their stead; 0: all weights
     lora_alpha: float = 16.0  # their change counts alpha / rank
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")  # ends of layers' names
@@ -199,7 +199,7 @@ class FoundationStage(TrainedStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         above_0(self, "shift", "edit_full", "lora_alpha")
-        at_least(self, lora_rank=0)
+        at_least(self, lora_rank=0, keep_products=0)
         shares(self, "text_dropout", "source_dropout")
         if self.lora_rank and not self.lora_targets:
             raise ConfigError(

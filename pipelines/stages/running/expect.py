@@ -185,8 +185,9 @@ def activations_gib(stage: str, config: PipelineConfig) -> float | None:
     kept = float(block)
     if compute.activation_checkpointing:
         kept = 1.0 if compute.recompute_attention else 3.0
-        if kept > 1 and getattr(section, "keep_products", False):
-            kept += _PRODUCT_ROWS
+        if kept > 1:
+            share = getattr(section, "keep_products", 0) / size.num_layers
+            kept += _PRODUCT_ROWS * min(1.0, share)
     seen = frames if stage != "causal" else 2 * frames
     rows = seen * (kept * size.num_layers + block * compute.activation_checkpointing)
     if stage == "distill":  # keys and values

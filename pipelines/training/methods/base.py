@@ -215,7 +215,7 @@ def prepare_network(network: Transformer, setting: Setting) -> None:
     network.sequence = sequence
     network.gradient_checkpointing = compute.activation_checkpointing
     network.recompute_attention = compute.recompute_attention
-    network.keep_products = getattr(setting.section, "keep_products", False)
+    network.keep_products = getattr(setting.section, "keep_products", 0)
     if setting.device.type == "cuda":
         from modeling.gpu.training import fuse_blocks  # Triton exists only where there is a GPU
 

@@ -41,7 +41,7 @@ class Computed(TorchDispatchMode):
 
 
 def run(
-    visible: Spans, recomputes: bool, attention_too: bool, products: bool = False
+    visible: Spans, recomputes: bool, attention_too: bool, products: int = 0
 ) -> tuple[dict[str, Tensor], Computed]:
     torch.manual_seed(0)
     network = Transformer(CONFIG)
@@ -76,8 +76,9 @@ def test_what_is_kept_is_not_computed_again(visible: Spans, spans: int) -> None:
     kept, again = run(visible, recomputes=True, attention_too=False)
     assert sorted(again.seen) == sorted(once.seen + LAYERS * [text])
     assert again.wide == LAYERS
-    more, least = run(visible, recomputes=True, attention_too=False, products=True)
+    more, least = run(visible, recomputes=True, attention_too=False, products=LAYERS)
     assert again.products - once.products == LAYERS * 8  # q k v o of clip and text
+    assert run(visible, True, False, products=1)[1].products - least.products == (LAYERS - 1) * 8
     assert least.products == once.products
     for name, value in plain.items():
         for other in (whole, kept, more):

@@ -124,7 +124,7 @@ MEASURED = [
 def test_what_is_counted_is_near_what_was_measured(
     stage: str, workers: int, zero: int, seconds: float, peak: float
 ) -> None:
-    changes = [f"compute.zero_stage={zero}", "foundation.keep_products=false"]
+    changes = [f"compute.zero_stage={zero}", "foundation.keep_products=0"]
     config = load_config("wan-1.3b", changes)
     counted = expect.counted_seconds(stage, config, 10, "NVIDIA H100 80GB HBM3")
     assert counted == pytest.approx(10 * seconds, rel=0.15)
@@ -155,7 +155,7 @@ def test_time_is_counted_by_the_work_and_the_card() -> None:
 
 def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
     def gib(*changes: str, stage: str = "foundation") -> float:
-        plain = "foundation.keep_products=false"
+        plain = "foundation.keep_products=0"
         found = expect.activations_gib(stage, load_config("wan-1.3b", [plain, *changes]))
         assert found is not None
         return found
@@ -163,9 +163,11 @@ def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
     layers, result = 30, 21 * 1560 * 1536 * 2 / GIB
     kept = gib() - gib("compute.recompute_attention=true")
     assert kept == pytest.approx(layers * 2 * result)  # 100 MB each: attention's, feed-forward's
-    more = gib("foundation.keep_products=true")
+    more = gib("foundation.keep_products=30")
     assert more - gib() == pytest.approx(layers * 6 * result)
-    assert gib("foundation.keep_products=true", "compute.recompute_attention=true") == gib() - kept
+    assert gib("foundation.keep_products=10") - gib() == pytest.approx(10 * 6 * result)
+    assert gib("foundation.keep_products=31") == more
+    assert gib("foundation.keep_products=30", "compute.recompute_attention=true") == gib() - kept
     assert gib("compute.activation_checkpointing=false") > 2.5 * more
     buffers = 2e9 / GIB
     shared = gib("compute.sequence_parallel=2", "compute.workers=2")
