@@ -95,7 +95,8 @@ def start_model(config: ModelConfig, source: Path | None, target: Path, *, seed:
         return save_model(target, config, transformer=transformer, vae=vae, card=card)
     model = load_model(source)
     text = Path(model.config.text.path) if model.config.text.path else None
-    config = replace(config, text=model.config.text)
+    # With the weights goes what was measured for them: mean and std of the VAE's latents.
+    config = replace(config, vae=model.config.vae, text=model.config.text)
     card = model.card | {"parent": str(source)}
     return save_model(
         target, config, transformer=model.transformer, vae=model.vae, text=text, card=card

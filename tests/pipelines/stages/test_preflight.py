@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import shutil
 import socket
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -172,7 +174,18 @@ def test_new_start_model_depends_on_the_seed_alone(
 def test_given_start_gets_the_stream_of_the_configuration(
     mlflow_uri: str, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """And keeps everything that its weights were trained with: its latents' mean and std, which
+    training measured, are not the preset's."""
+    source = shutil.copytree(tiny_model, tmp_path / "source")
+    trained = read_config(source)
+    channels = trained.vae.latent_channels
+    mean, std = tuple(i / 10 for i in range(channels)), tuple(1 + i / 9 for i in range(channels))
+    trained = replace(trained, vae=replace(trained.vae, mean=mean, std=std))
+    written = json.loads((source / "config.json").read_text()) | asdict(trained)
+    (source / "config.json").write_text(json.dumps(written))
     config = configured(mlflow_uri, "model.stream.window_latents=9")
-    start_model(config.model.resolve(), tiny_model, tmp_path / "start", seed=0)
-    assert read_config(tmp_path / "start").stream.window_latents == 9
-    assert StreamingEditor.load(tmp_path / "start").card["parent"] == str(tiny_model)
+    start_model(config.model.resolve(), source, tmp_path / "start", seed=0)
+    wanted = config.model.resolve().stream
+    assert wanted.window_latents == 9
+    assert read_config(tmp_path / "start") == replace(trained, stream=wanted)
+    assert StreamingEditor.load(tmp_path / "start").card["parent"] == str(source)
