@@ -18,7 +18,7 @@ from data.video import (
     read_timed,
 )
 from modeling.editor import StreamingEditor
-from pipelines.stages.edit_file import edit_file, edit_video, expected_frames, resize
+from pipelines.stages.edit_file import check_edit, edit_file, edit_video, expected_frames, resize
 from tests.known_editors import block_clip, expected_edit, known_editor
 
 
@@ -239,6 +239,10 @@ def test_a_rate_that_is_asked_for_is_constant(tmp_path: Path) -> None:
     assert done == 10
     assert probe(tmp_path / "out.mp4").fps == 10
     assert_same(read(tmp_path / "out.mp4"), video[::2])
+    # Not on the ticks of the source, on which no third of a second lies.
+    edit_file(lambda frames: frames, source, tmp_path / "slow.mp4", (32, 48), fps=3)
+    times = [time for time, _ in read_timed(tmp_path / "slow.mp4")]
+    assert times == [Fraction(n, 3) for n in range(3)]
 
 
 def test_strict_refuses_a_damaged_source_and_leaves_nothing(tmp_path: Path) -> None:
@@ -253,6 +257,21 @@ def test_strict_refuses_a_damaged_source_and_leaves_nothing(tmp_path: Path) -> N
     with pytest.raises(VideoError, match=r"in\.mp4: .*damaged"):
         edit_file(lambda frames: frames, source, out, (32, 48), strict=True)
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_strict_hears_what_is_found_after_the_last_frame(tmp_path: Path) -> None:
+    """As sound is that is copied beside the last frames."""
+    source = write(tmp_path / "in.mp4", block_clip(5, 32, 48), Fraction(20))
+    out, told = tmp_path / "out.mp4", Damage()
+
+    def edit(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        yield from frames
+        told.sound += 1
+
+    with pytest.raises(VideoError, match=r"in\.mp4: is damaged: .*without --strict"):
+        edit_file(edit, source, out, (32, 48), strict=True, damage=told)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+    assert edit_file(edit, source, out, (32, 48), damage=told) == 5
 
 
 def test_expected_frames_is_what_will_come() -> None:
@@ -283,6 +302,25 @@ def test_mistakes_are_named_before_anything_is_written(
     with pytest.raises(VideoError, match=r"text\.mp4: not a readable video"):
         edit_video(editor, text, out, "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "text.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("output", "prompt", "match"),
+    [
+        ("out.mp4", " ", "prompt is empty"),
+        ("in.mp4", "x", "is the source itself"),
+        ("nowhere/out.mp4", "x", "no folder"),
+        ("out.gif", "x", "cannot hold"),
+    ],
+)
+def test_what_needs_no_model_to_be_seen_is_seen_without_one(
+    output: str, prompt: str, match: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.mp4"
+    source.touch()
+    with pytest.raises(ValueError, match=match):
+        check_edit(source, tmp_path / output, prompt)
+    check_edit(source, tmp_path / "out.mp4", "x")
 
 
 def test_interrupted_edit_leaves_the_older_result(editor: StreamingEditor, tmp_path: Path) -> None:

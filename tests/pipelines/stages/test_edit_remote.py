@@ -29,6 +29,7 @@ from serve.client import EditedFrame, WireError, edit_frames, served_model
 from serve.client.cameras import CameraLoad, CameraReport
 from serve.limits import Limits
 from serve.wire import codec
+from serve.wire.protocol import Chunk, Opened
 from tests.known_editors import block_clip, expected_edit, write_known_model
 from tests.pipelines.stages.test_edit_file import (
     assert_same,
@@ -152,6 +153,36 @@ def test_a_filmed_file_comes_back_edited(known: Server, tmp_path: Path) -> None:
     report = film_file(known.url, source, out, "paint it green")
     assert (report.edited, report.dropped) == (21, 0)
     assert_same(read(out), expected_edit(video, "paint it green"))
+
+
+def test_what_a_server_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = exact(tmp_path / "in.mkv", block_clip(3, 48, 64), Fraction(25))
+    told: dict[str, Any] = {}
+
+    def model(url: str, name: str | None, *, token: str | None) -> dict[str, Any]:
+        told["model"] = (url, name, token)
+        return {"fps": 12.0, "max_side": 32}
+
+    def edit(url: str, given: Iterator[np.ndarray], prompt: str, **named: Any) -> Any:
+        images = list(given)
+        told["edit"] = (url, prompt, {image.shape for image in images}, len(images))
+        heard = named.pop("on_event")
+        told["named"] = named
+        heard(Opened("s", "r", "second", 12, 9, 32, 24, 0, work_size="32x16"))
+        heard(Chunk(0, 0, 3, latency_ms=1.0, compute_ms=1.0, recomputed=0.25, steps=4))
+        return images
+
+    monkeypatch.setattr("pipelines.stages.edit_remote.served_model", model)
+    monkeypatch.setattr("pipelines.stages.edit_remote.edit_frames", edit)
+    options: dict[str, Any] = {
+        "work_size": "1/2", "detail": "off", "seed": 7, "model": "second", "token": "secret",
+    }  # fmt: skip
+    report = edit_remote("ws://there", source, tmp_path / "out.mp4", "paint it", **options)
+    assert told["model"] == ("ws://there", "second", "secret")
+    assert told["edit"] == ("ws://there", "paint it", {(24, 32, 3)}, 3)
+    assert told["named"] == options | {"fps": 12.0}
+    assert (report.frames, report.recomputed) == (3, 0.25)
+    assert (report.width, report.height) == (32, 16)
 
 
 @pytest.mark.parametrize(

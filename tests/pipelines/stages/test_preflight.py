@@ -105,6 +105,18 @@ def test_the_tracking_store_is_reached_last(mlflow_uri: str, tmp_path: Path) -> 
     check(configured("http://127.0.0.1:1"))  # a server that is away holds nothing up
 
 
+@pytest.mark.parametrize(("writes", "asked"), [(True, [("http://mlflow", "mine")]), (False, [])])
+def test_a_plan_asks_no_server(
+    writes: bool, asked: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        "pipelines.stages.preflight.check_artifacts", lambda *told: heard.append(told)
+    )
+    check(configured("http://mlflow", "tracking.experiment=mine"), writes=writes)
+    assert heard == asked
+
+
 def test_a_ray_cluster_that_is_not_there(mlflow_uri: str) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

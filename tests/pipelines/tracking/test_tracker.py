@@ -33,10 +33,14 @@ def test_parent_and_stage_runs(mlflow_uri: str, tmp_path: Path) -> None:
     parent.finish("KILLED")
 
     client = client_for(mlflow_uri)
+    child.resume({"liveedit.commit": "later"})
+    again = client.get_run(child.run_id)
+    assert (again.info.status, again.data.tags["liveedit.commit"]) == ("RUNNING", "later")
+    child.finish()
     run = client.get_run(child.run_id)
     assert run.data.tags["mlflow.parentRunId"] == parent.run_id
     assert run.info.status == "FINISHED"
-    assert run.data.tags["liveedit.commit"]
+    assert run.data.tags["liveedit.commit"] == "later"
     assert run.data.params == {"steps": "10"}
     assert [(m.step, m.value) for m in client.get_metric_history(child.run_id, "loss")] == [
         (1, 2.0),

@@ -20,7 +20,7 @@ from modeling.model_dir import read_card
 from pipelines.training.run_folder import RunFolder, TrainingError
 from pipelines.training.watch.meter import Meter
 from pipelines.training.zero.engines import learning_rate_at
-from tests.pipelines.training.benches import Bench, Scripted
+from tests.pipelines.training.benches import PAIRS, Bench, Scripted
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
 
@@ -71,7 +71,9 @@ def test_every_worker_reads_its_own_part(
 ) -> None:
     stage = scripted(lambda step, micro: {"loss": 1.0})
     run = bench().set(steps=4, batch_size=2)
-    run.training(rank=rank, world_size=2).run(run.keep)
+    training = run.training(rank=rank, world_size=2)
+    training.run(run.keep)
+    assert training.epochs == pytest.approx(8 / (PAIRS / 2)), "of this worker's part"
     batches = iter(loader(run.dataset, Split(batch_size=2, rank=rank, world_size=2)))
     assert stage.keys == [key for _ in range(4) for key in next(batches)["key"]]
 
@@ -177,6 +179,9 @@ def test_a_profile_of_some_steps_goes_to_the_run(
     scripted(script)
     run = bench().set(steps=9, log_every=9, profile=2)
     run.run()
+    other = bench(name="other").set(steps=9, log_every=9, profile=2)
+    other.training(rank=1, world_size=2).run(other.keep)
+    assert not (other.folder / "profile").exists(), "one worker's trace says enough"
     trace, last = run.reports
     ((file, place),) = trace.files.items()
     assert (trace.step, place, last.files) == (5, "profile", {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
+from data.loader import Split, loader
 from infra.runtime.errors import UserError
 from modeling.model_dir import load_model, read_config
 from pipelines.training import saver
+from pipelines.training.checkpoint import CheckpointError, choose
+from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Write
 from tests.pipelines.training.benches import PAIRS, STAGES, TIMES, Bench, Scripted, write
+from tests.pipelines.training.plain import setting
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
 
@@ -108,6 +114,77 @@ def test_a_checkpoint_of_something_else_is_refused(
     run.config.seed = 1
     with pytest.raises(ValueError, match="saved with seed 0, now it is 1"):
         run.training(saved)
+
+
+def test_other_workers_go_on_where_each_has_read_as_much(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted]
+) -> None:
+    first = bench().set(steps=4, batch_size=2, checkpoint_every=2)
+    first.config.compute.zero_stage = 0
+    scripted(lambda step, micro: {"loss": 1.0})
+    first.run()
+    ((_, saved),) = first.saved
+    rest = bench("foundation", "rest").set(steps=4, batch_size=2)
+    rest.config.compute.zero_stage = 0
+    stage = scripted(lambda step, micro: {"loss": 1.0})
+    training = rest.training(saved, rank=1, world_size=2)
+    assert (training.done, training.epochs) == (2, pytest.approx(4 / PAIRS))
+    training.run(rest.keep)
+    batches = loader(rest.dataset, Split(batch_size=2, rank=1, world_size=2))
+    begin = next(iter(batches))["key"]
+    batches.skip(4 / PAIRS)
+    following = iter(batches)
+    assert stage.keys == [key for _ in range(2) for key in next(following)["key"]]
+    assert stage.keys[:2] != begin
+
+
+def written(folder: Path, name: str, workers: int) -> Path:
+    """A checkpoint of so many workers, each with one file, as far as it is looked at."""
+    saved = folder / name
+    saved.mkdir(parents=True)
+    for rank in range(workers):
+        data = f"of {rank}".encode()
+        (saved / f"state-{rank}").write_bytes(data)
+        files = {f"state-{rank}": hashlib.sha256(data).hexdigest()}
+        manifest = {"workers": workers, "step": 1, "files": files}
+        (saved / f"manifest-{rank}.json").write_text(json.dumps(manifest))
+    return saved
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("part", range(4))
+def test_every_file_of_a_checkpoint_is_looked_at_by_one_worker(
+    workers: int, part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (written(tmp_path, "checkpoint_1", 4) / f"state-{part}").write_text("torn")
+
+    def gather(found: list[Any], mine: Any) -> None:
+        found[0] = mine  # nobody else finds anything
+
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    folder = RunFolder(tmp_path)
+    looks = part % workers
+    with pytest.raises(CheckpointError, match=f"state-{part} is not as it was written"):
+        choose(folder, setting("foundation", looks, workers))
+    for rank in set(range(workers)) - {looks}:
+        assert choose(folder, setting("foundation", rank, workers))[0] is not None
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_worker_finds_damaged_all_pass_over(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, _ = (written(tmp_path, f"checkpoint_{n}", 2) for n in (1, 2))
+    rounds = iter(["state-9 is not as it was written", None])
+
+    def gather(found: list[Any], mine: Any) -> None:
+        assert mine is None
+        found[rank], found[1 - rank] = mine, next(rounds)
+
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    saved, wrong = choose(RunFolder(tmp_path), setting("foundation", rank, 2))
+    assert saved == older
+    assert wrong == ["checkpoint_2: state-9 is not as it was written"]
 
 
 def test_a_disk_that_fails_behind_the_steps_is_named_at_the_next_and_leaves_no_part(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,14 @@ import ray
 from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
 from data.shards import write_dataset
 from modeling.fingerprint import model_fingerprint
+from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.training import trainer as module
 from pipelines.training.follower import Follower
 from pipelines.training.job import Job, make_job, trained_at
 from pipelines.training.run_folder import RunFolder, TrainingError
+from pipelines.training.taught import summary
 from pipelines.training.trainer import _finished, _workers, train_stage
 from tests.data.conftest import small_encoded
 
@@ -69,6 +72,10 @@ def test_a_job_is_plain_values_and_absolute_paths(
     assert card["commit"]
     info = read_dataset_info(heldout)
     assert card["trained_at"] == [f"{info.width}x{info.height}"]
+    teaches = replace(info, kind="encoded", made_by={"taught": summary(Counter(["add fog"]))})
+    with monkeypatch.context() as encoded:
+        encoded.setattr("pipelines.training.job.read_dataset_info", lambda uri: teaches)
+        assert make_job(**given).card["prompts"] == ["add fog"]
     monkeypatch.setattr("pipelines.training.job.read_dataset_info", lambda uri: info)
     given |= {"dataset": "s3://bucket/set", "models": {}}
     assert make_job(**given).dataset == "s3://bucket/set"
@@ -175,6 +182,12 @@ def test_a_cluster_that_has_less(
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     with pytest.raises(TrainingError, match=words):
         _workers(ComputeConfig(**compute))
+
+
+def test_workers_that_the_cluster_gives_must_make_whole_groups(monkeypatch: Any) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 3})
+    with pytest.raises(ConfigError, match=r"sequence_parallel=2 does not divide .*workers=3"):
+        _workers(ComputeConfig(sequence_parallel=2))
 
 
 @pytest.fixture

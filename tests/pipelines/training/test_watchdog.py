@@ -101,11 +101,42 @@ def test_a_worker_that_is_done_is_not_taken_for_a_silent_one(
     assert str(folder.hang()).startswith("worker 0 has been exporting after step 9")
 
 
+def test_what_an_earlier_try_left_says_nothing_of_this_one(
+    folder: RunFolder, workers: Workers
+) -> None:
+    """Its hang, and that its workers were done: this time the first says nothing."""
+    (folder.path / "hang-0.txt").write_text("a hang of yesterday")
+    with Watchdog(folder, 0, 2, 0):
+        pass
+    with Watchdog(folder, 0, 2, 0), Watchdog(folder, 1, 2, 0):
+        assert not list(folder.path.glob("hang-*"))
+        workers.start(1, 7, COMPUTES)
+        assert workers.ended.acquire(timeout=60)
+        assert str(folder.hang()).startswith("worker 0 of 2 hangs and says nothing")
+
+
+def test_who_moves_on_while_it_is_written_down_was_only_slow(folder: RunFolder) -> None:
+    codes: list[int] = []
+    written = threading.Semaphore(0)
+
+    class Slow(Watchdog):
+        def _write(self) -> None:
+            super()._write()
+            self.at(self._now[0] + 1, COMPUTES)
+            written.release()
+
+    with Slow(folder, 0, 1, 0.05, codes.append):
+        for _ in range(3):  # it goes on watching
+            assert written.acquire(timeout=60)
+    assert codes == []
+    assert folder.hang() is None
+
+
 @pytest.mark.parametrize("limit", [1.2, 0.0])
 def test_who_gets_on_and_who_is_not_watched_is_left_alone(folder: RunFolder, limit: float) -> None:
     codes: list[int] = []
     with Watchdog(folder, 0, 1, limit, codes.append) as watchdog:
-        for step in range(8):
+        for step in range(8 if limit else 1):  # without a limit nobody watches
             watchdog.at(step, COMPUTES)
             threading.Event().wait(0.25)
     assert codes == []

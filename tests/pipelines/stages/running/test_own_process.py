@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from functools import partial
 
@@ -45,7 +46,10 @@ def test_a_process_that_nobody_asks_on_ends() -> None:
     results = from_own_process(partial(numbers, 10**9))
     _, pid = next(results)
     assert runs(pid)
-    results.close()  # type: ignore[attr-defined]
+    ended = threading.Thread(target=results.close, daemon=True)  # type: ignore[attr-defined]
+    ended.start()
+    ended.join(20)
+    assert not ended.is_alive()
     assert not runs(pid)
 
 

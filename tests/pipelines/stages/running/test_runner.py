@@ -9,10 +9,12 @@ from rich.console import Console
 
 from infra.runtime.registry import client_for
 from pipelines.config.merge import ConfigError
+from pipelines.stages.running.choice import Choice
 from pipelines.stages.running.progress import StageView
 from pipelines.stages.running.runner import StageRunner, locked
 from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
+from tests.pipelines.tracking.stand_in import Server
 
 
 @pytest.fixture
@@ -23,6 +25,12 @@ def make_runner(outbox: Outbox, tmp_path: Path) -> Callable[[], StageRunner]:
         return StageRunner(tmp_path / "out", parent, view)
 
     return make
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLflow is told, a stand-in takes at once."""
+    monkeypatch.setattr("pipelines.tracking.outbox.Sender", Server)
 
 
 class Work:
@@ -58,7 +66,7 @@ def test_unchanged_stage_is_reused_and_linked(
 
 
 def test_stage_runs_again_for_other_inputs_code_or_a_changed_output(
-    make_runner: Callable[[], StageRunner], tmp_path: Path
+    offline: None, make_runner: Callable[[], StageRunner], tmp_path: Path
 ) -> None:
     work = Work(tmp_path / "out" / "file")
     run(make_runner(), work, steps=3)
@@ -77,7 +85,7 @@ def test_stage_runs_again_for_other_inputs_code_or_a_changed_output(
 
 
 def test_what_a_stage_left_elsewhere_can_be_missed(
-    make_runner: Callable[[], StageRunner], tmp_path: Path
+    offline: None, make_runner: Callable[[], StageRunner], tmp_path: Path
 ) -> None:
     work = Work(tmp_path / "out" / "file")
     run(make_runner(), work)
@@ -86,7 +94,7 @@ def test_what_a_stage_left_elsewhere_can_be_missed(
 
 
 def test_a_stage_is_known_by_its_name_its_code_and_all_of_its_inputs(
-    make_runner: Callable[[], StageRunner], tmp_path: Path
+    offline: None, make_runner: Callable[[], StageRunner], tmp_path: Path
 ) -> None:
     def key(stage: str, version: int, **inputs: object) -> str:
         work = Work(tmp_path / "out" / "file")
@@ -132,7 +140,9 @@ def test_work_is_told_the_key_of_its_record_and_its_run(
     assert run.info.status == "FINISHED"
     assert run.data.params == {"steps": "3", "config.rate": "0.5"}
     assert run.data.tags["mlflow.parentRunId"] == runner.parent.run_id
-    assert run.data.metrics["loss"] == 2.0  # what the stage logged itself, step by step, stands
+    # What the stage logged itself, step by step, stands, and is not told again at the end.
+    history = client_for(mlflow_uri).get_metric_history(record.run_id, "loss")
+    assert [(entry.step, entry.value) for entry in history] == [(7, 2.0)]
     assert run.data.metrics["gain"] == 3.0
 
 
@@ -157,7 +167,7 @@ def test_every_reused_stage_is_linked(
 
 
 def test_the_record_before_is_what_still_there_looks_at(
-    make_runner: Callable[[], StageRunner], tmp_path: Path
+    offline: None, make_runner: Callable[[], StageRunner], tmp_path: Path
 ) -> None:
     work = Work(tmp_path / "out" / "file")
     first = run(make_runner(), work)
@@ -211,6 +221,58 @@ def test_stopped_stage_has_no_record_and_goes_on_in_its_own_run(
     assert whole.data.tags["mlflow.parentRunId"] == again.parent.run_id
     history = client.get_metric_history(record.run_id, "loss")
     assert [(entry.step, entry.value) for entry in history] == [(1, 3.0), (0, 0.25)]
+
+
+@pytest.mark.parametrize(("same", "goes_on"), [("what must stay", True), ("other", False)])
+def test_interrupted_work_goes_on_in_its_run_while_what_must_stay_stays(
+    same: str,
+    goes_on: bool,
+    offline: None,
+    make_runner: Callable[[], StageRunner],
+    tmp_path: Path,
+) -> None:
+    marks: list[str] = []
+
+    def stop(run: Run, key: str) -> dict[str, float]:
+        marks.append(run.mark)
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out" / "file"
+    for steps, asked in ((3, "what must stay"), (4, same)):
+        with pytest.raises(KeyboardInterrupt):
+            make_runner().run("one", 1, {"steps": steps}, output, stop, same=asked)
+    assert (marks[0] == marks[1]) is goes_on
+
+
+@pytest.mark.parametrize(
+    ("asked", "changed", "taken"),
+    [
+        ({"first": "two"}, False, True),
+        ({"first": "two"}, True, False),
+        ({"only": "two"}, False, False),
+    ],
+)
+def test_what_a_stage_before_left_for_other_settings(
+    asked: dict[str, str],
+    changed: bool,
+    taken: bool,
+    offline: None,
+    make_runner: Callable[[], StageRunner],
+    tmp_path: Path,
+) -> None:
+    """A person who says --from may mean it; a scheduler that says --only does not."""
+    work = Work(tmp_path / "out" / "file")
+    run(make_runner(), work, steps=3)
+    if changed:
+        work.output.write_text("somebody wrote here")
+    runner = make_runner()
+    runner.choice = Choice(("one", "two"), **asked)
+    if taken:
+        run(runner, work, steps=4)
+    else:
+        with pytest.raises(ConfigError, match="needs stage one, which has to run first"):
+            run(runner, work, steps=4)
+    assert work.calls == 1
 
 
 def test_the_record_is_there_before_mlflow_is_waited_for(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modeling.diffusion.flow import FlowSchedule
+from pipelines.training.kernels import prepare
 from pipelines.training.methods.base import Draw, draw_timesteps, prepare_network
 from tests.pipelines.training.plain import PlainNetwork, setting
 
@@ -100,13 +101,31 @@ def test_the_networks_type_is_the_precision() -> None:
     assert here.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_network_recomputes_what_it_is_told(again: bool) -> None:
+@pytest.mark.parametrize("told", [(True, False, False), (False, True, False), (False, False, True)])
+def test_a_network_recomputes_what_it_is_told(told: tuple[bool, bool, bool]) -> None:
     here = setting("foundation")
-    here.config.compute.activation_checkpointing = here.config.compute.recompute_attention = again
+    here.section.keep_products = told[2]
+    here.config.compute.activation_checkpointing, here.config.compute.recompute_attention = told[:2]
     network = PlainNetwork()
     prepare_network(network, here)  # type: ignore[arg-type]
-    assert (network.gradient_checkpointing, network.recompute_attention) == (again, again)
+    found = network.gradient_checkpointing, network.recompute_attention, network.keep_products
+    assert found == told
+
+
+def test_what_networks_begin_with_is_drawn_by_the_seed_alone_on_the_threads_asked_for() -> None:
+    drawn: dict[int, list[float]] = {}
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for seed in (5, 5, 6):
+                here = setting("foundation", seed=seed)
+                here.config.compute.threads_per_worker = 2
+                prepare(here)
+                assert torch.get_num_threads() == 2
+                assert drawn.setdefault(seed, number := torch.rand(3).tolist()) == number
+    finally:
+        torch.set_num_threads(threads)
+    assert drawn[5] != drawn[6]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

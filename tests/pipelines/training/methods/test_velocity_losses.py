@@ -21,7 +21,7 @@ from modeling.diffusion.attention import Spans
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, save_model
 from pipelines.training.methods import foundation as module
-from pipelines.training.methods.base import Setting
+from pipelines.training.methods.base import FixedDraw, Setting
 from pipelines.training.methods.causal import CausalTraining
 from pipelines.training.methods.foundation import FoundationTraining
 from tests.pipelines.training.plain import (
@@ -40,6 +40,18 @@ from tests.pipelines.training.plain import (
 
 KINDS = {"foundation": FoundationTraining, "causal": CausalTraining}
 both = pytest.mark.parametrize("stage", ["foundation", "causal"])
+
+
+@both
+def test_a_model_is_judged_beside_its_engine(stage: str) -> None:
+    """Which would count the forward as one of a step, on every worker alike."""
+    training, network = make(setting(stage))
+    before = network.factors.detach().clone()
+    losses = training.judge(batch(), FixedDraw(setting(stage), 0, 2))
+    assert training.engine.forwards == 0
+    assert len(network.calls) == 1
+    assert losses.keys() == {"loss"}
+    assert network.factors.equal(before)
 
 
 @pytest.fixture(autouse=True)

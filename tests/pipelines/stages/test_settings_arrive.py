@@ -1,0 +1,213 @@
+"""Every setting of a stage reaches the work that it is for, and what came out reaches MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra.runtime.paths import ROOT
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages import chain as chains
+from pipelines.stages import data, encode, evaluate
+from pipelines.stages.chain import Chain
+from pipelines.stages.live import served_reference
+from pipelines.stages.train import train
+from pipelines.tracking.records import StageRecord
+from pipelines.training.trainer import StageOutcome
+
+
+class Told:
+    """Takes any call, and remembers it: a run of MLflow's, a view."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given, **named: self.calls.append((name, *given, *named.values()))
+
+    def of(self, name: str) -> list[tuple[Any, ...]]:
+        return [call[1:] for call in self.calls if call[0] == name]
+
+
+class Runner(Told):
+    """Does every stage's work, and keeps what `StageRunner.run` was given besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view, self.parent, self.mlflow = Told(), Told(), Told()
+        self.same: str | None = None
+
+    def run(
+        self, stage: str, version: int, inputs: Any, output: Any, work: Any, **given: Any
+    ) -> StageRecord:
+        self.same = given["same"]
+        metrics = work(self.mlflow, "key")
+        return StageRecord(stage, "key", "fingerprint", str(output), "run", metrics)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PipelineConfig:
+    made = PipelineConfig(output=str(tmp_path / "out"))
+    made.tracking.uri = "sqlite:///"
+    made.data.footage = None
+    made.compute.gpus = False
+    return made
+
+
+@pytest.fixture
+def chain(config: PipelineConfig, tmp_path: Path) -> Iterator[Chain]:
+    runner: Any = Runner()
+    with contextlib.ExitStack() as resources:
+        yield Chain(config, tmp_path, runner, resources)
+
+
+def heard(module: Any, name: str, patch: pytest.MonkeyPatch, answer: Any = None) -> list[Any]:
+    """The calls of `module.name`, each as its positional arguments and its named ones."""
+    calls: list[Any] = []
+
+    def stand_in(*given: Any, **named: Any) -> Any:
+        calls.append((given, named))
+        return answer
+
+    patch.setattr(module, name, stand_in)
+    return calls
+
+
+@pytest.mark.parametrize(("split", "pairs"), [("train", 5), ("heldout", 3)])
+@pytest.mark.parametrize("footage", [None, "assets/footage"])
+def test_of_the_pairs_that_are_made(
+    split: str, pairs: int, footage: str | None, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = heard(data, "make_synthetic", monkeypatch)
+    filmed = heard(data, "make_from_footage", monkeypatch)
+    monkeypatch.setattr(data, "footage_hash", str)
+    settings = chain.config.data
+    settings.pairs, settings.heldout_pairs, settings.frames = 5, 3, 21
+    settings.samples_per_shard, settings.workers, settings.seed = 7, 4, 11
+    settings.footage = footage
+    stream = chain.model.stream
+    target = data.pairs(chain, split)
+    recipe = data.PairRecipe(
+        pairs, stream.height, stream.width, 21, stream.fps, seed=11, split=split,
+        samples_per_shard=7, workers=4, overwrite=True,
+    )  # fmt: skip
+    (given, _), *more = drawn + filmed
+    assert not more
+    assert given == ((target, recipe) if footage is None else (target, ROOT / footage, recipe))
+
+
+@pytest.mark.parametrize(("split", "stage"), [("train", "data"), ("heldout", "heldout")])
+def test_of_pairs_that_were_given(split: str, stage: str, chain: Chain, heldout: str) -> None:
+    chain.config.data.train = heldout if split == "train" else "elsewhere"
+    chain.config.data.heldout = heldout if split == "heldout" else "elsewhere"
+    assert data.pairs(chain, split) == heldout
+    runner: Any = chain.runner
+    assert runner.of("pass_over") == [(stage, f"{heldout}, 2 pairs")]
+
+
+def test_of_encoding(chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = heard(encode, "encode_dataset", monkeypatch, SimpleNamespace(samples=2))
+    settings = chain.config
+    settings.data.encode_batch, settings.data.samples_per_shard = 5, 7
+    settings.data.encode_precision, settings.compute.loader_workers = "fp32", 3
+    encode.encode(chain, tmp_path, "pairs")
+    ((given, named),) = calls
+    assert given == ("pairs", str(tmp_path / "data" / "encoded"), tmp_path)
+    named.pop("on_sample")
+    assert named == {
+        "batch_size": 5, "samples_per_shard": 7, "threads": 3, "tasks": 0, "gpus": False,
+        "precision": "fp32",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("validate_every", [0, 2])
+def test_of_training(
+    validate_every: int,
+    chain: Chain,
+    tiny_model: Path,
+    heldout: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    early = StageOutcome(tiny_model, {"loss": 0.5}, steps=3, seconds=1.0)
+    calls: list[Any] = []
+
+    def stand_in(job: Any, **named: Any) -> StageOutcome:
+        calls.append(job)
+        return early
+
+    monkeypatch.setattr("pipelines.training.trainer.train_stage", stand_in)
+    sessions = heard(chains, "ray_session", monkeypatch, contextlib.nullcontext())
+    chain.config.causal.steps = chain.config.foundation.steps = 9
+    chain.config.causal.validate_every = validate_every
+    for stage in ("foundation", "causal"):
+        made = train(chain, stage, tiny_model, heldout, "held out", teacher=tiny_model)
+        assert made == chain.output / "models" / stage
+    assert len(sessions) == 1, "one Ray for all stages"
+    runner: Any = chain.runner
+    job = calls[1]
+    assert (job.stage, job.start, job.dataset) == ("causal", tiny_model, heldout)
+    assert (job.heldout, job.models) == (str(Path("held out").absolute()), {"teacher": tiny_model})
+    assert (job.card["key"], job.card["same"]) == ("key", runner.same)
+    validation = [("heldout", "held out", "validation")] if validate_every else []
+    inputs = [("train", heldout, "training")]
+    assert runner.mlflow.of("log_input") == [*inputs, *inputs, *validation]
+    assert runner.parent.of("log_input") == inputs * 2
+    assert runner.mlflow.of("made")[1] == ("causal", made, early.steps)
+
+
+@pytest.mark.parametrize(("clips", "total"), [(1, 1), (9, 2), (None, 2)])
+@pytest.mark.parametrize("mask_cache", [None, True, False])
+def test_of_evaluation(
+    clips: int | None,
+    total: int,
+    mask_cache: bool | None,
+    chain: Chain,
+    tiny_model: Path,
+    heldout: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editor = SimpleNamespace(settings=SimpleNamespace(fps=12))
+    loads = heard(evaluate, "load_editor", monkeypatch, editor)
+
+    def judge(editor: Any, dataset: str, settings: Any, *, on_clip: Any) -> dict[str, Any]:
+        assert (dataset, settings) == (heldout, chain.config.evaluate)
+        on_clip(SimpleNamespace(metrics={"gain": 2.0}))
+        return {"clips": [{"gain": 2.0}], "mean": {"gain": 2.0}}
+
+    monkeypatch.setattr(evaluate.evaluation, "evaluate", judge)
+    names = heard(evaluate, "chosen", monkeypatch, {"name": "a"})
+    again = heard(evaluate, "edit_again", monkeypatch, ["clip"])
+    sheets = heard(evaluate, "side_by_side", monkeypatch, Told())
+    films = heard(evaluate, "film", monkeypatch)
+    settings = chain.config.evaluate
+    settings.clips, settings.mask_cache, settings.success_db = clips, mask_cache, 6.5
+    record = evaluate.evaluate(chain, tiny_model, heldout)
+    assert record.metrics == {"gain": 2.0}
+    assert loads == [((tiny_model, mask_cache), {})]
+    view: Any = chain.view
+    assert view.of("update") == [("evaluate", 1, total, f"1/{total} clips  gain +2.0 dB")]
+    assert names == [(([{"gain": 2.0}], 6.5), {})]
+    assert again == [((editor, heldout, settings, {"name": "a"}), {})]
+    assert sheets == [((["clip"], ["a"]), {})]
+    assert films == [((chain.output / evaluate.SAMPLE, "clip", 12), {})]
+
+
+@pytest.mark.parametrize(
+    ("version", "aliases", "reference"),
+    [
+        ("4", ["candidate"], "models:/mine@candidate"),
+        ("4", ["candidate", "production"], "models:/mine@production"),
+        (None, ["candidate", "production"], "folder"),
+    ],
+)
+def test_the_demo_serves_the_best_alias_that_it_gave(
+    version: str | None, aliases: list[str], reference: str, config: PipelineConfig
+) -> None:
+    config.tracking.model_name = "mine"
+    result: Any = SimpleNamespace(version=version, aliases=aliases, model=Path("folder"))
+    assert served_reference(config, result) == reference

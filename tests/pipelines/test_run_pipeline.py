@@ -1,0 +1,83 @@
+"""What `run_pipeline` does around its stages: lock, MLflow's run, Ray's end, what comes after."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipelines import pipeline
+from pipelines.config.merge import ConfigError
+from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages.chain import Chain
+from pipelines.stages.running.progress import StageView
+from pipelines.tracking import outbox
+from tests.pipelines.tracking.stand_in import Server
+
+
+class Pipeline:
+    """`run_pipeline` with stages that only say what happens around them."""
+
+    def __init__(self, output: Path, patch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        self.servers: list[Server] = []
+        self.error: BaseException | None = None
+        self.config = PipelineConfig(output=str(output))
+        self.config.tracking.uri = "http://mlflow"
+        patch.setattr(pipeline.preflight, "check", lambda config: None)
+        patch.setattr(pipeline, "run_stages", self.stages)
+        patch.setattr(outbox, "Sender", self.server)
+
+    def server(self, uri: str, experiment: str) -> Server:
+        self.servers.append(Server(uri, experiment))
+        return self.servers[-1]
+
+    def stages(self, chain: Chain, source: Path | None) -> Any:
+        chain._resources.callback(self.events.append, "resources ended")
+        self.events.append("stages")
+        if self.events.count("stages") > 1:
+            raise AssertionError("two pipelines in one output")
+        with pytest.raises(ConfigError, match="in use by another pipeline"):
+            self.run()
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(metrics={"gain": 4.5})
+
+    def run(self) -> Any:
+        view = StageView(Console(file=StringIO()), ())
+        return pipeline.run_pipeline(self.config, view, then=self.then)
+
+    def then(self, runner: Any, result: Any) -> None:
+        self.events.append("then")
+
+
+def test_a_pipeline_ends_what_it_started_before_what_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Pipeline(tmp_path, monkeypatch)
+    assert asked.run().metrics == {"gain": 4.5}
+    assert asked.events == ["stages", "resources ended", "then"]
+    (server,) = asked.servers
+    assert server.order == ["start", "artifact", "metrics", "end"]
+    assert server.taken[2]["values"] == {"gain": 4.5}
+    assert server.taken[3]["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("disk full"), "FAILED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_a_pipeline_that_fails_ends_its_run(
+    error: BaseException, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Pipeline(tmp_path, monkeypatch)
+    asked.error = error
+    with pytest.raises(type(error)):
+        asked.run()
+    assert asked.events == ["stages", "resources ended"]
+    (server,) = asked.servers
+    assert server.order == ["start", "artifact", "end"]
+    assert server.taken[-1]["status"] == status

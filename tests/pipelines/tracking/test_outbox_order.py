@@ -1,0 +1,161 @@
+"""An outbox before a stand-in for MLflow that does what it is told: down, silent, refusing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.tracking import outbox as module
+from pipelines.tracking.outbox import Outbox, Run
+from tests.pipelines.tracking.stand_in import LONG, Server
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def boxes(
+    tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], tuple[Outbox, Server]]]:
+    monkeypatch.setattr(module, "Sender", Server)
+    monkeypatch.setattr(module, "RETRY_S", 20 * LONG)  # only who asks for a try gets one
+    monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+    servers: list[Server] = []
+
+    def make() -> tuple[Outbox, Server]:
+        box = Outbox(tmp_path, "http://mlflow", "liveedit", said.append)
+        servers.append(box._sender)  # type: ignore[arg-type]
+        return box, servers[-1]
+
+    yield make
+    for server in servers:
+        server.gate.set()
+    for thread in threading.enumerate():
+        if thread.name == "mlflow":
+            thread.join(LONG)
+
+
+Boxes = Callable[[], tuple[Outbox, Server]]
+
+
+def state(folder: Path) -> int:
+    sent: int = json.loads((folder / "tracking" / "state.json").read_text())["sent"]
+    return sent
+
+
+def test_who_waits_gets_one_more_try_at_once_and_is_warned_once(
+    boxes: Boxes, said: list[str]
+) -> None:
+    box, server = boxes()
+    with box:
+        server.down = True
+        run = box.start_pipeline("demo", {})
+        run.log_metrics({"loss": 1.0}, 3)
+        run.finish()
+        assert [box.flush(LONG), box.flush(LONG), server.order] == [False, False, []]
+        assert ["nobody listens" in line for line in said] == [True]
+        server.down = False
+        assert box.flush(LONG)
+        assert server.order == ["start", "metrics", "end"]
+    assert len(said) == 1
+
+
+def test_a_silent_server_is_waited_for_as_long_as_patience_says(boxes: Boxes) -> None:
+    box, server = boxes()
+    with box:
+        assert box.flush(LONG)  # MLflow is imported
+        server.gate.clear()
+        box.start_pipeline("demo", {})
+        done: list[bool] = []
+        waiting = threading.Thread(target=lambda: done.append(box.flush(0.05)), daemon=True)
+        waiting.start()
+        waiting.join(LONG)
+        assert done == [False]
+        server.gate.set()
+        assert box.flush(LONG)
+
+
+def test_what_was_refused_is_put_back_once(boxes: Boxes, tmp_path: Path) -> None:
+    box, server = boxes()
+    aside = tmp_path / "tracking" / "refused.jsonl"
+    with box:
+        server.refuses = {"metrics"}
+        run = box.start_pipeline("demo", {})
+        run.log_metrics({"loss": 1.0}, 3)
+        run.finish()
+        assert box.flush(LONG)
+        assert server.order == ["start", "end"]
+        assert len(box.refused) == len(aside.read_text().splitlines()) == 1
+        server.refuses = set()
+        box.put_refused_back()
+        assert not aside.exists()
+        box.put_refused_back()
+        assert box.flush(LONG)
+        assert server.order == ["start", "end", "metrics"]
+        box.refused.clear()
+
+
+def finish(run: Run) -> None:
+    run.finish()
+
+
+def fail(run: Run) -> None:
+    run.stop(RuntimeError("out of memory"))
+
+
+def kill(run: Run) -> None:
+    """Nothing is written down."""
+
+
+@pytest.mark.parametrize(
+    ("end", "key", "what"),
+    [
+        (finish, "key", "start"),
+        (fail, "key", "resume"),
+        (kill, "key", "resume"),
+        (fail, "another", "start"),
+        (kill, "another", "start"),
+    ],
+)
+def test_a_stage_goes_on_in_the_run_that_was_begun_for_it_and_did_not_finish(
+    end: Callable[[Run], None], key: str, what: str, boxes: Boxes
+) -> None:
+    box, server = boxes()
+    with box:
+        parent = box.start_pipeline("demo", {})
+        first = parent.start_stage("vae", {"steps": 2}, "key")
+        end(first)
+        again = parent.start_stage("vae", {"steps": 2}, key)
+        assert (again.mark == first.mark) == (what == "resume")
+        assert box.flush(LONG)
+    assert [server.taken[-1][name] for name in ("what", "run")] == [what, again.mark]
+
+
+def test_what_is_under_way_when_an_outbox_closes_is_the_next_ones(
+    boxes: Boxes, tmp_path: Path
+) -> None:
+    """The late answer must not move the mark of what is sent in a journal that is another's."""
+    box, server = boxes()
+    with box:
+        run = box.start_pipeline("demo", {})
+        run.finish()
+        assert box.flush(LONG)
+        before = state(tmp_path)
+        server.gate.clear()
+        server.asked.clear()
+        run.log_metrics({"loss": 1.0}, 3)
+        assert server.asked.wait(LONG)
+        (sending,) = [thread for thread in threading.enumerate() if thread.name == "mlflow"]
+    server.gate.set()
+    sending.join(LONG)
+    assert state(tmp_path) == before
+    box, server = boxes()
+    with box:
+        assert box.flush(LONG)
+    assert server.order == ["metrics"]
