@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeling.vae.streaming import VaeState
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 _VAE_STATES = ("encoder", "decoder", "reproducer")
 
 
@@ -24,9 +24,10 @@ class StreamState:
     """A stream between two chunks.
 
     The exact form holds every cache (`kv` and the VAE's three) and restores bit for bit. The
-    compact form leaves them None and holds the `history` latents, edited and source
+    compact form leaves them None and holds the `history`, each chunk's latents, edited and source
     [2, F, C, H, W] in float16, from which the caches are made again; the stream then goes on
-    close to, not equal to, the unbroken one.
+    close to, not equal to, the unbroken one. A chunk of the history is one tensor for as long as it
+    is remembered, so that who keeps states can tell what is new in one.
     """
 
     prompt: str
@@ -40,7 +41,7 @@ class StreamState:
     frames: int  # edited pixel frames so far
     generator: Tensor  # state of the noise generator
     pending: Tensor  # uint8 [n, H, W, 3]: frames that do not fill a chunk yet
-    history: Tensor
+    history: tuple[Tensor, ...]
     mask_tokens: Tensor | None
     sparing: bool = False  # as `quality.Quality` has them
     halved: bool = False

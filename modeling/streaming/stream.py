@@ -212,7 +212,6 @@ class EditStream:
         The compact form leaves out the frames that wait for a chunk to be complete: after a
         restore, push again from frame `stream.frames` on.
         """
-        history = torch.cat(self._history, dim=1) if self._history else torch.empty(0)
         state = StreamState(
             prompt=self.prompt,
             height=self.height,
@@ -227,7 +226,7 @@ class EditStream:
             frames=self.frames,
             generator=self._generator.get_state(),
             pending=self._pending[: 0 if compact else None].clone(),
-            history=history,
+            history=tuple(self._history),
             mask_tokens=None if self._next_tokens is None else self._next_tokens.clone(),
             model=self.editor.identity,
             latents=self.editor.latents,
@@ -250,8 +249,7 @@ class EditStream:
         self._pending = state.pending.clone()
         self.chunks, self.frames = state.chunks, state.frames
         self._next_tokens = tokens = state.mask_tokens
-        chunk = editor.settings.chunk_latents
-        self._history = list(state.history.split(chunk, dim=1)) if state.chunks else []
+        self._history = list(state.history)
         if self._mask:
             last = self._history[-1][1, -1].to(editor.device) if self._history else None
             on_device = None if tokens is None else tokens.to(editor.device, copy=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from serve.delivery.session import Delivery, Session, State
 from serve.metrics import Metrics
 from serve.wire.protocol import RETRY_AFTER_S, WireError
+from serve.wire.split_state import LostPartError
 from serve.wire.work import Backend, Edited, EditorLostError, Moved, Queued, Ready
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ async def drive(
     """Yields Ready once, then every delivery to the last; before it Queued, to one that waits.
 
     When the editor dies the stream is opened again from the state after the last delivery, when it
-    moves from the exact state it gave back; `session` hands out again what was not answered.
+    moves from the exact state it gave back; `session` hands out again what was not answered. A
+    delivery's state is whole.
     Raises WireError: what an editor refuses at once, no editor after `OPENING_S` or `RECOVERY_S`,
     a chunk that has cost `MAX_DEATHS` editors their lives. Raises SupersededError.
     """
@@ -60,16 +62,17 @@ async def drive(
                             seconds = time.monotonic() - lost_at
                             log.info("session %s: goes on after %.1f s", session.name, seconds)
                     elif isinstance(event, Edited):
-                        state, ahead = event.state, 0
+                        state, ahead = event.state and event.state.completed(state), 0
                         lost_at, pause, deaths = None, FIRST_PAUSE_S, 0
-                        delivery = session.deliver(event)
+                        delivery = session.deliver(replace(event, state=state))
                         yield delivery
                         if delivery.last:
                             return
                     else:
                         assert isinstance(event, Moved)
-                        state, ahead, why = event.state, event.ahead, event.why
-        except EditorLostError as error:
+                        state, ahead = event.state.completed(state), event.ahead
+                        why = event.why
+        except (EditorLostError, LostPartError) as error:
             why = "death"
             deaths += session.working
             log.warning("session %s: editor lost: %s", session.name, error)

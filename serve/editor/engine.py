@@ -26,6 +26,7 @@ from serve.admission.rungs import FULL
 from serve.editor.accelerator import Accelerator
 from serve.editor.capacity import means_of, native, quality_of
 from serve.editor.scheduler import Ran
+from serve.editor.splitter import Splitter, joined
 from serve.editor.stream import EditorStream
 from serve.versions.source import describe, shown
 from serve.wire.protocol import RETRY_AFTER_S, WireError
@@ -34,7 +35,6 @@ from serve.work_sizes import sizes_of
 
 ROLLING = "rolling"  # why a stream moves to another version of its model
 MAX_CHUNK_S = 30.0  # a size whose chunk would cost more is refused
-SMALL_STATE = 2**20  # bytes below which a thread costs more than it saves
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ class Engine:
         settings = self.editor.settings
         with self._admitted(opening) as at:
             opened = await self._run(at, partial(_open, self.editor, opening), due=0.0)
-            stream = opened.value
+            stream, splitter = opened.value, Splitter(opening.state)
             yield Ready(
                 model=self.editor.name,
                 chunk_frames=settings.chunk_frames,
@@ -140,7 +140,7 @@ class Engine:
                     compact = self._why == ROLLING
                     taken = partial(stream.snapshot, compact=compact)
                     snapshot = await self._run(at, taken, due=0.0)
-                    state = await asyncio.to_thread(snapshot.value.to_bytes)
+                    state = await splitter.split(snapshot.value)
                     yield Moved(state, 0 if compact else stream.pending_frames, self._why)
                     return
                 await self._suit(at, stream)
@@ -149,7 +149,7 @@ class Engine:
                     due = at.due(len(work.frames), 2.0)
                     ahead_s += (await self._run(at, begin, due=due)).run_s
                     continue
-                yield await self._edit(at, stream, work, ahead_s)
+                yield await self._edit(at, stream, splitter, work, ahead_s)
                 ahead_s = 0.0
                 if work.last:
                     return
@@ -247,7 +247,7 @@ class Engine:
             raise
 
     async def _edit(
-        self, at: EditorStream, stream: EditStream, work: Work, ahead_s: float
+        self, at: EditorStream, stream: EditStream, splitter: Splitter, work: Work, ahead_s: float
     ) -> Edited:
         came, opening = time.monotonic(), at.opening
         due = at.due(len(work.frames), 1.0)
@@ -262,7 +262,6 @@ class Engine:
         if at.rung == rung and not at.changed:
             self.capacity.observe(sizes_of(opening).at(rung), cost, at.name)
         self._weigh()
-        serialised = None if state is None else await _serialised(state)
         return Edited(
             number=work.number,
             index=chunk.index,
@@ -273,7 +272,7 @@ class Engine:
             ahead_ms=ahead_s * 1000,
             wait_ms=ran.wait_s * 1000,
             mask=chunk.mask if opening.mask else None,
-            state=serialised,
+            state=None if state is None else await splitter.split(state),
             unknown=self._unknown(work.prompt),
             rung=at.rung.name if at.rung else FULL,
             work_size=in_words(stream.work),
@@ -287,7 +286,7 @@ class Engine:
 def _open(editor: StreamingEditor, opening: Opening) -> EditStream:
     if opening.state is not None:
         try:
-            return editor.restore(StreamState.from_bytes(opening.state))
+            return editor.restore(joined(opening.state))
         except StateError as error:
             raise WireError(
                 "bad_request",
@@ -316,12 +315,6 @@ def _step(stream: EditStream, work: Work) -> tuple[EditedChunk | None, StreamSta
     assert len(chunks) <= 1, f"{len(work.frames)} frames made {len(chunks)} chunks"
     chunk = chunks[0] if chunks else None
     return chunk, None if work.last else stream.snapshot(compact=True)
-
-
-async def _serialised(state: StreamState) -> bytes:
-    if state.history.nbytes < SMALL_STATE:
-        return state.to_bytes()
-    return await asyncio.to_thread(state.to_bytes)
 
 
 def _nothing(work: Work, opening: Opening, stream: EditStream, wait_s: float) -> Edited:

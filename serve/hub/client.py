@@ -10,6 +10,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from serve.hub.commits import Commits
 from serve.hub.hub import NAMESPACE, Hub
 from serve.hub.ledger import Ledger
 from serve.hub.placement import Placed, Places
@@ -120,12 +121,17 @@ class _Records(_Part):
     """Commits come over a link, because every chunk waits for its own: through Ray one costs 6 ms
     on a small machine, most of it for the state, and this way it costs one."""
 
-    _asker: Asker | None = None
+    def __init__(self, hub: HubClient, name: str, down: dict[str, Any]) -> None:
+        super().__init__(hub, name, down)
+        self._commits = Commits(Asker(partial(hub.call, "commits"), COMMIT_KINDS).ask)
 
     async def commit(self, commit: Commit) -> bool:
-        self._asker = self._asker or Asker(lambda: self._hub.call("commits"), COMMIT_KINDS)
         try:
-            return bool(await self._asker.ask(commit))
+            return await self._commits.commit(commit)
         except (OSError, RayActorError) as error:
             log.warning("a session's progress could not be kept: %s", error)
             return True
+
+    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
+        self._commits.forget(token, epoch)
+        await self._call("release", token, epoch, forget=forget)

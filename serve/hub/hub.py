@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray.util import get_node_ip_address
 
 from infra.runtime.ray_private import serve_replicas
 from serve.admission.admission import Editor
+from serve.hub.commits import take
 from serve.hub.ledger import Ledger
 from serve.hub.placement import Placement
 from serve.hub.records import COMMIT_KINDS, SessionStore
@@ -112,7 +114,7 @@ class Hub:
 
     async def commits(self) -> Address:
         """Where commits are taken."""
-        self._commits = self._commits or await self._listener.answer(self.store.commit)
+        self._commits = self._commits or await self._listener.answer(partial(take, self.store))
         return self._commits
 
     async def report(self, report: Report) -> Orders:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from serve.admission.rungs import FULL
 from serve.wire.protocol import Detail, Format, Mode, WireError
+from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
@@ -44,7 +45,7 @@ class Progress:
     edited: int
     prompt: str  # the newest
     applied_prompt: str  # of the last delivered chunk
-    state: bytes | None
+    state: SplitState | None
     finished: str | None = None  # the reason of `closed`, once it is over
     dropped: tuple[tuple[int, int], ...] = ()  # from `next_frame` on, told of: first and count
     quality: str = FULL  # as `Session` says it, of the last delivered chunk
@@ -116,7 +117,7 @@ class Record:
 
     @property
     def size(self) -> int:
-        return self.tail_bytes + len(self.progress.state or b"")
+        return self.tail_bytes + (self.progress.state.size if self.progress.state else 0)
 
     def drop_oldest(self) -> int:
         """Forgets the tail's first entry; returns its bytes."""
@@ -130,7 +131,8 @@ class Record:
         return self.tail[0].position if self.tail else self.progress.edited
 
 
-COMMIT_KINDS = (Commit, Header, Opening, Ready, Progress, Entry)  # what a commit is made of
+# What a commit is made of.
+COMMIT_KINDS = (Commit, Header, Opening, Ready, Progress, Entry, SplitState, HistoryPart)
 
 
 class SessionStore:
@@ -193,15 +195,21 @@ class SessionStore:
     async def commit(self, commit: Commit) -> bool:
         """False: another front holds the session.
 
-        A record that is not there (the store was started anew) is made again.
+        A record that is not there (the store was started anew) is made again. Of a state may be
+        left out what the one before holds; raises LostPartError, and nothing has changed, where
+        that is not here.
         """
         record = self._records.get(commit.token)
+        if record is not None and record.epoch != commit.epoch:
+            return False
+        progress = commit.progress
+        if progress.state is not None:
+            state = progress.state.completed(record.progress.state if record else None)
+            progress = replace(progress, state=state)
         if record is None:
             record = self._records[commit.token] = self._record(commit.header, commit.epoch)
-        if record.epoch != commit.epoch:
-            return False
         before = record.size
-        record.progress, record.seen = commit.progress, self._clock()
+        record.progress, record.seen = progress, self._clock()
         record.tail.extend(commit.entries)
         record.tail_bytes += sum(len(entry.data) for entry in commit.entries)
         oldest_needed = commit.progress.edited - MIN_TAIL_FRAMES

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import Error, WireError
+from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import (
     Asks,
     Backend,
@@ -30,7 +31,7 @@ from serve.wire.work import (
 
 T = TypeVar("T")
 
-KINDS = (Asks, Work, Ready, Edited, Moved, Superseded, Error)
+KINDS = (Asks, Work, Ready, Edited, Moved, Superseded, Error, SplitState, HistoryPart)
 LAST_WORDS_S = 1.0  # between the two ways in which the end of an editor is heard
 
 

@@ -10,11 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from serve.wire.protocol import Detail, Mode, Open
+from serve.wire.split_state import SplitState
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Starts a stream at an editor, or goes on with one (`state`, of either form)."""
+    """Starts a stream at an editor, or goes on with one (the whole `state`, of either form)."""
 
     session: str
     prompt: str
@@ -24,7 +25,7 @@ class Opening:
     mode: Mode
     seed: int = 0
     mask: bool = False
-    state: bytes | None = None
+    state: SplitState | None = None
     stream: str = ""  # a name of this stream among all of the application
     epoch: int = 0  # of the session's holder: a newer one's stream ends an older one's
     waits: bool = False  # the client wants to hear of its place when there is no room
@@ -100,7 +101,8 @@ class Ready:
 
 @dataclass(frozen=True)
 class Edited:
-    """The answer to one chunk's `Work`; `state` is the compact form after it, None after the last.
+    """The answer to one chunk's `Work`; `state` is the compact form after it, None after the last,
+    without the parts that were in the state before it.
 
     `compute_ms` is from when all its frames were there, `ahead_ms` what was computed before.
     """
@@ -114,7 +116,7 @@ class Edited:
     ahead_ms: float
     wait_ms: float  # for the accelerator
     mask: np.ndarray | None  # bool [latents, rows, columns], if the opening asked for it
-    state: bytes | None
+    state: SplitState | None
     unknown: str = ""  # words of the work's prompt that the model was never taught
     rung: str = "full"  # of the degrade ladder (`serve.admission.rungs`)
     work_size: str = ""  # that it was edited at
@@ -130,10 +132,11 @@ class Edited:
 class Moved:
     """The editor, or its version of the model, is going away and gives the stream back.
 
-    `state` is the exact form and holds the first `ahead` frames of a chunk that is not complete.
+    `state` is the exact form and holds the first `ahead` frames of a chunk that is not complete;
+    it comes without the parts that were in the state before it.
     """
 
-    state: bytes
+    state: SplitState
     ahead: int
     why: str = "drain"
 

@@ -215,8 +215,8 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: StreamState.from_bytes(b""), "no stream state in 0 bytes"),
     (lambda: StreamState.from_bytes(b"nonsense"), "no stream state in 8 bytes"),
     (lambda: StreamState.from_bytes(state()[:-100]), "no stream state in"),
-    (lambda: restore(state(FORMAT_VERSION + 1)), "stream state has format 6, this version reads 5"),
-    (lambda: restore(state(FORMAT_VERSION - 1)), "stream state has format 4, this version reads 5"),
+    (lambda: restore(state(FORMAT_VERSION + 1)), "stream state has format 7, this version reads 6"),
+    (lambda: restore(state(FORMAT_VERSION - 1)), "stream state has format 5, this version reads 6"),
     (lambda: restore(state(None)), "stream state has format None"),
     (lambda: restore(state(), sink_latents=0), "restore it with the model and size it was made"),
     # presets

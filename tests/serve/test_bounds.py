@@ -33,6 +33,7 @@ from serve.settings import ServeSettings
 from serve.wire import codec
 from serve.wire.link import SECRET_BYTES, Listener
 from serve.wire.protocol import WireError
+from serve.wire.split_state import SplitState
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.front.test_http import video
 from tests.serve.front.test_socket import Wire, settle
@@ -306,7 +307,7 @@ async def test_states_alone_push_out_who_left_first() -> None:
         now[0] = float(second)
         token = await store.create(HEADER)
         tokens.append(token)
-        state = replace(progress(0), state=bytes(1000))
+        state = replace(progress(0), state=SplitState(bytes(1000)))
         assert await store.commit(Commit(token, 0, HEADER, state, []))
         await store.release(token, 0, forget=False)
     with pytest.raises(WireError, match="unknown"):

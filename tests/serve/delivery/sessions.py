@@ -10,6 +10,7 @@ from serve.delivery.session import Session
 from serve.hub.records import Entry
 from serve.wire.codec import parse_frame
 from serve.wire.protocol import Mode
+from serve.wire.split_state import SplitState
 from serve.wire.work import Edited, Opening, Ready, Work
 
 READY = Ready(model="m", chunk_frames=12, first_chunk_frames=9, chunks=0)
@@ -36,7 +37,9 @@ def feed(session: Session, count: int) -> list[Entry]:
 def edited(work: Work) -> Edited:
     mask = np.zeros((3, 2, 3), bool)
     mask[0, 0, 1] = True
-    return Edited(work.number, work.number, work.frames, 0.5, 4, 40.0, 5.0, 1.0, mask, b"state")
+    return Edited(
+        work.number, work.number, work.frames, 0.5, 4, 40.0, 5.0, 1.0, mask, SplitState(b"state")
+    )
 
 
 def answer(session: Session, work: Work) -> list[Entry]:

@@ -15,6 +15,7 @@ from serve.delivery.driver import MAX_DEATHS, OPENING_S, RECOVERY_S, drive
 from serve.delivery.session import Delivery, Session
 from serve.metrics import Metrics
 from serve.wire.protocol import RETRY_AFTER_S, WireError
+from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import (
     Edited,
     EditorEvent,
@@ -28,6 +29,9 @@ from serve.wire.work import (
 )
 from tests.serve.delivery.sessions import READY, edited, feed, make
 from tests.serve.front.clock import Clock
+
+STATE = SplitState(b"state")
+PARTS = (HistoryPart.of(b"one"), HistoryPart.of(b"two"))
 
 
 class Mortal:
@@ -74,7 +78,7 @@ class Starting(Mortal):
             self.deaths += 1
             raise EditorLostError("it is dead")
         work = await take()
-        yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"state")
+        yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, STATE)
 
 
 @pytest.mark.anyio
@@ -100,7 +104,7 @@ class Weary:
             if work.number not in self.died:
                 self.died.add(work.number)
                 raise EditorLostError("it is dead")
-            yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"state")
+            yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, STATE)
             if work.last:
                 return
 
@@ -120,6 +124,43 @@ async def test_a_chunk_is_not_blamed_for_those_before_it(monkeypatch: pytest.Mon
             delivered += len(event.frames)
     assert delivered == 33
     assert len(backend.died) > MAX_DEATHS
+
+
+class Forgetful:
+    """Its first editor leaves out what nobody has; the next goes on from what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[SplitState | None] = []
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
+        self.given.append(opening.state)
+        yield Ready("m", 12, 9, 0)
+        names = [part.name for part in PARTS]
+        while True:
+            work = await take()
+            forgets = work.number == 1 and len(self.given) == 1
+            new = () if forgets else PARTS[work.number : work.number + 1]
+            state = SplitState(b"%d" % work.number, tuple(names[: work.number + 1]), new)
+            yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, state)
+
+
+@pytest.mark.anyio
+async def test_a_delivery_has_its_whole_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.delivery.driver.FIRST_PAUSE_S", 0.001)
+    backend, session = Forgetful(), Session(Opening("s", "red", 48, 32, 16.0, "lossless"))
+    for n in range(9 + 12):
+        session.feed(n, 0, np.zeros((32, 48, 3), np.uint8))
+    events = drive(backend, session, Metrics())
+    assert isinstance(await anext(events), Ready)
+    for number in range(2):
+        delivery = await anext(events)
+        assert isinstance(delivery, Delivery)
+        assert delivery.edited.state is not None
+        assert delivery.edited.state.parts == PARTS[: number + 1]
+        session.sent(len(delivery.frames))
+    one = SplitState(b"0", (PARTS[0].name,), PARTS[:1])
+    assert backend.given == [None, one]  # what could not be whole was edited again
+    await events.aclose()
 
 
 # --- editors that do as they are told, under a clock of the test's own
@@ -161,7 +202,7 @@ class Scripted:
         last = self.works[-1]
         frames = np.concatenate([w.frames for w in self.works if w.number == last.number])
         made = edited(replace(last, frames=frames))
-        return replace(made, state=b"state %d" % (last.number + 1))
+        return replace(made, state=SplitState(b"state %d" % (last.number + 1)))
 
 
 @pytest.fixture
@@ -250,14 +291,20 @@ def test_after_a_delivery_all_begins_anew(clock: Clock) -> None:
     events, backend, metrics = driven(
         clock, session,
         [LOST], [LOST],
-        [READY, "take", "edit", "take", Moved(b"moved", 4, "drain")],
+        [READY, "take", "edit", "take", Moved(SplitState(b"moved"), 4, "drain")],
         [READY, lambda: feed(session, 8 + 4), "take", "edit", "take", LOST],
         [READY, "take", "take"], seconds=10.0,
     )  # fmt: skip
     assert [type(event) for event in events] == [Ready, Delivery, Delivery]
     assert [len(work.frames) for work in backend.works] == [9, 4, 8, 4, 4]
     assert backend.works[-1] is backend.works[-2]  # which its editor died of, and nothing else
-    assert [o.state for o in backend.openings] == [None, None, None, b"moved", b"state 2"]
+    assert [o.state for o in backend.openings] == [
+        None,
+        None,
+        None,
+        SplitState(b"moved"),
+        SplitState(b"state 2"),
+    ]
     # What was given back goes on at once, and who dies later is looked for as soon as the first.
     assert backend.at == [0.0, 0.1, 0.3, 0.3, 0.4]
     moved = metrics.moved

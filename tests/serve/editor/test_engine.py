@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from modeling.streaming.state import StreamState
 from serve.admission.admission import Sizes
 from serve.admission.ladder import Calm
 from serve.editor.engine import Engine
+from serve.editor.splitter import joined
 from serve.metrics import EditorMetrics
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready
@@ -64,7 +64,7 @@ async def test_chunks_come_back_as_they_were_asked_for(engine: Engine) -> None:
     assert [e.ahead_ms > 0 for e in edited] == [False, True, True]
     assert all(e.compute_ms > 0 and e.wait_ms >= 0 for e in edited)
     assert [e.mask for e in edited] == [None] * 3
-    assert [e.state is None for e in edited] == [False, False, True]
+    assert [e.state and len(e.state.parts) for e in edited] == [1, 1, None]
     assert engine.capacity.loads == {}
 
 
@@ -81,8 +81,10 @@ async def test_a_last_work_without_frames_has_an_answer(engine: Engine) -> None:
 
 async def test_a_stream_goes_on_from_the_state_that_was_given_back(engine: Engine) -> None:
     _, first, _ = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
-    kept = StreamState.from_bytes(first.state)
+    kept = joined(first.state)
     assert (kept.kv, kept.encoder, kept.decoder, len(kept.pending)) == (None, None, None, 0)
+    with pytest.raises(ValueError, match=f"part {first.state.names[0]} .* is damaged"):
+        joined(replace(first.state, parts=(replace(first.state.parts[0], data=b"x"),)))
     ready, *edited = await events(engine, replaced(state=first.state), *WORKS[1:])
     assert ready.chunks == 1
     assert [e.index for e in edited] == [1, 2]
@@ -107,7 +109,7 @@ async def test_a_stream_is_edited_at_its_working_size(engine: Engine) -> None:
     np.testing.assert_array_equal(edited[0].frames, wanted.frames)
     assert edited[0].mask.shape == (3, 1, 2)  # of what the model sees
     assert engine.capacity.costs.keys() == {Sizes((32, 48), (16, 32), "source")}
-    kept = StreamState.from_bytes(edited[0].state)
+    kept = joined(edited[0].state)
     assert (kept.work_height, kept.work_width, kept.detail) == (16, 32, "source")
 
 
@@ -119,7 +121,8 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
     source = Source(*WORKS[:2])
     async with aclosing(engine.edit(opening, source.take)) as stream:
         assert isinstance(await anext(stream), Ready)
-        assert isinstance(await anext(stream), Edited)
+        before = await anext(stream)
+        assert isinstance(before, Edited)
         moving = asyncio.ensure_future(anext(stream))
         while source.works or engine.scheduler.running_since is not None:
             await asyncio.sleep(0.01)
@@ -128,12 +131,13 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
         moved = await moving
     assert isinstance(moved, Moved)
     assert moved.ahead == 4
-    StreamState.from_bytes(moved.state)
+    assert moved.state.parts == ()  # the front has them
+    state = moved.state.completed(before.state)
     assert engine.capacity.loads == {}
     (_, given_back) = await events(engine, opening, *WORKS)
     assert isinstance(given_back, Moved)  # at once, before any work
     engine._leaving.clear()  # as another editor
-    _, *edited = await events(engine, replace(opening, state=moved.state), *WORKS[2:])
+    _, *edited = await events(engine, replace(opening, state=state), *WORKS[2:])
     assert [len(one.frames) for one in edited] == [12, 12]
     for one, wanted in zip(edited, unbroken[1:], strict=True):
         np.testing.assert_array_equal(one.frames, wanted.frames)

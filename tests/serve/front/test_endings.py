@@ -237,8 +237,9 @@ def test_a_drained_editors_stream_goes_on_at_once_and_from_its_exact_state() -> 
         world.editors.leave()
         world.settle()
         assert len(world.editors.openings) == 2
-        state = json.loads(world.editors.openings[1].state or b"")
-        assert len(state["pending"]) == 4
+        given = world.editors.openings[1].state
+        assert given is not None
+        assert len(json.loads(given.rest)["pending"]) == 4
         assert world.sample("sessions_moved_total", why="drain") == 1
         for data in frames(13, 8):
             wire.say(data)

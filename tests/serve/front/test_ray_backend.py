@@ -27,6 +27,7 @@ from serve.hub.placement import Answer, Placement, Retired
 from serve.wire import conversation
 from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import WireError
+from serve.wire.split_state import SplitState
 from serve.wire.work import (
     Edited,
     EditorEvent,
@@ -134,7 +135,7 @@ class Editor:
             if number == self.chunks:
                 if self.error:
                     raise self.error
-                yield Moved(b"state", 4)
+                yield Moved(SplitState(b"state"), 4)
                 return
             given = await take()
             yield edited(given)
@@ -391,7 +392,7 @@ async def test_an_editor_that_ends_without_a_word_is_lost() -> None:
 async def test_what_an_editor_said_before_it_ended_is_heard() -> None:
     events, _ = await run(replica(Editor(chunks=1)))
     assert [type(event) for event in events] == [Ready, Edited, Moved]
-    assert events[-1] == Moved(b"state", 4)
+    assert events[-1] == Moved(SplitState(b"state"), 4)
 
 
 async def test_every_try_has_an_address_of_its_own() -> None:

@@ -14,12 +14,14 @@ import zlib
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from serve.front.door import Door
 from serve.front.front import Front
+from serve.hub.commits import Commits, take
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import Commit, SessionStore
 from serve.limits import Limits
@@ -29,6 +31,7 @@ from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
 from serve.wire.codec import Frame, parse_frame
 from serve.wire.protocol import RETRY_AFTER_S, WireError
+from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import (
     Edited,
     EditorEvent,
@@ -45,6 +48,7 @@ from tests.serve.front.clock import Clock
 
 SIDE = 16  # pixels
 FIRST, CHUNK = 9, 12
+KEPT = 3  # chunks whose checksums are in a state
 OPEN: dict[str, Any] = {
     "type": "open", "prompt": "prompt 0", "width": SIDE, "height": SIDE, "fps": 16,
     "mode": "lossless", "format": "rgb24",
@@ -65,26 +69,38 @@ def edit(frame: np.ndarray, prompt: str, checksum: int) -> np.ndarray:
 
 @dataclass
 class Known:
-    """A stream; all of it is its state."""
+    """A stream; all of it is its state, of which the checksums after its last chunks are parts."""
 
     chunks: int
-    checksum: int
+    checksums: list[int]
     pending: list[np.ndarray]
+    there: tuple[str, ...] = ()  # parts that the front has
 
     @classmethod
-    def restore(cls, state: bytes | None) -> Known:
+    def restore(cls, state: SplitState | None) -> Known:
         if state is None:
-            return cls(0, 0, [])
-        values = json.loads(state)
+            return cls(0, [], [])
+        values = json.loads(state.rest)
         pending = [source(0) + np.uint8(0) for _ in values["pending"]]
         for frame, (red, green) in zip(pending, values["pending"], strict=True):
             frame[..., 0], frame[..., 1] = red, green
-        return cls(values["chunks"], values["checksum"], pending)
+        data = {part.name: part.data for part in state.parts}
+        checksums = [int(data[name]) for name in state.names]
+        assert len(checksums) == min(values["chunks"], KEPT)
+        return cls(values["chunks"], checksums, pending, state.names)
 
-    def snapshot(self) -> bytes:
+    def snapshot(self) -> SplitState:
         pending = [[int(v) for v in frame[0, 0, :2]] for frame in self.pending]
-        values = {"chunks": self.chunks, "checksum": self.checksum, "pending": pending}
-        return json.dumps(values).encode()
+        rest = json.dumps({"chunks": self.chunks, "pending": pending}).encode()
+        parts = tuple(HistoryPart.of(b"%d" % checksum) for checksum in self.checksums)
+        state = SplitState(rest, tuple(part.name for part in parts), parts).beyond(self.there)
+        self.there = state.names
+        return state
+
+    @property
+    def checksum(self) -> int:
+        """Of all frames that are edited."""
+        return self.checksums[-1] if self.checksums else 0
 
     def push(self, work: Work) -> Edited | None:
         self.pending += list(work.frames)
@@ -94,8 +110,11 @@ class Known:
         assert len(self.pending) == self.wanted or work.last, "not a whole chunk"
         frames, self.pending = self.pending, []
         edited = [edit(frame, work.prompt, self.checksum) for frame in frames]
+        checksum = self.checksum
         for frame in frames:
-            self.checksum = zlib.crc32(frame.tobytes(), self.checksum)
+            checksum = zlib.crc32(frame.tobytes(), checksum)
+        if frames:
+            self.checksums = [*self.checksums, checksum][-KEPT:]
         index, self.chunks = self.chunks, self.chunks + bool(frames)
         return Edited(
             number=work.number,
@@ -190,10 +209,11 @@ class StoreLink:
     def __init__(self, store: SessionStore, world: World) -> None:
         self.create, self.claim = store.create, store.claim
         self.store, self.world, self.dead = store, world, False
+        self._commits = Commits(partial(take, store))
 
     async def commit(self, commit: Commit) -> bool:
         await self.world.commits_go_on.wait()
-        held = await self.store.commit(commit)
+        held = await self._commits.commit(commit)
         if held:
             self.world.committed = commit.progress.edited
         return held
@@ -202,6 +222,7 @@ class StoreLink:
         return [] if self.dead else await self.store.beat(held)
 
     async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
+        self._commits.forget(token, epoch)
         if not self.dead:
             await self.store.release(token, epoch, forget=forget)
 

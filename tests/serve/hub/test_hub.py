@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,7 @@ from serve.tenants import Tenant
 from serve.versions.rolling import Version
 from serve.versions.source import ModelSource, find_models
 from serve.wire.protocol import WireError
+from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import Opening, Ready
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +37,8 @@ SIZES = Sizes((32, 48), (32, 48))
 HEADER = Header(Opening("s", "red", 48, 32, 16.0, "lossless"), "jpeg", Ready("m", 12, 9, 0))
 SETTINGS = ServeSettings("demo", link_host="127.0.0.1", max_editors=3)
 SHAPE = Shape(48, 32, "lossless", "jpeg")
-PROGRESS = Progress(9, 9, "red", "red", b"state")
+PROGRESS = Progress(9, 9, "red", "red", SplitState(b"state"))
+PARTS = [HistoryPart.of(b"chunk %d" % number) for number in range(4)]
 MODEL = {"name": "m version 3", "width": 48}
 SERVES = find_models(["demo", "natural"])
 
@@ -271,12 +274,20 @@ async def test_a_process_calls_the_hubs_parts_as_if_they_were_here(
     monkeypatch.setattr(client, "hub_actor", lambda *_: Handle(actor))
     store = HubClient("app", SETTINGS).store
     token = await store.create(HEADER)
-    assert await store.commit(Commit(token, 0, HEADER, PROGRESS, [Entry(0, b"image")]))
-    assert (await store.claim(token, 0, SHAPE)).epoch == 1
+    states = [SplitState(b"", tuple(p.name for p in pair), pair) for pair in pairwise(PARTS)]
+    for state in states:
+        progress = replace(PROGRESS, state=state)
+        assert await store.commit(Commit(token, 0, HEADER, progress, [Entry(0, b"image")]))
+    record = await store.claim(token, 0, SHAPE)
+    assert (record.epoch, record.progress.state) == (1, states[-1])
+    assert not await store.commit(Commit(token, 0, HEADER, progress, []))
+    assert store._commits._there == {}  # type: ignore[attr-defined]
+    assert await store.commit(Commit(token, 1, HEADER, progress, []))
     assert await store.beat([(token, 0)]) == [(token, 0)]
     with pytest.raises(WireError, match="has width 48, open says 64"):
         await store.claim(token, 0, replace(SHAPE, width=64))
     await store.release(token, 1, forget=True)
+    assert store._commits._there == {}  # type: ignore[attr-defined]
     with pytest.raises(WireError, match="unknown"):
         await store.claim(token, 0, SHAPE)
     assert (await actor.commits()).port == (await actor.commits()).port
@@ -303,7 +314,7 @@ async def test_a_defect_of_the_hub_is_not_taken_for_a_refusal(
 ) -> None:
     monkeypatch.setattr(client, "hub_actor", lambda *_: Handle(actor))
     with pytest.raises(RayTaskError):
-        await HubClient("app", SETTINGS).store.release("token")  # type: ignore[call-arg]
+        await HubClient("app", SETTINGS).store.claim("token")  # type: ignore[call-arg]
 
 
 async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from serve.hub.records import (
     SessionStore,
 )  # fmt: skip
 from serve.wire.protocol import WireError
+from serve.wire.split_state import HistoryPart, LostPartError, SplitState
 from serve.wire.work import Opening, Ready
 from tests.serve.clock import Clock
 
@@ -35,7 +36,10 @@ def frames(first: int, count: int, size: int = 10) -> list[Entry]:
     return [Entry(n, bytes(size)) for n in range(first, first + count)]
 
 
-def progress(edited: int, state: bytes = b"state") -> Progress:
+STATE = SplitState(b"state")
+
+
+def progress(edited: int, state: SplitState = STATE) -> Progress:
     return Progress(edited, edited, "red", "red", state)
 
 
@@ -183,7 +187,7 @@ async def test_all_records_together_are_kept_to_the_byte() -> None:
     store = SessionStore(60.0, max_bytes=100, clock=lambda: 0.0)
     token = await store.create(HEADER)
     await store.commit(Commit(token, 0, HEADER, progress(2), frames(0, 2, 40)))
-    assert store.bytes == len(progress(2).state or b"") + 80 <= 100
+    assert store.bytes == STATE.size + 80 <= 100
     room = 100 - store.bytes
     await store.commit(Commit(token, 0, HEADER, progress(3), frames(2, 1, room)))
     assert store.bytes == 100
@@ -239,3 +243,23 @@ async def test_a_commit_keeps_the_store_within_its_memory(clock: Clock) -> None:
         )
         assert store.bytes <= 1000
     assert (await store.claim(token, 36)).tail[-1].position == 39  # what is newest stays
+
+
+async def test_what_lacks_a_part_changes_nothing(store: SessionStore) -> None:
+    """So that its front sends it again, whole."""
+    one, two = HistoryPart.of(b"one"), HistoryPart.of(b"two")
+    whole = SplitState(b"rest", (one.name, two.name), (one, two))
+    token = await store.create(HEADER)
+    before = progress(9, SplitState(b"", (one.name,), (one,)))
+    assert await store.commit(Commit(token, 0, HEADER, before, frames(0, 9)))
+    for lacking in (token, "of another hub"):
+        with pytest.raises(LostPartError, match=two.name):
+            await store.commit(
+                Commit(lacking, 0, HEADER, progress(21, whole.beyond([two.name])), frames(9, 12))
+            )
+    assert (len(store), store.bytes) == (1, 90 + len(b"one"))
+    new = whole.beyond([one.name])
+    assert await store.commit(Commit(token, 0, HEADER, progress(21, new), frames(9, 12)))
+    record = await store.claim(token, 0)
+    assert (record.progress.state, len(record.tail)) == (whole, 21)
+    assert store.bytes == 210 + len(b"restonetwo")

@@ -19,6 +19,7 @@ from serve.wire.conversation import KINDS
 from serve.wire.link import MAX_HEADER, Address, Asker, Link, Listener
 from serve.wire.pack import pack
 from serve.wire.protocol import Error, PromptApplied, to_json
+from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import Asks, Edited, Moved, Opening, Ready, Superseded, Work
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +74,9 @@ WORKS = [
     Work(3, "p", pixels(0), last=True),
 ]
 MASK = np.random.default_rng(3).random((3, 5, 7)) < 0.4
-EDITED = Edited(5, 4, pixels(12, 4), 0.25, 4, 41.5, 7.25, 0.5, MASK, b"\x00state")
+PART = HistoryPart.of(bytes(range(256)))
+STATE = SplitState(b"\x00state", (PART.name, "there", PART.name), (PART,))
+EDITED = Edited(5, 4, pixels(12, 4), 0.25, 4, 41.5, 7.25, 0.5, MASK, STATE)
 MESSAGES = [
     *WORKS,
     Asks(),
@@ -83,10 +86,10 @@ MESSAGES = [
     Error("internal", "it failed"),
     EDITED,
     replace(EDITED, mask=None, state=None, unknown="snow, monet"),
-    replace(EDITED, mask=None, state=b""),
+    replace(EDITED, mask=None, state=SplitState(b"")),
     replace(EDITED, state=None, mask=np.zeros((1, 1, 1), bool), frames=pixels(0)),
-    Moved(b"exact" * 1000, ahead=8),
-    Moved(b"", ahead=0),
+    Moved(SplitState(b"exact" * 1000), ahead=8),
+    Moved(SplitState(b""), ahead=0),
 ]
 
 
@@ -176,7 +179,8 @@ async def test_a_header_is_bounded(size: int) -> None:
 HEADER = Header(
     Opening("s", "red ☃", 48, 32, 16.5, "live", seed=3, mask=True), "webp", Ready("m", 12, 9, 0)
 )
-PROGRESS = Progress(21, 20, "newest", "applied", b"\x00state", dropped=((24, 3), (40, 1)))
+WHOLE = SplitState(b"\x00state", (PART.name, PART.name), (PART,))
+PROGRESS = Progress(21, 20, "newest", "applied", WHOLE, dropped=((24, 3), (40, 1)))
 ENTRIES = [Entry(9, '{"type":"chunk"}'), Entry(9, b"\x00image"), Entry(10, "ü"), Entry(10, b"")]
 
 
@@ -202,7 +206,11 @@ def asker(*places: Address) -> Asker:
 
 @pytest.mark.parametrize(
     "progress",
-    [PROGRESS, replace(PROGRESS, state=None, finished="close"), replace(PROGRESS, state=b"")],
+    [
+        PROGRESS,
+        replace(PROGRESS, state=None, finished="close"),
+        replace(PROGRESS, state=SplitState(b"")),
+    ],
 )
 async def test_a_commit_over_the_port_is_a_commit(progress: Progress) -> None:
     here, there = SessionStore(), SessionStore()
