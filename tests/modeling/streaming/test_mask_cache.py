@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from modeling.config import MaskCacheConfig
 from modeling.diffusion.transformer import Transformer
@@ -19,6 +20,9 @@ from tests.modeling.streaming.test_kv_cache import (
 )
 
 __all__ = ["transformer"]
+
+TOKENS = HEIGHT * WIDTH // 4  # of a latent
+CHUNK_TOKENS = CHUNK * TOKENS
 
 
 def mask_cache(**options: object) -> MaskCache:
@@ -155,6 +159,76 @@ def test_pruned_steps_leave_no_trace_in_a_rolling_window(
         states = pruned.state_dict(), refreshed.state_dict()
         for name in ("k", "v", "sink_k"):
             assert torch.equal(states[0][name], states[1][name]), (index, name)  # type: ignore[arg-type]
+
+
+STEPS = (CHUNK_TOKENS, 5, 5, CHUNK_TOKENS, CHUNK_TOKENS)  # kept in each; the last is the refresh
+WINDOW, SINKS = 12, 3  # latents: the sinks, two chunks and the one that is denoised
+
+
+class OurWindow:
+    def __init__(self) -> None:
+        self.kv = cache(WINDOW, SINKS)
+
+    def attend(self, chunk: int, kept: int) -> Tensor:
+        """One step's part of each chunk in what is seen: a query of zeros sees the mean."""
+        own = torch.zeros(1, kept, CONFIG.num_heads, CONFIG.head_dim)
+        own[..., chunk] = 1
+        seen = Cached(self.kv).attend(0, torch.zeros_like(own), own, own)[0, 0]
+        return seen.view(-1)[: CONFIG.head_dim]
+
+    def commit(self) -> None:
+        self.kv.commit()
+
+
+class PublishedWindow:
+    """The published bookkeeping: two counters, of all tokens and of those in memory, of which a
+    pruned step takes back what it does not keep; the next full step makes room for all its tokens
+    as though they were new."""
+
+    def __init__(self) -> None:
+        self.keys: list[int] = []  # the chunk of each
+        self.ever = self.here = self.first = 0
+
+    def attend(self, chunk: int, kept: int) -> Tensor:
+        size, sinks = WINDOW * TOKENS, SINKS * TOKENS
+        until = self.first + kept
+        if until > self.ever and kept + self.here > size:
+            away = kept + self.here - size
+            self.keys[sinks:] = self.keys[sinks + away :]
+            self.here -= away
+        end = self.here + until - self.ever
+        self.keys[end - kept :] = [chunk] * kept
+        self.here, self.ever = end, until
+        return torch.tensor(self.keys).bincount(minlength=CONFIG.head_dim) / len(self.keys)
+
+    def commit(self) -> None:
+        self.first += CHUNK_TOKENS
+
+
+def sees_its_whole_history(window: OurWindow | PublishedWindow) -> None:
+    """In every full step and refresh, also once the oldest chunk has given way."""
+    for chunk in range(8):
+        for kept in STEPS:
+            seen = window.attend(chunk, kept)
+            if kept == CHUNK_TOKENS:
+                wanted = torch.tensor(
+                    [n in (0, chunk - 2, chunk - 1, chunk) for n in range(CONFIG.head_dim)]
+                )
+                torch.testing.assert_close(seen, wanted / wanted.sum())
+        window.commit()
+
+
+def test_pruned_steps_take_nothing_from_a_rolling_history() -> None:
+    """The published cache forgets as many tokens as it kept, for the last step and the refresh."""
+    sees_its_whole_history(OurWindow())
+    with pytest.raises(AssertionError):
+        sees_its_whole_history(PublishedWindow())
+    short = PublishedWindow()  # while the window is not full it is right
+    for chunk in range(WINDOW // CHUNK - 1):
+        for kept in STEPS:
+            seen = short.attend(chunk, kept)
+        torch.testing.assert_close(seen[: chunk + 1], torch.full((chunk + 1,), 1 / (chunk + 1)))
+        short.commit()
 
 
 def test_first_chunk_recomputes_everything() -> None:
