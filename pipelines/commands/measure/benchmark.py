@@ -32,7 +32,7 @@ def judge(
     from pipelines.config.load import load_section
     from pipelines.evaluation.bench.judged import Judged
     from pipelines.evaluation.bench.kept import Kept
-    from pipelines.evaluation.bench.pictures import plot, sheet
+    from pipelines.evaluation.bench.pictures import extremes, plot, sheet
     from pipelines.evaluation.bench.printed import SHORT, lines, markdown
     from pipelines.evaluation.bench.printed import beside as compare
     from pipelines.evaluation.bench.run import chosen, run
@@ -54,12 +54,14 @@ def judge(
 
         report = run(system, config, kept=kept, on_clip=show)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("bench.json", "bench.md", "bench.png", "sheet.jpg")]
+    names = ("bench.json", "bench.md", "bench.png", "sheet.jpg", "extremes.jpg")
+    files = [folder / name for name in names]
     write_json(files[0], report)
     text = f"# LiveEdit-Bench {report['version']}: {report['system']}\n{report['made']}\n\n"
     files[1].write_text(text + markdown(report), encoding="utf-8")
     plot(report, files[2])
     sheet(judged).save(files[3], quality=90)
+    extremes(judged).save(files[4], quality=90)
     print_table(*lines(report, SHORT))
     if others:
         table = compare([report, *others])

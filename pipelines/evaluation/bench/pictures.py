@@ -1,4 +1,4 @@
-"""The report as pictures: gain by kind, quality over a minute, and a sheet of middle frames."""
+"""The report as pictures: gain by kind, quality over a minute, and middle frames of clips."""
 
 from __future__ import annotations
 
@@ -69,6 +69,29 @@ def sheet(judged: Sequence[Judged]) -> Image.Image:
             for n, frame in enumerate((one.source, one.edit, one.truth)):
                 at = (left + n * (width + _GAP), top + _TITLE)
                 picture.paste(Image.fromarray(frame), at)
+    return picture
+
+
+def extremes(judged: Sequence[Judged]) -> Image.Image:
+    """Four clips, source, edit and truth of the middle: the worst by gain, the typical one (the
+    median), the best, and the one that was changed most of those that ask for nothing."""
+    gains = sorted((one for one in judged if "gain" in one.row), key=_goodness)
+    idle = sorted((one for one in judged if "gain" not in one.row), key=_goodness)
+    rows: list[tuple[str, Judged]] = []
+    if gains:
+        worst = "the worst" if gains[0].row["success"] else "failure"
+        rows = [(worst, gains[0]), ("typical", gains[len(gains) // 2]), ("best", gains[-1])]
+    rows += [("nothing to do, the worst", one) for one in idle[:1]]
+    height, width = judged[0].source.shape[:2]
+    step = _TITLE + height + _GAP
+    picture = Image.new("RGB", (3 * (width + _GAP), len(rows) * step), _PAPER)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for n, (name, one) in enumerate(rows):
+        draw.text(
+            (_GAP, n * step + 2), f"{name}: {_title(one)}   (source, edit, truth)", _INK, font
+        )
+        for m, frame in enumerate((one.source, one.edit, one.truth)):
+            picture.paste(Image.fromarray(frame), (m * (width + _GAP), n * step + _TITLE))
     return picture
 
 

@@ -19,7 +19,7 @@ from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success
 from pipelines.evaluation.bench.judged import Judged
-from pipelines.evaluation.bench.pictures import plot, sheet
+from pipelines.evaluation.bench.pictures import extremes, plot, sheet
 from pipelines.evaluation.bench.printed import COLUMNS, beside, lines, markdown
 from pipelines.evaluation.bench.run import check_clips, checksum_line, chosen, clips, run
 from pipelines.evaluation.bench.systems import OurModel, Videos
@@ -196,6 +196,26 @@ def row(kind: str, gain: float | None, half: str = "drawn", **more: float) -> di
     return {**named, "false_edits": 0.02, **({} if gain is None else {"gain": gain}), **more}
 
 
+def test_the_picture_shows_failure_and_typical_beside_the_best() -> None:
+    """Each clip's source, edit and truth are of levels of its own."""
+
+    def judged(level: int, **values: float) -> Judged:
+        source, edit, truth = (np.full((32, 48, 3), level + n, np.uint8) for n in (0, 1, 2))
+        about = {"name": "", "half": "natural", "kind": "tone", "instruction": "", **values}
+        return Judged(about, source, edit, truth)
+
+    clips = [
+        judged(10, gain=9.0, success=1.0), judged(40, gain=25.0, success=1.0),
+        judged(70, gain=1.0, success=0.0), judged(100, kept_psnr=40.0), judged(130, kept_psnr=30.0),
+    ]  # fmt: skip
+    picture = np.asarray(extremes(clips))
+    shown = [
+        [picture[row * 56 + 36, column * 52 + 24, 0] for column in range(3)] for row in range(4)
+    ]
+    assert shown == [[level, level + 1, level + 2] for level in (70, 10, 40, 130)]
+    assert extremes(clips[3:]).height == 56
+
+
 def test_means_and_intervals() -> None:
     same = mean_with_interval([3.0] * 5, 100)
     assert same == {"mean": 3, "low": 3, "high": 3, "clips": 5}
@@ -261,7 +281,7 @@ def test_from_the_command_line(liveedit: Liveedit, config: BenchConfig, tmp_path
     folder = tmp_path / "runs" / "bench" / "Some-System"
     assert "Some System" in (folder / "bench.md").read_text()
     assert {path.name for path in folder.iterdir()} == {
-        "bench.json", "bench.md", "bench.png", "clips", "sheet.jpg",
+        "bench.json", "bench.md", "bench.png", "clips", "extremes.jpg", "sheet.jpg",
     }  # fmt: skip
     from mlflow import MlflowClient
 
