@@ -1,4 +1,7 @@
-"""The published mask cache's defects, each by a check that it fails and `follow` passes."""
+"""The published mask cache's defects, each by a check that it fails and `follow` passes.
+
+What it forgets of a rolling window: `test_mask_cache`. That it is never trained in: `test_rollout`.
+"""
 
 from __future__ import annotations
 
