@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
@@ -16,16 +21,34 @@ from infra.runtime.environment import become
 T = TypeVar("T")
 R = TypeVar("R")
 
+FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP)
+
 
 def worker_context() -> BaseContext:
     """A fork server: workers are forks of a clean process that has only imported.
 
     A fork of this process could hang in whatever its threads hold (torch, s3fs), and a spawned one
     imports torch anew, seconds for each worker.
+
+    A terminal sends Ctrl-C and its own end to all of them. Both are this process's to hear, which
+    ends its workers: server and workers would be interrupted anywhere, also in what they import.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data.loader", "data.synthetic"])
+    multiprocessing.resource_tracker.ensure_running()  # which ends with nothing blocked
+    with _undisturbed():
+        multiprocessing.forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """What a terminal sends comes afterwards; processes that start meanwhile never hear of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def adopt_environment(environment: dict[str, str], worker: int = 0) -> None:
@@ -45,7 +68,7 @@ def map_in_order(
 
     At most two items a worker are under way, which bounds the memory. `crashed` says what becomes
     of an item that takes its process down (a decoder that crashes, one that eats all memory);
-    without it that is the pool's error.
+    without it that is the pool's error. Who stops asking waits for nothing that is under way.
     """
     if workers == 0:
         yield from map(function, items)
@@ -56,7 +79,7 @@ def map_in_order(
     try:
         while True:
             while len(waiting) <= 2 * workers and (item := next(remaining, _END)) is not _END:
-                waiting.append((item, pool.submit(function, item)))  # type: ignore[arg-type]
+                waiting.append((item, _submit(pool, function, item)))  # type: ignore[arg-type]
             if not waiting:
                 return
             item, future = waiting.popleft()
@@ -66,7 +89,7 @@ def map_in_order(
                 if crashed is None:
                     raise
                 # Whichever it was, all that were under way are lost: each once more, alone.
-                pool.shutdown(wait=False, cancel_futures=True)
+                _end(pool)
                 lost = [item, *(item for item, _ in waiting)]
                 waiting.clear()
                 yield from _one_by_one(function, lost, crashed)
@@ -74,7 +97,7 @@ def map_in_order(
                 continue
             yield result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        _end(pool)
 
 
 _END = object()
@@ -87,20 +110,47 @@ def _one_by_one(
     try:
         for item in items:
             try:
-                result = pool.submit(function, item).result()
+                result = _submit(pool, function, item).result()
             except BrokenProcessPool:
-                pool.shutdown()
+                _end(pool)
                 pool = _pool(1)
                 result = crashed(item)
             yield result
     finally:
-        pool.shutdown(cancel_futures=True)
+        _end(pool)
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=worker_context(), initializer=_ignore_interrupt)
+    context = worker_context()
+    # The server imports for seconds and starts nobody meanwhile: here this may be interrupted.
+    context.Process(target=_nothing, daemon=True).start()  # type: ignore[attr-defined]
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C is the parent's to hear: it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _nothing() -> None:
+    pass
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> Future[R]:
+    """Undisturbed: half a start would leave a worker that nobody knows of."""
+    with _undisturbed():
+        return pool.submit(function, item)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Without waiting for what is under way: nobody wants it any more."""
+    for process in list((pool._processes or {}).values()):  # Python 3.14 has kill_workers()
+        process.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Ends this worker with its parent, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
 import signal
 import sys
@@ -136,7 +138,8 @@ for group in (app, data_app, bench_app, models_app):
 class _Stop:
     """A signal handler: the first signal is a KeyboardInterrupt, those right after it are not.
 
-    Impatient fingers must not interrupt the cleaning up that the first one asked for.
+    Impatient fingers must not interrupt the cleaning up that the first one asked for. That it was
+    heard is said at once, and past Python's own buffers: the signal may have come while they write.
     """
 
     def __init__(self) -> None:
@@ -150,6 +153,8 @@ class _Stop:
         now = time.monotonic()
         if now - self._last > PATIENCE_S:
             self._last = now
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                os.write(2, b"\nStopping.\n")
             raise KeyboardInterrupt
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data.processes import worker_context
+from data.processes import map_in_order
 from data.video import VideoError, probe, read_frames
 from infra.runtime.errors import UserError
 
@@ -112,7 +111,9 @@ def prepare(
     listed = read_heldout(source)
     entries: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
     work = partial(_prepare_file, folder=folder, side=min(height, width), fps=fps)
-    for done, (file, levels) in enumerate(zip(files, _map(work, files, workers), strict=True), 1):
+    for done, (file, levels) in enumerate(
+        zip(files, map_in_order(work, files, workers), strict=True), 1
+    ):
         kind = "photo" if file.suffix.lower() in PHOTOS else "clip"
         entry: dict[str, object] = {"name": file.name, "kind": kind, "levels": levels}
         entries["heldout" if is_heldout(file.name, listed) else "train"].append(entry)
@@ -149,14 +150,6 @@ def read_heldout(source: Path) -> frozenset[str] | None:
         return None
     lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return frozenset(line for line in lines if line)
-
-
-def _map(work: Callable[[Path], list[str]], files: list[Path], workers: int) -> Iterator[list[str]]:
-    if not workers:
-        yield from map(work, files)
-        return
-    with ProcessPoolExecutor(workers, mp_context=worker_context()) as pool:
-        yield from pool.map(work, files)
 
 
 def _prepare_file(file: Path, *, folder: Path, side: int, fps: float) -> list[str]:

@@ -285,17 +285,28 @@ def test_evaluate_and_edit(
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "data", "make", "pairs", "--pairs", "5000"]
+    command = [sys.executable, "-m", "pipelines.cli", "data", "make", "pairs"]
+    command += "--pairs 5000 --size 32x32 --frames 9 --samples-per-shard 2".split()
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     ) as process:
         try:
             while not list(tmp_path.glob("pairs/*.tar")):
                 assert process.poll() is None
                 time.sleep(0.1)
-            process.send_signal(stop)
+            if stop is signal.SIGINT:
+                os.killpg(process.pid, stop)  # as a terminal does: to the whole group
+            else:
+                process.send_signal(stop)
             assert process.wait(60) == 130
+            assert process.stderr is not None
+            assert process.stderr.read() == b"\nStopping.\n"
         finally:
             process.kill()
     with pytest.raises(ValueError, match=r"cut off while being written|no dataset"):
