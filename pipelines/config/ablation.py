@@ -13,7 +13,8 @@ from modeling.streaming.policies import POLICIES
 from pipelines.config.merge import ConfigError
 
 GRID = 1000  # of timesteps
-# cache=: the policy and what a token that it does not keep skips
+# cache=: the policy and what a token that it does not keep skips. Another entry of POLICIES is taken
+# by its own name, and skips what the model says.
 CACHES: dict[str, dict[str, Any] | None] = {
     "none": None,
     "published": {"policy": "published", "scope": "attention"},
@@ -86,8 +87,9 @@ def parse_grid(words: Iterable[str], also_settings: Sequence[str] = ALSO_SETTING
     if not axes:
         raise ConfigError(f"nothing is varied; give one of {', '.join(AXES)}, e.g. steps=1,2,4")
     for name in axes.get("cache", []):
-        if name not in CACHES:
-            raise ConfigError(f"cache={name} is none of {', '.join(CACHES)}")
+        if name not in CACHES and name not in POLICIES:
+            own = [policy for policy in POLICIES if policy not in CACHES and policy != "budget"]
+            raise ConfigError(f"cache={name} is none of {', '.join([*CACHES, *own])}")
     if "guidance" in axes and not any(axes.get("whole", [])):
         raise ConfigError("guidance= is of clips that are sampled whole; give whole=50 too")
     columns = [name for name in AXES if name in axes]
@@ -129,7 +131,8 @@ def stream_of(stream: StreamConfig, variant: Mapping[str, Any]) -> StreamConfig:
             changes[field] = variant[name]
     cache = stream.mask_cache
     if "cache" in variant:
-        chosen = CACHES[variant["cache"]]
+        name = variant["cache"]
+        chosen = CACHES[name] if name in CACHES else {"policy": name}
         cache = None if chosen is None else replace(cache or MaskCacheConfig(), **chosen)
     if cache is not None:
         names = {"keep": "keep_ratio", "pruned": "pruned_steps", "threshold": "threshold",

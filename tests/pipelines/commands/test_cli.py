@@ -286,7 +286,7 @@ def test_evaluate_and_edit(
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "data", "make", "pairs"]
-    command += "--pairs 5000 --size 32x32 --frames 9 --samples-per-shard 2".split()
+    command += ["--pairs", "5000", "--size", "32x32", "--frames", "9", "--samples-per-shard", "2"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command,

@@ -11,6 +11,7 @@ import pytest
 from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig
 from pipelines.commands.measure.ablate import ablate as measure
+from modeling.streaming.policies import POLICIES
 from pipelines.config.ablation import label, parse_grid, stream_of
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
@@ -51,6 +52,20 @@ def test_what_does_nothing_is_not_measured_twice() -> None:
         "cache=settled threshold=0.01",
         "cache=settled threshold=0.02",
     ]
+
+
+def test_a_policy_of_one_s_own_is_a_cache_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "mine", POLICIES["budget"])
+    assert labels("cache=none,mine", "keep=0.1,0.3") == [
+        "cache=none",
+        "cache=mine keep=0.1",
+        "cache=mine keep=0.3",
+    ]
+    own = MaskCacheConfig(scope="block")
+    stream = stream_of(replace(CONFIG.stream, mask_cache=own), {"cache": "mine"})
+    assert stream.mask_cache == replace(own, policy="mine")
+    with pytest.raises(ConfigError, match="settled, mine$"):
+        parse_grid(["cache=mien"])
 
 
 def test_a_clip_is_streamed_or_sampled_whole() -> None:
