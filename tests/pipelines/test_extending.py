@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,19 +50,29 @@ Example = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Example:
-    """Runs the file and the line of a section; the table is as before when the test is over."""
+    """Runs the file and the entry of a section; the table is as before when the test is over."""
 
     def run(section: str, name: str, **table: dict[str, Any]) -> dict[str, Any]:
         text = DOCUMENT.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-        file, line = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        file, entry = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        path = str(re.findall(r"^(?:Into )?`(\S+)\.py`.*:$", text, re.MULTILINE)[0])
+        place = re.findall(r"^The entry, in .* of `(\S+)\.py`", text, re.MULTILINE)
+        module = ModuleType(path.replace("/", "."))
+        if (
+            "import" in entry
+        ):  # the table's file asks for the new one, which can then not ask for it
+            assert place[0].replace("/", ".") not in file
+        if place:
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        else:  # into the table's own file
+            vars(module).update(vars(importlib.import_module(module.__name__)))
         (entries,) = table.values()
         assert name not in entries
         monkeypatch.setitem(entries, name, None)  # so that it is taken out at the end
-        here: dict[str, Any] = {"__name__": "example", **table, "Method": Method}
-        exec(compile(file, f"docs/extending.md, {section}", "exec"), here)
-        exec(line, here)
+        exec(compile(file, f"docs/extending.md, {section}", "exec"), vars(module))
+        exec(entry, {**(table if place else vars(module)), "Method": Method})
         assert entries[name] is not None
-        return here
+        return vars(module)
 
     return run
 
