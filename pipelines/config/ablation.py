@@ -13,8 +13,8 @@ from modeling.streaming.policies import POLICIES
 from pipelines.config.merge import ConfigError
 
 GRID = 1000  # of timesteps
-# cache=: the policy and what a token that it does not keep skips. Another entry of POLICIES is taken
-# by its own name, and skips what the model says.
+# cache=: the policy and what a token that it does not keep skips. Another entry of POLICIES is
+# taken by its own name, and skips what the model says.
 CACHES: dict[str, dict[str, Any] | None] = {
     "none": None,
     "published": {"policy": "published", "scope": "attention"},
@@ -132,7 +132,7 @@ def stream_of(stream: StreamConfig, variant: Mapping[str, Any]) -> StreamConfig:
     cache = stream.mask_cache
     if "cache" in variant:
         name = variant["cache"]
-        chosen = CACHES[name] if name in CACHES else {"policy": name}
+        chosen = CACHES.get(name, {"policy": name})
         cache = None if chosen is None else replace(cache or MaskCacheConfig(), **chosen)
     if cache is not None:
         names = {"keep": "keep_ratio", "pruned": "pruned_steps", "threshold": "threshold",

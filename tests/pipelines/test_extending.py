@@ -58,9 +58,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Example:
         path = str(re.findall(r"^(?:Into )?`(\S+)\.py`.*:$", text, re.MULTILINE)[0])
         place = re.findall(r"^The entry, in .* of `(\S+)\.py`", text, re.MULTILINE)
         module = ModuleType(path.replace("/", "."))
-        if (
-            "import" in entry
-        ):  # the table's file asks for the new one, which can then not ask for it
+        if "import" in entry:  # the table's file asks for the new one, which must not ask back
             assert place[0].replace("/", ".") not in file
         if place:
             monkeypatch.setitem(sys.modules, module.__name__, module)

@@ -10,8 +10,8 @@ import pytest
 
 from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig
-from pipelines.commands.measure.ablate import ablate as measure
 from modeling.streaming.policies import POLICIES
+from pipelines.commands.measure.ablate import ablate as measure
 from pipelines.config.ablation import label, parse_grid, stream_of
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
@@ -64,7 +64,7 @@ def test_a_policy_of_one_s_own_is_a_cache_by_its_name(monkeypatch: pytest.Monkey
     own = MaskCacheConfig(scope="block")
     stream = stream_of(replace(CONFIG.stream, mask_cache=own), {"cache": "mine"})
     assert stream.mask_cache == replace(own, policy="mine")
-    with pytest.raises(ConfigError, match="settled, mine$"):
+    with pytest.raises(ConfigError, match=r"settled, mine$"):
         parse_grid(["cache=mien"])
 
 
