@@ -36,7 +36,7 @@ def open_store(uri: str | Path) -> Store:
     text = str(uri)
     if text.startswith("s3://"):
         return S3Store(text)
-    if "://" in text:
+    if "://" in text or text.startswith("s3:"):
         raise DatasetError(f"{text}: unknown place; give a folder or s3://bucket/prefix")
     return Store(Path(text))
 
@@ -103,9 +103,11 @@ class Store:
                 f"{self.uri}: {name} is missing; write or copy the dataset again"
             ) from error
         except OSError as error:
-            what = "the disk is full; free space and try again"
-            if error.errno != errno.ENOSPC:
-                what = f"{error.strerror or error}; check the folder's rights, or choose another"
+            what = f"{error.strerror or error}; check the folder's rights, or choose another"
+            if error.errno == errno.ENOSPC:
+                what = "the disk is full; free space and try again"
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                what = "a file is in the way; choose another folder"
             where = f"{self.uri}/{name}".rstrip("/")
             raise DatasetError(f"{where}: {what}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -34,6 +35,10 @@ from pipelines.commands.train import train
 from pipelines.exits import TryAgainError, exit_code
 
 DASHED = re.compile(r"--\w+[._][\w.]*(?==|$)")  # options have hyphens, settings dots or underscores
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: free space, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+}
 PATIENCE_S = 5.0  # for which further signals are not heard
 
 app = typer.Typer(
@@ -175,13 +180,13 @@ def main() -> None:
         return
     for argument in sys.argv[1:]:
         if setting := DASHED.match(argument):
-            errors.print(f"[red]Error:[/] {_dashed(setting[0], argument)}", soft_wrap=True)
+            _complain(_dashed(setting[0], argument))
             sys.exit(2)
     warnings.filterwarnings("ignore", module=r"(torchdata|torch|ray|mlflow)\b")
     try:
         app()
     except (UserError, OSError, TryAgainError) as error:
-        errors.print(f"[red]Error:[/] {_one_line(error)}", soft_wrap=True)
+        _complain(_one_line(error))
         sys.exit(exit_code(error))
     finally:
         if stop.heard:  # a further signal must not kill the interpreter while it puts things away
@@ -202,10 +207,16 @@ def _dashed(name: str, argument: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    from rich.markup import escape
+    text = str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:  # what the system refuses
+        remedy = REMEDIES.get(error.errno or 0, "check the path and its rights")
+        text = f"{error.filename}: {error.strerror}; {remedy}"
+    return " ".join(" ".join([text, *getattr(error, "__notes__", [])]).split())
 
-    notes = getattr(error, "__notes__", [])
-    return escape(" ".join(" ".join([str(error), *notes]).split()))
+
+def _complain(text: str) -> None:
+    errors.print("Error:", style="red", end=" ")
+    errors.print(text, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ def prepare(
         FootageError: no photo or clip, a file that cannot be read, or a split without footage.
     """
     source, folder = Path(source), Path(folder)
+    if not source.is_dir():
+        raise FootageError(f"{source}: is no folder; give one of photos and clips")
     files = _files(source)
     if not files:
         raise FootageError(f"{source}: holds no photo ({' '.join(PHOTOS)}) or clip "

@@ -14,7 +14,7 @@ def demo(overrides: Overrides = None) -> None:
     what it made. Everything lands in runs/demo. A second run reuses what is finished.
     """
     console.print(
-        "[bold]LiveEdit demo[/]: some minutes on two cores; a second run reuses what is finished.\n"
+        "LiveEdit demo: some minutes on two cores; a second run reuses what is finished.\n"
     )
     from pipelines.commands.run import run_demo
 

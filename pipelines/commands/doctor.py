@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.text import Text
 
 from pipelines.commands.show import console
 
@@ -47,8 +48,11 @@ def doctor(
         for finding in look():
             broken += finding.state == "broken"
             console.print(
-                f"  [{STYLES[finding.state]}]{finding.state:<7}[/] [bold]{finding.name:<11}[/] "
-                f"{finding.what}",
+                Text.assemble(
+                    (f"  {finding.state:<8}", STYLES[finding.state]),
+                    (f"{finding.name:<12}", "bold"),
+                    finding.what,
+                ),
                 soft_wrap=True,
             )
     if broken:

@@ -83,7 +83,7 @@ def import_model(
             write_import(plan, to, overwrite=overwrite, on_progress=on_progress)
     except WeightsError as error:
         # Lists of tensors have a line each, which the command line's own one-line errors lose.
-        errors.print("[red]Error:[/]", end=" ")
+        errors.print("Error:", style="red", end=" ")
         errors.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     _print_summary(plan, to)

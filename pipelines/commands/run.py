@@ -11,7 +11,7 @@ from functools import partial
 from rich.console import Console
 
 from pipelines.commands.made import open_page, write_page
-from pipelines.commands.show import command_name, metrics_table, short
+from pipelines.commands.show import command_name, item, metrics_table, short
 from pipelines.config.load import load_config
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.evaluation.evaluate import table_rows
@@ -57,14 +57,15 @@ def run_demo(overrides: list[str], console: Console) -> None:
     )
     again = shlex.join(["edit", short(source), "mine.mp4", "--prompt", "make it night"])
     us = command_name("liveedit")
+    console.print("\nTry next", style="bold")
     console.print(
-        "\n[bold]Try next[/]\n"
         f"  {us} serve                      your webcam, on a page, with this model\n"
         f"  {us} {again}\n"
         f"  {us} train demo data.footage=FOLDER   the same on your own photos and clips\n"
         f"  {us} data ingest --help         bring your own pairs\n"
         f"  {us} train wan-1.3b --dry-run   the same pipeline at full size",
         soft_wrap=True,
+        markup=False,
     )
     open_page(page, console)
 
@@ -175,4 +176,4 @@ def _live_numbers(live: Mapping[str, float]) -> str:
 
 def _print_lines(console: Console, lines: dict[str, str]) -> None:
     for name, value in lines.items():
-        console.print(f"  [bold]{name:<9}[/]{value}", soft_wrap=True)
+        console.print(item(name, value, 9), soft_wrap=True)

@@ -19,7 +19,7 @@ from rich.console import Console
 from infra.runtime.errors import UserError
 from infra.runtime.paths import RUNS
 from infra.runtime.registry import SCHEME
-from pipelines.commands.show import chosen_model, command_name, console, short
+from pipelines.commands.show import chosen_model, command_name, console, item, short
 
 if TYPE_CHECKING:
     from serve.run import Running
@@ -82,7 +82,7 @@ def serve(
                 while True:
                     signal.pause()
             console.print(
-                f"stopping; sessions have {settings.stop_s:g} s to finish, Ctrl-C ends them at once"
+                f"sessions have {settings.stop_s:g} s to finish, Ctrl-C ends them at once"
             )
             _hurry_when_asked(running)
     finally:
@@ -197,7 +197,7 @@ def print_running(
         lines["logs"] = f"{running.folder}/session_latest/logs/serve"
     for name, value in lines.items():
         if value:
-            console.print(f"  [bold]{name:<10}[/]{value}", soft_wrap=True)
+            console.print(item(name, value, 10), soft_wrap=True)
     if trust:
         console.print("  a browser asks once whether it may trust this machine's own certificate")
     if running.host == ALL and not settings.token_file:

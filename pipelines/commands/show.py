@@ -20,15 +20,22 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# Without markup: a file may be called [red].mp4.
+console = Console(highlight=False, markup=False)
+errors = Console(stderr=True, highlight=False, markup=False)
 
 
 def command_name(name: str) -> str:
     """How this environment's command is called from here."""
     ours = Path(sys.executable).with_name(name)
     return name if shutil.which(name) == str(ours) else short(ours)
+
+
+def item(name: str, value: object, width: int) -> Text:
+    """A line of a list; `name` is bold, and as wide as the others'."""
+    return Text.assemble("  ", (f"{name:<{width}}", "bold"), str(value))
 
 
 def examples(*lines: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infra.runtime.errors import UserError
-from pipelines.commands.show import console
+from pipelines.commands.show import console, item
 from pipelines.exits import WOULD_RUN
 
 
@@ -89,7 +89,7 @@ def _propose(settings: list[str]) -> None:
     console.print(f"A training runs {', '.join(STAGES)}, as a configuration says. There are:\n")
     for name, purpose in recipes().items():
         output = load_config(name).output
-        console.print(f"  [bold]{name:<12}[/]{purpose} Writes to {output}.", soft_wrap=True)
+        console.print(item(name, f"{purpose} Writes to {output}.", 12), soft_wrap=True)
     console.print()
     again = " ".join(["liveedit train demo", *settings, "--dry-run"])
     raise UserError(

@@ -193,9 +193,9 @@ def choose(model: str | None) -> Chosen:
         return Chosen(shipped, "which ships")
     if not (Path(model) / "config.json").is_file():
         raise RegistryError(
-            f"{model} is no model directory (config.json is missing); give a folder that training "
-            "or `liveedit import` wrote, or models:/liveedit@production, or none for the model at "
-            "hand"
+            f"{model or repr(model)} is no model directory (config.json is missing); give a folder "
+            "that training or `liveedit import` wrote, or models:/liveedit@production, or none for "
+            "the model at hand"
         )
     return Chosen(Path(model).absolute(), AS_ASKED)
 

@@ -172,6 +172,7 @@ MISTAKES: list[tuple[str, type[Exception], Attempt]] = [
     (LIKE, DatasetError, lambda f: dataset(f, pair(), pair(shape=(3, 24, 16)))),
     ("holds a finished dataset", DatasetError, lambda f: (dataset(f), dataset(f))),
     ("unknown place", DatasetError, lambda _: open_store("http://host/set")),
+    ("unknown place", DatasetError, lambda _: open_store("s3:/bucket/set")),
     ("names no bucket", DatasetError, lambda _: open_store("s3://")),
     ("names no bucket", DatasetError, lambda _: open_store("s3:///")),
     ("no dataset here", DatasetError, lambda f: read_dataset_info(f)),
@@ -182,6 +183,7 @@ MISTAKES: list[tuple[str, type[Exception], Attempt]] = [
     ("is damaged", DatasetError, lambda f: manifest(f, shards=None)),
     ("is no tar file", DatasetError, not_a_tar),
     ("is missing", DatasetError, lambda f: open_store(f).read("gone")),
+    ("set: a file is in the way", DatasetError, lambda f: ((f / "set").touch(), dataset(f))),
     # pair lists
     ("is list, not an object", ValueError, lambda f: listed(f, [])),
     *(

@@ -44,7 +44,7 @@ def open_video(path: Source) -> InputContainer:
     elif not Path(path).exists():
         raise VideoError(f"{path}: no such file; check the path")
     elif not Path(path).is_file():
-        raise VideoError(f"{path}: is not a readable video (no file); give a video file")
+        raise VideoError(f"{path}: is no file; give a video file")
     lie = _index_lie(path)
     if lie is not None:
         raise VideoError(f"{file_name(path)}: not a readable video ({lie}); {REMEDY}")

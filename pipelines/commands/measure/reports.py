@@ -47,7 +47,10 @@ def judge(report: dict[str, Any], stored: dict[str, Any] | None, file: Path | No
         return
     comparisons = compare(report, stored)
     for comparison in comparisons:
-        console.print(f"{'[red]worse[/]' if comparison.regressed else '   ok'}  {comparison}")
+        worse = comparison.regressed
+        console.print(
+            f"{'worse' if worse else '   ok'}  {comparison}", style="red" if worse else ""
+        )
     if regressed := [c.name for c in comparisons if c.regressed]:
         console.print(f"Regressed against {file}: {'; '.join(regressed)}", soft_wrap=True)
         raise typer.Exit(1)

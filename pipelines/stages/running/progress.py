@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 MARKS = {"done": "[green]done[/]", "reused": "[cyan]reused[/]", "passed": "[dim]passed over[/]"}
@@ -38,18 +39,18 @@ class StageView:
     def start(self, stage: str, note: str = "") -> None:
         self._started[stage] = time.monotonic()
         self._progress.start_task(self._tasks[stage])
-        self._progress.update(self._tasks[stage], total=None, note=note)  # a pulsing bar
+        self._progress.update(self._tasks[stage], total=None, note=escape(note))  # a pulsing bar
         if not self._live:
-            self._print(f"{stage:<11} started {note}")
+            self._print(f"{stage:<11} started {escape(note)}")
 
     def update(self, stage: str, done: float, total: float, note: str = "") -> None:
-        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=escape(note))
         if not self._live and time.monotonic() - self._printed > QUIET_SECONDS:
-            self._print(f"{stage:<11} {note}")
+            self._print(f"{stage:<11} {escape(note)}")
 
     def _print(self, line: str) -> None:
         self._printed = time.monotonic()
-        self.console.print(line.rstrip(), soft_wrap=True)
+        self.console.print(line.rstrip(), markup=True, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One line that is no stage's."""
@@ -63,11 +64,11 @@ class StageView:
         task = self._tasks[stage]
         seconds = time.monotonic() - self._started.get(stage, time.monotonic())
         self._progress.start_task(task)
-        self._progress.update(task, completed=1, total=1, note=f"{MARKS[mark]} {note}")
+        self._progress.update(task, completed=1, total=1, note=f"{MARKS[mark]} {escape(note)}")
         self._progress.stop_task(task)
         if not self._live:
             took = f"in {seconds:.0f} s" if mark == "done" else ""
-            self._print(f"{stage:<11} {MARKS[mark]} {took} {note}")
+            self._print(f"{stage:<11} {MARKS[mark]} {took} {escape(note)}")
 
     def __enter__(self) -> StageView:
         self._progress.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -103,6 +104,24 @@ def test_exit_codes_say_what_to_do(
     monkeypatch.setattr("pipelines.commands.run.run_train", fail)
     result = liveedit("train", "demo")
     assert (result.returncode, result.stderr.split()) == (code, ["Error:", *str(error).split()])
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EROFS, "Read-only file system; choose a place that can be written"),
+        (errno.ENOSPC, "No space left on device; the disk is full: free space, or choose"),
+        (errno.EACCES, "Permission denied; check the path and its rights"),
+    ],
+)
+def test_what_the_system_refuses_begins_with_the_file(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), "[red]runs/a")
+
+    monkeypatch.setattr("pipelines.commands.run.run_train", fail)
+    assert liveedit("train", "demo").stderr.startswith(f"Error: [red]runs/a: {said}")
 
 
 @pytest.mark.parametrize(

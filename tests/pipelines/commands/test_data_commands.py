@@ -25,31 +25,32 @@ def test_data_make_from_footage(liveedit: Liveedit, tmp_path: Path) -> None:
     assert here.made_by["files"] == ["photo.png"]
     assert here.shards == there.shards
     assert "holds no photo" in liveedit("data", "make", "x", "--from", "here").stderr
+    assert "gone: is no folder" in liveedit("data", "make", "x", "--from", "gone").stderr
 
 
 def test_data_make_check_and_damage(liveedit: Liveedit, tmp_path: Path) -> None:
     made = liveedit(
-        *("data", "make", "pairs", "--pairs", "3", "--size", "48x32", "--frames", "9"),
+        *("data", "make", "[red]pairs", "--pairs", "3", "--size", "48x32", "--frames", "9"),
         *("--samples-per-shard", "2", "--workers", "0", "--fps", "8", "--seed", "7"),
         *("--split", "heldout"),
     )
     assert made.returncode == 0, made.stderr
-    assert "3 pairs of 9 frames, 48x32, 8 fps, 2 shards" in made.stdout
-    info = read_dataset_info(str(tmp_path / "pairs"))
+    assert "[red]pairs: 3 pairs of 9 frames, 48x32, 8 fps, 2 shards" in made.stdout
+    info = read_dataset_info(str(tmp_path / "[red]pairs"))
     assert info.samples == 3
     assert info.made_by == {
         "generator": "synthetic", "version": VERSION, "seed": 7, "split": "heldout",
         "height": 32, "width": 48, "frames": 9, "fps": 8.0,
     }  # fmt: skip
-    assert "every shard is as it was written" in liveedit("data", "check", "pairs").stdout
-    again = liveedit("data", "make", "pairs", "--pairs", "3")
+    assert "every shard is as it was written" in liveedit("data", "check", "[red]pairs").stdout
+    again = liveedit("data", "make", "[red]pairs", "--pairs", "3")
     assert again.returncode == 1
     assert "finished dataset" in again.stderr
-    shard = sorted((tmp_path / "pairs").glob("*.tar"))[1]
+    shard = sorted((tmp_path / "[red]pairs").glob("*.tar"))[1]
     data = bytearray(shard.read_bytes())
     data[600] ^= 1
     shard.write_bytes(data)
-    damaged = liveedit("data", "check", "pairs")
+    damaged = liveedit("data", "check", "[red]pairs")
     assert damaged.returncode == 1
     assert shard.name in damaged.stderr
 

@@ -157,7 +157,7 @@ def test_a_registered_model_is_served_streamed_and_stopped(served: Command, tmp_
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
     assert "Traceback" not in served.log.read_text()
-    assert "stopping; sessions have 30 s to finish" in served.log.read_text()
+    assert "sessions have 30 s to finish" in served.log.read_text()
     its_logs_say_who_did_what(tmp_path / "logs")
 
 
@@ -236,7 +236,7 @@ def test_a_second_ctrl_c_waits_for_nobody(secure: Command, trust: ssl.SSLContext
         )
         time.sleep(1)
         secure.interrupt()
-        secure.said("stopping; sessions have 600 s")
+        secure.said("sessions have 600 s")
         time.sleep(2)
         assert secure.process.poll() is None
         secure.interrupt()
