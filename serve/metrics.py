@@ -135,6 +135,7 @@ class HubMetrics(_Registry):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = self._gauge("hub_bytes", "States and edited frames kept for resuming")
+        self.max_bytes = self._gauge("hub_max_bytes", "What of that it keeps at most")
         self.records = self._gauge("hub_sessions", "Sessions that could be resumed")
         self.wanted = self._gauge("editors_wanted", "Editors that demand asks for")
         self.ready = self._gauge("editors_ready", "Editors that are warmed up")

@@ -31,6 +31,7 @@ class ServeSettings:
     model: str | None = None
     models: tuple[str, ...] = ()  # several, of which clients choose one by name
     on_new_version: NewVersion = "finish"  # sessions stay with theirs; or "move" to the new one
+    hub_memory_gb: float = 2.0  # of states and edited frames, kept for sessions that come back
     editor_memory_gb: float = 0.0  # of weights that an editor holds at most; 0 for no bound
     device: str = "auto"  # "auto" is cuda where there is one
     fp8: bool = False  # most linear layers in 8 bits, on GPUs that can
@@ -76,6 +77,10 @@ class ServeSettings:
                 raise UserError(
                     f"serve setting {name} must be 0 or more, got {getattr(self, name)}"
                 )
+        if not 0 < self.hub_memory_gb < math.inf:
+            raise UserError(
+                f"serve setting hub_memory_gb must be more than 0, got {self.hub_memory_gb}"
+            )
         for name in ("max_sessions", "min_editors", "fronts"):
             if getattr(self, name) < 1:
                 raise UserError(

@@ -84,7 +84,9 @@ class Hub:
 
     def __init__(self, app: str, settings: ServeSettings, serves: tuple[Named, ...] = ()) -> None:
         self.app = app
-        self.store = SessionStore(settings.limits.resume_s)
+        self.store = SessionStore(
+            settings.limits.resume_s, max_bytes=round(settings.hub_memory_gb * 1e9)
+        )
         self.ledger = Ledger()
         self.metrics = HubMetrics()
         self._retired = GoneProcesses()
@@ -196,6 +198,7 @@ class Hub:
         alive = self._alive()
         metrics, models = self.metrics, {m["name"] for r in alive for m in r.models.values()}
         metrics.bytes.set(self.store.bytes)
+        metrics.max_bytes.set(self.store.max_bytes)
         metrics.records.set(len(self.store))
         metrics.wanted.set(self._placement.wanted())
         metrics.ready.set(sum(bool(report.models) for report in alive))

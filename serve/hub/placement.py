@@ -85,7 +85,8 @@ class Placement:
         *,
         together: bool = True,
     ) -> None:
-        """`settle_s`: after the first report, for the other editors' to come."""
+        """`settle_s`: after the first report, for the other editors' to come. Until then nothing is
+        decided that what they hold could speak against."""
         self.scale, self.settle_s = scale, settle_s
         self.catalog = catalog or Catalog()
         self._clock = clock
@@ -165,7 +166,8 @@ class Placement:
         again does not know yet. A front gives up by itself (`serve.delivery.driver.OPENING_S`).
         """
         now = self._clock()
-        if other := self.catalog.instead(request, self.editors):
+        known = self._heard_for(self.settle_s)
+        if known and (other := self.catalog.instead(request, self.editors)):
             self._queue.pop(request.stream, None)
             return Retired(other)
         asked = self._queue.setdefault(request.stream, _Asked(request, now, now))
@@ -300,10 +302,11 @@ class Placement:
         self._history, number = decisions.wanted(self._history, Need(now, need), scale.delay_s)
         if number != self._wanted_since[0]:
             self._wanted_since = (number, now)
-        self.catalog.settle(state)
-        missed = [a.request.sizes.model for a in self._queue.values() if a.last > a.first]
-        missed += [request.sizes.model for _, request in self._refused.values()]
-        self._plan = self.catalog.plan(state, self._used, list(dict.fromkeys(missed)))
+        if self._heard_for(self.settle_s):
+            self.catalog.settle(state)
+            missed = [a.request.sizes.model for a in self._queue.values() if a.last > a.first]
+            missed += [request.sizes.model for _, request in self._refused.values()]
+            self._plan = self.catalog.plan(state, self._used, list(dict.fromkeys(missed)))
         # One started again must not take for too many what it has not watched for the delay.
         watched = self._heard_for(max(self.settle_s, scale.delay_s))
         scales = scale.min_editors < scale.max_editors and watched

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
@@ -19,7 +19,7 @@ from serve.wire.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
 MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size, while there is room
-MAX_BYTES = 2**30  # of all records
+MAX_BYTES = 2 * 10**9  # of all records
 HOLDER_BEAT_S = 10.0  # a front says this often which sessions it holds
 
 
@@ -119,6 +119,10 @@ class Record:
     def size(self) -> int:
         return self.tail_bytes + (self.progress.state.size if self.progress.state else 0)
 
+    @property
+    def tenant(self) -> str:
+        return self.header.opening.tenant
+
     def drop_oldest(self) -> int:
         """Forgets the tail's first entry; returns its bytes."""
         size = len(self.tail.popleft().data)
@@ -151,6 +155,7 @@ class SessionStore:
         self.resume_s, self.max_bytes = resume_s, max_bytes
         self.bytes = 0  # of states and tails
         self._clock = clock
+        self._of_tenants = Counter[str]()  # of `bytes`
         self._records: dict[str, Record] = {}
 
     def __len__(self) -> int:
@@ -215,7 +220,7 @@ class SessionStore:
         oldest_needed = commit.progress.edited - MIN_TAIL_FRAMES
         while record.tail_bytes > MAX_TAIL and record.tail[0].position < oldest_needed:
             record.drop_oldest()
-        self.bytes += record.size - before
+        self._count(record, record.size - before)
         self._make_room()
         return True
 
@@ -257,15 +262,24 @@ class SessionStore:
                 self._forget(token)
 
     def _forget(self, token: str) -> None:
-        self.bytes -= self._records.pop(token).size
+        record = self._records.pop(token)
+        self._count(record, -record.size)
+        if not self._of_tenants[record.tenant]:
+            del self._of_tenants[record.tenant]
+
+    def _count(self, record: Record, size: int) -> None:
+        self.bytes += size
+        self._of_tenants[record.tenant] += size
 
     def _make_room(self) -> None:
-        """Below `max_bytes`: first the longest tails are cut, so that who is far behind may not
-        resume, then the sessions go that were left longest ago, then those that are held."""
+        """Below `max_bytes`, at the cost of the tenant that has most: first its longest tails are
+        cut, so that who is far behind may not resume, then its sessions go that were left longest
+        ago, then those that are held."""
         while self.bytes > self.max_bytes:
-            longest = max(self._records.values(), key=lambda record: record.tail_bytes)
+            greatest = max(self._of_tenants, key=self._of_tenants.__getitem__)
+            records = {t: r for t, r in self._records.items() if r.tenant == greatest}
+            longest = max(records.values(), key=lambda record: record.tail_bytes)
             if longest.tail_bytes:
-                self.bytes -= longest.drop_oldest()
+                self._count(longest, -longest.drop_oldest())
             else:
-                records = self._records
                 self._forget(min(records, key=lambda t: (records[t].held, records[t].seen)))

@@ -165,6 +165,7 @@ tests:
       - {{series: 'liveedit_gpu_memory_total_bytes{{instance="a",process="e",gpu="u"}}',
           values: '100x30'}}
       - {{series: 'liveedit_hub_bytes{{instance="a",process="hub"}}', values: '9e8x9 1e9x20'}}
+      - {{series: 'liveedit_hub_max_bytes{{instance="a",process="hub"}}', values: '1.1e9x30'}}
       - {{series: 'liveedit_codec_queue{{instance="a",process="f"}}', values: '5x9 100x20'}}
       - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="5.0"}}',
           values: '0+10x9 90x20'}}

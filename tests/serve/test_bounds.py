@@ -314,3 +314,34 @@ async def test_states_alone_push_out_who_left_first() -> None:
         await store.claim(tokens[0], 0)
     assert store.bytes == 2000
     await store.claim(tokens[2], 0)
+
+
+@pytest.mark.anyio
+async def test_who_keeps_most_gives_way_to_other_tenants() -> None:
+    """Many small sessions of one, in both forms, leave another's large one as it was."""
+    store = SessionStore(max_bytes=100_000)
+
+    async def kept(tenant: str, size: int) -> str:
+        opening = replace(HEADER.opening, tenant=tenant)
+        header = replace(HEADER, opening=opening)
+        token = await store.create(header)
+        state = replace(progress(12), state=SplitState(bytes(500)))
+        frames = [Entry(n, bytes(size)) for n in range(12)]
+        assert await store.commit(Commit(token, 0, header, state, frames))
+        return token
+
+    modest = await kept("modest", 3000)
+    for size, still in ((1000, 12), (0, 12)):
+        for _ in range(200):
+            await kept("greedy", size)
+        assert store.bytes <= 100_000
+        assert len((await store.claim(modest, 0)).tail) == still
+    assert store._of_tenants == {"modest": 36_500, "greedy": store.bytes - 36_500}
+    for token, record in list(store._records.items()):
+        if token != modest:
+            await store.release(token, record.epoch, forget=True)
+    assert store._of_tenants == {"modest": store.bytes} == {"modest": 36_500}
+    for _ in range(2):  # and one above its share is cut when others want theirs
+        await kept("modest", 3000)
+    await kept("third", 2000)
+    assert store._of_tenants["third"] == 24_500

@@ -64,6 +64,7 @@ def test_every_setting_has_its_type(kind: type) -> None:
         ({"models": []}, "serve needs `model` or, for several, `models`"),
         ({"models": "demo"}, "models must be a list of texts, got 'demo'"),
         ({"model": "demo", "on_new_version": "wait"}, "must be one of finish, move, got 'wait'"),
+        ({"model": "demo", "hub_memory_gb": 0}, "hub_memory_gb must be more than 0, got 0"),
         ({"model": "demo", "editor_memory_gb": -1}, "editor_memory_gb must be 0 or more, got -1"),
         ({"model": "demo", "gpu_hour_cost": -0.1}, "gpu_hour_cost must be 0 or more, got -0.1"),
         ({"model": "demo", "gpu_hour_cost": float("nan")}, "gpu_hour_cost must be 0 or more"),

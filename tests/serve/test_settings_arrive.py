@@ -77,8 +77,8 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def built(processes: None, tmp_path: Path) -> AsyncIterator[Built]:
     settings = ServeSettings(
-        models=("demo", "natural"), on_new_version="move", editor_memory_gb=2.5, device="meta",
-        fp8=True, work_size="full", detail="off", warm_sizes=("64x48", "96x32"),
+        models=("demo", "natural"), on_new_version="move", editor_memory_gb=2.5, hub_memory_gb=0.5,
+        device="meta", fp8=True, work_size="full", detail="off", warm_sizes=("64x48", "96x32"),
         token_file=str(write_tokens(tmp_path / "tokens")), allowed_origins=("https://a.example",),
         max_sessions=3, measured_capacity=False, degrade=False, min_editors=2, max_editors=5,
         spare_editors=1, downscale_delay_s=33.0, editor_gpus=0.5, editor_cpus=2.0, fronts=4,
@@ -117,6 +117,7 @@ SOURCE = ModelSource("demo")
 # Of the setting: what is found wherever it is read, and what that should be.
 ARRIVES: dict[str, tuple[Callable[[Built], Any], Any]] = {
     "on_new_version": (lambda b: b.hub._catalog.move, True),
+    "hub_memory_gb": (lambda b: b.hub.store.max_bytes, 500_000_000),
     "editor_memory_gb": (lambda b: b.hub._catalog.budget, 2_500_000_000),
     "device": (lambda b: b.editor.shelf.device, "meta"),
     "fp8": (lambda b: b.editor.shelf.fp8, True),

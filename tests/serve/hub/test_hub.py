@@ -110,6 +110,7 @@ async def test_what_an_editor_dies_of_before_it_reports_again_is_known_too(
     now = time.monotonic()
     monkeypatch.setattr("serve.hub.hub.time", SimpleNamespace(monotonic=lambda: now))
     actor._catalog.point("demo", Version("m version 4", (32, 48)), 1.0, None)
+    actor._placement.settle_s = 0.0
     actor._follower.sources["m version 4"] = ModelSource("m", "m version 4")
     calm = Editor("a", 12, 8, models={"demo": Warm(12), "natural": Warm(12)})
     orders = await actor.report(replace(report("a", MODEL), editor=calm))
@@ -220,12 +221,12 @@ async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
     text = render(await actor.snapshots())
     said = {
         name: values(text, name)["hub"]
-        for name in ("hub_bytes", "hub_sessions", "editors_wanted", "editors_ready",
-                     "sessions_waiting", "build_info")
+        for name in ("hub_bytes", "hub_max_bytes", "hub_sessions", "editors_wanted",
+                     "editors_ready", "sessions_waiting", "build_info")
     }  # fmt: skip
     assert said == {
-        "hub_bytes": len(b"image") + len(b"state"), "hub_sessions": 1, "editors_wanted": 2,
-        "editors_ready": 1, "sessions_waiting": 1, "build_info": 1,
+        "hub_bytes": len(b"image") + len(b"state"), "hub_max_bytes": 2e9, "hub_sessions": 1,
+        "editors_wanted": 2, "editors_ready": 1, "sessions_waiting": 1, "build_info": 1,
     }  # fmt: skip
     assert b'model="m version 3"' in text
 

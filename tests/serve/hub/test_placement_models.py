@@ -42,10 +42,12 @@ def clock() -> Clock:
     return Clock(100.0)
 
 
-def placed(clock: Clock, *editors: Editor, budget: int = 0, most: int = 2) -> Placement:
+def placed(
+    clock: Clock, *editors: Editor, budget: int = 0, most: int = 2, settle_s: float = 0.0
+) -> Placement:
     catalog = Catalog(budget=budget, move=True)
     catalog.serve({"a": A, "b": B})
-    made = Placement(Scale(len(editors), most), clock, catalog=catalog)
+    made = Placement(Scale(len(editors), most), clock, catalog=catalog, settle_s=settle_s)
     for each in editors:
         made.report(each)
     return made
@@ -116,3 +118,38 @@ def test_two_editors_do_not_load_a_new_version_at_once(clock: Clock) -> None:
     made.report(editor("e", A, B, NEW))
     clock.now += DECIDE_S
     assert made.orders("f") == (NEW.key, frozenset())
+
+
+def test_a_hub_started_again_decides_on_versions_when_all_editors_have_spoken(
+    clock: Clock,
+) -> None:
+    """In the middle of a roll: the first to report has the new version, the other one not yet."""
+    new = editor("e", B, NEW)
+    old = editor("f", A, B, streams={"x": Seat("s-x", 0.1, model=A.key)})
+    made = placed(clock, new, settle_s=2.0)
+    made.catalog.point("a", NEW, 1.0, None)
+    for _ in range(3):
+        clock.now += 0.6
+        assert made.orders("e") == ("", frozenset())  # not that, which only f has
+        assert [offer.stable for offer in made.menu().offers] == [A.key, B.key]
+        assert isinstance(made.ask(request("x", A, again=True)), Waiting)
+    made.report(old)
+    assert made.ask(request("x", A, again=True)) == Placed("f")  # where its version is after all
+    made.released("x")
+    clock.now += DECIDE_S
+    assert made.orders("f") == (NEW.key, frozenset())
+    clock.now += DECIDE_S
+    made.report(editor("f", A, B, NEW, streams=old.streams))
+    clock.now += DECIDE_S
+    assert made.orders("f") == ("", {A.key})
+    assert made.ask(request("x", A, again=True)) == Retired(NEW.key)
+
+
+def test_a_hub_started_again_gives_no_version_up_that_an_editor_may_have(clock: Clock) -> None:
+    """Of a session whose version is offered no more, and whose editor has not spoken yet."""
+    made = placed(clock, editor("e", B, NEW), settle_s=2.0)
+    made.catalog.serve({"a": NEW, "b": B})
+    clock.now += 1.9
+    assert isinstance(made.ask(request("x", A, again=True)), Waiting)
+    clock.now += 0.1
+    assert made.ask(request("x", A, again=True)) == Retired(NEW.key)
