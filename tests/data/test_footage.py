@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.footage import looks, regions
+from data.footage import camera, looks, regions
+from data.footage import pair as pair_module
 from data.footage.camera import film
+from data.footage.kinds import KINDS, Edit, Filmed
 from data.footage.material import Footage, FootageError, is_heldout, prepare
 from data.footage.objects import Thing, covered, draw
 from data.footage.pair import make_footage_pair
@@ -141,6 +143,55 @@ def test_what_is_drawn_last_hides_what_is_under_it() -> None:
     cover = covered([under, over], video.shape)[0, 24, :, 0]
     assert cover[[30, 42, 50]].tolist() == [1, 1, 1]
     assert cover[[5, 70]].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_is_seen_moves_as_the_drift_says(mirrored: bool) -> None:
+    picture = np.zeros((1, 60, 90, 3), np.uint8)
+    picture[:, 28:32, 43:47] = 255  # around (45, 30)
+    centres = np.array([[45.0, 30.0], [40.0, 32.0], [52.0, 27.0]])
+    path = camera.Path(centres, np.full(3, 0.5), np.zeros(3), mirrored)
+    view = camera.shoot(picture, np.zeros(3, int), path, 1, 48, 80)
+    bright = [np.argwhere(frame[..., 0] > 128).mean(axis=0)[::-1] for frame in view]  # (x, y)
+    moved = np.array(bright) - bright[1]
+    np.testing.assert_allclose(moved, camera.drift(path), atol=0.5)
+    assert np.abs(moved).max() > 10
+
+
+def test_a_clip_is_seen_from_end_to_end_both_ways_and_never_around() -> None:
+    seen = [camera._stretch(20, 9, np.random.default_rng(seed)) for seed in range(200)]
+    assert {step for _, step in seen} == {1, 2, -1, -2}
+    shown = np.array([first + step * np.arange(9) for first, step in seen])
+    assert (shown.min(), shown.max()) == (0, 19)
+
+
+def test_a_second_edit_is_made_of_what_the_first_one_made(
+    footage: dict[str, Footage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one that changes nothing the pair is that of the first alone."""
+    monkeypatch.setattr(pair_module, "SECOND_LOOK", 0.0)
+    alone = {seed: made(footage["train"], seed) for seed in range(12)}
+    same = {n: pair for n, pair in alone.items() if pair.origin["kind"] not in ("look", "nothing")}
+    assert any(pair.mask.any() for pair in same.values())
+    monkeypatch.setattr(pair_module, "SECOND_LOOK", 1.0)
+    monkeypatch.setattr(
+        pair_module, "look", lambda scene, kind, video: Edit("leave it so", video, {"kind": kind})
+    )
+    for seed, pair in same.items():
+        both = made(footage["train"], seed)
+        assert "leave it so" in both.instruction
+        np.testing.assert_array_equal(both.target, pair.target)
+
+
+def test_a_piece_of_a_photo_that_is_painted_is_a_photo_no_more() -> None:
+    rng = np.random.default_rng(0)
+    cutout = rng.integers(0, 256, (24, 24, 3), np.uint8)
+    where = np.array([[40.0, 24.0]])
+    thing = Thing("square", "patterned", 10, where, np.zeros(1), cutout)
+    scene = Filmed(np.zeros((1, 48, 80, 3), np.float32), [thing], rng)
+    edit = KINDS["recolor"].edit(scene, "recolor", scene.render())
+    painted = Filmed(scene.video, [replace(thing, paint=edit.about["to"], cutout=None)], rng)
+    np.testing.assert_array_equal(edit.target, painted.render())
 
 
 def test_a_view_never_leaves_the_picture(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.ingest import JOURNAL, Ingested, ingest
+from data.ingest import JOURNAL, Ingested, _fingerprint, ingest
 from data.manifest import dataset_hash, read_dataset_info
 from data.pairs import PairList
 from data.processes import map_in_order
@@ -50,8 +51,19 @@ def instructions(uri: str, tmp_path: Path) -> list[str]:
 
 
 def test_work_comes_back_in_order_past_one_that_ends_its_process() -> None:
-    results = map_in_order(crash_at_five, range(12), 2, crashed=lambda item: -item)
-    assert list(results) == [n * n if n != 5 else -5 for n in range(12)]
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(12):
+            read.append(item)
+            yield item
+
+    results, ahead = [], []
+    for result in map_in_order(crash_at_five, items(), 2, crashed=lambda item: -item):
+        results.append(result)
+        ahead.append(len(read) - len(results))
+    assert results == [n * n if n != 5 else -5 for n in range(12)]
+    assert max(ahead) == 4, "two for each worker"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -129,6 +141,18 @@ def test_a_stopped_run_of_something_else_begins_anew(tmp_path: Path, change: str
     assert starts[0] == 0
     assert info.samples == (5 if change == "list" else 6)
     check_dataset(uri)
+
+
+def test_a_run_goes_on_only_from_one_of_the_same_list_and_settings(tmp_path: Path) -> None:
+    path, other = make_list(tmp_path, 2), tmp_path / "other.json"
+    other.write_text(path.read_text().replace("number 1", "number 2"))
+    settings = {"fps": 16, "frames": 9, "height": 32, "width": 48}
+    changes = {"fps": 8, "frames": 5, "height": 48, "width": 32}
+    prints = [_fingerprint(PairList(list_, **settings), 2) for list_ in (path, other)]
+    prints += [_fingerprint(PairList(path, **settings | {k: v}), 2) for k, v in changes.items()]
+    prints.append(_fingerprint(PairList(path, **settings), 3))
+    assert len(set(prints)) == len(prints)
+    assert prints[0] == _fingerprint(PairList(path, **settings), 2)
 
 
 def test_overwriting_begins_anew(tmp_path: Path) -> None:

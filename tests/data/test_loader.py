@@ -12,6 +12,7 @@ import torch
 
 from data.loader import Split, loader
 from data.shards import DatasetError, write_dataset
+from infra.runtime.environment import become, everything, variable
 from tests.data.conftest import small_encoded, small_pair
 
 COUNT = 11
@@ -77,6 +78,48 @@ def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(encoded: Path) 
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert order == flat(loader(encoded, Split(batch_size=COUNT, epochs=3)))
     assert order != flat(loader(encoded, Split(batch_size=COUNT, epochs=3, seed=1)))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many samples in one shard."""
+    uri = tmp_path_factory.mktemp("single") / "set"
+    write_dataset(uri, [small_encoded(n) for n in range(COUNT)], made_by={})
+    return uri
+
+
+def test_rows_are_mixed_otherwise_in_every_epoch(single: Path) -> None:
+    """And not only begun elsewhere."""
+    order = flat(loader(single, Split(batch_size=COUNT, epochs=4)))
+    first, *others = (order[i : i + COUNT] for i in range(0, 4 * COUNT, COUNT))
+    for epoch in others:
+        turned = {(there - here) % COUNT for here, there in zip(first, epoch, strict=True)}
+        assert len(turned) > 1
+
+
+def test_a_rank_is_not_tied_to_the_same_rows(single: Path) -> None:
+    reads = flat(loader(single, Split(batch_size=5, world_size=2, epochs=4)))
+    parts = {frozenset(reads[i : i + 5]) for i in range(0, 20, 5)}
+    assert len(parts) > 2
+
+
+def test_a_cache_is_made_wherever_it_is_to_be(single: Path, tmp_path: Path) -> None:
+    loader(single, Split(batch_size=1), cache=tmp_path / "not" / "there")
+    assert (tmp_path / "not" / "there").is_dir()
+
+
+def test_workers_get_the_environment_that_was_when_they_were_asked_for(
+    single: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIVEEDIT_SEEN", "then")
+    asked = loader(single, Split(batch_size=1, workers=1))._loader
+    monkeypatch.setenv("LIVEEDIT_SEEN", "later")
+    now = everything()
+    try:
+        asked.worker_init_fn(0)
+        assert variable("LIVEEDIT_SEEN") == "then"
+    finally:
+        become(now)
 
 
 @pytest.mark.parametrize("world", [2, 3, 5, COUNT])

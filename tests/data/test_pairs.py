@@ -125,6 +125,8 @@ def test_lists_may_be_lines_and_have_a_mark(tmp_path: Path, mark: str, lines: bo
     path.write_text(mark + text, encoding="utf-8")
     assert [pair.instruction for pair in read(path)] == ["one", "zwei \u00fc"]
     if lines:
+        path.write_text(mark + json.dumps(entries[1]) + "\n", encoding="utf-8")
+        assert [pair.instruction for pair in read(path)] == ["zwei \u00fc"]
         path.write_text(mark + text + '{"instruction": \n', encoding="utf-8")
         with pytest.raises(PairListError, match="line 4 is not JSON"):
             read(path)

@@ -7,6 +7,7 @@ import functools
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from data.shards import (
     read_dataset_info,
     write_dataset,
 )
-from data.store import open_store
+from data.store import S3Store, open_store
 from tests.data.conftest import small_encoded, small_pair
 
 
@@ -96,6 +97,24 @@ def test_hash_is_of_the_content_alone(tmp_path: Path) -> None:
     other = write_dataset(tmp_path / "c", samples[:3], made_by={}, samples_per_shard=2)
     assert dataset_hash(one) == dataset_hash(two) != dataset_hash(other)
     assert one.kind == "encoded"
+
+
+def test_half_a_download_is_neither_taken_nor_left(tmp_path: Path) -> None:
+    store = S3Store("s3://bucket/set")
+    errors: list[Exception] = [OSError(errno.ENOSPC, "no space left")]
+
+    def get(remote: str, local: str) -> None:
+        assert remote == "bucket/set/shard"
+        Path(local).write_text("half" if errors else "whole")
+        if errors:
+            raise errors.pop()
+
+    store._files = SimpleNamespace(get_file=get)
+    with pytest.raises(DatasetError):
+        store.fetch("shard", tmp_path / "here")
+    assert not list(tmp_path.iterdir())
+    assert store.fetch("shard", tmp_path / "here").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def fails(seed: int) -> Pair:

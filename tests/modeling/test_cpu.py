@@ -42,6 +42,22 @@ def clip() -> Tensor:
     return from_uint8(pixels.permute(0, 3, 1, 2))[None]
 
 
+@pytest.mark.parametrize(
+    ("able", "does"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx2": True}, False),
+        ({"neon": True}, False),
+    ],
+)
+def test_a_processor_multiplies_bfloat16_if_it_says_so(
+    able: dict[str, bool], does: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert cpu.multiplies_bfloat16() is does
+
+
 @torch.no_grad()
 def test_its_pictures_and_latents_are_those_of_float32(fast: StreamingVae, clip: Tensor) -> None:
     plain = vae()

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data.bench.cases import CASES, CUT_AT, FPS, Case
-from data.bench.clip import OWN_FOOTAGE, BenchClip, make_clip, published_checksums
+from data.bench.clip import OWN_FOOTAGE, BenchClip, _pool, make_clip, published_checksums
 from data.bench.scene import Scene
 from data.footage.material import Footage, FootageError, prepare, read_heldout
 from data.kinds import COLOURS
@@ -132,6 +134,14 @@ def test_shipped_footage_is_licensed_and_kept_from_training() -> None:
     assert listed is not None
     assert files <= listed
     assert sum(path.stat().st_size for path in OWN_FOOTAGE.iterdir()) < 6e6
+
+
+def test_clips_do_not_depend_on_the_order_of_a_folder(footage: Footage) -> None:
+    case = next(case for case in CASES if case.half == "natural")
+    turned: Any = SimpleNamespace(materials=footage.materials[::-1])
+    pools = [_pool(case, found) for found in (footage, turned)]
+    assert [m.name for m in pools[0]] == [m.name for m in pools[1]]
+    assert len(pools[0]) > 1
 
 
 def test_without_footage_a_natural_clip_says_what_is_missing() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.video import Damage, VideoWriter, probe, read_frames, read_timed
-from tests.data.conftest import MakeVideo, numbered
+from tests.data.conftest import MakeVideo, number_of, numbered
 
 
 def audio_packets(path: Path) -> list[tuple[int, bytes]]:
@@ -61,6 +61,8 @@ def test_sound_that_begins_a_little_early_moves_no_frame(
     times = [Fraction(n, 16) + Fraction(late) for n in range(16)]
     source = make_video("in.mkv", audio="flac", audio_seconds=1.5, times=times)
     assert [float(time) for time, _ in read_timed(source)] == [shown + n / 16 for n in range(16)]
+    # At a rate that was asked for the picture begins at once: nobody hears it.
+    assert [number_of(frame) for frame in read_frames(source, fps=16)] == list(range(16))
 
 
 def test_audio_ends_with_a_shorter_video(make_video: MakeVideo, tmp_path: Path) -> None:

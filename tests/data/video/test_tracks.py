@@ -59,8 +59,9 @@ def with_tracks(
             output.mux(stream.encode(None))
         if text is not None:
             words = "Grüße".encode()
+            styled = b"\0\0\0\x0cstyl\0\0\0\0"  # what follows the words: none of their styles
             packet = av.Packet(
-                len(words).to_bytes(2, "big") + words if subtitle == "mov_text" else words
+                len(words).to_bytes(2, "big") + words + styled if subtitle == "mov_text" else words
             )
             packet.stream, packet.time_base = text, Fraction(1, 1000)
             packet.pts = packet.dts = 250
@@ -168,6 +169,8 @@ def test_subtitles_go_along(tmp_path: Path, source: str, kind: str, target: str)
         heard = [(float(p.pts * p.time_base), bytes(p)) for p in packets]
     ((time, text),) = heard
     assert time == pytest.approx(0.25, abs=0.002)
+    if target == "out.mkv":
+        assert text == "Grüße".encode(), "and nothing of MP4's styles"
     assert "Grüße".encode() in text
 
 

@@ -12,12 +12,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling.config import TransformerConfig
 from modeling.diffusion.attention import Spans, bidirectional, teacher_forcing
+from modeling.diffusion.recompute import KeptLinear, keeping
 from modeling.diffusion.transformer import Block, Transformer
 
 FRAMES, CHUNK, LAYERS = 4, 2, 3
 CONFIG = TransformerConfig(
     dim=24, ffn_dim=40, num_heads=2, num_layers=LAYERS, freq_dim=16, text_dim=20, text_tokens=8
 )
+
+
+def test_a_tape_within_a_tape_ends_where_it_began() -> None:
+    layer = KeptLinear(3, 2)
+    row = torch.ones(1, 3, requires_grad=True)
+    (outer, again), (inner, _) = keeping(products=True), keeping(products=True)
+    with outer:
+        with inner:
+            layer(row)
+        result = layer(2 * row)
+    with torch.no_grad():
+        layer.weight.zero_()
+    with again:  # what was kept, and of the outer one
+        assert layer(row).equal(result)
+    assert not layer(row).equal(result)
 
 
 class Computed(TorchDispatchMode):

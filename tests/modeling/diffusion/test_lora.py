@@ -62,6 +62,19 @@ def test_what_was_trained_is_merged_into_a_transformer_like_any_other() -> None:
     torch.testing.assert_close(answer(whole), answer(net), atol=1e-5, rtol=1e-5)
 
 
+def test_weights_of_less_precision_are_merged_in_float32() -> None:
+    """What is added is smaller than a step of bfloat16."""
+    weights = {name: torch.ones(2, 2, dtype=torch.bfloat16) for name in ("a.weight", "b.weight")}
+    trained = {
+        "a.lora_down": torch.tensor([[0.25, 0.0]]),
+        "a.lora_up": torch.tensor([[2**-9], [0.0]]),
+    }
+    found = merged(weights, trained, 0.5)
+    assert found.keys() == weights.keys()
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert found["a.weight"].tolist() == [[1 + 2**-12, 1], [1, 1]]
+
+
 def test_targets_are_ends_of_names() -> None:
     net = network()
     adapt(net, RANK, ALPHA, ("self_attn.v", "head.head"))

@@ -7,7 +7,9 @@ against the plain ones. Graphs and the convolution in CUDA stay for GPUs (`test_
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -332,6 +334,41 @@ def test_wan_vae() -> None:
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
         for ours, theirs in zip(found_state.caches, state.caches, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("source_channels", [0, 16])
+def test_a_model_is_rehearsed_with_a_source_if_it_has_one(source_channels: int) -> None:
+    from modeling.gpu.rehearsal import parts
+
+    network = Transformer(replace(SIZES, source_channels=source_channels))
+    sources: list[bool] = []
+
+    def fused(noisy: Tensor, source: Tensor | None, *rest: object) -> None:
+        sources.append(source is not None)
+
+    nothing: Any = None
+    parts(network, fused, nothing)[2]()  # type: ignore[arg-type]
+    assert sources == 2 * [source_channels > 0]
+
+
+def test_a_rehearsal_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from modeling.gpu import rehearsal
+
+    ran: list[bool] = []
+
+    def works() -> None:
+        ran.append(torch.is_grad_enabled())
+
+    def fails() -> None:
+        raise RuntimeError("no compiler is here")
+
+    nothing: Any = None
+    monkeypatch.setattr(rehearsal, "parts", lambda *_: [fails, works])
+    for name in ("device", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: nullcontext())
+    with pytest.raises(RuntimeError, match="no compiler is here"):
+        rehearsal.rehearse(Transformer(SIZES), nothing, nothing)
+    assert ran == [False]
 
 
 def test_a_stream_launches_no_kernel_that_was_not_rehearsed(

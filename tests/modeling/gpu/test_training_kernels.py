@@ -14,6 +14,7 @@ from modeling.config import Scope, StreamConfig, TransformerConfig
 from modeling.diffusion.attention import Visibility, bidirectional, teacher_forcing
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.transformer import Transformer
+from modeling.streaming.forward import ForwardOn, PlainForward
 from modeling.streaming.history import History, Remembered
 from modeling.streaming.kv_cache import Cached, KVCache
 
@@ -113,6 +114,55 @@ def test_a_streams_chunks_without_gradient_are_the_plain_blocks() -> None:
         for cache in caches:
             cache.commit()
     torch.testing.assert_close(caches[1].k, caches[0].k, atol=1e-4, rtol=1e-4)
+
+
+SMALL = TransformerConfig(
+    dim=32, ffn_dim=40, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4,
+    latent_channels=4, source_channels=4,
+)  # fmt: skip
+
+
+@torch.no_grad()
+def two_chunks(net: Transformer, on: ForwardOn) -> Tensor:
+    """Velocity of the second of two chunks, which sees the first."""
+    cache = KVCache(
+        SMALL, batch=1, latent_height=2, latent_width=2, chunk_latents=1, window_latents=2,
+        device=DEVICE,
+    )  # fmt: skip
+    draw = torch.Generator().manual_seed(1)
+    noisy, source = torch.randn(2, 1, 1, 4, 2, 2, generator=draw).to(DEVICE)
+    text = net.prepare_text(torch.randn(1, 4, 8, generator=draw).to(DEVICE))
+    forward = on(cache)
+    forward.refresh(noisy, source, text)
+    return forward(source, noisy, torch.tensor([500.0], device=DEVICE), text, None)
+
+
+def test_rollouts_run_on_the_weights_of_the_last_update_once_they_are_renewed() -> None:
+    """And the parameters that are trained stay the network's own."""
+    from modeling.gpu.training import RolloutForward
+
+    torch.manual_seed(0)
+    net = Transformer(SMALL).to(DEVICE)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for block in net.layers():
+        block.ffn[1] = torch.nn.GELU()  # the kernels' is another on a CPU
+    own = dict(net.named_parameters())
+    optimizer = torch.optim.SGD(own.values(), lr=0.1)
+    on = RolloutForward(net)
+    for _ in range(2):
+        for parameter in own.values():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        before = two_chunks(net, on)
+        on.renew()
+        found = two_chunks(net, on)
+        wanted = two_chunks(net, lambda cache: PlainForward(net, cache))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        assert (before - wanted).abs().max() > 1e-2
+    for name, parameter in net.named_parameters():
+        assert parameter is own[name]
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes, "a view of a joined one"
 
 
 @pytest.mark.parametrize("scope", ["attention", "feedforward"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from modeling.detail.resample import resize
 from modeling.detail.transfer import transfer
 from modeling.editor import StreamingEditor
 from modeling.pixels import from_uint8, to_uint8
-from modeling.streaming.picture import Detail
+from modeling.streaming.picture import Detail, Picture
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditStream
 from tests.modeling.streaming.test_stream import random_model
@@ -78,6 +80,28 @@ def test_with_detail_it_is_transferred_by_what_the_vae_makes_of_the_source(
     assert (off > 0).float().mean() < 0.001
 
 
+def test_an_edit_that_is_noise_gives_the_source_to_the_bit() -> None:
+    """At the working size, where it is told from an edit, and before anything is enlarged."""
+    frames, (height, width) = clip(3, 64, 96), (32, 48)
+    seen = resize(frames, height, width)
+    noise = torch.from_numpy(np.random.default_rng(0).integers(-3, 4, seen.shape, np.int16))
+    edit = (seen + noise).clamp(0, 255)
+    edit[:, 8:16, 8:16] = 255 - seen[:, 8:16, 8:16]
+
+    def decoded(video: torch.Tensor) -> torch.Tensor:
+        return from_uint8(video.to(torch.uint8).permute(0, 3, 1, 2))[None]
+
+    vae = SimpleNamespace(decode=lambda source, state: (decoded(seen), None))
+    studio: Any = SimpleNamespace(
+        vae=vae, device=torch.device("cpu"), resize=resize, transfer=transfer
+    )
+    picture = Picture(studio, (64, 96), (height, width), "source")
+    picture.take(frames)
+    found = picture.give(decoded(edit), torch.empty(0), 3)
+    assert torch.equal(found[:, :, 64:], frames[:, :, 64:])
+    assert (found[:, 20:28, 20:28].int() - frames[:, 20:28, 20:28]).abs().float().mean() > 20
+
+
 @pytest.mark.parametrize("moves", [(1,), (9, 11), (10, 21), (14, 22)])
 def test_moved_streams_give_the_same_bits(editor: StreamingEditor, moves: tuple[int, ...]) -> None:
     frames = clip(36, 40, 72)
@@ -94,6 +118,18 @@ def test_moved_streams_give_the_same_bits(editor: StreamingEditor, moves: tuple[
         assert moved.work == (16, 32)
     found = torch.cat([*map(torch.from_numpy, chunks), edited(moved, frames[done:], piece=4)])
     assert torch.equal(found, wanted)
+
+
+def test_where_no_window_sees_the_last_chunk_its_latents_still_run_the_vae_in() -> None:
+    alone = replace(STREAM, chunk_latents=1, window_latents=1, sink_latents=0)
+    editor = StreamingEditor(random_model(0, alone), mask_cache=None)
+    frames = clip(17, 32, 48) // 4 + 100
+    stream = editor.open("x", height=32, width=48)
+    list(stream.push(frames[:13]))
+    state = StreamState.from_bytes(stream.snapshot(compact=True).to_bytes())
+    assert state.history.shape[1] == 1
+    (chunk,) = editor.restore(state).push(frames[13:])
+    assert len(chunk.frames) == 4, "as of a first chunk, whose VAE knows of nothing before"
 
 
 def test_a_compact_state_goes_on_close_by(editor: StreamingEditor) -> None:

@@ -15,7 +15,7 @@ from modeling.diffusion.flops import forward_flops
 from modeling.model_dir import Model, ModelError
 from pipelines.training.methods import distill as module
 from pipelines.training.methods.distill import DistillTraining
-from pipelines.training.methods.rollout import exit_step
+from pipelines.training.methods.rollout import exit_step, rollout
 from tests.pipelines.training.methods.factors import GENERATOR, TEACHER, make
 from tests.pipelines.training.plain import (
     CLIPS,
@@ -65,6 +65,36 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     assert gathered == [training.critic.module]
     assert sharded == [(training.real, {"stage": 3})]  # the critic has an engine of its own
     assert len(copied) == 3  # at first, and after the updates of steps 0 and 2
+
+
+def test_fast_rollouts_take_up_each_update_before_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = setting("distill", generator_every=2, learning_rate=1e-2)
+    training = make(here)
+    factors = training.generator.module.factors
+    events: list[str] = []
+    taken: list[list[float]] = []
+
+    def renew() -> None:
+        events.append("renew")
+        taken.append(factors.tolist())
+
+    def rolled(*given: Any, forwards: Any, **named: Any) -> Any:
+        assert forwards is training.forwards
+        assert taken[-1] == factors.tolist(), "of the weights before"
+        events.append("rollout")
+        return rollout(*given, forwards=None, **named)
+
+    monkeypatch.setattr(module, "rollout", rolled)
+    training.forwards = SimpleNamespace(renew=renew)  # type: ignore[assignment]
+    for step in range(5):
+        training.step(batch(step), here.draw(step, 0))
+    training.judge(batch(), here.draw(9, 0))
+    # Updates end steps 0, 2 and 4; what nothing has changed is not taken up again.
+    taken_up = {0, 1, 3, 5}
+    wanted = [["renew"] * (n in taken_up) + ["rollout"] for n in range(6)]
+    assert events == [event for turn in wanted for event in turn]
 
 
 def test_what_a_step_computes_is_counted() -> None:
