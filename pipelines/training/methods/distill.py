@@ -13,7 +13,8 @@ target agree at all levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -42,7 +43,7 @@ from pipelines.training.methods.base import (
 from pipelines.training.methods.rollout import exit_step, rollout, rollout_flops
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.engines import deepspeed_config, gather_by_block, make_engine, update
-from pipelines.training.zero.inside import copy_weights, shard_frozen
+from pipelines.training.zero.inside import copy_weights, held_whole, shard_frozen
 
 SCORES = 3  # forwards that a generator update is judged by: fake, real with and without text
 
@@ -89,9 +90,11 @@ class DistillTraining:
             self.stream = replace(self.stream, mask_cache=None)
         self.schedule = FlowSchedule(self.stream.shift, setting.device)
         prepare_network(model.transformer, setting)
-        if compute.zero_stage == 3:
+        self.copies = compute.zero_stage == 3 and section.rollout_copy
+        if compute.zero_stage == 3 and not self.copies:
             # A recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping of
-            # what was kept does not bear. The critic's are gathered before it begins.
+            # what was kept does not bear. The critic's are gathered before it begins, and where
+            # there is room for a copy of the generator's they are whole in its whole update.
             model.transformer.recompute_attention = True
         self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"generator": self.generator}
@@ -109,7 +112,6 @@ class DistillTraining:
             self.engines["critic"] = self.critic
             self.learning_rates["critic"] = section.critic_learning_rate
         self.passed: Any = self.generator.module  # the generator, for forwards without gradient
-        self.copies = compute.zero_stage == 3 and section.rollout_copy
         if self.copies:
             self.passed = _empty_copy(setting, model)
             prepare_network(self.passed, setting)
@@ -124,10 +126,13 @@ class DistillTraining:
         text = batch["text"].to(device)  # [B, L, D]
         metrics: dict[str, Tensor] = {}
         learns = self.learns(draw.step)
-        made = self.edit(source, text, draw, learns)
-        made, source, target = (self.scored(clip) for clip in (made, source, target))
-        if learns:
-            metrics |= self.train_generator(made, source, target, text, draw)
+        with ExitStack() as holding:
+            if learns and self.copies:  # a rollout runs every layer once a chunk
+                holding.enter_context(held_whole(self.generator))
+            made = self.edit(source, text, draw, learns)
+            made, source, target = (self.scored(clip) for clip in (made, source, target))
+            if learns:
+                metrics |= self.train_generator(made, source, target, text, draw, holding.close)
         if self.matches:
             metrics |= self.train_critic(made.detach(), source, text, draw)
         return metrics
@@ -177,7 +182,13 @@ class DistillTraining:
         )
 
     def train_generator(
-        self, made: Tensor, source: Tensor, target: Tensor, text: Tensor, draw: Draw
+        self,
+        made: Tensor,
+        source: Tensor,
+        target: Tensor,
+        text: Tensor,
+        draw: Draw,
+        before_step: Callable[[], object] = lambda: None,
     ) -> dict[str, Tensor]:
         section = self.section
         weight = edit_weight(source, target, section.edit_weight, section.edit_full)
@@ -189,7 +200,7 @@ class DistillTraining:
             loss = section.dmd_weight * dmd + loss
             metrics["dmd_loss"] = dmd
         metrics["loss"] = loss
-        norm = update(self.generator, loss)
+        norm = update(self.generator, loss, before_step)
         if norm is not None:
             self.stale = True
             self.average.update()
