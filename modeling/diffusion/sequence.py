@@ -46,6 +46,17 @@ class Sequence:
         heads = config.num_heads // self.size
         return replace(config, dim=heads * config.head_dim, num_heads=heads)
 
+    def own_heads(self, x: Tensor) -> Tensor:
+        """Of [..., N, D] of all heads the [..., N / n, D] that this rank attends with."""
+        return x.unflatten(-2, (self.size, -1)).select(-3, self.rank)
+
+    def same(self, x: Tensor) -> Tensor:
+        """What the group's first rank has, on all of it: each computed it alone, and a bit that is
+        another may keep another token."""
+        x = x.contiguous()
+        distributed.broadcast(x, group=self.group, group_src=0)
+        return x
+
     def share(self, visible: Visibility, frames: int, latent_tokens: int) -> Shared:
         """`visible` as this rank takes part in it, in a forward over `frames` latents."""
         if latent_tokens % self.size:

@@ -224,11 +224,11 @@ def prepare_network(network: Transformer, setting: Setting) -> None:
 
 def fast_rollouts(network: Transformer, setting: Setting) -> RolloutForward | None:
     """What runs rollouts of `network`, whose weights are whole, without gradient, as streams run;
-    None where that is not at hand: on a CPU, in float32, where workers share a clip, and where the
-    attention that it takes is not among those that give the same bits in every run."""
+    None where that is not at hand: on a CPU, in float32, and where the attention that it takes is
+    not among those that give the same bits in every run."""
     compute = setting.config.compute
     whole = not setting.is_sharded or getattr(setting.section, "rollout_copy", False)
-    if not (setting.device.type == "cuda" and whole and setting.sequence is None):
+    if not (setting.device.type == "cuda" and whole):
         return None
     if setting.dtype != torch.bfloat16 or compute.deterministic:
         return None

@@ -64,7 +64,8 @@ def rollout(
     With `stream.mask_cache` the pruned steps recompute what a stream's would, clip by clip, since
     each has tokens of its own. `sequence` are the ranks that share the clips; `dtype` is the
     network's, for the keys and values that are remembered. `forwards` runs what has no gradient,
-    clip by clip, where a device has something faster than to call `passed`.
+    clip by clip, where a device has something faster than to call `passed`; ranks that share a clip
+    then each run all of it, which costs less than to exchange around every layer of a chunk.
     """
     if len(source) > 1 and (stream.mask_cache is not None or forwards is not None):
         alone = partial(
@@ -107,7 +108,7 @@ def rollout(
             dtype=dtype,
             **place,
         )
-        passing = _FastPassing(forwards, cache, words, history if trained else None)
+        passing = _FastPassing(forwards, cache, words, history if trained else None, sequence)
     pieces = source.split(stream.chunk_latents, dim=1)
     without = 0 if gradient_chunks is None else len(pieces) - gradient_chunks
     made = []
@@ -162,24 +163,34 @@ class _Passing:
 
 class _FastPassing:
     """The same as a stream runs them, over its own cache. `history` gets a copy of what a chunk
-    leaves there, since later ones overwrite it; None where no chunk learns."""
+    leaves there, since later ones overwrite it: of the heads that this rank of a `sequence` attends
+    with; None where no chunk learns."""
 
     def __init__(
-        self, forwards: ForwardOn, cache: KVCache, text: TextKV, history: History | None
+        self,
+        forwards: ForwardOn,
+        cache: KVCache,
+        text: TextKV,
+        history: History | None,
+        sequence: Sequence | None,
     ) -> None:
         self._forward = forwards(cache)
         self._cache, self._text, self._history = cache, text, history
+        self._sequence = sequence
 
     def __call__(self, noisy: Tensor, source: Tensor, times: Tensor, reuse: Reuse | None) -> Tensor:
-        return self._forward(noisy, source, times, self._text, reuse)
+        made = self._forward(noisy, source, times, self._text, reuse)
+        return made if self._sequence is None else self._sequence.same(made)
 
     def refresh(self, clean: Tensor, source: Tensor) -> None:
         start = self._cache.start
         own = slice(start, start + self._cache.slot_tokens)
         self._forward.refresh(clean, source, self._text)
         if self._history is not None:
-            k, v = self._cache.k[:, :, own].clone(), self._cache.v[:, :, own].clone()
-            self._history.commit(k, v)
+            kept = (self._cache.k[:, :, own], self._cache.v[:, :, own])
+            if self._sequence is not None:
+                kept = (self._sequence.own_heads(kept[0]), self._sequence.own_heads(kept[1]))
+            self._history.commit(kept[0].clone(), kept[1].clone())
 
 
 def _never_idle(reuse: Reuse | None) -> Reuse | None:

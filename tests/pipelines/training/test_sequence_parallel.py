@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from modeling.config import ModelConfig, StreamConfig
+from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model
 from modeling.presets import PRESETS
+from modeling.streaming.forward import PlainForward
+from modeling.streaming.kv_cache import KVCache
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
@@ -31,13 +34,14 @@ from tests.pipelines.training.zero.test_engines import on_ranks
 SHARING, GROUPS, FRAMES = 2, 2, 12
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 DEMO = PRESETS["demo"]
+STREAM = StreamConfig(height=32, width=64, window_latents=6, sink_latents=3)
 CONFIG: ModelConfig = replace(
     DEMO,
     transformer=replace(
         DEMO.transformer, dim=24, ffn_dim=40, num_heads=2, num_layers=2, text_dim=8, text_tokens=6
     ),
     text=replace(DEMO.text, dim=8, tokens=6),
-    stream=StreamConfig(height=32, width=64, window_latents=6, sink_latents=3),
+    stream=STREAM,
 )
 
 
@@ -56,6 +60,21 @@ class NotingEngine(PlainEngine):
         for p, mean in zip(parameters, self.gradients.split(sizes), strict=True):
             p.grad = mean.view_as(p).clone()
         super().step()
+
+
+class AloneForwards:
+    """As `RolloutForward`, of a network that shares its clips with nobody."""
+
+    def __init__(self, passed: Transformer, here: Setting) -> None:
+        self._passed = passed
+
+    def renew(self) -> None:
+        sequence, self._passed.sequence = self._passed.sequence, None
+        self._alone = copy.deepcopy(self._passed)
+        self._passed.sequence = sequence
+
+    def __call__(self, cache: KVCache) -> PlainForward:
+        return PlainForward(self._alone, cache)
 
 
 def network(seed: int = 0) -> Transformer:
@@ -111,6 +130,10 @@ def compare_all(rank: int, folder: Path) -> None:
         module.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
     for stage in ("foundation", "causal", "distill"):
         compare(rank, folder, stage, CONFIG)
+    # With what a GPU runs rollouts on, and a mask cache, whose tokens all must choose alike.
+    distill.fast_rollouts = AloneForwards  # type: ignore[assignment]
+    mask = MaskCacheConfig(policy="published", scope="block", pruned_steps=(1, 2))
+    compare(rank, folder, "distill", replace(CONFIG, stream=replace(STREAM, mask_cache=mask)))
     for module in (foundation, distill):
         module.make_engine = make_engine  # type: ignore[attr-defined]
     of_deepspeed(rank)
