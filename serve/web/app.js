@@ -13,7 +13,7 @@ import { Stage } from "./stage.js";
 import { bearer, takeToken, token } from "./token.js";
 import { editWhole } from "./whole.js";
 
-const START = { sample: "Edit this clip", camera: "Start", screen: "Start", file: "Edit it live" };
+const PLAY = { sample: "Edit this clip", camera: "Start", screen: "Start", file: "Edit it live" };
 const SPARE_S = 0.3; // of the first edit, for network and pictures
 
 const stage = new Stage();
@@ -62,7 +62,7 @@ function useModel(chosen) {
 async function choose(kind) {
   complaint.say(null);
   if (kind === "file") chooser.show(kind);
-  if (kind === "file" && !chooser.file) return run || complaint.say(new Error("Choose a video file first."));
+  if (kind === "file" && !chooser.file) return run || stage.say("choose a video file");
   let next;
   try {
     next = await chooser.open(kind);
@@ -88,7 +88,8 @@ async function choose(kind) {
 // What can be started, over the picture.
 function welcome(text = null) {
   const kind = source?.kind;
-  get("play").textContent = get("start").textContent = START[kind] ?? "Start";
+  get("play").textContent = PLAY[kind] ?? "Start";
+  get("start").textContent = kind === "file" ? PLAY.file : "Start";
   show("play", !!source);
   show("whole", kind === "file");
   show("apply", false);
@@ -168,6 +169,7 @@ async function start() {
   complaint.say(null);
   if (!model) return complaint.say({ code: get("model").textContent === "needs a token" ? "unauthorized" : "unreachable" });
   const wanted = chooser.kind;
+  if (wanted === "file" && !chooser.file) return complaint.say(new Error("Choose a video file first."));
   if (source?.kind !== wanted || source.ended) await choose(wanted);
   if (source?.kind !== wanted || source.ended) return;
   numbers.clear();

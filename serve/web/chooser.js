@@ -12,6 +12,7 @@ export class Chooser {
     for (const input of document.querySelectorAll("input[name=from]")) {
       input.addEventListener("change", () => chosen(input.value));
     }
+    radio("file").addEventListener("change", () => this.file || this.pick());
     get("file").addEventListener("change", () => chosen("file"));
     get("device").addEventListener("change", () => chosen("camera"));
     if (!canShareScreen()) radio("screen").parentElement.remove();
@@ -23,6 +24,11 @@ export class Chooser {
 
   get file() {
     return get("file").files[0];
+  }
+
+  // The browser's own dialog, which it shows only to a person who has just clicked.
+  pick() {
+    if (navigator.userActivation?.isActive) get("file").click();
   }
 
   get mirrored() {

@@ -22,6 +22,7 @@ export class Numbers {
     for (const name of ["fps", "delay", "compute", "recomputed"]) this.set(name, "-");
     for (const name of ["count", "dropped"]) this.set(name, "0");
     this.quality({ level: "full" });
+    document.getElementById("numbers").classList.add("idle");
   }
 
   quality(message) {
@@ -36,6 +37,7 @@ export class Numbers {
   frame(delayMs) {
     const now = performance.now();
     this.edited += 1;
+    document.getElementById("numbers").classList.remove("idle");
     this.shown.push(now);
     while (now - this.shown[0] > WINDOW_MS) this.shown.shift();
     const span = now - this.shown[0];

@@ -34,7 +34,7 @@ def test_one_click_edits_the_sample(browser: Chrome, server: Server) -> None:
     assert page.pixels("edited").shape[:2] == (128, 192)  # the clip's own size; the model's is less
     page.shot("sample")
     page.stop()
-    assert page["start"].text == "Edit this clip"
+    assert page["play"].text == "Edit this clip"
     assert not page["error"].is_displayed()
     assert page.complaints() == []
 
@@ -82,7 +82,7 @@ def test_a_camera_is_seen_before_it_is_sent(browser: Chrome, server: Server) -> 
     page = Page(browser, server.http)
     page.loaded()
     page.choose("from", "camera")
-    page.until(lambda: page["start"].text == "Start", "no preview")
+    page.until(lambda: page["play"].text == "Start", "no preview")
     page.loaded()
     playing = "return document.querySelector('#preview video').srcObject.active"
     assert browser.execute_script(playing)

@@ -279,7 +279,9 @@ def test_a_file_is_missing_or_no_video(browser: Chrome, server: Server, tmp_path
     page = Page(browser, server.http)
     page.loaded()
     page.choose("from", "file")
-    assert page.complaint() == "Choose a video file first."
+    assert page["note"].text == "choose a video file"
+    assert not page["play"].is_displayed()
+    assert not page["error"].is_displayed(), "nothing is wrong yet"
     page["start"].click()
     assert page.complaint() == "Choose a video file first."
     assert page["state"].text == "ready", "the sample was started in place of a file"
