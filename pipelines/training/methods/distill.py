@@ -126,6 +126,7 @@ class DistillTraining:
         text = batch["text"].to(device)  # [B, L, D]
         metrics: dict[str, Tensor] = {}
         learns = self.learns(draw.step)
+        self.renew()  # which gathers, too
         with ExitStack() as holding:
             if learns and self.copies:  # a rollout runs every layer once a chunk
                 holding.enter_context(held_whole(self.generator))
@@ -136,6 +137,16 @@ class DistillTraining:
         if self.matches:
             metrics |= self.train_critic(made.detach(), source, text, draw)
         return metrics
+
+    def renew(self) -> None:
+        """Let rollouts run on the generator's weights as they are now; a collective."""
+        if not self.stale:
+            return
+        if self.copies:
+            copy_weights(self.generator, self.passed)
+        if self.forwards is not None:
+            self.forwards.renew()
+        self.stale = False
 
     def learns(self, step: int) -> bool:
         """Whether the generator is updated in this step, and not the critic alone."""
@@ -159,12 +170,7 @@ class DistillTraining:
     ) -> Tensor:
         """The generator's clip [B, F, C, h, w], with gradient if it `learns`; `last_step` None is
         the one drawn for this step."""
-        if self.stale:
-            if self.copies:
-                copy_weights(self.generator, self.passed)
-            if self.forwards is not None:
-                self.forwards.renew()
-            self.stale = False
+        self.renew()
         return rollout(
             self.generator if learns else None,
             self.passed,

@@ -23,7 +23,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.stages import ComputeConfig
 from pipelines.training.job import Job
 from pipelines.training.methods import distill, foundation
-from pipelines.training.methods.base import Setting
+from pipelines.training.methods.base import Setting, fast_rollouts
 from pipelines.training.methods.table import build_stage
 from pipelines.training.zero.engines import make_engine
 from pipelines.training.zero.inside import import_deepspeed
@@ -152,6 +152,19 @@ def of_deepspeed(rank: int) -> None:
         _, metrics = train(here)
         message = f"ZeRO-{zero}, rank {adapters}"
         torch.testing.assert_close(metrics["grad_norm"], whole, **CLOSE, msg=message)
+    distill.fast_rollouts = fast_rollouts  # type: ignore[attr-defined]
+    found = [distilled(rank, zero) for zero in (2, 3)]
+    torch.testing.assert_close(*found, **CLOSE)
+
+
+def distilled(rank: int, zero: int) -> dict[str, Tensor]:
+    """What the second of two steps logs that each update both networks: under ZeRO-3 rollouts run
+    on copies of the weights, which the first update has changed, or on weights that are held."""
+    here = setting("distill", rank, SHARING * GROUPS, SHARING, zero_stage=zero)
+    stage, first = train(here)
+    second: dict[str, Tensor] = stage.step(batch(here.data_rank), here.draw(0, 0))
+    assert not torch.equal(second["loss"], first["loss"])
+    return second
 
 
 def test_shared_clips_give_the_losses_and_gradients_of_whole_ones(tmp_path: Path) -> None:
