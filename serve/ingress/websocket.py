@@ -8,9 +8,15 @@ time here and are seen by nobody else: two clients that sent nothing else stoppe
 from __future__ import annotations
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import http11
 from websockets.frames import Frame
 
 from serve.front.socket import RESIZE
+from serve.ingress.http import MAX_HEAD
+
+# A head that HTTP takes opens a WebSocket, too: by websockets' own limits, 8 KiB a line and 128
+# lines, a browser with many cookies got the page, and its streams never opened.
+http11.MAX_LINE_LENGTH = http11.MAX_NUM_HEADERS = MAX_HEAD
 
 PIECE = 16 * 1024  # bytes that are parsed before it is looked at whether to go on
 MAX_FRAGMENTS = 1024  # of one message; usual clients send whole ones or pieces of many kilobytes
