@@ -11,6 +11,7 @@ import asyncio
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve.ingress.unread import Unread
 from serve.limits import Limits
 
 MAX_HEAD = 64 * 1024  # bytes of a request line and all headers, or of a trailer
@@ -29,10 +30,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._unread = Unread(self.loop, transport, self._done)
         self._wait(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._unread.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -74,6 +77,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._in_head, self._progress = True, True
         self._stop_waiting()
         super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._unread.stop()  # the WebSocket looks itself
+        super().handle_websocket_upgrade()
+
+    def _done(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
 
     def _wait(self, seconds: float) -> None:
         self._deadline = self.loop.call_later(seconds, self.transport.abort)

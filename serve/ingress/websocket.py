@@ -7,12 +7,15 @@ time here and are seen by nobody else: two clients that sent nothing else stoppe
 
 from __future__ import annotations
 
+import asyncio
+
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets import http11
 from websockets.frames import Frame
 
 from serve.front.socket import RESIZE
 from serve.ingress.http import MAX_HEAD
+from serve.ingress.unread import Unread
 
 # A head that HTTP takes opens a WebSocket, too: by websockets' own limits, 8 KiB a line and 128
 # lines, a browser with many cookies got the page, and its streams never opened.
@@ -29,6 +32,14 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length:
 class BoundedSocket(WebSocketsSansIOProtocol):
     _control = 0
     _counted_from = float("-inf")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._unread = Unread(self.loop, transport, transport.is_closing)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unread.stop()
+        super().connection_lost(exc)
 
     async def run_asgi(self) -> None:
         self.scope["extensions"][RESIZE] = self._resize  # type: ignore[assignment]

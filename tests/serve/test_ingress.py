@@ -14,7 +14,8 @@ import uvicorn
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from serve.ingress import UVICORN, http, websocket
+from serve.ingress import UVICORN, http, unread, websocket
+from serve.ingress.unread import Unread
 from serve.limits import Limits
 from serve.run import free_port
 
@@ -28,23 +29,30 @@ UPGRADE = (
     GET + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
+LARGE = 2**25  # bytes
 PING = b"\x89\xfd" + bytes(4) + b"p" * 125
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers every request, /slow in half a second, and says every message back."""
+    """Answers every request, /slow in half a second, /large with what no socket holds, and says
+    every message back."""
+    large = scope["path"] == "/large"
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [
-            (b"content-length", b"2")]})  # fmt: skip
+            (b"content-length", b"%d" % (LARGE if large else 2))]})  # fmt: skip
         if scope["path"] == "/slow":
             await send({"type": "http.response.body", "body": b"o", "more_body": True})
             await asyncio.sleep(0.5)
             await send({"type": "http.response.body", "body": b"k"})
         else:
-            await send({"type": "http.response.body", "body": b"ok"})
+            body = bytes(LARGE) if large else b"ok"
+            await send({"type": "http.response.body", "body": body})
         return
     await receive()
     await send({"type": "websocket.accept"})
+    if large:
+        await send({"type": "websocket.send", "bytes": bytes(LARGE)})
+        return
     while (message := await receive())["type"] == "websocket.receive":
         await send({"type": "websocket.send", "text": str(len(message["text"]))})
 
@@ -278,3 +286,53 @@ async def test_a_message_comes_in_few_pieces() -> None:
                     assert client.close_code == websocket.VIOLATION
                 else:
                     assert pieces <= websocket.MAX_FRAGMENTS
+
+
+@pytest.mark.parametrize("request_", [GET, UPGRADE], ids=["page", "stream"])
+async def test_who_reads_nothing_of_the_rest_keeps_no_connection(
+    monkeypatch: pytest.MonkeyPatch, request_: bytes
+) -> None:
+    monkeypatch.setattr(unread, "UNREAD_S", 0.05)
+    async with ingress() as server, Raw(server) as raw:
+        raw.writer.write(request_.replace(b"/x", b"/large") + b"\r\n")
+        await raw.reader.readline()
+        raw.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(20):
+            while server.server_state.connections:
+                await asyncio.sleep(0.01)
+
+
+class Buffer:
+    """A transport's, as full as a test says."""
+
+    size, aborted = 0, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.size
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize(
+    ("looks", "aborted"),
+    [
+        ([(9, True), (9, True)], True),
+        ([(9, True), (8, True), (8, True)], True),
+        ([(9, True), (8, True), (7, True), (6, True)], False),  # slowly, but it reads
+        ([(0, True), (0, True), (0, True)], False),  # a connection that is kept
+        ([(9, False), (9, False), (9, True)], False),  # an answer that runs
+        ([(9, True), (9, False), (9, True)], False),  # and the next one
+        ([(9, True), (9, False), (9, True), (9, True)], True),
+    ],
+)
+async def test_only_who_reads_nothing_when_all_is_said_is_let_go(
+    looks: list[tuple[int, bool]], aborted: bool
+) -> None:
+    buffer, done = Buffer(), [False]
+    looking = Unread(asyncio.get_running_loop(), buffer, lambda: done[0])  # type: ignore[arg-type]
+    for buffer.size, done[0] in looks:
+        assert not buffer.aborted
+        looking._look()
+        looking.stop()
+    assert buffer.aborted == aborted
