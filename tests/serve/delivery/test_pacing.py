@@ -104,3 +104,18 @@ def test_a_message_does_not_wait_for_the_pace_of_frames() -> None:
         assert run.left[-1][1] == "dropped"  # half an interval has not gone by
         clock.advance(0.1)
         assert run.left[-1][1] == "chunk"
+
+
+def test_a_delay_that_stays_is_no_lateness() -> None:
+    """A chunk that came later after its source than the last three is played faster, and no more
+    when all of them are as late."""
+    with Clock() as clock:
+        run = Run(clock, "live", fps=10.0)
+        spans = []
+        for n, delay in enumerate((0.1, 1.0, 1.0, 1.0, 1.0, 0.9)):
+            run.outbox.put(entries(10 * n, 10), clock.now - delay)
+            before = len(run.left)
+            clock.advance(2.0)
+            times = [at for at, data in run.left[before:] if isinstance(data, bytes)]
+            spans.append(times[-1] - times[0])
+        assert spans == pytest.approx([0.9, 0.45, 0.45, 0.45, 0.9, 0.9], abs=0.05)

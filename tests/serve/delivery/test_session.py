@@ -171,6 +171,37 @@ async def test_started_work_is_given_out_again_when_the_editor_is_lost() -> None
     assert len((await session.take()).frames) == 12
 
 
+async def test_two_losses_give_no_work_out_twice() -> None:
+    """Whatever the editor between them has asked for: nothing, a part, or all of it."""
+    session = make()
+    feed(session, 21)
+    works = [await session.take(), await session.take()]
+    for asked in (0, 1, 2):
+        session.lost()
+        session.opened(READY)
+        assert [await session.take() for _ in range(asked)] == works[:asked]
+    answer(session, works[0])
+    session.lost()
+    session.opened(replace(READY, chunks=1))
+    assert await session.take() is works[1]
+    answer(session, works[1])
+    feed(session, 12)
+    assert (await session.take()).number == 2
+
+
+async def test_only_what_was_delivered_is_settled() -> None:
+    """Not what an editor has: from there on another front would begin."""
+    session = make()
+    feed(session, 24)
+    assert session.settled == 0
+    works = [await session.take(), await session.take()]
+    assert session.settled == 0
+    assert [session.deliver(edited(work)).settled for work in works] == [9, 21]
+    assert session.settled == 21  # three more wait
+    session.finish()
+    assert session.deliver(edited(await session.take())).settled == session.settled == 24
+
+
 async def test_losing_the_editor_while_finishing() -> None:
     session = make()
     feed(session, 12)

@@ -49,10 +49,11 @@ class Office:
     def post(self, token: str = "one", **fields: str) -> asyncio.Task[httpx.Response]:
         async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self.front.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
+            client = httpx.AsyncClient(transport=transport, base_url="http://front")
+            async with client, asyncio.timeout(60):  # which httpx does not keep here
                 return await client.post(
                     f"/v1/edits?token={token}", files={"video": ("v.mp4", VIDEO)},
-                    data={"prompt": "prompt 1", **fields}, timeout=60,
+                    data={"prompt": "prompt 1", **fields},
                 )  # fmt: skip
 
         return asyncio.create_task(send())

@@ -250,7 +250,7 @@ async def test_a_version_that_is_served_no_more_gives_way_to_the_one_that_is() -
     assert [opening.version for opening in handle.openings] == ["m 2"]
 
 
-async def test_an_editor_hears_when_its_front_has_let_go() -> None:
+async def test_an_editor_hears_when_its_front_has_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the link, also where its call is not cancelled: a front that died cancels nothing."""
     ended = asyncio.Event()
 
@@ -270,7 +270,11 @@ async def test_an_editor_hears_when_its_front_has_let_go() -> None:
     backend = RayBackend(Handle(listens), listener(), Hub())  # type: ignore[arg-type]
     stream = backend.edit(OPENING, asyncio.Event().wait)  # type: ignore[arg-type]
     assert await anext(stream) == READY
+    closed: list[Link] = []
+    close = Link.close
+    monkeypatch.setattr(Link, "close", lambda self: (closed.append(self), close(self)))
     await stream.aclose()
+    assert len(closed) == 1
     async with asyncio.timeout(60):
         await ended.wait()
     backend.listener.close()

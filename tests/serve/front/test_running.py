@@ -106,6 +106,22 @@ def test_a_frame_that_was_told_of_as_dropped_is_not_edited_after_a_reconnect() -
         assert indices(back) == [*range(FIRST), *range(FIRST + CHUNK, FIRST + 18 + CHUNK)]
 
 
+def test_what_is_kept_when_drops_are_told_is_where_the_session_stands() -> None:
+    """Between two chunks, too: not where it began."""
+    with World() as world:
+        wire = world.connect(OPEN | {"mode": "live"}, *frames(0, FIRST))
+        world.advance(2.0)
+        world.editors.chunk_s = 10.0
+        say(world, wire, frames(FIRST, CHUNK))
+        say(world, wire, frames(FIRST + CHUNK, 18 + CHUNK))
+        assert wire.messages[-1]["type"] == "dropped"
+        wire.disconnect()
+        world.settle()
+        back = resumed(world, wire, FIRST, mode="live")
+        assert back.messages[0]["next_frame"] == FIRST
+        assert world.editors.openings[-1].state is not None
+
+
 class Backwards(Inline):
     """Encodes at once, and tells of it in the other order than it was asked."""
 
