@@ -164,8 +164,7 @@ class Engine:
             self._weigh()
             yield stream
         finally:
-            if self._streams.get(opening.session) is stream:
-                del self._streams[opening.session]
+            del self._streams[opening.session]
             stream.close()
             if not stream.running:
                 self.capacity.release(name)
@@ -211,13 +210,10 @@ class Engine:
 
     async def _end_older(self, opening: Opening) -> None:
         """A session has one stream: the newer holder's. Raises SupersededError for an older one."""
-        older = self._streams.get(opening.session)
-        if older is None:
-            return
-        if older.opening.epoch > opening.epoch:
-            raise SupersededError
-        older.end(SupersededError())
-        while self._streams.get(opening.session) is older:
+        while (older := self._streams.get(opening.session)) is not None:
+            if older.opening.epoch > opening.epoch:
+                raise SupersededError
+            older.end(SupersededError())
             await asyncio.sleep(0.001)
 
     async def _release(self, stream: EditorStream) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
@@ -185,6 +186,34 @@ async def test_a_newer_stream_of_a_session_ends_the_older_one(engine: Engine) ->
     assert len(engine.capacity.loads) == 1
     await again.aclose()
     assert not engine.capacity.loads
+
+
+@pytest.mark.parametrize("epochs", [(1, 2), (2, 1), (1, 1)])
+async def test_of_two_that_come_back_at_once_one_has_the_stream(
+    engine: Engine, epochs: tuple[int, int]
+) -> None:
+    """The newest holder, or of two tries of the same the later; both found the same older one."""
+    ghost, loads = await opened(engine, OPENING), engine.capacity.loads
+    asked = [asyncio.ensure_future(anext(ghost))]
+    await asyncio.sleep(0)
+    streams = [engine.edit(replace(OPENING, epoch=e), Source(0).take) for e in epochs]
+
+    async def whole(events: AsyncGenerator[EditorEvent]) -> None:
+        assert isinstance(await anext(events), Ready)
+        await anext(events)
+
+    asked += [asyncio.create_task(whole(events)) for events in streams]
+    async with asyncio.timeout(20):
+        while sum(task.done() for task in asked) < 2 or not len(engine._streams) == len(loads) == 1:
+            await asyncio.sleep(0.005)
+    (left,) = (task for task in asked if not task.done())
+    over = [task.exception() for task in asked if task.done()]
+    assert [type(error) for error in over] == [SupersededError] * 2
+    assert left is asked[1 + max(range(2), key=lambda n: (epochs[n], n))]
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    await engine.scheduler.run(int, due=math.inf)  # after all that they had asked for
+    assert (loads, engine._streams) == ({}, {})
 
 
 # --- whose turn it is
