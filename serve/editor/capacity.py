@@ -65,7 +65,7 @@ class Capacity:
         degrade: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.means = means if measured else None
+        self.means = means
         self.degrade = measured and (degrade or means is not None)
         self._clock, self._calm = clock, Calm()
         self.chunk_frames, self.max_sessions, self.measured = chunk_frames, max_sessions, measured

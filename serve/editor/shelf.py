@@ -81,7 +81,7 @@ class Shelf:
     def leave(self) -> None:
         """From now on every session is given back at its next chunk."""
         self._left = True
-        for engine in [*self.engines.values(), *self._leaving.values()]:
+        for engine in self.engines.values():
             engine.leave()
 
     # --- what comes and goes

@@ -9,6 +9,7 @@ many bytes as a secret has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
@@ -153,10 +154,8 @@ class Asker:
     async def ask(self, question: Any) -> Any:
         """The answer. Raises OSError when nobody is found who gives one."""
         async with self._turn:
-            try:
+            with contextlib.suppress(OSError):  # one that was started again listens elsewhere
                 return await self._ask(question)
-            except OSError:
-                self._drop()  # a process that was started again listens elsewhere
             return await self._ask(question)
 
     async def _ask(self, question: Any) -> Any:

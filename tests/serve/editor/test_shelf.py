@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from infra.runtime.errors import UserError
+from modeling.model_dir import Model, load_model
 from serve.admission.admission import Sizes, Warm
 from serve.editor.accelerator import Accelerator
 from serve.editor.shelf import Shelf
@@ -149,3 +153,99 @@ async def test_an_editor_that_leaves_takes_nothing_in(
     shelf.leave()
     shelf.order(sources[1], ())
     assert shelf.loading == ""
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The directories that are read, in order."""
+    monkeypatch.setattr("serve.editor.shelf.TICK_S", 0.002)
+    read = list[str]()
+
+    def load(directory: str, **options: Any) -> Model:
+        read.append(directory)
+        return load_model(directory, **options)
+
+    monkeypatch.setattr("serve.editor.shelf.load_model", load)
+    return read
+
+
+async def test_one_version_is_taken_in_after_another(
+    shelf: Shelf, sources: list[ModelSource], loads: list[str]
+) -> None:
+    """The hub says it again every second for as long as it takes."""
+    for source in (sources[1], ModelSource("demo"), sources[1], sources[0]):
+        shelf.order(source, ())
+        assert shelf.loading == sources[1].key
+    await until_loaded(shelf)
+    assert loads == [sources[1].directory]
+    assert shelf.engines.keys() == {source.key for source in sources}
+    shelf.order(sources[1], ())  # it is here
+    assert shelf.loading == ""
+
+
+async def test_what_comes_waits_for_the_memory_of_what_goes(
+    shelf: Shelf, sources: list[ModelSource], loads: list[str]
+) -> None:
+    one = replace(OPENING, version=sources[0].key)
+    async with aclosing(shelf.edit(one, asyncio.Event().wait)) as events:  # type: ignore[arg-type]
+        await anext(events)
+        shelf.order(sources[1], [one.version])
+        await asyncio.sleep(0.05)
+        assert (shelf.loading, loads) == (sources[1].key, [])
+        assert isinstance(await anext(events), Moved)
+    await until_loaded(shelf)
+    assert loads == [sources[1].directory]
+    assert shelf.engines.keys() == {sources[1].key}
+
+
+async def test_what_goes_waits_for_its_own_sessions_only(
+    shelf: Shelf, sources: list[ModelSource], loads: list[str]
+) -> None:
+    shelf.put(sources[1])
+    two = replace(OPENING, version=sources[1].key)
+    async with aclosing(shelf.edit(two, asyncio.Event().wait)) as events:  # type: ignore[arg-type]
+        await anext(events)
+        shelf.order(None, [sources[0].key])
+        async with asyncio.timeout(20):
+            while {sizes.model for sizes in shelf.on.capacity.costs} != {two.version}:
+                await asyncio.sleep(0.005)
+        assert len(shelf.on.capacity.loads) == 1
+
+
+async def test_what_a_version_fails_of_decides_what_is_broken(
+    shelf: Shelf, sources: list[ModelSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are not what was registered are the version's; a device's error is the editor's,
+    which Serve then replaces."""
+    changed = replace(sources[1], name="m version 2", fingerprint="0" * 64)
+    shelf.order(changed, ())
+    await until_loaded(shelf)
+    assert "m version 2 is not what was registered" in shelf.failed["m version 2"]
+    shelf.on.check()
+
+    def engine(*_: Any) -> Any:
+        raise torch.AcceleratorError("an illegal address")
+
+    monkeypatch.setattr(shelf, "_engine", engine)
+    shelf.order(sources[1], ())
+    await until_loaded(shelf)
+    assert shelf.failed.keys() == {"m version 2", sources[1].key}
+    with pytest.raises(RuntimeError, match="the accelerator is broken: an illegal address"):
+        shelf.on.check()
+
+
+async def test_how_a_model_is_edited_with_comes_from_its_config_and_the_settings(
+    sources: list[ModelSource], tmp_path: Path
+) -> None:
+    on = Accelerator()
+    with pytest.raises(UserError, match="fp8 needs a GPU"):
+        Shelf(on, fp8=True).put(sources[0])
+    whole = write_known_model(tmp_path / "whole", height=32, width=48)
+    config = json.loads((whole / "config.json").read_text())
+    config["stream"]["mask_cache"] = None
+    (whole / "config.json").write_text(json.dumps(config))
+    made = Shelf(on)
+    for source in (sources[0], ModelSource(str(whole))):
+        made.put(source)
+    assert [e.editor.mask_cache is None for e in made.engines.values()] == [False, True]
+    on.scheduler.stop()

@@ -300,3 +300,20 @@ async def test_commits_of_many_sessions_do_not_mix() -> None:
         )
     assert answers == [True] * 10 + [False] * 10
     assert [(await store.claim(str(n), n)).progress.edited for n in range(10)] == list(range(10))
+
+
+async def test_an_end_of_which_the_other_is_gone_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the hub would hold a descriptor for every front that ever was."""
+    closed: list[Link] = []
+    close = Link.close
+    monkeypatch.setattr(Link, "close", lambda self: (closed.append(self), close(self)))
+    async with hub(SessionStore()) as address:
+        client = asker(address)
+        assert await client.ask(Commit("token", 0, HEADER, PROGRESS, []))
+        mine = client._link
+        assert mine is not None
+        mine.close()
+        async with asyncio.timeout(20):
+            while len(closed) < 2:
+                await asyncio.sleep(0.005)
+        assert [end is mine for end in closed] == [True, False]

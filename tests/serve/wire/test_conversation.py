@@ -1,0 +1,145 @@
+"""Both sides of a stream's link: what is said when, and when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.wire import conversation
+from serve.wire.conversation import KINDS, Conversation, answer
+from serve.wire.link import Link, Listener
+from serve.wire.protocol import Error, WireError
+from serve.wire.work import (
+    Asks,
+    Edited,
+    EditorEvent,
+    EditorLostError,
+    Moved,
+    Opening,
+    Ready,
+    Superseded,
+    SupersededError,
+    Take,
+    Work,
+)
+
+pytestmark = pytest.mark.anyio
+
+OPENING = Opening("s", "p", 6, 4, 16.0, "live")
+READY = Ready("m", 12, 9, 0)
+
+
+def work(number: int, *, last: bool = False) -> Work:
+    return Work(number, "p", np.full((2, 4, 6, 3), number, np.uint8), last)
+
+
+def edited(number: int) -> Edited:
+    return Edited(number, number, work(number).frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"s")
+
+
+@asynccontextmanager
+async def talking(*works: Work) -> AsyncIterator[tuple[Conversation, Link, asyncio.Future[None]]]:
+    """A front's side, the editor's link, and the call that is its pin."""
+    given, listener = iter(works), Listener("127.0.0.1", KINDS)
+
+    async def take() -> Work:
+        return next(given)
+
+    pin: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(20), Conversation(listener, take) as front:
+        front.pin(pin)
+        link = await Link.connect(front.address, KINDS)
+        yield front, link, pin
+    assert listener._expected == {}  # nobody is let in to a stream that is over
+    link.close()
+    listener.close()
+
+
+async def test_an_editor_is_given_work_when_it_asks_and_is_over_with_the_last() -> None:
+    async with talking(work(0), work(1, last=True)) as (front, link, _):
+        await link.write(READY)
+        assert await front.next() == READY
+        for number in range(2):
+            await link.write(Asks())
+            coming = asyncio.create_task(front.next())
+            assert (await link.read()).number == number
+            await link.write(edited(number))
+            assert (await coming).number == number
+        assert await front.next() is None  # while link and call are still there
+
+
+async def test_an_editor_that_gave_its_stream_back_is_not_heard_further() -> None:
+    async with talking() as (front, link, _):
+        await link.write(Moved(b"state", 4))
+        assert await front.next() == Moved(b"state", 4)
+        assert await front.next() is None
+
+
+async def test_one_editor_has_a_stream() -> None:
+    """A second that comes with its address is sent away at once, and changes nothing."""
+    async with talking() as (front, link, _):
+        await link.write(READY)
+        assert await front.next() == READY
+        second = await Link.connect(front.address, KINDS)
+        with pytest.raises(ConnectionError, match="closed the connection"):
+            await second.read()
+        await link.write(Moved(b"", 0))
+        assert await front.next() == Moved(b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        (Superseded(), SupersededError),
+        (Error("at_capacity", "no room", 5.0), WireError),
+        (None, EditorLostError),  # the link is closed
+    ],
+)
+async def test_what_ends_a_stream_is_raised(
+    said: Any, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "LAST_WORDS_S", 0.01)
+    async with talking() as (front, link, _):
+        await (link.write(said) if said else asyncio.sleep(0))
+        link.close()
+        with pytest.raises(raised):
+            await front.next()
+
+
+class Ending:
+    """`work.Backend` that says what it says and then raises `error`."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
+        yield READY
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (SupersededError(), Superseded()),
+        (WireError("too_slow", "no", 2.0), Error("too_slow", "no", 2.0)),
+        (None, None),
+    ],
+)
+async def test_an_editor_says_what_it_ends_of(error: Exception | None, told: Any) -> None:
+    """And its call ends as any other: what is raised through Ray is a defect."""
+    here, listener = asyncio.Queue[Link](), Listener("127.0.0.1", KINDS)
+    async with asyncio.timeout(20):
+        there = await Link.connect(await listener.expect(here.put), KINDS)
+        front = await here.get()
+        await answer(Ending(error), OPENING, there)
+        assert await front.read() == READY
+        if told:
+            assert await front.read() == told
+    for end in (there, front, listener):
+        end.close()
