@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from infra.runtime.errors import UserError
+from modeling.editor import StreamingEditor
 from modeling.model_dir import Model, load_model
 from serve.admission.admission import Sizes, Warm
 from serve.editor.accelerator import Accelerator
+from serve.editor.capacity import Capacity, native
 from serve.editor.shelf import Shelf
 from serve.versions.source import ModelSource
 from serve.wire.protocol import WireError
@@ -157,20 +159,26 @@ async def test_an_editor_that_leaves_takes_nothing_in(
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The directories that are read, in order."""
+    """The directories that are read, in order; nothing that is read is warmed up."""
     monkeypatch.setattr("serve.editor.shelf.TICK_S", 0.002)
     read = list[str]()
+
+    def warm_up(self: Capacity, editor: StreamingEditor, model: str, *_: Any) -> Iterator[None]:
+        self.costs = {**self.costs, native(editor, model): 0.1}
+        self.models = {**self.models, model: WARM}
+        yield
 
     def load(directory: str, **options: Any) -> Model:
         read.append(directory)
         return load_model(directory, **options)
 
     monkeypatch.setattr("serve.editor.shelf.load_model", load)
+    monkeypatch.setattr(Capacity, "warm_up", warm_up)
     return read
 
 
 async def test_one_version_is_taken_in_after_another(
-    shelf: Shelf, sources: list[ModelSource], loads: list[str]
+    loads: list[str], shelf: Shelf, sources: list[ModelSource]
 ) -> None:
     """The hub says it again every second for as long as it takes."""
     for source in (sources[1], ModelSource("demo"), sources[1], sources[0]):
@@ -184,7 +192,7 @@ async def test_one_version_is_taken_in_after_another(
 
 
 async def test_what_comes_waits_for_the_memory_of_what_goes(
-    shelf: Shelf, sources: list[ModelSource], loads: list[str]
+    loads: list[str], shelf: Shelf, sources: list[ModelSource]
 ) -> None:
     one = replace(OPENING, version=sources[0].key)
     async with aclosing(shelf.edit(one, asyncio.Event().wait)) as events:  # type: ignore[arg-type]
@@ -199,7 +207,7 @@ async def test_what_comes_waits_for_the_memory_of_what_goes(
 
 
 async def test_what_goes_waits_for_its_own_sessions_only(
-    shelf: Shelf, sources: list[ModelSource], loads: list[str]
+    loads: list[str], shelf: Shelf, sources: list[ModelSource]
 ) -> None:
     shelf.put(sources[1])
     two = replace(OPENING, version=sources[1].key)
@@ -213,7 +221,7 @@ async def test_what_goes_waits_for_its_own_sessions_only(
 
 
 async def test_what_a_version_fails_of_decides_what_is_broken(
-    shelf: Shelf, sources: list[ModelSource], monkeypatch: pytest.MonkeyPatch
+    loads: list[str], shelf: Shelf, sources: list[ModelSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files that are not what was registered are the version's; a device's error is the editor's,
     which Serve then replaces."""
@@ -244,8 +252,9 @@ async def test_how_a_model_is_edited_with_comes_from_its_config_and_the_settings
     config = json.loads((whole / "config.json").read_text())
     config["stream"]["mask_cache"] = None
     (whole / "config.json").write_text(json.dumps(config))
-    made = Shelf(on)
+    made, kept = Shelf(on), []
     for source in (sources[0], ModelSource(str(whole))):
-        made.put(source)
-    assert [e.editor.mask_cache is None for e in made.engines.values()] == [False, True]
+        engine = made._engine(source, load_model(source.directory, device="cpu"))
+        kept.append(engine.editor.mask_cache is not None)
+    assert kept == [True, False]
     on.scheduler.stop()
