@@ -189,7 +189,7 @@ class Connection:
             self.services.account(self.visitor, session.opening), message.format, record,
             message.resume or "",
         )  # fmt: skip
-        if record is not None and record.progress.finished is not None:
+        if record is not None and record.progress.finished:
             await self._unless_ended(self._send_rest(record, message.resume or ""))
             return
         await running.account.enter()
@@ -210,8 +210,6 @@ class Connection:
 
     async def _send_rest(self, record: Record, token: str) -> None:
         """The session was over, only the client had not heard all of it."""
-        assert self.running is not None
-        self.running.reason = str(record.progress.finished)
         opened = opened_message(record.header, token, record.progress.next_frame)
         await self.socket.send(opened)
         for entry in record.tail:

@@ -253,7 +253,7 @@ class RunningSession:
                     prompt=session.prompt,
                     applied_prompt=session.applied_prompt,
                     state=delivery.edited.state,
-                    finished=self.reason if delivery.last else None,
+                    finished=delivery.last,
                     quality=session.quality,
                 )
                 await self._commit(header, progress, entries)

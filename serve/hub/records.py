@@ -46,7 +46,7 @@ class Progress:
     prompt: str  # the newest
     applied_prompt: str  # of the last delivered chunk
     state: SplitState | None
-    finished: str | None = None  # the reason of `closed`, once it is over
+    finished: bool = False  # `closed` is among what went to the client
     dropped: tuple[tuple[int, int], ...] = ()  # from `next_frame` on, told of: first and count
     quality: str = FULL  # as `Session` says it, of the last delivered chunk
 

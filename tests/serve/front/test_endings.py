@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from serve.limits import Limits
+from serve.wire.protocol import SPENT, STOPPED
 from tests.serve.front.world import OPEN, Wire, World, frames
 
 LIMITS = Limits()
@@ -153,16 +154,18 @@ def test_who_still_waits_when_the_server_stops_is_told_so_at_once() -> None:
         assert world.sample("sessions_refused_total", code="draining") == 1
 
 
-def test_what_a_client_says_after_the_stop_is_not_held_against_it() -> None:
+@pytest.mark.parametrize("why", [STOPPED, SPENT])
+def test_what_a_client_says_after_the_stop_is_not_held_against_it(why: str) -> None:
     """It may not have heard of it: neither a frame nor its own close is a mistake."""
     with World() as world:
         world.editors.chunk_s = 1.0
         wire = world.connect(OPEN, *frames(0, 12))
-        wire.front.stop()
+        for connection in wire.front.connections:
+            connection.stop(why)
         for data in (*frames(12, 3), {"type": "close"}, {"type": "prompt", "prompt": "prompt 1"}):
             wire.say(data)
         world.advance(5.0)
-        assert wire.messages[-1] == {"type": "closed", "frames": 12, "reason": "stopped"}
+        assert wire.messages[-1] == {"type": "closed", "frames": 12, "reason": why}
         assert (len(wire.frames), wire.code) == (12, 1000)
 
 

@@ -59,8 +59,14 @@ def test_no_warm_editor_is_503_with_the_time_to_come_back(
     async def models() -> list[dict[str, Any]]:
         raise WireError("at_capacity", "no editor is warmed up yet", retry)
 
+    async def down() -> list[dict[str, Any]]:
+        raise WireError("internal", "the server's records do not answer")
+
     with World() as world:
         front = a_front(world)
+        front._models = down
+        for path in ("/readyz", "/v1/models"):  # whatever it is: not now
+            assert get(world, front, path).status_code == 503
         front._models = models
         for path in ("/readyz", "/v1/models"):
             answer = get(world, front, path)

@@ -52,7 +52,7 @@ def test_the_record_holds_what_the_next_front_needs() -> None:
         progress = record.progress
         assert progress.next_frame == progress.edited == FIRST + CHUNK
         assert (progress.prompt, progress.applied_prompt) == ("prompt 1", "prompt 1")
-        assert progress.finished is None
+        assert not progress.finished
         assert world.editors.openings[0].state is None
         assert [entry.position for entry in record.tail if isinstance(entry.data, bytes)] == list(
             range(21)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from serve.front import socket as front_socket
 from serve.front.socket import (
     EXTENSION,
+    GRANT,
     MAX_UNWRITTEN,
     READ_AHEAD,
+    WRITTEN,
     Disconnected,
     Socket,
 )
@@ -232,3 +235,74 @@ async def test_who_waits_is_read_ahead_as_far_and_heard_to_leave() -> None:
     incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
     with pytest.raises(Disconnected):
         await asyncio.wait_for(Socket({}, incoming.get, send).gone(), 1)
+
+
+class Bare:
+    """A socket whose ingress says what it is told to, and nothing else."""
+
+    def __init__(self) -> None:
+        self.said, self.sent = asyncio.Queue[Any](), list[Any]()
+        self.stuck = False
+        self.socket = Socket({"extensions": {EXTENSION: {}}}, self.said.get, self._send)
+        self.said.put_nowait({"type": "websocket.connect"})
+
+    async def _send(self, message: Any) -> None:
+        if self.stuck:
+            await asyncio.Event().wait()
+        self.sent.append(message)
+
+    async def sending(self, size: int) -> asyncio.Task[None]:
+        """One more, after what was said has been heard."""
+        task = asyncio.create_task(self.socket.send(bytes(size)))
+        await settle()
+        return task
+
+
+async def test_the_application_goes_on_when_enough_was_written_and_not_before() -> None:
+    bare = Bare()
+    await bare.socket.accept(None)
+    assert (await bare.sending(3 * MAX_UNWRITTEN)).done()  # one of any size
+    second = await bare.sending(1)
+    for written, done in ((MAX_UNWRITTEN, False), (MAX_UNWRITTEN - 1, False), (1, True)):
+        bare.said.put_nowait({"type": WRITTEN, "bytes": written})
+        await settle()
+        assert second.done() is done, written
+    await bare.socket.close(1000)
+
+
+async def test_a_sender_does_not_wait_for_who_is_gone() -> None:
+    bare = Bare()
+    await bare.socket.accept(None)
+    await bare.sending(2 * MAX_UNWRITTEN)
+    second = await bare.sending(1)
+    assert not second.done()
+    bare.said.put_nowait({"type": "websocket.disconnect", "code": 1006})
+    await settle()
+    assert isinstance(second.exception(), Disconnected)
+    await bare.socket.close(1000)
+
+
+async def test_who_does_not_take_the_goodbye_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing of the connection runs on."""
+    monkeypatch.setattr(front_socket, "GOODBYE_S", 0.01)
+    for stuck in (False, True):
+        bare = Bare()
+        await bare.socket.accept(None)
+        bare.stuck = stuck
+        async with asyncio.timeout(20):
+            await bare.socket.close(1000)
+        assert [m["type"] for m in bare.sent[1:]] == ([] if stuck else ["websocket.close"])
+        await settle()
+        assert bare.socket._pump is not None
+        assert bare.socket._pump.done()
+        with pytest.raises(Disconnected):
+            await bare.socket.send("more")
+
+
+async def test_what_may_be_read_is_granted_as_large_as_it_is_expected() -> None:
+    bare = Bare()
+    await bare.socket.accept(None)
+    await bare.socket.expect(1000)
+    grants = [m for m in bare.sent if m["type"] == GRANT]
+    assert grants[-1] == {"type": GRANT, "messages": READ_AHEAD - 1, "size": 1000}
+    await bare.socket.close(1000)

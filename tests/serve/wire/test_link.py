@@ -208,7 +208,7 @@ def asker(*places: Address) -> Asker:
     "progress",
     [
         PROGRESS,
-        replace(PROGRESS, state=None, finished="close"),
+        replace(PROGRESS, state=None, finished=True),
         replace(PROGRESS, state=SplitState(b"")),
     ],
 )
