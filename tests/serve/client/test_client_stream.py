@@ -294,6 +294,31 @@ async def test_a_connection_that_lasted_long_is_looked_for_from_its_loss(
         assert [peer.open.get("received") for peer in peers] == [None, 2, 2]
 
 
+async def test_a_prompt_that_was_not_sent_is_sent_once() -> None:
+    back = asyncio.Event()
+
+    async def first(peer: Peer) -> None:
+        await peer.greet()
+        await peer.socket.close(1011)
+
+    async def second(peer: Peer) -> None:
+        await back.wait()
+        await peer.greet()
+        assert [await peer.hear() for _ in range(2)] == [
+            {"type": "prompt", "prompt": "blue"}, {"type": "close"}
+        ]  # fmt: skip
+        await peer.say(type="closed", frames=0, reason="close")
+
+    async with server(first, second) as (url, peers), opening(url) as stream:
+        while len(peers) < 2:
+            await asyncio.sleep(0.005)
+        for prompt in ("green", "blue"):
+            stream.set_prompt(prompt)
+        stream.finish()
+        back.set()
+        assert await collect(stream) == []
+
+
 async def test_who_waits_hears_its_place_also_when_it_comes_back() -> None:
     async def waits(peer: Peer) -> None:
         for place in (2, 1):

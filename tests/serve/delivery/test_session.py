@@ -118,7 +118,8 @@ async def test_lossless_reads_no_further_when_behind() -> None:
     await asyncio.sleep(0)
     assert not room.done()
     await session.take()
-    await room
+    await asyncio.sleep(0)
+    assert room.done()
 
 
 async def test_a_slow_client_gets_no_more_work_done() -> None:

@@ -268,7 +268,7 @@ async def test_a_chunk_that_never_ends_makes_the_engine_unhealthy(
     monkeypatch.undo()
     # Its session is over, so that it does not do the same to the next editor.
     with pytest.raises(WireError, match="running for more than") as raised:
-        await session
+        await asyncio.wait_for(session, 20)
     assert raised.value.code == "internal"
     assert len(engine.capacity.loads) == 1  # what still takes the accelerator is counted
     gate.set()

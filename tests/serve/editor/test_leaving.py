@@ -58,7 +58,7 @@ async def test_why_it_leaves_decides_what_the_state_holds(
     is no frame of a chunk that is not complete."""
     *_, moved = await given_back(engine, reasons, *WORKS[:2])
     assert (moved.why, moved.ahead) == (why, ahead)
-    state = StreamState.from_bytes(moved.state)
+    state = StreamState.from_bytes(moved.state.rest)
     assert (len(state.pending), state.kv is None) == (ahead, why == ROLLING)
 
 

@@ -104,7 +104,7 @@ async def test_a_stuck_chunk_ends_its_session_and_no_other(
     with pytest.raises(RuntimeError, match=r"running for more than 0\.2 s"):
         engine.check()
     with pytest.raises(WireError) as raised:
-        await editing
+        await asyncio.wait_for(editing, 20)
     assert raised.value.code == "internal"
     await asyncio.sleep(0)
     assert not waiting.done()

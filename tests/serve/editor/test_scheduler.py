@@ -112,6 +112,6 @@ async def test_stopping_cancels_what_waits(scheduler: Scheduler) -> None:
     gate.set()
     await blocker
     with pytest.raises(asyncio.CancelledError):
-        await waiting
+        await asyncio.wait_for(waiting, 20)
     with pytest.raises(RuntimeError, match="stopped"):
         await scheduler.run(int, due=0.0)

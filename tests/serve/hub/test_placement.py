@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from serve.admission.admission import Editor, Seat
 from serve.admission.decisions import Need, Scale
+from serve.admission.fleet import KNOWN_DEMANDS
 from serve.admission.rungs import Means
 from serve.hub.placement import (
     ASKS_S,
@@ -141,6 +142,21 @@ def test_refused_demand_starts_an_editor(placement: Placement, clock: Clock) -> 
     clock.now += 10.0
     placement.report(editor("a", 0.7))
     assert placement.wanted() == 1
+
+
+def test_spare_editors_are_beside_those_that_are_needed(clock: Clock) -> None:
+    made = Placement(Scale(1, 4, spare_editors=2), clock)
+    made.report(editor("a", 0.5))
+    assert made.wanted() == 3
+
+
+def test_strangers_cannot_fill_what_is_remembered(clock: Clock) -> None:
+    """They choose sizes and rates, and each is known to have no room."""
+    made = Placement(Scale(), clock)
+    made.report(editor("a", 0.7))
+    for n in range(KNOWN_DEMANDS + 3):
+        assert isinstance(made.ask(request(str(n), fps=16.0 + n)), Waiting)
+        assert 0 < len(made._no_room) <= KNOWN_DEMANDS
 
 
 def test_an_empty_editor_goes_and_only_one(placement: Placement, clock: Clock) -> None:

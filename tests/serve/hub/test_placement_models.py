@@ -153,3 +153,42 @@ def test_a_hub_started_again_gives_no_version_up_that_an_editor_may_have(clock: 
     assert isinstance(made.ask(request("x", A, again=True)), Waiting)
     clock.now += 0.1
     assert made.ask(request("x", A, again=True)) == Retired(NEW.key)
+
+
+def test_what_was_used_last_stays(clock: Clock) -> None:
+    """Of two that nobody uses any more, where somebody waits for a third."""
+    made = placed(clock, editor("e", A, B), budget=20)
+    third = Version("c 1", (64, 96), 10, "vae")
+    made.catalog.serve({"a": A, "b": B, "c": third})
+    for stream, version, name in (("1", B, "b"), ("2", A, "a")):
+        assert made.ask(request(stream, version, name)) == Placed("e")
+        made.released(stream)
+        clock.now += 1.0
+    for _ in range(2):
+        assert isinstance(made.ask(request("3", third, "c")), Waiting)
+        clock.now += DECIDE_S
+    assert made.orders("e") == (third.key, {B.key})
+
+
+def test_a_refused_open_brings_its_model_as_one_that_waits_does(clock: Clock) -> None:
+    """To an editor that has to let go of another for it."""
+    busy = {str(n): Seat(str(n), 0.1, model=B.key) for n in range(2)}
+    made = placed(clock, editor("idle", A), editor("full", B, streams=busy), budget=10)
+    clock.now += DECIDE_S
+    assert made.orders("idle") == ("", frozenset())
+    assert made.ask(request("1", B, "b")) == Full()
+    clock.now += DECIDE_S
+    assert made.orders("idle") == (B.key, {A.key})
+
+
+def test_who_is_sent_to_another_version_waits_no_more(clock: Clock) -> None:
+    busy = {str(n): Seat(str(n), 0.1, model=A.key) for n in range(2)}
+    made = placed(clock, editor("e", A, streams=busy))
+    assert isinstance(made.ask(request("1", A, waits=True)), Waiting)
+    assert made.waiting == 1
+    made.catalog.point("a", NEW, 1.0, None)
+    made.report(editor("e", NEW, streams=busy))
+    clock.now += DECIDE_S
+    assert made.wanted() > 0
+    assert made.ask(request("1", A, waits=True)) == Retired(NEW.key)
+    assert made.waiting == 0

@@ -263,3 +263,21 @@ async def test_what_lacks_a_part_changes_nothing(store: SessionStore) -> None:
     record = await store.claim(token, 0)
     assert (record.progress.state, len(record.tail)) == (whole, 21)
     assert store.bytes == 210 + len(b"restonetwo")
+
+
+async def test_who_is_held_is_forgotten_last(clock: Clock) -> None:
+    """However long it has said nothing, and however short ago another was left."""
+    store = SessionStore(60.0, max_bytes=50, clock=clock)
+    held, left, longer = [await store.create(HEADER) for _ in range(3)]
+    for token in (held, left, longer):
+        assert await store.commit(Commit(token, 0, HEADER, progress(9, SplitState(b"s" * 20)), []))
+        clock.now += 1.0
+        if token != held:
+            await store.release(token, 0)
+    assert [token in store._records for token in (held, left, longer)] == [True, False, True]
+    newest = await store.create(HEADER)
+    assert await store.commit(Commit(newest, 0, HEADER, progress(9, SplitState(b"s" * 20)), []))
+    assert [token in store._records for token in (held, longer, newest)] == [True, False, True]
+    last = await store.create(HEADER)
+    assert await store.commit(Commit(last, 0, HEADER, progress(9, SplitState(b"s" * 20)), []))
+    assert [token in store._records for token in (held, newest, last)] == [False, True, True]

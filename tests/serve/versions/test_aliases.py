@@ -211,3 +211,18 @@ async def test_a_name_that_is_served_no_more_while_it_is_looked_up(
     await follower.look()
     assert caplog.text == ""
     assert [offer.name for offer in follower.catalog.menu(editors("demo")).offers] == ["demo"]
+
+
+async def test_a_name_that_is_served_again_is_looked_up_again(
+    followed: Registry, follower: Aliases
+) -> None:
+    """With what it was when the application was built, which is not what its alias says now."""
+    built = find_models([REFERENCE], followed.uri)
+    move(followed, 2)
+    await follower.look()
+    assert offered(follower, V1, V2) == Offer(NAME, V1, V2)
+    follower.serve(find_models(["demo"]))
+    follower.serve(built)
+    assert offered(follower, V1, V2) == Offer(NAME, V1)
+    await follower.look()
+    assert offered(follower, V1, V2) == Offer(NAME, V1, V2)

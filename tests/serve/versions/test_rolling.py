@@ -271,6 +271,20 @@ def test_a_session_that_cannot_go_on_with_the_new_version_waits_for_its_own() ->
     assert made.plan(editors, {}, ["v1"]) == Plan({"a": "v1"})
 
 
+def test_a_version_that_came_back_is_moved_from_no_more() -> None:
+    """It was replaced once, by one that its sessions could go on with, and now by one that not."""
+    made, editors = catalog(move=True), [editor("a", "v1", "v2", "other")]
+    for key in ("v2", "v1"):
+        made.point("m", V[key], 1.0, None)
+        made.settle(editors)
+        assert made.menu(editors).offers[0] == Offer("m", key)
+    made.point("m", replace(V["v3"], lineage="another"), 1.0, None)
+    made.settle([editor("a", "v1", "v3", "other")])
+    busy = [editor("a", "v1", "v3", "other", busy="v1")]
+    assert made.plan(busy, {}, []).drop == {}
+    assert made.instead(request("v1", again=True), busy) == ""
+
+
 def test_a_canary_is_told_and_does_not_end_by_itself() -> None:
     made, editors = catalog(), [editor("a", "v1", "v2"), editor("b", "v1", "v2")]
     made.point("m", V["v2"], 0.1, V["v1"])

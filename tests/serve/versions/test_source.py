@@ -11,7 +11,7 @@ from modeling.fingerprint import FingerprintError, model_fingerprint
 from serve.app import build
 from serve.settings import ServeSettings
 from serve.versions.source import ModelSource, Named, find_model
-from tests.known_editors import write_known_model
+from tests.known_editors import TURNED, write_known_model
 from tests.serve.registry import Registry
 
 
@@ -79,6 +79,19 @@ def test_a_reference_is_the_version_that_it_names(
     for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):
         with pytest.raises(ValueError, match="is not in the registry at sqlite"):
             find_model(wrong, registry.uri)
+
+
+def test_a_version_whose_files_have_changed_since_is_refused_at_once(
+    registry: Registry, known: Path, tmp_path: Path
+) -> None:
+    """Weights of the same shapes, which could be loaded."""
+    registry.register("changed", "production", known)
+    other = write_known_model(tmp_path / "other", paints=TURNED)
+    (known / "transformer.safetensors").write_bytes(
+        (other / "transformer.safetensors").read_bytes()
+    )
+    with pytest.raises(FingerprintError, match="changed version 1 is not what was registered"):
+        find_model("models:/changed@production", registry.uri)
 
 
 @pytest.mark.parametrize("located", [True, False])

@@ -14,6 +14,7 @@ from serve.wire import conversation
 from serve.wire.conversation import KINDS, Conversation, answer
 from serve.wire.link import Link, Listener
 from serve.wire.protocol import Error, WireError
+from serve.wire.split_state import SplitState
 from serve.wire.work import (
     Asks,
     Edited,
@@ -39,7 +40,9 @@ def work(number: int, *, last: bool = False) -> Work:
 
 
 def edited(number: int) -> Edited:
-    return Edited(number, number, work(number).frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"s")
+    return Edited(
+        number, number, work(number).frames, 1.0, 4, 1.0, 0.0, 0.0, None, SplitState(b"s")
+    )
 
 
 @asynccontextmanager
@@ -75,8 +78,8 @@ async def test_an_editor_is_given_work_when_it_asks_and_is_over_with_the_last() 
 
 async def test_an_editor_that_gave_its_stream_back_is_not_heard_further() -> None:
     async with talking() as (front, link, _):
-        await link.write(Moved(b"state", 4))
-        assert await front.next() == Moved(b"state", 4)
+        await link.write(Moved(SplitState(b"state"), 4))
+        assert await front.next() == Moved(SplitState(b"state"), 4)
         assert await front.next() is None
 
 
@@ -88,8 +91,8 @@ async def test_one_editor_has_a_stream() -> None:
         second = await Link.connect(front.address, KINDS)
         with pytest.raises(ConnectionError, match="closed the connection"):
             await second.read()
-        await link.write(Moved(b"", 0))
-        assert await front.next() == Moved(b"", 0)
+        await link.write(Moved(SplitState(b""), 0))
+        assert await front.next() == Moved(SplitState(b""), 0)
 
 
 @pytest.mark.parametrize(
