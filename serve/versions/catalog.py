@@ -106,8 +106,7 @@ class Catalog:
 
     def offers(self, editors: Sequence[Editor]) -> tuple[Offer, ...]:
         """As they can be kept now."""
-        meant = (rolling.split(offer, self.failed) for offer in self._offers.values())
-        return tuple(rolling.present(offer, editors) for offer in meant)
+        return tuple(rolling.present(offer, editors) for offer in self._meant)
 
     def menu(self, editors: Sequence[Editor]) -> Menu:
         offers = self.offers(editors)
@@ -135,10 +134,7 @@ class Catalog:
     ) -> rolling.Plan:
         if not self._offers:
             return rolling.Plan()
-        shelves = rolling.Shelves(
-            self.versions, self.budget, used, asked, self.refused.keys(), self._moving
-        )
-        return rolling.plan(editors, self.offers(editors), shelves, self.pace)
+        return rolling.plan(editors, self._meant, self._shelves(used, asked), self.pace)
 
     def notes(self, editors: Sequence[Editor]) -> list[str]:
         """What an operator should know, in a sentence each; the logs say why."""
@@ -150,7 +146,7 @@ class Catalog:
                     f"{offer.name}: {offer.target} is on {ready} of {len(editors)} editors and "
                     f"gets {offer.share:.0%} of new sessions, {offer.stable} the rest"
                 )
-                told += self._stuck(offer, editors) if not ready else []
+                told += self._waits(offer, editors)
         told += [
             f"editor {editor} could not load {key.rpartition('/')[2]}"
             for editor, key in self.refused
@@ -158,15 +154,41 @@ class Catalog:
         ]
         return told
 
-    def _stuck(self, offer: Offer, editors: Sequence[Editor]) -> list[str]:
-        """One editor alone that cannot hold both never rolls: it would serve nobody meanwhile."""
-        both = self.versions[offer.target].size + self.versions[offer.stable].size
-        if len(editors) != 1 or not self.budget or both <= self.budget:
+    def _waits(self, offer: Offer, editors: Sequence[Editor]) -> list[str]:
+        """Why it goes on slowly, or never does, where not all fits in an editor."""
+        new, old, size = offer.target, offer.stable, self._size
+        tried = any(new == editor.loading or editor.holds(new) for editor in editors)
+        if (
+            not tried
+            and editors
+            and rolling.fits_nowhere(new, self._meant, editors, self._shelves({}, ()))
+        ):
+            least = min(sum(map(size, editor.models or ())) for editor in editors) + size(new)
+            return [
+                f"{offer.name}: no editor has room for {new} beside what it alone holds; raise "
+                f"editor_memory_gb from {self.budget / 1e9:g} to {least / 1e9:.3g}, or max_editors"
+            ]
+        busy = sum(e.uses(old) and not e.holds(new) and e.loading != new for e in editors)
+        if not busy or not self.budget or size(new) + size(old) <= self.budget:
             return []
         return [
-            f"{offer.name}: the only editor has no room for {offer.target} beside {offer.stable}; "
-            f"raise editor_memory_gb from {self.budget / 1e9:g} to {both / 1e9:.3g}, or max_editors"
+            f"{offer.name}: {new} does not fit beside {old}, and waits for the last session of "
+            f"that on {busy} editor{'s' * (busy > 1)}"
         ]
+
+    @property
+    def _meant(self) -> list[Offer]:
+        return [rolling.split(offer, self.failed) for offer in self._offers.values()]
+
+    def _shelves(
+        self, used: Mapping[tuple[str, str], float], asked: Sequence[str]
+    ) -> rolling.Shelves:
+        return rolling.Shelves(
+            self.versions, self.budget, used, asked, self.refused.keys(), self._moving
+        )
+
+    def _size(self, key: str) -> int:
+        return self.versions[key].size if key in self.versions else 0
 
     def _lineage(self, key: str) -> str:
         return self.versions[key].lineage if key in self.versions else ""

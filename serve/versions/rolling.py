@@ -127,7 +127,8 @@ def plan(
 
     A version is loaded by as many editors at a time as `pace` says. Where not all fit, an editor
     keeps what it has until somebody waits for something else; then what was not used for longest
-    leaves, where no session uses it.
+    leaves, where no session uses it. Without being waited for, a version takes the place of what is
+    offered no more, and one that is to have all, once an editor has it, that of the one before it.
     """
     stable = [offer.stable for offer in offers]
     targets = [offer.target for offer in offers if offer.target]
@@ -140,15 +141,17 @@ def plan(
     for key in sorted(wanted, key=lambda key: key not in asked):
         having = sum(editor.holds(key) for editor in editors)
         left = pace(having) - sum(editor.loading == key for editor in editors)
-        trial = key in targets and not having
-        keep = set() if key in asked else _only(stable, editors)
+        keep = set(wanted) - _replaced(key, offers)
+        if key in targets and not having:  # tried
+            keep = _only(stable, editors)
+        if key in asked:
+            keep = set()
         order = sorted(editors, key=lambda editor: (editor.load, len(editor.streams), editor.name))
         for editor in order:
             busy = editor.loading or editor.name in load or editor.holds(key)
             if left < 1 or busy or (editor.name, key) in shelves.refused:
                 continue
-            may = trial or key in asked
-            gives = _room_for(key, editor, drop[editor.name], shelves, keep if may else None)
+            gives = _room_for(key, editor, drop[editor.name], shelves, keep)
             if gives is not None:
                 load[editor.name] = key
                 drop[editor.name] |= gives
@@ -159,6 +162,22 @@ def plan(
 def _only(stable: Iterable[str], editors: Sequence[Editor]) -> set[str]:
     """Those that a single editor has: a target that is tried must not cost them."""
     return {key for key in stable if sum(editor.holds(key) for editor in editors) == 1}
+
+
+def _replaced(key: str, offers: Sequence[Offer]) -> set[str]:
+    """What `key` takes all new sessions from, where nobody else chooses it."""
+    old = {offer.stable for offer in offers if offer.target == key and offer.share >= 1}
+    others = (offer.keys for offer in offers if offer.target != key)
+    return old.difference(*others)
+
+
+def fits_nowhere(
+    key: str, offers: Sequence[Offer], editors: Sequence[Editor], shelves: Shelves
+) -> bool:
+    """Whether no editor can try it, even without sessions: beside what it alone has."""
+    keep = _only([offer.stable for offer in offers], editors)
+    idle = (replace(editor, streams={}) for editor in editors)
+    return all(_room_for(key, e, frozenset(), shelves, keep) is None for e in idle)
 
 
 def _dropped(editor: Editor, wanted: Collection[str], shelves: Shelves) -> frozenset[str]:
@@ -185,16 +204,15 @@ def _room_for(
     editor: Editor,
     leaving: frozenset[str],
     shelves: Shelves,
-    keep: Collection[str] | None,
+    keep: Collection[str],
 ) -> frozenset[str] | None:
-    """What has to leave so that `key` fits, nothing of `keep`, and nothing at all where that is
-    None; the answer is None where it cannot."""
+    """What has to leave so that `key` fits, nothing of `keep`; None where it cannot."""
     sizes = {k: shelves.versions[k].size for k in shelves.versions}
     there = [k for k in editor.models or () if k not in leaving or editor.uses(k)]
     over = sum(sizes.get(k, 0) for k in there) + sizes[key] - shelves.budget
     if not shelves.budget or over <= 0:
         return frozenset()
-    unused = [] if keep is None else [k for k in there if not editor.uses(k) and k not in keep]
+    unused = [k for k in there if not editor.uses(k) and k not in keep]
     gives = set[str]()
     for k in sorted(unused, key=lambda k: shelves.used.get((editor.name, k), 0.0)):
         if over > 0:
