@@ -1,6 +1,7 @@
 # make demo   the whole job on real footage: data, training, evaluation, an edited video
 # make test   all tests          make check  lint, format, types, import contract
 # make quick  those of them that start nothing: ARGS=tests/serve is a folder's inner loop
+# make hosts  serving on three hosts that vanish and are cut off, as root on Linux (a few minutes)
 # make mutants   change the core on purpose, 300 times, and list what no test notices (an hour)
 # make venv   the environment    make clean  remove the environment and everything made in runs/
 #
@@ -14,7 +15,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick mutants check format clean
+.PHONY: help venv demo test quick hosts mutants check format clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -40,6 +41,9 @@ test: $(STAMP)
 
 quick: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+hosts: $(STAMP)
+	$(BIN)/python -m pytest -s -m hosts tests/hosts $(ARGS)
 
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants $(ARGS)

@@ -47,6 +47,7 @@ class Request:
     again: bool = False  # a session that lost its editor: it goes before new ones
     live: bool = True  # under pressure a lossless one waits
     name: str = ""  # of the model that was chosen; its version is in `sizes`
+    avoid: frozenset[str] = frozenset()  # editors that its front could not reach of late
 
     @cached_property
     def demand(self) -> Demand:

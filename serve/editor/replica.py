@@ -116,7 +116,7 @@ class EditorReplica:
                 if orders.leave or orders.go:
                     self.shelf.leave()
                 self.shelf.order(orders.load, orders.drop)
-            except RayActorError as error:
+            except (RayActorError, TimeoutError) as error:
                 log.warning("the hub does not answer: %s", error)
             await asyncio.sleep(REPORT_S)
 

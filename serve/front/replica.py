@@ -114,7 +114,7 @@ class FrontReplica:
                     self.front.stop()
                 elif orders.leave:
                     self.front.leave()
-            except RayActorError as error:
+            except (RayActorError, TimeoutError) as error:
                 log.warning("the hub does not answer: %s", error)
             await asyncio.sleep(REPORT_S)
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import Any, cast
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError
 
-from serve.hub.commits import Commits
 from serve.hub.hub import NAMESPACE, Hub
 from serve.hub.ledger import Ledger
 from serve.hub.placement import Placed, Places
-from serve.hub.records import COMMIT_KINDS, Commit, SessionStore
+from serve.hub.records import SessionStore
+from serve.hub.remote import AGAIN_S, RemotePart, RemoteRecords
 from serve.settings import ServeSettings
 from serve.versions.source import ModelSource, Named
-from serve.wire.link import Asker
-from serve.wire.protocol import WireError
 
 log = logging.getLogger(__name__)
 
-ASK_S = 3.0  # for the hub to say where a stream goes
+ASK_S = 3.0  # for the hub to answer; then nobody waits for it until it does
 
 
 def hub_actor(app: str, settings: ServeSettings, serves: tuple[Named, ...]) -> Any:
@@ -45,7 +42,7 @@ def hub_actor(app: str, settings: ServeSettings, serves: tuple[Named, ...]) -> A
 class HubClient:
     """A process's way to the hub: its own methods by `call`, its parts as if they were here.
 
-    While the hub is down sessions go on, but cannot be resumed.
+    While the hub is down or silent sessions go on, and cannot be resumed until it is back.
     """
 
     store: SessionStore
@@ -55,22 +52,51 @@ class HubClient:
     def __init__(self, app: str, settings: ServeSettings, serves: tuple[Named, ...] = ()) -> None:
         self.app, self.settings, self.serves = app, settings, serves
         self.hub = hub_actor(app, settings, serves)
-        kept: dict[str, Any] = {"beat": [], "release": None}
-        self.store = cast(SessionStore, _Records(self, "store", kept))
+        self._listening: asyncio.Task[None] | None = None
+        self._records = RemoteRecords(self)
+        self.store = cast(SessionStore, self._records)
         # Nobody is held to a limit that all fronts share.
         free: dict[str, Any] = {"enter": None, "leave": None, "beat": frozenset()}
-        self.ledger = cast(Ledger, _Part(self, "ledger", free))
+        self.ledger = cast(Ledger, RemotePart(self, "ledger", free))
         # Any editor will do: it decides itself whether it has room.
         anywhere = {"ask": Placed(""), "released": None}
-        self.places = cast(Places, _Part(self, "places", anywhere, ASK_S))
+        self.places = cast(Places, RemotePart(self, "places", anywhere))
 
     async def call(self, method: str, *args: Any) -> Any:
-        """One call, again on a new hub if the old one is gone for good."""
+        """One call, again on a new hub if the old one is gone for good.
+
+        Raises RayActorError while it is being started, and TimeoutError when it is silent, as it is
+        when its machine or the way to it is gone, of which Ray hears after a while.
+        """
+        if self._listening is not None and not self._listening.done():
+            raise TimeoutError("the hub has not answered yet")
         try:
-            return await getattr(self.hub, method).remote(*args)
-        except RayActorError:
-            self.hub = hub_actor(self.app, self.settings, self.serves)
-            return await getattr(self.hub, method).remote(*args)
+            async with asyncio.timeout(ASK_S):
+                try:
+                    return await getattr(self.hub, method).remote(*args)
+                except RayActorError:
+                    self._records.hand_over()
+                    await self._find()
+                    return await getattr(self.hub, method).remote(*args)
+        except TimeoutError:
+            self._records.hand_over()
+            self._listening = asyncio.ensure_future(self._listen())
+            raise TimeoutError(f"the hub does not answer within {ASK_S:g} s") from None
+
+    async def _listen(self) -> None:
+        """Until there is a hub that answers, the same or a new one."""
+        while True:
+            try:
+                await self.hub.pid.remote()
+            except RayActorError:
+                await asyncio.sleep(AGAIN_S)
+                await self._find()
+            else:
+                return
+
+    async def _find(self) -> None:
+        """Not on the event loop: a machine that is cut off waits long for Ray's answer."""
+        self.hub = await asyncio.to_thread(hub_actor, self.app, self.settings, self.serves)
 
     def first(self) -> list[ModelSource]:
         """See `Hub.first`; while the hub is down all that this process was built to serve."""
@@ -86,52 +112,3 @@ class HubClient:
     def starting(self, process: str, doing: str) -> None:
         """See `Hub.starting`; nobody waits for it."""
         self.hub.starting.remote(process, doing)
-
-
-class _Part:
-    """Its methods are those of the hub's part called `name`. `down` is what they answer while the
-    hub is, where they do."""
-
-    def __init__(
-        self, hub: HubClient, name: str, down: dict[str, Any], timeout_s: float | None = None
-    ) -> None:
-        self._hub, self._name, self._down, self._timeout_s = hub, name, down, timeout_s
-
-    def __getattr__(self, method: str) -> Any:
-        if method.startswith("_"):
-            raise AttributeError(method)
-        return partial(self._call, method)
-
-    async def _call(self, method: str, *args: Any, **named: Any) -> Any:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._hub.call("part", self._name, method, list(args), named)
-        except RayTaskError as error:
-            if isinstance(error.cause, WireError):
-                raise error.cause from None
-            raise
-        except (RayActorError, TimeoutError) as error:
-            if method not in self._down:
-                raise
-            log.warning("%s.%s without the hub: %s", self._name, method, error)
-            return self._down[method]
-
-
-class _Records(_Part):
-    """Commits come over a link, because every chunk waits for its own: through Ray one costs 6 ms
-    on a small machine, most of it for the state, and this way it costs one."""
-
-    def __init__(self, hub: HubClient, name: str, down: dict[str, Any]) -> None:
-        super().__init__(hub, name, down)
-        self._commits = Commits(Asker(partial(hub.call, "commits"), COMMIT_KINDS).ask)
-
-    async def commit(self, commit: Commit) -> bool:
-        try:
-            return await self._commits.commit(commit)
-        except (OSError, RayActorError) as error:
-            log.warning("a session's progress could not be kept: %s", error)
-            return True
-
-    async def release(self, token: str, epoch: int, *, forget: bool = False) -> None:
-        self._commits.forget(token, epoch)
-        await self._call("release", token, epoch, forget=forget)

@@ -39,6 +39,7 @@ REPORT_S = 1.0  # how often a process reports
 WATCH_S = 2.0  # how often Serve is asked which replicas have to stop
 GONE_S = 10.0  # a process that has not reported for so long is gone
 SETTLE_S = 2 * REPORT_S  # from the first editor's report until all are taken for known
+GATHER_S = 10.0  # for fronts to tell a new hub of the sessions that they have
 ALONE_S = 300.0  # without any report the hub ends itself
 
 
@@ -85,7 +86,9 @@ class Hub:
     def __init__(self, app: str, settings: ServeSettings, serves: tuple[Named, ...] = ()) -> None:
         self.app = app
         self.store = SessionStore(
-            settings.limits.resume_s, max_bytes=round(settings.hub_memory_gb * 1e9)
+            settings.limits.resume_s,
+            max_bytes=round(settings.hub_memory_gb * 1e9),
+            gather_s=GATHER_S,
         )
         self.ledger = Ledger()
         self.metrics = HubMetrics()

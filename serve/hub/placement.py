@@ -220,7 +220,7 @@ class Placement:
             self._no_room = {s: r for s, r in left if not has_room(editor, r)}
 
     def _found(self, request: Request, before: list[Request]) -> Editor | None:
-        fleet, avoid, demand = self._fleet, self._closing, request.demand
+        fleet, avoid, demand = self._fleet, self._closing | request.avoid, request.demand
         if demand in self._no_room and not fleet.knows(
             request.session
         ):  # a ghost makes room for it

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 
 from serve.admission.rungs import FULL
-from serve.wire.protocol import Detail, Format, Mode, WireError
+from serve.wire.protocol import RETRY_AFTER_S, Detail, Format, Mode, WireError
 from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import Opening, Ready
 
@@ -96,13 +96,18 @@ class Header:
 
 @dataclass(frozen=True)
 class Commit:
-    """What a front makes safe after a chunk, before its `entries` go out."""
+    """What a front makes safe after a chunk, before its `entries` go out.
+
+    One that may be said twice, because its answer was lost, has a `number`, higher than those
+    before it.
+    """
 
     token: str
     epoch: int
     header: Header
     progress: Progress
     entries: list[Entry]
+    number: int = 0
 
 
 @dataclass
@@ -114,6 +119,7 @@ class Record:
     seen: float = 0.0
     tail: deque[Entry] = field(default_factory=deque)
     tail_bytes: int = 0
+    number: int = 0  # of the holder's last commit
 
     @property
     def size(self) -> int:
@@ -139,6 +145,11 @@ class Record:
 COMMIT_KINDS = (Commit, Header, Opening, Ready, Progress, Entry, SplitState, HistoryPart)
 
 
+def new_token() -> str:
+    """What a client comes back with."""
+    return secrets.token_urlsafe(24)
+
+
 class SessionStore:
     """Records by resume token. `resume_s` is how long one outlives its connection.
 
@@ -150,9 +161,12 @@ class SessionStore:
         resume_s: float = 60.0,
         *,
         max_bytes: int = MAX_BYTES,
+        gather_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`gather_s`: from now on, for fronts to say what they hold, see `remote.RemoteRecords`."""
         self.resume_s, self.max_bytes = resume_s, max_bytes
+        self._gathered = clock() + gather_s
         self.bytes = 0  # of states and tails
         self._clock = clock
         self._of_tenants = Counter[str]()  # of `bytes`
@@ -165,7 +179,7 @@ class SessionStore:
     async def create(self, header: Header) -> str:
         """A new record, held by the caller with epoch 0; returns its token."""
         self._sweep()
-        token = secrets.token_urlsafe(24)
+        token = new_token()
         self._records[token] = self._record(header, 0)
         return token
 
@@ -173,10 +187,14 @@ class SessionStore:
         """The record, now held by the caller, with the tail cut to what the client lacks.
 
         Raises WireError `bad_request` for a token that is unknown or expired, for another `shape`
-        than the session's, and for frames that are no longer kept. Who holds it goes on then.
+        than the session's, and for frames that are no longer kept; `at_capacity` while a store that
+        was started anew may still hear of it. Who holds it goes on then.
         """
         self._sweep()
         record = self._records.get(token)
+        if record is None and self._clock() < self._gathered:
+            message = "the server's records are being gathered; come back with your resume token"
+            raise WireError("at_capacity", message, RETRY_AFTER_S)
         # Another tenant's session is not told from one that never was.
         if record is None or (shape and shape.tenant != record.header.opening.tenant):
             raise WireError(
@@ -193,6 +211,7 @@ class SessionStore:
                 f"to {record.progress.edited} edited frames; open a new session",
             )
         record.epoch += 1
+        record.number = 0
         record.held, record.seen = True, self._clock()
         missing = deque(entry for entry in record.tail if entry.position >= received)
         return replace(record, tail=missing)
@@ -200,20 +219,31 @@ class SessionStore:
     async def commit(self, commit: Commit) -> bool:
         """False: another front holds the session.
 
-        A record that is not there (the store was started anew) is made again. Of a state may be
-        left out what the one before holds; raises LostPartError, and nothing has changed, where
-        that is not here.
+        A record that is not there (the store was started anew) is made again, and a holder whose
+        claim only an earlier store knew is believed. Of a state may be left out what the one before
+        holds; raises LostPartError, and nothing has changed, where that is not here.
         """
         record = self._records.get(commit.token)
-        if record is not None and record.epoch != commit.epoch:
+        if record is not None and commit.epoch < record.epoch:
             return False
+        if (
+            record is not None
+            and commit.epoch == record.epoch
+            and 0 < commit.number <= record.number
+        ):
+            return True
         progress = commit.progress
         if progress.state is not None:
             state = progress.state.completed(record.progress.state if record else None)
             progress = replace(progress, state=state)
         if record is None:
             record = self._records[commit.token] = self._record(commit.header, commit.epoch)
+        record.epoch, record.number = commit.epoch, commit.number
         before = record.size
+        first = commit.entries[0].position if commit.entries else commit.progress.edited
+        if first > record.progress.edited:
+            record.tail.clear()  # what came between was never said here: nobody may resume before
+            record.tail_bytes = 0
         record.progress, record.seen = progress, self._clock()
         record.tail.extend(commit.entries)
         record.tail_bytes += sum(len(entry.data) for entry in commit.entries)

@@ -83,6 +83,11 @@ class Conversation:
         self._pinned = self._start(call)
         self._hearing = self._start(self._hear())
 
+    async def reached(self) -> None:
+        """Returns when the editor has connected, or its call has ended."""
+        waiting: set[asyncio.Future[Any]] = {self._came, self._pinned}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
     async def next(self) -> EditorEvent | None:
         """What the editor says next, None after the last; it is given work meanwhile.
 

@@ -2,7 +2,8 @@
 
 A hop through Ray costs milliseconds on a small machine and a chunk would make three, so Ray carries
 what opens and pins a session, and a link what flows in it. Who shall come gets an `Address` through
-Ray; when either end dies, the other sees the connection close. Of a stranger nothing is read but as
+Ray; when either end dies, the other sees the connection close, and where its machine or the way to
+it is gone without a word, the kernel does so after `SILENT_S`. Of a stranger nothing is read but as
 many bytes as a secret has.
 """
 
@@ -13,6 +14,7 @@ import contextlib
 import hmac
 import logging
 import secrets
+import socket
 import struct
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ BUFFER = 8 * 2**20  # bytes that are read ahead
 MAX_HEADER = 256 * 1024  # bytes; three prompts of 2,000 characters are 24 KiB
 HELLO_S = 5.0  # for a connection to be made, and for a stranger to say who it is
 SECRET_BYTES = 32
+SILENT_S = 4  # without a sign of life of the other end's kernel; a session has 10 to go on
 
 Kinds = Collection[type]  # the dataclasses that may come
 
@@ -53,6 +56,7 @@ class Link:
         """Raises OSError when nobody answers there in time."""
         async with asyncio.timeout(HELLO_S):
             reader, writer = await asyncio.open_connection(address.host, address.port, limit=BUFFER)
+        _expect_life(writer)
         writer.write(address.secret)
         return cls(reader, writer, kinds)
 
@@ -80,6 +84,21 @@ class Link:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _expect_life(writer: asyncio.StreamWriter) -> None:
+    """Ask the other end's kernel for an answer every second, and end the connection when none came
+    for `SILENT_S`; what was sent and not acknowledged counts, which keepalive alone leaves to
+    retransmission for a quarter of an hour."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": SILENT_S,
+        "TCP_USER_TIMEOUT": 1000 * SILENT_S,
+    }  # fmt: skip
+    for name, value in options.items():
+        if hasattr(socket, name):  # macOS has not all of them, and one machine there is enough
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class Listener:
@@ -131,6 +150,7 @@ class Listener:
             log.debug("a stranger, or one who is not expected any more: %s", error)
             writer.close()
             return
+        _expect_life(writer)
         try:
             await came(Link(reader, writer, self.kinds))
         except OSError as error:

@@ -73,6 +73,18 @@ def whole(running: Running) -> None:
         time.sleep(0.2)
 
 
+async def kept(token: str) -> None:
+    """Returns when the hub, which may have been started again, has the session's record."""
+    asked = [(token, -1)]  # a holder that there never was
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it is being started
+                hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+                if await hub.part.remote("store", "beat", [asked], {}) == asked:
+                    return
+            await asyncio.sleep(0.1)
+
+
 async def stream(
     running: Running,
     count: int,
@@ -96,6 +108,8 @@ async def stream(
         async for edited in opened:
             got.append(edited.index)
             if at and len(got) in at:
+                assert opened.opened is not None
+                await kept(opened.opened.resume)
                 await at[len(got)]()
         await sending
     assert got == list(range(count))

@@ -143,8 +143,8 @@ async def test_who_stopped_reporting_begins_again(front: Any, editor: Any) -> No
         await reported(replica, Answers([KeyError("a defect")]), 1)
         with pytest.raises(KeyError):
             await replica._reporting
-        hub = Answers([DOWN, QUIET])
-        await reported(replica, hub, 2)
+        hub = Answers([DOWN, TimeoutError(), QUIET])
+        await reported(replica, hub, 3)
         assert not replica._reporting.done()
 
 

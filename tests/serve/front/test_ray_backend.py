@@ -89,11 +89,12 @@ def listener() -> Listener:
 
 
 class Hub:
-    """`placement.Places` on a placement of its own, with one empty editor."""
+    """`placement.Places` on a placement of its own, with empty `editors`."""
 
-    def __init__(self) -> None:
+    def __init__(self, editors: str = "a") -> None:
         self.placement = Placement(Scale())
-        self.placement.report(admission.Editor("a", 12, 1))
+        for name in editors:
+            self.placement.report(admission.Editor(name, 12, 1))
         self.asked: list[Request] = []
         self.over: list[str] = []
 

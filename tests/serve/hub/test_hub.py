@@ -6,28 +6,21 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Scale
-from serve.hub import client
-from serve.hub.client import HubClient
 from serve.hub.hub import GONE_S, Hub, Orders, Report
-from serve.hub.ledger import Used
 from serve.hub.placement import DECIDE_S, Full, Placed, Placement, Waiting
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, GoneProcesses, Metrics, render
 from serve.settings import ServeSettings
-from serve.tenants import Tenant
 from serve.versions.rolling import Version
 from serve.versions.source import ModelSource, find_models
-from serve.wire.protocol import WireError
 from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import Opening, Ready
 
@@ -267,133 +260,3 @@ async def test_fronts_finish_before_the_application_has_stopped(actor: Hub) -> N
     assert not await actor.stop()
     await actor.report(replace(report("front"), connections=0))
     assert await actor.stop()
-
-
-async def test_a_process_calls_the_hubs_parts_as_if_they_were_here(
-    actor: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "hub_actor", lambda *_: Handle(actor))
-    store = HubClient("app", SETTINGS).store
-    token = await store.create(HEADER)
-    states = [SplitState(b"", tuple(p.name for p in pair), pair) for pair in pairwise(PARTS)]
-    for state in states:
-        progress = replace(PROGRESS, state=state)
-        assert await store.commit(Commit(token, 0, HEADER, progress, [Entry(0, b"image")]))
-    record = await store.claim(token, 0, SHAPE)
-    assert (record.epoch, record.progress.state) == (1, states[-1])
-    assert not await store.commit(Commit(token, 0, HEADER, progress, []))
-    assert store._commits._there == {}  # type: ignore[attr-defined]
-    assert await store.commit(Commit(token, 1, HEADER, progress, []))
-    assert await store.beat([(token, 0)]) == [(token, 0)]
-    with pytest.raises(WireError, match="has width 48, open says 64"):
-        await store.claim(token, 0, replace(SHAPE, width=64))
-    await store.release(token, 1, forget=True)
-    assert store._commits._there == {}  # type: ignore[attr-defined]
-    with pytest.raises(WireError, match="unknown"):
-        await store.claim(token, 0, SHAPE)
-    assert (await actor.commits()).port == (await actor.commits()).port
-
-
-class Handle:
-    """Ray's to an actor: what a method raises comes as the cause of a RayTaskError."""
-
-    def __init__(self, actor: Hub) -> None:
-        self.actor = actor
-
-    def __getattr__(self, name: str) -> Any:
-        async def remote(*args: Any) -> Any:
-            try:
-                return await getattr(self.actor, name)(*args)
-            except Exception as error:
-                raise RayTaskError(name, "", error) from None
-
-        return SimpleNamespace(remote=remote)
-
-
-async def test_a_defect_of_the_hub_is_not_taken_for_a_refusal(
-    actor: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client, "hub_actor", lambda *_: Handle(actor))
-    with pytest.raises(RayTaskError):
-        await HubClient("app", SETTINGS).store.claim("token")  # type: ignore[call-arg]
-
-
-async def test_a_session_goes_on_while_the_hub_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its progress is not kept, and nobody takes it away."""
-
-    class Down:
-        def __getattr__(self, name: str) -> Any:
-            async def remote(*_: Any) -> Any:
-                raise ActorUnavailableError("starting", None)
-
-            return SimpleNamespace(remote=remote)
-
-    monkeypatch.setattr(client, "hub_actor", lambda *_: Down())
-    way = HubClient("app", SETTINGS)
-    store, tenant = way.store, Tenant("a", max_sessions=0)
-    assert await store.commit(Commit("token", 0, HEADER, PROGRESS, [])) is True
-    assert await store.beat([("token", 0)]) == []
-    await store.release("token", 0)
-    # Any editor will do: it decides itself whether it has room.
-    assert await way.places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
-    await way.places.released("x")
-    # Nobody is held to a limit that all fronts share.
-    await way.ledger.enter(("s", 0), tenant)
-    await way.ledger.leave(("s", 0))
-    assert await way.ledger.beat(Used("front", 0, {}, {}), {"a": tenant}) == set()
-    with pytest.raises(ActorUnavailableError):
-        await store.create(HEADER)
-    with pytest.raises(ActorUnavailableError):  # whose it is nobody can say now
-        await store.claim("token", 0, SHAPE)
-
-
-async def test_a_hub_that_was_started_again_is_asked_in_place_of_the_dead(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    class Mortal:
-        def __getattr__(self, name: str) -> Any:
-            async def remote(*_: Any) -> Any:
-                if len(asked) == 1:
-                    raise ActorDiedError
-                return "alive"
-
-            return SimpleNamespace(remote=remote)
-
-    def hub_actor(*told: Any) -> Mortal:
-        asked.append(told)
-        return Mortal()
-
-    monkeypatch.setattr(client, "hub_actor", hub_actor)
-    assert await HubClient("app", SETTINGS, SERVES).call("notes") == "alive"
-    assert asked == [("app", SETTINGS, SERVES)] * 2  # it is made of the same
-
-
-@pytest.mark.parametrize(("memory", "loaded"), [(0.0, ["demo", "natural"]), (1.0, ["demo"])])
-async def test_what_an_editor_loads_while_the_hub_is_down_fits(
-    monkeypatch: pytest.MonkeyPatch, memory: float, loaded: list[str]
-) -> None:
-    def get(*_: Any, **__: Any) -> None:
-        raise GetTimeoutError
-
-    hub = SimpleNamespace(first=SimpleNamespace(remote=lambda *_: None))
-    monkeypatch.setattr(client, "hub_actor", lambda *_: hub)
-    monkeypatch.setattr(client.ray, "get", get)
-    way = HubClient("app", replace(SETTINGS, editor_memory_gb=memory), SERVES)
-    assert [source.key for source in way.first()] == loaded
-
-
-async def test_a_hub_that_hangs_is_not_waited_for_by_who_opens(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Hanging:
-        def __getattr__(self, name: str) -> Any:
-            return SimpleNamespace(remote=lambda *_: asyncio.Event().wait())
-
-    monkeypatch.setattr(client, "hub_actor", lambda *_: Hanging())
-    monkeypatch.setattr(client, "ASK_S", 0.01)
-    places = HubClient("app", SETTINGS).places
-    async with asyncio.timeout(60):
-        assert await places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
-        await places.released("x")

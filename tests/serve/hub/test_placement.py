@@ -68,6 +68,15 @@ def test_an_editors_report_replaces_what_was_placed(placement: Placement) -> Non
     assert isinstance(placement.ask(request("2", waits=False)), Full)
 
 
+def test_an_editor_that_a_front_cannot_reach_is_for_others(placement: Placement) -> None:
+    """Unless no other has room: its front may be wrong."""
+    placement.report(editor("b", 0.5))
+    unreached = replace(request("1"), avoid=frozenset("a"))
+    assert placement.ask(unreached) == Placed("b")
+    assert placement.ask(request("2")) == Placed("a")
+    assert placement.ask(replace(unreached, stream="3", session="3")) == Placed("a")
+
+
 def test_the_queue_is_a_line(placement: Placement, clock: Clock) -> None:
     placement.report(editor("a", 0.7))
     assert [placement.ask(request(n)).place for n in "123"] == [1, 2, 3]  # type: ignore[union-attr]

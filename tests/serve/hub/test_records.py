@@ -234,6 +234,56 @@ async def test_a_record_made_again_has_its_holders_epoch(store: SessionStore) ->
     assert not await store.commit(Commit("token", 2, HEADER, progress(57), frames(45, 12)))
 
 
+async def test_a_commit_that_is_said_twice_is_taken_once(store: SessionStore) -> None:
+    """Its answer was lost on the way, so the holder says it again."""
+    token = await store.create(HEADER)
+    first = Commit(token, 0, HEADER, progress(9), frames(0, 9), number=5)
+    second = Commit(token, 0, HEADER, progress(21), frames(9, 12), number=6)
+    for commit in (first, first, second, first, second):
+        assert await store.commit(commit)
+    record = await store.claim(token, 0)
+    assert [entry.position for entry in record.tail] == list(range(21))
+    assert record.progress.edited == 21
+    # Who holds it next counts by itself.
+    assert await store.commit(Commit(token, 1, HEADER, progress(33), frames(21, 12), number=1))
+    assert (await store.claim(token, 21)).progress.edited == 33
+
+
+async def test_nobody_resumes_before_frames_that_were_never_committed(store: SessionStore) -> None:
+    """Of a store that could not be reached for a chunk."""
+    token = await store.create(HEADER)
+    await store.commit(Commit(token, 0, HEADER, progress(9), frames(0, 9)))
+    await store.commit(Commit(token, 0, HEADER, progress(33), frames(21, 12)))
+    with pytest.raises(WireError, match="from 21 to 33"):
+        await store.claim(token, 20)
+    assert [e.position for e in (await store.claim(token, 21)).tail] == list(range(21, 33))
+    assert store.bytes == 12 * 10 + len(b"state")
+
+
+async def test_a_store_that_was_started_anew_believes_a_newer_holder(store: SessionStore) -> None:
+    """An older front may have told it of the session first."""
+    assert await store.commit(Commit("token", 0, HEADER, progress(9), frames(0, 9), number=70))
+    assert await store.commit(Commit("token", 1, HEADER, progress(21), frames(9, 12), number=3))
+    assert not await store.commit(Commit("token", 0, HEADER, progress(21), frames(9, 12), 71))
+    record = await store.claim("token", 9)
+    assert (record.epoch, record.progress.edited) == (2, 21)
+
+
+@pytest.mark.parametrize(
+    ("after", "code"), [(0.0, "at_capacity"), (9.99, "at_capacity"), (10.0, "bad_request")]
+)
+async def test_who_comes_to_a_new_store_too_early_comes_back(
+    clock: Clock, after: float, code: str
+) -> None:
+    store = SessionStore(60.0, gather_s=10.0, clock=clock)
+    await store.commit(Commit("known", 0, HEADER, progress(9), frames(0, 9)))
+    clock.now += after
+    with pytest.raises(WireError) as raised:
+        await store.claim("unknown", 0)
+    assert raised.value.code == code
+    assert (await store.claim("known", 9)).epoch == 1
+
+
 async def test_a_commit_keeps_the_store_within_its_memory(clock: Clock) -> None:
     store = SessionStore(60.0, max_bytes=1000, clock=clock)
     token = await store.create(HEADER)
