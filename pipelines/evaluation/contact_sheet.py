@@ -22,11 +22,11 @@ def chosen(clips: Sequence[Mapping[str, Any]], success_db: float) -> dict[int, s
     place and what it is. The first clip where none was to be changed."""
     ranked = sorted((clip["gain"], place) for place, clip in enumerate(clips) if "gain" in clip)
     if not ranked:
-        return {0: "nothing to do"}
+        return {0: "Nothing to do"}
     gain, last = ranked[0]
-    failed = f"failed: below {success_db:g} dB" if gain < success_db else "the worst"
-    names = {ranked[len(ranked) // 2][1]: "typical"}
-    for place, name in ((ranked[-1][1], "best"), (last, failed)):
+    failed = f"Failed: below {success_db:g} dB" if gain < success_db else "The worst"
+    names = {ranked[len(ranked) // 2][1]: "Typical"}
+    for place, name in ((ranked[-1][1], "Best"), (last, failed)):
         names.setdefault(place, name)
     return names
 
@@ -78,7 +78,7 @@ def _block(clip: EditedClip, name: str) -> Image.Image:
     draw = ImageDraw.Draw(block)
     gain = clip.metrics.get("gain")
     numbers = "" if gain is None else f"   ({gain:+.1f} dB in the edited region)"
-    title = f"{name.capitalize()}   " if name else ""
+    title = f"{name}   " if name else ""
     draw.text((_GAP, _GAP), f'{title}"{clip.instruction}"{numbers}', _INK, font)
     for row, (label, pictures) in enumerate(rows.items()):
         top = _TITLE + row * (height + _GAP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from modeling.model_dir import read_card, read_config
 
@@ -26,7 +27,6 @@ def description(
     stream, card = read_config(location).stream, read_card(location)
     prompt = (card.get("prompts") or ["make it night"])[0]
     figures = [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
-    told = {name: text for name, value in card.items() if len(text := _words(value)) <= LONG}
     return "\n".join(
         [
             f"Edits video live, {stream.chunk_latents} latents at a time, made for "
@@ -47,11 +47,16 @@ def description(
             "",
             "| card | |",
             "| --- | --- |",
-            *(f"| {name} | {text.replace('|', '/')} |" for name, text in told.items()),
+            *(f"| {name} | {text.replace('|', '/')} |" for name, text in in_words(card).items()),
             "",
             f"Files: `{location}`",
         ]
     )
+
+
+def in_words(card: Mapping[str, Any]) -> dict[str, str]:
+    """The card as a person would read it, without its long values."""
+    return {name: text for name, value in card.items() if len(text := _words(value)) <= LONG}
 
 
 def _words(value: object) -> str:

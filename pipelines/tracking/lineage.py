@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.runtime.registry import FINGERPRINT, LOCATION, client_for
-from modeling.model_dir import read_config
+from modeling.model_dir import read_card, read_config
+from pipelines.tracking.describe import in_words
 from pipelines.tracking.tracker import code_tags, naming
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def make_model(
 
     tags = {LOCATION: str(place), FINGERPRINT: fingerprint, MLFLOW_MODEL_IS_EXTERNAL: "true"}
     tags |= code_tags()
-    model = client.create_logged_model(experiment, name, run_id, tags, model_type="liveedit")
+    params = in_words(read_card(place))
+    model = client.create_logged_model(experiment, name, run_id, tags, params, "liveedit")
     note = get_external_mlflow_model_spec(model)
     note.signature = signature(place)
     with tempfile.TemporaryDirectory(prefix="liveedit-") as folder:

@@ -268,7 +268,12 @@ def _create(
     with environment({"MLFLOW_TRACKING_URI": client.tracking_uri}):
         mlflow.set_tracking_uri(client.tracking_uri)
     version = client.create_model_version(
-        name, source=f"models:/{model}", run_id=run_id, model_id=model, tags=tags | numbers
+        name,
+        source=f"models:/{model}",
+        run_id=run_id,
+        model_id=model,
+        tags=tags | numbers,
+        await_creation_for=None,  # it is there already; over HTTP, MLflow would say that it waits
     )
     _link_back(client, model, name, str(version.version))
     return str(version.version), model

@@ -80,7 +80,7 @@ def test_what_was_rolled_back_stays_so_when_nothing_changed(folder: Path, mlflow
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_train_with_a_dead_mlflow_ends_well_and_one_command_sends_all(
-    folder: Path, mlflow_uri: str
+    folder: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
     command = [sys.executable, "-m", "pipelines.cli", "train", "tiny.yaml"]
@@ -98,6 +98,7 @@ def test_train_with_a_dead_mlflow_ends_well_and_one_command_sends_all(
     assert f"`liveedit send {folder / 'out'}` sends it" in said
     with mlflow_server(mlflow_uri, folder, port) as address:
         send(folder / "out", None)
+        assert "Waiting" not in capfd.readouterr().err, "a line of MLflow's own"
         model = registry.resolve("models:/liveedit@production", address)
         assert model.parent == folder / "out" / "versions"
         version = registry.versions("liveedit", address)[0]

@@ -106,6 +106,21 @@ def test_exit_codes_say_what_to_do(
     assert (result.returncode, result.stderr.split()) == (code, ["Error:", *str(error).split()])
 
 
+def test_threads_that_wait_leave_a_busy_machine_to_others(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set before torch is imported, which reads it; somebody else's choice stays."""
+    look = "import sys, pipelines.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], cwd=ROOT).returncode == 0
+    for asked, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        if asked is None:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        else:
+            monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+        liveedit("--version")
+        assert os.environ["OMP_WAIT_POLICY"] == found
+
+
 @pytest.mark.parametrize(
     ("number", "said"),
     [

@@ -248,10 +248,10 @@ def test_picture_holds_four_rows_a_clip(tiny_model: Path, heldout: str) -> None:
 @pytest.mark.parametrize(
     ("gains", "found"),
     [
-        ((3.0, 9.0, 5.0), {2: "typical", 1: "best", 0: "failed: below 4 dB"}),
-        ((9.0, None, 5.0, 7.0), {3: "typical", 0: "best", 2: "the worst"}),
-        ((1.0, 2.0), {1: "typical", 0: "failed: below 4 dB"}),  # none is shown twice
-        ((None, None), {0: "nothing to do"}),
+        ((3.0, 9.0, 5.0), {2: "Typical", 1: "Best", 0: "Failed: below 4 dB"}),
+        ((9.0, None, 5.0, 7.0), {3: "Typical", 0: "Best", 2: "The worst"}),
+        ((1.0, 2.0), {1: "Typical", 0: "Failed: below 4 dB"}),  # none is shown twice
+        ((None, None), {0: "Nothing to do"}),
     ],
 )
 def test_a_typical_the_best_and_the_worst_clip_are_shown(

@@ -74,6 +74,7 @@ def test_a_version_s_page_says_what_it_is(
     assert json.loads(model.tags["mlflow.modelVersions"]) == [
         {"name": "liveedit", "version": number}
     ]
+    assert model.params == {name: str(value) for name, value in read_card(tiny_model).items()}
     (metric,) = model.metrics
     assert (metric.key, metric.value) == ("gain", 4.5)
     assert (metric.dataset_name, metric.dataset_digest) == ("heldout", "abc123")
