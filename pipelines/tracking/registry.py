@@ -273,7 +273,7 @@ def _create(
         run_id=run_id,
         model_id=model,
         tags=tags | numbers,
-        await_creation_for=None,  # it is there already; over HTTP, MLflow would say that it waits
+        await_creation_for=0,  # it is there already; over HTTP, MLflow would say that it waits
     )
     _link_back(client, model, name, str(version.version))
     return str(version.version), model
