@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from serve.hub.records import Commit
 from serve.limits import Limits
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
 from serve.wire.protocol import WireError
+from serve.wire.work import Opening
 from tests.serve.front.running import indices, resumed, say, shown
-from tests.serve.front.world import CHUNK, FIRST, OPEN, Wire, World, frames
+from tests.serve.front.world import CHUNK, FIRST, OPEN, StoreLink, Wire, World, frames
 
 
 def lost(world: World, wire: Wire) -> None:
@@ -62,6 +64,25 @@ def test_the_newest_prompt_is_kept_also_while_no_chunk_was_edited_by_it() -> Non
         assert {picture[0, 0, 1] for picture in shown(back)} == {3}
         kinds = [message["type"] for message in back.messages]
         assert kinds == ["opened", "chunk", "prompt_applied", "chunk"]
+
+
+def test_what_is_kept_of_its_opening_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a state, which would go to the hub twice with every chunk from then on."""
+    kept: list[Opening] = []
+    commit = StoreLink.commit
+
+    async def noted(self: StoreLink, made: Commit) -> bool:
+        kept.append(made.header.opening)
+        return await commit(self, made)
+
+    monkeypatch.setattr(StoreLink, "commit", noted)
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST))
+        lost(world, wire)
+        say(world, resumed(world, wire, FIRST), frames(FIRST, CHUNK))
+    assert len(kept) == 2
+    assert kept[0] == kept[1]
+    assert (kept[1].state, kept[1].epoch) == (None, 0)
 
 
 def test_one_that_had_edited_nothing_comes_back_as_itself() -> None:

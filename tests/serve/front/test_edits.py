@@ -6,8 +6,10 @@ The front is the real one, its editors are arithmetic, and the clock runs.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from data.video import read_timed
 from serve.front.door import Door
 from serve.front.front import Front
 from serve.hub.ledger import Ledger
@@ -34,6 +37,7 @@ pytestmark = pytest.mark.anyio
 
 MENU = Menu((Offer("known", "known 1"),), {"known 1": Version("known 1", (48, 64))})
 VIDEO = video(clip(40, width=SIDE, height=SIDE))
+FAST = video(clip(48, width=SIDE, height=SIDE), fps=48)
 FOREVER = 1e6
 
 
@@ -206,6 +210,19 @@ async def test_it_counts_as_a_session_of_its_tenant(office: Office) -> None:
     await asyncio.gather(first, other, return_exceptions=True)
     await office.nothing_is_left()
     assert office.sample("sessions_ended_total", reason="disconnected") == 2
+
+
+async def test_a_video_faster_than_the_limit_has_that_rate(
+    office: Office, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """20 frames a second: every frame of the answer lies on that grid, not on the file's."""
+    monkeypatch.setattr(sys.modules[__name__], "VIDEO", FAST)
+    answer = await office.post()
+    assert answer.status_code == 200
+    assert office.editors.openings[0].fps == 20.0
+    (tmp_path / "out.mp4").write_bytes(answer.content)
+    times = [time for time, _ in read_timed(tmp_path / "out.mp4")]
+    assert times == [Fraction(n, 20) for n in range(20)]
 
 
 async def test_what_an_editor_refuses_leaves_nothing(office: Office) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from serve.limits import Limits
 from serve.wire.protocol import SPENT, STOPPED
-from tests.serve.front.world import OPEN, Wire, World, frames
+from tests.serve.front.world import OPEN, Inline, StoreLink, Wire, World, frames
 
 LIMITS = Limits()
 
@@ -62,6 +64,7 @@ def test_a_session_without_frames_ends_as_if_it_was_closed() -> None:
         world.advance(2.0)
         assert wire.messages[-1] == {"type": "closed", "frames": 3, "reason": "idle"}
         assert (len(wire.frames), wire.code) == (3, 1000)
+        assert wire.front.open_connections == 0
         assert world.sample("sessions_ended_total", reason="idle") == 1
 
 
@@ -167,6 +170,32 @@ def test_what_a_client_says_after_the_stop_is_not_held_against_it(why: str) -> N
         world.advance(5.0)
         assert wire.messages[-1] == {"type": "closed", "frames": 12, "reason": why}
         assert (len(wire.frames), wire.code) == (12, 1000)
+
+
+class Slow(Inline):
+    """Takes a second for an image."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        done, later = super().submit(function, *args, **named), Future[Any]()
+        self.world.clock.loop.call_later(1.0, later.set_result, done.result())
+        return later
+
+
+def test_a_frame_that_was_being_decoded_at_the_stop_is_left_out() -> None:
+    with World() as world:
+        front = world.front(StoreLink(world.store, world))
+        front.services = replace(front.services, codecs=Slow(world))
+        wire = Wire(world, subprotocols=["liveedit.v1"], front=front)
+        for message in (OPEN, *frames(0, 3)):
+            wire.say(message)
+        world.advance(2.5)  # in the middle of the third
+        front.stop()
+        world.advance(10.0)
+        assert wire.messages[-1] == {"type": "closed", "frames": 2, "reason": "stopped"}
+        assert wire.code == 1000
 
 
 def test_no_editor_with_room_is_said_at_once_and_no_session_is_kept() -> None:

@@ -124,8 +124,9 @@ async def test_files_that_are_not_what_was_registered_are_no_target(
 
 
 async def test_a_registry_that_does_not_answer_changes_nothing(
-    followed: Registry, follower: Aliases
+    followed: Registry, follower: Aliases, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And is complained of once, until it has answered."""
     move(followed, 2)
     await follower.look()
     ask = follower.ask
@@ -133,10 +134,14 @@ async def test_a_registry_that_does_not_answer_changes_nothing(
     def silent(reference: str, uri: str) -> Pointed:
         raise RegistryError("it is down")
 
-    follower.ask = silent
-    await follower.look()
-    assert offered(follower, V1, V2) == Offer(NAME, V1, V2)
-    follower.ask = ask
+    for _ in range(2):
+        follower.ask = silent
+        for _ in range(2):
+            await follower.look()
+        assert offered(follower, V1, V2) == Offer(NAME, V1, V2)
+        follower.ask = ask
+        await follower.look()
+    assert caplog.text.count("stays as it is: it is down") == 2
     move(followed, 1)
     await follower.look()
     assert offered(follower, V1, V2) == Offer(NAME, V1)
@@ -180,11 +185,12 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), KeyError("a tag")])
 async def test_whatever_goes_wrong_the_registry_is_asked_again(
-    followed: Registry, follower: Aliases, caplog: pytest.LogCaptureFixture
+    followed: Registry, follower: Aliases, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def fail(reference: str, uri: str) -> Pointed:
-        raise OSError(116, "Stale file handle")
+        raise error
 
     ask, follower.ask = follower.ask, fail
     await follower.look()
