@@ -331,6 +331,38 @@ async def test_who_gives_up_in_the_queue_leaves_it() -> None:
     assert hub.placement.waiting == 0
 
 
+async def test_who_is_cancelled_again_while_it_leaves_the_queue_leaves_it() -> None:
+    """Starlette cancels what serves a request at every step, and the hub is a call away."""
+    hub, asked, told = Hub(), asyncio.Event(), asyncio.Event()
+    hub.placement.report(admission.Editor("a", 12, 1, {"other": Seat("other", 0.1)}))
+    released = hub.released
+
+    async def slowly(stream: str) -> None:
+        asked.set()
+        await told.wait()
+        await released(stream)
+
+    hub.released = slowly  # type: ignore[method-assign]
+    backend = RayBackend(Handle(good), listener(), hub)  # type: ignore[arg-type]
+
+    async def wait() -> None:
+        async for _ in backend.edit(replace(OPENING, waits=True), asyncio.Event().wait):  # type: ignore[arg-type]
+            pass
+
+    waiting = asyncio.create_task(wait())
+    async with asyncio.timeout(20):
+        while not hub.placement.waiting:
+            await asyncio.sleep(0.001)
+        waiting.cancel()
+        await asked.wait()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    told.set()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert hub.placement.waiting == 0
+
+
 @pytest.mark.parametrize("refusals", [1, 3])
 async def test_an_editor_that_has_no_room_is_passed_over(refusals: int) -> None:
     (ready, *_), handle = await run(*[refusing("at_capacity")] * refusals, good)
