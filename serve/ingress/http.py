@@ -30,7 +30,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._unread = Unread(self.loop, transport, self._done)
+        self._unread = Unread(self.loop, transport, self._still)
         self._wait(HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -82,8 +82,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._unread.stop()  # the WebSocket looks itself
         super().handle_websocket_upgrade()
 
-    def _done(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+    def resume_writing(self) -> None:
+        self._unread.was_read()
+        super().resume_writing()
+
+    def _still(self) -> bool:
+        said = self.cycle is None or self.cycle.response_complete
+        return said or self.flow.write_paused or self.transport.is_closing()
 
     def _wait(self, seconds: float) -> None:
         self._deadline = self.loop.call_later(seconds, self.transport.abort)

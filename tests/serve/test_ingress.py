@@ -288,13 +288,16 @@ async def test_a_message_comes_in_few_pieces() -> None:
                     assert pieces <= websocket.MAX_FRAGMENTS
 
 
-@pytest.mark.parametrize("request_", [GET, UPGRADE], ids=["page", "stream"])
-async def test_who_reads_nothing_of_the_rest_keeps_no_connection(
-    monkeypatch: pytest.MonkeyPatch, request_: bytes
+@pytest.mark.parametrize(
+    ("request_", "times"), [(GET, 1), (GET, 40), (UPGRADE, 1)], ids=["page", "many", "stream"]
+)
+async def test_who_reads_nothing_of_an_answer_keeps_no_connection(
+    monkeypatch: pytest.MonkeyPatch, request_: bytes, times: int
 ) -> None:
+    """Of its last piece, or of one of many that it asked for at once."""
     monkeypatch.setattr(unread, "UNREAD_S", 0.05)
     async with ingress() as server, Raw(server) as raw:
-        raw.writer.write(request_.replace(b"/x", b"/large") + b"\r\n")
+        raw.writer.write(times * (request_.replace(b"/x", b"/large") + b"\r\n"))
         await raw.reader.readline()
         raw.reader._transport.pause_reading()  # type: ignore[attr-defined]
         async with asyncio.timeout(20):
@@ -326,13 +329,27 @@ class Buffer:
         ([(9, True), (9, False), (9, True), (9, True)], True),
     ],
 )
-async def test_only_who_reads_nothing_when_all_is_said_is_let_go(
+async def test_only_who_reads_nothing_while_nobody_can_write_is_let_go(
     looks: list[tuple[int, bool]], aborted: bool
 ) -> None:
-    buffer, done = Buffer(), [False]
-    looking = Unread(asyncio.get_running_loop(), buffer, lambda: done[0])  # type: ignore[arg-type]
-    for buffer.size, done[0] in looks:
+    buffer, still = Buffer(), [False]
+    looking = Unread(asyncio.get_running_loop(), buffer, lambda: still[0])  # type: ignore[arg-type]
+    for buffer.size, still[0] in looks:
         assert not buffer.aborted
         looking._look()
         looking.stop()
     assert buffer.aborted == aborted
+
+
+async def test_who_reads_as_much_as_is_written_is_not_let_go() -> None:
+    buffer = Buffer()
+    buffer.size = 9
+    looking = Unread(asyncio.get_running_loop(), buffer, lambda: True)  # type: ignore[arg-type]
+    for reads in (True, True, True, False):
+        assert not buffer.aborted
+        looking._look()
+        looking.stop()
+        if reads:
+            looking.was_read()
+    looking._look()
+    assert buffer.aborted
