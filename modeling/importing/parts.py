@@ -91,7 +91,9 @@ class Part:
 def find_networks(path: Path) -> dict[PartKind, Network]:
     """The networks at `path`, a file or folder. None at all, or two of a kind, is an error."""
     if not path.exists():
-        raise WeightsError(f"{path} does not exist; give a checkpoint's file or folder")
+        raise WeightsError(
+            f"{path} does not exist; give a checkpoint's file or folder (docs/checkpoints.md)"
+        )
     if path.is_dir() and is_model_dir(path):
         raise WeightsError(f"{path} is a model directory already; use it as it is")
     places = [path]
