@@ -68,7 +68,7 @@ class HubClient:
         Raises RayActorError while it is being started, and TimeoutError when it is silent, as it is
         when its machine or the way to it is gone, of which Ray hears after a while.
         """
-        if self._listening is not None and not self._listening.done():
+        if self._silent:
             raise TimeoutError("the hub has not answered yet")
         try:
             async with asyncio.timeout(ASK_S):
@@ -80,8 +80,13 @@ class HubClient:
                     return await getattr(self.hub, method).remote(*args)
         except TimeoutError:
             self._records.hand_over()
-            self._listening = asyncio.ensure_future(self._listen())
+            if not self._silent:  # others were waiting, too
+                self._listening = asyncio.ensure_future(self._listen())
             raise TimeoutError(f"the hub does not answer within {ASK_S:g} s") from None
+
+    @property
+    def _silent(self) -> bool:
+        return self._listening is not None and not self._listening.done()
 
     async def _listen(self) -> None:
         """Until there is a hub that answers, the same or a new one."""

@@ -165,6 +165,7 @@ class RemoteRecords(RemotePart):
                 return
             kept.handed = commit.number
         if kept.released is not None:
+            self._commits.forget(token, kept.last.epoch)
             await self._call("release", token, kept.last.epoch)
 
     def _sweep(self) -> None:

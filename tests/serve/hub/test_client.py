@@ -162,15 +162,16 @@ async def test_a_silent_hub_is_waited_for_once_and_heard_again(
     monkeypatch.setattr(client, "ASK_S", 0.01)
     way = HubClient("app", SETTINGS)
     async with asyncio.timeout(60):
-        assert await way.places.ask(Request("x", "s", SIZES, 16.0)) == Placed("")
+        asking = [way.places.ask(Request(name, "s", SIZES, 16.0)) for name in "xy"]
+        assert await asyncio.gather(*asking) == [Placed("")] * 2
         await asyncio.sleep(0)
-        assert asked == ["part", "pid"]  # whether it is back
+        assert asked == ["part", "part", "pid"]  # whether it is back
         monkeypatch.setattr(client, "ASK_S", 60.0)
         await way.places.released("x")
         assert await way.store.beat([("token", 0)]) == []
         with pytest.raises(TimeoutError):
             await way.call("report")
-        assert asked == ["part", "pid"]
+        assert asked == ["part", "part", "pid"]
         heals.set()
         await way._listening  # type: ignore[misc]
         assert await way.call("notes") == "notes"
@@ -218,6 +219,7 @@ async def test_a_hub_on_another_machine_is_given_the_sessions(
             await way.call("report")
         here.append(second)
         await way._records._handing  # type: ignore[misc]
+        assert [token for token, _ in way._records._commits._there] == [goes_on]
         assert sorted(second.store._records) == sorted([goes_on, left])
         assert [second.store._records[t].held for t in (goes_on, left)] == [True, False]
         for token in (goes_on, left):
