@@ -175,7 +175,7 @@ async def test_a_newer_stream_of_a_session_ends_the_older_one(engine: Engine) ->
         await waiting
     assert len(engine.capacity.loads) == 1  # the old stream's end took nothing of the new one's
     with pytest.raises(SupersededError):
-        await opened(engine, OPENING)
+        await asyncio.wait_for(opened(engine, OPENING), 20)
     assert isinstance(await anext(back), Edited)
     # The same holder's next try ends its last one, too.
     waiting = asyncio.ensure_future(anext(back))
