@@ -15,7 +15,7 @@ from modeling.config import MaskCacheConfig, VaeConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
 from modeling.fingerprint import model_fingerprint
-from modeling.model_dir import load_model, save_model
+from modeling.model_dir import Model, load_model, save_model
 from modeling.presets import PRESETS
 from modeling.streaming.state import StateError, StreamState
 from modeling.streaming.stream import EditedChunk, EditStream
@@ -38,16 +38,24 @@ def editor() -> StreamingEditor:
 
 
 def make_editor(mask_cache: MaskCacheConfig | None, vae: str = "tiny") -> StreamingEditor:
-    model = load_model("demo")
-    assert model.transformer is not None
+    """The preset's stream, with networks of a quarter of its width and half its depth."""
+    demo = PRESETS["demo"]
+    sizes = {"dim": 48, "ffn_dim": 96, "num_heads": 2, "num_layers": 2}
+    tiny = replace(demo.vae, widths=(16, 12, 8, 8))
+    config = replace(
+        demo,
+        transformer=replace(demo.transformer, **sizes),
+        vae=VaeConfig(kind="wan", base_dim=4) if vae == "wan" else tiny,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        if vae == "wan":
-            model = replace(model, vae=build_vae(VaeConfig(kind="wan", base_dim=4)))
+        transformer, autoencoder = Transformer(config.transformer), build_vae(config.vae)
         # A fresh transformer predicts zero everywhere.
-        torch.nn.init.normal_(model.transformer.head.head.weight, std=0.05)
-        torch.nn.init.normal_(model.transformer.patch_embedding.weight, std=0.05)
-    return StreamingEditor(model, mask_cache=mask_cache)
+        torch.nn.init.normal_(transformer.head.head.weight, std=0.05)
+        torch.nn.init.normal_(transformer.patch_embedding.weight, std=0.05)
+    for network in (transformer, autoencoder):
+        network.eval().requires_grad_(False)
+    return StreamingEditor(Model(config, transformer, autoencoder, {}, None), mask_cache=mask_cache)
 
 
 def video(frames: int, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:

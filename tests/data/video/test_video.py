@@ -269,7 +269,7 @@ def test_a_cut_off_file_and_a_folder_are_named(make_video: MakeVideo, tmp_path: 
     path.write_bytes(path.read_bytes()[:-2000])  # the index of an MP4 lies at its end
     with pytest.raises(VideoError, match=r"in\.mp4: not a readable video"):
         probe(path)
-    with pytest.raises(VideoError, match="not a readable video"):
+    with pytest.raises(VideoError, match="is no file; give a video file"):
         probe(tmp_path)
 
 

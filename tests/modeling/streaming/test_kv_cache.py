@@ -129,7 +129,7 @@ class ShiftedWindow:
         (12, 6, True, 45),
         (6, 3, True, 30),  # sinks and the current chunk only
         (3, 0, True, 12),  # the current chunk only
-        (12, 3, True, 2001),  # positions never run out, and nothing drifts
+        (12, 3, True, 801),  # positions never run out, and nothing drifts
     ],
 )
 def test_ring_equals_a_shifted_window(
