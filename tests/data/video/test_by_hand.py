@@ -6,6 +6,7 @@ import io
 import math
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +24,7 @@ from data.video.output import part_name
 from data.video.sound import _Converted
 from data.video.source.boxes import index_lie
 from data.video.source.clock import Repairs, Segment, make_clock
+from data.video.source.rate import find_rate
 from data.video.source.survey import _cut_off, survey
 from data.video.source.upright import Scaler
 from tests.data.conftest import MakeVideo, numbered
@@ -86,6 +88,24 @@ def test_the_page_shows_as_far_as_a_place_is_transparent(page: int) -> None:
     frame = av.VideoFrame.from_ndarray(pixels, format="rgba")
     shown = Scaler(None, Fraction(1), page=page)(frame)
     assert shown[0, :, 1].tolist() == [100, page, 20 + page * 4 // 5]
+
+
+@pytest.mark.parametrize(
+    ("places", "constant"),
+    [
+        (range(100), True),
+        ([n for n in range(101) if n != 50], True),  # one frame was dropped
+        ([n for n in range(100) if n % 3 != 1], False),  # of a film whose doubles were left out
+        ([*range(50), *range(100, 150)], False),
+    ],
+)
+def test_a_rate_with_more_than_a_few_places_left_out_is_not_constant(
+    places: Sequence[int], constant: bool
+) -> None:
+    times = np.array(places) / 24
+    found = find_rate(times, [Fraction(24)], Fraction(1, 90_000))
+    assert found is not None
+    assert (found.fps, found.grid, found.constant, found.bulk) == (24, True, constant, 24)
 
 
 @pytest.mark.parametrize(

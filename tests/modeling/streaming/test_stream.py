@@ -180,7 +180,9 @@ def test_it_equals_the_plain_stream(case: Case) -> None:
         assert ours.frames.shape == theirs.frames.shape
         off = np.abs(ours.frames.astype(int) - theirs.frames)
         assert off.max() <= 1, (ours.index, off.mean())  # where float32 rounds the other way
-        assert (off > 0).mean() < 0.01
+        # A compact state's latents may be rounded to the other half-precision number, which moves
+        # all that they reach by a part of a level.
+        assert (off > 0).mean() < (0.01 if ours.index < cut else 0.1)
         assert np.array_equal(ours.mask, theirs.mask), ours.index
         assert ours.recomputed == pytest.approx(theirs.recomputed, abs=1e-9)
         assert ours.steps == len(case.stream.timesteps)
