@@ -17,7 +17,7 @@ from pipelines.training.cluster import ray_session
 VERSIONS = {
     "data": 1,
     "heldout": 1,
-    "start": 1,
+    "start": 2,
     "vae": 1,
     "encode": 1,
     "foundation": 1,

@@ -106,6 +106,8 @@ def states_gib(
         trainers = 2 if section.dmd_weight > 0 else 1  # generator and critic
         networks = count * (2 * trainers - 1)  # and teacher
         device, host = count * trainers * trained, count * trainers * hosted
+        if zero == 3 and section.rollout_copy:  # whole, and in an update the generator's own, too
+            device += 2 * count * size
         device += count * average * (offload == "nothing")
         host += count * average * (offload != "nothing")
     if offload == "weights":
@@ -173,7 +175,8 @@ def activations_gib(stage: str, config: PipelineConfig) -> float | None:
 
     With recomputed blocks: every block's input, the results that are kept unless those are
     recomputed too (`diffusion.recompute`), and all of one block; without: all of every block.
-    Distill also holds a rollout's history. None for the vae.
+    Distill also holds a rollout's history, and the stream's cache that it runs on, which workers
+    that share a clip each have whole. None for the vae.
     """
     section, compute = getattr(config, stage), config.compute
     if stage == "vae":
@@ -189,10 +192,13 @@ def activations_gib(stage: str, config: PipelineConfig) -> float | None:
             share = getattr(section, "keep_products", 0) / size.num_layers
             kept += _PRODUCT_ROWS * min(1.0, share)
     seen = frames if stage != "causal" else 2 * frames
+    alone = 0.0
     rows = seen * (kept * size.num_layers + block * compute.activation_checkpointing)
     if stage == "distill":  # keys and values
         rows += 2 * size.num_layers * (frames - stream.chunk_latents)
+        alone = 2 * size.num_layers * stream.window_latents / clips  # clip by clip
     number = 2 if compute.precision == "bf16" else 4
     weights, _ = parameters(stage, section, config.model.resolve())
     buffers = min(_BUFFERS, weights) * number * (compute.zero_stage > 0)
-    return (latent * rows * number / compute.sharing(stage) + buffers) / GIB
+    shared = rows / compute.sharing(stage)
+    return (latent * (shared + alone) * number + buffers) / GIB

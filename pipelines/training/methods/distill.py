@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling.config import StreamConfig, TransformerConfig
+from modeling.config import ModelConfig, StreamConfig, TransformerConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.flops import FORWARD_AND_BACKWARD, forward_flops
 from modeling.diffusion.flow import FlowSchedule, velocity
@@ -101,7 +101,7 @@ class DistillTraining:
         self.learning_rates = {"generator": section.learning_rate}
         self.matches = section.dmd_weight > 0
         if self.matches:
-            (real, self.scores), (critic, _) = (_teacher(setting, self.config) for _ in range(2))
+            (real, self.scores), (critic, _) = (_teacher(setting, model.config) for _ in range(2))
             for network in (real, critic):
                 prepare_network(network, setting)
             self.real: Any = real
@@ -281,7 +281,7 @@ def _empty_copy(setting: Setting, model: Model) -> Transformer:
     return network.to(setting.dtype).eval().requires_grad_(False)
 
 
-def _teacher(setting: Setting, student: TransformerConfig) -> tuple[Transformer, TransformerConfig]:
+def _teacher(setting: Setting, student: ModelConfig) -> tuple[Transformer, TransformerConfig]:
     """The foundation model, or whoever else is named, frozen, and its sizes: on the worker's
     device, or in the host's memory where weights are sharded from there."""
     path = setting.job.models.get("teacher")
@@ -295,10 +295,18 @@ def _teacher(setting: Setting, student: TransformerConfig) -> tuple[Transformer,
     if network is None:
         raise ModelError(f"the teacher {path} holds no transformer; give a foundation model")
     for name in ("latent_channels", "source_channels", "text_dim"):
-        theirs, ours = getattr(sizes, name), getattr(student, name)
+        theirs, ours = getattr(sizes, name), getattr(student.transformer, name)
         if theirs != ours:
             raise ModelError(
                 f"the teacher {path} has {name} {theirs}, its student {ours}; give a teacher of "
                 "the same latents and text"
+            )
+    for name in ("kind", "mean", "std"):
+        theirs, ours = getattr(model.config.vae, name), getattr(student.vae, name)
+        if theirs != ours:
+            raise ModelError(
+                f"the teacher {path} was trained on the latents of another VAE (its vae.{name} is "
+                f"{theirs}, its student's {ours}) and would judge what it does not know; give a "
+                "teacher that was trained with the student's VAE"
             )
     return network, sizes

@@ -225,8 +225,8 @@ def held_whole(engine: ZeroEngine) -> Iterator[None]:
         try:
             yield
         finally:
-            for parameter in parameters:
-                parameter.ds_active_sub_modules.discard(_HOLDER)
+            for parameter in parameters:  # an error left the layer it came from among them
+                parameter.ds_active_sub_modules.clear()
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ def compare(rank: int, folder: Path, stage: str, config: ModelConfig) -> None:
 
 
 def compare_all(rank: int, folder: Path) -> None:
-    distill._teacher = lambda here, sizes: (network(1), sizes)  # type: ignore[assignment]
+    distill._teacher = lambda here, student: (network(1), student.transformer)  # type: ignore[assignment]
     for module in (foundation, distill):
         module.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
     for stage in ("foundation", "causal", "distill"):

@@ -73,10 +73,13 @@ def test_states_of_a_worker(precision: str, zero: int, size: float) -> None:
     assert both - distill == pytest.approx(2 * average)  # the first moments, of as many bytes
     size -= average
     teacher = (2 if precision == "bf16" else 4) / (4 if zero == 3 else 1)
-    assert distill == pytest.approx(2 * size + average + teacher)
+    whole = (2 if precision == "bf16" else 4) * 2 * (zero == 3)  # a copy, and what is held
+    assert distill == pytest.approx(2 * size + average + teacher + whole)
+    lean = DistillStage(rollout_copy=False)
+    assert distill - states("distill", lean, compute, 4) * GIB / count == pytest.approx(whole)
     free = DistillStage(dmd_weight=0)
     alone = states("distill", free, compute, 4) * GIB / count
-    assert alone == pytest.approx(size + average)  # neither critic nor teacher
+    assert alone == pytest.approx(size + average + whole)  # neither critic nor teacher
     causal = states("causal", CausalStage(), compute, 4)
     assert states("vae", VaeStage(), compute, 4) < causal
 
@@ -102,6 +105,7 @@ def test_offloaded_states_are_the_host_s(
     assert (found.device, found.host) == pytest.approx((count * device, count * host))
     found = expect.states_gib("distill", DistillStage(), demo, compute, 4)
     frozen = (2 / 4 if zero == 3 else 2) * (offload != "weights")  # the teacher's
+    frozen += 2 * 2 * (zero == 3)  # a copy of the generator, and what is held in its update
     assert found.device == pytest.approx(count * (2 * device + frozen))
     average = 4 / 4
     frozen = 2 / 4 * (offload == "weights")
@@ -173,7 +177,10 @@ def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
     shared = gib("compute.sequence_parallel=2", "compute.workers=2")
     assert shared - buffers == pytest.approx((gib() - buffers) / 2)
     history = gib(stage="distill") - gib()
-    assert history == pytest.approx(18 * layers * 2 * 1560 * 1536 * 2 / GIB)
+    latent = layers * 2 * 1560 * 1536 * 2 / GIB
+    assert history == pytest.approx((18 + 12) * latent)  # and the stream's own cache
+    both = gib("compute.sequence_parallel=2", "compute.workers=2", stage="distill")
+    assert both - shared == pytest.approx((18 / 2 + 12) * latent)
     assert expect.activations_gib("vae", load_config("demo")) is None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from modeling.config import MaskCacheConfig
+from modeling.config import MaskCacheConfig, VaeConfig
 from modeling.diffusion.flops import forward_flops
 from modeling.model_dir import Model, ModelError
 from pipelines.training.methods import distill as module
@@ -203,8 +203,8 @@ def test_a_teacher_is_needed_and_must_be_one(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_teacher_may_be_larger_and_must_know_the_same_latents(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def taught_by(**sizes: int) -> DistillTraining:
-        teacher = replace(CONFIG, transformer=replace(CONFIG.transformer, **sizes))
+    def taught_by(vae: VaeConfig = CONFIG.vae, **sizes: int) -> DistillTraining:
+        teacher = replace(CONFIG, transformer=replace(CONFIG.transformer, **sizes), vae=vae)
         given = SimpleNamespace(transformer=PlainNetwork(*TEACHER), config=teacher)
         monkeypatch.setattr(module, "load_model", lambda *_, **__: given)
         return DistillTraining(setting("distill"), model(PlainNetwork(*GENERATOR)))
@@ -213,6 +213,12 @@ def test_a_teacher_may_be_larger_and_must_know_the_same_latents(
     assert larger.flops(batch(), 0) > alike.flops(batch(), 0)  # of scores and critic
     with pytest.raises(ModelError, match="has source_channels 0, its student 16; give a teacher"):
         taught_by(source_channels=0)
+    for name in ("mean", "std"):
+        other = replace(CONFIG.vae, **{name: (0.5,) * CONFIG.vae.latent_channels})
+        with pytest.raises(
+            ModelError, match=rf"another VAE \(its vae.{name} is \(0.5, .*student's"
+        ):
+            taught_by(other)
 
 
 def test_a_model_without_its_mask_cache() -> None:

@@ -198,6 +198,10 @@ def compare_bf16(folder: Path) -> None:
                 assert not torch.equal(value, value.bfloat16().float()), f"{name} is rounded"
 
 
+def out_of_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError("no room")
+
+
 def compare_held(rank: int) -> None:
     """Weights that are held whole from a forward to its update are not let go in between, are
     after it, and give the same network; a layer is used twice, as in a rollout."""
@@ -226,6 +230,9 @@ def compare_held(rank: int) -> None:
                 update(engine, engine(out).square().mean(), between)
                 assert all(let_go) or not holds
         made.append(full_weights(engine))
+    engine.module[0].register_forward_hook(out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError), held_whole(engine):  # and no other in its place
+        engine(batch(0, rank))
     without, held = made
     assert all(torch.equal(held[name], value) for name, value in without.items())
     assert not torch.equal(held["0.weight"], network(0).get_parameter("0.weight"))
