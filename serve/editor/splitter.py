@@ -24,7 +24,7 @@ class Splitter:
 
     async def split(self, state: StreamState) -> SplitState:
         """With the parts that the front has not yet; it has to get every state that is split."""
-        if sum(chunk.nbytes for chunk in state.history) < SMALL:
+        if state.kv is None and sum(chunk.nbytes for chunk in state.history) < SMALL:
             return self._split(state)
         return await asyncio.to_thread(self._split, state)
 

@@ -68,7 +68,8 @@ class Orders:
     `leave`: Serve wants this replica to stop, so it gives its sessions back. `go`: there is one
     editor too many and this one is empty. `wanted`: so many editors there should be. `stop`: the
     application ends, so a front finishes its sessions. `load` and `drop`: models that an editor
-    takes in and lets go of. `menu`: what a front's clients may choose.
+    takes in and lets go of. `menu`: what a front's clients may choose, None for
+    what it knows already.
     """
 
     leave: bool
@@ -178,7 +179,7 @@ class Hub:
         """What may be chosen, version by version, with the number of editors that hold it and its
         share of new sessions; none while no editor holds any."""
         alive, found = [report for report in self._alive() if report.models], []
-        for offer in self._placement.menu().offers if alive else ():
+        for offer in self._placement.offers() if alive else ():
             for key in offer.keys:
                 having = [report.models[key] for report in alive if key in report.models]
                 share = offer.share if key == offer.target else 1 - offer.share

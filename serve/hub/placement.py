@@ -17,7 +17,7 @@ from serve.admission.admission import Demand, Editor, Request, fits, has_room, w
 from serve.admission.decisions import Need, Scale
 from serve.admission.fleet import KNOWN_DEMANDS, Fleet, Rank, emptiest
 from serve.versions.catalog import Catalog, Menu
-from serve.versions.rolling import Plan
+from serve.versions.rolling import Offer, Plan
 from serve.wire.protocol import RETRY_AFTER_S
 
 RESERVED_S = 10.0  # for a placed stream to show in its editor's reports
@@ -274,9 +274,14 @@ class Placement:
             )
         return load, drop
 
-    def menu(self) -> Menu:
-        """What may be chosen now."""
-        return self.catalog.menu(self.editors)
+    def menu(self) -> Menu | None:
+        """What may be chosen now; None until all editors have spoken: the shares of those that
+        have would be taken for everybody's."""
+        return self.catalog.menu(self.editors) if self._heard_for(self.settle_s) else None
+
+    def offers(self) -> tuple[Offer, ...]:
+        """As the editors that have spoken can keep them."""
+        return self.catalog.offers(self.editors)
 
     def notes(self) -> list[str]:
         """What an operator should know of the models."""

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from heapq import heapify, heapreplace, nlargest
 
 from serve.admission.rungs import FULL
 from serve.wire.protocol import RETRY_AFTER_S, Detail, Format, Mode, WireError
@@ -306,10 +307,21 @@ class SessionStore:
         cut, so that who is far behind may not resume, then its sessions go that were left longest
         ago, then those that are held."""
         while self.bytes > self.max_bytes:
-            greatest = max(self._of_tenants, key=self._of_tenants.__getitem__)
+            greatest, *others = nlargest(2, self._of_tenants, key=self._of_tenants.__getitem__)
             records = {t: r for t, r in self._records.items() if r.tenant == greatest}
-            longest = max(records.values(), key=lambda record: record.tail_bytes)
-            if longest.tail_bytes:
-                self._count(longest, -longest.drop_oldest())
+            if any(record.tail_bytes for record in records.values()):
+                next_most = self._of_tenants[others[0]] if others else 0
+                self._cut_longest(records, next_most)
             else:
                 self._forget(min(records, key=lambda t: (records[t].held, records[t].seen)))
+
+    def _cut_longest(self, records: dict[str, Record], next_most: int) -> None:
+        """Of one tenant's, until there is room, another tenant has more, or no tail is left."""
+        longest = [(-record.tail_bytes, token) for token, record in records.items()]
+        heapify(longest)
+        while self.bytes > self.max_bytes and longest[0][0]:
+            record = records[longest[0][1]]
+            self._count(record, -record.drop_oldest())
+            heapreplace(longest, (-record.tail_bytes, longest[0][1]))
+            if self._of_tenants[record.tenant] < next_most:
+                return

@@ -112,7 +112,8 @@ class World:
 
     def _ask(self, client: Client) -> None:
         if self.day.rolls and not client.model:
-            client.model = self.placement.menu().choose(None, client.session)[1].key
+            menu = self.placement.catalog.menu(self.placement.editors)
+            client.model = menu.choose(None, client.session)[1].key
         answer = self.placement.ask(client.request(self.day))
         if isinstance(answer, Placed) and self._open(client, answer.editor):
             return

@@ -2,12 +2,13 @@
 
 Sessions are edited, moved, resized, lost and resumed; the hub loses its memory, is down, or its
 answer does not arrive. A state in the hub is always the newest that reached it, as if every state
-had been sent whole, and no more of one is sent than has to be.
+had been sent whole, and no more of one is sent than has to be. What clients get is there once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from modeling.streaming.state import StreamState
 from serve.editor.splitter import Splitter, joined
 from serve.hub.commits import Commits, Taken, take
-from serve.hub.records import COMMIT_KINDS, Commit, Progress, SessionStore
+from serve.hub.records import COMMIT_KINDS, Commit, Entry, Progress, SessionStore
 from serve.wire.conversation import KINDS
 from serve.wire.pack import pack, unpack
 from serve.wire.split_state import SplitState
@@ -28,7 +29,7 @@ from tests.serve.hub.test_records import HEADER
 
 WINDOW, SINKS = 3, 1  # chunks
 SESSIONS = st.sampled_from(["a", "b"])
-ON_ITS_WAY = ["arrives", "arrives", "arrives", "hub is down", "answer is lost"]
+ON_ITS_WAY = ["arrives", "arrives", "hub is down", "answer is lost", "answer is late"]
 
 
 def over(message: Any, kinds: Any) -> Any:
@@ -85,6 +86,10 @@ class CommitsMachine(RuleBasedStateMachine):
         self.arrived: dict[str, bytes] = {}  # and of what reached the hub
         self.has: dict[str, set[str]] = {}  # parts that the hub has
         self.there: dict[str, set[str]] = {}  # and those that the front knows it to have
+        self.numbers = itertools.count(1)
+        self.frames = {"a": 0, "b": 0}  # that the front has edited
+        self.tails: dict[str, list[Entry]] = {}  # what reached the hub for the client
+        self.known: dict[str, int] = {}  # edited frames after the last that did
 
     def teardown(self) -> None:
         self.runner.close()
@@ -96,26 +101,34 @@ class CommitsMachine(RuleBasedStateMachine):
         answer = await take(self.store, over(commit, COMMIT_KINDS))
         if self.way == "answer is lost":
             raise ConnectionError
+        if self.way == "answer is late":  # an `Asker` says it again
+            answer = await take(self.store, over(commit, COMMIT_KINDS))
         return answer
 
-    def commit(self, token: str, way: str) -> None:
+    def commit(self, token: str, way: str, entries: list[Entry]) -> None:
         state = self.front[token]
         editor, self.way, self.sent = self.editors[token], way, []
-        progress = Progress(editor.chunks, 0, editor.prompt, editor.prompt, state)
-        commit = Commit(token, self.epochs[token], HEADER, progress, [])
+        edited = self.frames[token]
+        progress = Progress(editor.chunks, edited, editor.prompt, editor.prompt, state)
+        commit = Commit(token, self.epochs[token], HEADER, progress, entries, next(self.numbers))
         try:
             assert self.runner.run(self.commits.commit(commit))
         except ConnectionError:
             if self.sent and self.carried(0) | self.has.get(token, set()) >= set(state.names):
-                self.arrives(token)
+                self.arrives(token, entries)
             return
         assert self.carried(0) == set(state.names) - self.there.get(token, set())
         enough = self.carried(0) | self.has.get(token, set()) >= set(state.names)
         assert len(self.sent) == (1 if enough else 2)
-        self.arrives(token)
+        self.arrives(token, entries)
         self.there[token] = set(state.names)
 
-    def arrives(self, token: str) -> None:
+    def arrives(self, token: str, entries: list[Entry]) -> None:
+        record = self.store._records[token]
+        kept = self.tails.get(token, [])
+        if entries[0].position > self.known.get(token, 0):
+            kept = []  # what came between never came
+        self.tails[token], self.known[token] = kept + entries, record.progress.edited
         self.arrived[token], self.has[token] = self.edited[token], set(self.front[token].names)
 
     def carried(self, number: int) -> set[str]:
@@ -134,12 +147,15 @@ class CommitsMachine(RuleBasedStateMachine):
         came = over(self.runner.run(editor.splitter.split(state)), KINDS)
         assert not before or not {part.name for part in came.parts} & set(before.names)
         self.front[token] = came.completed(before)
-        self.commit(token, way)
+        first = self.frames[token]
+        self.frames[token] += 2
+        frames = [Entry(first + n, bytes([seed] * 3)) for n in range(2)]
+        self.commit(token, way, [*frames, Entry(first + 2, "chunk")])
 
-    @rule(token=SESSIONS)
-    def only_drops_are_told(self, token: str) -> None:
+    @rule(token=SESSIONS, way=st.sampled_from(ON_ITS_WAY))
+    def only_drops_are_told(self, token: str, way: str) -> None:
         if token in self.front:
-            self.commit(token, "arrives")
+            self.commit(token, way, [Entry(self.frames[token], "drops")])
 
     @rule(token=SESSIONS, prompt=st.sampled_from(["blue", "green"]))
     def prompt(self, token: str, prompt: str) -> None:
@@ -169,7 +185,14 @@ class CommitsMachine(RuleBasedStateMachine):
         """Its session goes on from what the hub has, at another front."""
         if token not in self.arrived:
             return
-        record = self.runner.run(self.store.claim(token, 0))
+        self.way = "arrives"
+        before = Commit(
+            token, self.epochs[token], HEADER, self.store._records[token].progress,
+            [Entry(self.known[token], "late")], next(self.numbers),
+        )  # fmt: skip
+        record = self.runner.run(self.store.claim(token, self.known[token]))
+        assert not self.runner.run(self.commits.commit(before))  # by who held it
+        self.frames[token] = record.progress.edited
         self.commits.forget(token, self.epochs[token])
         self.epochs[token], state = record.epoch, record.progress.state
         assert state is not None
@@ -181,12 +204,13 @@ class CommitsMachine(RuleBasedStateMachine):
     @rule()
     def hub_dies(self) -> None:
         self.store = SessionStore(clock=lambda: 0.0)
-        self.arrived, self.has = {}, {}
+        self.arrived, self.has, self.tails, self.known = {}, {}, {}, {}
 
     @rule(token=SESSIONS)
     def hub_has_no_room(self, token: str) -> None:
         self.has.pop(token, None)
         if self.arrived.pop(token, None):
+            del self.tails[token], self.known[token]
             self.store._forget(token)
 
     # --- what must be so
@@ -201,12 +225,14 @@ class CommitsMachine(RuleBasedStateMachine):
             assert joined(state).to_bytes() == self.arrived[token]
             assert len(state.parts) == len(set(state.names))
             size += len(state.rest) + sum(len(part.data) for part in state.parts)
+            assert list(record.tail) == self.tails[token]
+            size += sum(len(entry.data) for entry in record.tail)
         assert self.store.bytes == size
 
 
 TestCommits = CommitsMachine.TestCase
 TestCommits.settings = settings(
-    max_examples=15, stateful_step_count=30, deadline=None, derandomize=True,
+    max_examples=15, stateful_step_count=60, deadline=None, derandomize=True,
     phases=[Phase.generate],  # add Phase.shrink for a shorter story, in minutes
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip

@@ -99,7 +99,7 @@ def test_a_replaced_version_moves_its_sessions(clock: Clock) -> None:
     made.report(editor("e", A, B, NEW, streams=streams))
     clock.now += DECIDE_S
     assert made.orders("e") == ("", {A.key})
-    assert [offer.stable for offer in made.menu().offers] == [NEW.key, B.key]
+    assert [offer.stable for offer in made.offers()] == [NEW.key, B.key]
     assert made.ask(request("x", A, again=True)) == Retired(NEW.key)
     assert made.ask(request("2", A)) == Retired(NEW.key)
     assert made.ask(request("x", NEW, again=True)) == Placed("e")
@@ -131,13 +131,17 @@ def test_a_hub_started_again_decides_on_versions_when_all_editors_have_spoken(
     for _ in range(3):
         clock.now += 0.6
         assert made.orders("e") == ("", frozenset())  # not that, which only f has
-        assert [offer.stable for offer in made.menu().offers] == [A.key, B.key]
+        assert [offer.stable for offer in made.offers()] == [A.key, B.key]
+        assert made.menu() is None  # fronts keep theirs: in this one all would get the new
         assert isinstance(made.ask(request("x", A, again=True)), Waiting)
     made.report(old)
     assert made.ask(request("x", A, again=True)) == Placed("f")  # where its version is after all
     made.released("x")
     clock.now += DECIDE_S
     assert made.orders("f") == (NEW.key, frozenset())
+    menu = made.menu()
+    assert menu is not None
+    assert menu.offers[0].share == 0.5
     clock.now += DECIDE_S
     made.report(editor("f", A, B, NEW, streams=old.streams))
     clock.now += DECIDE_S

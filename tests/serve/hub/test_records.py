@@ -10,6 +10,7 @@ from serve.hub.records import (
     Entry,
     Header,
     Progress,
+    Record,
     SessionStore,
 )  # fmt: skip
 from serve.wire.protocol import WireError
@@ -293,6 +294,31 @@ async def test_a_commit_keeps_the_store_within_its_memory(clock: Clock) -> None:
         )
         assert store.bytes <= 1000
     assert (await store.claim(token, 36)).tail[-1].position == 39  # what is newest stays
+
+
+async def test_room_is_made_by_one_look_at_all_records(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many entries have to go: a hub at its limit makes room at every commit."""
+    store, looks = SessionStore(60.0, max_bytes=40 * 12 * 10, clock=clock), 0
+    tokens = [await store.create(HEADER) for _ in range(40)]
+    nothing = SplitState(b"")
+    for token in tokens:
+        await store.commit(Commit(token, 0, HEADER, progress(12, nothing), frames(0, 12)))
+    assert store.bytes == store.max_bytes
+
+    def tenant(record: Record) -> str:
+        nonlocal looks
+        looks += 1
+        return ""
+
+    monkeypatch.setattr(Record, "tenant", property(tenant))
+    await store.commit(Commit(tokens[0], 0, HEADER, progress(36, nothing), frames(12, 24)))
+    assert 24 <= looks <= 40 + 3 * 24
+    assert store.bytes == store.max_bytes
+    lengths = sorted(len(store._records[token].tail) for token in tokens)
+    assert lengths[-1] - lengths[0] <= 1
+    assert sum(lengths) == 40 * 12
 
 
 async def test_what_lacks_a_part_changes_nothing(store: SessionStore) -> None:
