@@ -47,7 +47,11 @@ MINIMA = {
     **{f"{stage}.{key}": 0 for stage in STAGES for key in ("validate_every", "sample_clips")},
     **{f"{stage}.validate_clips": 1 for stage in STAGES},
     **{f"{stage}.profile": 0 for stage in STAGES},
-    **{f"{stage}.lora_rank": 0 for stage in ("foundation", "causal")},
+    **{
+        f"{stage}.{name}": 0
+        for stage in ("foundation", "causal")
+        for name in ("lora_rank", "keep_products")
+    },
 }
 
 ABOVE_0 = (
