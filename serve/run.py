@@ -36,7 +36,7 @@ from infra.runtime.ray import joined_ray, private_ray
 from infra.runtime.ray_private import forget_serve, serve_client, serve_replicas
 from serve import ingress
 from serve.app import build
-from serve.hub.hub import NAMESPACE
+from serve.hub.hub import NAMESPACE, hub_name
 from serve.settings import ServeSettings
 from serve.tls import Tls
 
@@ -95,7 +95,7 @@ class Running:
     def models(self) -> list[dict[str, Any]]:
         """What `/v1/models` says, asked without a token. Raises StartError."""
         try:
-            hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+            hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
             models: list[dict[str, Any]] = ray.get(hub.models.remote(), timeout=CALL_S)
         except (ValueError, ray.exceptions.RayError) as error:
             raise StartError(f"the hub does not say which models there are: {error}") from error
@@ -111,7 +111,7 @@ class Running:
         """
         if deployment == "hub":
             try:
-                hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+                hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
                 pid: Any = ray.get(hub.pid.remote(), timeout=CALL_S)
                 os.kill(pid, signal.SIGKILL)
             except (ValueError, ray.exceptions.RayError):  # it is being started again
@@ -236,7 +236,7 @@ def _started(application: Application, running: Running, stop_s: float) -> Itera
                 ray_serve.shutdown()
         if ray.is_initialized():
             with contextlib.suppress(ValueError):  # it may have ended itself
-                ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE))
+                ray.kill(ray.get_actor(hub_name(APP), namespace=NAMESPACE))
 
 
 def _http_options(running: Running) -> HTTPOptions:
@@ -253,7 +253,7 @@ def _finish_sessions(running: Running, stop_s: float) -> None:
     """Returns when no client is connected any more, or time is up."""
     deadline = time.monotonic() + stop_s
     with contextlib.suppress(ValueError, ray.exceptions.RayError):  # there is no hub (any more)
-        hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+        hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
         while time.monotonic() < deadline and not running.hurry.is_set():
             if ray.get(hub.stop.remote(), timeout=CALL_S):
                 return

@@ -9,7 +9,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from serve.hub.hub import NAMESPACE, Hub
+from serve.hub.hub import NAMESPACE, Hub, hub_name
 from serve.hub.ledger import Ledger
 from serve.hub.placement import Placed, Places
 from serve.hub.records import SessionStore
@@ -27,7 +27,7 @@ def hub_actor(app: str, settings: ServeSettings, serves: tuple[Named, ...]) -> A
     return (
         ray.remote(Hub)
         .options(
-            name=f"hub-{app}",
+            name=hub_name(app),
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached",

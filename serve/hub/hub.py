@@ -20,17 +20,18 @@ import ray
 from ray.util import get_node_ip_address
 
 from infra.runtime.ray_private import serve_replicas
-from serve.admission.admission import Editor
+from serve.admission.admission import Editor, Request
 from serve.hub.commits import take
 from serve.hub.ledger import Ledger
-from serve.hub.placement import Placement
-from serve.hub.records import COMMIT_KINDS, SessionStore
+from serve.hub.placement import Full, Placed, Placement, Retired, Waiting
+from serve.hub.records import COMMIT_KINDS, Record, SessionStore
 from serve.metrics import GoneProcesses, HubMetrics, Readings
 from serve.settings import ServeSettings
 from serve.versions.aliases import Aliases
 from serve.versions.catalog import Catalog, Menu
 from serve.versions.source import ModelSource, Named
 from serve.wire.link import Address, Listener
+from serve.wire.pack import dialect
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)
     serves: tuple[Named, ...] = ()
     began: float = 0.0
+    hub_memory_gb: float | None = None  # of a front's settings
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Hub:
             if report.serves and report.began > self._began:
                 self._began = report.began
                 self._follower.serve(report.serves)
+                if report.hub_memory_gb is not None:
+                    self.store.max_bytes = round(report.hub_memory_gb * 1e9)
             return Orders(leave, stop=self._ending, menu=self._placement.menu())
         self._sweep()  # what one died of must not be given to the next
         self._placement.report(report.editor)
@@ -254,6 +258,13 @@ class Hub:
             except ray.exceptions.RayError as error:  # the controller may be starting or gone
                 log.warning("no word from Serve: %s", error)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def hub_name(app: str) -> str:
+    """Of the hub that the application's processes share, by what they say to it: one that is left
+    of another version of the code is not found, and ends when nobody reports there any more."""
+    kinds = (*COMMIT_KINDS, Report, Orders, Record, Editor, Request, Placed, Waiting, Full, Retired)
+    return f"hub-{app}-{dialect(kinds).hex()}"
 
 
 def liveedit_version() -> str:

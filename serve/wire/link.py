@@ -4,7 +4,7 @@ A hop through Ray costs milliseconds on a small machine and a chunk would make t
 what opens and pins a session, and a link what flows in it. Who shall come gets an `Address` through
 Ray; when either end dies, the other sees the connection close, and where its machine or the way to
 it is gone without a word, the kernel does so after `SILENT_S`. Of a stranger nothing is read but as
-many bytes as a secret has.
+many bytes as a secret has, and who is built from another version of the code is not let in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from serve.wire.pack import pack, sizes_of, unpack
+from serve.wire.pack import DIALECT_BYTES, dialect, pack, sizes_of, unpack
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Link:
         async with asyncio.timeout(HELLO_S):
             reader, writer = await asyncio.open_connection(address.host, address.port, limit=BUFFER)
         _expect_life(writer)
-        writer.write(address.secret)
+        writer.write(address.secret + dialect(kinds))
         return cls(reader, writer, kinds)
 
     async def write(self, message: Any) -> None:
@@ -145,7 +145,11 @@ class Listener:
         try:
             async with asyncio.timeout(HELLO_S):
                 given = await reader.readexactly(SECRET_BYTES)
-            came = self._known(given)
+                came = self._known(given)
+                spoken = await reader.readexactly(DIALECT_BYTES)
+            if spoken != dialect(self.kinds):
+                log.warning("a process built from another version of the code is not let in")
+                raise ConnectionError("another version")
         except (OSError, asyncio.IncompleteReadError) as error:
             log.debug("a stranger, or one who is not expected any more: %s", error)
             writer.close()

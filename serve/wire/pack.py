@@ -7,6 +7,7 @@ that a connection is made for come out of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 Piece = bytes | memoryview
+DIALECT_BYTES = 8
 
 
 def pack(message: Any) -> tuple[bytes, list[Piece]]:
@@ -44,6 +46,12 @@ def unpack(header: bytes, parts: list[bytes], kinds: Iterable[type]) -> Any:
         return _value(json.loads(header)["message"], parts, {kind.__name__: kind for kind in kinds})
     except (LookupError, TypeError) as error:
         raise ValueError(f"no message of ours: {error!r}") from error
+
+
+def dialect(kinds: Iterable[type]) -> bytes:
+    """`DIALECT_BYTES` that are others where one of the dataclasses has another name or field."""
+    said = sorted(f"{k.__name__} {[(f.name, f.type) for f in fields(k)]}" for k in kinds)
+    return hashlib.sha256("\n".join(said).encode()).digest()[:DIALECT_BYTES]
 
 
 def _plain(value: Any, parts: list[Piece]) -> Any:

@@ -11,13 +11,13 @@ import time
 import ray
 
 from infra.runtime.environment import variable
-from serve.hub.hub import NAMESPACE
+from serve.hub.hub import NAMESPACE, hub_name
 from serve.run import APP
 
 ray.init(address=variable("RAY_ADDRESS"), namespace=NAMESPACE, log_to_driver=False)
 while True:
     try:
-        hub = ray.get_actor(f"hub-{APP}")
+        hub = ray.get_actor(hub_name(APP))
         host = ray.get(hub.commits.remote(), timeout=20).host
     except (ValueError, ray.exceptions.RayError):  # it is being started
         time.sleep(0.2)

@@ -27,7 +27,7 @@ from data.video import read_frames
 from infra.runtime.ray_private import Replica, serve_replicas
 from serve.app import app, build
 from serve.client import connect
-from serve.hub.hub import NAMESPACE
+from serve.hub.hub import NAMESPACE, hub_name
 from serve.limits import Limits
 from serve.run import APP, Running, free_port, start
 from serve.settings import ServeSettings
@@ -79,7 +79,7 @@ async def kept(token: str) -> None:
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it is being started
-                hub = ray.get_actor(f"hub-{APP}", namespace=NAMESPACE)
+                hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
                 if await hub.part.remote("store", "beat", [asked], {}) == asked:
                     return
             await asyncio.sleep(0.1)
@@ -280,7 +280,7 @@ async def test_a_new_hub_and_killed_fronts_are_survived(running: Running) -> Non
     """The hub unnoticed, the fronts by coming back to what the new hub knows."""
 
     async def kill_hub() -> None:
-        ray.kill(ray.get_actor(f"hub-{APP}", namespace=NAMESPACE), no_restart=False)
+        ray.kill(ray.get_actor(hub_name(APP), namespace=NAMESPACE), no_restart=False)
 
     assert await stream(running, 120, at={40: kill_hub}) == 0
     reconnects = await asyncio.gather(  # waiting until the new hub has heard of both editors

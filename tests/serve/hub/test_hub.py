@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Scale
-from serve.hub.hub import GONE_S, Hub, Orders, Report
+from serve.hub.hub import GONE_S, Hub, Orders, Report, hub_name
 from serve.hub.placement import DECIDE_S, Full, Placed, Placement, Waiting
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.metrics import KEPT_APART, GoneProcesses, Metrics, render
@@ -63,6 +63,29 @@ async def test_models_are_counted_by_the_editors_that_hold_them(actor: Hub) -> N
     assert (away["device"], away["chunk_seconds"], away["card"]) == ("", 0.0, {})
     assert set(await actor.snapshots()) == {"a", "b", "front", "hub", "gone"}
     assert "editors" not in MODEL
+
+
+async def test_the_newest_fronts_settings_say_how_much_a_hub_keeps(actor: Hub) -> None:
+    """It is not started again by a deploy that changes them."""
+    new, old = (
+        replace(report("front"), serves=SERVES, began=began, hub_memory_gb=size)
+        for began, size in ((7.0, 0.5), (6.0, 2.0))
+    )
+    for told in (old, new, old):
+        await actor.report(told)
+    assert actor.store.max_bytes == 500_000_000
+
+
+def test_another_version_of_the_code_does_not_find_the_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would understand neither reports nor commits."""
+    name = hub_name("app")
+    assert name.startswith("hub-app-")
+    assert name != hub_name("another")
+    before = make_dataclass("Report", [("process", "str")])
+    monkeypatch.setattr("serve.hub.hub.Report", before)
+    assert hub_name("app") != name
 
 
 async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import fields, replace
+from dataclasses import fields, make_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from serve.limits import Limits
 from serve.wire import link
 from serve.wire.conversation import KINDS
 from serve.wire.link import MAX_HEADER, Address, Asker, Link, Listener
-from serve.wire.pack import pack
+from serve.wire.pack import dialect, pack
 from serve.wire.protocol import Error, PromptApplied, to_json
 from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import Asks, Edited, Moved, Opening, Ready, Superseded, Work
@@ -135,6 +135,25 @@ async def test_nobody_without_the_secret_is_let_in() -> None:
         with pytest.raises(ConnectionError, match="closed the connection"):
             await late.read()
         assert came == []
+
+
+async def test_another_version_of_the_code_is_not_let_in() -> None:
+    """Its messages would be misunderstood in the middle of a session."""
+    before = make_dataclass("SplitState", [("state", "bytes")], frozen=True)
+    others = [KINDS[1:], (*KINDS, Entry), (*[k for k in KINDS if k != SplitState], before)]
+    async with joined() as (listener, *_):
+        came: list[Link] = []
+
+        async def another(link: Link) -> None:
+            came.append(link)
+
+        address = await listener.expect(another)
+        for kinds in others:
+            stranger = await Link.connect(address, kinds)
+            with pytest.raises(ConnectionError, match="closed the connection"):
+                await asyncio.wait_for(stranger.read(), 20)
+        assert came == []
+    assert dialect(KINDS) == dialect(reversed(KINDS))
 
 
 async def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
