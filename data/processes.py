@@ -139,6 +139,10 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> F
 
 def _end(pool: ProcessPoolExecutor) -> None:
     """Without waiting for what is under way: nobody wants it any more."""
+    # Who is killed while it sends leaves half a result, for whose rest the pool would wait as long
+    # as there is a writer: this process is one.
+    if pool._result_queue is not None:
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]
     for process in list((pool._processes or {}).values()):  # Python 3.14 has kill_workers()
         process.kill()
     pool.shutdown(wait=True, cancel_futures=True)

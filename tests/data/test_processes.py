@@ -63,6 +63,30 @@ def test_who_stops_asking_waits_for_nothing_under_way(tmp_path: Path) -> None:
     assert multiprocessing.active_children() == []
 
 
+ENDS = """
+import time
+from data.processes import map_in_order
+
+def large(item):
+    time.sleep(0.005)
+    return bytes(5_000_000)
+
+if __name__ == "__main__":
+    for _ in range(3):
+        results = map_in_order(large, range(100), 2)
+        next(results)
+        results.close()
+"""
+
+
+def test_who_stops_asking_does_not_wait_for_the_rest_of_half_a_result(tmp_path: Path) -> None:
+    """Workers that are killed while they send hung the pool, and then the interpreter's end."""
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS)
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
+
+
 def test_a_start_is_whole_before_ctrl_c_is_heard() -> None:
     """Half of one would be a worker that nobody ends."""
 
