@@ -36,7 +36,7 @@ COMES_WITH_TRANSFORMERS = {"tokenizers"}
 DOORS = {("ray", "infra/runtime/ray_private.py")}
 _SDPA = "_scaled_dot_product"
 PRIVATE = {
-    "data/processes.py": {"_exit"},
+    "data/processes.py": {"_exit", "_result_queue", "_writer"},
     "infra/runtime/ray.py": {"_exit"},
     "modeling/diffusion/recompute.py": {  # attention whose result is kept, and its gradient
         "_fused_sdp_choice",

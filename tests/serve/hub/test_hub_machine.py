@@ -147,6 +147,8 @@ class HubMachine(RuleBasedStateMachine):
             assert (orders.go, orders.load, orders.drop) == (False, None, frozenset())
         if orders.go:
             self.sent_away.add(process)
+        if orders.load is not None:  # it may die of it before it reports again
+            self.alive[process] = Known(self.now, True, TARGET)
 
     @rule(
         process=st.sampled_from(EDITORS),
