@@ -148,7 +148,7 @@ class HubMachine(RuleBasedStateMachine):
         if orders.go:
             self.sent_away.add(process)
         if orders.load is not None:  # it may die of it before it reports again
-            self.alive[process] = Known(self.now, True, TARGET)
+            self.alive[process] = Known(self.now, True, orders.load.key)
 
     @rule(
         process=st.sampled_from(EDITORS),
