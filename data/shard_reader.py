@@ -49,7 +49,7 @@ def index_shard(store: Store, shard: Shard, path: Path) -> Index:
         with tarfile.open(path) as tar:
             for member in tar:
                 key, extension = base_plus_ext(member.name)
-                if key is not None:
+                if member.isfile() and key is not None:
                     members.setdefault(key, {})[extension] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         raise DatasetError(f"{store.uri}: {shard.name} is no tar file ({error})") from error

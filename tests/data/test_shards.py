@@ -241,6 +241,17 @@ def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> 
     assert not made
 
 
+def test_a_folder_in_a_shard_is_no_sample(tmp_path: Path) -> None:
+    (shard,) = write_dataset(tmp_path / "set", [small_encoded(0)], made_by={}).shards
+    path = tmp_path / "set" / shard.name
+    folder = tarfile.TarInfo("notes.d")
+    folder.type = tarfile.DIRTYPE
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(folder)
+    index = index_shard(open_store(tmp_path / "set"), shard, path)
+    assert [key for key, _ in index] == ["00000000"]
+
+
 def test_samples_are_in_their_order_under_their_numbers(tmp_path: Path) -> None:
     samples = [small_encoded(n) for n in (3, 1, 2, 0)]
     info = write_dataset(tmp_path / "set", samples, made_by={}, samples_per_shard=3)
