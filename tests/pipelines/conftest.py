@@ -136,7 +136,7 @@ def liveedit(
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("LIVEEDIT_DEBUG", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # which `main` may set
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")  # which `main` may set
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["liveedit", *arguments])

@@ -112,13 +112,15 @@ def test_threads_that_wait_leave_a_busy_machine_to_others(
     """Set before torch is imported, which reads it; somebody else's choice stays."""
     look = "import sys, pipelines.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], cwd=ROOT).returncode == 0
-    for asked, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        if asked is None:
-            monkeypatch.delenv("OMP_WAIT_POLICY")
-        else:
-            monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+    spins, policy = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+    for asked, found in (({}, "1000"), ({spins: "7"}, "7"), ({policy: "ACTIVE"}, None)):
+        for name in (spins, policy):
+            monkeypatch.setenv(name, "")  # is put back afterwards, whoever set it
+            monkeypatch.delenv(name)
+        for name, value in asked.items():
+            monkeypatch.setenv(name, value)
         liveedit("--version")
-        assert os.environ["OMP_WAIT_POLICY"] == found
+        assert (os.environ.get(spins), os.environ.get(policy)) == (found, asked.get(policy))
 
 
 @pytest.mark.parametrize(
