@@ -15,7 +15,7 @@ from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
 from serve.hub.placement import Answer, Placed
 from serve.wire.work import EditorEvent, EditorLostError, Opening, Take
-from tests.serve.front.test_ray_backend import (
+from tests.serve.front.on_ray import (
     OPENING,
     READY,
     Editor,
@@ -27,12 +27,9 @@ from tests.serve.front.test_ray_backend import (
     replica,
     run,
     silent,
-    soon,
 )
 
-__all__ = ["soon"]  # a fixture
-
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("soon")]
 
 
 async def test_an_editor_that_does_not_answer_is_passed_over_and_avoided(
