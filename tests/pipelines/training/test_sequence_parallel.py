@@ -29,7 +29,7 @@ from pipelines.training.zero.engines import make_engine
 from pipelines.training.zero.inside import import_deepspeed
 from tests.modeling.networks import random_transformer
 from tests.pipelines.training.plain import PlainEngine
-from tests.pipelines.training.zero.test_engines import on_ranks
+from tests.pipelines.training.ranks import on_ranks
 
 SHARING, GROUPS, FRAMES = 2, 2, 12
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

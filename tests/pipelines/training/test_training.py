@@ -40,7 +40,7 @@ from pipelines.training.run_folder import RunFolder, TrainingError, TrainingRepo
 from pipelines.training.trainer import train_stage
 from pipelines.training.watch.watchdog import COMPUTES, READS, Watchdog
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
-from tests.pipelines.training.zero.test_engines import on_ranks
+from tests.pipelines.training.ranks import on_ranks
 
 ROOT = Path(__file__).parents[3]
 FROZEN_SECONDS = 1.5

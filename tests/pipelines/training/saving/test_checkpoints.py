@@ -26,7 +26,7 @@ from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Write
 from pipelines.training.zero.inside import full_weights, import_deepspeed
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
-from tests.pipelines.training.zero.test_engines import on_ranks
+from tests.pipelines.training.ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from pipelines.training.job import Job
 from pipelines.training.methods.base import Draw, Setting
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.validation import Validation
-from tests.pipelines.training.zero.test_engines import on_ranks
+from tests.pipelines.training.ranks import on_ranks
 
 
 class Places:

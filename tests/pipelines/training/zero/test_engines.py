@@ -7,24 +7,17 @@ float32 masters and their average are where DeepSpeed has been wrong without an 
 from __future__ import annotations
 
 import copy
-import math
-import os
-import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 
 from modeling.diffusion.lora import adapt
 from modeling.losses.dmd import dmd_gradient, gradient_as_loss
 from pipelines.config.stages import ComputeConfig, TrainedStage
-from pipelines.training.zero import engines
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.engines import (
     deepspeed_config,
@@ -41,6 +34,7 @@ from pipelines.training.zero.inside import (
     make_universal,
     shard_frozen,
 )
+from tests.pipelines.training.ranks import on_ranks
 
 WORLD = 2
 STEPS = 6
@@ -279,32 +273,6 @@ def compare_adapters(folder: Path) -> None:
             torch.testing.assert_close(found[name], value, atol=2e-6, rtol=1e-5, msg=message)
 
 
-def on_ranks(world: int, function: Callable[[int, Path], None], folder: Path) -> None:
-    """Forked, so that ranks begin at once, with all that this process has imported."""
-    folder.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as meeting:
-        arguments = (world, function, folder, meeting)
-        multiprocessing.start_processes(_rank, arguments, nprocs=world, start_method="fork")
-
-
-def _rank(
-    rank: int, world: int, function: Callable[[int, Path], None], folder: Path, meeting: str
-) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}/rendezvous", rank=rank, world_size=world
-    )
-    import_deepspeed()
-    try:
-        function(rank, folder)
-    finally:
-        distributed.destroy_process_group()
-    # Not by way of the interpreter's end: DeepSpeed keeps the process group, whose gloo thread may
-    # still have to let go of the last collective's tensors, and aborts where it no longer can.
-    os._exit(0)
-
-
 def test_several_engines_equal_plain_pytorch_at_every_zero_stage(tmp_path: Path) -> None:
     on_ranks(WORLD, compare, tmp_path)
 
@@ -317,101 +285,3 @@ def test_the_cpu_kernel_is_still_switched_off_by_the_name_we_use() -> None:
     from deepspeed.ops.op_builder.cpu.comm import ShareMemCommBuilder
 
     assert ShareMemCommBuilder.NAME == "deepspeed_shm_comm"
-
-
-def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:
-    stage = TrainedStage(steps=21, warmup_steps=4, final_learning_rate=0.1)
-    rates = [learning_rate_at(step, stage, 1.0) for step in range(21)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a >= b for a, b in pairwise(rates[4:]))
-    assert rates[12] == pytest.approx(0.55)  # half way down
-    assert rates[-1] == pytest.approx(0.1)
-    constant = TrainedStage(steps=3, warmup_steps=0)
-    assert [learning_rate_at(step, constant, 2.0) for step in range(3)] == [2.0, 2.0, 2.0]
-
-
-def test_deepspeed_is_told_what_the_stage_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, Any] = {}
-
-    def initialize(**options: Any) -> tuple[SimpleNamespace]:
-        told.update(options)
-        return (SimpleNamespace(module=options["model"]),)
-
-    deepspeed = SimpleNamespace(initialize=initialize)
-    monkeypatch.setattr(engines, "import_deepspeed", lambda: deepspeed)
-    stage = TrainedStage(
-        batch_size=3, grad_accumulation=5, grad_clip=0.7, betas=(0.2, 0.4), weight_decay=0.3
-    )
-    net = network(0).requires_grad_(False)
-    compute = ComputeConfig(precision="bf16", zero_stage=1)
-    engine = make_engine(net, compute, stage, 1e-2)
-    assert engine.module is net
-    assert not net.training
-    assert all(parameter.requires_grad for parameter in net.parameters())
-    config = told["config"]
-    assert config == deepspeed_config(compute, stage)
-    assert config["train_micro_batch_size_per_gpu"] == 3
-    assert config["gradient_accumulation_steps"] == 5
-    assert config["gradient_clipping"] == 0.7
-    assert config["bf16"] == {"enabled": True}
-    assert config["zero_optimization"] == {"stage": 1}
-    fp32 = deepspeed_config(ComputeConfig(zero_stage=3), stage)
-    assert fp32["bf16"] == {"enabled": False}
-    assert fp32["zero_optimization"] == {"stage": 3}
-    optimizer = told["optimizer"]
-    assert type(optimizer) is torch.optim.AdamW
-    weights, others = optimizer.param_groups
-    assert weights["params"] == [net[0].weight, net[2].weight]  # type: ignore[index]
-    assert others["params"] == [net[0].bias, net[2].bias]  # type: ignore[index]
-    assert (weights["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    for group in (weights, others):
-        assert group["lr"] == 1e-2
-        assert group["betas"] == (0.2, 0.4)
-    set_learning_rate(SimpleNamespace(optimizer=optimizer), 0.5)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
-
-
-@pytest.mark.parametrize(
-    ("norm", "found"), [(None, 0.0), (2.5, 2.5), (torch.tensor(1.5, dtype=torch.bfloat16), 1.5)]
-)
-def test_an_update_gives_the_norm_at_the_end_of_an_accumulation(norm: Any, found: float) -> None:
-    done: list[str] = []
-    engine = SimpleNamespace(
-        is_gradient_accumulation_boundary=lambda: len(done) >= 2,
-        backward=lambda loss: done.append(f"backward {loss}"),
-        step=lambda: done.append("step"),
-        get_global_grad_norm=lambda: norm,
-    )
-    assert update(engine, torch.tensor(3.0)) is None
-    assert done == ["backward 3.0", "step"]
-    last = update(engine, torch.tensor(4.0))
-    assert done[2:] == ["backward 4.0", "step"]
-    assert isinstance(last, Tensor)
-    assert last.dtype == torch.float32
-    assert last.item() == found
-
-
-@pytest.mark.parametrize(
-    ("step", "steps", "warmup", "floor", "expected"),
-    [
-        (0, 1, 0, 0.5, 1.0),  # a single step runs at the peak
-        (0, 11, 0, 0.0, 1.0),
-        (5, 11, 0, 0.0, 0.5),
-        (10, 11, 0, 0.0, 0.0),
-        (99, 11, 0, 0.2, 0.2),  # never below, never up again
-        (0, 10, 9, 0.0, 0.1),
-        (9, 10, 9, 0.0, 1.0),
-        (3, 4, 100, 0.0, 4 / 101),  # a warm-up that is longer than the stage
-        (4, 11, 2, 0.5, 0.5 + 0.25 * (1 + math.cos(math.pi / 4))),
-    ],
-)
-def test_learning_rates_by_hand(
-    step: int, steps: int, warmup: int, floor: float, expected: float
-) -> None:
-    stage = TrainedStage(steps=steps, warmup_steps=warmup, final_learning_rate=floor)
-    assert learning_rate_at(step, stage, 3.0) == pytest.approx(3 * expected)
-
-
-def test_bf16_without_sharding_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"compute\.zero_stage=0 .* set compute\.zero_stage"):
-        deepspeed_config(ComputeConfig(precision="bf16", zero_stage=0), STAGE)
