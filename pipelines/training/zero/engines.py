@@ -88,6 +88,11 @@ def deepspeed_config(compute: ComputeConfig, stage: TrainedStage) -> dict[str, A
             "set compute.zero_stage to 1, 2 or 3, or compute.precision=fp32"
         )
     zero: dict[str, Any] = {"stage": compute.zero_stage}
+    if compute.zero_stage == 3:
+        # DeepSpeed's own `linear` takes the place of PyTorch's in the whole process, also under
+        # networks that nobody shards, and adds biases in a pass of their own. It keeps no whole
+        # weight for the backward pass, and neither does a block that is recomputed.
+        zero["memory_efficient_linear"] = not compute.activation_checkpointing
     host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if compute.offload != "nothing":
         zero["offload_optimizer"] = host

@@ -18,6 +18,7 @@ from modeling.model_dir import Model, ModelError
 from pipelines.training.methods import distill as module
 from pipelines.training.methods.distill import DistillTraining
 from pipelines.training.methods.rollout import exit_step, rollout
+from pipelines.training.zero.engines import deepspeed_config
 from tests.pipelines.training.methods.factors import GENERATOR, TEACHER, make
 from tests.pipelines.training.plain import (
     CLIPS,
@@ -42,7 +43,7 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     sharded: list[Any] = []
 
     def frozen(network: Any, config: dict[str, Any]) -> Any:
-        sharded.append((network, config["zero_optimization"]))
+        sharded.append((network, config))
         return network
 
     held: list[str] = []
@@ -78,7 +79,8 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     assert held == ["gradients"] * 3
     assert not training.generator.module.recompute_attention
     assert gathered == [training.critic.module]
-    assert sharded == [(training.real, {"stage": 3})]  # the critic has an engine of its own
+    config = deepspeed_config(here.config.compute, here.section)
+    assert sharded == [(training.real, config)]  # the critic has an engine of its own
     assert len(copied) == 3  # at first, and after the updates of steps 0 and 2
 
     here.section.rollout_copy = False

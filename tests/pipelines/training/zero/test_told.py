@@ -60,7 +60,7 @@ def test_deepspeed_is_told_what_the_stage_is(monkeypatch: pytest.MonkeyPatch) ->
     assert config["zero_optimization"] == {"stage": 1}
     fp32 = deepspeed_config(ComputeConfig(zero_stage=3), stage)
     assert fp32["bf16"] == {"enabled": False}
-    assert fp32["zero_optimization"] == {"stage": 3}
+    assert fp32["zero_optimization"] == {"stage": 3, "memory_efficient_linear": True}
     optimizer = told["optimizer"]
     assert type(optimizer) is torch.optim.AdamW
     weights, others = optimizer.param_groups
