@@ -1,6 +1,6 @@
 """The published mask cache's defects, each by a check that it fails and `follow` passes.
 
-What it forgets of a rolling window: `test_mask_cache`. That it is never trained in: `test_rollout`.
+Those that are no matter of its choice: `test_published_defects`.
 """
 
 from __future__ import annotations

@@ -216,14 +216,18 @@ def test_a_rollout_is_what_a_stream_with_that_mask_cache_makes(name: str) -> Non
         out: Tensor = network(*args)
         return out
 
-    made = rollout(
-        None, counting, small, settings, FlowSchedule(settings.shift), source=source,
-        text=text, last_step=3,
-        generator=torch.Generator().manual_seed(5),
-    )  # fmt: skip
-    torch.testing.assert_close(made, torch.cat(chunks, dim=1), atol=1e-4, rtol=1e-4)
+    def trains_on_what_a_stream_makes(stream: StreamConfig) -> None:
+        made = rollout(
+            None, counting, small, stream, FlowSchedule(stream.shift), source=source,
+            text=text, last_step=3, generator=torch.Generator().manual_seed(5),
+        )  # fmt: skip
+        torch.testing.assert_close(made, torch.cat(chunks, dim=1), atol=1e-4, rtol=1e-4)
+
+    trains_on_what_a_stream_makes(settings)
     assert min(shares) < 1
     assert len(calls) == 5 * 4 + 4  # equally many on all ranks, whatever the picture
+    with pytest.raises(AssertionError):  # the published training, which never prunes
+        trains_on_what_a_stream_makes(replace(settings, mask_cache=None))
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "follow nothing"])
