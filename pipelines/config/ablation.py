@@ -36,6 +36,12 @@ def _truth(text: str) -> bool:
     return text == "true"
 
 
+def _history(text: str) -> str:
+    if text not in ("own", "true"):
+        raise ConfigError(f"{text} is neither own nor true")
+    return text
+
+
 AXES: dict[str, Callable[[str], Any]] = {  # in the order of the table's columns
     "stages": str,
     "cache": str,
@@ -48,6 +54,7 @@ AXES: dict[str, Callable[[str], Any]] = {  # in the order of the table's columns
     "guidance": float,  # of these, classifier-free: 1 is none
     "window": int,  # latents
     "sinks": int,
+    "history": _history,  # own: what a stream made itself; true: the right edit's latents
     "seed": int,
     "work_size": str,
     "detail": _truth,
@@ -102,7 +109,8 @@ def _without_what_does_nothing(rows: Iterable[Variant]) -> Iterable[Variant]:
     seen: list[Variant] = []
     for row in rows:
         cache = row.get("cache")
-        streamed = ("cache", "keep", "pruned", "threshold", "dilate", "steps", "window", "sinks")
+        streamed = ("cache", "keep", "pruned", "threshold", "dilate", "steps", "window", "sinks",
+                    "history")  # fmt: skip
         other = streamed if row.get("whole") else ("guidance",)
         idle = {
             "none": ("keep", "pruned", "threshold", "dilate"),

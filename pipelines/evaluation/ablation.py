@@ -24,6 +24,7 @@ from pipelines.evaluation.bench.intervals import mean_with_interval
 from pipelines.evaluation.bench.printed import lines_of, markdown_of
 from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
 from pipelines.evaluation.judges import Judge
+from pipelines.evaluation.true_history import TrueHistory
 from pipelines.evaluation.whole import WholeEditor
 from pipelines.tracking.tracker import Tracker, check_reachable
 
@@ -57,7 +58,8 @@ def variant_editor(model: Path, variant: Variant) -> StreamingEditor:
             steps=variant["whole"],
             scale=variant.get("guidance", 1.0),
         )
-    return StreamingEditor(replace(loaded, config=config), mask_cache=stream.mask_cache)
+    streaming = TrueHistory if variant.get("history") == "true" else StreamingEditor
+    return streaming(replace(loaded, config=config), mask_cache=stream.mask_cache)
 
 
 def place_of(model: Path, variant: Variant) -> Path:

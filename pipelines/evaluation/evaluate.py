@@ -119,7 +119,7 @@ def edit_pair(
     source, truth, mask = (np.asarray(batch[name][0]) for name in ("source", "target", "mask"))
     instruction = str(batch["instruction"][0])
     frames, height, width, _ = source.shape
-    chunks, seconds = edit_clip(editor, source, instruction, config.seed, **options)
+    chunks, seconds = edit_clip(editor, source, instruction, config.seed, truth=truth, **options)
     edit = np.concatenate([chunk.frames for chunk in chunks])
     recomputed = np.concatenate(
         [
@@ -134,11 +134,22 @@ def edit_pair(
 
 
 def edit_clip(
-    editor: StreamingEditor, source: np.ndarray, instruction: str, seed: int, **options: Any
+    editor: StreamingEditor,
+    source: np.ndarray,
+    instruction: str,
+    seed: int,
+    *,
+    truth: np.ndarray | None = None,
+    **options: Any,
 ) -> tuple[list[EditedChunk], float]:
     """The chunks of uint8 [F, H, W, 3] streamed through the editor, and the seconds it took;
-    `options` are `work_size` and `detail` of `StreamingEditor.open`."""
+    `options` are `work_size` and `detail` of `StreamingEditor.open`. The right edit, `truth`, is
+    seen by a `TrueHistory` alone."""
+    from pipelines.evaluation.true_history import TrueHistory  # with torch, which takes seconds
+
     height, width = source.shape[1:3]
+    if isinstance(editor, TrueHistory):
+        options["truth"] = truth
     started = time.monotonic()
     stream = editor.open(instruction, height=height, width=width, seed=seed, **options)
     chunks: list[EditedChunk] = []

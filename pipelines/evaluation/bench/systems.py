@@ -49,7 +49,7 @@ class OurModel:
 
     def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
         chunks, seconds = edit_clip(
-            self.editor, clip.source, clip.instruction, self.seed, **self.options
+            self.editor, clip.source, clip.instruction, self.seed, truth=clip.truth, **self.options
         )
         share = float(np.mean([chunk.recomputed for chunk in chunks]))
         edit = np.concatenate([chunk.frames for chunk in chunks])

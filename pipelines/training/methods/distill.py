@@ -130,7 +130,8 @@ class DistillTraining:
         with ExitStack() as holding:
             if learns and self.copies:  # a rollout runs every layer once a chunk
                 holding.enter_context(held_whole(self.generator))
-            made = self.edit(source, text, draw, learns)
+            truth = target if self.section.history == "true" else None
+            made = self.edit(source, text, draw, learns, truth=truth)
             made, source, target = (self.scored(clip) for clip in (made, source, target))
             if learns:
                 metrics |= self.train_generator(made, source, target, text, draw, holding.close)
@@ -167,9 +168,10 @@ class DistillTraining:
         draw: Draw,
         learns: bool,
         last_step: int | None = None,
+        truth: Tensor | None = None,
     ) -> Tensor:
         """The generator's clip [B, F, C, h, w], with gradient if it `learns`; `last_step` None is
-        the one drawn for this step."""
+        the one drawn for this step. Its history is `truth`, if there is one."""
         self.renew()
         return rollout(
             self.generator if learns else None,
@@ -185,6 +187,7 @@ class DistillTraining:
             sequence=self.setting.sequence,
             dtype=self.setting.dtype,
             forwards=self.forwards,
+            truth=truth,
         )
 
     def train_generator(

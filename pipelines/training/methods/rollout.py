@@ -51,6 +51,7 @@ def rollout(
     sequence: Sequence | None = None,
     dtype: torch.dtype = torch.float32,
     forwards: ForwardOn | None = None,
+    truth: Tensor | None = None,
 ) -> Tensor:
     """Clean latents [B, F, C, h, w] that the generator makes of `source` [B, F, C, h, w].
 
@@ -66,6 +67,9 @@ def rollout(
     network's, for the keys and values that are remembered. `forwards` runs what has no gradient,
     clip by clip, where a device has something faster than to call `passed`; ranks that share a clip
     then each run all of it, which costs less than to exchange around every layer of a chunk.
+
+    `truth` [B, F, C, h, w] becomes the history in place of what was made: no stream has that, and
+    what training gains by its own history is measured against it.
     """
     if len(source) > 1 and (stream.mask_cache is not None or forwards is not None):
         alone = partial(
@@ -78,8 +82,9 @@ def rollout(
             dtype=dtype,
             forwards=forwards,
         )
-        clips = zip(source.split(1), text.split(1), strict=True)
-        return torch.cat([alone(source=clip, text=said) for clip, said in clips])
+        truths = [None] * len(source) if truth is None else truth.split(1)
+        clips = zip(source.split(1), text.split(1), truths, strict=True)
+        return torch.cat([alone(source=clip, text=said, truth=own) for clip, said, own in clips])
     timesteps = schedule.warp(stream.timesteps)[: last_step + 1]
     batch, (height, width) = source.shape[0], source.shape[3:]
     place: dict[str, Any] = {
@@ -111,6 +116,7 @@ def rollout(
         passing = _FastPassing(forwards, cache, words, history if trained else None, sequence)
     pieces = source.split(stream.chunk_latents, dim=1)
     without = 0 if gradient_chunks is None else len(pieces) - gradient_chunks
+    truths = None if truth is None else truth.split(stream.chunk_latents, dim=1)
     made = []
     for number, piece in enumerate(pieces):
         noisy, clean = _noise_like(piece, generator), piece
@@ -139,7 +145,7 @@ def rollout(
             mask.observe(clean.detach(), piece)
         if number + 1 < len(pieces):
             with torch.no_grad():
-                passing.refresh(clean.detach(), piece)
+                passing.refresh(truths[number] if truths else clean.detach(), piece)
     return torch.cat(made, dim=1)
 
 

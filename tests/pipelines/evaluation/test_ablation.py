@@ -10,9 +10,11 @@ import pytest
 
 from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, ModelConfig
+from modeling.editor import StreamingEditor
 from modeling.streaming.policies import POLICIES
 from pipelines.commands.measure.ablate import ablate as measure
 from pipelines.config.ablation import label, parse_grid, stream_of
+from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
 from pipelines.evaluation.ablation import (
@@ -24,7 +26,8 @@ from pipelines.evaluation.ablation import (
     variant_editor,
 )
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.judges import Pairs
+from pipelines.evaluation.judges import Bench, Pairs
+from pipelines.evaluation.true_history import TrueHistory
 from tests.known_editors import CONFIG, write_known_model
 from tests.pipelines.commands.entry import Liveedit
 
@@ -69,12 +72,12 @@ def test_a_policy_of_one_s_own_is_a_cache_by_its_name(monkeypatch: pytest.Monkey
 
 
 def test_a_clip_is_streamed_or_sampled_whole() -> None:
-    words = ("stages=a", "whole=0,50", "guidance=1,4", "steps=2,4", "cache=none")
+    words = ("stages=a", "whole=0,50", "guidance=1,4", "steps=2,4", "cache=none", "history=true")
     assert labels(*words) == [
-        "stages=a cache=none steps=2 whole=0",
+        "stages=a cache=none steps=2 whole=0 history=true",
         "stages=a whole=50 guidance=1.0",
         "stages=a whole=50 guidance=4.0",
-        "stages=a cache=none steps=4 whole=0",
+        "stages=a cache=none steps=4 whole=0 history=true",
     ]
 
 
@@ -89,6 +92,7 @@ def test_a_clip_is_streamed_or_sampled_whole() -> None:
         (["keep=x"], "keep=x: every value is a number"),
         (["pruned=1+x"], r"pruned=1\+x: every value is whole numbers, as in 1\+2"),
         (["detail=yes,no"], "detail=yes,no: yes is neither true nor false"),
+        (["history=own,clean"], "history=own,clean: clean is neither own nor true"),
         (["cache=none,block", "stesp=1,2"], "stesp=1,2: nothing .* did you mean steps?"),
     ],
 )
@@ -260,6 +264,18 @@ def test_a_variant_that_is_sampled_whole(tmp_path: Path, heldout: str) -> None:
     gains = [report["clips"][0]["gain"] for report in reports]
     assert gains[1] == pytest.approx(gains[0], abs=0.5)  # of the same model
     assert gains[2] != gains[1]  # guided
+
+
+def test_a_variant_that_is_told_its_right_past(tmp_path: Path, heldout: str) -> None:
+    """By either judge; this model looks at no past."""
+    known = write_known_model(tmp_path / "known")
+    grid = parse_grid(["history=own,true", "cache=none"])
+    assert type(variant_editor(known, grid.variants[0])) is StreamingEditor
+    assert isinstance(variant_editor(known, grid.variants[1]), TrueHistory)
+    few = BenchConfig(half="drawn", every=59, long=False, size="48x32", detail=False)
+    for judge in (Pairs(heldout, EvaluateConfig(clips=1)), Bench(few)):
+        own, true = (report["clips"] for report in ablate(known, grid, judge))
+        assert own[0]["gain"] == true[0]["gain"]
 
 
 def test_from_the_command_line(liveedit: Liveedit, tmp_path: Path) -> None:

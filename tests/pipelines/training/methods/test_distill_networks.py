@@ -230,3 +230,24 @@ def test_a_model_without_its_mask_cache() -> None:
         here = setting("distill", mask_cache=wanted)
         given = Model(pruned, PlainNetwork(*GENERATOR), None, {}, None)  # type: ignore[arg-type]
         assert (DistillTraining(here, given).stream.mask_cache is not None) is wanted
+
+
+@pytest.mark.parametrize("history", ["own", "true"])
+def test_whose_history_a_rollout_is_trained_on(
+    monkeypatch: pytest.MonkeyPatch, history: str
+) -> None:
+    """Judged it is by what a stream will do, whose past is its own."""
+    truths: list[Any] = []
+
+    def rolled(*given: Any, truth: Any, **named: Any) -> Any:
+        truths.append(truth)
+        return rollout(*given, truth=truth, **named)
+
+    monkeypatch.setattr(module, "rollout", rolled)
+    here = setting("distill", history=history)
+    training, given = make(here), batch()
+    training.step(given, here.draw(0, 0))
+    training.judge(given, here.draw(0, 0))
+    trained, judged = truths
+    assert judged is None
+    assert trained is None if history == "own" else torch.equal(trained, given["target"])

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.config import StreamConfig, TransformerConfig
+from modeling.config import MaskCacheConfig, StreamConfig, TransformerConfig
 from modeling.diffusion.attention import attention
 from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.rope import Rope, rope_table, rotate
@@ -75,12 +75,18 @@ def next_chunk(history: list[Chunk], frames: int, stream: StreamConfig) -> Chunk
 
 
 def reference(
-    network: Transformer, source: Tensor, text: Tensor, last_step: int, stream: StreamConfig
+    network: Transformer,
+    source: Tensor,
+    text: Tensor,
+    last_step: int,
+    stream: StreamConfig,
+    truth: Tensor | None = None,
 ) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     levels = [SHIFT * u / (1 + (SHIFT - 1) * u) for u in (n / 1000 for n in stream.timesteps)]
     history: list[Chunk] = []
     made = []
+    truths = None if truth is None else iter(truth.split(stream.chunk_latents, dim=1))
     for piece in source.split(stream.chunk_latents, dim=1):
         noisy = torch.randn(piece.shape, generator=generator)
         for step in range(last_step + 1):
@@ -94,7 +100,8 @@ def reference(
         made.append(clean)
         with torch.no_grad():
             history.append(next_chunk(history, source.shape[1], stream))
-            network(clean, piece, torch.zeros(piece.shape[0]), text, history[-1])
+            past = clean if truths is None else next(truths)
+            network(past, piece, torch.zeros(piece.shape[0]), text, history[-1])
     return torch.cat(made, dim=1)
 
 
@@ -147,6 +154,31 @@ def test_clip_and_gradient_equal_those_without_a_cache(
     gradients = [torch.autograd.grad((x * direction).mean(), parameters) for x in (made, wanted)]
     for got, right in zip(*gradients, strict=True):
         torch.testing.assert_close(got, right, atol=1e-4 * right.abs().max().item(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("cache", [None, MaskCacheConfig(policy="budget", keep_ratio=1.0)])
+def test_a_history_that_is_the_truth(network: Transformer, cache: MaskCacheConfig | None) -> None:
+    """Of clips together, and each by itself, as a mask cache wants them; this one skips nothing."""
+    draw = torch.Generator().manual_seed(8)
+    source, truth = torch.randn(2, 2, 8, 4, 4, 4, generator=draw)
+    text = torch.randn(2, 4, 8, generator=draw)
+
+    def made(truth: Tensor) -> Tensor:
+        return rollout(
+            None, network, CONFIG, replace(STREAM, mask_cache=cache), FlowSchedule(SHIFT),
+            source=source, text=text, last_step=1, generator=torch.Generator().manual_seed(1),
+            truth=truth,
+        )  # fmt: skip
+
+    clips = slice(0, 1 if cache else 2)  # those whose noise the reference draws, too
+    wanted = reference(network, source[clips], text[clips], 1, STREAM, truth[clips])
+    found = made(truth)
+    torch.testing.assert_close(found[clips], wanted, atol=2e-4, rtol=1e-4)
+    truth[1, :2] += 1
+    changed = (made(truth) - found).abs().amax(dim=(2, 3, 4))
+    assert changed[0].max() == 0
+    assert changed[1, :2].max() == 0  # its own chunk
+    assert changed[1, 2:].min() > 1e-3
 
 
 def test_what_is_remembered_has_the_networks_type(network: Transformer) -> None:

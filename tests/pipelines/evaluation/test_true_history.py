@@ -1,0 +1,47 @@
+"""A stream that is told the right edits of what is past."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from modeling.streaming.forward import PlainForward
+from pipelines.evaluation.evaluate import edit_clip
+from pipelines.evaluation.true_history import TrueHistory
+from tests.known_editors import assert_edited, block_clip, expected_edit, known_model
+
+
+@pytest.mark.parametrize(
+    ("frames", "work_size"), [(5, "full"), (9, "full"), (14, "full"), (21, "full"), (14, "1/2")]
+)
+def test_the_past_is_the_truth_and_the_edit_its_own(frames: int, work_size: str) -> None:
+    """Chunk by chunk, the last one padded as the source's is."""
+    editor, past = TrueHistory(known_model(), mask_cache=None), []
+
+    class Noting(PlainForward):
+        def refresh(self, edited: Tensor, *rest: Any) -> None:
+            past.append(edited)
+            super().refresh(edited, *rest)
+
+    editor.forward_on = lambda cache: Noting(editor.transformer, cache)
+    scale = 1 if work_size == "full" else 2
+    source = block_clip(frames, 32, 48).repeat(scale, 1).repeat(scale, 2)
+    truth = expected_edit(source, "paint it blue")
+    options = {"work_size": work_size, "detail": "off"}
+    chunks, _ = edit_clip(editor, source, "paint it red", 0, truth=truth, **options)
+    if work_size == "full":
+        edit = np.concatenate([chunk.frames for chunk in chunks])
+        assert_edited(edit, source, "paint it red")
+    assert [chunk.shape[1] for chunk in past] == [3] * len(chunks)
+    with torch.no_grad():
+        pixels, _ = editor.vae.decode(torch.cat(past, dim=1))
+    shown = (127.5 * (pixels[0].permute(0, 2, 3, 1) + 1)).round().clamp(0, 255).numpy()
+    small = truth[:, ::scale, ::scale]
+    small = np.concatenate([small, small[-1:].repeat(len(shown) - frames, 0)])
+    off = np.abs(shown - small)
+    assert off.mean() <= 2  # shrunk with a filter that sees over a block's border
+    assert scale > 1 or off.max() <= 2
