@@ -14,7 +14,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data.processes import map_in_order
 from data.video import VideoError, probe, read_frames
@@ -112,7 +112,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     listed = read_heldout(source)
     entries: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
-    work = partial(_prepare_file, folder=folder, side=min(height, width), fps=fps)
+    work = partial(_prepare_file, source=source, folder=folder, side=min(height, width), fps=fps)
     for done, (file, levels) in enumerate(
         zip(files, map_in_order(work, files, workers), strict=True), 1
     ):
@@ -154,11 +154,12 @@ def read_heldout(source: Path) -> frozenset[str] | None:
     return frozenset(line for line in lines if line)
 
 
-def _prepare_file(file: Path, *, folder: Path, side: int, fps: float) -> list[str]:
+def _prepare_file(file: Path, *, source: Path, folder: Path, side: int, fps: float) -> list[str]:
     """Write a file's pyramid; the names of its levels."""
     photo = file.suffix.lower() in PHOTOS
     frames = _photo(file, side) if photo else _clip(file, side, fps)
-    stem = hashlib.sha256(file.name.encode()).hexdigest()[:16]
+    # By its place: two cameras' folders may both hold an IMG_1.jpg.
+    stem = hashlib.sha256(file.relative_to(source).as_posix().encode()).hexdigest()[:16]
     names: list[str] = []
     while True:
         names.append(f"{stem}-{len(names)}.npy")
@@ -171,8 +172,8 @@ def _prepare_file(file: Path, *, folder: Path, side: int, fps: float) -> list[st
 def _photo(file: Path, side: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            picture = image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise FootageError(f"{file}: cannot be read as a photo ({error}); take it out") from error
     scale = ZOOM["photo"] * side / min(picture.size)
     if scale < 1:

@@ -28,7 +28,8 @@ def data_make(
     ] = None,
     pairs: Annotated[int, typer.Option(help="How many pairs.", min=1)] = 100,
     size: Annotated[
-        str | None, typer.Option(help="Width x height, multiples of 16 (192x128).")
+        str | None,
+        typer.Option(help="Width x height; multiples of 16 to train on (192x128)."),
     ] = None,
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 33 is 9 latents.", min=1)] = 33,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 16,
@@ -97,7 +98,9 @@ def data_ingest(
         ),
     ],
     target: Annotated[str, typer.Argument(help="A new folder, or s3://bucket/prefix.")],
-    size: Annotated[str, typer.Option(help="Width x height, multiples of 16.")] = "832x480",
+    size: Annotated[
+        str, typer.Option(help="Width x height; multiples of 16 to train on.")
+    ] = "832x480",
     frames: Annotated[int, typer.Option(help="Frames a clip, 4n-3; 81 is 21 latents.", min=1)] = 81,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 16,
     samples_per_shard: Annotated[int, typer.Option(help="Pairs a tar file.", min=1)] = 16,

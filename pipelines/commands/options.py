@@ -18,12 +18,12 @@ Overrides = Annotated[
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """Width x height in multiples of 16, as in "192x128", to (height, width)."""
+    """Width x height, as in "192x128", to (height, width)."""
     width, _, height = size.partition("x")
-    numbers = height.isdigit() and width.isdigit()
-    if not numbers or int(height) % TOKEN_PIXELS or int(width) % TOKEN_PIXELS:
+    numbers = height.isdecimal() and width.isdecimal()
+    if not numbers or min(int(height), int(width)) < TOKEN_PIXELS:
         raise UserError(
-            f"--size {size} must be width x height in multiples of {TOKEN_PIXELS}, e.g. 192x128"
+            f"--size {size} must be width x height, both at least {TOKEN_PIXELS}, e.g. 192x128"
         )
     return int(height), int(width)
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from data import synthetic
-from data.footage.material import SPLITS, FootageError, footage_hash, prepare
+from data.footage.material import (
+    SPLITS,
+    FootageError,
+    footage_hash,
+    names_by_split,
+    prepare,
+)
 from data.footage.pair import VERSION as FOOTAGE_VERSION
 from data.footage.pair import make_footage_pair
 from data.manifest import DatasetInfo, read_dataset_info
@@ -89,7 +95,9 @@ def pairs(chain: Chain, split: str) -> str:
         "samples_per_shard": data.samples_per_shard,
     }
     if data.footage is not None:
-        inputs["footage"] = footage_hash(find_path(data.footage))
+        folder = find_path(data.footage)
+        # Whoever names another photo in heldout.txt wants it out of the pairs that are there.
+        inputs |= {"footage": footage_hash(folder), "files": names_by_split(folder)[split]}
     return chain.run(stage, inputs, target, make).output
 
 

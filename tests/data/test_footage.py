@@ -53,6 +53,41 @@ def test_footage_is_kept_as_fine_as_the_shorter_side_asks(
     assert sizes == [(336, 504), (168, 252), (84, 126), (42, 63)]  # 7 times 48, and down to it
 
 
+@pytest.mark.parametrize("size", [(16, 16), (33, 17), (77, 101), (48, 160), (160, 48), (270, 480)])
+def test_pairs_of_any_size(footage: dict[str, Footage], size: tuple[int, int]) -> None:
+    """Of footage that is smaller, larger and of another shape; every kind that comes."""
+    height, width = size
+    for seed in range(2 if min(size) > 100 else 8):
+        pair = make_footage_pair(seed, footage["train"], frames=5, height=height, width=width)
+        assert pair.source.shape == pair.target.shape == (5, height, width, 3)
+        assert pair.source.std() > 1
+
+
+def test_two_files_of_one_name_are_two(tmp_path: Path) -> None:
+    """As two cameras leave them."""
+    for folder, colour in (("one", "red"), ("other", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (60, 40), colour).save(tmp_path / folder / "IMG_1.png")
+    (tmp_path / "heldout.txt").write_text("")
+    found = prepare(tmp_path, tmp_path / "made", fps=16, **SIZE)["train"]
+    assert [tuple(photo.level(0)[0, 0, 0]) for photo in found.photos] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_a_photo_stands_as_a_viewer_shows_it(tmp_path: Path) -> None:
+    """A phone held upright writes it lying down, and beside it how to turn it."""
+    lying = Image.new("RGB", (80, 60), "red")
+    lying.paste("blue", (0, 0, 40, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn it right by a quarter
+    lying.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "heldout.txt").write_text("")
+    (photo,) = prepare(tmp_path, tmp_path / "made", fps=16, **SIZE)["train"].photos
+    picture = photo.level(0)[0]
+    assert picture.shape == (80, 60, 3)
+    assert tuple(picture[0, 30]) == (0, 0, 255)
+    assert tuple(picture[79, 30]) == (255, 0, 0)
+
+
 def test_one_seed_gives_one_pair(footage: dict[str, Footage]) -> None:
     one, two, other = (made(footage["train"], seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one.source, two.source)
@@ -205,9 +240,16 @@ def test_a_view_never_leaves_the_picture(tmp_path: Path) -> None:
         assert view.min() == 255, seed
 
 
-def test_footage_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_footage_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(FootageError, match="holds no photo"):
         prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
     with pytest.raises(FootageError, match=r"broken\.jpg: cannot be read as a photo"):
+        prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
+    (tmp_path / "broken.jpg").unlink()
+    Image.new("RGB", (200, 100)).save(tmp_path / "vast.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # twice that is no photo any more
+    with pytest.raises(FootageError, match=r"vast\.png: cannot be read as a photo"):
         prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)

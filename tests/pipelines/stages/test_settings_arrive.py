@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -41,11 +41,12 @@ class Runner(Told):
         super().__init__()
         self.view, self.parent, self.mlflow = Told(), Told(), Told()
         self.same: str | None = None
+        self.inputs: Any = None
 
     def run(
         self, stage: str, version: int, inputs: Any, output: Any, work: Any, **given: Any
     ) -> StageRecord:
-        self.same = given["same"]
+        self.same, self.inputs = given["same"], inputs
         metrics = work(self.mlflow, "key")
         return StageRecord(stage, "key", "fingerprint", str(output), "run", metrics)
 
@@ -99,6 +100,22 @@ def test_of_the_pairs_that_are_made(
     (given, _), *more = drawn + filmed
     assert not more
     assert given == ((target, recipe) if footage is None else (target, ROOT / footage, recipe))
+
+
+def test_what_is_held_out_later_is_in_no_pair_that_was_made_before(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are made again; a name that no file has changes nothing."""
+    heard(data, "make_from_footage", monkeypatch)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"photo")
+    chain.config.data.footage = str(tmp_path)
+    seen = []
+    for listed in ("", "gone.png", "b.png"):
+        (tmp_path / "heldout.txt").write_text(listed)
+        data.pairs(chain, "train")
+        seen.append(cast(Any, chain.runner).inputs)
+    assert seen[0] == seen[1] != seen[2]
 
 
 @pytest.mark.parametrize(("split", "stage"), [("train", "data"), ("heldout", "heldout")])
