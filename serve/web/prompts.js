@@ -72,7 +72,7 @@ export class Prompts {
     const words = this.value.toLowerCase().split(/\s+/).map((word) => word.replace(/^\p{P}+|\p{P}+$/gu, ""));
     const strange = known.size ? [...new Set(words)].filter((word) => word && !known.has(word)) : [];
     this.unknown.textContent = strange.length
-      ? `This model has never seen: ${strange.join(", ")}. It may do nothing, or something else.`
+      ? `This model does not know: ${strange.join(", ")}. It may do nothing, or something else.`
       : "";
   }
 }

@@ -27,6 +27,8 @@ def test_the_shipped_model_is_small_and_its_card_says_what_it_can_and_whence_it_
     assert all("CC" in source or "MIT" in source for source in card["sources"])
     asked = [*card["prompts"], *(example["prompt"] for example in card["examples"])]
     assert {word for prompt in asked for word in unknown_words(prompt, card["words"])} == set()
+    # Taught in vain: whoever asks for it is told, as of any word that it does not know.
+    assert unknown_words("Make it snow!", card["words"]) == ["snow"]
     recipe = card["how"].split()[0]
     assert load_config(ROOT / recipe).model.preset == "natural"  # it can still be run
 
