@@ -11,8 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
@@ -22,6 +24,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 FROM_TERMINALS = (signal.SIGINT, signal.SIGHUP)
+ENDINGS = (*FROM_TERMINALS, signal.SIGTERM)  # which may be KeyboardInterrupts here
+LOOK_S = 0.2  # between looks at whether who works on what is waited for is alive
 
 
 def worker_context() -> BaseContext:
@@ -43,12 +47,27 @@ def worker_context() -> BaseContext:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """What a terminal sends comes afterwards; processes that start meanwhile never hear of it."""
+    """What asks this process to end comes afterwards; who starts meanwhile never hears a terminal.
+
+    The mask is what those inherit. It is this thread's alone, and the system gives a signal to any
+    thread that takes it, for whom the main thread is interrupted: there, handlers keep it as well.
+    """
+    heard: list[int] = []
+    handlers = {}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINALS)
     try:
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDINGS:
+                if (handler := signal.getsignal(number)) is not None:  # else not of Python's making
+                    handlers[number] = handler
+                    signal.signal(number, lambda number, _: heard.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what it kept back is heard here
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for again in heard:
+            signal.raise_signal(again)
 
 
 def adopt_environment(environment: dict[str, str], worker: int = 0) -> None:
@@ -84,7 +103,7 @@ def map_in_order(
                 return
             item, future = waiting.popleft()
             try:
-                result = future.result()
+                result = _result(pool, future)
             except BrokenProcessPool:
                 if crashed is None:
                     raise
@@ -110,7 +129,7 @@ def _one_by_one(
     try:
         for item in items:
             try:
-                result = _submit(pool, function, item).result()
+                result = _result(pool, _submit(pool, function, item))
             except BrokenProcessPool:
                 _end(pool)
                 pool = _pool(1)
@@ -135,6 +154,19 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], item: T) -> F
     """Undisturbed: half a start would leave a worker that nobody knows of."""
     with _undisturbed():
         return pool.submit(function, item)
+
+
+def _result(pool: ProcessPoolExecutor, future: Future[R]) -> R:
+    """Raises BrokenProcessPool when a worker has died, in whatever it was at.
+
+    The pool sees that by itself unless it waits for the rest of what the dead one was sending.
+    """
+    while not wait_for([future], LOOK_S).done:
+        workers = list((pool._processes or {}).values())
+        if wait_for_any([worker.sentinel for worker in workers], 0):
+            _end(pool)
+            raise BrokenProcessPool("a worker died while it sent its result")
+    return future.result()
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -63,44 +65,51 @@ def test_who_stops_asking_waits_for_nothing_under_way(tmp_path: Path) -> None:
     assert multiprocessing.active_children() == []
 
 
-ENDS = """
-import time
-from data.processes import map_in_order
-
-def large(item):
-    time.sleep(0.005)
-    return bytes(5_000_000)
-
-if __name__ == "__main__":
-    for _ in range(3):
-        results = map_in_order(large, range(100), 2)
-        next(results)
-        results.close()
-"""
-
-
-def test_who_stops_asking_does_not_wait_for_the_rest_of_half_a_result(tmp_path: Path) -> None:
-    """Workers that are killed while they send hung the pool, and then the interpreter's end."""
-    script = tmp_path / "ends.py"
-    script.write_text(ENDS)
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
-
-
-def test_a_start_is_whole_before_ctrl_c_is_heard() -> None:
-    """Half of one would be a worker that nobody ends."""
+@pytest.mark.parametrize("ending", [*TERMINAL, signal.SIGTERM])
+def test_a_start_is_whole_before_an_ending_is_heard(ending: signal.Signals) -> None:
+    """Half of one would be a worker that nobody ends. Any thread may be given what ends all."""
 
     class Pool:
         started = False
 
         def submit(self, *_: object) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), ending)
+            time.sleep(0.1)  # for the thread to take it
             self.started = True
 
     pool: Any = Pool()
-    with pytest.raises(KeyboardInterrupt):
-        _submit(pool, abs, 1)
+    over = threading.Event()
+    idle = threading.Thread(target=over.wait)
+    idle.start()
+    before = signal.signal(ending, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _submit(pool, abs, 1)
+        assert signal.getsignal(ending) is signal.default_int_handler
+    finally:
+        signal.signal(ending, before)
+        over.set()
+        idle.join()
     assert pool.started
+    assert blocked(os.getpid()) == set()
+
+
+def dies_while_it_sends(number: int) -> int:
+    if number == 1:
+
+        def half(self: Any, message: bytes) -> None:
+            os.write(self.fileno(), bytes(message)[: len(message) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        multiprocessing.connection.Connection._send = half  # type: ignore[attr-defined]
+    return number
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_killed_while_it_sends_takes_its_item_alone_along() -> None:
+    """The pool waits for the rest of what it sent, which the others and itself might be sending."""
+    results = map_in_order(dies_while_it_sends, range(3), 2, crashed=lambda number: -number)
+    assert list(results) == [0, -1, 2]
 
 
 FOR_EVER = """
