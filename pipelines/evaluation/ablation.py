@@ -26,6 +26,7 @@ from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
 from pipelines.evaluation.judges import Judge
 from pipelines.evaluation.true_history import TrueHistory
 from pipelines.evaluation.whole import WholeEditor
+from pipelines.tracking.describe import NOTE
 from pipelines.tracking.tracker import Tracker, check_reachable
 
 COLUMNS = (  # metric, heading, decimals, with interval
@@ -170,7 +171,8 @@ def log_reports(command: str, reports: list[dict[str, Any]], files: list[Path]) 
     uri = resolve_uri(None)
     check_reachable(uri)
     about = {"command": command, "made": reports[0]["made"], **reports[0]["settings"]}
-    parent = Tracker.start_pipeline(uri, EXPERIMENT, "ablation", about)
+    tags = {NOTE: "One model under several settings: each is a child run, `variant` says which."}
+    parent = Tracker.start_pipeline(uri, EXPERIMENT, "ablation", about, tags)
     for report in reports:
         child = parent.start_stage(report["variant"], {"variant": report["variant"]})
         against = {name: value["mean"] for name, value in report["against"].items()}

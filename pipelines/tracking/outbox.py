@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from infra.runtime.environment import environment, unless_set
+from pipelines.tracking.describe import note
 from pipelines.tracking.records import digest_of, fingerprint_of, write_json
 from pipelines.tracking.sender import Sender, files_of, will_never_take
 from pipelines.tracking.tracker import CHECK_ENV, code_tags, flatten, root_cause
@@ -91,7 +92,7 @@ class Outbox:
         """A new parent run."""
         run = Run(self, uuid.uuid4().hex)
         params = {key: str(value) for key, value in flatten(params).items()}
-        self.add("start", run.mark, name=name, params=params, tags=code_tags())
+        self.add("start", run.mark, name=name, params=params, tags=code_tags() | note())
         return run
 
     def start_stage(self, parent: str, stage: str, params: Mapping[str, Any], key: str) -> Run:
@@ -104,7 +105,8 @@ class Outbox:
             return run
         run = Run(self, uuid.uuid4().hex, begun)
         params = {key: str(value) for key, value in flatten(params).items()}
-        self.add("start", run.mark, parent=parent, name=stage, params=params, tags=code_tags())
+        tags = code_tags() | note(stage)
+        self.add("start", run.mark, parent=parent, name=stage, params=params, tags=tags)
         write_json(begun, {"key": key, "run": run.mark})
         return run
 

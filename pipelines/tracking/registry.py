@@ -32,7 +32,7 @@ from infra.runtime.registry import (
     unknown,
 )
 from modeling.fingerprint import check_fingerprint
-from pipelines.tracking.describe import description
+from pipelines.tracking.describe import NOTE, description
 from pipelines.tracking.lineage import find_model, make_model
 from pipelines.tracking.preview import preview
 from pipelines.tracking.records import Records
@@ -320,4 +320,7 @@ def _attach(
         for file in (location / "card.json", *shown):
             shutil.copyfile(file, Path(folder) / file.name)
         client.log_model_artifacts(model_id, folder)
-    return description(reference, location, metrics, model_id, names)
+    made_by = client.get_logged_model(model_id).tags
+    text = description(reference, location, metrics, model_id, names, made_by)
+    client.set_logged_model_tags(model_id, {NOTE: text})
+    return text

@@ -24,6 +24,7 @@ from infra.runtime.environment import environment
 from infra.runtime.errors import UserError
 from infra.runtime.paths import ROOT
 from infra.runtime.registry import client_for
+from pipelines.tracking.describe import NOTE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +39,7 @@ QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 # Without it MLflow 3 opens its pages for language models, where neither runs nor models are.
 SIDE = "workflowType=machine_learning"
+REUSED = "Stages reused from earlier runs"
 SOURCE = 250  # characters of a command that are told
 
 
@@ -215,8 +217,8 @@ class Tracker:
             for name, of in known.items()
             if name.startswith(tag)
         ]
-        text = "Stages reused from earlier runs\n\n" + "\n".join(links)
-        self.set_tags({"mlflow.note.content": text})
+        before = known.get(NOTE, "").partition(REUSED)[0].strip()
+        self.set_tags({NOTE: "\n\n".join(filter(None, [before, REUSED, "\n".join(links)]))})
 
     def finish(self, status: str = "FINISHED", at: int | None = None) -> None:
         """End the run as FINISHED, FAILED or KILLED; `at` in ms since 1970, null is now."""

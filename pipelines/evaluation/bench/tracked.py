@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from infra.runtime.registry import resolve_uri
+from pipelines.tracking.describe import NOTE
 from pipelines.tracking.tracker import Tracker, check_reachable
 
 EXPERIMENT = "liveedit-bench"
+BENCH = "One system on the clips of LiveEdit-Bench; the report is among the artifacts."
 
 
 def log_report(report: dict[str, Any], files: list[Path]) -> str:
@@ -21,7 +23,7 @@ def log_report(report: dict[str, Any], files: list[Path]) -> str:
         EXPERIMENT,
         report["system"],
         {**about, **report["settings"]},
-        {"liveedit.kind": "benchmark"},
+        {"liveedit.kind": "benchmark", NOTE: BENCH},
     )
     run.log_metrics(figures(report))
     for file in files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import shutil
@@ -70,6 +71,8 @@ def check_all(uri: str, model: Path, folder: Path) -> None:
         f"/runs/{stage.info.run_id}?workflowType=machine_learning)"
         in parent.data.tags["mlflow.note.content"]
     )
+    assert parent.data.tags["mlflow.note.content"].startswith("From pairs to a registered model")
+    assert stage.data.tags["mlflow.note.content"].startswith("Trains the VAE")
     assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert stage.data.tags["liveedit.commit"]
     client = client_for(uri)
@@ -87,6 +90,8 @@ def check_all(uri: str, model: Path, folder: Path) -> None:
     assert (used.dataset.name, used.dataset.digest) == ("train", digest)
     shown = client.get_logged_model(version.source.removeprefix("models:/"))
     assert [(m.dataset_name, m.dataset_digest) for m in shown.metrics] == [("heldout", "abc123")]
+    assert shown.tags["mlflow.note.content"] == version.description
+    assert f"Made by {getpass.getuser()} with `" in version.description
     files = {file.path for file in client.list_logged_model_artifacts(shown.model_id)}
     assert files == {"MLmodel", "card.json", "picture.png", "picture-small.png"}
 

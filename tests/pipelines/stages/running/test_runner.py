@@ -160,6 +160,7 @@ def test_every_reused_stage_is_linked(
     assert both(again) == first
     assert again.parent.outbox.flush()
     tags = client_for(mlflow_uri).get_run(again.parent.run_id).data.tags
+    assert tags["mlflow.note.content"].count("Stages reused") == 1
     for record in first:
         assert tags[f"liveedit.reused.{record.stage}"] == record.run_id
         assert f"{record.stage}: " in tags["mlflow.note.content"]
