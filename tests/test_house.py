@@ -47,6 +47,7 @@ PRIVATE = {
         ),
     },
     "modeling/gpu/transformer.py": {"_addmm_activation", f"{_SDPA}_cudnn_attention"},
+    "pipelines/__main__.py": {"_exit"},
     "pipelines/training/watch/watchdog.py": {"_current_frames", "_exit"},
     "pipelines/training/zero/inside.py": {"_config", "_hp_mapping"},
     "serve/run.py": {"_create_unverified_context", "_exit"},

@@ -71,7 +71,7 @@ def run(command: str, desk: Path) -> subprocess.CompletedProcess[str]:
     commands = desk / "bin"
     commands.mkdir(exist_ok=True)
     liveedit = commands / "liveedit"
-    liveedit.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines.cli "$@"\n')
+    liveedit.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pipelines "$@"\n')
     liveedit.chmod(0o755)
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}

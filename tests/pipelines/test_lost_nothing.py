@@ -83,7 +83,7 @@ def test_train_with_a_dead_mlflow_ends_well_and_one_command_sends_all(
     folder: Path, mlflow_uri: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "pipelines.cli", "train", "tiny.yaml"]
+    command = [sys.executable, "-m", "pipelines", "train", "tiny.yaml"]
     done = subprocess.run(
         [*command, "output=out", f"tracking.uri=http://127.0.0.1:{port}"],
         cwd=folder,

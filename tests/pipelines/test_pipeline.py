@@ -75,7 +75,7 @@ def go(config: PipelineConfig) -> tuple[PipelineResult, StageView]:
 @pytest.fixture(scope="module")
 def interrupted(folder: Path, database: str) -> str:
     """What `liveedit train` says when Ctrl-C comes while the first stage trains."""
-    command = [sys.executable, "-m", "pipelines.cli", "train", "tiny.yaml"]
+    command = [sys.executable, "-m", "pipelines", "train", "tiny.yaml"]
     process = subprocess.Popen(
         [
             *(*command, f"output={folder / 'out'}", f"tracking.uri={database}"),
@@ -242,7 +242,7 @@ def test_result_page_and_edit_by_alias(
         writer.write(pair.source)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pipelines.cli", "edit", "in.mp4", "out.mp4"),
+            *(sys.executable, "-m", "pipelines", "edit", "in.mp4", "out.mp4"),
             *("--prompt", pair.instruction, "--model", "models:/liveedit@candidate"),
         ],
         cwd=folder,

@@ -225,7 +225,7 @@ def test_version(liveedit: Liveedit) -> None:
 @pytest.mark.parametrize("debug", ["0", "1"])
 def test_traceback_is_for_those_who_ask(tmp_path: Path, debug: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "data", "check", "nowhere"],
+        [sys.executable, "-m", "pipelines", "data", "check", "nowhere"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "LIVEEDIT_DEBUG": debug},
         capture_output=True,
@@ -276,7 +276,7 @@ def test_a_stopped_edit_leaves_nothing_and_no_traceback(
     with VideoWriter(tmp_path / "in.mp4", 64, 48, 16, preset="ultrafast") as writer:
         for _ in range(30):
             writer.write(np.zeros((100, 48, 64, 3), np.uint8))
-    command = [sys.executable, "-m", "pipelines.cli", "edit", "in.mp4", "out.mp4", "-p", "x"]
+    command = [sys.executable, "-m", "pipelines", "edit", "in.mp4", "out.mp4", "-p", "x"]
     with subprocess.Popen(
         [*command, "--model", str(tiny_model)],
         cwd=tmp_path,
@@ -321,7 +321,7 @@ def test_evaluate_and_edit(
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "data", "make", "pairs"]
+    command = [sys.executable, "-m", "pipelines", "data", "make", "pairs"]
     command += ["--pairs", "5000", "--size", "32x32", "--frames", "9", "--samples-per-shard", "2"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -347,6 +347,53 @@ def test_ctrl_c_and_sigterm_exit_with_130(tmp_path: Path, stop: signal.Signals) 
             process.kill()
     with pytest.raises(ValueError, match=r"cut off while being written|no dataset"):
         read_dataset_info(str(tmp_path / "pairs"))
+
+
+def test_ctrl_c_in_the_midst_of_imports_is_said_as_later(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "pipelines", "data", "make", "pairs"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.endswith(" typer.colors\n"):  # the first of typer
+                process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    assert line == "Stopping.\n"
+
+
+ENDS = """
+import atexit, sys
+import pipelines.cli
+from pipelines.__main__ import main
+
+class Torch:
+    def __del__(self):
+        print("taken apart")
+
+torch = Torch()
+
+def command():
+    atexit.register(print, "put away")
+    sys.exit(3)
+
+pipelines.cli.main = command
+main()
+"""
+
+
+def test_a_command_puts_away_what_it_has_and_leaves_the_rest_to_the_system() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (3, "put away\n"), done.stderr
 
 
 def test_a_bug_of_ours_is_no_user_s_mistake(

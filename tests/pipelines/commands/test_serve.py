@@ -50,7 +50,7 @@ class Command:
     def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
         self.log = folder / "output.txt"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *arguments],
+            [sys.executable, "-m", "pipelines", *arguments],
             cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
             stdout=self.log.open("w"),
@@ -137,7 +137,7 @@ def test_a_registered_model_is_served_streamed_and_stopped(served: Command, tmp_
     write(tmp_path / "IN.mp4", frames(30, 32, 48), Fraction(24))
     arguments = [{"TOKEN": "secret"}.get(word, word) for word in client[1:]]
     edited = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", "pipelines", *arguments],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert edited.returncode == 0, edited.stderr
