@@ -93,7 +93,8 @@ class Running:
         raise StartError(f"{self.url} is not ready after {timeout_s:g} s: {reason}")
 
     def models(self) -> list[dict[str, Any]]:
-        """What `/v1/models` says, asked without a token. Raises StartError."""
+        """What `/v1/models` says of the models, without a token and without what holds for all.
+        Raises StartError."""
         try:
             hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
             models: list[dict[str, Any]] = ray.get(hub.models.remote(), timeout=CALL_S)

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import struct
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from websockets.typing import Subprotocol
 
 from data.video import read_frames
 from infra.runtime.ray_private import Replica, serve_replicas
+from pipelines.cli import main
 from serve.app import app, build
 from serve.client import connect
 from serve.hub.hub import NAMESPACE, hub_name
@@ -157,6 +159,30 @@ async def test_streams_models_and_metrics(running: Running) -> None:
     text = httpx.get(f"{running.url}/metrics").text
     assert text.count("liveedit_editor_load{") == 2
     assert text.count("liveedit_sessions{") == 2
+
+
+def test_an_application_is_measured_as_it_is_set(
+    running: Running,
+    settings: ServeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By `liveedit bench serve` without any option that only `/v1/models` would spare."""
+
+    @contextlib.contextmanager
+    def started(asked: ServeSettings) -> Iterator[Running]:
+        assert asked.model == settings.model
+        yield running
+
+    monkeypatch.setattr("pipelines.commands.serve.application", started)
+    arguments = ["bench", "serve", str(settings.model), "--sessions", "1", "--seconds", "2"]
+    monkeypatch.setattr(sys, "argv", ["liveedit", *arguments, "--mode", "lossless"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert not ended.value.code, said.err
+    assert "48x32 edited at native, 16 fps, lossless" in said.out
+    assert re.search(r"frames lost / repeated\W+0 / 0\b", said.out)
 
 
 async def test_a_whole_video_goes_through_the_ingress(running: Running) -> None:

@@ -172,9 +172,11 @@ def bench_serve(
             settings = serve_settings(arguments or [], several)
             running = stack.enter_context(application(settings))
             url = running.stream_url
+            model = {**running.models()[0], "work_size": settings.work_size}
         elif arguments:
             raise UserError(f"--url measures what runs there; leave {arguments[0]} out")
-        model = running.models()[0] if running else served_model(url, token=token)
+        else:
+            model = served_model(url, token=token)
         height, width = parse_pixels(size) if size else (model["height"], model["width"])
         trained = model["height"], model["width"]
         edited_at(work_size or model["work_size"], height, width, trained)  # or it is refused here
