@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 
 from infra.runtime.errors import UserError
 from pipelines.bench.serve import parse_ways
+from pipelines.bench.simulation.arrivals import Client, arrivals
 from pipelines.bench.simulation.day import (
     VARIANTS,
     Day,
@@ -19,7 +21,9 @@ from pipelines.bench.simulation.day import (
     usual_rolls,
 )
 from pipelines.bench.simulation.late import LateShare
-from pipelines.bench.simulation.world import World, simulate
+from pipelines.bench.simulation.simulated_editor import Device
+from pipelines.bench.simulation.tally import Tally
+from pipelines.bench.simulation.world import WARM_S, World, simulate
 from serve.admission.admission import HEADROOM, Editor, Sizes
 from serve.admission.decisions import Scale
 from serve.admission.rungs import Means, Rung
@@ -67,6 +71,47 @@ def test_the_same_day_is_the_same_day() -> None:
 
 def test_chance_is_the_same_in_every_process() -> None:
     assert anyone(Editor("a", 12, 8)) == (3348152383,)
+
+
+def test_clients_come_by_the_hour_of_the_day_which_begins_after_the_warm_up() -> None:
+    warm_s, hour = 12 * 3600.0, 3600.0
+    clients = arrivals(replace(DAY, sessions=40, hours=24.0), warm_s, random.Random(1))
+    asked = [client.asked - warm_s for client in clients]
+    evening, morning = (sum(h * hour <= at < (h + 2) * hour for at in asked) for h in (19, 7))
+    assert evening > 4 * morning > 0  # of 1 and 0.15 of the busiest
+
+
+def client(number: int, asked: float, length_s: float = 600.0) -> Client:
+    return Client(number, length_s, DAY.cost_s, waits=True, asked=asked)
+
+
+def test_a_session_that_is_moved_lasts_as_long_as_one_that_is_not() -> None:
+    """The end that was told when it was first opened is not the end of what goes on elsewhere."""
+    nobody = replace(DAY, sessions=1e-9, scale=Scale(2, 2))
+    for loses in (False, True):
+        world = World(nobody, Rules())
+        world._at(WARM_S + 10, lambda world=world: world._ask(client(0, WARM_S + 10)))
+        if loses:
+            world._at(WARM_S + 310, world._lose_machine)
+        world.run()
+        assert world.tally.moved == loses
+        assert world.tally.session_s == pytest.approx(600, abs=1e-3)
+
+
+def test_who_is_edited_less_well_and_who_waits_are_counted_apart() -> None:
+    work, now = DAY.sizes.work, [100.0]
+    device = Device("e", 0, DAY, lambda load, streams: 0.5, lambda: now[0], degrade=True)  # type: ignore[arg-type]
+    names = ("full", "mask", "slowed", "full", "slowed", "slowed", "mask")
+    rungs = {f"{n}.0": Rung(name, work) for n, name in enumerate(names)}
+    device.capacity.rung = rungs.__getitem__  # type: ignore[method-assign]
+    device.clients = {stream: client(n, 0.0) for n, stream in enumerate(rungs)}
+    tally = Tally()
+    device.count(tally)
+    assert tally == Tally()  # nothing was known of the time before
+    now[0] += 10
+    device.count(tally)
+    found = tally.session_s, tally.late_s, tally.lowered_s, tally.slowed_s
+    assert found == (70.0, 35.0, 20.0, 30.0)
 
 
 def test_a_lost_machine_moves_its_sessions_and_loses_none() -> None:

@@ -6,13 +6,17 @@ No test depends on how long anything takes.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -54,6 +58,10 @@ def test_report_splits_every_chunk(report: dict[str, Any]) -> None:
     assert report["hardware"]["device"] == "cpu"
     assert report["memory"]["weights_gib"] > 0
     assert [entry["sessions"] for entry in report["sessions"]["tried"]] == [1]
+    assert report["sessions"]["variant"] == "mask cache"  # what who opens a stream gets
+    yardstick = report["yardstick"]
+    operations = 2 * yardstick["size"] ** 3  # a product and a sum each
+    assert yardstick["tflops"] == pytest.approx(operations / (yardstick["ms"] * 1e9))
 
 
 def test_a_working_size_is_timed_as_a_part_of_its_own(tmp_path: Path) -> None:
@@ -137,6 +145,43 @@ def test_watching_a_stream_changes_nothing() -> None:
     last = next(watched.push(source))
     assert np.array_equal(last.frames, expected[2].frames)
     assert [t.index for t in times] == [0, 1]
+
+
+def test_the_parts_of_a_chunk_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes as long as nothing else does; what is decoded second is the source."""
+    now = [100.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    for name in ("pipelines.bench.chunk_times", "modeling.streaming.device"):
+        monkeypatch.setattr(f"{name}.time", clock)
+
+    def takes(*seconds: float) -> Callable[[], None]:
+        left = cycle(seconds)
+        return lambda: now.__setitem__(0, now[0] + next(left))
+
+    vae = SimpleNamespace(encode=takes(2), decode=takes(3, 5))
+    editor: Any = SimpleNamespace(
+        device=torch.device("cpu"), vae=vae, resize=takes(0.5), transfer=takes(4)
+    )
+    before, transformer = takes(1), takes(10)
+
+    def push(frames: np.ndarray) -> Iterator[Any]:
+        assert len(frames) == 12
+        for part in (before, vae.encode, editor.resize, transformer, vae.decode, vae.decode):
+            part()
+        editor.resize()
+        editor.transfer()
+        yield SimpleNamespace(recomputed=0.25, index=7)
+
+    stream: Any = SimpleNamespace(wanted_frames=12, push=push)
+    timer = ChunkTimer(editor, noise_frames(12, 2, 2))
+    with timer.watch():
+        found = timer.run(stream, 2)
+    assert [asdict(times) for times in found] == 2 * [
+        pytest.approx(
+            {"encode": 2000, "transformer": 10000, "decode": 3000, "detail": 5000 + 4000 + 1000,
+             "answer": 26000, "whole": 26000, "recomputed": 0.25, "index": 7}
+        )
+    ]  # fmt: skip
 
 
 def test_variants_share_an_editor() -> None:
