@@ -85,11 +85,12 @@ def test_kills_fall_on_any_worker_at_drawn_steps_and_tell_what_they_cost() -> No
     clock[0] += 10
     for step in (1, 2, 3, 4, 7):  # the one that is read comes too late for both
         report(step, 50)
+    report(8, 50)  # whose neighbour was killed: Ray ends both
     for step in (4, 5, 6, 7, 8, 9):
         report(step, 60)
     assert [(kill.step, kill.from_step, kill.lost) for kill in killer.kills] == [
         (2, 0, 13.0),
-        (7, 3, 4.0),
+        (7, 3, 5.0),
     ]
     assert [pid // 10 for pid, _ in killed] == [4, 5]
     assert [pid % 10 for pid, _ in killed] == [kill.worker for kill in killer.kills]
