@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from click.testing import Result
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -34,7 +33,7 @@ class Arrived(Exception):  # noqa: N818  # no error: all that is looked at has b
 
 def run(
     case: Case, monkeypatch: pytest.MonkeyPatch, *, answer: Any = None, **named: object
-) -> tuple[Result, list[Any]]:
+) -> tuple[Any, list[Any]]:
     """The command's result and the calls of `case.reaches`, their arguments by name; the first
     ends it unless there is an `answer`. `named` stand in braces in its words."""
     calls: list[dict[str, Any]] = []

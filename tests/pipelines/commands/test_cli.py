@@ -106,6 +106,18 @@ def test_exit_codes_say_what_to_do(
     assert (result.returncode, result.stderr.split()) == (code, ["Error:", *str(error).split()])
 
 
+def test_what_was_noted_on_an_error_is_told_with_it(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        error = UserError("mend\nme")
+        error.add_note("what was made is kept")
+        raise error
+
+    monkeypatch.setattr("pipelines.commands.run.run_train", fail)
+    assert liveedit("train", "demo").stderr == "Error: mend me what was made is kept\n"
+
+
 def test_threads_that_wait_leave_a_busy_machine_to_others(
     liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,17 @@ def test_mistakes_name_key_value_and_remedy(override: str, message: str) -> None
         load_config("demo", ["vae.steps=9", override, DB])
 
 
+def test_workers_that_share_a_clip_ask_for_one_batch_together() -> None:
+    config = PipelineConfig()
+    config.compute.workers, config.compute.sequence_parallel = 4, 2
+    config.foundation.batch_size, config.vae.batch_size = 4, 2
+    config.check_batch("foundation", 8)
+    config.check_batch("vae", 8)  # of whose workers each has clips of its own
+    for stage, asked, most in (("foundation", 8, 3), ("vae", 8, 1)):
+        with pytest.raises(ConfigError, match=rf"for {asked} samples .* has 7; .* to {most} or"):
+            config.check_batch(stage, 7)
+
+
 def test_bf16_needs_sharding() -> None:
     given = ["compute.precision=bf16", "compute.zero_stage=0", DB]
     with pytest.raises(ConfigError, match=r"compute.zero_stage=0 .* set compute.zero_stage to 1"):

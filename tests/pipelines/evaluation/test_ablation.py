@@ -57,6 +57,13 @@ def test_what_does_nothing_is_not_measured_twice() -> None:
     ]
 
 
+def test_what_only_some_policies_know_is_varied_where_none_is_named() -> None:
+    """The model's own may be one of these."""
+    assert labels("threshold=0.01,0.02", "dilate=0,1") == [
+        f"threshold={threshold} dilate={dilate}" for threshold in (0.01, 0.02) for dilate in (0, 1)
+    ]
+
+
 def test_a_policy_of_one_s_own_is_a_cache_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(POLICIES, "mine", POLICIES["budget"])
     assert labels("cache=none,mine", "keep=0.1,0.3") == [

@@ -79,6 +79,18 @@ def heard(module: Any, name: str, patch: pytest.MonkeyPatch, answer: Any = None)
     return calls
 
 
+def test_of_a_stage_s_run(chain: Chain, tmp_path: Path) -> None:
+    def work(run: Any, key: str) -> dict[str, float]:
+        return {}
+
+    calls: list[Any] = []
+    runner: Any = SimpleNamespace(run=lambda *given, **named: calls.append((given, named)))
+    chain.runner = runner
+    named: dict[str, Any] = {"same": "s", "gate": {"max_loss": 1.0}, "still_there": bool}
+    chain.run("vae", {"a": 1}, tmp_path, work, **named)
+    assert calls == [(("vae", chains.VERSIONS["vae"], {"a": 1}, tmp_path, work), named)]
+
+
 @pytest.mark.parametrize(("split", "pairs"), [("train", 5), ("heldout", 3)])
 @pytest.mark.parametrize("footage", [None, "assets/footage"])
 def test_of_the_pairs_that_are_made(

@@ -205,5 +205,8 @@ def test_the_commands_list_show_promote_and_take_back(
     shown = said("show", "models:/liveedit/2")
     assert f"{second} (CHANGED since it was registered)" in shown
     assert "metric.gain" in shown
+    with pytest.raises(FingerprintError, match="version 2 is not what was registered"):
+        registry.promote("models:/liveedit/2", "production", mlflow_uri)
+    assert pointed(served, mlflow_uri).version == "1"
     assert "64x32, 224x128" in shown
     assert "as registered" in said("show", "models:/liveedit@production")

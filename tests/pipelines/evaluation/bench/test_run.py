@@ -84,6 +84,29 @@ def test_a_perfect_and_an_idle_system(config: BenchConfig, tmp_path: Path) -> No
     assert [line.split(" | ")[0] for line in table[2:]] == ["| perfect", "| idle"]
 
 
+def test_alignment_is_measured_of_the_source_and_of_its_edit(
+    config: BenchConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Words:
+        def __init__(self, folder: str) -> None:
+            self.folder = folder
+
+        def measure(
+            self, instruction: str, source: np.ndarray, edit: np.ndarray, fps: int
+        ) -> dict[str, float]:
+            assert (self.folder, fps) == ("weights", 16)
+            (clip,) = clips(one)
+            assert instruction == clip.instruction
+            assert np.array_equal(source, clip.source)
+            assert np.array_equal(edit, clip.truth)
+            return {"clip_text": 0.25}
+
+    monkeypatch.setattr("pipelines.evaluation.bench.run.Alignment", Words)
+    one = replace(config, every=60, clip="weights")
+    (row,) = run(Perfect(), one)["clips"]
+    assert row["clip_text"] == 0.25
+
+
 def test_our_model_is_streamed_by_the_clips_words(config: BenchConfig) -> None:
     clip = next(clips(config))
     edit, more = OurModel(known_editor(), seed=0).edit(clip)

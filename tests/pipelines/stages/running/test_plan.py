@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from modeling.presets import PRESETS
 from pipelines.config.load import load_config
 from pipelines.config.stages import CausalStage, ComputeConfig, DistillStage, VaeStage
 from pipelines.stages.running import expect
-from pipelines.stages.running.plan import duration, million
+from pipelines.stages.running.plan import Planner, duration, million
+from pipelines.stages.running.runner import EVERYTHING
 from pipelines.tracking.records import StageRecord
 from tests.pipelines.commands.entry import Liveedit
 
@@ -38,6 +40,21 @@ def test_time_is_by_the_work_that_the_same_stage_did_before() -> None:
     section = {"steps": 10, "batch_size": 3, "grad_accumulation": 2}
     assert expect.clips_trained(section) == 60
     assert expect.clips_trained(section, 4) == 24
+
+
+def test_a_stage_that_goes_on_is_given_the_time_of_what_is_left(tmp_path: Path) -> None:
+    config = load_config("demo", ["causal.steps=20", "compute.workers=2"])
+    inputs = {"config": {"steps": 10, "batch_size": config.causal.batch_size}}
+    before = StageRecord("causal", "", None, "", "", seconds=30.0, inputs=inputs)
+    nobody: Any = None
+    planner = Planner(config, tmp_path, nobody, nobody, EVERYTHING)
+    anew = planner._trained("causal", "same", "why", before)
+    assert (anew.does, anew.seconds) == ("runs", 60.0)
+    saved = tmp_path / "checkpoints" / "causal-same" / "checkpoint_1"
+    saved.mkdir(parents=True)
+    (saved / "manifest-0.json").write_text('{"step": 15}')
+    rest = planner._trained("causal", "same", "why", before)
+    assert (rest.does, rest.seconds, rest.counted) == ("goes on at 15", 15.0, False)
 
 
 # Bytes a parameter on four workers, from DeepSpeed's definition of the stages: weights, gradients,

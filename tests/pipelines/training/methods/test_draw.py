@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeling.diffusion.flow import FlowSchedule
 from pipelines.training.kernels import prepare
-from pipelines.training.methods.base import Draw, draw_timesteps, prepare_network
+from pipelines.training.methods.base import Draw, FixedDraw, draw_timesteps, prepare_network
 from tests.pipelines.training.plain import PlainNetwork, setting
 
 
@@ -54,6 +54,15 @@ def test_what_ranks_share_is_nobodys_own() -> None:
     own = torch.stack([torch.rand(9, generator=here.own) for here in drawn])
     assert torch.equal(shared, shared[:1].expand(4, 9))
     assert torch.cat([shared[:1], own]).unique(dim=0).shape[0] == 5
+
+
+def test_held_out_clips_have_noise_of_their_own_and_always_the_same() -> None:
+    def drawn(place: int, **section: int) -> Tensor:
+        here = FixedDraw(setting("foundation", **section), place, 2)
+        return torch.cat([here.normal_like(torch.empty(4)), here.spread(1)[0]])
+
+    assert torch.equal(drawn(0), drawn(0, seed=5))  # or no two validations could be compared
+    assert not torch.isin(drawn(0), drawn(1)).any()
 
 
 def test_one_draw_goes_on() -> None:

@@ -304,6 +304,25 @@ def test_mean_and_std_are_measured_over_sources_and_targets(
     assert replace(made.vae_config, mean=MEAN, std=STD) == CONFIG
 
 
+@pytest.mark.usefixtures("alone")
+def test_mean_and_std_are_of_all_ranks_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_all(sums: Tensor) -> None:
+        """Four values a channel, whose mean is 3 and whose square's is 25."""
+        assert sums[-1] > 0
+        sums[:16], sums[16:-1], sums[-1] = 12, 100, 4
+
+    monkeypatch.setattr(module.distributed, "all_reduce", of_all)
+    monkeypatch.setattr(module, "build_vae", BlockVae)
+    uri, _ = dataset(tmp_path / "set", 2)
+    here = setting("vae", statistics_clips=1)
+    here = replace(here, job=replace(here.job, dataset=uri))
+    made = VaeTraining(here, model(BlockVae(CONFIG))).export().vae_config
+    assert made is not None
+    assert (set(made.mean), set(made.std)) == ({3.0}, {4.0})
+
+
 def test_a_decoder_alone_keeps_the_latents_as_they_are() -> None:
     training = VaeTraining(setting("vae", train_encoder=False), model(BlockVae(CONFIG)))
     assert training.export().vae_config == CONFIG
