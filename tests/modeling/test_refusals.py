@@ -267,3 +267,16 @@ def test_another_object_is_no_state() -> None:
 )
 def test_the_border_itself_is_taken(right: Callable[[], Any]) -> None:
     right()
+
+
+@pytest.mark.parametrize(
+    ("steps", "pruned"), [(1, ()), (2, (1,)), (3, (1, 2)), (4, (1, 2)), (6, (1, 2))]
+)
+def test_the_usual_mask_cache_prunes_only_steps_that_there_are(
+    steps: int, pruned: tuple[int, ...]
+) -> None:
+    stream = StreamConfig(32, 48, timesteps=tuple(range(1000, 1000 - steps, -1)))
+    assert stream.usual_mask_cache == MaskCacheConfig(pruned_steps=pruned)
+    assert replace(stream, mask_cache=stream.usual_mask_cache)  # or it would be refused
+    own = MaskCacheConfig(keep_ratio=0.7, pruned_steps=())
+    assert replace(stream, mask_cache=own).usual_mask_cache == own

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.video import VideoError, VideoWriter, probe
 from data.video.source.boxes import MAX_FRAMES, index_lie
+from data.video.source.container import DEMUX_ERRORS, packets
 from tests.data.conftest import MakeVideo, numbered
 from tests.data.video.test_clock import edited, shown
 
@@ -104,3 +107,29 @@ def test_the_same_in_a_fragment(make_video: MakeVideo, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(VideoError, match="states 170000000 frames"):
         probe(path)
+
+
+def test_a_place_that_cannot_be_read_is_passed_over_unless_nothing_else_comes() -> None:
+    """Damage in many places is not the end; so many errors in a row are."""
+
+    class Damaged:
+        def __init__(self, *parts: int) -> None:
+            self.parts = [n for errors in parts for n in (*range(-errors, 0), errors)]
+
+        def demux(self, streams: list[Any]) -> Iterator[int]:
+            while self.parts:
+                if (part := self.parts.pop(0)) < 0:
+                    raise OSError("damaged")
+                yield part
+
+    few = [DEMUX_ERRORS - n for n in (1, 2, 3)]
+    assert list(packets(Damaged(*few), [])) == few  # type: ignore[arg-type]
+    assert list(packets(Damaged(1, DEMUX_ERRORS, 2), [])) == [1]  # type: ignore[arg-type]
+
+
+def test_a_browser_need_not_load_the_whole_file_before_it_starts(tmp_path: Path) -> None:
+    for name, first in (("a.mp4", True), ("a.mov", True), ("a.mkv", False)):
+        with VideoWriter(tmp_path / name, 16, 16, 8) as writer:
+            writer.write(numbered(2, 16, 16))
+        data = (tmp_path / name).read_bytes()
+        assert (0 < data.find(b"moov") < data.find(b"mdat")) == first

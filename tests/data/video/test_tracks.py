@@ -5,12 +5,15 @@ from __future__ import annotations
 import struct
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from data.video import VideoWriter, differences, probe, read_timed
+from data.video.source.tracks import add_sound
 from tests.data.conftest import MakeVideo, numbered, write_raw
 from tests.data.video.test_clock import edited, restamped
 
@@ -274,3 +277,18 @@ def test_metadata_that_is_not_text_does_not_stop_the_reading(make_video: MakeVid
     path.write_bytes(data[:4] + struct.pack("<I", size) + data[8:place] + listed + data[place:])
     assert probe(path).frames == 16
     assert len(list(read_timed(path))) == 16
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(1, 22_050), (2, 48_000), (6, 192_000)])
+def test_sound_that_is_converted_has_bits_for_each_of_its_channels(
+    channels: int, rate: int
+) -> None:
+    added = SimpleNamespace()
+    asked: list[Any] = []
+    output = SimpleNamespace(add_stream=lambda codec, rate: asked.append((codec, rate)) or added)
+    layout = SimpleNamespace(name=f"{channels} channels")
+    stream = SimpleNamespace(rate=rate, channels=channels, layout=layout)
+    assert add_sound(output, "aac", stream) is added
+    assert asked == [("aac", min(rate, 96_000))]
+    assert added.bit_rate == 96_000 * channels
+    assert added.layout == {1: "mono", 2: "stereo", 6: "5.1"}[channels]

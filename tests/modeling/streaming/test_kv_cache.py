@@ -211,3 +211,15 @@ def test_teacher_forcing_with_a_window_is_what_a_stream_of_clean_chunks_sees(
     assert stacked.pairs == 2 * CHUNK * sum(
         min(end, window) for end in range(CHUNK, frames + 1, CHUNK)
     )
+
+
+def test_a_saved_state_stays_as_it_was_while_the_stream_goes_on(transformer: Transformer) -> None:
+    kv = cache(9, 3)
+    stream(transformer, kv, latents(9))
+    state = kv.state_dict()
+    before = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+    after = stream(transformer, kv, latents(9, seed=2))
+    for name, value in before.items():
+        assert torch.equal(state[name], value), name  # type: ignore[arg-type]
+    kv.load_state_dict(state)
+    assert torch.equal(stream(transformer, kv, latents(9, seed=2)), after)

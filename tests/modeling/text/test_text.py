@@ -171,6 +171,20 @@ class TestUmt5:
         one.encode(["a new circle"])
         assert one.loaded
 
+    def test_an_encoder_on_another_device_is_another_one(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Loaded:
+            def __init__(self, weights: Path, device: torch.device) -> None:
+                self.device = device
+
+        monkeypatch.setattr("modeling.text.umt5.load_umt5", Loaded)
+        encoders = [encoder(folder).to(device) for device in ("cpu", "meta", "meta")]
+        for one in encoders:
+            one._load()
+        assert [str(one._model.device) for one in encoders] == ["cpu", "meta", "meta"]
+        assert encoders[1]._model is encoders[2]._model
+
     def test_freed_when_only_remembered_prompts_are_served(self, folder: Path) -> None:
         text = encoder(folder)
         for _ in range(IDLE_CALLS):
