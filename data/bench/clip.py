@@ -46,11 +46,6 @@ class BenchClip:
     edited: np.ndarray
     cuts: tuple[int, ...]
 
-    @property
-    def mask(self) -> np.ndarray:
-        """Where source and truth differ, bool [F, H, W]."""
-        return np.asarray((self.source != self.truth).any(axis=-1))
-
     def checksum(self) -> str:
         """Of the instruction and all pixels."""
         digest = hashlib.sha256(self.instruction.encode())
