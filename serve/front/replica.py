@@ -107,7 +107,7 @@ class FrontReplica:
                 report = Report(
                     self.process, self.metrics.snapshot(), connections=self.front.open_connections,
                     serves=self.hub.serves, began=self._began,
-                    hub_memory_gb=self.hub.settings.hub_memory_gb,
+                    settings=self.hub.settings,
                 )  # fmt: skip
                 orders: Orders = await self.hub.call("report", report)
                 self._menu = orders.menu or self._menu

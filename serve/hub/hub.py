@@ -25,6 +25,7 @@ from serve.hub.commits import take
 from serve.hub.ledger import Ledger
 from serve.hub.placement import Full, Placed, Placement, Retired, Waiting
 from serve.hub.records import COMMIT_KINDS, Record, SessionStore
+from serve.limits import Limits
 from serve.metrics import GoneProcesses, HubMetrics, Readings
 from serve.settings import ServeSettings
 from serve.versions.aliases import Aliases
@@ -60,7 +61,7 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)
     serves: tuple[Named, ...] = ()
     began: float = 0.0
-    hub_memory_gb: float | None = None  # of a front's settings
+    settings: ServeSettings | None = None  # a front's
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,15 @@ class Hub:
 
     def __init__(self, app: str, settings: ServeSettings, serves: tuple[Named, ...] = ()) -> None:
         self.app = app
-        self.store = SessionStore(
-            settings.limits.resume_s,
-            max_bytes=round(settings.hub_memory_gb * 1e9),
-            gather_s=GATHER_S,
-        )
+        self.store = SessionStore(gather_s=GATHER_S)
         self.ledger = Ledger()
         self.metrics = HubMetrics()
         self._retired = GoneProcesses()
         self._listener = Listener(link_host(settings), COMMIT_KINDS)
         self._commits: Address | None = None
-        self._catalog = Catalog(
-            budget=round(settings.editor_memory_gb * 1e9), move=settings.on_new_version == "move"
-        )
+        self._catalog = Catalog()
         self._placement = Placement(settings.scale, catalog=self._catalog, settle_s=SETTLE_S)
+        self._set(settings)
         self._follower = Aliases(self._catalog)
         self._follower.serve(serves)
         self._began = 0.0  # of the newest front
@@ -114,6 +110,14 @@ class Hub:
         self._heard = time.monotonic()
         self._watching = asyncio.ensure_future(self._watch())
         self._following = asyncio.ensure_future(self._follower.run())
+
+    def _set(self, settings: ServeSettings) -> None:
+        """All that it needs of them but where it listens, which others know already."""
+        self.store.resume_s = settings.limits.resume_s
+        self.store.max_bytes = round(settings.hub_memory_gb * 1e9)
+        self._catalog.budget = round(settings.editor_memory_gb * 1e9)
+        self._catalog.move = settings.on_new_version == "move"
+        self._placement.scale = settings.scale
 
     async def part(self, name: str, method: str, args: list[Any], named: dict[str, Any]) -> Any:
         """A call of one of `parts`."""
@@ -138,8 +142,8 @@ class Hub:
             if report.serves and report.began > self._began:
                 self._began = report.began
                 self._follower.serve(report.serves)
-                if report.hub_memory_gb is not None:
-                    self.store.max_bytes = round(report.hub_memory_gb * 1e9)
+                if report.settings is not None:
+                    self._set(report.settings)
             return Orders(leave, stop=self._ending, menu=self._placement.menu())
         self._sweep()  # what one died of must not be given to the next
         self._placement.report(report.editor)
@@ -263,8 +267,8 @@ class Hub:
 def hub_name(app: str) -> str:
     """Of the hub that the application's processes share, by what they say to it: one that is left
     of another version of the code is not found, and ends when nobody reports there any more."""
-    kinds = (*COMMIT_KINDS, Report, Orders, Record, Editor, Request, Placed, Waiting, Full, Retired)
-    return f"hub-{app}-{dialect(kinds).hex()}"
+    said = (Report, Orders, Record, Editor, Request, Placed, Waiting, Full, Retired)
+    return f"hub-{app}-{dialect((*COMMIT_KINDS, *said, ServeSettings, Limits)).hex()}"
 
 
 def liveedit_version() -> str:

@@ -115,7 +115,7 @@ async def test_a_front_says_who_it_is_and_all_that_it_has_open(front: Any) -> No
     told = hub.heard[0]
     assert (told.process, told.connections, told.serves) == ("replica", 3, SERVES)
     assert told.began == before > 0
-    assert told.hub_memory_gb == ServeSettings("demo").hub_memory_gb
+    assert told.settings == ServeSettings("demo")
     assert told.editor is None
     assert "liveedit_frames_edited" in {metric.name for metric in told.metrics}
 

@@ -17,6 +17,7 @@ from serve.admission.decisions import Scale
 from serve.hub.hub import GONE_S, Hub, Orders, Report, hub_name
 from serve.hub.placement import DECIDE_S, Full, Placed, Placement, Waiting
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
+from serve.limits import Limits
 from serve.metrics import KEPT_APART, GoneProcesses, Metrics, render
 from serve.settings import ServeSettings
 from serve.versions.rolling import Version
@@ -65,15 +66,25 @@ async def test_models_are_counted_by_the_editors_that_hold_them(actor: Hub) -> N
     assert "editors" not in MODEL
 
 
-async def test_the_newest_fronts_settings_say_how_much_a_hub_keeps(actor: Hub) -> None:
+async def test_a_hub_does_as_the_newest_fronts_settings_say(actor: Hub) -> None:
     """It is not started again by a deploy that changes them."""
+    changed = ServeSettings(
+        "demo", hub_memory_gb=0.5, editor_memory_gb=2.5, on_new_version="move", min_editors=2,
+        max_editors=7, spare_editors=1, downscale_delay_s=33.0, limits=Limits(resume_s=7.0),
+    )  # fmt: skip
     new, old = (
-        replace(report("front"), serves=SERVES, began=began, hub_memory_gb=size)
-        for began, size in ((7.0, 0.5), (6.0, 2.0))
+        replace(report("front"), serves=SERVES, began=began, settings=settings)
+        for began, settings in ((7.0, changed), (6.0, SETTINGS))
     )
     for told in (old, new, old):
         await actor.report(told)
-    assert actor.store.max_bytes == 500_000_000
+    assert (actor.store.max_bytes, actor.store.resume_s) == (500_000_000, 7.0)
+    assert (actor._catalog.budget, actor._catalog.move) == (2_500_000_000, True)
+    assert actor._placement.scale == Scale(2, 7, 1, 33.0)
+    back = replace(new, began=8.0, settings=SETTINGS)
+    await actor.report(back)
+    assert (actor._catalog.budget, actor._catalog.move) == (0, False)
+    assert actor._placement.scale == SETTINGS.scale
 
 
 def test_another_version_of_the_code_does_not_find_the_hub(
@@ -86,6 +97,10 @@ def test_another_version_of_the_code_does_not_find_the_hub(
     before = make_dataclass("Report", [("process", "str")])
     monkeypatch.setattr("serve.hub.hub.Report", before)
     assert hub_name("app") != name
+    monkeypatch.undo()
+    assert hub_name("app") == name
+    monkeypatch.setattr("serve.hub.hub.ServeSettings", make_dataclass("ServeSettings", ["model"]))
+    assert hub_name("app") != name  # fronts tell it theirs
 
 
 async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
