@@ -28,14 +28,19 @@ class Alignment:
     def __init__(self, folder: str | Path) -> None:
         from transformers import AutoProcessor, CLIPModel
 
+        wanted = (
+            "give the folder of config.json, model.safetensors, preprocessor_config.json and the "
+            "tokenizer's files"
+        )
+        if not (Path(folder) / "config.json").is_file():  # else taken for a name on a hub
+            raise UserError(f"clip={folder} holds no CLIP model: no config.json is there; {wanted}")
         try:
             self._model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"clip={folder} holds no CLIP model in the layout of transformers "
-                f"({str(error).splitlines()[0]}); give the folder of config.json, "
-                "model.safetensors, preprocessor_config.json and the tokenizer's files"
+                f"({str(error).splitlines()[0]}); {wanted}"
             ) from error
 
     @torch.no_grad()

@@ -71,5 +71,10 @@ def test_it_is_the_cosine_of_the_frames_of_every_second(folder: Path) -> None:
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no CLIP model .*give the folder of config\.json"):
+    with pytest.raises(UserError, match=r"gone holds no CLIP model: no config\.json is there"):
+        Alignment(tmp_path / "gone")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"holds no CLIP model in .*give the folder of config\.json"
+    ):
         Alignment(tmp_path)
