@@ -14,6 +14,8 @@ from pipelines.commands.show import bar, chosen_model, console
 if TYPE_CHECKING:
     from pipelines.stages.edit_file import EditReport
 
+SUGGESTED = 4  # prompts of a model's card, where it does not know a word
+
 
 def edit(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The video to edit; any codec.")],
@@ -86,7 +88,7 @@ def edit(
         from pipelines.stages.edit_remote import edit_remote, untaught
 
         size = info.height, info.width
-        strange, unlike = untaught(url, prompt, *size, work_size, model=model, token=token)
+        strange, card, unlike = untaught(url, prompt, *size, work_size, model=model, token=token)
         run = partial(edit_remote, url, model=model, token=token)
         place = url if model is None else f"{model} at {url}"
     else:
@@ -96,7 +98,7 @@ def edit(
 
         place = chosen_model(model)
         editor = load_editor(place)
-        strange = editor.unknown_words(prompt)
+        strange, card = editor.unknown_words(prompt), editor.card
         run = partial(edit_video, editor)
         work_size, detail = work_size or "native", detail or "source"
         settings = editor.settings
@@ -107,12 +109,10 @@ def edit(
     if unlike:
         console.print(unlike, style="yellow", soft_wrap=True)
     if strange:
-        console.print(
-            f"this model does not know: {', '.join(strange)}; it edits by the rest",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
+        line = f"this model does not know: {', '.join(strange)}; it edits by the rest"
+        if known := card.get("prompts"):
+            line += f". It knows, for example: {', '.join(known[:SUGGESTED])}"
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:

@@ -85,12 +85,14 @@ def untaught(
     *,
     model: str | None = None,
     token: str | None = None,
-) -> tuple[list[str], str]:
-    """Words of the prompt that the model of the server at `url` was never taught, and what is to
-    be said against the work size `choice` for frames of this size."""
+) -> tuple[list[str], dict[str, Any], str]:
+    """Words of the prompt that the model of the server at `url` was never taught, what the server
+    shows of its card, and what is to be said against the work size `choice` for frames of this
+    size."""
     told = served_model(url, model, token=token)
-    strange = unknown_words(prompt, told.get("card", {}).get("words", ()))
-    return strange, unlike_taught(told, height, width, choice)
+    card: dict[str, Any] = told.get("card", {})
+    strange = unknown_words(prompt, card.get("words", ()))
+    return strange, card, unlike_taught(told, height, width, choice)
 
 
 def unlike_taught(model: dict[str, Any], height: int, width: int, choice: str | None) -> str:

@@ -40,12 +40,14 @@ def test_edit_names_words_and_sizes_that_the_model_does_not_know(
 ) -> None:
     card = write_known_model(tmp_path / "known") / "card.json"
     told = {"name": "known", "words": ["paint", "it", "red"], "trained_at": ["224x128"]}
-    card.write_text(json.dumps(told))
+    prompts = {"prompts": ["paint it red", "paint it", "red", "it", "paint red"]}
+    card.write_text(json.dumps(told | prompts))
     exact(tmp_path / "in.mkv", block_clip(9, 48, 64))
     words = ["edit", "in.mkv", "out.mp4", "--model", "known", "--prompt"]
     warned = liveedit(*words, "paint it Red, like Monet")
     assert warned.returncode == 0, warned.stderr
-    assert "this model does not know: like, monet" in warned.stdout
+    line = "this model does not know: like, monet; it edits by the rest. It knows, for example: "
+    assert line + "paint it red, paint it, red, it\n" in warned.stdout
     assert "edits at 96x64, far from the 224x128 that this model was trained at" in warned.stdout
     quiet = liveedit(*words, "paint it red", "--work-size", "160x96").stdout
     assert "does not know" not in quiet

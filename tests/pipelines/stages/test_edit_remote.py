@@ -98,7 +98,10 @@ def test_the_edit_is_the_one_that_the_model_makes_here(
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose edits are known: of what is sent, without its detail."""
     model = write_known_model(tmp_path_factory.mktemp("known") / "model")
-    card = {"name": "known", "words": ["paint", "it", "red"], "trained_at": ["224x128"]}
+    card = {
+        "name": "known", "prompts": ["paint it red"], "words": ["paint", "it", "red"],
+        "trained_at": ["224x128"],
+    }  # fmt: skip
     (model / "card.json").write_text(json.dumps(card))
     with serving(model, work_size="full", detail="off") as running:
         yield running
@@ -114,7 +117,8 @@ def test_a_server_s_model_says_which_words_and_sizes_it_was_not_taught(
     words = ["edit", str(source), str(tmp_path / "out.mp4"), "--url", known.url, "--prompt"]
     assert liveedit(monkeypatch, *words, "paint it Red, like Monet") == 0
     told = capsys.readouterr().out
-    assert "does not know: like, monet" in told
+    assert "does not know: like, monet; it edits by the rest. It knows, for" in told
+    assert "example: paint it red\n" in told
     assert "it edits at 64x48, far from the 224x128 that this model was trained at" in told
     assert liveedit(monkeypatch, *words, "paint it red", "--work-size", "192x112") == 0
     quiet = capsys.readouterr().out
