@@ -78,10 +78,10 @@ class Saver:
     def copy(self, state: Any) -> Any:
         """All of `state` in this machine's memory, where nothing that the training does changes it.
 
-        The stager gets tensors alone: torch 2.11's copies no class, and DeepSpeed's state names
-        some.
+        The stager gets bare tensors: torch 2.11's copies no class, and DeepSpeed's state names
+        some, as do the attributes that it gives parameters, which the stager would copy too.
         """
-        tensors = {str(id(tensor)): tensor for tensor in _tensors(state)}
+        tensors = {str(id(tensor)): tensor.detach() for tensor in _tensors(state)}
         staged = self._stager.stage(tensors)
         assert isinstance(staged, dict), "nothing is staged behind our back"
         return deepcopy(state, {int(name): staged[name] for name in tensors})

@@ -35,11 +35,15 @@ def test_all_kinds_of_state_are_copied_with_a_stager_that_copies_no_class(tmp_pa
     made = saver(tmp_path)
     del made._stager._state_dict_stager._deepcopy_dispatch[type]
     flat = torch.arange(6.0)
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.ds_status = Fragment  # type: ignore[attr-defined]
+    parameter.ds_place = Fragment(numel=2, start=0)  # type: ignore[attr-defined]
     state: dict[str, Any] = {
         "flat": [flat[:4], flat[4:]],
         "mappings": [OrderedDict(weight=Fragment(numel=4, start=2))],
         "kind": nn.Linear,
         "moment": torch.zeros(1).expand(1000),
+        "parameter": parameter,
         "numbers": (1, "two", None, {"three": torch.tensor(3)}),
     }
     copy = made.copy(state)
@@ -48,8 +52,23 @@ def test_all_kinds_of_state_are_copied_with_a_stager_that_copies_no_class(tmp_pa
     assert [part.tolist() for part in copy["flat"]] == [[0, 1, 2, 3], [4, 5]]
     assert copy["mappings"][0]["weight"] == Fragment(numel=4, start=2)
     assert copy["kind"] is nn.Linear
+    assert copy["parameter"].tolist() == [1, 1]
     assert copy["moment"].shape == (1000,)
     assert copy["moment"].untyped_storage().nbytes() == 4
     assert copy["numbers"][3]["three"].item() == 3
     tensors: list[Tensor] = [*copy["flat"], copy["moment"]]
     assert all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def test_the_next_copy_takes_the_buffers_of_the_one_before(tmp_path: Path) -> None:
+    """Pinning as much memory as a state has takes longer than to copy it."""
+    made = saver(tmp_path)
+    state = {"weight": nn.Parameter(torch.ones(3)), "views": list(torch.zeros(8).split(4))}
+    places = []
+    for value in (1.0, 2.0):
+        with torch.no_grad():
+            state["weight"].fill_(value)  # type: ignore[union-attr]
+        copy = made.copy(state)
+        assert copy["weight"].tolist() == [value] * 3
+        places.append([copy["weight"].data_ptr(), *(view.data_ptr() for view in copy["views"])])
+    assert places[0] == places[1]
