@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.footage import camera, looks, regions
+from data.footage import camera, kinds, looks, material, regions
 from data.footage import pair as pair_module
 from data.footage.camera import film
 from data.footage.kinds import KINDS, Edit, Filmed
@@ -253,3 +253,32 @@ def test_footage_that_cannot_be_used_is_named(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # twice that is no photo any more
     with pytest.raises(FootageError, match=r"vast\.png: cannot be read as a photo"):
         prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(15, 24), (1, 16), (0.5, 8)])
+def test_of_a_clip_its_first_seconds_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, frames: int
+) -> None:
+    monkeypatch.setattr(material, "CLIP_SECONDS", seconds)
+    with VideoWriter(tmp_path / "c.mp4", 64, 48, 16) as writer:
+        writer.write(np.zeros((24, 48, 64, 3), np.uint8))
+    (tmp_path / "heldout.txt").write_text("")
+    (clip,) = prepare(tmp_path, tmp_path / "made", fps=16, **SIZE)["train"].clips
+    assert len(clip.level(0)) == frames
+
+
+def test_a_hue_that_is_there_a_little_is_neither_edited_nor_called_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of blue there is one per cent, of green ten, of the others nothing."""
+    monkeypatch.setattr(kinds, "_wording", lambda rng, kind: f"{kind} {{color}}")
+    source = np.full((2, 10, 100, 3), 128.0, np.float32)
+    source[:, :, :1], source[:, :, 1:11] = regions.HUES["blue"], regions.HUES["green"]
+    edited, absent = set(), set()
+    for seed in range(60):
+        scene = Filmed(source, [], np.random.default_rng(seed))
+        edited.add(kinds._by_hue(scene, "hue", source).instruction)
+        kind, color = kinds._nothing(scene, "nothing", source).instruction.split()
+        absent |= {color} if kind == "hue" else set()
+    assert edited == {"hue green"}
+    assert absent == set(regions.HUES) - {"green", "blue"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import webdataset
 
 from data.loader import Split, loader
 from data.sample import EncodedPair, Pair, from_files, to_files
-from data.shard_reader import ShardFolder, index_shard
+from data.shard_reader import ShardFolder, fetch_shard, index_shard
 from data.shards import (
     DatasetError,
     check_dataset,
@@ -23,7 +24,7 @@ from data.shards import (
     read_dataset_info,
     write_dataset,
 )
-from data.store import S3Store, open_store
+from data.store import S3Store, Store, open_store
 from tests.data.conftest import small_encoded, small_pair
 
 
@@ -360,3 +361,37 @@ def test_a_full_disk_and_a_forbidden_place_are_told_apart(tmp_path: Path) -> Non
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(DatasetError, match=r"/x: Permission denied; check"), store.naming("x"):
         raise OSError(errno.EACCES, "Permission denied")
+
+
+class Far(Store):
+    """A store on this disk whose shards are fetched, as S3's are."""
+
+    remote = True
+
+    def fetch(self, name: str, local: Path) -> Path:
+        return local if local.exists() else Path(shutil.copy(self.root / name, local))
+
+
+def test_what_was_fetched_damaged_is_fetched_again(tmp_path: Path) -> None:
+    shard = read_dataset_info(write_small(tmp_path / "set")).shards[0]
+    whole = tmp_path / "set" / shard.name
+    data = whole.read_bytes()
+    whole.write_bytes(data[:-1] + b"x")
+    store, cache = Far(tmp_path / "set"), tmp_path / "cache"
+    cache.mkdir()
+    with pytest.raises(DatasetError, match="is not what was written"):
+        fetch_shard(store, shard, cache)
+    whole.write_bytes(data)
+    assert fetch_shard(store, shard, cache).read_bytes() == data
+
+
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_shards_of_a_cache_stay_and_others_are_let_go_of(tmp_path: Path, keep_all: bool) -> None:
+    info = read_dataset_info(write_small(tmp_path / "set"))
+    (tmp_path / "cache").mkdir()
+    folder = ShardFolder(Far(tmp_path / "set"), tmp_path / "cache", keep_all)
+    for shard in info.shards:
+        folder.keep({shard.name})
+        folder.read(shard, 0)
+    kept = [path.stem for path in (tmp_path / "cache").rglob("*.tar")]
+    assert sorted(kept) == sorted(s.sha256 for s in info.shards[0 if keep_all else -1 :])
