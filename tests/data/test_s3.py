@@ -279,3 +279,15 @@ def test_the_endpoint_of_s3_alone_is_the_one_that_is_named(
         store.naming("a"),
     ):
         raise OSError("no answer")
+
+
+def test_what_another_process_writes_is_seen_at_once(s3: S3Server, uri: str) -> None:
+    store, other = open_store(uri), s3fs.S3FileSystem(skip_instance_cache=True)
+    place = uri.removeprefix("s3://")
+    before = store.names()
+    other.pipe_file(f"{place}/new.json", b"{}")
+    assert store.names() == sorted([*before, "new.json"])
+    assert store.exists("new.json")
+    other.rm_file(f"{place}/new.json")
+    assert store.names() == before
+    assert not store.exists("new.json")
