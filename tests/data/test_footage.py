@@ -14,7 +14,7 @@ from data.footage import pair as pair_module
 from data.footage.camera import film
 from data.footage.kinds import KINDS, Edit, Filmed
 from data.footage.material import Footage, FootageError, is_heldout, prepare
-from data.footage.objects import Thing, covered, draw
+from data.footage.objects import Thing, covered, draw, moving
 from data.footage.pair import make_footage_pair
 from data.sample import Pair
 from data.video import VideoWriter
@@ -282,3 +282,17 @@ def test_a_hue_that_is_there_a_little_is_neither_edited_nor_called_absent(
         absent |= {color} if kind == "hue" else set()
     assert edited == {"hue green"}
     assert absent == set(regions.HUES) - {"green", "blue"}
+
+
+def test_things_turn_by_the_second_whatever_the_rate() -> None:
+    turned = {}
+    for fps in (8, 16):
+        pan = np.zeros((17, 2))
+        drawn = [
+            moving("star", "red", (17, 48, 80), fps, pan, np.random.default_rng(seed))
+            for seed in range(8)
+        ]
+        turned[fps] = [(thing.angles[fps] - thing.angles[0]) for thing in drawn]  # in a second
+    assert turned[8] == pytest.approx(turned[16])
+    assert 0 < np.count_nonzero(turned[8]) < 8  # about half stand still
+    assert np.abs(turned[8]).max() <= 0.9

@@ -23,10 +23,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_known_model(tmp_path_factory.mktemp("models") / "one", name="", mask_cache=OTHER)
 
 
-def test_a_name_is_the_cards_or_the_folders_or_random(saved: Path, tmp_path: Path) -> None:
+def test_a_name_is_the_cards_or_the_folders_or_random_unless_given(
+    saved: Path, tmp_path: Path
+) -> None:
     named = write_known_model(tmp_path / "two", name="named")
     assert StreamingEditor.load(named).name == "named"
     assert StreamingEditor.load(saved).name == "one"
+    assert StreamingEditor.load(named, name="given").name == "given"
     model = known_model()
     model.card = {}
     assert StreamingEditor(model, mask_cache=None).name == "random"

@@ -8,7 +8,14 @@ import torch
 
 from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
-from modeling.model_dir import ModelError, load_model, read_card, read_config, save_model
+from modeling.model_dir import (
+    ModelError,
+    latents_identity,
+    load_model,
+    read_card,
+    read_config,
+    save_model,
+)
 from modeling.presets import PRESETS
 
 
@@ -60,3 +67,17 @@ def test_an_older_model_is_replaced_whole(saved: Path) -> None:
     assert [p.name for p in saved.parent.iterdir()] == ["one"]
     with pytest.raises(ModelError, match=r"no transformer\.safetensors, so it cannot edit"):
         StreamingEditor.load(saved)
+
+
+def test_latents_mean_the_same_with_the_same_vae_numbers_and_history(saved: Path) -> None:
+    config = read_config(saved)
+    same = latents_identity(saved, config)
+    assert latents_identity(saved, replace(config, stream=replace(config.stream, fps=7))) == same
+    others = [replace(config, vae=replace(config.vae, std=(2.0,) * 16))]
+    for name, value in (("chunk_latents", 1), ("window_latents", 18), ("sink_latents", 6)):
+        others.append(replace(config, stream=replace(config.stream, **{name: value})))
+    found = {latents_identity(saved, other) for other in others}
+    file = saved / "vae.safetensors"
+    file.write_bytes(file.read_bytes() + b" ")
+    found.add(latents_identity(saved, config))
+    assert len(found - {same}) == 5

@@ -42,3 +42,10 @@ def test_a_network_without_room_is_left_as_it_is() -> None:
     before = {name: value.clone() for name, value in narrow.state_dict().items()}
     assert not start_as_identity(narrow)
     assert all(torch.equal(value, before[name]) for name, value in narrow.state_dict().items())
+
+
+def test_a_network_that_is_drawn_sees_the_noisy_latents_and_not_yet_the_source() -> None:
+    drawn = Transformer(replace(PRESETS["demo"].transformer, latent_channels=4, source_channels=3))
+    noisy, source = drawn.patch_embedding.weight.split([4, 3], dim=1)
+    assert noisy.all()
+    assert not source.any()
