@@ -254,9 +254,11 @@ class Engine:
         # A GPU answers before it has refreshed its caches; the chunk costs that, too.
         cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
         rung = self.capacity.rung(at.name)
+        sizes = sizes_of(opening).at(rung)
         # The first chunk on a rung may prepare what those after it use.
-        if at.rung == rung and not at.changed:
-            self.capacity.observe(sizes_of(opening).at(rung), cost, at.name)
+        if at.rung == rung and not at.changed and self._tells(at, sizes):
+            self.capacity.observe(sizes, cost, at.name)
+        at.edited += 1
         self._weigh()
         return Edited(
             number=work.number,
@@ -274,6 +276,14 @@ class Engine:
             work_size=in_words(stream.work),
             held_ms=(time.monotonic() - came) * 1000,
         )
+
+    def _tells(self, at: EditorStream, sizes: Sizes) -> bool:
+        """Whether its chunk costs what later ones will. A stream's first see a shorter window, and
+        a GPU runs them without graphs and then makes these; so they count only where nothing better
+        is known: ten sessions that begin together would shut the door for ten others."""
+        settings = self.editor.settings
+        filling = settings.window_latents // settings.chunk_latents + 1
+        return at.edited >= filling or sizes not in self.capacity.warm
 
     def _unknown(self, prompt: str) -> str:
         return ", ".join(self.editor.unknown_words(prompt))

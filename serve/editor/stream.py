@@ -27,6 +27,7 @@ class EditorStream:
         self.name, self.opening = name, opening
         self.rung: Rung | None = None  # how its chunk is edited, since `changed`
         self.changed = False  # the next chunk is the first of its rung
+        self.edited = 0  # chunks, here
         self.running = False  # a job of it is on the accelerator
         self._turn = 0.0  # time.monotonic(): when its next frames would come at its own rate
         self._chunk_frames = chunk_frames

@@ -30,7 +30,9 @@ from tests.serve.editor.works import (
     SOURCE,
     WORKS,
     Source,
+    chunks,
     events,
+    filling,
     replaced,
     work,
 )
@@ -324,7 +326,7 @@ async def test_a_streams_chunks_are_edited_and_counted_on_its_rung(engine: Engin
     engine.capacity.costs[SIZES] = engine.capacity.warm[SIZES] = 1.2
     engine.capacity.warm[replace(lower, halved=False)] = 1.2
     engine.capacity.warm[lower] = 0.6
-    found = await events(engine, replaced(mode="live"), *WORKS)
+    found = await events(engine, replaced(mode="live"), *chunks(filling(engine) + 1))
     first = next(event for event in found if isinstance(event, Edited))
     assert (first.rung, first.steps, first.work_size) == ("steps", 2, "48x32")
     assert engine.capacity.costs[SIZES] == 1.2

@@ -14,7 +14,17 @@ from modeling.streaming.stream import EditStream
 from serve.admission.rungs import FULL, Rung
 from serve.editor.engine import ROLLING, Engine
 from serve.wire.work import Edited, Moved, Ready, Work
-from tests.serve.editor.works import OPENING, SIZES, WORKS, Source, replaced, work
+from tests.serve.editor.works import (
+    OPENING,
+    SIZES,
+    WORKS,
+    Source,
+    chunks,
+    events,
+    filling,
+    replaced,
+    work,
+)  # fmt: skip
 
 pytestmark = pytest.mark.anyio
 
@@ -30,8 +40,8 @@ async def given_back(engine: Engine, reasons: tuple[str, ...], *works: Work) -> 
                 engine.leave(reason)
         return found
 
-    async with aclosing(engine.edit(OPENING, take)) as events:
-        return [event async for event in events]
+    async with aclosing(engine.edit(OPENING, take)) as given:
+        return [event async for event in given]
 
 
 async def test_what_was_taken_while_it_leaves_is_edited(engine: Engine) -> None:
@@ -89,8 +99,8 @@ async def test_a_rung_holds_for_a_chunk_and_its_first_says_nothing_of_its_cost(
         taken += 1
         return await source.take()
 
-    async with aclosing(engine.edit(replaced(mode="live"), take)) as events:
-        edited = [event async for event in events if isinstance(event, Edited)]
+    async with aclosing(engine.edit(replaced(mode="live"), take)) as given:
+        edited = [event async for event in given if isinstance(event, Edited)]
     # The second was low from its first frame on, the third full, the last low again.
     assert [(chunk.rung, chunk.steps) for chunk in edited] == [
         (FULL, 4), ("steps", 2), (FULL, 4), ("steps", 2)
@@ -106,10 +116,31 @@ async def test_what_a_rung_costs_is_kept_as_its_own(
     monkeypatch.setattr(engine.capacity, "rung", lambda name: low)
     monkeypatch.setattr(engine.capacity, "observe", lambda sizes, *_: seen.append(sizes))
     works = [work(0, 0, 9), work(1, 9, 12, last=True)]
-    async with aclosing(engine.edit(replaced(mode="live"), Source(*works).take)) as events:
-        edited = [event async for event in events if isinstance(event, Edited)]
+    async with aclosing(engine.edit(replaced(mode="live"), Source(*works).take)) as given:
+        edited = [event async for event in given if isinstance(event, Edited)]
     assert [chunk.rung for chunk in edited] == ["steps"] * 2
     assert seen == [replace(SIZES, halved=True)] * 2
+
+
+@pytest.mark.parametrize("warmed", [True, False])
+async def test_a_streams_first_chunks_say_nothing_of_a_size_that_was_warmed_up(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, warmed: bool
+) -> None:
+    """They see a shorter window, and make ready what later ones use, as those of a warm-up that do
+    not count either."""
+    seen, count = list[float](), filling(engine) + 2
+    engine.capacity.warm = {SIZES: 0.1} if warmed else {}
+    monkeypatch.setattr(engine.capacity, "observe", lambda sizes, cost, _: seen.append(cost))
+    took = [float(n) for n in range(count)]
+    run, costs = engine.scheduler.run, iter([0.0, *took])  # the first opens it
+
+    async def timed(*args: Any, **named: Any) -> Any:
+        return replace(await run(*args, **named), run_s=1000 + next(costs))
+
+    monkeypatch.setattr(engine.scheduler, "run", timed)
+    await events(engine, OPENING, *chunks(count))
+    counted = took[-2:] if warmed else took
+    assert seen == [1000 + cost for cost in counted]
 
 
 async def test_what_is_known_of_an_editor_is_of_one_moment(engine: Engine) -> None:

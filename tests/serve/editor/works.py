@@ -52,6 +52,17 @@ WORKS = (
 )
 
 
+def chunks(count: int) -> list[Work]:
+    """As many works of a chunk each, of the same frames."""
+    return [Work(n, RED, SOURCE[: 12 if n else 9], n == count - 1) for n in range(count)]
+
+
+def filling(engine: Engine) -> int:
+    """Chunks of a stream that say nothing of what later ones cost."""
+    settings = engine.editor.settings
+    return settings.window_latents // settings.chunk_latents + 1
+
+
 async def events(engine: Engine, opening: Opening, *works: Work) -> list[Any]:
     return [event async for event in engine.edit(opening, Source(*works).take)]
 
