@@ -1,7 +1,8 @@
 # make demo   the whole job on real footage: data, training, evaluation, an edited video
 # make test   all tests          make check  lint, format, types, import contract
 # make quick  those of them that start nothing: ARGS=tests/serve is a folder's inner loop
-# make hosts  serving on three hosts that vanish and are cut off, as root on Linux (a few minutes)
+# make hosts  serving and training on three hosts that vanish, are cut off or have a bad line, as root
+#             on Linux (some minutes)
 # make mutants   change the core on purpose, 300 times, and list what no test notices (an hour)
 # make venv   the environment    make clean  remove the environment and everything made in runs/
 #

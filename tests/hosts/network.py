@@ -62,6 +62,33 @@ class Network:
     def heal(self, name: str) -> None:
         _run("bridge", "link", "set", "dev", self._port(name), "state", "3")
 
+    @contextmanager
+    def worsened(self, name: str, delay_s: float, loss: float) -> Iterator[list[int]]:
+        """Its line takes so long, each way, and loses this share of the frames (`relay`).
+
+        At the end the list holds how many frames were passed on and how many lost.
+        """
+        side, ends = f"{self._port(name)}s", [f"{self._port(name)}{end}" for end in "io"]
+        command = [sys.executable, "-m", "tests.hosts.relay", *ends, str(delay_s), str(loss)]
+        line = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        counts: list[int] = []
+        try:
+            assert line.stdout is not None
+            assert line.stdout.readline() == "laid\n"
+            _ip("link", "add", side, "type", "bridge")
+            _ip("link", "set", side, "up")
+            for end, bridge in zip(ends, (side, self.bridge), strict=True):
+                _ip("link", "set", end, "master", bridge, "up")
+            _ip("link", "set", self._port(name), "master", side)
+            yield counts
+        finally:
+            told, _ = line.communicate()  # its devices go with it
+            counts += map(int, told.split())
+            _ip("link", "set", self._port(name), "master", self.bridge)
+            _ip("link", "delete", side)
+
     def vanish(self, name: str) -> None:
         """Its link goes and then all that runs there, so that nobody hears of either."""
         self.cut(name)
@@ -108,8 +135,9 @@ class Network:
                 self.kill(name)
                 _ip("netns", "delete", self._namespace(name))
             # Sockets that still say goodbye hold the namespace, and with it its link, for minutes.
-            with contextlib.suppress(subprocess.CalledProcessError):
-                _ip("link", "delete", self._port(name))
+            for link in (f"{self._port(name)}s", self._port(name)):
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    _ip("link", "delete", link)
         with contextlib.suppress(subprocess.CalledProcessError):
             _ip("link", "delete", self.bridge)
 

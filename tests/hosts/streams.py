@@ -81,14 +81,15 @@ class Streams:
 
 
 async def metrics(http: str) -> dict[tuple[str, str], float]:
-    """By name, without the prefix, and process or what else tells a value from its siblings."""
+    """By name, without the prefix, and process; sums over all other labels."""
     async with httpx.AsyncClient(timeout=30) as client:
         text = (await client.get(f"{http}/metrics")).text
-    return {
-        (sample.name.removeprefix("liveedit_"), sample.labels.get("process", "")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    values: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            key = sample.name.removeprefix("liveedit_"), sample.labels.get("process", "")
+            values[key] = values.get(key, 0.0) + sample.value
+    return values
 
 
 async def editors_ready(http: str, count: int) -> float:

@@ -31,6 +31,7 @@ pytestmark = [
 
 GOES_ON_S = 10.0  # what is promised of a live session
 HTTP_PORT = 8000
+DELAY_S, LOSS = 0.025, 0.02  # of a bad line, each way
 WORKER = ("--num-cpus=1", "--num-gpus=1")  # a GPU is what an editor asks for, whatever it runs on
 SETTINGS = (
     "measured_capacity=false", "max_sessions=4", "min_editors=2", "max_editors=2",
@@ -149,6 +150,25 @@ async def test_a_partition_heals(served: Served) -> None:
     log = "".join(path.read_text() for path in served.logs.glob("*front*.log"))
     for name in set(re.findall(r"session (\w{12}): opened", log)):
         assert len(re.findall(rf"session {name}: \w+ after .* frames edited", log)) == 1
+
+
+async def test_a_line_of_50_ms_that_loses_2_percent(served: Served) -> None:
+    """Sessions stay where they are and live: a slow answer is no lost machine."""
+    before = await metrics(served.http)
+    since = time.monotonic()
+    with served.net.worsened("b", DELAY_S, LOSS) as counts:
+        streams = served.streams("lossless", "live", "lossless", "live", frames=160)
+        await streams.begun()
+        assert min(await held(served)) >= 1  # over the bad line, too
+        check(await streams.end(), since, "bad line")
+        now = await metrics(served.http)
+    passed, lost = counts
+    print(f"bad line: {passed} frames of Ethernet passed, {lost} lost")
+    assert passed > 1000
+    assert 0.01 < lost / (passed + lost) < 0.03
+    for name in ("processes_lost_total", "editors_ready", "sessions_moved_total"):
+        was, is_now = (sum(v for (n, _), v in of.items() if n == name) for of in (before, now))
+        assert is_now == was, name
 
 
 async def test_the_hubs_host_vanishes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
