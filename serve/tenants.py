@@ -61,7 +61,11 @@ def read_tenants(path: str | Path) -> dict[str, Tenant]:
     try:
         sections = tomllib.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the token file {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"the token file {path} cannot be read ({reason}); check the path, or begin one with "
+            "`liveedit token NAME >> FILE`"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(
             f"the token file {path} is no TOML ({error}); it holds tenants and hashes of their "

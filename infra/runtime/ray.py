@@ -176,10 +176,16 @@ def joined_ray(
 
 
 def check_address(address: str, setting: str) -> None:
-    """Raise a ClusterError if nothing listens at HOST:PORT, which Ray would try for minutes."""
+    """Raise a ClusterError if nothing listens at HOST:PORT, which Ray would try for minutes, and a
+    UserError for what is no address."""
     host, _, port = address.rpartition("//")[2].partition("/")[0].rpartition(":")
     if not port.isdigit():
-        return  # "auto", or a scheme of Ray's own
+        if address not in ("auto", "local") and "://" not in address:  # a scheme of Ray's own
+            raise UserError(
+                f"{setting}={address} is no address of a Ray cluster; write ray://HOST:10001, "
+                "HOST:6379, or auto for the one that runs on this machine"
+            )
+        return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except OSError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +20,16 @@ from rich.text import Text
 
 from pipelines.commands.show import console
 
-PACKAGES = ("torch", "ray", "deepspeed", "mlflow", "av", "webdataset", "omegaconf", "starlette")
+PACKAGES = {  # and what nobody can do without it
+    "torch": "training and no editing",
+    "ray": "training and no serving",
+    "deepspeed": "training",
+    "mlflow": "training and no models:/ references",
+    "av": "video files",
+    "webdataset": "datasets",
+    "omegaconf": "settings",
+    "starlette": "serving",
+}
 ROOM_GB = 5  # that `liveedit demo` and its MLflow need with room to spare
 MLFLOW_PORT = 5000
 
@@ -36,7 +47,9 @@ class Finding:
 
 
 def doctor(
-    port: Annotated[int, typer.Option(help="The port you mean to serve on.")] = 8000,
+    port: Annotated[
+        int, typer.Option(help="The port you mean to serve on.", min=1, max=65535)
+    ] = 8000,
 ) -> None:
     """Look at this machine: versions, GPUs, kernels, disk, ports, MLflow and S3.
 
@@ -44,8 +57,17 @@ def doctor(
     that the demo needs.
     """
     broken = 0
-    for look in (_packages, _gpus, _room, lambda: _ports(port), _mlflow, _s3, _tools):
-        for finding in look():
+    looks: dict[str, Callable[[], Iterable[Finding]]] = {
+        "packages": _packages,
+        "GPU": _gpus,
+        "room": _room,
+        "ports": partial(_ports, port),
+        "MLflow": _mlflow,
+        "S3": _s3,
+        "tools": _tools,
+    }
+    for name, look in looks.items():
+        for finding in _whatever_is_missing(name, look):
             broken += finding.state == "broken"
             console.print(
                 Text.assemble(
@@ -59,6 +81,14 @@ def doctor(
         console.print(f"\n{broken} broken", style="red")
         raise typer.Exit(1)
     console.print("\nNothing is broken. Next: liveedit serve")
+
+
+def _whatever_is_missing(name: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What `look` finds, or that a package is not there or does not load with which it would."""
+    try:
+        yield from look()
+    except (ImportError, OSError) as error:
+        yield Finding(name, "broken", f"cannot be looked at ({error}); run `make venv`")
 
 
 def show_version(wanted: bool) -> None:
@@ -75,11 +105,11 @@ def _packages() -> Iterator[Finding]:
     right = sys.version_info >= (3, 11)
     what = f"{platform.python_version()}, {sys.executable}"
     yield Finding("Python", "ok" if right else "broken", what if right else f"{what}; needs 3.11")
-    for name in PACKAGES:
+    for name, use in PACKAGES.items():
         try:
             yield Finding(name, "ok", version(name))
         except PackageNotFoundError:
-            yield Finding(name, "broken", "not installed; run `make venv`")
+            yield Finding(name, "broken", f"not installed, so no {use}; run `make venv`")
 
 
 def _gpus() -> Iterator[Finding]:
@@ -128,13 +158,9 @@ def _room() -> Iterator[Finding]:
 
 def _ports(port: int) -> Iterator[Finding]:
     for number, use in ((port, "liveedit serve"), (MLFLOW_PORT, "mlflow ui")):
-        taken = _answers("127.0.0.1", number)
-        text = (
-            f"something listens there: `{use}` needs another --port"
-            if taken
-            else f"free for `{use}`"
-        )
-        yield Finding(f"port {number}", "absent" if taken else "ok", text)
+        obstacle = _obstacle(number)
+        text = f"{obstacle}: `{use}` needs another --port" if obstacle else f"free for `{use}`"
+        yield Finding(f"port {number}", "absent" if obstacle else "ok", text)
 
 
 def _mlflow() -> Iterator[Finding]:
@@ -142,18 +168,16 @@ def _mlflow() -> Iterator[Finding]:
     from pipelines.tracking.tracker import TrackingError, check_reachable
 
     uri = resolve_uri(None)
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        yield Finding(
-            "MLflow", "ok", f"{path}, {'there' if path.is_file() else 'made when needed'}"
-        )
+    path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    if path and not path.exists():
+        yield Finding("MLflow", "ok", f"{path}, made when needed")
         return
     try:
         check_reachable(uri)
     except TrackingError as error:
         yield Finding("MLflow", "broken", str(error))
     else:
-        yield Finding("MLflow", "ok", f"{uri} answers")
+        yield Finding("MLflow", "ok", f"{path}, there" if path else f"{uri} answers")
 
 
 def _s3() -> Iterator[Finding]:
@@ -180,9 +204,13 @@ def _tools() -> Iterator[Finding]:
         yield Finding(name, "ok" if found else "absent", found or f"not found: no {use}")
 
 
-def _answers(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=2):
-            return True
-    except OSError:
-        return False
+def _obstacle(port: int) -> str:
+    """Why nobody here can listen on a port; empty where one can."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            return "something listens there" if taken else f"not allowed here ({error.strerror})"
+    return ""

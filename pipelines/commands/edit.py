@@ -45,7 +45,7 @@ def edit(
             show_default="source; beside --url what the server says",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed gives another result.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives another result.", min=0)] = 0,
     fps: Annotated[
         float | None,
         typer.Option(

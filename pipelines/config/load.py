@@ -101,7 +101,10 @@ def _find(source: str | Path) -> Path:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ConfigError(f"there is no config file {path}")
+            known = ", ".join(recipes())
+            raise ConfigError(
+                f"there is no config file {path}; check the path, or name one that ships: {known}"
+            )
         return path
     named = RECIPES / f"{source}.yaml"
     if not named.is_file():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -13,6 +14,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from infra.runtime.errors import UserError
 
 T = TypeVar("T")
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 class ConfigError(UserError):
@@ -45,11 +47,16 @@ def merge(base: T, layers: list[tuple[str, Any]], prefix: str = "") -> T:
             key = getattr(error, "full_key", None) or _misfit(config, layer)
             raise ConfigError(f"{origin}: {_explain(error, base, prefix, key, layer)}") from error
     try:
-        return cast(T, OmegaConf.to_object(config))
+        merged = cast(T, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, base, prefix, error.full_key)) from error
     except ValueError as error:  # a dataclass's own __post_init__
         raise ConfigError(f"{prefix}{error}") from error
+    for name in _dotted(merged):
+        value = _at(merged, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{name}={value} is nothing to work with; use a number")
+    return merged
 
 
 def _misfit(config: Any, layer: Any, above: tuple[Any, ...] = ()) -> str:
@@ -80,8 +87,38 @@ def _explain(
     below = [name for name in known if key and name.startswith(f"{key}.")]
     if below:
         return f"{key} is a section; give one of its keys a value, as in {below[0]}=..."
+    if key in known:
+        return _unfit(key, base, key.removeprefix(prefix), layer)
     first_line = str(error).splitlines()[0]
     return f"{key}: {first_line}" if key else first_line
+
+
+def _unfit(key: str, base: object, name: str, layer: Any) -> str:
+    """About a value of the wrong kind for the field `name` of `base`."""
+    section, _, own = name.rpartition(".")
+    owner = _at(base, section) if section else base
+    hint: Any = get_type_hints(type(owner))[own]
+    if type(None) in get_args(hint):
+        hint = get_args(hint)[0]
+    default = getattr(owner, own)
+    if get_origin(hint) is Literal:
+        kind = f"one of {', '.join(map(str, get_args(hint)))}"
+    elif get_origin(hint) is tuple:
+        count = "" if Ellipsis in get_args(hint) else f" of {len(get_args(hint))}"
+        kind = f"a list{count}, as in {key}=[{','.join(map(str, default or ()))}]"
+    elif get_origin(hint) is dict:
+        kind = f"keys with values, as in {key}.NAME=1"
+    else:
+        kind = KINDS.get(hint, str(hint))
+    given = _at(OmegaConf.to_container(layer) if OmegaConf.is_config(layer) else layer, name)
+    return f"{key}={'' if given is None else given} must be {kind}"
+
+
+def _at(owner: Any, name: str) -> Any:
+    """The value under a dotted name, of dataclasses or mappings; None where there is none."""
+    for part in name.split("."):
+        owner = owner.get(part) if isinstance(owner, dict) else getattr(owner, part, None)
+    return owner
 
 
 def _with_what_is_below(key: str, layer: Any) -> str:

@@ -26,8 +26,7 @@ from pipelines.evaluation.bench.tracked import EXPERIMENT, figures
 from pipelines.evaluation.judges import Judge
 from pipelines.evaluation.true_history import TrueHistory
 from pipelines.evaluation.whole import WholeEditor
-from pipelines.tracking.describe import NOTE
-from pipelines.tracking.tracker import Tracker, check_reachable
+from pipelines.tracking.tracker import NOTE, Tracker, check_reachable
 
 COLUMNS = (  # metric, heading, decimals, with interval
     ("gain", "gain dB", 2, True),

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from modeling.model_dir import read_card, read_config
+from pipelines.tracking.tracker import NOTE
 
 LONG = 300  # characters of a value of the card, above which it is left to card.json
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}(?:[0-9a-f]{24})?\b")  # SHA-1, SHA-256
-NOTE = "mlflow.note.content"  # the tag that the pages show as description
 PIPELINE = (
     "From pairs to a registered model: each stage is a child run, with its data, its models and "
     "its figures. The parameters here are all settings."

@@ -32,11 +32,11 @@ from infra.runtime.registry import (
     unknown,
 )
 from modeling.fingerprint import check_fingerprint
-from pipelines.tracking.describe import NOTE, description
+from pipelines.tracking.describe import description
 from pipelines.tracking.lineage import find_model, make_model
 from pipelines.tracking.preview import preview
 from pipelines.tracking.records import Records
-from pipelines.tracking.tracker import CHECK_ENV, naming
+from pipelines.tracking.tracker import CHECK_ENV, NOTE, naming
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -24,7 +24,6 @@ from infra.runtime.environment import environment
 from infra.runtime.errors import UserError
 from infra.runtime.paths import ROOT
 from infra.runtime.registry import client_for
-from pipelines.tracking.describe import NOTE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,6 +38,7 @@ QUIET = {"MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 # Without it MLflow 3 opens its pages for language models, where neither runs nor models are.
 SIDE = "workflowType=machine_learning"
+NOTE = "mlflow.note.content"  # the tag that the pages show as description
 REUSED = "Stages reused from earlier runs"
 SOURCE = 250  # characters of a command that are told
 

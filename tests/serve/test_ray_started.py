@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from infra.runtime.environment import environment, unless_set
+from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError, check_address
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
@@ -52,6 +53,9 @@ def test_an_address_where_nobody_listens_is_said_at_once(form: str) -> None:
         check_address(address, "SETTING")
     check_address("auto", "SETTING")
     check_address("local", "SETTING")
+    for address in ("localhost", "10.0.0.1"):
+        with pytest.raises(UserError, match=rf"SETTING={address} is no address .* ray://HOST"):
+            check_address(address, "SETTING")
 
 
 def test_a_server_is_waited_for_and_named_when_it_does_not_come() -> None:

@@ -81,7 +81,10 @@ def read_ways(path: Path) -> list[Way]:
         try:
             lines = file.read_text().splitlines()
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
+            raise UserError(
+                f"{file} cannot be read ({error.strerror}); give a file or folder of spans, which "
+                "`liveedit serve traces=FOLDER` writes"
+            ) from error
         for number, line in enumerate(lines, 1):
             try:
                 span = json.loads(line)

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.runtime.registry import resolve_uri
-from pipelines.tracking.describe import NOTE
-from pipelines.tracking.tracker import Tracker, check_reachable
+from pipelines.tracking.tracker import NOTE, Tracker, check_reachable
 
 EXPERIMENT = "liveedit-bench"
 BENCH = "One system on the clips of LiveEdit-Bench; the report is among the artifacts."

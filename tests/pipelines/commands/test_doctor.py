@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from pipelines.commands import doctor
 from tests.data.conftest import SECRET_KEY, point_at, start_s3
 from tests.pipelines.commands.entry import Liveedit
 
@@ -33,6 +37,34 @@ def test_a_port_that_is_taken_is_told(liveedit: Liveedit, monkeypatch: pytest.Mo
         assert healthy.returncode == 0, healthy.stdout
         assert f"port {port}" in healthy.stdout
         assert "something listens there" in healthy.stdout
+
+
+def test_what_is_missing_hides_nothing_else(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # whose import then fails
+    monkeypatch.setattr(
+        doctor, "version", lambda name: version("no such package" if name == "torch" else name)
+    )
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mlflow.db").write_text("no database, but long enough to be one" * 9)
+    ill = liveedit("doctor")
+    assert ill.returncode == 1
+    said = [line.split(maxsplit=2) for line in ill.stdout.splitlines() if line.startswith("  ")]
+    found = {name: (state, what) for state, name, what in said}
+    assert found["torch"] == (
+        "broken",
+        "not installed, so no training and no editing; run `make venv`",
+    )
+    assert found["GPU"][0] == "broken"
+    assert found["MLflow"][0] == "broken"
+    assert "mlflow.db cannot be opened" in found["MLflow"][1]
+    assert found["git"] == ("absent", "not found: no commits in records")
+    assert {name for name, (state, _) in found.items() if state == "broken"} == {
+        *("torch", "GPU", "MLflow")
+    }
 
 
 def test_doctor_asks_s3_whether_it_takes_the_keys(

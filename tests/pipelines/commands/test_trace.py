@@ -80,7 +80,7 @@ def test_another_session_and_the_next_slowest(traces: Path) -> None:
         (lambda f: f.write_text(""), "holds no whole chunk; serve with traces="),
         (lambda f: f.write_text("{}\n" + chunk(0, 1)), "a.jsonl:1 is no span"),
         (lambda f: f.write_text("[1]\n" + chunk(0, 1)), "a.jsonl:1 is no span"),
-        (lambda f: f.unlink(), "cannot be read"),
+        (lambda f: f.unlink(), "cannot be read (No such file or directory); give a file or folder"),
     ],
 )
 def test_what_is_no_trace_is_said(
