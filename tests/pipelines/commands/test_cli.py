@@ -184,7 +184,10 @@ def test_what_the_system_refuses_begins_with_the_file(
         (["evaluate", "nowhere", "nowhere", "clip=1"], "did you mean clips"),
         (["data", "check", "nowhere"], "nowhere: no dataset here"),
         (["data", "make", "x", "--size", "8x100"], "--size 8x100"),
-        (["data", "make", "x", "--size", "128"], "--size 128 must be width x height, both at least 16"),
+        (
+            ["data", "make", "x", "--size", "128"],
+            "--size 128 must be width x height, both at least",
+        ),
         (["data", "make", "x", "--size", "128x-16"], "--size 128x-16 must be"),
         (["data", "make", "x", "--size", "15x128"], "--size 15x128 must be"),
         (["data", "make", "x", "--size", "128x15"], "--size 128x15 must be"),
