@@ -20,12 +20,14 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from serve.wire.pack import DIALECT_BYTES, dialect, pack, sizes_of, unpack
+from serve.wire.pipe import Pipe
 
 log = logging.getLogger(__name__)
 
 LENGTH = struct.Struct("<I")
-BUFFER = 8 * 2**20  # bytes that are read ahead
 MAX_HEADER = 256 * 1024  # bytes; three prompts of 2,000 characters are 24 KiB
 HELLO_S = 5.0  # for a connection to be made, and for a stranger to say who it is
 SECRET_BYTES = 32
@@ -46,51 +48,52 @@ class Address:
 class Link:
     """One end of a connection, on which messages of `kinds` may come."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, kinds: Kinds
-    ) -> None:
-        self._reader, self._writer, self._kinds = reader, writer, kinds
+    def __init__(self, pipe: Pipe, kinds: Kinds) -> None:
+        self._pipe, self._kinds = pipe, kinds
 
     @classmethod
     async def connect(cls, address: Address, kinds: Kinds) -> Link:
         """Raises OSError when nobody answers there in time."""
+        loop = asyncio.get_running_loop()
         async with asyncio.timeout(HELLO_S):
-            reader, writer = await asyncio.open_connection(address.host, address.port, limit=BUFFER)
-        _expect_life(writer)
-        writer.write(address.secret + dialect(kinds))
-        return cls(reader, writer, kinds)
+            _, pipe = await loop.create_connection(Pipe, address.host, address.port)
+            _expect_life(pipe)
+            await pipe.write([address.secret, dialect(kinds)])
+        return cls(pipe, kinds)
 
     async def write(self, message: Any) -> None:
         """Raises OSError when the other end is gone."""
         header, parts = pack(message)
-        self._writer.write(LENGTH.pack(len(header)) + header)
-        for part in parts:
-            self._writer.write(part)
-        await self._writer.drain()
+        await self._pipe.write([LENGTH.pack(len(header)), header, *parts])
 
     async def read(self) -> Any:
         """The next message. Raises OSError when the other end is gone, or says what is none."""
+        (length,) = LENGTH.unpack(await self._pipe.read(LENGTH.size))
+        if length > MAX_HEADER:
+            raise ConnectionError(f"a header of {length} bytes")
+        header = await self._pipe.read(length)
         try:
-            (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
-            if length > MAX_HEADER:
-                raise ConnectionError(f"a header of {length} bytes")
-            header = await self._reader.readexactly(length)
-            parts = [await self._reader.readexactly(size) for size in sizes_of(header)]
+            parts = [np.empty(size, np.uint8) for size in sizes_of(header)]
+            for part in parts:
+                await self._pipe.read_into(part.data)
             return unpack(header, parts, self._kinds)
-        except asyncio.IncompleteReadError as error:
-            raise ConnectionError("the other end closed the connection") from error
         except ValueError as error:
             raise ConnectionError(str(error)) from error
 
+    def finish(self) -> None:
+        """No message follows; the other end reads those before, and closes."""
+        self._pipe.finish()
+
     def close(self) -> None:
-        self._writer.close()
+        """What is on its way may be lost."""
+        self._pipe.close()
 
 
-def _expect_life(writer: asyncio.StreamWriter) -> None:
+def _expect_life(pipe: Pipe) -> None:
     """Ask the other end's kernel for an answer every second, and end the connection when none came
     for `SILENT_S`; what was sent and not acknowledged counts, which keepalive alone leaves to
     retransmission for a quarter of an hour."""
-    connection = writer.get_extra_info("socket")
+    connection = pipe.transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {
         "TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": SILENT_S,
@@ -109,13 +112,15 @@ class Listener:
         self._expected: dict[bytes, Callable[[Link], Awaitable[None]]] = {}
         self._server: asyncio.Server | None = None
         self._starting = asyncio.Lock()
+        self._welcomes: set[asyncio.Task[None]] = set()
 
     async def expect(self, came: Callable[[Link], Awaitable[None]]) -> Address:
         """`came` is called with every connection that says the address's secret. It may raise
         OSError, and closes what it is given."""
         async with self._starting:
             if self._server is None:
-                self._server = await asyncio.start_server(self._welcome, self.host, 0, limit=BUFFER)
+                loop = asyncio.get_running_loop()
+                self._server = await loop.create_server(self._pipe, self.host, 0)
         port = self._server.sockets[0].getsockname()[1]
         address = Address(self.host, port, secrets.token_bytes(SECRET_BYTES))
         self._expected[address.secret] = came
@@ -141,22 +146,30 @@ class Listener:
         if self._server is not None:
             self._server.close()
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _pipe(self) -> Pipe:
+        def made(pipe: Pipe) -> None:
+            welcome = asyncio.ensure_future(self._welcome(pipe))
+            self._welcomes.add(welcome)
+            welcome.add_done_callback(self._welcomes.discard)
+
+        return Pipe(made)
+
+    async def _welcome(self, pipe: Pipe) -> None:
         try:
             async with asyncio.timeout(HELLO_S):
-                given = await reader.readexactly(SECRET_BYTES)
+                given = await pipe.read(SECRET_BYTES)
                 came = self._known(given)
-                spoken = await reader.readexactly(DIALECT_BYTES)
+                spoken = await pipe.read(DIALECT_BYTES)
             if spoken != dialect(self.kinds):
                 log.warning("a process built from another version of the code is not let in")
                 raise ConnectionError("another version")
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except OSError as error:
             log.debug("a stranger, or one who is not expected any more: %s", error)
-            writer.close()
+            pipe.close()
             return
-        _expect_life(writer)
+        _expect_life(pipe)
         try:
-            await came(Link(reader, writer, self.kinds))
+            await came(Link(pipe, self.kinds))
         except OSError as error:
             log.debug("a connection ends: %s", error)
 

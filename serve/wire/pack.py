@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-Piece = bytes | memoryview
+from serve.wire.pipe import Piece
+
 DIALECT_BYTES = 8
 
 
 def pack(message: Any) -> tuple[bytes, list[Piece]]:
     """A header and the parts that follow it.
 
-    Takes None, numbers, text, bytes, arrays of uint8 and bool, and lists, tuples and dataclasses
-    of these. Raises TypeError for what is none of them.
+    Takes None, numbers, text, bytes, arrays of uint8 and bool, and lists, tuples, dataclasses and
+    dicts (by text) of these. Raises TypeError for what is none of them.
     """
     parts: list[Piece] = []
     plain = _plain(message, parts)
@@ -40,8 +41,11 @@ def sizes_of(header: bytes) -> list[int]:
         raise ValueError(f"no header of ours: {error}") from error
 
 
-def unpack(header: bytes, parts: list[bytes], kinds: Iterable[type]) -> Any:
-    """The message. Raises ValueError for one that is not made of `kinds`."""
+def unpack(header: bytes, parts: list[np.ndarray], kinds: Iterable[type]) -> Any:
+    """The message, arrays of which lie in `parts`, uint8 [bytes] each.
+
+    Raises ValueError for one that is not made of `kinds`.
+    """
     try:
         return _value(json.loads(header)["message"], parts, {kind.__name__: kind for kind in kinds})
     except (LookupError, TypeError) as error:
@@ -61,6 +65,8 @@ def _plain(value: Any, parts: list[Piece]) -> Any:
         return [_plain(item, parts) for item in value]
     if isinstance(value, tuple):
         return {"tuple": [_plain(item, parts) for item in value]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _plain(item, parts) for key, item in value.items()}}
     if isinstance(value, bytes):
         parts.append(value)
         return {"bytes": len(parts) - 1}
@@ -74,17 +80,19 @@ def _plain(value: Any, parts: list[Piece]) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot go to another process: {value!r:.80}")
 
 
-def _value(plain: Any, parts: list[bytes], kinds: dict[str, type]) -> Any:
+def _value(plain: Any, parts: list[np.ndarray], kinds: dict[str, type]) -> Any:
     if isinstance(plain, list):
         return [_value(item, parts, kinds) for item in plain]
     if not isinstance(plain, dict):
         return plain
     if "tuple" in plain:
         return tuple(_value(plain["tuple"], parts, kinds))
+    if "dict" in plain:
+        return {key: _value(item, parts, kinds) for key, item in plain["dict"].items()}
     if "bytes" in plain:
-        return parts[plain["bytes"]]
+        return parts[plain["bytes"]].tobytes()
     if "array" in plain:
-        shape, flat = tuple(plain["shape"]), np.frombuffer(parts[plain["array"]], np.uint8)
+        shape, flat = tuple(plain["shape"]), parts[plain["array"]]
         if plain["bits"]:
             flat = np.unpackbits(flat, count=math.prod(shape)).view(np.bool_)
         return flat.reshape(shape)

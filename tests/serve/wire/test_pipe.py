@@ -1,0 +1,109 @@
+"""Bytes through a real connection, however they are cut on either side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from serve.wire.pipe import AHEAD, SLICE, Pipe
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def joined() -> AsyncIterator[tuple[Pipe, Pipe]]:
+    loop = asyncio.get_running_loop()
+    came: asyncio.Future[Pipe] = loop.create_future()
+    server = await loop.create_server(lambda: Pipe(came.set_result), "127.0.0.1", 0)
+    _, here = await loop.create_connection(Pipe, *server.sockets[0].getsockname())
+    there = await came
+    try:
+        async with asyncio.timeout(30):
+            yield here, there
+    finally:
+        here.close()
+        there.close()
+        server.close()
+
+
+def noise(size: int) -> bytes:
+    return np.random.default_rng(size).bytes(size)
+
+
+SIZES = [0, 1, 4, AHEAD - 1, AHEAD, AHEAD + 1, SLICE - 1, SLICE, 3 * SLICE + 7, 5, 0, 2**22, 1]
+
+
+@pytest.mark.parametrize("reads", [SIZES, sorted(SIZES), SIZES[::-1], [sum(SIZES)]])
+async def test_what_is_written_is_read_however_it_is_cut(reads: list[int]) -> None:
+    said = [noise(size) for size in SIZES]
+    async with joined() as (here, there):
+        writing = asyncio.create_task(here.write(said))
+        heard = [await there.read(size) for size in reads]
+        await writing
+    assert b"".join(heard) == b"".join(said)
+
+
+async def test_what_comes_is_put_where_it_is_wanted_and_nowhere_else() -> None:
+    place = np.zeros(3 * AHEAD, np.uint8)
+    async with joined() as (here, there):
+        await here.write([noise(100), noise(AHEAD), b"after"])
+        assert await there.read(100) == noise(100)
+        await there.read_into(place.data[AHEAD : 2 * AHEAD])
+        assert await there.read(5) == b"after"
+    assert place[AHEAD : 2 * AHEAD].tobytes() == noise(AHEAD)
+    assert not place[:AHEAD].any()
+    assert not place[2 * AHEAD :].any()
+
+
+async def test_two_writers_do_not_mix() -> None:
+    size = 4 * SLICE
+    async with joined() as (here, there):
+        writing = [asyncio.create_task(here.write([bytes([n]) * size])) for n in range(3)]
+        for _ in range(3):
+            assert len(set(await there.read(size))) == 1
+        await asyncio.gather(*writing)
+
+
+async def test_a_writer_waits_for_who_does_not_read() -> None:
+    """But for what the kernel takes, which is a few megabytes."""
+    whole = 2**26
+    async with joined() as (here, there):
+        writing = asyncio.create_task(here.write([bytes(whole)]))
+        await there.read(1)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not writing.done()
+        assert len(there._ahead) == AHEAD
+        await there.read(whole - 1)
+        await writing
+
+
+async def test_what_was_said_before_the_end_is_read_after_it() -> None:
+    for large in (False, True):
+        said = noise(AHEAD * 3 if large else 1000)
+        async with joined() as (here, there):
+            await here.write([said])
+            here.finish()
+            await there.write([b"yes"])  # which this end still takes
+            assert await here.read(3) == b"yes"
+            assert await there.read(len(said)) == said
+            with pytest.raises(ConnectionError, match="closed the connection"):
+                await there.read(1)
+
+
+async def test_who_waits_hears_that_the_other_end_is_gone() -> None:
+    async with joined() as (here, there):
+        reading = [asyncio.create_task(there.read(size)) for size in (3 * AHEAD,)]
+        writing = asyncio.create_task(there.write([bytes(2**26)]))
+        await here.write([b"a piece"])
+        here.transport.abort()
+        for waiting in (*reading, writing):
+            with pytest.raises(ConnectionError):
+                await waiting
+        with pytest.raises(ConnectionError):
+            await there.write([b"more"])
+        there.finish()  # nobody is there to hear it
