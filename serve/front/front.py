@@ -23,17 +23,19 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.runtime.paths import ROOT
+from serve.front.body import BodyFlow
 from serve.front.connection import Connection
 from serve.front.door import Door, Guard, refusal
 from serve.front.edits import Edits, VideoEdit
 from serve.front.running import Services
-from serve.front.socket import BodyFlow, Socket
+from serve.front.socket import Socket
 from serve.front.traces import tracer
 from serve.hub.ledger import Ledger, Usage
 from serve.hub.records import HOLDER_BEAT_S, SessionStore
 from serve.metrics import Metrics, Readings, render
 from serve.tenants import Tenant
 from serve.versions.catalog import Menu
+from serve.wire.link import Listener
 from serve.wire.protocol import PATH, RETRY_AFTER_S, SPENT, WireError
 from serve.wire.work import Backend
 from serve.work_sizes import WorkSizes
@@ -58,6 +60,7 @@ class Front:
         ledger: Where tenants' limits are kept.
         name: Of this process, among the application's.
         traces: Where chunks' ways are told, see `serve.front.traces.tracer`; None: nowhere.
+        listener: For links from the process that owns the sockets, see `serve.front.socket`.
         grace_s: For whole videos to be finished when this process goes away.
         models: What `/v1/models` lists. Raises WireError while no editor is warmed up.
         menu: What clients choose from.
@@ -77,6 +80,7 @@ class Front:
         name: str = "front",
         grace_s: float = 30.0,
         traces: str | None = None,
+        listener: Listener | None = None,
         models: Callable[[], Awaitable[list[dict[str, Any]]]],
         menu: Callable[[], Menu],
         notes: Callable[[], Awaitable[list[str]]],
@@ -90,6 +94,7 @@ class Front:
         self.door, self.grace_s = door, grace_s
         self.connections: dict[Connection, None] = {}  # in order of their coming
         self._models, self._notes, self._snapshots = models, notes, snapshots
+        self._listener = listener
         self._leaving = False
         self._grace_ends = math.inf
         self.edits = Edits(self.services, self._full)
@@ -139,13 +144,14 @@ class Front:
             refusal = error
         self._beat_on()
         self._quieten()
-        socket = Socket(scope, receive, send)
+        socket = Socket(scope, receive, send, self._listener)
         connection = Connection(socket, self.services, visitor, full=self._full)
         self.connections[connection] = None
         try:
             await connection.run(refusal=refusal)
         finally:
             del self.connections[connection]
+            socket.end()
 
     async def edit(self, scope: Scope, receive: Receive, send: Send) -> None:
         """`POST /v1/edits`."""

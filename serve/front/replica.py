@@ -59,6 +59,7 @@ class FrontReplica:
             name=self.process,
             grace_s=EDIT_SHARE * settings.drain_s,
             traces=settings.traces,
+            listener=Listener(link_host(settings), ()),
             models=self.models,
             menu=lambda: self._menu,
             notes=partial(self._ask, "notes"),

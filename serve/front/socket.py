@@ -1,4 +1,4 @@
-"""The application's ends of a WebSocket and of HTTP's bodies, with back-pressure through Ray Serve.
+"""The application's end of a WebSocket, with back-pressure through Ray Serve.
 
 Ray's proxy (and its direct ingress) reads a socket as fast as the client sends and buffers what the
 application answers without bound: eight uploads side by side took 9 GB. `serve.ingress`, in the
@@ -9,12 +9,20 @@ written to it. Without it (plain uvicorn) the ASGI calls themselves are the back
 from __future__ import annotations
 
 import asyncio
+import logging
+from dataclasses import asdict
+from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+
+from serve.wire.link import HELLO_S, Link, Listener
+
+log = logging.getLogger(__name__)
 
 EXTENSION = "liveedit.flow"
 GRANT = "liveedit.grant"  # application -> middleware: so many more messages, so large, may be read
 WRITTEN = "liveedit.written"  # middleware -> application: so many bytes went to the socket
+LINK = "liveedit.link"  # application -> middleware: all messages but the goodbye go over a link
 RESIZE = "liveedit.resize"  # scope extension of `BoundedSocket`: its method that sets the limit
 FIRST_SIZE = 4 * 2**20  # bytes of a message before the application says what it wants
 READ_AHEAD = 16  # messages that may be read before the application asks for them
@@ -32,15 +40,24 @@ class Disconnected(Exception):  # noqa: N818 - an event, not a fault
 
 
 class Socket:
-    """The application's end: accept, receive, send, close."""
+    """The application's end: accept, receive, send, close.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    `listener` is where the process that owns the socket connects to, so that messages need not go
+    through Ray; for links of no `kinds`. None: they all do.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, listener: Listener | None = None
+    ) -> None:
         self.scope = scope
         self.closed = False
         self._receive, self._send = receive, send
         self._controlled = EXTENSION in (scope.get("extensions") or {})
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._pump: asyncio.Task[None] | None = None
+        self._listener = listener
+        self._link: Link | None = None
+        self._pump: asyncio.Task[None] | None = None  # what is said through ASGI
+        self._hearing: asyncio.Task[None] | None = None  # and over the link
         self._taken = 0
         self._size, self._ahead = FIRST_SIZE, 1
         self._unwritten = 0
@@ -53,11 +70,16 @@ class Socket:
         assert message["type"] == "websocket.connect", message["type"]
         await self._send({"type": "websocket.accept", "subprotocol": subprotocol})
         if self._controlled:
-            self._pump = asyncio.create_task(self._read_ahead())
+            self._pump = asyncio.create_task(self._hear(self._receive))
 
     async def expect(self, size: int) -> None:
         """From now on a message has at most `size` bytes; a larger one ends the connection, and a
-        few are read ahead."""
+        few are read ahead, over a link where there is a listener.
+
+        Raises Disconnected, also when the process that owns the socket does not connect.
+        """
+        if self._pump and self._listener and self._link is None:
+            await self._connect(self._listener)
         before = self._ahead
         self._size = size
         self._ahead = max(1, min(READ_AHEAD, READ_AHEAD_BYTES // size))
@@ -84,9 +106,9 @@ class Socket:
             raise Disconnected(message.get("code") or 1005)
         if self._pump:
             self._taken += 1
-            if self._taken >= (self._ahead + 1) // 2:
-                taken, self._taken = self._taken, 0
-                await self._grant(taken)
+            # Not before the link: a message through Ray could come later than one over it.
+            if self._taken >= (self._ahead + 1) // 2 and (self._link or not self._listener):
+                await self._grant(0)
         text: str | None = message.get("text")
         return text if text is not None else message["bytes"]
 
@@ -101,7 +123,9 @@ class Socket:
                 self._writable.clear()
         kind = "text" if isinstance(data, str) else "bytes"
         try:
-            await self._send({"type": "websocket.send", kind: data})
+            await (self._link.write if self._link else self._send)(
+                {"type": "websocket.send", kind: data}
+            )
         except (OSError, RuntimeError) as error:  # uvicorn and Ray, when the peer is gone
             self._gone()
             raise Disconnected(1006) from error
@@ -111,18 +135,59 @@ class Socket:
         try:
             if not self.closed:
                 async with asyncio.timeout(GOODBYE_S):
+                    if self._link and self._hearing:
+                        self._link.finish()
+                        await self._hearing  # so long as the other end has not all of it
                     await self._send({"type": "websocket.close", "code": code})
         except (OSError, RuntimeError, TimeoutError):
             return  # gone already, or stuck
         finally:
-            self._gone()
-            if self._pump:
-                self._pump.cancel()
+            self.end()
 
-    async def _read_ahead(self) -> None:
+    def end(self) -> None:
+        """Nothing of the connection is left here, said goodbye or not."""
+        self._gone()
+        for task in (self._pump, self._hearing):
+            if task:
+                task.cancel()
+        if self._link:
+            self._link.close()
+
+    async def _connect(self, listener: Listener) -> None:
+        """No message may be on its way through ASGI: none is granted until this is done."""
+        came: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+
+        async def welcome(link: Link) -> None:
+            came.set_result(link)
+
+        address = await listener.expect(welcome)
+        leaving = asyncio.ensure_future(self._left.wait())
+        try:
+            await self._send({"type": LINK, **asdict(address)})
+            waiting: set[asyncio.Future[Any]] = {came, leaving}
+            await asyncio.wait(waiting, timeout=HELLO_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            listener.forget(address)
+            leaving.cancel()
+        if not came.done():
+            if not self.closed:
+                log.error(
+                    "the process that owns a client's socket did not connect to %s:%d within %g s",
+                    address.host, address.port, HELLO_S,
+                )  # fmt: skip
+            raise Disconnected(1006)
+        if self._pump:
+            self._pump.cancel()  # what it would still hear may overtake what the link brings
+        self._link = came.result()
+        self._hearing = asyncio.create_task(self._hear(self._link.read))
+
+    async def _hear(self, receive: Receive) -> None:
         """Takes in what the middleware says; it reads the socket no further than was granted."""
         while True:
-            message = await self._receive()
+            try:
+                message = await receive()
+            except OSError:  # a link that ended
+                message = {"type": "websocket.disconnect", "code": 1006}
             if message["type"] == WRITTEN:
                 self._unwritten -= message["bytes"]
                 if self._unwritten <= MAX_UNWRITTEN:
@@ -133,9 +198,13 @@ class Socket:
                 self._gone()
                 return
 
-    async def _grant(self, messages: int) -> None:
+    async def _grant(self, more: int) -> None:
+        """In place of those that were taken, and `more`."""
+        messages, self._taken = self._taken + more, 0
         try:
-            await self._send({"type": GRANT, "messages": messages, "size": self._size})
+            await (self._link.write if self._link else self._send)(
+                {"type": GRANT, "messages": messages, "size": self._size}
+            )
         except (OSError, RuntimeError):
             self._gone()
 
@@ -143,61 +212,3 @@ class Socket:
         self.closed = True
         self._writable.set()
         self._left.set()
-
-
-class BodyFlow:
-    """ASGI middleware for routes with large bodies: reads on when `app` has taken a piece, and lets
-    `app` be ahead of the socket by `MAX_UNWRITTEN` bytes.
-
-    A client that reads nothing for `stalled_s` counts as gone.
-    """
-
-    def __init__(self, app: ASGIApp, stalled_s: float) -> None:
-        self.app, self.stalled_s = app, stalled_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if EXTENSION not in (scope.get("extensions") or {}):
-            await self.app(scope, receive, send)
-            return
-        inbox: asyncio.Queue[Message] = asyncio.Queue()
-        writable = asyncio.Event()
-        writable.set()
-        unwritten = 0
-
-        async def pump() -> None:
-            nonlocal unwritten
-            while True:
-                message = await receive()
-                if message["type"] != WRITTEN:
-                    inbox.put_nowait(message)
-                    if message["type"] == "http.disconnect":
-                        writable.set()
-                        return
-                    continue
-                unwritten -= message["bytes"]
-                if unwritten <= MAX_UNWRITTEN:
-                    writable.set()
-
-        async def taken() -> Message:
-            message = await inbox.get()
-            if message["type"] == "http.request" and message.get("more_body"):
-                await send({"type": GRANT, "messages": 1, "size": 0})
-            return message
-
-        async def sent(message: Message) -> None:
-            nonlocal unwritten
-            try:
-                async with asyncio.timeout(self.stalled_s):
-                    await writable.wait()
-            except TimeoutError:
-                inbox.put_nowait({"type": "http.disconnect"})
-            unwritten += len(message.get("body", b""))
-            if unwritten > MAX_UNWRITTEN:
-                writable.clear()
-            await send(message)
-
-        pumping = asyncio.create_task(pump())
-        try:
-            await self.app(scope, taken, sent)
-        finally:
-            pumping.cancel()

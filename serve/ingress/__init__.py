@@ -2,8 +2,8 @@
 
 Ray reads RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH when it starts; `ENVIRONMENT` holds it. That
 process is one for everybody: what a stranger may cost it before anything of ours is asked is
-bounded here, in `BoundedHttp` and `BoundedSocket`, and by `FlowControl`. May import uvicorn and the
-names that the front shares with it; knows no Ray.
+bounded here, in `BoundedHttp` and `BoundedSocket`, and by `FlowControl`. May import uvicorn, links
+and the names that the front shares with it; knows no Ray.
 """
 
 from __future__ import annotations

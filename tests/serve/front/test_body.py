@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from serve.front.socket import MAX_UNWRITTEN, BodyFlow
+from serve.front.body import BodyFlow
+from serve.front.socket import MAX_UNWRITTEN
 from serve.ingress.backpressure import BODY_AHEAD, FlowControl
 from tests.serve.front.test_socket import settle
 
