@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+
+import numpy as np
 
 from serve.delivery.session import Delivery, Session, State
 from serve.metrics import Metrics
 from serve.wire.protocol import RETRY_AFTER_S, WireError
 from serve.wire.split_state import LostPartError
-from serve.wire.work import Backend, Edited, EditorLostError, Moved, Queued, Ready
+from serve.wire.work import Backend, Edited, EditorLostError, Frames, Moved, Queued, Ready
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +26,13 @@ MAX_DEATHS = 2  # of editors over the same chunk, after which the session is tak
 
 
 async def drive(
-    backend: Backend, session: Session, metrics: Metrics
+    backend: Backend,
+    session: Session,
+    metrics: Metrics,
+    early: Callable[[np.ndarray], None] = lambda frames: None,
 ) -> AsyncGenerator[Queued | Ready | Delivery]:
     """Yields Ready once, then every delivery to the last; before it Queued, to one that waits.
+    `early` hears of edited frames whose delivery comes next, unless their editor dies before.
 
     When the editor dies the stream is opened again from the state after the last delivery, when it
     moves from the exact state it gave back; `session` hands out again what was not answered. A
@@ -61,6 +67,8 @@ async def drive(
                         if lost_at is not None:
                             seconds = time.monotonic() - lost_at
                             log.info("session %s: goes on after %.1f s", session.name, seconds)
+                    elif isinstance(event, Frames):
+                        early(event.frames)
                     elif isinstance(event, Edited):
                         state, ahead = event.state and event.state.completed(state), 0
                         lost_at, pause, deaths = None, FIRST_PAUSE_S, 0

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,7 +30,17 @@ from serve.editor.splitter import Splitter, joined
 from serve.editor.stream import EditorStream
 from serve.versions.source import describe, shown
 from serve.wire.protocol import RETRY_AFTER_S, WireError
-from serve.wire.work import Edited, EditorEvent, Moved, Opening, Ready, SupersededError, Take, Work
+from serve.wire.work import (
+    Edited,
+    EditorEvent,
+    Frames,
+    Moved,
+    Opening,
+    Ready,
+    SupersededError,
+    Take,
+    Work,
+)
 from serve.work_sizes import sizes_of
 
 ROLLING = "rolling"  # why a stream moves to another version of its model
@@ -149,7 +159,9 @@ class Engine:
                     due = at.due(len(work.frames), 2.0)
                     ahead_s += (await self._run(at, begin, due=due)).run_s
                     continue
-                yield await self._edit(at, stream, splitter, work, ahead_s)
+                async with aclosing(self._edit(at, stream, splitter, work, ahead_s)) as events:
+                    async for event in events:
+                        yield event
                 ahead_s = 0.0
                 if work.last:
                     return
@@ -244,13 +256,15 @@ class Engine:
 
     async def _edit(
         self, at: EditorStream, stream: EditStream, splitter: Splitter, work: Work, ahead_s: float
-    ) -> Edited:
+    ) -> AsyncGenerator[Frames | Edited]:
         came, opening = time.monotonic(), at.opening
         due = at.due(len(work.frames), 1.0)
         ran = await self._run(at, partial(_step, stream, work), due=due)
         chunk, state = ran.value
         if chunk is None:
-            return _nothing(work, opening, stream, ran.wait_s)
+            yield _nothing(work, opening, stream, ran.wait_s)
+            return
+        yield Frames(chunk.frames)  # to be coded while the rest is made
         # A GPU answers before it has refreshed its caches; the chunk costs that, too.
         cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
         rung = self.capacity.rung(at.name)
@@ -260,7 +274,7 @@ class Engine:
             self.capacity.observe(sizes, cost, at.name)
         at.edited += 1
         self._weigh()
-        return Edited(
+        yield Edited(
             number=work.number,
             index=chunk.index,
             frames=chunk.frames,

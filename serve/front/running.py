@@ -1,12 +1,11 @@
 """A session while a client is connected: the tasks between its socket, its editor and the store.
 
-socket -> read -> Session -> editor -> edit -> finish (encode, commit) -> outbox -> write -> socket
+socket -> read -> Session -> editor -> edit -> finish (encoded, commit) -> outbox -> write -> socket
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Executor
@@ -15,12 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from serve.delivery.driver import drive
 from serve.delivery.pacing import PacedOutbox
 from serve.delivery.session import Delivery, Session
 from serve.front.account import Account
+from serve.front.coder import FrameCoder
 from serve.front.door import Visitor
 from serve.front.socket import Socket
 from serve.front.traces import ChunkTraces
@@ -52,8 +50,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 TICK_S = 0.5  # how often the time limits are looked at
-CORES = os.cpu_count() or 1
-PIECE = 2**19  # pixels to encode below which a second thread costs more than it saves
 QUEUED_EVERY_S = 5.0  # who waits hears that often, and when its place changes
 
 
@@ -109,6 +105,7 @@ class RunningSession:
         self.token, self.epoch = token, record.epoch if record else 0
         self.reason = "close"
         self._progress = record.progress if record else Progress.start(session.prompt)
+        self._coder = FrameCoder(services.codecs, format)
         self._committing = asyncio.Lock()
         self._frame_at = time.monotonic()
         self._traces = services.tracer and ChunkTraces(
@@ -117,7 +114,8 @@ class RunningSession:
 
     async def run(self, ending: asyncio.Future[None]) -> None:
         """`ending` ends it early with the exception that is set on it."""
-        driven = drive(self.services.backend, self.session, self.services.metrics)
+        services = self.services
+        driven = drive(services.backend, self.session, services.metrics, self._coder.begin)
         async with aclosing(driven) as events:
             ready = await self._until_ready(events, ending)
             header = await self._admit(ready)
@@ -140,6 +138,7 @@ class RunningSession:
             finally:
                 for task in tasks:
                     task.cancel()
+                self._coder.close()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def stop(self, reason: str) -> None:
@@ -239,11 +238,9 @@ class RunningSession:
         session = self.session
         while True:
             delivery = await deliveries.get()
-            begun = time.monotonic()
-            images = await self._encode(delivery)
-            encoded = time.monotonic()
+            coded = await self._coder.images(delivery.edited.frames)
             async with self._committing:
-                entries = session.entries(delivery, images)
+                entries = session.entries(delivery, coded.images)
                 if delivery.last:
                     closed = Closed(session.edited, self.reason)
                     entries.append(Entry(session.edited, to_json(closed)))
@@ -258,7 +255,7 @@ class RunningSession:
                 )
                 await self._commit(header, progress, entries)
                 if self._traces:
-                    self._traces.made(delivery, begun, encoded)
+                    self._traces.made(delivery, coded.begun, coded.done)
                 whole = len(delivery.frames) == session.chunk_frames
                 outbox.put(entries, delivery.frames[-1].arrived if whole else None)
             self.account.delivered(
@@ -275,16 +272,6 @@ class RunningSession:
         commit = Commit(self.token, self.epoch, header, progress, entries)
         if not await self.services.store.commit(commit):
             raise SupersededError
-
-    async def _encode(self, delivery: Delivery) -> list[bytes]:
-        """In pieces that are worth a thread, at most as many as there are cores."""
-        loop, frames = asyncio.get_running_loop(), delivery.edited.frames
-        pieces = min(CORES, len(frames), frames[..., 0].size // PIECE)
-        encoding = [
-            loop.run_in_executor(self.services.codecs, _encode_all, piece, self.format)
-            for piece in np.array_split(frames, max(1, pieces))
-        ]
-        return [image for piece in await asyncio.gather(*encoding) for image in piece]
 
     async def _watch(self, outbox: PacedOutbox) -> None:
         """The time limits: a client that sends nothing, or takes nothing."""
@@ -326,10 +313,6 @@ def opened_message(header: Header, token: str, next_frame: int) -> str:
             unknown=ready.unknown or None,
         )
     )
-
-
-def _encode_all(frames: np.ndarray, format: Format) -> list[bytes]:
-    return [codec.encode(frame, format) for frame in frames]
 
 
 async def _collect(

@@ -129,6 +129,8 @@ class ChunkTraces:
         done = started + edited.compute_ms / 1000
         leaves = arrived + max(held, done - arrived)
         came, there = reads[-1].came, reads[-1].decoded
+        begun = max(answered, chunk.begun)  # frames go ahead of their chunk, to be encoded
+        encoded = max(answered, chunk.encoded)
         spans: tuple[tuple[str, float, float, dict[str, int | float | bool]], ...] = (
             ("front.receive", reads[0].came, came, {"frames": len(reads)}),
             ("codec.decode", came, there, {}),
@@ -138,9 +140,9 @@ class ChunkTraces:
             ("editor.device", started, done, {"ahead_ms": edited.ahead_ms}),
             ("editor.state", done, leaves, {}),
             ("link.back", leaves, answered, {"half_of_both_ways": True}),
-            ("front.queue", answered, chunk.begun, {}),
-            ("codec.encode", chunk.begun, chunk.encoded, {}),
-            ("hub.commit", chunk.encoded, chunk.kept, {}),
+            ("front.queue", answered, begun, {}),
+            ("codec.encode", begun, encoded, {"ahead_ms": 1000 * (begun - chunk.begun)}),
+            ("hub.commit", encoded, chunk.kept, {}),
             ("front.send", chunk.kept, chunk.first_sent, {}),
             ("front.pace", chunk.first_sent, sent, {}),
         )

@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
+
+import numpy as np
 
 from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import Error, WireError
@@ -20,6 +23,7 @@ from serve.wire.work import (
     Edited,
     EditorEvent,
     EditorLostError,
+    Frames,
     Moved,
     Opening,
     Ready,
@@ -31,7 +35,7 @@ from serve.wire.work import (
 
 T = TypeVar("T")
 
-KINDS = (Asks, Work, Ready, Edited, Moved, Superseded, Error, SplitState, HistoryPart)
+KINDS = (Asks, Work, Ready, Frames, Edited, Moved, Superseded, Error, SplitState, HistoryPart)
 LAST_WORDS_S = 1.0  # between the two ways in which the end of an editor is heard
 
 
@@ -44,9 +48,14 @@ async def answer(backend: Backend, opening: Opening, link: Link) -> None:
         assert isinstance(work, Work), work
         return work
 
+    ahead: np.ndarray | None = None  # frames that went ahead of their chunk
     try:
         async with aclosing(backend.edit(opening, take)) as events:
             async for event in events:
+                if isinstance(event, Frames):
+                    ahead = event.frames
+                elif isinstance(event, Edited) and event.frames is ahead:
+                    event = replace(event, frames=event.frames[:0])
                 await link.write(event)
     except SupersededError:
         await link.write(Superseded())
@@ -65,6 +74,7 @@ class Conversation:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._taking: asyncio.Future[Work] | None = None
         self._given_last = self._over = False
+        self._ahead: Frames | None = None
 
     async def __aenter__(self) -> Conversation:
         self.address = await self._listener.expect(self._welcome)
@@ -105,6 +115,12 @@ class Conversation:
                     if self._pinned.done():  # the call's own error says more than a closed link
                         self._pinned.result()
                 message, self._hearing = self._hearing.result(), self._start(self._hear())
+                if isinstance(message, Frames):
+                    self._ahead = message
+                    return message
+                if isinstance(message, Edited) and self._ahead:
+                    message = replace(message, frames=self._ahead.frames)
+                    self._ahead = None
                 if not isinstance(message, Asks):
                     self._over = self._given_last or isinstance(message, Moved)
                     return message

@@ -100,6 +100,14 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Frames:
+    """The edited frames of a chunk, ahead of its `Edited`, which holds them as well: until that is
+    here they are only good to be coded."""
+
+    frames: np.ndarray  # uint8 [n, height, width, 3]
+
+
+@dataclass(frozen=True)
 class Edited:
     """The answer to one chunk's `Work`; `state` is the compact form after it, None after the last,
     without the parts that were in the state before it.
@@ -151,7 +159,7 @@ class Superseded:
     """The editor has a newer stream of the session."""
 
 
-EditorEvent = Queued | Ready | Edited | Moved
+EditorEvent = Queued | Ready | Frames | Edited | Moved
 Take = Callable[[], Awaitable[Work]]
 
 
@@ -167,8 +175,8 @@ class Backend(Protocol):
     """Where streams are edited: in this process, or on Ray."""
 
     def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
-        """One stream: Queued while there is no room, Ready, then an Edited for every chunk, until
-        the last one or a Moved.
+        """One stream: Queued while there is no room, Ready, then an Edited for every chunk, maybe
+        after its Frames, until the last one or a Moved.
 
         The editor asks for work with `take` when it has room. Raises WireError (`at_capacity`,
         `internal`), EditorLostError and SupersededError.

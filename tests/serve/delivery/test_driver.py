@@ -20,6 +20,7 @@ from serve.wire.work import (
     Edited,
     EditorEvent,
     EditorLostError,
+    Frames,
     Moved,
     Opening,
     Queued,
@@ -78,6 +79,7 @@ class Starting(Mortal):
             self.deaths += 1
             raise EditorLostError("it is dead")
         work = await take()
+        yield Frames(work.frames)
         yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, STATE)
 
 
@@ -85,10 +87,13 @@ class Starting(Mortal):
 async def test_who_had_no_work_did_not_die_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.delivery.driver.FIRST_PAUSE_S", 0.001)
     backend, session = Starting(), fed_session()
-    events = drive(backend, session, Metrics())
+    early: list[np.ndarray] = []
+    events = drive(backend, session, Metrics(), early.append)
     assert isinstance(await anext(events), Ready)
-    assert isinstance(await anext(events), Delivery)
+    delivery = await anext(events)
+    assert isinstance(delivery, Delivery)
     assert backend.deaths == 2 * MAX_DEATHS
+    assert [frames is delivery.edited.frames for frames in early] == [True]
 
 
 class Weary:

@@ -19,7 +19,7 @@ from serve.editor.engine import Engine
 from serve.editor.splitter import joined
 from serve.metrics import EditorMetrics
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, Moved, Opening, Ready
+from serve.wire.work import Edited, Frames, Moved, Opening, Ready
 from tests.known_editors import assert_edited, expected_edit
 from tests.serve.editor.works import (
     BLUE,
@@ -45,6 +45,13 @@ async def test_words_that_the_model_was_never_taught_are_named(engine: Engine) -
     ready, first, *rest = await events(engine, OPENING, *WORKS)
     assert ready.unknown == first.unknown == "red"
     assert [e.unknown for e in rest] == ["", ""]
+
+
+async def test_a_chunks_frames_go_ahead_of_it(engine: Engine) -> None:
+    found = [event async for event in engine.edit(OPENING, Source(*WORKS).take)][1:]
+    assert [type(event) for event in found] == [Frames, Edited] * 3
+    for frames, edited in zip(found[::2], found[1::2], strict=True):
+        assert frames.frames is edited.frames
 
 
 async def test_chunks_come_back_as_they_were_asked_for(engine: Engine) -> None:

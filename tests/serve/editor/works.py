@@ -9,7 +9,7 @@ from typing import Any
 
 from serve.admission.admission import Sizes
 from serve.editor.engine import Engine
-from serve.wire.work import Opening, Work
+from serve.wire.work import Frames, Opening, Work
 from tests.known_editors import block_clip
 
 RED, BLUE = "paint it red", "paint it blue"
@@ -64,7 +64,9 @@ def filling(engine: Engine) -> int:
 
 
 async def events(engine: Engine, opening: Opening, *works: Work) -> list[Any]:
-    return [event async for event in engine.edit(opening, Source(*works).take)]
+    """Without the frames that go ahead of their chunk."""
+    found = [event async for event in engine.edit(opening, Source(*works).take)]
+    return [event for event in found if not isinstance(event, Frames)]
 
 
 def replaced(**change: Any) -> Opening:

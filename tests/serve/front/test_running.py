@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.front import running
+from serve.front import coder
 from serve.front.running import QUEUED_EVERY_S
 from serve.wire.work import Edited, Work
 from tests.serve.front.running import indices, resumed, say, shown
@@ -130,7 +130,7 @@ class Backwards(Inline):
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
         done = super().submit(function, *args, **named)
-        if function is not running._encode_all:
+        if function is not coder._encode_all:
             return done
         later: Future[Any] = Future()
         self.asked += 1
@@ -139,8 +139,8 @@ class Backwards(Inline):
 
 
 def test_pieces_that_were_encoded_apart_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "CORES", 4)
-    monkeypatch.setattr(running, "PIECE", 2 * SIDE * SIDE)
+    monkeypatch.setattr(coder, "CORES", 4)
+    monkeypatch.setattr(coder, "PIECE", 2 * SIDE * SIDE)
     with World() as world:
         codecs = Backwards(world)
         front = world.front(StoreLink(world.store, world))

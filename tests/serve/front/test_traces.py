@@ -23,7 +23,7 @@ PIXELS = np.zeros((2, 2, 3), np.uint8)
 OPENING = Opening("s", "red", 2, 2, 16.0, "live")
 
 
-def way(folder: Path, monkeypatch: pytest.MonkeyPatch, held_ms: float) -> Way:
+def way(folder: Path, monkeypatch: pytest.MonkeyPatch, held_ms: float, begun: float = 2.05) -> Way:
     """Two frames read at 1.0 and 1.5, each decoded in 10 ms; given at 1.6, answered at 2.0 after
     20 ms of queue and 200 ms on the device; sent from 2.2 on."""
     now = 0.0
@@ -40,7 +40,7 @@ def way(folder: Path, monkeypatch: pytest.MonkeyPatch, held_ms: float) -> Way:
     )  # fmt: skip
     delivery = Delivery(edited, "red", frames, 2, False, 0.5, given=1.6, answered=2.0)
     now = 2.15
-    chunk.made(delivery, 2.05, 2.1)
+    chunk.made(delivery, begun, begun + 0.05)
     now = 2.2
     chunk.sent()
     now = 2.3
@@ -62,6 +62,17 @@ def test_the_ways_steps_follow_each_other(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.latency_ms == pytest.approx(700.0)
     for name, value in (("session", "s"), ("tenant", "acme"), ("rung", "mask"), ("frames", 2)):
         assert found.about[name] == value
+
+
+def test_frames_that_went_ahead_are_coded_before_their_chunk_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for begun, left_ms in ((1.97, 20), (1.9, 0)):
+        found = way(tmp_path / str(begun), monkeypatch, held_ms=300.0, begun=begun)
+        took = {span.name: round(span.ms) for span in found.spans}
+        assert took["front.queue"] == 0
+        assert took["codec.encode"] == left_ms
+        assert took["hub.commit"] == 150 - left_ms
 
 
 def test_clocks_that_disagree_make_no_span_negative(

@@ -36,6 +36,7 @@ from serve.wire.work import (
     Edited,
     EditorEvent,
     EditorLostError,
+    Frames,
     Moved,
     Opening,
     Queued,
@@ -185,8 +186,9 @@ class Editors:
                     if end.done() and end.result() == "leave" and not taking.done():
                         yield Moved(stream.snapshot(), len(stream.pending))
                         return
-                    if taking.done() and self.chunk_s and not taking.result().more:
-                        await asyncio.wait({end}, timeout=self.chunk_s)
+                    half_s = self.chunk_s / 2
+                    if taking.done() and half_s and not taking.result().more:
+                        await asyncio.wait({end}, timeout=half_s)
                     if end.done() and end.result() == "fail":
                         raise WireError("internal", "the editor failed; its log says why")
                     if end.done() and end.result() == "die":
@@ -196,6 +198,11 @@ class Editors:
                     taking.cancel()
                 assert work.frames.shape[1:] == (opening.height, opening.width, 3)
                 if (edited := stream.push(work)) is not None:
+                    yield Frames(edited.frames)
+                    if half_s:  # while the rest of it is made
+                        await asyncio.wait({end}, timeout=half_s)
+                    if end.done() and end.result() == "die":
+                        raise EditorLostError("died")
                     yield edited
                 if work.last:
                     return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from serve.wire.work import (
     Edited,
     EditorEvent,
     EditorLostError,
+    Frames,
     Moved,
     Opening,
     Ready,
@@ -74,6 +76,57 @@ async def test_an_editor_is_given_work_when_it_asks_and_is_over_with_the_last() 
             await link.write(edited(number))
             assert (await coming).number == number
         assert await front.next() is None  # while link and call are still there
+
+
+class Ahead:
+    """`work.Backend` whose frames go ahead of their chunk, but for its last."""
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
+        yield READY
+        for number in range(3):
+            work = await take()
+            made = replace(edited(work.number), frames=np.full((4, 2, 2, 3), number, np.uint8))
+            if not work.last:
+                yield Frames(made.frames)
+            yield made
+
+
+async def test_frames_that_go_ahead_go_once() -> None:
+    here, listener = asyncio.Queue[Link](), Listener("127.0.0.1", KINDS)
+    async with asyncio.timeout(20):
+        link = await Link.connect(await listener.expect(here.put), KINDS)
+        answering = asyncio.create_task(answer(Ahead(), OPENING, link))
+        front, said = await here.get(), list[Any]()
+        for number in range(3):
+            while not isinstance(message := await front.read(), Asks):
+                said.append(message)
+            await front.write(work(number, last=number == 2))
+        said.append(await front.read())
+        await answering
+    assert [(type(message), len(message.frames)) for message in said[1:]] == [
+        (Frames, 4), (Edited, 0), (Frames, 4), (Edited, 0), (Edited, 4)
+    ]  # fmt: skip
+    for end in (link, front, listener):
+        end.close()
+
+
+async def test_frames_that_went_ahead_are_in_their_chunk() -> None:
+    async with talking(work(0), work(1), work(2, last=True)) as (front, link, _):
+        answering = asyncio.create_task(answer(Ahead(), OPENING, link))
+        assert await front.next() == READY
+        for number in range(2):
+            ahead, made = await front.next(), await front.next()
+            assert isinstance(ahead, Frames)
+            assert isinstance(made, Edited)
+            assert made.number == number
+            assert made.frames is ahead.frames
+            assert (made.frames == number).all()
+            assert made.frames.shape == (4, 2, 2, 3)
+        last = await front.next()
+        assert isinstance(last, Edited)
+        assert (last.frames == 2).all()
+        assert last.frames.shape == (4, 2, 2, 3)
+        await answering
 
 
 async def test_an_editor_that_gave_its_stream_back_is_not_heard_further() -> None:
