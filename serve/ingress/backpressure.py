@@ -10,7 +10,6 @@ The application's ends are in `serve.front.socket` and `body`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 
@@ -84,7 +83,7 @@ class _Client:
                 await self._link.write(message)
             except OSError as error:  # of which the application's end follows
                 log.debug("an application is not told %s: %s", message["type"], error)
-        if self._link is None or message is self._goodbye:  # which Ray counts
+        if not self._linked or message is self._goodbye:  # which Ray counts
             self._inward.put_nowait(message)
 
     async def _said_through_asgi(self, message: Message) -> None:
@@ -102,8 +101,6 @@ class _Client:
         the client has taken it."""
         try:
             self._link = await Link.connect(address, ())
-            if self._goodbye is not None:
-                await self._link.write(self._goodbye)
             while True:
                 self._outward.put_nowait(await self._link.read())
         except OSError as error:
@@ -115,9 +112,12 @@ class _Client:
             self._outward.put_nowait(None)
 
     async def _relay(self) -> None:
-        with contextlib.suppress(OSError):  # the client is gone
+        try:
             while (message := await self._outward.get()) is not None:
                 await self._said(message)
+        except OSError:  # the client is gone, of which who reads no further does not hear
+            self._goodbye = {"type": "websocket.disconnect", "code": 1006}
+            await self._tell(self._goodbye)
 
     async def _said(self, message: Message) -> None:
         """By the application."""

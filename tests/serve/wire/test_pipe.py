@@ -60,7 +60,7 @@ async def test_what_comes_is_put_where_it_is_wanted_and_nowhere_else() -> None:
 
 
 async def test_two_writers_do_not_mix() -> None:
-    size = 4 * SLICE
+    size = 32 * SLICE  # more than the kernel takes
     async with joined() as (here, there):
         writing = [asyncio.create_task(here.write([bytes([n]) * size])) for n in range(3)]
         for _ in range(3):
@@ -88,9 +88,12 @@ async def test_what_was_said_before_the_end_is_read_after_it() -> None:
         async with joined() as (here, there):
             await here.write([said])
             here.finish()
-            await there.write([b"yes"])  # which this end still takes
-            assert await here.read(3) == b"yes"
             assert await there.read(len(said)) == said
+            while not there._ended:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
+            await there.write([b"yes"])  # which the other still takes
+            assert await here.read(3) == b"yes"
             with pytest.raises(ConnectionError, match="closed the connection"):
                 await there.read(1)
 
