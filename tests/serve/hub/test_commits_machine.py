@@ -28,6 +28,7 @@ from serve.wire.work import Moved
 from tests.serve.hub.test_records import HEADER
 
 WINDOW, SINKS = 3, 1  # chunks
+ROOMS = [0, 2600, 4500, 7000, 10**9]  # bytes: for no session, for one, for two, for tails, too
 SESSIONS = st.sampled_from(["a", "b"])
 ON_ITS_WAY = ["arrives", "arrives", "hub is down", "answer is lost", "answer is late"]
 
@@ -36,6 +37,14 @@ def over(message: Any, kinds: Any) -> Any:
     """As it comes out of a link."""
     header, parts = pack(message)
     return unpack(header, [bytes(part) for part in parts], kinds)
+
+
+def size_of(state: SplitState) -> int:
+    return len(state.rest) + sum(len(part.data) for part in state.parts)
+
+
+def tail_of(entries: list[Entry]) -> int:
+    return sum(len(entry.data) for entry in entries)
 
 
 class Editing:
@@ -76,7 +85,8 @@ class CommitsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.commits, self.store = Commits(self.ask), SessionStore(clock=lambda: 0.0)
+        self.room = ROOMS[-1]
+        self.commits, self.store = Commits(self.ask), self.empty()
         self.way = "arrives"
         self.sent: list[Commit] = []
         self.editors = {token: Editing(None) for token in "ab"}
@@ -89,10 +99,14 @@ class CommitsMachine(RuleBasedStateMachine):
         self.numbers = itertools.count(1)
         self.frames = {"a": 0, "b": 0}  # that the front has edited
         self.tails: dict[str, list[Entry]] = {}  # what reached the hub for the client
+        self.sizes: dict[str, int] = {}  # bytes of the states there
         self.known: dict[str, int] = {}  # edited frames after the last that did
 
     def teardown(self) -> None:
         self.runner.close()
+
+    def empty(self) -> SessionStore:
+        return SessionStore(clock=lambda: 0.0, max_bytes=self.room)
 
     async def ask(self, commit: Commit) -> Taken:
         if self.way == "hub is down":
@@ -119,17 +133,37 @@ class CommitsMachine(RuleBasedStateMachine):
             return
         assert self.carried(0) == set(state.names) - self.there.get(token, set())
         enough = self.carried(0) | self.has.get(token, set()) >= set(state.names)
-        assert len(self.sent) == (1 if enough else 2)
         self.arrives(token, entries)
+        if token in self.arrived:  # and not gone with its own commit
+            assert len(self.sent) == (1 if enough else 2)
         self.there[token] = set(state.names)
 
     def arrives(self, token: str, entries: list[Entry]) -> None:
-        record = self.store._records[token]
         kept = self.tails.get(token, [])
         if entries[0].position > self.known.get(token, 0):
             kept = []  # what came between never came
-        self.tails[token], self.known[token] = kept + entries, record.progress.edited
+        self.tails[token], self.known[token] = kept + entries, self.frames[token]
         self.arrived[token], self.has[token] = self.edited[token], set(self.front[token].names)
+        self.sizes[token] = size_of(self.front[token])
+        self.make_room()
+
+    def make_room(self) -> None:
+        """All of one tenant: first what clients of the longest tails lack goes, the oldest first,
+        and where no tail is left sessions do."""
+        while self.held > self.room:
+            longest = max(self.tails, key=lambda t: (tail_of(self.tails[t]), -ord(t)))
+            if tail_of(self.tails[longest]):
+                self.tails[longest].pop(0)
+            else:
+                self.lose(next(iter(self.arrived)))  # all are held, and this one came first
+
+    @property
+    def held(self) -> int:
+        return sum(self.sizes[t] + tail_of(self.tails[t]) for t in self.arrived)
+
+    def lose(self, token: str) -> None:
+        for kept in (self.arrived, self.has, self.tails, self.known):
+            kept.pop(token, None)  # type: ignore[attr-defined]
 
     def carried(self, number: int) -> set[str]:
         state = self.sent[number].progress.state
@@ -149,7 +183,7 @@ class CommitsMachine(RuleBasedStateMachine):
         self.front[token] = came.completed(before)
         first = self.frames[token]
         self.frames[token] += 2
-        frames = [Entry(first + n, bytes([seed] * 3)) for n in range(2)]
+        frames = [Entry(first + n, bytes([seed] * 300)) for n in range(2)]
         self.commit(token, way, [*frames, Entry(first + 2, "chunk")])
 
     @rule(token=SESSIONS, way=st.sampled_from(ON_ITS_WAY))
@@ -203,15 +237,13 @@ class CommitsMachine(RuleBasedStateMachine):
 
     @rule()
     def hub_dies(self) -> None:
-        self.store = SessionStore(clock=lambda: 0.0)
+        self.store = self.empty()
         self.arrived, self.has, self.tails, self.known = {}, {}, {}, {}
 
-    @rule(token=SESSIONS)
-    def hub_has_no_room(self, token: str) -> None:
-        self.has.pop(token, None)
-        if self.arrived.pop(token, None):
-            del self.tails[token], self.known[token]
-            self.store._forget(token)
+    @rule(room=st.sampled_from(ROOMS))
+    def hub_gets_other_room(self, room: int) -> None:
+        """From the next commit on."""
+        self.room = self.store.max_bytes = room
 
     # --- what must be so
 
@@ -224,9 +256,8 @@ class CommitsMachine(RuleBasedStateMachine):
             assert state is not None
             assert joined(state).to_bytes() == self.arrived[token]
             assert len(state.parts) == len(set(state.names))
-            size += len(state.rest) + sum(len(part.data) for part in state.parts)
             assert list(record.tail) == self.tails[token]
-            size += sum(len(entry.data) for entry in record.tail)
+            size += size_of(state) + tail_of(self.tails[token])
         assert self.store.bytes == size
 
 
