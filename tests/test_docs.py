@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.commands.reference import page
+from serve.limits import Limits
 from serve.wire.codes import CODES
 from serve.wire.protocol import CLIENT_TYPES, SERVER_TYPES
 
@@ -55,6 +56,23 @@ def test_the_page_of_the_wire_has_every_message_field_and_code() -> None:
         assert named == [field.name for field in fields(kind)], name
     codes = {row[0].strip("`"): int(row[1]) for row in rows(told["Errors"])}
     assert codes == {code: fate.close for code, fate in CODES.items()}
+
+
+def test_the_page_of_the_wire_has_the_limits_and_headers_of_the_code() -> None:
+    """The limits that a server has if nobody sets others."""
+    limits, page = Limits(), (DOCS / "wire.md").read_text()
+    for said in (
+        f"at most {limits.max_prompt} characters",
+        f"of the source, {limits.min_fps:g} to {limits.max_fps:g};",
+        f"First `open`, within {limits.open_timeout_s:g} s",
+        f"{limits.idle_timeout_s:g} s without a source frame end a session",
+        f"you did not take edited frames for {limits.stalled_reader_s:g} s",
+        f"unknown or older than {limits.resume_s:g} s",
+        f"Within {limits.resume_s:g} s open again",
+    ):
+        assert said in page
+    headers = set(re.findall(r"X-LiveEdit-[\w-]+", sources("serve/**/*.py")))
+    assert headers == set(re.findall(r"X-LiveEdit-[\w-]+", page))
 
 
 def sources(*patterns: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -173,3 +175,11 @@ def test_a_client_can_be_written_from_the_page_of_the_wire(server: Server) -> No
     assert [Image.open(io.BytesIO(image)).size for image in edited] == [(64, 48)] * 13
     with pytest.raises(RuntimeError, match="prompt"):
         asyncio.run(names["edit"](server.url, sent, "", 64, 48, 16))
+
+
+def test_the_page_of_the_wire_has_all_that_is_said_of_a_model(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.http}/v1/models", timeout=30) as answer:
+        (model,) = json.loads(answer.read())["models"]
+    (told,) = re.findall(r'\{"models": \[\{(.*?)\}\]\}', (ROOT / "docs" / "wire.md").read_text())
+    from_a_hub = {"editors", "share"}  # which knows of all editors; here is one
+    assert set(re.findall(r'"(\w+)"', told)) == set(model) | from_a_hub
