@@ -6,7 +6,8 @@
 # make mutants   change the core on purpose, 300 times, and list what no test notices (an hour)
 # make venv   the environment    make clean  remove the environment and everything made in runs/
 #
-# ARGS="tests/data -k pause" are further arguments of a command, WORKERS=4 processes run the tests.
+# ARGS="tests/data -k pause" are further arguments of a command, WORKERS=4 processes run the tests
+# or the mutants.
 # PYTHON=python3.12 picks the interpreter that the environment is made from (3.11 or newer).
 
 PYTHON ?= python3
@@ -47,7 +48,7 @@ hosts: $(STAMP)
 	$(BIN)/python -m pytest -s -m hosts tests/hosts $(ARGS)
 
 mutants: $(STAMP)
-	$(BIN)/python -m tests.mutants $(ARGS)
+	$(BIN)/python -m tests.mutants --processes $(WORKERS) $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

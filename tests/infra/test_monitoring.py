@@ -80,6 +80,24 @@ def test_every_metric_is_shown() -> None:
             assert re.search(rf"\b{metric.name}\b|\b{metric.name}_", shown), metric.name
 
 
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_of_what_there_is_a_share_is_used(expression: str) -> None:
+    """Not the other way round, which is more than one always."""
+    for used, there in re.findall(r"(liveedit_\w+_bytes) / (liveedit_\w+_bytes)", expression):
+        assert re.sub(r"_(max|total)_bytes$", "_bytes", there) == used != there
+
+
+def test_what_is_said_to_be_a_minutes_is_reckoned_so() -> None:
+    """Rates are by the second."""
+    for panel in dashboard()["panels"]:
+        said = panel.get("description", "").lower() + panel["title"].lower()
+        rates = [t["expr"] for t in panel.get("targets", []) if "rate(" in t["expr"]]
+        if "minute" in said:
+            assert all(expression.startswith("60 * ") for expression in rates), panel["title"]
+        else:
+            assert not any("60 *" in expression for expression in rates), panel["title"]
+
+
 def test_panels_use_the_provisioned_source() -> None:
     path = INFRA / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
     (source,) = yaml.safe_load(path.read_text())["datasources"]

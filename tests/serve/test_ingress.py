@@ -264,6 +264,15 @@ async def test_pings_are_few() -> None:
         assert await raw.flood(b"\x8a\x80" + bytes(4), 20_000) < 20_000  # pongs to no ping
 
 
+async def test_pings_are_counted_anew_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends one now and then for hours is no flood."""
+    monkeypatch.setattr(websocket, "CONTROL_S", -1.0)  # it is over at once
+    async with ingress() as server, Raw(server) as raw:
+        await raw.upgrade()
+        raw.writer.write(PING * (2 * websocket.MAX_CONTROL))
+        await raw.reader.readexactly(2 * websocket.MAX_CONTROL * 127)
+
+
 async def test_who_does_not_read_gets_no_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "MAX_CONTROL", 10**9)
     async with ingress() as server, Raw(server) as raw:

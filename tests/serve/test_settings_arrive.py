@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import ray
 
-from serve import run
+from infra.runtime.errors import UserError
+from serve import app, run
 from serve.admission.admission import Sizes
 from serve.editor import replica as editor_replica
 from serve.editor.shelf import Shelf
@@ -245,3 +246,68 @@ def test_what_a_start_on_this_machine_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert seen["cpus"] == math.ceil(100 * 2.0 + 2 * 0.5 + run.SYSTEM_CPUS)
     assert running.folder == Path("folder")
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "there", "gets"),
+    [
+        ("auto", 0.0, True, 1.0),
+        ("auto", 0.0, False, 0.0),
+        ("cpu", 0.0, True, 0.0),  # the operator's word
+        ("auto", 0.5, True, 0.5),
+    ],
+)
+def test_an_editor_gets_the_gpu_that_is_here_unless_the_settings_say_otherwise(
+    device: str, gpus: float, there: bool, gets: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(settings: ServeSettings, registry: str | None) -> None:
+        raise RuntimeError(f"gpus={settings.editor_gpus}")
+
+    monkeypatch.setattr(run, "build", build)
+    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(run.torch.cuda, "device_count", lambda: int(there))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RuntimeError, match=f"gpus={gets}$"):
+        run.start(ServeSettings("demo", device=device, editor_gpus=gpus), port=run.free_port())
+
+
+def test_what_cannot_be_started_is_said_before_anything_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wrong = ServeSettings("demo", token_file=str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="absent cannot be read"):
+        app.build(wrong)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")
+    with pytest.raises(UserError, match="serve from a node of the cluster"):
+        run.start(ServeSettings("demo"))
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("answers", "hurried_at", "asked"),
+    [([False, False, True], None, 3), ([False] * 99, 2, 2), ([], None, 0)],
+    ids=["until all have finished", "until a second Ctrl-C", "without a hub"],
+)
+def test_a_stop_waits_for_the_sessions(
+    answers: list[bool], hurried_at: int | None, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = 0
+    running = run.Running("127.0.0.1", 1)
+
+    def get_actor(name: str, namespace: str) -> Any:
+        if not answers:
+            raise ValueError("no such actor")
+        return SimpleNamespace(stop=SimpleNamespace(remote=lambda: None))
+
+    def get(_: None, timeout: float) -> bool:
+        nonlocal heard
+        heard += 1
+        if heard == hurried_at:
+            running.hurry.set()
+        return answers[heard - 1]
+
+    monkeypatch.setattr(run.ray, "get_actor", get_actor)
+    monkeypatch.setattr(run.ray, "get", get)
+    monkeypatch.setattr(run, "TICK_S", 0.001)
+    run._finish_sessions(running, 60.0)
+    assert heard == asked

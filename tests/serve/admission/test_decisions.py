@@ -70,6 +70,14 @@ def test_known_costs_with_the_same_detail_come_first() -> None:
     assert admission.cost_of(costs, square(8, 8, "off")) == 10.0
 
 
+def test_what_else_a_model_costs_says_more_than_the_same_size_of_another() -> None:
+    """Models differ by more than the source's detail does."""
+    one, other = replace(square(8, 8, "off"), model="one"), replace(square(8, 8), model="other")
+    asked = replace(square(8, 8), model="one")
+    for costs in ({one: 2.0, other: 50.0}, {other: 50.0, one: 2.0}):
+        assert admission.cost_of(costs, asked) == 2.0
+
+
 # --- placement
 
 

@@ -39,6 +39,11 @@ def test_a_live_sessions_rungs_are_what_its_model_allows() -> None:
         ("size", (240, 416), True, False),
         ("steps", (240, 416), True, True),
     ]
+    # The largest of those that are smaller comes first, whatever the order of the card.
+    trained = ((120, 208), (240, 416))
+    for means in (Means(trained), Means(trained[::-1])):
+        works = [rung.work for rung in rungs(means, WIDE, WIDE, live=True)]
+        assert works == [WIDE, (240, 416), (128, 208)]
     # Nothing smaller than it is edited at already, and in the frames' own shape.
     assert names(rungs(MODEL, WIDE, (240, 416), live=True))[2][0] == "steps"
     tall = rungs(Means(trained=((240, 416),)), (832, 480), (832, 480), live=True)

@@ -121,3 +121,25 @@ def test_how_long_it_takes_until_a_place_is_free(
     place: int, sessions: int, starting_s: float | None, seconds: float
 ) -> None:
     assert decisions.expected_s(place, sessions, 300.0, starting_s) == pytest.approx(seconds)
+
+
+def test_a_session_that_comes_back_is_not_refused_for_its_own_ghost() -> None:
+    """Also where there is room only with everybody edited less well."""
+    ghost = squeezable(Seat("session-x", 0.4, 0.4), Seat("other", 0.6, 0.6))
+    assert not admission.fits(ghost, request("x"))
+    assert admission.has_room(ghost, request("x"))
+    assert not admission.has_room(ghost, request("y"))
+
+
+def test_a_stream_that_has_moved_stays_where_it_is_when_its_old_editor_lets_go_of_it() -> None:
+    """Whichever of the two reports first."""
+    moved = {"s": Seat("session", 0.3)}
+    for first, then in (("a", "b"), ("b", "a")):
+        fleet = Fleet([replace(editor("a"), streams=moved), editor("b")])
+        now = {"a": editor("a"), "b": replace(editor("b"), streams=moved)}
+        fleet.put(now[first])
+        fleet.put(now[then])
+        assert fleet.of("s") == now["b"]
+        assert (fleet.streams, fleet.knows("session"), sum(fleet.grains.values())) == (1, True, 1)
+        fleet.put(editor("b"))
+        assert (fleet.of("s"), fleet.knows("session"), fleet.grains) == (None, False, {})

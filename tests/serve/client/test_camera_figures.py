@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
 
 from serve.client import EditedFrame, Event, cameras
-from serve.client.cameras import CameraLoad, CameraReport
+from serve.client.cameras import BenchReport, CameraLoad, CameraReport
 from serve.wire.protocol import Chunk, Dropped
 
 pytestmark = pytest.mark.anyio
@@ -84,3 +86,41 @@ async def test_stalls_drops_and_repeats_are_counted() -> None:
     report = await watched("live", *events[:3], Dropped(2, 2), *events[3:])
     assert (report.edited, report.repeated, report.dropped) == (4, 1, 2)
     assert report.stalls == 1
+
+
+async def test_a_frame_that_was_said_to_be_dropped_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five are sent: two come back, two are told as dropped, of one nothing is heard."""
+
+    class Told:
+        opened = SimpleNamespace(chunk_frames=CHUNK)
+        reconnects = 3
+
+        def __init__(self) -> None:
+            self.sent, self.finished = 0, asyncio.Event()
+
+        async def send_encoded(self, image: bytes) -> int:
+            self.sent += 1
+            return self.sent - 1
+
+        def finish(self) -> None:
+            self.finished.set()
+
+        async def events(self) -> AsyncIterator[Event]:
+            await self.finished.wait()
+            for event in (frame(0, OPENED), frame(1, OPENED), Dropped(2, 2)):
+                yield event
+
+    @asynccontextmanager
+    async def connect(*_: object, **__: object) -> AsyncIterator[Told]:
+        yield Told()
+
+    monkeypatch.setattr(cameras, "connect", connect)
+    load = CameraLoad(fps=1000.0, seconds=0.005, token="secret")
+    report = await cameras.camera("ws://here", load, [b"image"], "red")
+    assert (report.sent, report.edited, report.dropped, report.lost) == (5, 2, 2, 1)
+    assert report.reconnects == 3
+    told = BenchReport(load, [report], 0, 1.0, [], []).to_dict()
+    assert told["frames_lost"] == 1
+    assert "secret" not in str(told)

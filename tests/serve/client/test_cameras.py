@@ -75,6 +75,7 @@ def test_every_attack_is_tried_by_a_test() -> None:
 def test_a_bomb_is_one() -> None:
     image = bomb(1280, 720)
     assert 50_000 < len(image) <= 62_000
+    assert (image.count(b"\xff\xd9"), image[-2:]) == (1, b"\xff\xd9")  # no scan is behind its end
     with pytest.raises(WireError, match="scans; at most 20"):
         codec.decode(image, "jpeg", width=1280, height=720)
 

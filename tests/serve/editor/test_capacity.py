@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from serve.admission.admission import Sizes, Warm
 from serve.admission.rungs import Means, Rung
+from serve.editor import capacity as capacity_module
 from serve.editor.capacity import KNOWN, Capacity, means_of
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
@@ -362,3 +363,21 @@ def test_the_warm_up_measures_every_rung() -> None:
     ]  # fmt: skip
     assert made.warm[own] > 0
     assert made.models[""].means == made.means
+
+
+def test_what_showing_a_frame_costs_is_for_each_of_its_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of frames twice as wide and high as the model's, the second time: the first prepares."""
+
+    class Clock:
+        def __init__(self, device: object) -> None: ...
+        def mark(self) -> None: ...
+        def wait(self, mark: None) -> None: ...
+        def between(self, began: None, done: None) -> float:
+            return 500.0
+
+    monkeypatch.setattr(capacity_module, "DeviceClock", Clock)
+    editor = known_editor()
+    pixels = 4 * editor.settings.height * editor.settings.width
+    assert capacity_module._frame_seconds(editor) == pytest.approx(0.5 / pixels)

@@ -15,7 +15,7 @@ import torch
 
 from serve.admission.admission import Sizes
 from serve.admission.ladder import Calm
-from serve.editor.engine import Engine
+from serve.editor.engine import Engine, _open
 from serve.editor.splitter import joined
 from serve.metrics import EditorMetrics
 from serve.wire.protocol import WireError
@@ -338,3 +338,13 @@ async def test_a_streams_chunks_are_edited_and_counted_on_its_rung(engine: Engin
     assert (first.rung, first.steps, first.work_size) == ("steps", 2, "48x32")
     assert engine.capacity.costs[SIZES] == 1.2
     assert lower in engine.capacity.costs
+
+
+async def test_a_stream_is_opened_as_its_client_asks(engine: Engine) -> None:
+    """All of it: of most of these an edit that nobody compares would say nothing."""
+    opening = replace(OPENING, prompt=BLUE, seed=11, work_size="32x16", detail="source")
+    stream = _open(engine.editor, opening)
+    state = stream.snapshot(compact=True)
+    assert (state.prompt, state.seed, state.detail) == (BLUE, 11, "source")
+    sizes = (state.height, state.width, state.work_height, state.work_width)
+    assert sizes == (32, 48, 16, 32)

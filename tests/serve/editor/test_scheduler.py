@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -115,3 +116,16 @@ async def test_stopping_cancels_what_waits(scheduler: Scheduler) -> None:
         await asyncio.wait_for(waiting, 20)
     with pytest.raises(RuntimeError, match="stopped"):
         await scheduler.run(int, due=0.0)
+
+
+async def test_time_that_ends_in_an_error_was_worked_too(scheduler: Scheduler) -> None:
+    began = time.monotonic()
+
+    def fail() -> None:
+        while time.monotonic() < began + 0.02:
+            pass
+        raise ValueError("the device said no")
+
+    with pytest.raises(ValueError, match="said no"):
+        await scheduler.run(fail, due=0.0)
+    assert scheduler.busy_s > 0.01

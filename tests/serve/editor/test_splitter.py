@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
 
 from modeling.streaming.state import StreamState
-from serve.editor.splitter import Splitter
+from serve.editor.splitter import Splitter, joined
 from serve.wire.split_state import SplitState
 
 pytestmark = pytest.mark.anyio
+
+
+def state(chunk: torch.Tensor, kv: dict[str, Any] | None = None) -> StreamState:
+    return StreamState(
+        prompt="red", height=4, width=4, work_height=4, work_width=4, detail="off", seed=1,
+        chunks=1, frames=1, generator=torch.tensor([1]), pending=torch.zeros(0, 4, 4, 3).byte(),
+        history=(chunk,), mask_tokens=torch.arange(1), kv=kv,
+    )  # fmt: skip
 
 
 class Watched(Splitter):
@@ -23,12 +32,18 @@ class Watched(Splitter):
 @pytest.mark.parametrize("exact", [False, True])
 async def test_a_state_with_its_caches_is_not_split_on_the_event_loop(exact: bool) -> None:
     """However small its history: the caches are hundreds of megabytes and lie beside it."""
-    state = StreamState(
-        prompt="red", height=4, width=4, work_height=4, work_width=4, detail="off", seed=1,
-        chunks=1, frames=1, generator=torch.tensor([1]), pending=torch.zeros(0, 4, 4, 3).byte(),
-        history=(torch.zeros(2, 3, 1, 4, 4).half(),), mask_tokens=torch.arange(1),
-        kv={"keys": torch.ones(3), "committed": 2} if exact else None,
-    )  # fmt: skip
+    kv = {"keys": torch.ones(3), "committed": 2} if exact else None
     splitter = Watched(None)
-    await splitter.split(state)
+    await splitter.split(state(torch.zeros(2, 3, 1, 4, 4).half(), kv))
     assert (splitter.thread == threading.get_ident()) is not exact
+
+
+async def test_a_part_that_had_left_the_state_goes_again_when_it_is_back() -> None:
+    """A scene that returns bit by bit, as a black one does: the front has only the state before."""
+    black, bright = (torch.full((2, 3, 1, 4, 4), value).half() for value in (0.0, 1.0))
+    first = await Splitter(None).split(state(black))
+    splitter = Splitter(first)
+    there: SplitState | None = first
+    for chunk in (bright, black.clone(), bright.clone()):
+        there = (await splitter.split(state(chunk))).completed(there)
+        assert torch.equal(joined(there).history[0], chunk)

@@ -11,6 +11,7 @@ import pytest
 from serve.front.body import BodyFlow
 from serve.front.socket import MAX_UNWRITTEN
 from serve.ingress.backpressure import BODY_AHEAD, FlowControl
+from tests.serve.front.clock import JumpingLoop
 from tests.serve.front.test_socket import settle
 
 pytestmark = pytest.mark.anyio
@@ -114,10 +115,16 @@ async def test_an_answer_is_made_no_further_than_it_is_read() -> None:
     running.cancel()
 
 
-async def test_who_reads_nothing_of_an_answer_is_gone() -> None:
+def test_who_reads_nothing_of_an_answer_for_so_long_is_gone() -> None:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         for _ in range(MAX_UNWRITTEN // PIECE + 2):
             await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
         assert (await receive())["type"] == "http.disconnect"
 
-    await asyncio.wait_for(Wire(application, stalled_s=0.05).start(), 20)
+    async def waited() -> float:
+        began = asyncio.get_running_loop().time()
+        await Wire(application, stalled_s=60.0).start()
+        return asyncio.get_running_loop().time() - began
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        assert runner.run(waited()) == pytest.approx(60.0)

@@ -63,3 +63,16 @@ def test_those_of_the_address_that_has_most_give_way_first() -> None:
         crowd = [connect(world, front) for _ in range(20)]
         assert not honest.messages
         assert [bool(wire.messages) for wire in crowd] == [True] * 18 + [False] * 2
+
+
+def test_one_that_was_asked_to_go_does_not_stand_in_for_the_next() -> None:
+    """It may take a while to go: a client that reads nothing hears nothing."""
+    with World(Limits(max_silent=2)) as world:
+        front = a_front(world)
+        first, second = (connect(world, front) for _ in range(2))
+        (oldest, newer) = front.connections
+        oldest.give_way()
+        assert [c.silent for c in (oldest, newer)] == [False, True]
+        world.settle()
+        assert first.code == 1013
+        assert not second.messages

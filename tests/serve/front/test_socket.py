@@ -119,6 +119,20 @@ async def test_the_socket_is_read_no_further_than_the_application_wants() -> Non
     assert got == [bytes([n]) for n in range(200)]
 
 
+async def test_texts_are_written_like_frames() -> None:
+    """Else who gets many messages and few frames would stand still."""
+
+    async def application(socket: Socket) -> None:
+        await socket.accept(None)
+        for data in ("x" * MAX_UNWRITTEN, bytes(MAX_UNWRITTEN), "x" * MAX_UNWRITTEN, "x"):
+            await socket.send(data)
+
+    wire = Wire(application)
+    wire.incoming.put_nowait({"type": "websocket.connect"})
+    await asyncio.wait_for(wire.run(), 20)
+    assert len(wire.sent) == 5
+
+
 async def test_the_application_waits_for_a_slow_socket() -> None:
     handed = 0
 

@@ -240,3 +240,37 @@ async def test_a_hub_on_another_machine_is_given_the_sessions(
     for hub in (second, third):
         hub._watching.cancel()
         hub._following.cancel()
+
+
+async def test_a_commit_does_not_overtake_those_that_are_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hub that had the newer first would take the older for said already."""
+    came: list[int] = []
+    goes_on = asyncio.Event()
+
+    class Slow:
+        async def commit(self, commit: Commit) -> bool:
+            came.append(commit.progress.edited)
+            await goes_on.wait()
+            return True
+
+    records = remote.RemoteRecords(SimpleNamespace(settings=SETTINGS, call=None))  # type: ignore[arg-type]
+    monkeypatch.setattr(records, "_commits", Slow())
+
+    def chunk(edited: int) -> Commit:
+        return Commit("token", 0, HEADER, replace(PROGRESS, edited=edited), [])
+
+    goes_on.set()
+    assert await records.commit(chunk(3))
+    goes_on.clear()
+    records.hand_over()
+    while came != [3, 3]:
+        await asyncio.sleep(0)
+    second = asyncio.create_task(records.commit(chunk(6)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (came, second.done()) == ([3, 3], True)  # nobody waits for it, and it waits its turn
+    goes_on.set()
+    await records._handing  # type: ignore[misc]
+    assert came == [3, 3, 6]

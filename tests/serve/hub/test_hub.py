@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import make_dataclass, replace
+from dataclasses import fields, make_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,6 +66,17 @@ async def test_models_are_counted_by_the_editors_that_hold_them(actor: Hub) -> N
     assert "editors" not in MODEL
 
 
+async def test_versions_of_a_name_are_told_with_their_shares_which_make_one(actor: Hub) -> None:
+    actor._catalog.point("demo", Version("new", (64, 96)), 0.25, None)
+    actor._follower._told["new"] = {"name": "m version 4"}
+    await actor.report(replace(report("a"), models={"demo": MODEL, "new": {"name": "m version 4"}}))
+    for name in ("a", "b"):
+        actor._placement.report(Editor(name, 12, 8, models={"demo": Warm(12), "new": Warm(12)}))
+    told = {m["name"]: (m["model"], m["share"]) for m in await actor.models()}
+    assert told["m version 3"] == ("demo", 0.75)
+    assert told["m version 4"] == ("demo", 0.25)
+
+
 async def test_a_hub_does_as_the_newest_fronts_settings_say(actor: Hub) -> None:
     """It is not started again by a deploy that changes them."""
     changed = ServeSettings(
@@ -94,13 +105,20 @@ def test_another_version_of_the_code_does_not_find_the_hub(
     name = hub_name("app")
     assert name.startswith("hub-app-")
     assert name != hub_name("another")
-    before = make_dataclass("Report", [("process", "str")])
-    monkeypatch.setattr("serve.hub.hub.Report", before)
-    assert hub_name("app") != name
+    said = [(field.name, field.type) for field in fields(Report)]
+    assert make_name(said, monkeypatch) == name
+    # One that has other fields, or the same with another meaning.
+    assert make_name(said[:1], monkeypatch) != name
+    assert make_name([(said[0][0], "int"), *said[1:]], monkeypatch) != name
     monkeypatch.undo()
     assert hub_name("app") == name
     monkeypatch.setattr("serve.hub.hub.ServeSettings", make_dataclass("ServeSettings", ["model"]))
     assert hub_name("app") != name  # fronts tell it theirs
+
+
+def make_name(said: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("serve.hub.hub.Report", make_dataclass("Report", said))
+    return hub_name("app")
 
 
 async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

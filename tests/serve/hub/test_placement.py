@@ -184,6 +184,18 @@ def test_an_empty_editor_goes_and_only_one(placement: Placement, clock: Clock) -
     assert not placement.may_go("b")
 
 
+def test_an_editor_too_many_goes_when_its_last_session_has_gone(
+    placement: Placement, clock: Clock
+) -> None:
+    clock.now += placement.scale.delay_s
+    placement.report(editor("a", 0.3))
+    placement.report(editor("b", 0.1))  # both would fit in one
+    assert placement.wanted() == 1
+    assert not any(placement.may_go(name) for name in "ab")
+    placement.released("b0")
+    assert placement.may_go("b")
+
+
 def test_a_closing_editor_takes_a_stream_only_where_no_other_can(
     placement: Placement, clock: Clock
 ) -> None:

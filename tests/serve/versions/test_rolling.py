@@ -142,6 +142,16 @@ def test_an_old_version_leaves_with_its_last_session_or_moves_them(
     assert plan(editors, Offer("m", "v2"), moving=moving) == Plan({}, drop)
 
 
+def test_what_leaves_an_editor_makes_room_at_once_unless_a_session_uses_it() -> None:
+    """Within a budget of two: v1 is offered no more, so v3 may come beside v2."""
+    offers, shelves = (Offer("m", "v2"), Offer("n", "v3")), Shelves(V, budget=20)
+    gone = {"a": frozenset({"v1"})}
+    assert rolling.plan([editor("a", "v1", "v2")], offers, shelves) == Plan({"a": "v3"}, gone)
+    assert rolling.plan([editor("a", "v1", "v2", busy="v1")], offers, shelves) == Plan()
+    moves = replace(shelves, moving={"v1"})  # its memory is there until the last one has moved
+    assert rolling.plan([editor("a", "v1", "v2", busy="v1")], offers, moves) == Plan({}, gone)
+
+
 def test_an_editor_does_not_let_go_of_all_it_has() -> None:
     assert plan([editor("a", "v1", loading="v2")], Offer("m", "v2")) == Plan()
 

@@ -113,3 +113,12 @@ def test_a_version_is_its_fingerprint(known: Path, fingerprint: str | None) -> N
     with pytest.raises(FingerprintError, match="editor version 1 is not what was registered"):
         ModelSource(str(known), "editor version 1", fingerprint).check()
     ModelSource(str(known)).check()
+
+
+def test_strangers_are_shown_nothing_of_a_card_but_what_clients_want(known: Path) -> None:
+    """It names paths and people's data."""
+    card = {"name": "ours", "prompts": ["red"], "dataset": "s3://secret/train", "start": "/home/x"}
+    (known / "card.json").write_text(json.dumps(card))
+    told = ModelSource(str(known)).describe()
+    assert told["card"] == {"name": "ours", "prompts": ["red"]}
+    assert told["name"] == "ours"

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from serve.wire.codec import decode, encode
 from serve.wire.protocol import Format, WireError
@@ -25,6 +25,25 @@ def test_round_trip(format: Format) -> None:
         np.testing.assert_array_equal(back, frame)
     else:
         assert np.abs(back.astype(int) - frame).mean() < 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_is_shown_as_its_camera_was_held(orientation: int) -> None:
+    """Of the eight ways four turn it on its side; the size is that of what is shown."""
+    picture = Image.fromarray(clip(1, width=48, height=32)[0])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95, exif=exif)
+    stored = Image.open(io.BytesIO(buffer.getvalue()))
+    shown = np.asarray(ImageOps.exif_transpose(stored))
+    height, width = shown.shape[:2]
+    assert (width < height) is (orientation >= 5)
+    np.testing.assert_array_equal(
+        decode(buffer.getvalue(), "jpeg", width=width, height=height), shown
+    )
+    with pytest.raises(WireError, match=f"got {width}x{height}"):
+        decode(buffer.getvalue(), "jpeg", width=height, height=width)
 
 
 @pytest.mark.parametrize("format", FORMATS)

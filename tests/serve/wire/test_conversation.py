@@ -136,6 +136,22 @@ async def test_an_editor_that_gave_its_stream_back_is_not_heard_further() -> Non
         assert await front.next() is None
 
 
+async def test_what_an_editor_said_last_is_heard_after_its_call_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of the call comes through Ray, and may be there first."""
+    monkeypatch.setattr(conversation, "LAST_WORDS_S", 60.0)
+    async with talking() as (front, link, pin):
+        await link.write(READY)
+        assert await front.next() == READY
+        pin.set_result(None)
+        coming = asyncio.create_task(front.next())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await link.write(Moved(SplitState(b"state"), 4))
+        assert await coming == Moved(SplitState(b"state"), 4)
+
+
 async def test_one_editor_has_a_stream() -> None:
     """A second that comes with its address is sent away at once, and changes nothing."""
     async with talking() as (front, link, _):
