@@ -61,7 +61,7 @@ NEAREST = {  # the first pattern that fits a module names the tests that it answ
     "serve/hub/records.py": "serve/hub serve/front serve/test_small_parts.py",
     "serve/editor/capacity.py": "serve/test_small_parts.py serve/editor",
     "serve/limits.py": "serve/test_limits.py serve/wire serve/front/test_http.py",
-    "serve/tenants.py": "serve/test_small_parts.py serve/front/test_http.py",
+    "serve/tenants.py": "serve/test_tenants.py serve/front/test_http.py",
     "serve/wire/protocol.py": "serve/wire",
 }
 

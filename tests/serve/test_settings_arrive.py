@@ -277,6 +277,7 @@ def test_what_cannot_be_started_is_said_before_anything_is(
     wrong = ServeSettings("demo", token_file=str(tmp_path / "absent"))
     with pytest.raises(UserError, match="absent cannot be read"):
         app.build(wrong)
+    monkeypatch.setattr(run, "build", None)
     monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")
     with pytest.raises(UserError, match="serve from a node of the cluster"):
         run.start(ServeSettings("demo"))
