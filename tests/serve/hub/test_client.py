@@ -255,7 +255,7 @@ async def test_a_commit_does_not_overtake_those_that_are_handed_over(
             await goes_on.wait()
             return True
 
-    records = remote.RemoteRecords(SimpleNamespace(settings=SETTINGS, call=None))  # type: ignore[arg-type]
+    records = remote.RemoteRecords(SimpleNamespace(settings=SETTINGS, call=print))  # type: ignore[arg-type]
     monkeypatch.setattr(records, "_commits", Slow())
 
     def chunk(edited: int) -> Commit:
