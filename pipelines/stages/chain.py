@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.running.runner import StageRunner, StageWork
 from pipelines.tracking.records import StageRecord
-from pipelines.training.cluster import ray_session
+from pipelines.training.cluster import check_folder_is_shared, ray_session
 
 # In the order in which they run. Raise a stage's number when its code gives another result for the
 # same inputs.
@@ -70,4 +70,5 @@ class Chain:
         """One Ray for all stages that train, started when the first of them needs it."""
         if not self._ray:
             self._resources.enter_context(ray_session(self.config.compute))
+            check_folder_is_shared(self.output, self.config.compute)
             self._ray = True

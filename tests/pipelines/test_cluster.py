@@ -25,9 +25,10 @@ from data.loader import Split, loader
 from data.manifest import dataset_hash, read_dataset_info
 from infra.runtime.ray import ClusterError
 from pipelines.config.stages import ComputeConfig
+from pipelines.exits import exit_code
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.ingest import on_ray
-from pipelines.training.cluster import ray_session
+from pipelines.training.cluster import check_folder_is_shared, ray_session
 from serve.client import edit_frames
 from serve.run import free_port, start
 from serve.settings import ServeSettings
@@ -116,7 +117,11 @@ def test_pairs_are_ingested_there(tmp_path: Path, cluster: str) -> None:
 
 
 def test_its_tasks_survive_a_crash_and_encode_the_same(
-    tmp_path: Path, cluster: str, tiny_model: Path, heldout: str
+    tmp_path: Path,
+    cluster: str,
+    tiny_model: Path,
+    heldout: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     here, there = str(tmp_path / "here"), str(tmp_path / "there")
     seen: list[int] = []
@@ -132,6 +137,16 @@ def test_its_tasks_survive_a_crash_and_encode_the_same(
         results = work(crash_at_five, range(8), crashed=lambda item: -item)  # type: ignore[arg-type, misc]
         assert list(results) == [n * n if n != 5 else -5 for n in range(8)]
         encode(there, tasks=2, on_sample=lambda done, total: seen.append(done))
+
+        monkeypatch.chdir(tmp_path)
+        compute = ComputeConfig(address=cluster)
+        check_folder_is_shared(tmp_path / "runs", compute)
+        mine = Path("/proc/self/cwd/runs")  # a folder that no other process sees
+        here_only = f"output={mine} .*{socket.gethostname()} .*: No such file.*shared disk"
+        with pytest.raises(ClusterError, match=here_only) as only:
+            check_folder_is_shared(mine, compute, late_s=0)
+        assert exit_code(only.value) == 1
+        assert not list((tmp_path / "runs").iterdir())
     assert seen == [1, 2]
     batches = zip(
         *(loader(uri, Split(batch_size=2, shuffle=False, epochs=1)) for uri in (here, there)),
