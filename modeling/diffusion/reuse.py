@@ -5,6 +5,9 @@ B batch, T tokens of a chunk, K kept tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from modeling.config import Scope
@@ -50,4 +53,34 @@ class Reuse:
         if self.tokens is None:
             self.outputs[layer] = output
             return output
-        return self.outputs[layer].index_copy(1, self.tokens, output)
+        return self.stored(layer).index_copy(1, self.tokens, output)
+
+    def stored(self, layer: int) -> Tensor:
+        """Outputs [B, T, dim] of a layer in the last dense step."""
+        return self.outputs[layer]
+
+
+class _Together(Reuse):
+    """Of chunks in one forward, whose outputs stay where each has its own."""
+
+    def __init__(self, chunks: Sequence[Reuse], tokens: Tensor) -> None:
+        super().__init__(chunks[0].scope, chunks[0].outputs, tokens, fixed_size=False)
+        self._chunks = chunks
+
+    def stored(self, layer: int) -> Tensor:
+        return torch.cat([chunk.stored(layer) for chunk in self._chunks], dim=1)
+
+
+def together(chunks: Sequence[Reuse | None], tokens: int) -> Reuse | None:
+    """What one forward over chunks of `tokens` tokens recomputes, of those that each does."""
+    first = next((reuse for reuse in chunks if reuse is not None), None)
+    if first is None:
+        return None
+    everything = torch.arange(tokens, device=first.outputs.device)
+    kept = []
+    for number, reuse in enumerate(chunks):
+        own = everything if reuse is None else reuse.tokens
+        assert own is not None, "outputs are stored a chunk at a time"
+        kept.append(number * tokens + own)
+    # Nothing stands in where a chunk computes all.
+    return _Together([reuse or first for reuse in chunks], torch.cat(kept))

@@ -155,13 +155,13 @@ class _OwnReuse(Reuse):
 
     def __init__(self, whole: Reuse, own: Tensor, tokens: Tensor | None) -> None:
         super().__init__(whole.scope, whole.outputs, tokens, fixed_size=whole.fixed_size)
-        self.own = own
+        self.whole, self.own = whole, own
 
     def exchange(self, layer: int, output: Tensor) -> Tensor:
         if self.tokens is None:
             self.outputs[layer].index_copy_(1, self.own, output)
             return output
-        return self.outputs[layer][:, self.own].index_copy(1, self.tokens, output)
+        return self.whole.stored(layer)[:, self.own].index_copy(1, self.tokens, output)
 
 
 class _ToHeads(Function):

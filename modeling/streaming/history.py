@@ -9,12 +9,14 @@ B batch, S tokens of a chunk, N heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from modeling.config import StreamConfig, TransformerConfig
 from modeling.diffusion.attention import attention
-from modeling.diffusion.reuse import Reuse
+from modeling.diffusion.reuse import Reuse, together
 from modeling.diffusion.rope import Rope, fixed_rope_table, rotate, time_shift
 from modeling.geometry import PATCH
 
@@ -108,3 +110,32 @@ class Remembered:
             for sink in range(self.history.sink_slots):
                 keys[sink] = rotate(keys[sink], self._shift)
         return attention(q, torch.cat([*keys, k], dim=1), torch.cat([*values, v], dim=1))
+
+
+class Unrolled:
+    """Visibility of chunks, one after the other, in a single forward: each sees what its own
+    `Remembered` shows."""
+
+    def __init__(self, chunks: Sequence[Remembered]) -> None:
+        self.chunks = chunks
+        history = chunks[0].history
+        self._latents = history.chunk_latents
+        self._tokens = history.chunk_latents * history.grid[0] * history.grid[1]
+        self.reuse = together([chunk.reuse for chunk in chunks], self._tokens)
+        kept = [None if chunk.reuse is None else chunk.reuse.attending for chunk in chunks]
+        self._counts = [self._tokens if tokens is None else len(tokens) for tokens in kept]
+
+    def begin(
+        self, frames: int, height: int, width: int, head_dim: int, device: torch.device
+    ) -> Rope:
+        if frames != len(self.chunks) * self._latents:
+            raise ValueError(
+                f"{len(self.chunks)} chunks of {self._latents} latents, the input has {frames}"
+            )
+        place = (self._latents, height, width, head_dim, device)
+        ropes = [chunk.begin(*place) for chunk in self.chunks]
+        return Rope(torch.cat([r.cos for r in ropes]), torch.cat([r.sin for r in ropes]))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pieces = zip(self.chunks, *(x.split(self._counts, dim=1) for x in (q, k, v)), strict=True)
+        return torch.cat([chunk.attend(layer, *piece) for chunk, *piece in pieces], dim=1)

@@ -246,10 +246,11 @@ class DistillStage(TrainedStage):
     max_timestep: float = 980.0  # see min_timestep
     ema_decay: float = 0.99  # a generator update
     rollout_copy: bool = True  # with ZeRO-3: whole weights on every GPU for the rollouts, faster
+    keep_products: int = 0  # as in foundation, of generator and critic
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, generator_every=1, dmd_weight=0, regression_weight=0)
+        at_least(self, generator_every=1, dmd_weight=0, regression_weight=0, keep_products=0)
         at_least(self, gradient_chunks=1, scored_chunks=1)
         if (
             self.gradient_chunks

@@ -91,7 +91,8 @@ NOTHING = (
             *("validate_every=7", "validate_clips=7", "sample_clips=0", "gate={max_loss: 2}"),
         )
     ),
-    *("distill.rollout_copy=false", "foundation.keep_products=3", "causal.keep_products=3"),
+    *(f"{stage}.keep_products=3" for stage in ("foundation", "causal", "distill")),
+    "distill.rollout_copy=false",
 )
 # In keys, and seen there by tests of their own: paths, and what chooses a model.
 ELSEWHERE = ("output", "data.train", "data.heldout", "data.footage", "model.preset", "model.start")

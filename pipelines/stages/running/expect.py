@@ -106,8 +106,8 @@ def states_gib(
         trainers = 2 if section.dmd_weight > 0 else 1  # generator and critic
         networks = count * (2 * trainers - 1)  # and teacher
         device, host = count * trainers * trained, count * trainers * hosted
-        if zero == 3 and section.rollout_copy:  # whole, and in an update the generator's own, too
-            device += 2 * count * size
+        if zero == 3 and section.rollout_copy:  # whole
+            device += count * size
         device += count * average * (offload == "nothing")
         host += count * average * (offload != "nothing")
     if offload == "weights":

@@ -13,8 +13,7 @@ target agree at all levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -43,7 +42,7 @@ from pipelines.training.methods.base import (
 from pipelines.training.methods.rollout import exit_step, rollout, rollout_flops
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.engines import deepspeed_config, gather_by_block, make_engine, update
-from pipelines.training.zero.inside import copy_weights, held_whole, shard_frozen
+from pipelines.training.zero.inside import copy_weights, shard_frozen
 
 SCORES = 3  # forwards that a generator update is judged by: fake, real with and without text
 
@@ -91,10 +90,11 @@ class DistillTraining:
         self.schedule = FlowSchedule(self.stream.shift, setting.device)
         prepare_network(model.transformer, setting)
         self.copies = compute.zero_stage == 3 and section.rollout_copy
-        if compute.zero_stage == 3 and not self.copies:
+        if section.batch_size == 1:  # clips learn one by one, each through every block once
+            gather_by_block(model.transformer, compute)
+        elif compute.zero_stage == 3:
             # A recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping of
-            # what was kept does not bear. The critic's are gathered before it begins, and where
-            # there is room for a copy of the generator's they are whole in its whole update.
+            # what was kept does not bear.
             model.transformer.recompute_attention = True
         self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"generator": self.generator}
@@ -126,15 +126,11 @@ class DistillTraining:
         text = batch["text"].to(device)  # [B, L, D]
         metrics: dict[str, Tensor] = {}
         learns = self.learns(draw.step)
-        self.renew()  # which gathers, too
-        with ExitStack() as holding:
-            if learns and self.copies:  # a rollout runs every layer once a chunk
-                holding.enter_context(held_whole(self.generator))
-            truth = target if self.section.history == "true" else None
-            made = self.edit(source, text, draw, learns, truth=truth)
-            made, source, target = (self.scored(clip) for clip in (made, source, target))
-            if learns:
-                metrics |= self.train_generator(made, source, target, text, draw, holding.close)
+        truth = target if self.section.history == "true" else None
+        made = self.edit(source, text, draw, learns, truth=truth)
+        made, source, target = (self.scored(clip) for clip in (made, source, target))
+        if learns:
+            metrics |= self.train_generator(made, source, target, text, draw)
         if self.matches:
             metrics |= self.train_critic(made.detach(), source, text, draw)
         return metrics
@@ -191,13 +187,7 @@ class DistillTraining:
         )
 
     def train_generator(
-        self,
-        made: Tensor,
-        source: Tensor,
-        target: Tensor,
-        text: Tensor,
-        draw: Draw,
-        before_step: Callable[[], object] = lambda: None,
+        self, made: Tensor, source: Tensor, target: Tensor, text: Tensor, draw: Draw
     ) -> dict[str, Tensor]:
         section = self.section
         weight = edit_weight(source, target, section.edit_weight, section.edit_full)
@@ -209,7 +199,7 @@ class DistillTraining:
             loss = section.dmd_weight * dmd + loss
             metrics["dmd_loss"] = dmd
         metrics["loss"] = loss
-        norm = update(self.generator, loss, before_step)
+        norm = update(self.generator, loss)
         if norm is not None:
             self.stale = True
             self.average.update()

@@ -1,6 +1,10 @@
 """Self-forcing: the generator makes a clip chunk by chunk, as a stream will: over its own history,
 with the stream's window and mask cache.
 
+A chunk's gradient sees its history as constant, so where the generator learns all chunks' last
+steps are computed again, together, with gradient: one forward over as many latents as the clip has
+keeps a GPU busier than one a chunk, asks a seventh of the host, and uses each layer once.
+
 B batch, F latents, C channels, h x w latent size.
 """
 
@@ -8,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +23,7 @@ from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.sequence import Sequence
 from modeling.diffusion.transformer import TextKV
 from modeling.streaming.forward import ForwardOn
-from modeling.streaming.history import History, Remembered
+from modeling.streaming.history import History, Remembered, Unrolled
 from modeling.streaming.kv_cache import KVCache
 from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.policies import POLICIES
@@ -56,11 +60,10 @@ def rollout(
     """Clean latents [B, F, C, h, w] that the generator makes of `source` [B, F, C, h, w].
 
     Each chunk is denoised from pure noise along `stream.timesteps` and ends after step
-    `last_step` (0 is the first) with that step's clean estimate. Only that step of the last
-    `gradient_chunks` chunks (None: of all) has gradient, through `trained` (the engine; None for a
-    rollout without any); all others, and the refresh at timestep 0 that writes the chunk into the
-    history, go through `passed` without gradient. So a chunk's gradient sees its history as
-    constant.
+    `last_step` (0 is the first) with that step's clean estimate. All steps, and the refresh at
+    timestep 0 that writes the chunk into the history, go through `passed` without gradient. Then
+    that last step of the last `gradient_chunks` chunks (None: of all) goes through `trained` (the
+    engine; None for a rollout without gradient).
 
     With `stream.mask_cache` the pruned steps recompute what a stream's would, clip by clip, since
     each has tokens of its own. `sequence` are the ranks that share the clips; `dtype` is the
@@ -115,38 +118,66 @@ def rollout(
         )
         passing = _FastPassing(forwards, cache, words, history if trained else None, sequence)
     pieces = source.split(stream.chunk_latents, dim=1)
-    without = 0 if gradient_chunks is None else len(pieces) - gradient_chunks
+    without = 0 if gradient_chunks is None else max(0, len(pieces) - gradient_chunks)
     truths = None if truth is None else truth.split(stream.chunk_latents, dim=1)
-    made = []
-    for number, piece in enumerate(pieces):
-        noisy, clean = _noise_like(piece, generator), piece
-        for step, timestep in enumerate(timesteps):
-            last = step == last_step
-            learns = last and trained is not None and number >= without
-            reuse = mask.reuse(step) if mask else None
-            if reuse is not None and last and reuse.tokens is None:
-                reuse = None  # kept for a step that does not come
-            with torch.set_grad_enabled(learns):
+    made: list[Tensor] = []
+    lasts: list[_LastStep] = []
+    with torch.no_grad():
+        for number, piece in enumerate(pieces):
+            noisy, clean = _noise_like(piece, generator), piece
+            for step, timestep in enumerate(timesteps):
+                last = step == last_step
+                reuse = mask.reuse(step) if mask else None
+                if reuse is not None and last and reuse.tokens is None:
+                    reuse = None  # kept for a step that does not come
                 times, again = _each(timestep, piece), _never_idle(reuse)
-                if learns and trained is not None:
-                    visible = Remembered(history, again)
-                    predicted = trained(noisy, piece, times, text, visible)
-                else:
-                    predicted = passing(noisy, piece, times, again)
-                estimate = schedule.to_x0(noisy, predicted, times)
+                estimate = schedule.to_x0(noisy, passing(noisy, piece, times, again), times)
                 clean = mask.settle(step, estimate, clean, piece) if mask else estimate
-            if learns and mask and reuse is not None:
-                mask.let_go()
-            if not last:
-                noise = _noise_like(piece, generator)
-                noisy = schedule.add_noise(clean, noise, _each(timesteps[step + 1], piece))
-        made.append(clean)
-        if mask:
-            mask.observe(clean.detach(), piece)
-        if number + 1 < len(pieces):
-            with torch.no_grad():
-                passing.refresh(truths[number] if truths else clean.detach(), piece)
-    return torch.cat(made, dim=1)
+                if not last:
+                    noise = _noise_like(piece, generator)
+                    noisy = schedule.add_noise(clean, noise, _each(timesteps[step + 1], piece))
+                elif trained is not None and number >= without:
+                    lasts.append(_LastStep(noisy, clean == estimate, Remembered(history, again)))
+                    if mask and reuse is not None:
+                        mask.let_go()
+            made.append(clean)
+            if mask:
+                mask.observe(clean, piece)
+            if number + 1 < len(pieces):
+                passing.refresh(truths[number] if truths else clean, piece)
+    clip = torch.cat(made, dim=1)
+    if trained is None:
+        return clip
+    learnt = [torch.cat(x, dim=1) for x in (made[without:], pieces[without:])]
+    times = _each(timesteps[-1], source)
+    learns = _again(trained, schedule, lasts, *learnt, times=times, text=text)
+    return torch.cat([*made[:without], learns], dim=1)
+
+
+class _LastStep(NamedTuple):
+    """What a chunk's last step was computed of, and which latents took its estimate."""
+
+    noisy: Tensor  # [B, F, C, h, w]
+    taken: Tensor  # bool, likewise
+    visible: Remembered
+
+
+def _again(
+    trained: ForwardCall,
+    schedule: FlowSchedule,
+    lasts: list[_LastStep],
+    made: Tensor,
+    source: Tensor,
+    *,
+    times: Tensor,
+    text: Tensor,
+) -> Tensor:
+    """`made` [B, F, C, h, w] by these last steps of its chunks, with gradient."""
+    noisy = torch.cat([last.noisy for last in lasts], dim=1)
+    taken = torch.cat([last.taken for last in lasts], dim=1)
+    visible = Unrolled([last.visible for last in lasts])
+    estimate = schedule.to_x0(noisy, trained(noisy, source, times, text, visible), times)
+    return torch.where(taken, estimate, made)
 
 
 class _Passing:

@@ -8,7 +8,6 @@ that flow through another engine crash ZeRO-1 and 2 and silently corrupt ZeRO-3)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -126,17 +125,13 @@ def set_learning_rate(engine: ZeroEngine, value: float) -> None:
         group["lr"] = value
 
 
-def update(
-    engine: ZeroEngine, loss: Tensor, between: Callable[[], object] = lambda: None
-) -> Tensor | None:
-    """One backward pass and, after the last of an accumulation, the optimizer's step; `between`
-    is called between them.
+def update(engine: ZeroEngine, loss: Tensor) -> Tensor | None:
+    """One backward pass and, after the last of an accumulation, the optimizer's step.
 
     Returns the gradient norm before clipping if the optimizer stepped.
     """
     boundary = engine.is_gradient_accumulation_boundary()
     engine.backward(loss)
-    between()
     engine.step()
     if not boundary:
         return None

@@ -20,7 +20,6 @@ from torch import Tensor, distributed, nn
 from infra.runtime.environment import set_default
 from pipelines.training.zero.adam import settle_first_moment
 
-_HOLDER = -1  # among the numbers of a network's layers, which count from 0
 _GATHERED = 64  # parameters that `copy_weights` makes whole at a time
 ZeroEngine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
 
@@ -206,27 +205,6 @@ def full_weights(engine: ZeroEngine, keep: bool = True) -> dict[str, Tensor]:
         if keep:
             weights[name] = full.to("cpu", torch.float32, copy=True)
     return weights
-
-
-@contextmanager
-def held_whole(engine: ZeroEngine) -> Iterator[None]:
-    """The weights of a ZeRO-3 engine's network, whole for as long: forwards and a backward pass in
-    it gather nothing, however often they use a layer. A collective; it must end before the step.
-
-    A layer lets its weights go when it is done, unless another one that is in use has them too:
-    the holder is one.
-    """
-    from deepspeed.runtime.zero import GatheredParameters
-
-    parameters = list(engine.module.parameters())
-    with GatheredParameters(parameters):
-        for parameter in parameters:
-            parameter.ds_active_sub_modules.add(_HOLDER)
-        try:
-            yield
-        finally:
-            for parameter in parameters:  # an error left the layer it came from among them
-                parameter.ds_active_sub_modules.clear()
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ MINIMA = {
         for stage in ("foundation", "causal")
         for name in ("lora_rank", "keep_products")
     },
+    "distill.keep_products": 0,
 }
 
 ABOVE_0 = (

@@ -159,8 +159,9 @@ def of_deepspeed(rank: int) -> None:
 
 def distilled(rank: int, zero: int) -> dict[str, Tensor]:
     """What the second of two steps logs that each update both networks: under ZeRO-3 rollouts run
-    on copies of the weights, which the first update has changed, or on weights that are held."""
-    here = setting("distill", rank, SHARING * GROUPS, SHARING, zero_stage=zero)
+    on copies of the weights, which the first update has changed, and blocks are gathered whole."""
+    compute = {"zero_stage": zero, "activation_checkpointing": True}
+    here = setting("distill", rank, SHARING * GROUPS, SHARING, **compute)
     stage, first = train(here)
     second: dict[str, Tensor] = stage.step(batch(here.data_rank), here.draw(0, 0))
     assert not torch.equal(second["loss"], first["loss"])

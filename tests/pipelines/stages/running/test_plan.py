@@ -90,7 +90,7 @@ def test_states_of_a_worker(precision: str, zero: int, size: float) -> None:
     assert both - distill == pytest.approx(2 * average)  # the first moments, of as many bytes
     size -= average
     teacher = (2 if precision == "bf16" else 4) / (4 if zero == 3 else 1)
-    whole = (2 if precision == "bf16" else 4) * 2 * (zero == 3)  # a copy, and what is held
+    whole = (2 if precision == "bf16" else 4) * (zero == 3)  # the copy
     assert distill == pytest.approx(2 * size + average + teacher + whole)
     lean = DistillStage(rollout_copy=False)
     assert distill - states("distill", lean, compute, 4) * GIB / count == pytest.approx(whole)
@@ -122,7 +122,7 @@ def test_offloaded_states_are_the_host_s(
     assert (found.device, found.host) == pytest.approx((count * device, count * host))
     found = expect.states_gib("distill", DistillStage(), demo, compute, 4)
     frozen = (2 / 4 if zero == 3 else 2) * (offload != "weights")  # the teacher's
-    frozen += 2 * 2 * (zero == 3)  # a copy of the generator, and what is held in its update
+    frozen += 2 * (zero == 3)  # a copy of the generator
     assert found.device == pytest.approx(count * (2 * device + frozen))
     average = 4 / 4
     frozen = 2 / 4 * (offload == "weights")

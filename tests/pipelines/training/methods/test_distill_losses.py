@@ -178,14 +178,16 @@ def test_the_rollout_and_who_judges_it(rank: int) -> None:
         given = batch(step)
         training.step(given, here.draw(step, 0))
         last = exit_step(5, step, 4)
-        assert len(calls) == 2 * (last + 1) + 1  # two chunks and one refresh
-        assert all(torch.equal(call.text, given["text"]) for call in calls)
-        assert {call.visible.history.empty()[0].dtype for call in calls} == {here.dtype}
-        assert torch.equal(calls[0].source, given["source"][:, :3])
-        assert torch.equal(calls[-1].source, given["source"][:, 3:])
+        alone = 2 * (last + 1) + 1  # two chunks and one refresh
         learns = step % 2 == 0
-        assert [call.grad for call in calls].count(True) == 2 * learns
-        assert training.generator.forwards == 2 * (step // 2 + 1)
+        assert [call.grad for call in calls] == [False] * alone + [True] * learns
+        assert all(torch.equal(call.text, given["text"]) for call in calls)
+        rolled, learnt = calls[:alone], calls[alone:]
+        assert {call.visible.history.empty()[0].dtype for call in rolled} == {here.dtype}
+        assert torch.equal(rolled[0].source, given["source"][:, :3])
+        assert torch.equal(rolled[-1].source, given["source"][:, 3:])
+        assert all(torch.equal(call.source, given["source"]) for call in learnt)
+        assert training.generator.forwards == step // 2 + 1
 
         *generators, (made, source, text) = judged
         assert not made.requires_grad

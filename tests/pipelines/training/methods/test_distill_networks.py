@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -46,24 +44,12 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
         sharded.append((network, config))
         return network
 
-    held: list[str] = []
-
-    @contextmanager
-    def holding(engine: Any) -> Iterator[None]:
-        """It sees which weights there are at its begin and end, and whether gradients."""
-        weights = engine.module.factors
-        before = weights.detach().clone()
-        yield
-        assert torch.equal(weights, before)
-        held.append("no" if weights.grad is None else "gradients")
-
     def copy(engine: Any, target: PlainNetwork) -> None:
         target.load_state_dict(engine.module.state_dict())
         copied.append(target.factors.tolist())
 
     monkeypatch.setattr(module, "_empty_copy", lambda *_: PlainNetwork().requires_grad_(False))
     monkeypatch.setattr(module, "copy_weights", copy)
-    monkeypatch.setattr(module, "held_whole", holding)
     monkeypatch.setattr(module, "shard_frozen", frozen)
     monkeypatch.setattr(module, "gather_by_block", lambda network, _: gathered.append(network))
     here = setting("distill", generator_every=2, learning_rate=1e-2)
@@ -75,19 +61,19 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
         training.step(batch(step), here.draw(step, 0))
         assert training.passed.factors.tolist() == before
         assert training.passed.calls
-    # An update of the generator finds its weights whole from the rollout to the gradients.
-    assert held == ["gradients"] * 3
+    # The generator's gradient, like the critic's, passes each block once.
     assert not training.generator.module.recompute_attention
-    assert gathered == [training.critic.module]
+    assert gathered == [training.generator.module, training.critic.module]
     config = deepspeed_config(here.config.compute, here.section)
     assert sharded == [(training.real, config)]  # the critic has an engine of its own
     assert len(copied) == 3  # at first, and after the updates of steps 0 and 2
 
     here.section.rollout_copy = False
+    here.section.batch_size = 2  # of clips that pass them one by one
     training = make(here)
     training.step(batch(0), here.draw(0, 0))
-    assert (len(copied), len(held)) == (3, 3)
-    # Gathered layer by layer, its attention is computed again with them.
+    assert len(copied) == 3
+    assert gathered[2:] == [training.critic.module]
     assert training.generator.module.recompute_attention
 
 

@@ -14,6 +14,7 @@ from modeling.editor import StreamingEditor
 from modeling.model_dir import Model
 from modeling.presets import PRESETS
 from modeling.streaming.forward import ForwardOn, PlainForward
+from modeling.streaming.history import Unrolled
 from modeling.text.build import build_text_encoder
 from modeling.vae.build import build_vae
 from pipelines.training.methods.rollout import exit_step, rollout
@@ -61,12 +62,13 @@ def source_of(frames: int) -> Tensor:
     return torch.randn(1, frames, 4, 4, 4, generator=torch.Generator().manual_seed(2))
 
 
-def test_only_the_last_step_of_each_chunk_has_gradient() -> None:
+def test_only_the_last_steps_have_gradient_all_chunks_together() -> None:
     network = Recorder()
     made = run(network, source_of(3), last_step=2)
-    chunk = [(False, 1000.0), (False, 937.5), (True, pytest.approx(833.333, abs=1e-2))]
-    refresh = [(False, 0.0)]
-    assert network.calls == chunk + refresh + chunk + refresh + chunk  # no refresh after the last
+    last = pytest.approx(833.333, abs=1e-2)
+    chunk, refresh = [(False, 1000.0), (False, 937.5), (False, last)], [(False, 0.0)]
+    made_alone = chunk + refresh + chunk + refresh + chunk  # no refresh after the last
+    assert network.calls == [*made_alone, (True, last)]
     assert made.shape == (1, 3, 4, 4, 4)
     assert made.requires_grad
 
@@ -135,7 +137,7 @@ def test_what_runs_streams_makes_the_same_clips_with_the_same_gradients(mask: st
         network.calls.clear()
         made = run(network, source, last_step=1, stream=stream, forwards=on)
         if on is not None:
-            assert network.calls == 4 * [(True, 937.5)], name
+            assert network.calls == [(True, 937.5)], name
         made.square().mean().backward()
         grads = {n: p.grad for n, p in network.network.named_parameters() if p.grad is not None}
         found.append({"made": made.detach()} | grads)
@@ -158,16 +160,18 @@ def test_exit_steps_depend_on_seed_and_step_alone_and_cover_all() -> None:
     assert counts.min() > 60  # 100 expected
 
 
-def test_only_the_last_chunks_learn() -> None:
+@pytest.mark.parametrize("chunks", [2, 9])
+def test_only_the_last_chunks_learn(chunks: int) -> None:
     network, source = Recorder(), source_of(4).requires_grad_()
     made = rollout(
         network, network, CONFIG, STREAM, FlowSchedule(5.0), source=source,
-        text=torch.ones(1, 4, 8), last_step=0, gradient_chunks=2,
+        text=torch.ones(1, 4, 8), last_step=0, gradient_chunks=chunks,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
-    assert [grad for grad, time in network.calls if time > 0] == [False, False, True, True]
+    assert [grad for grad, time in network.calls if time > 0] == 4 * [False] + [True]
     (gradient,) = torch.autograd.grad(made.square().sum(), source)
-    assert (gradient.abs().amax(dim=(0, 2, 3, 4)) > 0).tolist() == [False, False, True, True]
+    learns = [number >= 4 - chunks for number in range(4)]
+    assert (gradient.abs().amax(dim=(0, 2, 3, 4)) > 0).tolist() == learns
 
 
 MASKS = {
@@ -230,16 +234,30 @@ def test_a_rollout_is_what_a_stream_with_that_mask_cache_makes(name: str) -> Non
         trains_on_what_a_stream_makes(replace(settings, mask_cache=None))
 
 
-@pytest.mark.parametrize("name", [name for name in MASKS if name != "follow nothing"])
-def test_a_pruned_step_learns_alike_when_blocks_are_computed_again(name: str) -> None:
-    """By then later chunks have gone on with the mask cache."""
-    stream = replace(STREAM, mask_cache=MASKS[name])
-    gradients = []
-    for checkpointing in (False, True):
+def one_by_one(network: Transformer) -> Any:
+    """A trained network that takes each chunk's last step alone."""
+
+    def trained(noisy: Tensor, source: Tensor, times: Tensor, text: Tensor, all_: Unrolled) -> Any:
+        pieces = zip(noisy.split(1, dim=1), source.split(1, dim=1), all_.chunks, strict=True)
+        return torch.cat([network(*piece, times, text, own) for *piece, own in pieces], dim=1)
+
+    return trained
+
+
+@pytest.mark.parametrize("name", [None, *(name for name in MASKS if name != "follow nothing")])
+def test_chunks_learn_together_what_each_learns_alone(name: str | None) -> None:
+    """Beyond the window, and when blocks are computed again: by then later chunks have gone on with
+    the mask cache."""
+    stream = replace(STREAM, mask_cache=MASKS[name] if name else None)
+    found = []
+    for together in (False, True):
         network = Recorder()
-        network.network.gradient_checkpointing = checkpointing
-        run(network, source_of(5), last_step=1, stream=stream).square().mean().backward()
-        gradients.append([p.grad for p in network.network.parameters() if p.grad is not None])
-    assert len(gradients[0]) == len(gradients[1]) > 0
-    for one, other in zip(*gradients, strict=True):
+        network.network.gradient_checkpointing = together
+        trained = network if together else one_by_one(network.network)
+        made = run(network, source_of(5), last_step=1, stream=stream, trained=trained)
+        made.square().mean().backward()
+        gradients = [p.grad for p in network.network.parameters() if p.grad is not None]
+        found.append([made.detach(), *gradients])
+    assert len(found[0]) == len(found[1]) > 1
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

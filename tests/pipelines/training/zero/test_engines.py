@@ -7,11 +7,9 @@ float32 masters and their average are where DeepSpeed has been wrong without an 
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, distributed, nn
 
@@ -28,7 +26,6 @@ from pipelines.training.zero.engines import (
 )
 from pipelines.training.zero.inside import (
     full_weights,
-    held_whole,
     import_deepspeed,
     load_engine,
     make_universal,
@@ -149,7 +146,6 @@ def compare(rank: int, folder: Path) -> None:
     compare_fp32(folder)
     compare_bf16(folder)
     compare_adapters(folder)
-    compare_held(rank)
 
 
 def keep_linear(rank: int) -> None:
@@ -204,46 +200,6 @@ def compare_bf16(folder: Path) -> None:
             for name, value in weights.items():
                 assert value.dtype == torch.float32, name
                 assert not torch.equal(value, value.bfloat16().float()), f"{name} is rounded"
-
-
-def out_of_memory(*_: Any) -> None:
-    raise torch.OutOfMemoryError("no room")
-
-
-def compare_held(rank: int) -> None:
-    """Weights that are held whole from a forward to its update are not let go in between, are
-    after it, and give the same network; a layer is used twice, as in a rollout."""
-    made: list[dict[str, Tensor]] = []
-    for holds in (False, True):
-        engine = make_engine(network(0), ComputeConfig(zero_stage=3), STAGE, 1e-2)
-        parameters = list(engine.module.parameters())
-        for step in range(3):
-            with ExitStack() as holding:
-                if holds:
-                    holding.enter_context(held_whole(engine))
-                out = engine(batch(step, rank))
-                whole = [p.numel() == p.ds_numel for p in parameters]
-                if step == 0:
-                    assert all(whole) == any(whole) == holds
-                let_go: list[bool] = []
-
-                def between(
-                    holding: ExitStack = holding,
-                    let_go: list[bool] = let_go,
-                    parameters: list[Any] = parameters,
-                ) -> None:
-                    holding.close()
-                    let_go.extend(p.numel() == 0 for p in parameters)
-
-                update(engine, engine(out).square().mean(), between)
-                assert all(let_go) or not holds
-        made.append(full_weights(engine))
-    engine.module[0].register_forward_hook(out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError), held_whole(engine):  # and no other in its place
-        engine(batch(0, rank))
-    without, held = made
-    assert all(torch.equal(held[name], value) for name, value in without.items())
-    assert not torch.equal(held["0.weight"], network(0).get_parameter("0.weight"))
 
 
 def adapted(seed: int) -> nn.Module:
