@@ -239,7 +239,7 @@ class DistillStage(TrainedStage):
     edit_full: float = 1.0  # as in foundation, of the regression
     teacher: str | None = None  # model directory or models:/NAME@ALIAS; null: foundation's
     mask_cache: bool = True  # rollouts prune tokens as the stream will, if the model does
-    history: Literal["own", "true"] = "own"  # of a rollout: what the generator made; the truth
+    history: Literal["own", "truth"] = "own"  # of a rollout: what the generator made; the truth
     gradient_chunks: int | None = None  # last chunks of a rollout that learn; null: all scored ones
     scored_chunks: int | None = None  # last chunks that truth, teacher and critic see; null: all
     min_timestep: float = 20.0  # scores are compared between these, on the 0..1000 scale

@@ -99,7 +99,8 @@ ELSEWHERE = ("output", "data.train", "data.heldout", "data.footage", "model.pres
 ELSEWHERE += ("tracking.uri", "compute.address", "compute.gpus", "distill.teacher")
 ELSEWHERE += tuple(f"{stage}.{name}" for stage in TRAINED_STAGES for name in CHOOSING)
 OTHER = {  # of settings whose other value is not simply the next number
-    "betas": "[0.5, 0.5]", "lora_targets": "[q]", "weighting": "published", "history": "full",
+    "betas": "[0.5, 0.5]", "lora_targets": "[q]", "weighting": "published",
+    "causal.history": "full", "distill.history": "truth",
     "method": "foundation", "clip_frames": "1", "crop": "16", "gradient_chunks": "1",
     "scored_chunks": "1", "max_timestep": "900", "train_encoder": "false", "mirror": "true",
     "mask_cache": "false", "seed": "5", "noise_warmup": "0.25",
@@ -116,7 +117,8 @@ def test_every_setting_of_a_training_decides_it_or_is_known_to_decide_nothing(
     for stage in TRAINED_STAGES:
         section = asdict(getattr(first.configured(), stage))
         names = {name for name in section if f"{stage}.{name}" not in nothing}
-        words = [f"{stage}.{name}={OTHER.get(name) or other(section[name])}" for name in names]
+        others = {name: OTHER.get(name) or OTHER.get(f"{stage}.{name}") for name in names}
+        words = [f"{stage}.{n}={value or other(section[n])}" for n, value in others.items()]
         assert set(plan(first, *words)[stage].why.split(", ")) == names, stage
 
 

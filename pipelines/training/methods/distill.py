@@ -126,7 +126,7 @@ class DistillTraining:
         text = batch["text"].to(device)  # [B, L, D]
         metrics: dict[str, Tensor] = {}
         learns = self.learns(draw.step)
-        truth = target if self.section.history == "true" else None
+        truth = target if self.section.history == "truth" else None
         made = self.edit(source, text, draw, learns, truth=truth)
         made, source, target = (self.scored(clip) for clip in (made, source, target))
         if learns:

@@ -218,7 +218,7 @@ def test_a_model_without_its_mask_cache() -> None:
         assert (DistillTraining(here, given).stream.mask_cache is not None) is wanted
 
 
-@pytest.mark.parametrize("history", ["own", "true"])
+@pytest.mark.parametrize("history", ["own", "truth"])
 def test_whose_history_a_rollout_is_trained_on(
     monkeypatch: pytest.MonkeyPatch, history: str
 ) -> None:
