@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.runtime.ray import ClusterError, joined_ray, private_ray
+from pipelines.config.merge import ConfigError
 from pipelines.config.stages import ComputeConfig
 
 OBJECT_STORE_BYTES = 256 << 20  # training hands over paths, not objects
@@ -31,9 +32,9 @@ def ray_session(compute: ComputeConfig) -> Iterator[None]:
 
 
 def check_folder_is_shared(folder: Path, compute: ComputeConfig, late_s: float = LATE_S) -> None:
-    """Raise a ClusterError, within a minute, if a node of the cluster that may get a worker of
-    `compute` does not see `folder` as this process does. The Ray of this machine alone is not
-    asked."""
+    """Raise a ConfigError if a node of the cluster that may get a worker of `compute` does not see
+    `folder` as this process does, and a ClusterError if one does not say so within a minute. The
+    Ray of this machine alone is not asked."""
     if compute.address is None:
         return
     import ray
@@ -62,7 +63,7 @@ def check_folder_is_shared(folder: Path, compute: ComputeConfig, late_s: float =
     finally:
         probe.unlink(missing_ok=True)
     if blind:
-        raise _NotSharedError(
+        raise ConfigError(
             f"output={folder} is not seen by every node of the cluster ({'; '.join(blind)}); set "
             "output to a folder that all nodes see, such as a shared disk or a mounted bucket"
         )
@@ -71,10 +72,6 @@ def check_folder_is_shared(folder: Path, compute: ComputeConfig, late_s: float =
             f"{', '.join(silent)} did not say within {ANSWER_S:g} s whether output={folder} is "
             "seen there; look at these nodes, or try again"
         )
-
-
-class _NotSharedError(ClusterError):
-    exit_code = 1  # the same command would end in the same way
 
 
 def _nodes(compute: ComputeConfig) -> dict[str, str]:
