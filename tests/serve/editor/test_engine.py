@@ -130,6 +130,7 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
     source = Source(*WORKS[:2])
     async with aclosing(engine.edit(opening, source.take)) as stream:
         assert isinstance(await anext(stream), Ready)
+        assert isinstance(await anext(stream), Frames)
         before = await anext(stream)
         assert isinstance(before, Edited)
         moving = asyncio.ensure_future(anext(stream))
