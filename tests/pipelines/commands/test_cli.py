@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import signal
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from data.manifest import read_dataset_info
-from data.video import VideoWriter, probe
+from data.video import VideoWriter
 from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError
 from pipelines.exits import TryAgainError
@@ -314,23 +313,6 @@ def test_a_stopped_edit_leaves_nothing_and_no_traceback(
     assert process.returncode == 130
     assert "Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
-
-
-def test_evaluate_and_edit(
-    liveedit: Liveedit, tmp_path: Path, tiny_model: Path, heldout: str
-) -> None:
-    result = liveedit("evaluate", str(tiny_model), heldout, "clips=1", "--out", "report.json")
-    assert result.returncode == 0, result.stderr
-    assert "background_psnr" in result.stdout
-    assert len(json.loads((tmp_path / "report.json").read_text())["clips"]) == 1
-    liveedit("data", "make", "pairs", "--pairs", "1", "--frames", "9", "--workers", "0")
-    subprocess.run(["tar", "-xf", next((tmp_path / "pairs").glob("*.tar")), "-C", tmp_path])
-    source = next(tmp_path.glob("*.source.mp4"))
-    edited = liveedit("edit", source.name, "out.mp4", "-p", "x", "--model", str(tiny_model))
-    assert edited.returncode == 0, edited.stderr
-    assert "out.mp4: 9 frames" in edited.stdout
-    info = probe(tmp_path / "out.mp4")
-    assert (info.height, info.width) == (128, 192)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_edit_does_what_the_prompt_says(liveedit: Liveedit, tmp_path: Path, prom
     assert liveedit(*words, "--work-size", "full").returncode == 0
     assert_same(read(tmp_path / "out.mp4"), expected_edit(video, prompt))
     beside = liveedit(*words, "--work-size", "48x32", "--side-by-side")
-    assert "21 frames" in beside.stdout
+    assert "out.mp4: 21 frames" in beside.stdout
     assert "edited at 48x32" in beside.stdout
     assert_same(read(tmp_path / "out.mp4")[:, :, :64], video)
 
@@ -54,18 +54,6 @@ def test_edit_names_words_and_sizes_that_the_model_does_not_know(
     assert "far from" not in quiet
 
 
-def test_edit_draws_from_the_seed(liveedit: Liveedit, tmp_path: Path, tiny_model: Path) -> None:
-    exact(tmp_path / "in.mkv", block_clip(9, 32, 48))
-    words = ["edit", "in.mkv", "out.mp4", "--prompt", "x", "--model", str(tiny_model)]
-    edits = []
-    for seed in ("3", "3", "4"):
-        assert liveedit(*words, "--seed", seed).returncode == 0
-        edits.append(read(tmp_path / "out.mp4").astype(int))
-    # The frames are the same to the bit; x264's look-ahead is not from run to run.
-    same, other = (np.abs(edits[0] - edit).mean() for edit in edits[1:])
-    assert same < 1 < 10 < other
-
-
 def test_evaluate_judges_as_it_is_told(liveedit: Liveedit, tmp_path: Path) -> None:
     write_known_model(tmp_path / "known")
     source = block_clip(9, 32, 48)
@@ -81,6 +69,7 @@ def test_evaluate_judges_as_it_is_told(liveedit: Liveedit, tmp_path: Path) -> No
     assert [clip["instruction"] for clip in report["clips"]] == ["paint it red"]
     assert report["mean"]["gain"] > 12
     assert f"{report['mean']['gain']:.1f} dB" in result.stdout
+    assert "background_psnr" in result.stdout
 
 
 def test_data_make_draws_what_is_asked_for(liveedit: Liveedit, tmp_path: Path) -> None:

@@ -216,13 +216,3 @@ def _whole_pipeline(**compute: Any) -> PipelineConfig:
 def test_what_cannot_be_shared_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
-
-
-def test_a_batch_is_counted_by_groups() -> None:
-    with pytest.raises(ConfigError, match="asks for 24 samples at once, and the dataset has 20"):
-        PipelineConfig(compute=ComputeConfig(workers=12)).check_batch("vae", 20)
-    config = _whole_pipeline(workers=12, sequence_parallel=6)
-    config.foundation.batch_size = 10
-    config.check_batch("foundation", 20)
-    with pytest.raises(ConfigError, match=r"asks for 20 samples .*batch_size to 9"):
-        config.check_batch("foundation", 19)
