@@ -37,8 +37,8 @@ def _truth(text: str) -> bool:
 
 
 def _history(text: str) -> str:
-    if text not in ("own", "true"):
-        raise ConfigError(f"{text} is neither own nor true")
+    if text not in ("own", "truth"):
+        raise ConfigError(f"{text} is neither own nor truth")
     return text
 
 
@@ -54,7 +54,7 @@ AXES: dict[str, Callable[[str], Any]] = {  # in the order of the table's columns
     "guidance": float,  # of these, classifier-free: 1 is none
     "window": int,  # latents
     "sinks": int,
-    "history": _history,  # own: what a stream made itself; true: the right edit's latents
+    "history": _history,  # own: what a stream made itself; truth: the right edit's latents
     "seed": int,
     "work_size": str,
     "detail": _truth,

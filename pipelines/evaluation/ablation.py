@@ -58,7 +58,7 @@ def variant_editor(model: Path, variant: Variant) -> StreamingEditor:
             steps=variant["whole"],
             scale=variant.get("guidance", 1.0),
         )
-    streaming = TrueHistory if variant.get("history") == "true" else StreamingEditor
+    streaming = TrueHistory if variant.get("history") == "truth" else StreamingEditor
     return streaming(replace(loaded, config=config), mask_cache=stream.mask_cache)
 
 

@@ -37,7 +37,7 @@ def ablate(
     """Measure every combination on the same clips, against the first; what cannot be is left out.
 
     Varies: cache (none, published, attention, feedforward, block, follow, settled, or a policy of
-    yours), keep, pruned (1+2), threshold, dilate, steps, window, sinks, history (own, true: as if
+    yours), keep, pruned (1+2), threshold, dilate, steps, window, sinks, history (own, truth: as if
     its past edits had been right), seed, work_size, detail, stages; whole (steps of a foundation
     model that sees all of a clip) with guidance. Settings as for `evaluate MODEL DATASET`: clips,
     seed, success_db; for bench half, every, long, only, size, footage.

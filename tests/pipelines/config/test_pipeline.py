@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from omegaconf import OmegaConf
 
 from pipelines.config.load import from_plain, load_config, load_section, to_plain, to_yaml
 from pipelines.config.merge import ConfigError
@@ -25,6 +28,29 @@ def test_yaml_over_defaults_and_command_line_over_yaml(tmp_path: Path) -> None:
     config = load_config(file, ["foundation.steps=9", DB])
     assert (config.foundation.steps, config.foundation.batch_size) == (9, 3)
     assert config.causal.steps == PipelineConfig().causal.steps
+
+
+def words_to_choose_from() -> list[tuple[str, str]]:
+    """Every setting of a few words, with each of them."""
+    found = []
+    for section in fields(PipelineConfig):
+        owner = section.default_factory
+        kinds = get_type_hints(owner) if isinstance(owner, type) else {}
+        for name, kind in kinds.items():
+            options = [kind, *get_args(kind)]  # of `X | None`, X too
+            words = [
+                word for one in options if get_origin(one) is Literal for word in get_args(one)
+            ]
+            found += [(f"{section.name}.{name}", word) for word in words if isinstance(word, str)]
+    return found
+
+
+@pytest.mark.parametrize(("key", "word"), words_to_choose_from())
+def test_a_word_to_choose_is_no_word_of_yaml_s(key: str, word: str) -> None:
+    """`true`, `on` or `null` would arrive as something else."""
+    section, name = key.split(".")
+    given = OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={word}"]))
+    assert given == {section: {name: word}}
 
 
 def test_changes_to_the_preset_reach_the_model() -> None:

@@ -79,12 +79,12 @@ def test_a_policy_of_one_s_own_is_a_cache_by_its_name(monkeypatch: pytest.Monkey
 
 
 def test_a_clip_is_streamed_or_sampled_whole() -> None:
-    words = ("stages=a", "whole=0,50", "guidance=1,4", "steps=2,4", "cache=none", "history=true")
+    words = ("stages=a", "whole=0,50", "guidance=1,4", "steps=2,4", "cache=none", "history=truth")
     assert labels(*words) == [
-        "stages=a cache=none steps=2 whole=0 history=true",
+        "stages=a cache=none steps=2 whole=0 history=truth",
         "stages=a whole=50 guidance=1.0",
         "stages=a whole=50 guidance=4.0",
-        "stages=a cache=none steps=4 whole=0 history=true",
+        "stages=a cache=none steps=4 whole=0 history=truth",
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_clip_is_streamed_or_sampled_whole() -> None:
         (["keep=x"], "keep=x: every value is a number"),
         (["pruned=1+x"], r"pruned=1\+x: every value is whole numbers, as in 1\+2"),
         (["detail=yes,no"], "detail=yes,no: yes is neither true nor false"),
-        (["history=own,clean"], "history=own,clean: clean is neither own nor true"),
+        (["history=own,clean"], "history=own,clean: clean is neither own nor truth"),
         (["cache=none,block", "stesp=1,2"], "stesp=1,2: nothing .* did you mean steps?"),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_variant_that_is_sampled_whole(tmp_path: Path, heldout: str) -> None:
 def test_a_variant_that_is_told_its_right_past(tmp_path: Path, heldout: str) -> None:
     """By either judge; this model looks at no past."""
     known = write_known_model(tmp_path / "known")
-    grid = parse_grid(["history=own,true", "cache=none"])
+    grid = parse_grid(["history=own,truth", "cache=none"])
     assert type(variant_editor(known, grid.variants[0])) is StreamingEditor
     assert isinstance(variant_editor(known, grid.variants[1]), TrueHistory)
     few = BenchConfig(half="drawn", every=59, long=False, size="48x32", detail=False)
