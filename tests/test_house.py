@@ -33,7 +33,7 @@ UNSEEN = {
 COMES_WITH_TORCH = {"cuda", "triton"}  # of the one version that fits it
 COMES_WITH_TRANSFORMERS = {"tokenizers"}
 # The named doors: what a library does not promise to keep is used in one file each.
-DOORS = {("ray", "infra/runtime/ray_private.py")}
+DOORS = {("ray", "infra/runtime/ray_private.py"), ("torch", "pipelines/training/saver.py")}
 _SDPA = "_scaled_dot_product"
 PRIVATE = {
     "data/processes.py": {"_exit", "_result_queue", "_writer"},

@@ -14,8 +14,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 from pipelines.training import checkpoint
 from pipelines.training.methods.base import Setting, Stage
@@ -33,16 +34,10 @@ class Saver:
 
     def __init__(self, setting: Setting, folder: RunFolder, stage: Stage, keep: Keep) -> None:
         self.setting, self.folder, self.stage, self.keep = setting, folder, stage, keep
-        cuda = setting.device.type == "cuda"
         # Its buffers, as large as the state and pinned beside a GPU, are used again by every save.
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=cuda,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=cuda,
-            )
-        )
+        # The public stager around it (`DefaultStager`) throws them away after each in torch 2.11,
+        # with what a second save needs.
+        self._stager = StateDictStager(pin_memory=setting.device.type == "cuda")
         self._writing: Future[None] | None = None
 
     def save(
@@ -78,12 +73,13 @@ class Saver:
     def copy(self, state: Any) -> Any:
         """All of `state` in this machine's memory, where nothing that the training does changes it.
 
-        The stager gets bare tensors: torch 2.11's copies no class, and DeepSpeed's state names
-        some, as do the attributes that it gives parameters, which the stager would copy too.
+        The stager gets bare tensors: it would copy the attributes that DeepSpeed gives its own.
         """
         tensors = {str(id(tensor)): tensor.detach() for tensor in _tensors(state)}
-        staged = self._stager.stage(tensors)
-        assert isinstance(staged, dict), "nothing is staged behind our back"
+        on_gpu = self.setting.device.type == "cuda"
+        staged = self._stager.stage(tensors, non_blocking=on_gpu)
+        if on_gpu:
+            torch.cuda.synchronize(self.setting.device)
         return deepcopy(state, {int(name): staged[name] for name in tensors})
 
     def check(self) -> None:
