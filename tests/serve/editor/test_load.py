@@ -22,6 +22,7 @@ from serve.limits import Limits
 from serve.wire.protocol import Open, WireError
 from serve.wire.work import Edited, EditorEvent, Opening, Ready, SupersededError, Work
 from tests.serve.conftest import clip
+from tests.serve.editor.works import following
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +118,7 @@ async def test_a_long_chunk_is_not_a_stuck_one(
     """It costs 0.1 s here, so it may take ten times as long."""
     monkeypatch.setattr(editor_stream, "STUCK_S", 0.2)
     stream = await opened(engine, OPENING, chunks=1)
-    editing = asyncio.ensure_future(anext(stream))
+    editing = asyncio.ensure_future(following(stream))
     await in_a_chunk(engine)
     await asyncio.sleep(0.4)
     engine.check()
@@ -176,7 +177,7 @@ async def test_a_newer_stream_of_a_session_ends_the_older_one(engine: Engine) ->
     assert len(engine.capacity.loads) == 1  # the old stream's end took nothing of the new one's
     with pytest.raises(SupersededError):
         await asyncio.wait_for(opened(engine, OPENING), 20)
-    assert isinstance(await anext(back), Edited)
+    assert isinstance(await following(back), Edited)
     # The same holder's next try ends its last one, too.
     waiting = asyncio.ensure_future(anext(back))
     await asyncio.sleep(0)

@@ -23,8 +23,9 @@ from serve.editor.capacity import Capacity, native
 from serve.editor.shelf import Shelf
 from serve.versions.source import ModelSource
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, Moved, Opening, Ready, Work
+from serve.wire.work import Edited, Frames, Moved, Opening, Ready, Work
 from tests.known_editors import TOLERANCE, TURNED, block_clip, expected_edit, write_known_model
+from tests.serve.editor.works import following
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +60,7 @@ async def edited(shelf: Shelf, opening: Opening, first: int, last: int, number: 
         return Work(number, opening.prompt, frames, last=True)
 
     async with aclosing(shelf.edit(opening, take)) as events:
-        ready, made = [event async for event in events]
+        ready, made = [event async for event in events if not isinstance(event, Frames)]
     assert isinstance(ready, Ready)
     assert isinstance(made, Edited)
     return made.frames
@@ -87,7 +88,7 @@ async def test_a_model_is_taken_in_beside_a_session_which_then_goes_on_with_it(
         shelf.order(sources[1], ())
         assert shelf.known("e").loading == two.version
         assert shelf.known("e").models == {one.version: WARM}
-        first = await anext(events)
+        first = await following(events)
         with pytest.raises(WireError, match="not here") as raised:  # until it is warm
             await edited(shelf, two, 0, 9, 0)
         assert raised.value.code == "at_capacity"
@@ -100,7 +101,7 @@ async def test_a_model_is_taken_in_beside_a_session_which_then_goes_on_with_it(
         assert shelf.known("e").models == {two.version: WARM}  # nobody else may have it
         await asyncio.sleep(0.1)
         assert shelf.on.capacity.costs.keys() >= {replace(native, model=one.version)}  # it has one
-        moved = await anext(events)
+        moved = await following(events)
     assert isinstance(first, Edited)
     assert_is(first.frames, "red")
     assert isinstance(moved, Moved)
@@ -200,7 +201,7 @@ async def test_what_comes_waits_for_the_memory_of_what_goes(
         shelf.order(sources[1], [one.version])
         await asyncio.sleep(0.05)
         assert (shelf.loading, loads) == (sources[1].key, [sources[0].directory])
-        assert isinstance(await anext(events), Moved)
+        assert isinstance(await following(events), Moved)
     await until_loaded(shelf)
     assert loads == [source.directory for source in sources]
     assert shelf.engines.keys() == {sources[1].key}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
 from serve.admission.admission import Sizes
 from serve.editor.engine import Engine
-from serve.wire.work import Frames, Opening, Work
+from serve.wire.work import EditorEvent, Frames, Opening, Work
 from tests.known_editors import block_clip
 
 RED, BLUE = "paint it red", "paint it blue"
@@ -61,6 +62,13 @@ def filling(engine: Engine) -> int:
     """Chunks of a stream that say nothing of what later ones cost."""
     settings = engine.editor.settings
     return settings.window_latents // settings.chunk_latents + 1
+
+
+async def following(stream: AsyncGenerator[EditorEvent]) -> EditorEvent:
+    """What comes next, but for frames that go ahead of their chunk."""
+    while isinstance(event := await anext(stream), Frames):
+        pass
+    return event
 
 
 async def events(engine: Engine, opening: Opening, *works: Work) -> list[Any]:
