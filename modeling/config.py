@@ -11,6 +11,8 @@ from typing import Literal
 from infra.runtime.errors import UserError
 from modeling.geometry import TEMPORAL_STRIDE, TOKEN_PIXELS, frames_of
 
+WIDEST_BLUR = 1.5  # pixels; a VAE that blurs by more is far from its source
+
 # Per-channel statistics of Wan2.1's latents: latents = (mu - mean) / std.
 WAN_LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -141,6 +143,8 @@ class StreamConfig:
     timesteps: tuple[int, ...] = (1000, 750, 500, 250)  # places on the unshifted grid
     shift: float = 5.0
     mask_cache: MaskCacheConfig | None = None
+    # Pixels by which `modeling.detail.guide` blurs the source; None decodes it again instead.
+    guide_blur: float | None = None
 
     def __post_init__(self) -> None:
         chunk, window, sink = self.chunk_latents, self.window_latents, self.sink_latents
@@ -148,6 +152,11 @@ class StreamConfig:
         if sink < 0 or self.shift <= 0:
             raise UserError(
                 f"stream.sink_latents {sink} must be 0 or more, stream.shift {self.shift} above 0"
+            )
+        if self.guide_blur is not None and not 0 <= self.guide_blur <= WIDEST_BLUR:
+            raise UserError(
+                f"stream.guide_blur {self.guide_blur} is outside 0 to {WIDEST_BLUR} pixels; where "
+                "the VAE blurs by more, leave it null, and the source is decoded again"
             )
         if window % chunk or sink % chunk:
             raise UserError(

@@ -130,6 +130,23 @@ def read_config(path: str | Path) -> ModelConfig:
     return config
 
 
+def set_guide(path: str | Path, blur: float | None, figures: Mapping[str, Any]) -> None:
+    """Record which guide of detail a model's streams take (`StreamConfig.guide_blur`), and in its
+    card the `figures` that it was chosen by. It is another model from then on: what comes out of it
+    differs, so its fingerprint does."""
+    path = Path(path)
+    replace(read_config(path).stream, guide_blur=blur)  # an error if it cannot be
+    config = _read_json(path / "config.json")
+    config["stream"]["guide_blur"] = blur
+    for name, value in (
+        ("card", read_card(path) | {"guide": dict(figures)}),
+        ("config", config),
+    ):
+        draft = path / f".{name}.json"
+        _write_json(draft, value)
+        draft.replace(path / f"{name}.json")
+
+
 def latents_identity(path: str | Path, config: ModelConfig) -> str:
     """The hash of what a stream's latents mean: two models that say the same can go on with each
     other's streams, from their latents."""

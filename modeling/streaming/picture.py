@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infra.runtime.errors import UserError
+from modeling.config import StreamConfig
+from modeling.detail.guide import blurred, following
 from modeling.detail.noise_gate import only_edited
 from modeling.detail.resample import Resize
 from modeling.detail.transfer import Transfer
@@ -33,6 +35,9 @@ class Studio(Protocol):
     resize: Resize
     transfer: Transfer
 
+    @property
+    def settings(self) -> StreamConfig: ...
+
 
 class Picture:
     """The frames of one stream's current chunk on their way in, and its edit on its way out."""
@@ -42,7 +47,8 @@ class Picture:
             raise UserError(f"detail {detail!r} is none; choose {' or '.join(get_args(Detail))}")
         self.size, self.work, self.detail = size, work, detail
         self._studio = studio
-        # Of the source itself: what the edit lacks because of the VAE, this lacks as well.
+        self._blur = studio.settings.guide_blur
+        # A decoder for the source, where it is decoded again: see `_seen`.
         self.reproducer: VaeState | None = None
         self._large: list[Tensor] = []  # on the device, where their detail is wanted
 
@@ -71,9 +77,23 @@ class Picture:
         if self.detail == "off":
             return self._studio.resize(edit, *self.size, "bicubic")
         large, self._large = torch.cat(self._large)[:count], []
+        seen = self._seen(large, source)
+        edit = only_edited(seen, edit)
+        if self._blur is not None:
+            edit = following(seen, edit)
+        return self._studio.transfer(large, seen, edit)
+
+    @property
+    def reproduces(self) -> bool:
+        """Whether the source is decoded as well as the edit."""
+        return self.detail == "source" and self._blur is None
+
+    def _seen(self, large: Tensor, source: Tensor) -> Tensor:
+        """The source as the editor sees it, which lacks what the edit lacks because of the VAE."""
+        if self._blur is not None:
+            return blurred(self._studio.resize(large, *self.work, "bicubic"), self._blur)
         reproduced, self.reproducer = self._studio.vae.decode(source, self.reproducer)
-        seen = self._frames(reproduced, count)
-        return self._studio.transfer(large, seen, only_edited(seen, edit))
+        return self._frames(reproduced, len(large))
 
     def _frames(self, pixels: Tensor, count: int) -> Tensor:
         """[1, n, 3, padded h, padded w] in [-1, 1] -> uint8 [count, h, w, 3]."""

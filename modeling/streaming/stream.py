@@ -272,7 +272,8 @@ class EditStream:
             self._forward.refresh(edited, source, self._text)
         edited, source = torch.cat(history, dim=2)[:, :, -PRIMING_LATENTS:]
         _, self._decoder = self.editor.vae.decode(edited)
-        pixels, self._picture.reproducer = self.editor.vae.decode(source)
+        pixels, reproducer = self.editor.vae.decode(source)
+        self._picture.reproducer = reproducer if self._picture.reproduces else None
         _, self._encoder = self.editor.vae.encode(pixels)
 
     @torch.no_grad()

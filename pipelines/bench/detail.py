@@ -89,20 +89,20 @@ def figures(found: Tensor, truth: Tensor, changed: Tensor | None) -> dict[str, f
     """
     a, b = found.double(), truth.double()
     square = (a - b).square()
-    values = {"psnr": _psnr(square), "sharpness": _fine(a) / max(_fine(b), 1e-9)}
+    values = {"psnr": psnr(square), "sharpness": _fine(a) / max(_fine(b), 1e-9)}
     alike = ssim_map(*(frames.permute(0, 3, 1, 2).float() for frames in (found, truth)))
     alike = alike.mean(dim=1)  # [F, H, W]
     values["ssim"] = float(alike.mean())
     if len(a) > 1:
         values["flicker"] = float((a.diff(dim=0) - b.diff(dim=0)).abs().mean())
     if changed is not None and changed.any() and not changed.all():
-        values |= {"inside": _psnr(square[changed]), "outside": _psnr(square[~changed])}
+        values |= {"inside": psnr(square[changed]), "outside": psnr(square[~changed])}
         values["ssim inside"] = float(alike[changed].mean())
         values["ssim outside"] = float(alike[~changed].mean())
     return values
 
 
-def _psnr(square: Tensor) -> float:
+def psnr(square: Tensor) -> float:
     """Of squared errors in levels; 99 dB where there are none."""
     return min(99.0, float(10 * torch.log10(255**2 / square.mean().clamp(min=1e-9))))
 

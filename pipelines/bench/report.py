@@ -78,6 +78,8 @@ def _work(config: dict[str, Any]) -> str:
     if "detail" not in config:
         return ""
     beside = " with the source's detail" if config["detail"] == "source" else ""
+    if "guide_blur" in config:
+        beside += f", its guide blurred by {config['guide_blur']} pixels"
     return f" edited at {config['work_width']}x{config['work_height']}{beside}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class BenchOptions:
     fp8: bool = False
     work_size: str = "full"  # at which the model sees frames of `size`
     detail: Detail = "off"
+    guide_blur: float | Literal["decoded"] | None = None  # as `StreamConfig` has it
 
     def __post_init__(self) -> None:
         if self.chunks < 2:
@@ -88,6 +89,9 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
     config = replace(config, text=text)
     if options.vae is not None and options.vae != config.vae.kind:
         config, vae = replace(config, vae=VaeConfig(kind=options.vae)), None
+    if options.guide_blur is not None:
+        blur = None if options.guide_blur == "decoded" else options.guide_blur
+        config = replace(config, stream=replace(config.stream, guide_blur=blur))
     mask_cache = options.mask_cache(config)
     check_choices(replace(config, stream=replace(config.stream, mask_cache=mask_cache)))
     devices = [device] if device.type == "cuda" else []
@@ -144,7 +148,9 @@ def _work_of(
         return {}
     trained = editor.settings.height, editor.settings.width
     height, width = work_size(options.work_size, *size, trained)
-    return {"work_height": height, "work_width": width, "detail": options.detail}
+    blur = editor.settings.guide_blur if options.detail == "source" else None
+    guide = {} if blur is None else {"guide_blur": blur}  # as all reports were once
+    return {"work_height": height, "work_width": width, "detail": options.detail, **guide}
 
 
 def noise_frames(count: int, height: int, width: int) -> np.ndarray:

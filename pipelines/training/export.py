@@ -39,6 +39,8 @@ def export_model(
     config = start.config
     if made.vae_config is not None:
         config = replace(config, vae=made.vae_config)
+    if made.vae is not None:  # how much another VAE blurs has yet to be measured
+        config = replace(config, stream=replace(config.stream, guide_blur=None))
     transformer = made.transformer
     if transformer is None and start.transformer is not None:
         transformer = start.transformer.state_dict()

@@ -8,6 +8,7 @@ import torch
 
 from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
+from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import (
     ModelError,
     latents_identity,
@@ -15,6 +16,7 @@ from modeling.model_dir import (
     read_card,
     read_config,
     save_model,
+    set_guide,
 )
 from modeling.presets import PRESETS
 
@@ -81,3 +83,20 @@ def test_latents_mean_the_same_with_the_same_vae_numbers_and_history(saved: Path
     file.write_bytes(file.read_bytes() + b" ")
     found.add(latents_identity(saved, config))
     assert len(found - {same}) == 5
+
+
+def test_a_guide_is_recorded_and_nothing_else_changes(saved: Path) -> None:
+    before, files = read_config(saved), sorted(saved.iterdir())
+    fingerprint = model_fingerprint(saved)
+    assert before.stream.guide_blur is None
+    set_guide(saved, 0.4, {"loss_db": 0.5})
+    assert read_config(saved) == replace(before, stream=replace(before.stream, guide_blur=0.4))
+    assert read_card(saved) == {"name": "one", "parent": None, "guide": {"loss_db": 0.5}}
+    assert model_fingerprint(saved) != fingerprint
+    for wrong in (1.6, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=r"guide_blur .* is outside 0 to 1.5 pixels; .* null"):
+            set_guide(saved, wrong, {})
+    assert read_config(saved).stream.guide_blur == 0.4
+    set_guide(saved, None, {})
+    assert model_fingerprint(saved) == fingerprint
+    assert sorted(saved.iterdir()) == files

@@ -60,6 +60,14 @@ def bench_stream(
             show_default="source where --work-size is not full",
         ),
     ] = None,
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="decoded|PIXELS",
+            help="The guide of detail: the source decoded again, or blurred by so many pixels.",
+            show_default="the model's",
+        ),
+    ] = None,
     vae: Annotated[
         str | None,
         typer.Option(help="Another kind of VAE, with random weights.", show_default="the model's"),
@@ -130,6 +138,7 @@ def bench_stream(
         size=parse_pixels(size) if size else None,
         work_size=work_size,
         detail=detail or ("off" if work_size == "full" else "source"),
+        guide_blur=parse_guide(guide) if guide else None,
         vae=vae,
         no_cache=no_cache,
         policy=policy,
@@ -175,3 +184,13 @@ def parse_steps(steps: str) -> tuple[int, ...]:
     if not all(step.strip().isdigit() for step in steps.split(",")):
         raise UserError(f"--pruned-steps {steps} must be step numbers, e.g. 1,2,3")
     return tuple(int(step) for step in steps.split(","))
+
+
+def parse_guide(guide: str) -> float | Literal["decoded"]:
+    """ "decoded", or pixels as in "0.5"."""
+    if guide == "decoded":
+        return "decoded"
+    try:
+        return float(guide)
+    except ValueError as error:
+        raise UserError(f"--guide {guide} must be decoded, or pixels such as 0.5") from error

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modeling.config import StreamConfig
+from modeling.detail.guide import blurred, following
 from modeling.detail.noise_gate import only_edited
 from modeling.detail.resample import resize
 from modeling.detail.transfer import transfer
@@ -27,6 +28,13 @@ STREAM = StreamConfig(height=32, width=48)
 @pytest.fixture(scope="module")
 def editor() -> StreamingEditor:
     return StreamingEditor(random_model(0, STREAM), mask_cache=None)
+
+
+@pytest.fixture(scope="module")
+def blurring() -> StreamingEditor:
+    """The same networks, whose streams decode the source no second time."""
+    stream = replace(STREAM, guide_blur=0.5)
+    return StreamingEditor(random_model(0, stream), mask_cache=None)
 
 
 def clip(count: int, height: int, width: int) -> torch.Tensor:
@@ -80,6 +88,25 @@ def test_with_detail_it_is_transferred_by_what_the_vae_makes_of_the_source(
     assert (off > 0).float().mean() < 0.001
 
 
+@pytest.mark.parametrize(("size", "choice"), [((64, 96), "full"), ((61, 35), "1/2")])
+def test_with_a_blurred_guide_it_is_transferred_by_the_source_and_nothing_decodes_that(
+    editor: StreamingEditor, blurring: StreamingEditor, size: tuple[int, int], choice: str
+) -> None:
+    frames = clip(30, *size)
+    opened = {"height": size[0], "width": size[1], "work_size": choice}
+    stream = blurring.open("x", **opened, detail="source")  # type: ignore[arg-type]
+    height, width = stream.work
+    small = resize(frames, height, width)
+    edit = edited(editor.open("x", height=height, width=width), small)
+    seen = blurred(small, 0.5)
+    wanted = transfer(frames, seen, following(seen, only_edited(seen, edit)))
+    assert torch.equal(edited(stream, frames, piece=5), wanted)
+    state = stream.snapshot()
+    assert (state.decoder is None, state.reproducer) == (False, None)
+    stream.load(stream.snapshot(compact=True))  # makes the caches again
+    assert stream.snapshot().reproducer is None
+
+
 def test_an_edit_that_is_noise_gives_the_source_to_the_bit() -> None:
     """At the working size, where it is told from an edit, and before anything is enlarged."""
     frames, (height, width) = clip(3, 64, 96), (32, 48)
@@ -93,7 +120,7 @@ def test_an_edit_that_is_noise_gives_the_source_to_the_bit() -> None:
 
     vae = SimpleNamespace(decode=lambda source, state: (decoded(seen), None))
     studio: Any = SimpleNamespace(
-        vae=vae, device=torch.device("cpu"), resize=resize, transfer=transfer
+        vae=vae, device=torch.device("cpu"), resize=resize, transfer=transfer, settings=STREAM
     )
     picture = Picture(studio, (64, 96), (height, width), "source")
     picture.take(frames)
@@ -102,8 +129,14 @@ def test_an_edit_that_is_noise_gives_the_source_to_the_bit() -> None:
     assert (found[:, 20:28, 20:28].int() - frames[:, 20:28, 20:28]).abs().float().mean() > 20
 
 
-@pytest.mark.parametrize("moves", [(1,), (9, 11), (10, 21), (14, 22)])
-def test_moved_streams_give_the_same_bits(editor: StreamingEditor, moves: tuple[int, ...]) -> None:
+MOVES = [("editor", moves) for moves in ((1,), (9, 11), (10, 21), (14, 22))]
+
+
+@pytest.mark.parametrize(("guide", "moves"), [*MOVES, ("blurring", (10, 21))])
+def test_moved_streams_give_the_same_bits(
+    guide: str, moves: tuple[int, ...], request: pytest.FixtureRequest
+) -> None:
+    editor: StreamingEditor = request.getfixturevalue(guide)
     frames = clip(36, 40, 72)
 
     def stream() -> EditStream:

@@ -24,7 +24,7 @@ from pipelines.bench.plot import PARTS, draw
 from pipelines.bench.serve import killer, parse_counts
 from pipelines.bench.stream import percentiles, summary
 from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
-from pipelines.commands.measure.stream import parse_steps
+from pipelines.commands.measure.stream import parse_guide, parse_steps
 from pipelines.commands.options import parse_pixels
 from serve.client.cameras import CameraLoad
 
@@ -174,11 +174,13 @@ def test_a_summary_by_hand() -> None:
 def test_words_of_the_command_line() -> None:
     assert parse_pixels("832x480") == (480, 832)
     assert parse_steps("1, 2,3") == (1, 2, 3)
+    assert (parse_guide("decoded"), parse_guide("0.5")) == ("decoded", 0.5)
     assert parse_counts("1, 2,4") == [1, 2, 4]
     for parse, wrongs in (
         (parse_pixels, ("832", "x480", "832x", "axb", "-8x8", "8x8x8")),
         (parse_steps, ("", "1,", "a", "-1", "1;2")),
         (parse_counts, ("", "1,", "a", "0", "1,0", "-1")),
+        (parse_guide, ("", "blurred", "0,5")),
     ):
         for wrong in wrongs:
             with pytest.raises(ValueError, match="must be"):

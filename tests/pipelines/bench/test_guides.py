@@ -1,0 +1,100 @@
+"""Which guide serves which VAE: of two that are known, and of none that has errors of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.sample import Pair
+from modeling.detail.guide import blurred
+from modeling.pixels import from_uint8, to_uint8
+from pipelines.bench.guides import Guides, compare_guides, round_trip
+from tests.modeling.detail.test_transfer import picture
+
+WORK = (48, 80)
+
+
+class Blurring(nn.Module):
+    """A VAE that loses what a Gaussian of `pixels` does, and errs by so many levels in the mean,
+    each time anew. Its latents are pixels; it wants whole latents."""
+
+    def __init__(self, pixels: float, errors: float = 0.0) -> None:
+        super().__init__()
+        self.pixels, self.errors = pixels, errors
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.draw = np.random.default_rng(0)
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, None]:
+        assert pixels.shape[1] % 4 == 1
+        return pixels, None
+
+    def decode(self, latents: Tensor) -> tuple[Tensor, None]:
+        frames = blurred(to_uint8(latents[0]).permute(0, 2, 3, 1), self.pixels)
+        errors = torch.from_numpy(self.draw.laplace(0, self.errors, frames.shape))
+        return from_uint8((frames + errors).clamp(0, 255)).permute(0, 3, 1, 2)[None], None
+
+
+@pytest.fixture(scope="module")
+def made() -> list[tuple[str, Pair]]:
+    source = picture(96, 160).repeat(2, 1, 1, 1)
+    paler = (source.int() * 3 // 5 + 30).to(torch.uint8)
+    square = source.clone()
+    square[:, 30:60, 60:100] = 20
+    mask = np.ones((2, 96, 160), bool)
+    return [
+        (kind, Pair(source.numpy(), target.numpy(), mask, kind, 16.0, {}))
+        for kind, target in (("tone", paler), ("object", square))
+    ]
+
+
+@pytest.mark.parametrize("pixels", [0.0, 0.5, 0.9])
+def test_a_vae_that_only_blurs_needs_no_decoding(
+    made: list[tuple[str, Pair]], pixels: float
+) -> None:
+    guides = compare_guides(Blurring(pixels), made, WORK)  # type: ignore[arg-type]
+    assert guides.blur == pytest.approx(pixels)
+    assert guides.serves
+    assert guides.background > 60
+    assert list(guides.rows) == ["tone", "object"]
+    for found in guides.rows.values():
+        assert found["decoded"]["psnr"] > found["enlarged"]["psnr"]
+
+
+def test_a_vae_that_errs_needs_the_source_decoded_again(made: list[tuple[str, Pair]]) -> None:
+    guides = compare_guides(Blurring(0.5, errors=14), made, WORK)  # type: ignore[arg-type]
+    assert guides.background < 45
+    assert not guides.serves
+    assert guides.told()["kinds"] == ["object", "tone"]
+
+
+def entry(psnr: float) -> dict[str, float]:
+    return {"psnr": psnr}
+
+
+@pytest.mark.parametrize(
+    ("decoded", "blurred", "background", "serves"),
+    [(42, 41, 45, True), (42, 40.9, 45, False), (42, 41, 44.9, False), (40, 41, 60, True)],
+)
+def test_the_rule(decoded: float, blurred: float, background: float, serves: bool) -> None:
+    rows = {
+        kind: {
+            "decoded": entry(decoded + more),
+            "blurred": entry(blurred - more),
+            "nothing edited, blurred": entry(background + more),
+        }
+        for kind, more in (("one", 3.0), ("two", -3.0))
+    }
+    guides = Guides(0.5, 40.0, rows)
+    assert guides.serves is serves
+    assert guides.told()["background_db"] == background
+
+
+def test_a_round_trip_is_of_whole_latents_and_of_all_frames() -> None:
+    frames = picture(32, 48).repeat(4, 1, 1, 1)
+    frames[3] = 7
+    found = round_trip(Blurring(0.0), frames)  # type: ignore[arg-type]
+    assert torch.equal(found, frames)
+    with pytest.raises(ValueError, match="80x47 is no whole number of 16 pixels"):
+        compare_guides(Blurring(0.0), [], (47, 80))  # type: ignore[arg-type]
