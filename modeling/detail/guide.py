@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from modeling.detail.noise_gate import BITS as SHARE_BITS
-from modeling.detail.noise_gate import WHOLE
-from modeling.detail.transfer import ONE, REACH, WINDOW, ZERO, beyond, gains, sums
+from modeling.detail.noise_gate import WHOLE, WINDOW, around
+from modeling.detail.transfer import ONE, ZERO, beyond, gains
 
 BITS = 7  # of a weight: 255 levels times the sum of all then fit 16 bits
 DEVIATIONS = 2.5  # at which the Gaussian ends
@@ -78,15 +78,11 @@ def following(seen: Tensor, edit: Tensor) -> Tensor:
 
 def _following(seen: Tensor, edit: Tensor) -> Tensor:
     slope = gains(seen, edit).int().sub_(ZERO)
-    sum_s, sum_e = (_window_sums(x.short()).int() for x in (seen, edit))
+    sum_s, sum_e = (around(x.short()).int() for x in (seen, edit))
     line = slope.mul_(WINDOW * seen.int() - sum_s).add_(sum_e, alpha=ONE)
     line = line.add_(WINDOW * ONE // 2).div_(WINDOW * ONE, rounding_mode="floor").clamp_(0, 255)
     rest = edit.short().sub_(line.short())
-    most = _window_sums(rest.abs()).amax(dim=-1, keepdim=True).int()
+    most = around(rest.abs()).amax(dim=-1, keepdim=True).int()
     share = ((most - BELOW * WINDOW) * WHOLE).div_(RISE * WINDOW, rounding_mode="floor")
     new = rest.int().mul_(share.clamp_(0, WHOLE)).add_(WHOLE // 2).bitwise_right_shift_(SHARE_BITS)
     return line.add_(new).clamp_(0, 255).to(torch.uint8)
-
-
-def _window_sums(x: Tensor) -> Tensor:
-    return sums(beyond(x, REACH), 2 * REACH + 1)

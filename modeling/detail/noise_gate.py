@@ -20,8 +20,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modeling.detail.transfer import REACH, WINDOW, beyond, sums
+from modeling.detail.transfer import beyond
 
+REACH = 3  # pixels around each: a window of 7 x 7
+WINDOW = (2 * REACH + 1) ** 2
 BELOW, RISE = 8, 8  # levels: up to the first all is noise, above their sum all is edit
 WHOLE = 64  # a share of 1
 BITS = 6
@@ -37,8 +39,7 @@ def only_edited(seen: Tensor, edit: Tensor) -> Tensor:
 
 def _gated(seen: Tensor, edit: Tensor) -> Tensor:
     moved = edit.short() - seen.short()
-    windows = sums(beyond(moved.abs(), REACH), 2 * REACH + 1)  # 16 bits hold 49 * 255
-    most = windows.amax(dim=-1, keepdim=True).int()
+    most = around(moved.abs()).amax(dim=-1, keepdim=True).int()
     share = shares(most, torch.full_like(most[:, :1, :1], WHOLE))
     count = share[0].numel()
     edited = share.sum(dim=(1, 2), keepdim=True).div(count, rounding_mode="floor").int()
@@ -54,3 +55,20 @@ def shares(most: Tensor, strictness: Tensor) -> Tensor:
     rise = ((RISE * WINDOW * strictness) >> BITS).clamp(min=1)
     share = ((most - below) * WHOLE).div(rise, rounding_mode="floor")
     return share.clamp(0, WHOLE).int()
+
+
+def around(x: Tensor) -> Tensor:
+    """Sums over windows of 2^k - 1 pixels around each of [n, H, W, 3], by doubling; of 255 levels
+    they fit 16 bits."""
+    x, side = beyond(x, REACH), 2 * REACH + 1
+    for axis in (-3, -2):
+        length = x.shape[axis] - side + 1
+        total, run, size = x.narrow(axis, 0, length), x, 1
+        while 2 * size <= side:
+            whole = run.shape[axis] - size
+            run = run.narrow(axis, 0, whole) + run.narrow(axis, size, whole)
+            more = run.narrow(axis, 2 * size - 1, length)
+            total = total + more if size == 1 else total.add_(more)  # at first it is x
+            size *= 2
+        x = total
+    return x

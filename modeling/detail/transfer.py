@@ -25,15 +25,15 @@ from torch import Tensor
 
 from modeling.detail.resample import Resize, resize, resize_by_taps
 
-REACH = 3  # pixels of the small picture around each: a window of 7 x 7
-WINDOW = (2 * REACH + 1) ** 2
+SIDE = 8  # pixels of a window, around a corner of four pixels; a power of two, see `windows`
+WINDOW = SIDE**2
+REACH = SIDE // 2  # pixels around each that decide its gain
 # Added to the window's variance and covariance, in squared levels: a window as flat as that keeps
 # its detail, since in it there is nothing to tell a slope from.
 FLAT = 2
 EPSILON = FLAT * WINDOW * WINDOW  # in the units of `gains`
 ONE = 64  # a gain of 1 in the numbers of `gains`
 STRIP = 64  # rows
-NINTH = 7282  # of 2^16; a product with it, cut off, is a whole ninth of what 9 slopes add up to
 ZERO = 128  # a gain of 0; so gains reach from -2 to almost 2
 
 Transfer = Callable[[Tensor, Tensor, Tensor], Tensor]  # source, seen, edit -> frames
@@ -65,7 +65,7 @@ def _transfer(
     if rows.start == rows.stop:
         out.copy_(source)
         return
-    reached = _around(rows, 1 + REACH, small)
+    reached = _around(rows, REACH, small)
     among = _around(reached, REACH, small)
     gain = torch.full_like(seen, ZERO + ONE)
     inner = slice(reached.start - among.start, reached.stop - among.start)
@@ -110,33 +110,29 @@ def _strips(rows: slice) -> list[slice]:
 def gains(seen: Tensor, edit: Tensor) -> Tensor:
     """The share of the source's detail that each pixel of the edit keeps, ZERO + ONE * share.
 
-    The slope of e on s in a window, (cov(s, e) + FLAT) / (var(s) + FLAT), then the mean of 3 x 3
-    slopes. Pictures go on beyond their border with its last pixel.
+    The slope of e on s in a window, (cov(s, e) + FLAT) / (var(s) + FLAT), then the mean of the
+    windows around a pixel's four corners. Pictures go on beyond their border with its last pixel.
     """
+    gain = torch.empty_like(seen)
     seen, edit = beyond(seen, REACH), beyond(edit, REACH)
-    slopes = torch.empty_like(seen[:, 2 * REACH :, 2 * REACH :])
-    for strip in _strips(slice(0, slopes.shape[1])):
-        around = slice(strip.start, strip.stop + 2 * REACH)
-        slopes[:, strip] = _slopes(seen[:, around], edit[:, around])
-    slopes = beyond(slopes, 1)
-    gain = torch.empty_like(slopes[:, 2:, 2:])
     for strip in _strips(slice(0, gain.shape[1])):
-        total = sums(slopes[:, strip.start : strip.stop + 2].short(), 3).add_(4).int()
-        gain[:, strip] = total.mul_(NINTH).bitwise_right_shift_(16)
+        around = slice(strip.start, strip.stop + SIDE)
+        total = windows(_slopes(seen[:, around], edit[:, around]), 2)
+        gain[:, strip] = total.add_(2).bitwise_right_shift_(2)
     return gain
 
 
 def _slopes(s: Tensor, e: Tensor) -> Tensor:
-    """Of windows around all pixels but REACH at each border, whole numbers [n, H, W, 3] from 0 to
-    255, in float32. Sums fit 16 bits, sums of squares 32."""
+    """Of all windows in [n, H, W, 3], whole numbers int16 [n, H - 7, W - 7, 3] from 0 to 255. Sums
+    fit 16 bits, sums of squares 32."""
     pair = torch.stack([s.short(), e.short()])
     squares = pair.int()
-    sum_ss, sum_se = sums(squares[:1] * squares, 2 * REACH + 1)
-    sum_s, sum_e = sums(pair, 2 * REACH + 1).int()
+    sum_ss, sum_se = windows(squares[:1] * squares, SIDE)
+    sum_s, sum_e = windows(pair, SIDE).int()
     covariance = sum_se.mul_(WINDOW).addcmul_(sum_s, sum_e, value=-1).add_(EPSILON)
     variance = sum_ss.mul_(WINDOW).addcmul_(sum_s, sum_s, value=-1).add_(EPSILON)
     slope = covariance.float().div_(variance.float()).mul_(ONE).add_(0.5).floor_()
-    return slope.clamp_(-ZERO, 255 - ZERO).add_(ZERO)
+    return slope.clamp_(-ZERO, 255 - ZERO).add_(ZERO).short()
 
 
 def beyond(x: Tensor, reach: int) -> Tensor:
@@ -150,16 +146,12 @@ def beyond(x: Tensor, reach: int) -> Tensor:
     return out
 
 
-def sums(x: Tensor, count: int) -> Tensor:
-    """Sums over squares of `count` = 2^k - 1 neighbours, [..., H, W, 3], by doubling."""
+def windows(x: Tensor, side: int) -> Tensor:
+    """Sums over squares of `side` = 2^k neighbours, [..., H, W, 3] to [..., H - side + 1, ...]."""
     for axis in (-3, -2):
-        length = x.shape[axis] - count + 1
-        total, run, size = x.narrow(axis, 0, length), x, 1
-        while 2 * size <= count:
-            whole = run.shape[axis] - size
-            run = run.narrow(axis, 0, whole) + run.narrow(axis, size, whole)
-            more = run.narrow(axis, 2 * size - 1, length)
-            total = total + more if size == 1 else total.add_(more)  # at first it is x
+        size = 1
+        while size < side:
+            length = x.shape[axis] - size
+            x = x.narrow(axis, 0, length) + x.narrow(axis, size, length)
             size *= 2
-        x = total
     return x

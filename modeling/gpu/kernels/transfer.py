@@ -20,8 +20,9 @@ def transfer(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
     """As `transfer.transfer`."""
     height, width = source.shape[1:3]
     small = seen.shape[1:3]
-    slopes, gain, out = torch.empty_like(seen), torch.empty_like(seen), torch.empty_like(source)
-    _slopes[_grid(seen)](
+    gain, out = torch.empty_like(seen), torch.empty_like(source)
+    slopes = seen.new_empty(len(seen), small[0] + 1, small[1] + 1, 3)  # at corners of pixels
+    _slopes[_grid(slopes)](
         seen, edit, slopes, *small, EPSILON,
         REACH=REACH, WINDOW=WINDOW, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK,
     )  # fmt: skip
@@ -45,16 +46,16 @@ def _slopes(
 ):  # fmt: skip
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    inside = j < 3 * width
+    inside = j < 3 * (width + 1)
     x, colour = j // 3, j % 3
     base = frame * height * width * 3
     sum_s = tl.zeros_like(j)
     sum_e = tl.zeros_like(j)
     sum_ss = tl.zeros_like(j)
     sum_se = tl.zeros_like(j)
-    for v in range(-REACH, REACH + 1):
+    for v in range(-REACH, REACH):
         row = base + tl.minimum(tl.maximum(y + v, 0), height - 1) * width * 3
-        for u in tl.static_range(-REACH, REACH + 1):
+        for u in tl.static_range(-REACH, REACH):
             at = row + tl.minimum(tl.maximum(x + u, 0), width - 1) * 3 + colour
             s = tl.load(seen + at, inside, 0).to(tl.int32)
             e = tl.load(edit + at, inside, 0).to(tl.int32)
@@ -66,24 +67,22 @@ def _slopes(
     variance = (WINDOW * sum_ss - sum_s * sum_s + epsilon).to(tl.float32)
     slope = tl.floor(tl.div_rn(ONE * covariance, variance) + 0.5)
     gain = tl.minimum(tl.maximum(slope, -ZERO), 255 - ZERO).to(tl.int32) + ZERO
-    tl.store(out + base + y * width * 3 + j, gain.to(tl.uint8), inside)
+    line = (frame * (height + 1) + y) * (width + 1) * 3
+    tl.store(out + line + j, gain.to(tl.uint8), inside)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
 def _means(slopes, out, height, width, BLOCK: tl.constexpr):
-    """Rounded means of 3 x 3."""
+    """Rounded means of the four corners of a pixel."""
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     y, frame = tl.program_id(1), tl.program_id(2).to(tl.int64)
     inside = j < 3 * width
-    x, colour = j // 3, j % 3
-    base = frame * height * width * 3
-    total = tl.zeros_like(j) + 4
-    for v in tl.static_range(-1, 2):
-        row = base + tl.minimum(tl.maximum(y + v, 0), height - 1) * width * 3
-        for u in tl.static_range(-1, 2):
-            at = row + tl.minimum(tl.maximum(x + u, 0), width - 1) * 3 + colour
-            total += tl.load(slopes + at, inside, 0).to(tl.int32)
-    tl.store(out + base + y * width * 3 + j, (total // 9).to(tl.uint8), inside)
+    total = tl.zeros_like(j) + 2
+    for v in tl.static_range(2):
+        row = slopes + (frame * (height + 1) + y + v) * (width + 1) * 3 + j
+        for u in tl.static_range(2):
+            total += tl.load(row + 3 * u, inside, 0).to(tl.int32)
+    tl.store(out + (frame * height + y) * width * 3 + j, (total >> 2).to(tl.uint8), inside)
 
 
 @triton.jit(do_not_specialize=_SIZES + _GAIN_SIZES)

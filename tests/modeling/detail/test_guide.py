@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling.detail.guide import BELOW, BITS, RISE, blurred, following, gaussian
+from modeling.detail.noise_gate import REACH, WINDOW
 from modeling.detail.resample import resize
-from modeling.detail.transfer import ONE, REACH, WINDOW, ZERO, gains, transfer
+from modeling.detail.transfer import ONE, ZERO, gains, transfer
 from tests.modeling.detail.test_resample import noise
 from tests.modeling.detail.test_transfer import picture, psnr
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling.detail.noise_gate import BELOW, RISE, WHOLE, _gated, only_edited
-from modeling.detail.transfer import REACH, transfer
+from modeling.detail.noise_gate import BELOW, REACH, RISE, WHOLE, _gated, only_edited
+from modeling.detail.transfer import transfer
 from tests.modeling.detail.test_resample import noise
 from tests.modeling.detail.test_transfer import picture
 
