@@ -23,6 +23,7 @@ from torch import nn
 from infra.runtime.errors import UserError
 from modeling import cpu
 from modeling.config import MaskCacheConfig, ModelConfig, StreamConfig
+from modeling.detail.guide import Follow, following
 from modeling.detail.resample import Resize, resize
 from modeling.detail.transfer import Transfer, transfer
 from modeling.detail.work_size import in_pixels, in_words
@@ -85,8 +86,10 @@ class StreamingEditor:
         if fp8 and not self.accelerated:
             raise UserError(f"fp8 needs a GPU, the model is on {self.device}; leave it out")
         self.resize: Resize
+        self.following: Follow
         self.transfer: Transfer
-        self.resize, self.transfer = fast_detail() if self.accelerated else (resize, transfer)
+        detail = fast_detail() if self.accelerated else (resize, following, transfer)
+        self.resize, self.following, self.transfer = detail
         self.forward_on: ForwardOn = (
             accelerate(self.transformer, self.vae, fp8=fp8)
             if self.accelerated
@@ -162,7 +165,8 @@ class StreamingEditor:
 
         The model sees them at `work_size` (`modeling.detail.work_size`: "full", "3/4", "1/2",
         "native", "416x240"), and its edits are brought back to the frames' own size: `detail`
-        "source" gives them the source's detail for one more VAE decoding, "off" enlarges them.
+        "source" gives them the source's detail, for one more VAE decoding unless the model's own
+        `guide_blur` spares it, "off" enlarges them.
         Sizes that are no multiple of 16 are padded inside and cropped again. `mask_cache` "model"
         takes the editor's, None recomputes every token.
         """

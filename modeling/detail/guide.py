@@ -11,6 +11,7 @@ Whole numbers, so that all devices agree to the bit. Frames are uint8 [n, height
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ DEVIATIONS = 2.5  # at which the Gaussian ends
 # Mean levels of what a window's edit is beside a linear function of the guide: up to the first all
 # of it is the VAE's error, above their sum all is new.
 BELOW, RISE = 6, 8
+
+Follow = Callable[[Tensor, Tensor], Tensor]  # seen, edit -> edit
 
 
 def blurred(frames: Tensor, pixels: float) -> Tensor:

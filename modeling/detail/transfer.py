@@ -7,8 +7,9 @@ of what the small source lacks of the large one is added to the enlarged edit,
 
     out = up(edit) + up(gain) * (source - up(seen)).
 
-"As the editor sees it" is the source after the VAE's own round trip: what the VAE loses is then
-missing on both sides, and where nothing was changed the result is the source to the bit.
+"As the editor sees it" is the source after the VAE's own round trip, or what comes near that of an
+exact VAE (`guide`): what the VAE loses is then missing on both sides, and where nothing was changed
+the result is the source to the bit.
 The slope is that of the guided filter (He et al. 2010), its use on another size that of joint
 upsampling (Kopf et al. 2007). Everything is whole numbers, so that all devices agree to the bit.
 

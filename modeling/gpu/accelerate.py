@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from infra.runtime.errors import UserError
+from modeling.detail.guide import Follow
 from modeling.detail.resample import Resize
 from modeling.detail.transfer import Transfer
 from modeling.diffusion.transformer import Transformer
@@ -44,9 +45,10 @@ def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> For
     return partial(GraphedForward, fused)
 
 
-def fast_detail() -> tuple[Resize, Transfer]:
-    """`modeling.detail`'s resizing and transfer, fused."""
+def fast_detail() -> tuple[Resize, Follow, Transfer]:
+    """`modeling.detail`'s `resize`, `following` and `transfer`, fused."""
+    from modeling.gpu.kernels.guide import following
     from modeling.gpu.kernels.resize import resize
     from modeling.gpu.kernels.transfer import transfer
 
-    return resize, transfer
+    return resize, following, transfer

@@ -18,6 +18,7 @@ from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.rope import time_shift
 from modeling.diffusion.transformer import Transformer
 from modeling.geometry import SPATIAL_STRIDE
+from modeling.gpu.kernels.guide import following
 from modeling.gpu.kernels.heads import merge_attention, turn
 from modeling.gpu.kernels.resize import resize
 from modeling.gpu.kernels.transfer import transfer
@@ -75,6 +76,6 @@ def parts(
 
     def detail() -> None:
         large, small = (zeros(1, side, side, 3, dtype=torch.uint8) for side in (16, 8))
-        transfer(large, resize(large, 8, 8, "bicubic"), small)
+        transfer(large, resize(large, 8, 8, "bicubic"), following(small, small))
 
     return [encode, decode, denoise, attend, detail]

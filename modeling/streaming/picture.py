@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from infra.runtime.errors import UserError
 from modeling.config import StreamConfig
-from modeling.detail.guide import blurred, following
+from modeling.detail.guide import Follow, blurred
 from modeling.detail.noise_gate import only_edited
 from modeling.detail.resample import Resize
 from modeling.detail.transfer import Transfer
@@ -33,6 +33,7 @@ class Studio(Protocol):
     vae: StreamingVae
     device: torch.device
     resize: Resize
+    following: Follow
     transfer: Transfer
 
     @property
@@ -80,7 +81,7 @@ class Picture:
         seen = self._seen(large, source)
         edit = only_edited(seen, edit)
         if self._blur is not None:
-            edit = following(seen, edit)
+            edit = self._studio.following(seen, edit)
         return self._studio.transfer(large, seen, edit)
 
     @property

@@ -14,6 +14,8 @@ from modeling.editor import StreamingEditor
 from modeling.streaming.device import DeviceClock
 from modeling.streaming.stream import EditStream
 
+DETAIL = ("resize", "following", "transfer")  # the editor's; without detail only the first
+
 
 @dataclass(frozen=True)
 class ChunkTimes:
@@ -22,7 +24,7 @@ class ChunkTimes:
     encode: float  # VAE encoder
     transformer: float  # D: all that the device does for the chunk but encode and decode
     decode: float  # VAE decoder, of the edit
-    detail: float  # resizing, the source's way back through the decoder, and the transfer
+    detail: float  # resizing, the guide, and the transfer
     answer: float  # from `push` to edited frames
     whole: float  # V: the chunk's share of the time that a run of chunks takes
     recomputed: float  # share of tokens, not a time
@@ -43,7 +45,7 @@ class ChunkTimer:
         """While entered, the editor's VAE and its work on pictures mark when they start and end."""
         watched = [
             (self._editor.vae, "encode"), (self._editor.vae, "decode"),
-            (self._editor, "resize"), (self._editor, "transfer"),
+            *((self._editor, part) for part in DETAIL),
         ]  # fmt: skip
         before = [owner.__dict__.get(name) for owner, name in watched]
         for owner, name in watched:
@@ -87,8 +89,7 @@ class ChunkTimer:
         for (calls, end), answer, whole, chunk in zip(parts, answers, wholes, told, strict=True):
             decodings = self._spans(calls, "decode")
             encode, decode = sum(self._spans(calls, "encode")), decodings[0]
-            resizing, transfer = self._spans(calls, "resize"), self._spans(calls, "transfer")
-            detail = sum(resizing) + sum(transfer) + sum(decodings[1:])
+            detail = sum(decodings[1:]) + sum(sum(self._spans(calls, part)) for part in DETAIL)
             span = self._clock.between(calls[0][1], end)
             times.append(
                 ChunkTimes(
@@ -125,8 +126,7 @@ class ChunkTimer:
 
     def _spans(self, calls: list[tuple[str, Any, Any]], name: str) -> list[float]:
         spans = [self._clock.between(start, end) for call, start, end in calls if call == name]
-        # Without detail nothing is transferred.
-        assert spans or name == "transfer", f"EditStream edited a chunk without {name}"
+        assert spans or name in DETAIL[1:], f"EditStream edited a chunk without {name}"
         return spans
 
     def _wait(self) -> None:

@@ -20,14 +20,7 @@ def transfer(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
     """As `transfer.transfer`."""
     height, width = source.shape[1:3]
     small = seen.shape[1:3]
-    gain, out = torch.empty_like(seen), torch.empty_like(source)
-    slopes = seen.new_empty(len(seen), small[0] + 1, small[1] + 1, 3)  # at corners of pixels
-    _slopes[_grid(slopes)](
-        seen, edit, slopes, *small, EPSILON,
-        REACH=REACH, WINDOW=WINDOW, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK,
-    )  # fmt: skip
-    _means[_grid(seen)](slopes, gain, *small, BLOCK=BLOCK)
-    device = source.device
+    gain, out, device = gains(seen, edit), torch.empty_like(source), source.device
     sides = [
         *_side(small[0], height, "bicubic", device), *_side(small[1], width, "bicubic", device),
         *_side(small[0], height, "bilinear", device), *_side(small[1], width, "bilinear", device),
@@ -36,6 +29,19 @@ def transfer(source: Tensor, seen: Tensor, edit: Tensor) -> Tensor:
         source, seen, edit, gain, *sides, out, height, width, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK
     )
     return out
+
+
+def gains(seen: Tensor, edit: Tensor) -> Tensor:
+    """As `transfer.gains`."""
+    count, height, width = seen.shape[:3]
+    gain = torch.empty_like(seen)
+    slopes = seen.new_empty(count, height + 1, width + 1, 3)  # at corners of pixels
+    _slopes[_grid(slopes)](
+        seen, edit, slopes, height, width, EPSILON,
+        REACH=REACH, WINDOW=WINDOW, ONE=ONE, ZERO=ZERO, BLOCK=BLOCK,
+    )  # fmt: skip
+    _means[_grid(seen)](slopes, gain, height, width, BLOCK=BLOCK)
+    return gain
 
 
 @triton.jit(do_not_specialize=["height", "width", "epsilon"])

@@ -21,6 +21,7 @@ def test_the_weights_are_a_gaussian(pixels: float) -> None:
     weights = gaussian(pixels)
     assert 2 * sum(weights) - weights[0] == 1 << BITS
     assert min(weights) > 0
+    assert len(weights) > 2 * pixels
     for x, weight in enumerate(weights[1:], 1):
         wanted = np.exp(-((x / pixels) ** 2) / 2)
         assert weight / weights[0] == pytest.approx(wanted, abs=1.5 / weights[0])

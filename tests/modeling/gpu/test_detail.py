@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from modeling.detail.guide import following
 from modeling.detail.resample import Kernel, resize
 from modeling.detail.transfer import transfer
 from tests.modeling.detail.test_resample import noise
@@ -19,6 +20,7 @@ SIZES += [((480, 832), (240, 416)), ((721, 1279), (352, 640))] if CUDA else []
 
 @pytest.fixture(scope="module")
 def fused() -> ModuleType:
+    import modeling.gpu.kernels.guide
     import modeling.gpu.kernels.resize
     import modeling.gpu.kernels.transfer
 
@@ -48,3 +50,17 @@ def test_transfer(fused: ModuleType, large: tuple[int, int], small: tuple[int, i
     assert torch.equal(fused.transfer.transfer(*there).cpu(), transfer(*frames))
     if CUDA:  # else the line above says it
         assert torch.equal(fused.transfer.transfer(there[0], there[1], there[1]).cpu(), source)
+
+
+@pytest.mark.parametrize("small", [(5, 3), *(small for _, small in SIZES[3:])])
+def test_following(fused: ModuleType, small: tuple[int, int]) -> None:
+    """A tone with a little noise on one side, which is dropped, and anything on the other."""
+    seen = noise(*small)
+    edit = (seen.int() // 2 + 40 + noise(*small, seed=1) % 5).to(torch.uint8)
+    edit[:, : small[0] // 2] = noise(*small, seed=2)[:, : small[0] // 2]
+    there = [x.cuda() if CUDA else x for x in (seen, edit)]
+    wanted = following(seen, edit)
+    kept = wanted == edit
+    assert kept.any()
+    assert not kept.all()
+    assert torch.equal(fused.guide.following(*there).cpu(), wanted)

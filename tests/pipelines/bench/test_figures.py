@@ -233,6 +233,12 @@ def test_a_mask_cache_for_a_model_of_two_steps_prunes_the_second() -> None:
     assert told["mask_cache"] == {**wanted, "pruned_steps": [2, 3]}
     assert told["chunk_frames"] == 12
     assert noise_frames(2, 3, 4).shape == (2, 3, 4, 3)
+    half = replace(OPTIONS, work_size="1/2", detail="source")
+    for guide, blur in (("decoded", None), (0.5, 0.5)):
+        editor = build_editor(replace(OPTIONS, guide_blur=guide))  # type: ignore[arg-type]
+        assert editor.settings.guide_blur == blur
+        assert describe(editor, half, (48, 64)).get("guide_blur") == blur
+        assert "guide_blur" not in describe(editor, OPTIONS, (48, 64))  # has no detail
     with pytest.raises(ValueError, match="neither a model directory nor one of the presets"):
         build_editor(replace(OPTIONS, model="nowhere"))
 
