@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,10 @@ from torch import Tensor, nn
 
 from data.sample import Pair
 from modeling.detail.guide import blurred
+from modeling.model_dir import load_model, read_card, read_config, save_model
 from modeling.pixels import from_uint8, to_uint8
 from pipelines.bench.guides import Guides, compare_guides, round_trip
+from pipelines.commands.measure.detail import _guides
 from tests.modeling.detail.test_transfer import picture
 
 WORK = (48, 80)
@@ -98,3 +103,18 @@ def test_a_round_trip_is_of_whole_latents_and_of_all_frames() -> None:
     assert torch.equal(found, frames)
     with pytest.raises(ValueError, match="80x47 is no whole number of 16 pixels"):
         compare_guides(Blurring(0.0), [], (47, 80))  # type: ignore[arg-type]
+
+
+def test_the_answer_is_told_and_recorded(made: list[tuple[str, Pair]], tmp_path: Path) -> None:
+    demo = load_model("demo")
+    config = replace(demo.config, stream=replace(demo.config.stream, guide_blur=0.5))
+    path = save_model(tmp_path / "model", config, vae=demo.vae, card={"name": "random"})
+    rows, said = _guides(iter(made), path, (96, 160), "1/2", "cpu", write=False)
+    assert list(rows) == ["tone", "object"]
+    assert said.endswith(": decode it again")
+    assert read_config(path) == config
+    _, said = _guides(iter(made), path, (96, 160), "1/2", "cpu", write=True)
+    assert said.endswith(f"decode it again; recorded in {path}")
+    assert read_config(path).stream.guide_blur is None
+    told = read_card(path)["guide"]
+    assert (told["work_size"], told["kinds"]) == ("80x48", ["object", "tone"])
