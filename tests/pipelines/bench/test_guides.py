@@ -109,11 +109,8 @@ def test_the_answer_is_told_and_recorded(made: list[tuple[str, Pair]], tmp_path:
     demo = load_model("demo")
     config = replace(demo.config, stream=replace(demo.config.stream, guide_blur=0.5))
     path = save_model(tmp_path / "model", config, vae=demo.vae, card={"name": "random"})
-    rows, said = _guides(iter(made), path, (96, 160), "1/2", "cpu", write=False)
+    rows, said = _guides(iter(made), path, (96, 160), "1/2", "cpu", write=True)
     assert list(rows) == ["tone", "object"]
-    assert said.endswith(": decode it again")
-    assert read_config(path) == config
-    _, said = _guides(iter(made), path, (96, 160), "1/2", "cpu", write=True)
     assert said.endswith(f"decode it again; recorded in {path}")
     assert read_config(path).stream.guide_blur is None
     told = read_card(path)["guide"]
