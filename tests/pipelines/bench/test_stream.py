@@ -160,7 +160,11 @@ def test_the_parts_of_a_chunk_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
     vae = SimpleNamespace(encode=takes(2), decode=takes(3, 5))
     editor: Any = SimpleNamespace(
-        device=torch.device("cpu"), vae=vae, resize=takes(0.5), transfer=takes(4)
+        device=torch.device("cpu"),
+        vae=vae,
+        resize=takes(0.5),
+        following=takes(0.25),
+        transfer=takes(4),
     )
     before, transformer = takes(1), takes(10)
 
@@ -169,6 +173,7 @@ def test_the_parts_of_a_chunk_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         for part in (before, vae.encode, editor.resize, transformer, vae.decode, vae.decode):
             part()
         editor.resize()
+        editor.following()
         editor.transfer()
         yield SimpleNamespace(recomputed=0.25, index=7)
 
@@ -178,8 +183,8 @@ def test_the_parts_of_a_chunk_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         found = timer.run(stream, 2)
     assert [asdict(times) for times in found] == 2 * [
         pytest.approx(
-            {"encode": 2000, "transformer": 10000, "decode": 3000, "detail": 5000 + 4000 + 1000,
-             "answer": 26000, "whole": 26000, "recomputed": 0.25, "index": 7}
+            {"encode": 2000, "transformer": 10000, "decode": 3000, "detail": 5000 + 4250 + 1000,
+             "answer": 26250, "whole": 26250, "recomputed": 0.25, "index": 7}
         )
     ]  # fmt: skip
 
