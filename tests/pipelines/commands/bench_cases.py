@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from data.sample import Pair
+from modeling.config import StreamConfig
+from pipelines.bench.detail.guides import Guides
 from pipelines.bench.simulation.day import VARIANTS
 from pipelines.bench.subject import BenchOptions
 from serve.admission.admission import Sizes
@@ -25,14 +27,18 @@ THERE = {"serve.client.served_model": MODEL}
 URL = "bench serve --url ws://h:1 --sessions 3"
 PAIR = Pair(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.uint8),
             np.zeros((1, 8, 8), bool), "x", 16.0)  # fmt: skip
-PAIRS, COMPARE = (f"pipelines.bench.detail.{name}" for name in ("pairs_by_kind", "compare"))
+PAIRS, COMPARE = (f"pipelines.bench.detail.sizes.{name}" for name in ("pairs_by_kind", "compare"))
 DETAIL = "bench detail f --kinds night,add --size 64x48 --frames 3"
 PREPARED = {"data.footage.material.prepare": {"heldout": "held"}}
 SHOWN = PREPARED | {
     PAIRS: [("night", PAIR)],
     COMPARE: {},
-    "pipelines.bench.detail.table": "",
+    "pipelines.bench.detail.sizes.table": "",
 }
+LOADED, GUIDES = "modeling.model_dir.load_model", "pipelines.bench.detail.guides.compare_guides"
+VAE = SimpleNamespace(vae="vae", config=SimpleNamespace(stream=StreamConfig(height=16, width=32)))
+SAME = {way: {"psnr": 50.0} for way in ("decoded", "blurred", "nothing edited, blurred")}
+BLURRED = Guides(0.5, 40.0, {"night": SAME})
 DAY = {"cost_s": 0.1, "chunk_frames": 12, "sizes": Sizes((16, 32), (16, 32)), "start_s": 1.0,
        "load_s": 2.0, "rungs": {}}  # fmt: skip
 MEASURED = {STORED: {}, "pipelines.bench.simulation.day.measured": DAY}
@@ -59,10 +65,10 @@ REPORT = SimpleNamespace(to_dict=dict)  # of cameras
 BENCH = (
     Case("bench stream demo --size 64x48 --work-size 1/2 --detail off --vae tiny --chunks 3 "
          "--keep 0.4 --policy published --scope block --pruned-steps 1,2 --sessions 2 "
-         "--device cpu", STREAM,
+         "--device cpu --guide 0.5", STREAM,
          {"stored": None} | options(
              size=(48, 64), work_size="1/2", detail="off", vae="tiny", chunks=3, keep_ratio=0.4,
-             policy="published", scope="block", pruned_steps=(1, 2), sessions=2)),
+             policy="published", scope="block", pruned_steps=(1, 2), sessions=2, guide_blur=0.5)),
     Case("bench stream", STREAM, options()),
     Case("bench stream m --work-size 1/2 --no-cache", STREAM,
          options(model="m", work_size="1/2", detail="source", no_cache=True)),
@@ -114,6 +120,11 @@ BENCH = (
     Case(DETAIL, PAIRS,
          {"footage": "held", "kinds": ("night", "add"), "height": 48, "width": 64, "frames": 3},
          PREPARED),
-    Case(f"{DETAIL} --picture p.jpg", "pipelines.bench.detail.save_picture",
+    Case(f"{DETAIL} --picture p.jpg", "pipelines.bench.detail.sizes.save_picture",
          {"path": Path("p.jpg")}, SHOWN),
+    Case(f"{DETAIL} --model m --device cpu", LOADED, {"path": Path("m"), "device": "cpu"}, SHOWN),
+    Case(f"{DETAIL} --model m --work-size 32x16", GUIDES, {"vae": "vae", "work": (16, 32)},
+         SHOWN | {LOADED: VAE}),
+    Case(f"{DETAIL} --model m --write", "modeling.model_dir.set_guide",
+         {"path": Path("m"), "blur": 0.5}, SHOWN | {LOADED: VAE, GUIDES: BLURRED}),
 )  # fmt: skip
