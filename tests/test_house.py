@@ -20,7 +20,7 @@ MANY = 15  # files in a folder
 SAME = {
     *("data", "edit", "evaluate", "ingest", "serve", "stream", "train"),  # command, stage, bench
     *("ablation", "benchmark", "detail", "pipeline"),  # its settings, what it does, its command
-    *("training", "transfer", "transformer", "vae"),  # plain, on a GPU, in kernels, as imported
+    *("guide", "training", "transfer", "transformer", "vae"),  # plain, on a GPU, as imported
     *("build", "errors", "job", "kinds", "plan", "records", "registry", "replica", "run"),
     *("Detail", "Size"),
 }

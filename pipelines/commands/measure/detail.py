@@ -59,7 +59,7 @@ def bench_detail(
     import tempfile
 
     from data.footage.material import prepare
-    from pipelines.bench.detail.sizes import pairs_by_kind, table
+    from pipelines.bench.sharpness.detail import pairs_by_kind, table
 
     if model is None and write:
         raise UserError("--write records a guide in a model directory; name it with --model")
@@ -85,7 +85,7 @@ def bench_detail(
 def _sizes(made: Iterator[tuple[str, Pair]], picture: Path | None) -> Rows:
     import torch
 
-    from pipelines.bench.detail.sizes import compare, save_picture
+    from pipelines.bench.sharpness.detail import compare, save_picture
 
     rows: Rows = {}
     for kind, pair in made:
@@ -113,7 +113,7 @@ def _guides(
 
     from modeling.detail.work_size import in_words, work_size
     from modeling.model_dir import load_model, set_guide
-    from pipelines.bench.detail.guides import BACKGROUND, LOSS, compare_guides
+    from pipelines.bench.sharpness.guides import BACKGROUND, LOSS, compare_guides
 
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     loaded = load_model(path, device=where)

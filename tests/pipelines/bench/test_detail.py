@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.footage.material import HELDOUT_LIST, prepare
 from data.sample import Pair
-from pipelines.bench.detail.sizes import blurred, compare, figures, pairs_by_kind, table
+from pipelines.bench.sharpness.detail import blurred, compare, figures, pairs_by_kind, table
 from tests.modeling.detail.test_transfer import picture
 
 

@@ -14,7 +14,7 @@ from data.sample import Pair
 from modeling.detail.guide import blurred
 from modeling.model_dir import load_model, read_card, read_config, save_model
 from modeling.pixels import from_uint8, to_uint8
-from pipelines.bench.detail.guides import Guides, compare_guides, round_trip
+from pipelines.bench.sharpness.guides import Guides, compare_guides, round_trip
 from pipelines.commands.measure.detail import _guides
 from tests.modeling.detail.test_transfer import picture
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.sample import Pair
 from modeling.config import StreamConfig
-from pipelines.bench.detail.guides import Guides
+from pipelines.bench.sharpness.guides import Guides
 from pipelines.bench.simulation.day import VARIANTS
 from pipelines.bench.subject import BenchOptions
 from serve.admission.admission import Sizes
@@ -27,15 +27,16 @@ THERE = {"serve.client.served_model": MODEL}
 URL = "bench serve --url ws://h:1 --sessions 3"
 PAIR = Pair(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.uint8),
             np.zeros((1, 8, 8), bool), "x", 16.0)  # fmt: skip
-PAIRS, COMPARE = (f"pipelines.bench.detail.sizes.{name}" for name in ("pairs_by_kind", "compare"))
+SHARP = "pipelines.bench.sharpness"
+PAIRS, COMPARE = f"{SHARP}.detail.pairs_by_kind", f"{SHARP}.detail.compare"
 DETAIL = "bench detail f --kinds night,add --size 64x48 --frames 3"
 PREPARED = {"data.footage.material.prepare": {"heldout": "held"}}
 SHOWN = PREPARED | {
     PAIRS: [("night", PAIR)],
     COMPARE: {},
-    "pipelines.bench.detail.sizes.table": "",
+    "pipelines.bench.sharpness.detail.table": "",
 }
-LOADED, GUIDES = "modeling.model_dir.load_model", "pipelines.bench.detail.guides.compare_guides"
+LOADED, GUIDES = "modeling.model_dir.load_model", f"{SHARP}.guides.compare_guides"
 VAE = SimpleNamespace(vae="vae", config=SimpleNamespace(stream=StreamConfig(height=16, width=32)))
 SAME = {way: {"psnr": 50.0} for way in ("decoded", "blurred", "nothing edited, blurred")}
 BLURRED = Guides(0.5, 40.0, {"night": SAME})
@@ -120,7 +121,7 @@ BENCH = (
     Case(DETAIL, PAIRS,
          {"footage": "held", "kinds": ("night", "add"), "height": 48, "width": 64, "frames": 3},
          PREPARED),
-    Case(f"{DETAIL} --picture p.jpg", "pipelines.bench.detail.sizes.save_picture",
+    Case(f"{DETAIL} --picture p.jpg", "pipelines.bench.sharpness.detail.save_picture",
          {"path": Path("p.jpg")}, SHOWN),
     Case(f"{DETAIL} --model m --device cpu", LOADED, {"path": Path("m"), "device": "cpu"}, SHOWN),
     Case(f"{DETAIL} --model m --work-size 32x16", GUIDES, {"vae": "vae", "work": (16, 32)},

@@ -283,7 +283,7 @@ def test_replicas_are_killed_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) 
 def test_figures_of_detail_are_written_where_they_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    figures = {COMPARE: {"full": {"psnr": 3.0}}, "pipelines.bench.detail.sizes.table": ""}
+    figures = {COMPARE: {"full": {"psnr": 3.0}}, "pipelines.bench.sharpness.detail.table": ""}
     case = Case(f"{DETAIL} --json f.json", PAIRS, {}, PREPARED | figures)
     result, _ = run(case, monkeypatch, answer=[("night", PAIR)])
     assert result.exception is None, result.output

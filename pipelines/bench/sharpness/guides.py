@@ -27,7 +27,7 @@ from modeling.detail.work_size import in_words
 from modeling.geometry import TEMPORAL_STRIDE, TOKEN_PIXELS
 from modeling.pixels import from_uint8, to_uint8
 from modeling.vae.streaming import StreamingVae
-from pipelines.bench.detail.sizes import figures, psnr
+from pipelines.bench.sharpness.detail import figures, psnr
 
 BLURS = [pixels / 10 for pixels in range(round(10 * WIDEST_BLUR) + 1)]
 # What a blurred guide must keep: so many dB of an unedited background, as an edit's own has to, and
