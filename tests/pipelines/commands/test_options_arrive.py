@@ -100,7 +100,7 @@ CASES = (
           "height": 48, "width": 64}),
     Case(f"{AT} --model m --seed 3", REMOTE,
          {"url": "ws://h:1", "token": "t", "model": "m", "seed": 3, "work_size": None,
-          "detail": None}, {UNTAUGHT: ([], "")}),
+          "detail": None}, {UNTAUGHT: ([], {}, "")}),
     Case("import w --to m --vae v --text t --ema --dtype bf16", PLAN_IMPORT,
          {"path": Path("w"), "vae": Path("v"), "text": Path("t"), "ema": True,
           "dtype": torch.bfloat16}),
