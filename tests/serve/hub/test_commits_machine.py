@@ -36,7 +36,7 @@ ON_ITS_WAY = ["arrives", "arrives", "hub is down", "answer is lost", "answer is 
 def over(message: Any, kinds: Any) -> Any:
     """As it comes out of a link."""
     header, parts = pack(message)
-    return unpack(header, [bytes(part) for part in parts], kinds)
+    return unpack(header, [memoryview(bytes(part)) for part in parts], kinds)
 
 
 def size_of(state: SplitState) -> int:
