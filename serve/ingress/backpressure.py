@@ -115,7 +115,7 @@ class _Client:
         try:
             while (message := await self._outward.get()) is not None:
                 await self._said(message)
-        except OSError:  # the client is gone, of which who reads no further does not hear
+        except (OSError, RuntimeError):  # the client is gone, of which nobody may hear otherwise
             self._goodbye = {"type": "websocket.disconnect", "code": 1006}
             await self._tell(self._goodbye)
 

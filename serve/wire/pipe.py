@@ -59,11 +59,17 @@ class Pipe(asyncio.BufferedProtocol):
         Raises ConnectionError when the other end is gone.
         """
         async with self._turn:
-            for piece in _slices(pieces):
+            slices = _slices(pieces)
+            for piece in slices:
                 if self._lost or self.transport.is_closing():
                     raise ConnectionError("the connection is closed")
                 self.transport.write(piece)
-                await self._writable.wait()
+                try:
+                    await self._writable.wait()
+                except asyncio.CancelledError:  # a message that was begun is sent whole
+                    for rest in slices:
+                        self.transport.write(rest)
+                    raise
 
     def finish(self) -> None:
         """Nothing is written any more; the other end reads what was."""

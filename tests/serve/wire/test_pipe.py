@@ -110,3 +110,20 @@ async def test_who_waits_hears_that_the_other_end_is_gone() -> None:
         with pytest.raises(ConnectionError):
             await there.write([b"more"])
         there.finish()  # nobody is there to hear it
+
+
+async def test_what_was_begun_is_sent_whole_though_its_sender_is_cancelled() -> None:
+    """What is said next would be taken for its rest."""
+    size = 64 * SLICE  # more than the kernel takes
+    async with joined() as (here, there):
+        writing = asyncio.create_task(here.write([noise(size)]))
+        await asyncio.sleep(0)
+        while here._writable.is_set():
+            await asyncio.sleep(0)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        after = asyncio.create_task(here.write([b"after"]))
+        assert await there.read(size) == noise(size)
+        assert await there.read(5) == b"after"
+        await after
