@@ -80,7 +80,7 @@ def save_model(
             else:
                 shutil.copytree(text, draft / "text")
             config = replace(config, text=replace(config.text, path="text"))
-        _write_json(draft / "config.json", {"format_version": FORMAT_VERSION, **asdict(config)})
+        _write_json(draft / "config.json", _plain(config))
         _write_json(draft / "card.json", dict(card))
         for name, part in (("transformer", transformer), ("vae", vae)):
             if part is not None:
@@ -99,6 +99,15 @@ def save_model(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path
+
+
+def _plain(config: ModelConfig) -> dict[str, Any]:
+    """What `config.json` holds. A guide that nobody chose is left out: models had none once, and
+    the same model has the same fingerprint."""
+    values = asdict(config)
+    if config.stream.guide_blur is None:
+        del values["stream"]["guide_blur"]
+    return {"format_version": FORMAT_VERSION, **values}
 
 
 def is_model_dir(path: Path) -> bool:
@@ -133,18 +142,23 @@ def read_config(path: str | Path) -> ModelConfig:
 def set_guide(path: str | Path, blur: float | None, figures: Mapping[str, Any]) -> None:
     """Record which guide of detail a model's streams take (`StreamConfig.guide_blur`), and in its
     card the `figures` that it was chosen by. It is another model from then on: what comes out of it
-    differs, so its fingerprint does."""
+    differs, so its fingerprint does. Raises ModelError where it cannot be written."""
     path = Path(path)
     replace(read_config(path).stream, guide_blur=blur)  # an error if it cannot be
     config = _read_json(path / "config.json")
-    config["stream"]["guide_blur"] = blur
-    for name, value in (
-        ("card", read_card(path) | {"guide": dict(figures)}),
-        ("config", config),
-    ):
-        draft = path / f".{name}.json"
-        _write_json(draft, value)
-        draft.replace(path / f"{name}.json")
+    config["stream"].pop("guide_blur", None)
+    if blur is not None:
+        config["stream"]["guide_blur"] = blur
+    try:
+        for name, value in (  # a card that claims it stands beside nothing else
+            ("config", config),
+            ("card", read_card(path) | {"guide": dict(figures)}),
+        ):
+            draft = path / f".{name}.json"
+            _write_json(draft, value)
+            draft.replace(path / f"{name}.json")
+    except OSError as error:
+        raise ModelError(f"the guide of {path} could not be recorded: {error}") from error
 
 
 def latents_identity(path: str | Path, config: ModelConfig) -> str:

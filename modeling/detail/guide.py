@@ -22,6 +22,7 @@ from modeling.detail.transfer import ONE, ZERO, beyond, gains
 
 BITS = 7  # of a weight: 255 levels times the sum of all then fit 16 bits
 DEVIATIONS = 2.5  # at which the Gaussian ends
+NARROWEST = 0.1  # pixels, below which a neighbour weighs nothing
 # Mean levels of what a window's edit is beside a linear function of the guide: up to the first all
 # of it is the VAE's error, above their sum all is new.
 BELOW, RISE = 6, 8
@@ -41,7 +42,7 @@ def blurred(frames: Tensor, pixels: float) -> Tensor:
 
 def gaussian(pixels: float) -> list[int]:
     """Weights of a pixel, its neighbours on either side and so on, their sum over a row 2^BITS."""
-    reach = math.ceil(DEVIATIONS * pixels)
+    reach = math.ceil(DEVIATIONS * pixels) if pixels > NARROWEST else 0
     heights = [math.exp(-((x / pixels) ** 2) / 2) if x else 1.0 for x in range(reach + 1)]
     unit = (1 << BITS) / (2 * sum(heights) - 1)
     outer = [round(unit * height) for height in heights[1:]]

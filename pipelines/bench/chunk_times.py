@@ -22,9 +22,11 @@ class ChunkTimes:
     """One chunk, in milliseconds."""
 
     encode: float  # VAE encoder
-    transformer: float  # D: all that the device does for the chunk but encode and decode
+    # D: all that the device does for the chunk but encode, decode and detail: with a blurred guide
+    # also its blur and the gate after it, about a millisecond of a GPU's
+    transformer: float
     decode: float  # VAE decoder, of the edit
-    detail: float  # resizing, the guide, and the transfer
+    detail: float  # resizing, the guide but for its blur, and the transfer
     answer: float  # from `push` to edited frames
     whole: float  # V: the chunk's share of the time that a run of chunks takes
     recomputed: float  # share of tokens, not a time

@@ -88,7 +88,8 @@ def build_editor(options: BenchOptions) -> StreamingEditor:
     text = TextConfig(kind="words", dim=config.text.dim, tokens=config.text.tokens)
     config = replace(config, text=text)
     if options.vae is not None and options.vae != config.vae.kind:
-        config, vae = replace(config, vae=VaeConfig(kind=options.vae)), None
+        stream = replace(config.stream, guide_blur=None)  # which was measured for the other VAE
+        config, vae = replace(config, vae=VaeConfig(kind=options.vae), stream=stream), None
     if options.guide_blur is not None:
         blur = None if options.guide_blur == "decoded" else options.guide_blur
         config = replace(config, stream=replace(config.stream, guide_blur=blur))

@@ -24,6 +24,11 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 T = TypeVar("T")
 
 
+# Settings that came later, at values that mean what was done before: said, they would be other
+# inputs of whatever was made then, and all of it be made again.
+UNSAID = (("method", None), ("history", "own"), ("guide_blur", None))
+
+
 def load_config(source: str | Path = "demo", overrides: Iterable[str] = ()) -> PipelineConfig:
     """The validated configuration of `source` (a file, or a name in pipelines/recipes).
 
@@ -116,6 +121,13 @@ def _find(source: str | Path) -> Path:
 
 
 def section_plain(section: object) -> dict[str, Any]:
-    """One section as plain values, for hashing; a method that is the stage's own says nothing."""
-    values = asdict(cast(Any, section))
-    return {name: value for name, value in values.items() if (name, value) != ("method", None)}
+    """One section as plain values, for hashing, without `UNSAID`."""
+    return _said(asdict(cast(Any, section)))
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _said(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if (name, value) not in UNSAID
+    }

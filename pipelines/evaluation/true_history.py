@@ -2,7 +2,8 @@
 
 `TrueHistory` opens streams that remember the right edit of each chunk instead of their own. It
 needs the answer, so it is no way to edit: what it gains over an ordinary stream is what that
-stream's own history costs. The right edit also shows what is asked for, so it is a bound.
+stream's own history costs. The right edit also shows what is asked for, so it is a bound. Which
+tokens a mask cache recomputes still follows from what was made: compare with `cache=none`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 
 from infra.runtime.paths import find_path
 from infra.runtime.registry import SCHEME
-from modeling.config import ModelConfig
+from modeling.config import ModelConfig, StreamConfig
 from modeling.diffusion.identity_start import start_as_identity
 from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import load_model, read_config, save_model
@@ -28,7 +28,9 @@ from pipelines.tracking.registry import resolve
 
 def start(chain: Chain, source: Path | None) -> Path:
     """The model directory that the first trained stage starts from; `source` is `start_source`."""
-    if source is not None and read_config(source).stream == chain.model.stream:
+    if source is not None and (found := read_config(source).stream) == with_guide(
+        chain.model.stream, found
+    ):
         chain.runner.pass_over("start", str(chain.config.model.start))
         return source
     target = chain.output / "models" / "start"
@@ -95,12 +97,20 @@ def start_model(config: ModelConfig, source: Path | None, target: Path, *, seed:
         return save_model(target, config, transformer=transformer, vae=vae, card=card)
     model = load_model(source)
     text = Path(model.config.text.path) if model.config.text.path else None
-    # With the weights goes what was measured for them: mean and std of the VAE's latents.
-    config = replace(config, vae=model.config.vae, text=model.config.text)
+    # With the weights goes what was measured for them: mean and std of the VAE's latents, and how
+    # much it blurs.
+    stream = with_guide(config.stream, model.config.stream)
+    config = replace(config, vae=model.config.vae, text=model.config.text, stream=stream)
     card = model.card | {"parent": str(source)}
     return save_model(
         target, config, transformer=model.transformer, vae=model.vae, text=text, card=card
     )
+
+
+def with_guide(stream: StreamConfig, source: StreamConfig) -> StreamConfig:
+    """`stream` with the guide that was measured for `source`, unless it names one itself."""
+    chosen = source.guide_blur if stream.guide_blur is None else stream.guide_blur
+    return replace(stream, guide_blur=chosen)
 
 
 def _check_same_networks(start: str, found: ModelConfig, wanted: ModelConfig) -> None:

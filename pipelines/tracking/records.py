@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data.manifest import dataset_hash, read_dataset_info
 from data.store import DatasetError
+from infra.runtime.errors import UserError
 from modeling.fingerprint import model_fingerprint
 
 
@@ -58,6 +60,24 @@ class Records:
         if "://" not in output and (place := Path(output).absolute()).is_relative_to(here):
             output = str(place.relative_to(here))
         write_json(self.folder / f"{record.stage}.json", asdict(replace(record, output=output)))
+
+
+@contextmanager
+def taken_along(model: Path) -> Iterator[None]:
+    """While entered, `model` is changed on purpose: the record of a stage that made it goes along,
+    so that it is not made again. Raises UserError where it is a version, which is for ever."""
+    before = model_fingerprint(model)
+    if model.resolve().name == before:
+        raise UserError(
+            f"{model} is a registered version and stays as it is; change the model that it was "
+            "made of, or a copy"
+        )
+    yield
+    made = model.resolve()
+    records = Records(made.parent.parent)
+    record = records.read(made.name)
+    if record is not None and record.fingerprint == before:
+        records.write(replace(record, fingerprint=model_fingerprint(model)))
 
 
 def key_of(parts: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ EXTENSION = "liveedit.flow"
 GRANT = "liveedit.grant"  # application -> middleware: so many more messages, so large, may be read
 WRITTEN = "liveedit.written"  # middleware -> application: so many bytes went to the socket
 LINK = "liveedit.link"  # application -> middleware: all messages but the goodbye go over a link
+TEXT = "liveedit.text"  # key of a message that came over a link: its text, in bytes
 RESIZE = "liveedit.resize"  # scope extension of `BoundedSocket`: its method that sets the limit
 FIRST_SIZE = 4 * 2**20  # bytes of a message before the application says what it wants
 READ_AHEAD = 16  # messages that may be read before the application asks for them
@@ -52,9 +53,11 @@ class Socket:
         self.scope = scope
         self.closed = False
         self._receive, self._send = receive, send
-        self._controlled = EXTENSION in (scope.get("extensions") or {})
+        flow = (scope.get("extensions") or {}).get(EXTENSION)
+        self._controlled = flow is not None
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._listener = listener
+        # An ingress that was started with a former version of the code knows no links.
+        self._listener = listener if flow and flow.get(LINK) else None
         self._link: Link | None = None
         self._pump: asyncio.Task[None] | None = None  # what is said through ASGI
         self._hearing: asyncio.Task[None] | None = None  # and over the link
@@ -109,6 +112,8 @@ class Socket:
             # Not before the link: a message through Ray could come later than one over it.
             if self._taken >= (self._ahead + 1) // 2 and (self._link or not self._listener):
                 await self._grant(0)
+        if TEXT in message:
+            return str(message[TEXT], "utf-8")
         text: str | None = message.get("text")
         return text if text is not None else message["bytes"]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.front.socket import EXTENSION, GRANT, LINK, RESIZE, WRITTEN
+from serve.front.socket import EXTENSION, GRANT, LINK, RESIZE, TEXT, WRITTEN
 from serve.wire.link import Address, Link
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class FlowControl:
             return
         extensions = dict(scope.get("extensions") or {})
         resize = extensions.pop(RESIZE, lambda size: None)  # a function cannot go to a replica
-        scope = {**scope, "extensions": {**extensions, EXTENSION: {}}}
+        scope = {**scope, "extensions": {**extensions, EXTENSION: {LINK: True}}}
         # A WebSocket's are for the connect message and the first one.
         grants = 2 if scope["type"] == "websocket" else BODY_AHEAD
         await _Client(receive, send, resize, grants).run(self.app, scope)
@@ -80,7 +80,7 @@ class _Client:
         """The application."""
         if self._link is not None:
             try:
-                await self._link.write(message)
+                await self._link.write(_in_bytes(message))
             except OSError as error:  # of which the application's end follows
                 log.debug("an application is not told %s: %s", message["type"], error)
         if not self._linked or message is self._goodbye:  # which Ray counts
@@ -130,3 +130,10 @@ class _Client:
         size = len(next((message[key] for key in DATA if message.get(key)), ""))
         if size:
             await self._tell({"type": WRITTEN, "bytes": size})
+
+
+def _in_bytes(message: Message) -> Message:
+    """As a link carries any length of it."""
+    if message.get("text") is None:
+        return message
+    return {"type": message["type"], TEXT: message["text"].encode()}

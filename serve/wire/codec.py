@@ -11,6 +11,7 @@ time that is spent.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -134,5 +135,7 @@ def _encode_jpeg(picture: Image.Image) -> bytes:
 
 def _memory_file() -> BinaryIO:
     if sys.platform == "linux":
-        return cast(BinaryIO, open(os.memfd_create("image"), "w+b", buffering=0))
+        # Where no descriptor is left, an image is made more slowly and no session ends.
+        with contextlib.suppress(OSError):
+            return cast(BinaryIO, open(os.memfd_create("image"), "w+b", buffering=0))
     return io.BytesIO()  # no other platform has files in memory

@@ -89,6 +89,7 @@ def test_a_guide_is_recorded_and_nothing_else_changes(saved: Path) -> None:
     before, files = read_config(saved), sorted(saved.iterdir())
     fingerprint = model_fingerprint(saved)
     assert before.stream.guide_blur is None
+    assert "guide_blur" not in (saved / "config.json").read_text()  # its fingerprint of before
     set_guide(saved, 0.4, {"loss_db": 0.5})
     assert read_config(saved) == replace(before, stream=replace(before.stream, guide_blur=0.4))
     assert read_card(saved) == {"name": "one", "parent": None, "guide": {"loss_db": 0.5}}

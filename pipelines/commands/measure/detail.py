@@ -114,6 +114,7 @@ def _guides(
     from modeling.detail.work_size import in_words, work_size
     from modeling.model_dir import load_model, set_guide
     from pipelines.bench.sharpness.guides import BACKGROUND, LOSS, compare_guides
+    from pipelines.tracking.records import taken_along
 
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     loaded = load_model(path, device=where)
@@ -130,6 +131,7 @@ def _guides(
         f"{BACKGROUND:g}): " + (f"guide_blur {chosen}" if guides.serves else "decode it again")
     )
     if write:
-        set_guide(path, chosen, guides.told() | {"work_size": in_words(work)})
+        with taken_along(path):
+            set_guide(path, chosen, guides.told() | {"work_size": in_words(work)})
         said += f"; recorded in {path}"
     return guides.rows, said

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+from modeling.presets import PRESETS
+from pipelines.config.load import section_plain
 from pipelines.config.rules import training_key
 from pipelines.config.stages import DistillStage
 
@@ -26,3 +28,14 @@ def test_a_training_goes_on_with_other_rates_and_lengths_but_not_with_other_loss
     assert training_key("distill", section, start="b", seed=0) != key
     assert training_key("distill", section, start="a", seed=1) != key
     assert training_key("causal", section, start="a", seed=0) != key
+
+
+def test_settings_that_came_later_are_no_other_inputs_of_what_was_made_before() -> None:
+    """Or whoever takes a new version trains everything again."""
+    distill, stream = section_plain(DistillStage()), section_plain(PRESETS["demo"])["stream"]
+    assert "history" not in distill
+    assert "guide_blur" not in stream
+    assert stream["window_latents"] == PRESETS["demo"].stream.window_latents
+    assert section_plain(DistillStage(history="truth"))["history"] == "truth"
+    chosen = replace(PRESETS["demo"], stream=replace(PRESETS["demo"].stream, guide_blur=0.5))
+    assert section_plain(chosen)["stream"]["guide_blur"] == 0.5

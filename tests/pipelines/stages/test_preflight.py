@@ -192,12 +192,13 @@ def test_given_start_gets_the_stream_of_the_configuration(
     trained = read_config(source)
     channels = trained.vae.latent_channels
     mean, std = tuple(i / 10 for i in range(channels)), tuple(1 + i / 9 for i in range(channels))
-    trained = replace(trained, vae=replace(trained.vae, mean=mean, std=std))
+    blurred = replace(trained.stream, guide_blur=0.4)
+    trained = replace(trained, vae=replace(trained.vae, mean=mean, std=std), stream=blurred)
     written = json.loads((source / "config.json").read_text()) | asdict(trained)
     (source / "config.json").write_text(json.dumps(written))
     config = configured(mlflow_uri, "model.stream.window_latents=9")
     start_model(config.model.resolve(), source, tmp_path / "start", seed=0)
-    wanted = config.model.resolve().stream
+    wanted = replace(config.model.resolve().stream, guide_blur=0.4)
     assert wanted.window_latents == 9
     assert read_config(tmp_path / "start") == replace(trained, stream=wanted)
     assert StreamingEditor.load(tmp_path / "start").card["parent"] == str(source)

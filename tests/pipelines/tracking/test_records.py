@@ -10,13 +10,17 @@ import pytest
 from data.manifest import DatasetInfo, dataset_hash
 from data.sample import EncodedPair
 from data.shards import write_dataset
+from infra.runtime.errors import UserError
 from modeling import fingerprint
 from modeling.fingerprint import model_fingerprint
+from modeling.model_dir import set_guide
+from pipelines.stages.running.choice import is_intact
 from pipelines.tracking.records import (
     Records,
     StageRecord,
     fingerprint_of,
     key_of,
+    taken_along,
     write_json,
 )
 
@@ -191,3 +195,27 @@ def test_dataset_with_a_lost_or_cut_shard_has_no_fingerprint(heldout: str, tmp_p
 
 def test_nothing_has_no_fingerprint(tmp_path: Path) -> None:
     assert fingerprint_of(tmp_path / "nothing") is None
+
+
+def test_a_model_that_is_changed_on_purpose_is_not_made_again(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "models" / "distill")
+    made = model_fingerprint(model)
+    records = Records(tmp_path)
+    records.write(StageRecord("distill", "key", made, str(model), "run", {}, 1.0, "now"))
+    with taken_along(model):
+        set_guide(model, 0.5, {})
+    record = records.read("distill")
+    assert record is not None
+    assert is_intact(record)
+    assert record.fingerprint != made
+    set_guide(model, 0.6, {})  # by somebody else
+    changed = model_fingerprint(model)
+    with taken_along(model):
+        set_guide(model, 0.7, {})
+    assert records.read("distill") == record
+    version = model.rename(tmp_path / changed)
+    set_guide(version, 0.6, {})
+    with pytest.raises(UserError, match="is a registered version"), taken_along(version):
+        raise AssertionError("it was let in")
