@@ -36,7 +36,7 @@ from serve.wire.protocol import WireError
 from serve.wire.split_state import SplitState
 from tests.serve.conftest import Server, clip, serving
 from tests.serve.front.test_http import video
-from tests.serve.front.test_socket import Wire, settle
+from tests.serve.front.wires import Wire, settle
 from tests.serve.hub.test_records import HEADER, progress
 from tests.serve.local import local_front
 from tests.serve.test_robustness import OPEN

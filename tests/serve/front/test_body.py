@@ -12,7 +12,7 @@ from serve.front.body import BodyFlow
 from serve.front.socket import MAX_UNWRITTEN
 from serve.ingress.backpressure import BODY_AHEAD, FlowControl
 from tests.serve.front.clock import JumpingLoop
-from tests.serve.front.test_socket import settle
+from tests.serve.front.wires import settle
 
 pytestmark = pytest.mark.anyio
 

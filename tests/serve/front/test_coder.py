@@ -61,3 +61,13 @@ async def test_frames_of_an_editor_that_died_are_nobodys() -> None:
 def test_jpegs_are_made_in_a_file_so_that_other_threads_go_on() -> None:
     with codec._memory_file() as file:
         assert file.fileno() > 2
+
+
+def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(name: str) -> int:
+        raise OSError(24, "Too many open files")
+
+    frame = chunk(1)[0]
+    made = codec.encode(frame, "jpeg")
+    monkeypatch.setattr(codec.os, "memfd_create", full, raising=False)
+    assert codec.encode(frame, "jpeg") == made

@@ -48,11 +48,11 @@ async def test_an_editor_that_was_reached_may_take_its_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A busy one that restores a session: to begin anew elsewhere would take as long again."""
-    monkeypatch.setattr(ray_backend, "OPEN_S", 0.2)
+    monkeypatch.setattr(ray_backend, "OPEN_S", 0.8)
 
     class Slow(Editor):
         async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.9)
             async for event in super().edit(opening, take):
                 yield event
 
