@@ -27,6 +27,7 @@ def test_a_stream() -> None:
         "timesteps": (1000, 750, 500, 250),
         "shift": 5.0,
         "mask_cache": None,
+        "guide_blur": None,
     }
 
 
