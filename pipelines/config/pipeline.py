@@ -124,6 +124,7 @@ class PipelineConfig:
         model = self.model.resolve()
         self._check_frames(model.stream.chunk_latents)
         self._check_sequence(model)
+        self._check_kept()
         for name in TRAINED_STAGES:
             if self.data.train is None and getattr(self, name).steps:
                 self.check_batch(name, self.data.pairs)
@@ -167,6 +168,31 @@ class PipelineConfig:
                 raise ConfigError(
                     f"compute.sequence_parallel={size} does not divide the model's {count} {what}; "
                     f"use a divisor, such as {math.gcd(heads, tokens, size)}"
+                )
+
+    def _check_kept(self) -> None:
+        """Recomputed blocks keep products only where they keep anything."""
+        compute = self.compute
+        if not compute.activation_checkpointing:
+            return  # all is kept
+        for name in TRAINED_STAGES:
+            section = getattr(self, name)
+            kept = getattr(section, "keep_products", 0)
+            if not (section.steps and kept):
+                continue
+            asked = f"{name}.keep_products={kept}"
+            if compute.recompute_attention:
+                raise ConfigError(
+                    f"{asked} keeps what compute.recompute_attention=true recomputes; set "
+                    f"{name}.keep_products=0, or compute.recompute_attention=false"
+                )
+            if name == "distill" and compute.zero_stage == 3 and section.batch_size > 1:
+                raise ConfigError(
+                    f"{asked} cannot be with compute.zero_stage=3 and distill.batch_size="
+                    f"{section.batch_size}: a generator that learns clip by clip gathers its "
+                    "weights anew for each, and recomputes all; set distill.batch_size=1 and "
+                    f"distill.grad_accumulation={section.batch_size * section.grad_accumulation}, "
+                    "or distill.keep_products=0"
                 )
 
     def _check_frames(self, chunk: int) -> None:

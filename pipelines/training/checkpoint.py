@@ -154,11 +154,9 @@ def load(
     layout = _layout(setting, stage)
     was = layout | manifest["layout"]
     changed = sorted(name for name, value in layout.items() if was[name] != value)
-    different = [
-        f"{name} was {was[name]!r} and is {layout[name]!r}"
-        for name in changed
-        if name == "networks" or (name == ZERO and 0 in (was[name], layout[name]))
-    ]
+    different = []
+    if "networks" in changed:
+        different.append(f"networks was {was['networks']!r} and is {layout['networks']!r}")
     if manifest["step"] > setting.section.steps:
         different.append(
             f"it was taken after {manifest['step']} steps and {setting.stage}.steps is "
@@ -175,7 +173,8 @@ def load(
         torch.load(saved / f"worker-{rank}.pt", map_location="cpu", weights_only=True)
         for rank in ([setting.rank] if same else range(old))
     ]
-    with _Universal(saved, setting, stage, needed=not same) as folder:
+    shards = was[ZERO] > 0 or layout[ZERO] > 0  # else every rank's copy is the whole
+    with _Universal(saved, setting, stage, needed=shards and not same) as folder:
         for name, engine in stage.engines.items():
             load_engine(engine, folder / name, _TAG if folder == saved else _UNIVERSAL)
     if stage.ema:
@@ -221,10 +220,9 @@ class _Universal:
     rank 0 makes beside it and which goes again. Entered and left by all ranks together."""
 
     def __init__(self, saved: Path, setting: Setting, stage: Stage, needed: bool) -> None:
-        self.saved, self.rank, self.names = saved, setting.rank, list(stage.engines)
+        self.saved, self.rank, self.engines = saved, setting.rank, stage.engines
         self.zero_stage, self.workers = setting.config.compute.zero_stage, setting.world_size
-        # Without sharding every rank's copy is the whole.
-        self.needed = needed and self.zero_stage > 0
+        self.needed = needed
         self.made = saved.parent / ".universal"
 
     def __enter__(self) -> Path:
@@ -232,9 +230,10 @@ class _Universal:
             return self.saved
         if self.rank == 0:
             shutil.rmtree(self.made, ignore_errors=True)
-            for name in self.names:
-                target = self.made / name / _UNIVERSAL
-                make_universal(self.saved / name / _TAG, target, self.zero_stage, self.workers)
+            for name, engine in self.engines.items():
+                source, target = self.saved / name / _TAG, self.made / name / _UNIVERSAL
+                parts = [n for n, p in engine.module.named_parameters() if p.requires_grad]
+                make_universal(source, target, self.zero_stage, self.workers, parts)
         distributed.barrier()
         return self.made
 

@@ -29,6 +29,10 @@ from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.policies import POLICIES
 
 ForwardCall = Callable[..., Tensor]  # Transformer.forward
+# Numbers of a layer's result, tokens x dim, from which on a forward keeps a GPU at work: a tile of
+# 128 x 128 for each of 128 multiprocessors. One of fewer takes the time of launching its kernels,
+# however many clips are in it.
+FILLS = 128**3
 
 
 def exit_step(seed: int, step: int, steps: int) -> int:
@@ -68,12 +72,16 @@ def rollout(
     With `stream.mask_cache` the pruned steps recompute what a stream's would, clip by clip, since
     each has tokens of its own. `sequence` are the ranks that share the clips; `dtype` is the
     network's, for the keys and values that are remembered. `forwards` runs what has no gradient,
-    clip by clip, where a device has something faster than to call `passed`; ranks that share a clip
-    then each run all of it, which costs less than to exchange around every layer of a chunk.
+    clip by clip, where a device has something faster than to call `passed`, unless one clip's chunk
+    is too small for it (`FILLS`): all clips then go through `passed` together. Ranks that share a
+    clip each run all of it with `forwards`, which costs less than to exchange around every layer.
 
     `truth` [B, F, C, h, w] becomes the history in place of what was made: no stream has that, and
     what training gains by its own history is measured against it.
     """
+    tokens = stream.chunk_latents * source.shape[3] * source.shape[4] // 4  # of a clip's chunk
+    if len(source) > 1 and stream.mask_cache is None and tokens * config.dim < FILLS:
+        forwards = None
     if len(source) > 1 and (stream.mask_cache is not None or forwards is not None):
         alone = partial(
             rollout,

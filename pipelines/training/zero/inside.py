@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from infra.runtime.environment import set_default
 from pipelines.training.zero.adam import settle_first_moment
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, of every parameter
 _GATHERED = 64  # parameters that `copy_weights` makes whole at a time
 ZeroEngine = Any  # deepspeed.DeepSpeedEngine, which is imported late: it takes seconds
 
@@ -101,8 +102,11 @@ def load_engine(engine: ZeroEngine, folder: Path, tag: str) -> None:
         {name: value for name, value in group.items() if name != "params"}
         for group in engine.optimizer.param_groups
     ]
-    engine._config.load_universal_checkpoint = tag == "universal" and engine.zero_optimization()
-    engine.load_checkpoint(str(folder), tag=tag)
+    if tag == "universal" and not engine.zero_optimization():
+        _load_whole(engine, folder / tag / "zero")
+    else:
+        engine._config.load_universal_checkpoint = tag == "universal"
+        engine.load_checkpoint(str(folder), tag=tag)
     for group, ours in zip(engine.optimizer.param_groups, groups, strict=True):
         group.update(ours)
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
@@ -111,12 +115,41 @@ def load_engine(engine: ZeroEngine, folder: Path, tag: str) -> None:
     settle_first_moment(inner)
 
 
-def make_universal(source: Path, target: Path, zero_stage: int, workers: int) -> None:
-    """Write DeepSpeed's checkpoint in `source` as one that so many ranks of any ZeRO stage but 0
-    can load, in either precision."""
+def _load_whole(engine: ZeroEngine, folder: Path) -> None:
+    """What ZeRO-0, whose ranks hold all of it, takes from the parameters of a universal checkpoint;
+    DeepSpeed has no way from there."""
+
+    def part(name: str, key: str) -> Any:
+        value = torch.load(folder / name / f"{key}.pt", weights_only=False, map_location="cpu")
+        return torch.as_tensor(value["param"] if isinstance(value, dict) else value)
+
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    optimizer, state = engine.optimizer, {}
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, parameter in enumerate(trained):
+        name, shape = names[parameter], parameter.shape
+        parameter.data.copy_(part(name, "fp32").view(shape))
+        moments = {key: part(name, key).view(shape) for key in MOMENTS}
+        state[place] = moments | {"step": part(name, "step").float()}
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def make_universal(
+    source: Path, target: Path, zero_stage: int, workers: int, trained: list[str]
+) -> None:
+    """Write DeepSpeed's checkpoint in `source`, of an engine with these parameters, as one that so
+    many ranks of any ZeRO stage can load, in either precision."""
+    target.mkdir(parents=True)
+    if not list(source.glob("*optim_states.pt")):  # of ZeRO-0, which DeepSpeed does not convert
+        _split(source, target, trained)
+    else:
+        _convert(source, target)
+    _refit(target, zero_stage, workers)
+
+
+def _convert(source: Path, target: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
-    target.mkdir(parents=True)
     options = Namespace(
         input_folder=str(source),
         output_folder=str(target),
@@ -128,7 +161,27 @@ def make_universal(source: Path, target: Path, zero_stage: int, workers: int) ->
     )
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a line and a bar a file
         ds_to_universal.main(options)
-    _refit(target, zero_stage, workers)
+
+
+def _split(source: Path, target: Path, trained: list[str]) -> None:
+    """What DeepSpeed makes of ZeRO-1 and 2, of the one file that ZeRO-0 leaves."""
+    (file,) = source.glob("*model_states.pt")
+    state = torch.load(file, weights_only=False, map_location="cpu")
+    optimizer, weights = state.pop("optimizer"), state["module"]
+    # As `make_engine` numbers them: matrices first.
+    ordered = sorted(trained, key=lambda name: weights[name].dim() <= 1)
+    for place, name in enumerate(ordered):
+        had = optimizer["state"].get(place, {})  # nothing of what has not stepped yet
+        parts = {key: had.get(key, torch.zeros_like(weights[name])) for key in MOMENTS}
+        folder = target / "zero" / name
+        folder.mkdir(parents=True)
+        for key, value in (parts | {"fp32": weights[name]}).items():
+            torch.save({"param": value.contiguous()}, folder / f"{key}.pt")
+        torch.save(had.get("step", torch.zeros(())), folder / "step.pt")
+    version = import_deepspeed().__version__
+    groups = {"ds_version": version, "param_groups": optimizer["param_groups"]}
+    torch.save(groups, target / "zero" / "optimizer_state.pt")
+    torch.save(state, target / file.name)
 
 
 def _refit(made: Path, zero_stage: int, workers: int) -> None:

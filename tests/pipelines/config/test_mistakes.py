@@ -96,6 +96,25 @@ def test_bf16_needs_sharding(demo: PipelineConfig, zero_stage: int) -> None:
         accept(demo, **given)
 
 
+def test_products_are_kept_only_where_recomputed_blocks_keep_anything(
+    demo: PipelineConfig,
+) -> None:
+    kept = {f"{stage}__keep_products": 2 for stage in STAGES if stage != "vae"}
+    config = accept(demo, **kept, compute__activation_checkpointing=True, distill__batch_size=3)
+    for stage in STAGES[1:]:
+        others = {f"{other}__keep_products": 0 for other in STAGES[1:] if other != stage}
+        with pytest.raises(ConfigError, match=rf"{stage}.keep_products=2 keeps what compute.rec"):
+            accept(config, **others, compute__recompute_attention=True)
+    accept(config, compute__recompute_attention=True, compute__activation_checkpointing=False)
+    sharded = {"compute__zero_stage": 3, "distill__grad_accumulation": 2}
+    message = r"distill.keep_products=2 .*distill.batch_size=3.* set .*=1 and .*accumulation=6, or"
+    with pytest.raises(ConfigError, match=message):
+        accept(config, **sharded)
+    for mended in ("batch_size=1", "keep_products=0", "steps=0"):
+        name, _, value = mended.partition("=")
+        accept(config, **sharded, **{f"distill__{name}": int(value)})
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 192), (192, 64)])
 def test_crops_fit_the_shorter_side_and_only_where_the_vae_trains(
     demo: PipelineConfig, height: int, width: int

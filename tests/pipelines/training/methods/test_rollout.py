@@ -17,6 +17,7 @@ from modeling.streaming.forward import ForwardOn, PlainForward
 from modeling.streaming.history import Unrolled
 from modeling.text.build import build_text_encoder
 from modeling.vae.build import build_vae
+from pipelines.training.methods import rollout as module
 from pipelines.training.methods.rollout import exit_step, rollout
 from tests.modeling.networks import random_transformer
 
@@ -147,6 +148,55 @@ def test_what_runs_streams_makes_the_same_clips_with_the_same_gradients(mask: st
         assert other.keys() == found[0].keys()
         for name, value in found[0].items():
             torch.testing.assert_close(other[name], value, atol=1e-6 * largest, rtol=1e-3, msg=name)
+
+
+CHUNK_TOKENS = 4  # of a latent of 4 x 4 cells
+
+
+@pytest.mark.parametrize("fills", [CHUNK_TOKENS * CONFIG.dim, CHUNK_TOKENS * CONFIG.dim + 1])
+def test_small_clips_are_rolled_out_together_and_make_what_each_makes_alone(
+    monkeypatch: pytest.MonkeyPatch, fills: int
+) -> None:
+    """Beyond the window; each with the same noise. What is faster for one clip is for those that
+    fill a device, and for a clip alone."""
+    monkeypatch.setattr(module, "FILLS", fills)
+    drawn: dict[int, Tensor] = {}
+    asked: list[int] = []
+
+    def noise(latents: Tensor, generator: torch.Generator) -> Tensor:
+        asked.append(len(asked))
+        place = asked[-1] % 8  # of 4 chunks, each with 2 steps
+        like = torch.Generator().manual_seed(place)
+        return drawn.setdefault(place, torch.randn(latents[:1].shape, generator=like)).expand(
+            latents.shape
+        )
+
+    monkeypatch.setattr(module, "_noise_like", noise)
+    source = torch.randn(3, 4, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    runs: list[int] = []
+
+    def found(clips: Tensor) -> list[Tensor]:
+        asked.clear()
+        network = Recorder()
+
+        def fast(cache: Any) -> Any:
+            runs.append(cache.k.shape[1])
+            return PlainForward(network.network, cache)
+
+        made = run(network, clips, last_step=1, forwards=fast)
+        made.square().mean().backward()
+        grads = [p.grad for p in network.network.parameters() if p.grad is not None]
+        return [made.detach(), *grads]
+
+    together = found(source)
+    assert runs == ([1, 1, 1] if fills == CHUNK_TOKENS * CONFIG.dim else [])
+    runs.clear()
+    alone = [found(clip) for clip in source.split(1)]
+    assert runs == [1, 1, 1]
+    torch.testing.assert_close(together[0], torch.cat([clip[0] for clip in alone]))
+    for number, gradient in enumerate(together[1:], 1):
+        mean = torch.stack([clip[number] for clip in alone]).mean(dim=0)
+        torch.testing.assert_close(gradient, mean, atol=1e-6, rtol=1e-3)
 
 
 def test_exit_steps_depend_on_seed_and_step_alone_and_cover_all() -> None:

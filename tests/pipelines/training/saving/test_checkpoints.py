@@ -151,7 +151,7 @@ def rounded(stage: int, config: PipelineConfig) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("stage", "other"), [(0, 0), (2, 3), (3, 1)])
+@pytest.mark.parametrize(("stage", "other"), [(0, 2), (2, 3), (3, 0)])
 def test_any_workers_and_zero_stage_go_on_with_the_same_networks_averages_and_moments(
     place: Place, tmp_path: Path, stage: int, other: int
 ) -> None:
@@ -249,12 +249,8 @@ def test_other_settings_go_on_and_are_named_and_what_cannot_be_meant_is_refused(
         assert text in said
     assert "compute.sequence_parallel 1 -> 2" in said
     assert "compute.workers" not in said
-    refused = {
-        partial(zero, 0): r"compute.zero_stage was 2 and is 0; set it back, or move .* away",
-        fewer_steps: r"taken after 3 steps and distill.steps is 2",
-    }
-    for change, match in refused.items():
-        on_ranks(2, partial(refuses, place=place, match=match, change=change), tmp_path)
+    match = r"taken after 3 steps and distill.steps is 2"
+    on_ranks(2, partial(refuses, place=place, match=match, change=fewer_steps), tmp_path)
     files = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
     assert files == ["checkpoint_000001", "checkpoint_000002", "checkpoint_000003"]
 

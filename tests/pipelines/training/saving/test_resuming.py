@@ -96,12 +96,10 @@ def test_a_checkpoint_of_something_else_is_refused(
 
     same = other("same").training(saved)
     assert (same.done, same.epochs) == (2, pytest.approx(2 * 3 / PAIRS))
-    run = other("zero")
-    run.config.compute.zero_stage = 0
-    with pytest.raises(ValueError, match=r"compute.zero_stage was 2 and is 0; set .*, or move"):
-        run.training(saved)
     run = bench("distill", "networks").set(steps=3)
-    with pytest.raises(ValueError, match=r"networks was \['transformer'\] and is \['critic', 'gen"):
+    with pytest.raises(
+        ValueError, match=r"networks was \['transformer'\] and is \['critic', 'gen.*, or move"
+    ):
         run.training(saved)
     run = other("steps").set(steps=1)
     with pytest.raises(ValueError, match=r"taken after 2 steps and foundation.steps is 1; set it"):

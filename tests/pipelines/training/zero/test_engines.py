@@ -221,7 +221,7 @@ def compare_adapters(folder: Path) -> None:
         optimizer.step()
     wanted = {name: p.detach() for name, p in plain.named_parameters() if p.requires_grad}
     assert len(wanted) == 4
-    for before, after in ((2, 2), (2, 3), (3, 3), (3, 2)):
+    for before, after in ((2, 2), (2, 3), (3, 3), (3, 2), (0, 2), (0, 3), (1, 0), (3, 0)):
         compute, place = ComputeConfig(zero_stage=before), folder / f"lora{before}{after}"
         tag = "t" if before == after else "universal"
         engine = make_engine(adapted(0), compute, STAGE, 1e-2, whole=False)
@@ -230,7 +230,8 @@ def compare_adapters(folder: Path) -> None:
                 engine.save_checkpoint(str(place), tag="t", save_latest=False)
                 distributed.barrier()
                 if tag == "universal" and distributed.get_rank() == 0:
-                    make_universal(place / "t", place / tag, after, WORLD)
+                    trained = [n for n, p in engine.module.named_parameters() if p.requires_grad]
+                    make_universal(place / "t", place / tag, after, WORLD, trained)
                 distributed.barrier()
                 compute = ComputeConfig(zero_stage=after)
                 engine = make_engine(adapted(0), compute, STAGE, 1e-2, whole=False)
