@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from infra.kuberay import job as job_module
 from infra.kuberay.job import MANIFEST, create_if_needed, ray_job
 from pipelines.exits import WOULD_RUN
 from pipelines.stages.chain import STAGES
@@ -69,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     with Cluster() as cluster:
-        thread = threading.Thread(target=cluster.serve_forever, daemon=True)
+        thread = threading.Thread(target=cluster.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield cluster
         cluster.shutdown()
@@ -117,8 +118,14 @@ def test_a_job_is_created_once_if_the_plan_has_something_to_run(
         assert (
             create_if_needed(ray_job(), api, account) == f"{job['metadata']['name']} is under way"
         )
-    job["status"] = {"jobDeploymentStatus": "Complete"}
-    assert create_if_needed(ray_job(), api, account).startswith("created")
+    for ended in ("Complete", "Failed"):
+        job["status"] = {"jobDeploymentStatus": ended}
+        assert create_if_needed(ray_job(), api, account).startswith("created")
+        assert len(cluster.jobs) == 2
+        cluster.jobs.pop(0)  # what is listed first has ended, and what comes then has not
+        cluster.jobs.insert(0, job)
+        assert create_if_needed(ray_job(), api, account).endswith("is under way")
+        cluster.jobs.pop()
 
 
 def test_no_job_is_created_without_work_or_without_a_plan(
@@ -131,6 +138,63 @@ def test_no_job_is_created_without_work_or_without_a_plan(
     with pytest.raises(OSError, match=r"--plan --exit-code ended with 1"):
         create_if_needed(ray_job(), api, account)
     assert cluster.jobs == []
+
+
+def test_a_cluster_that_refuses_creates_nothing(
+    cluster: Cluster, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = planned(account, WOULD_RUN, monkeypatch)
+    monkeypatch.setattr(Handler, "do_GET", lambda self: self.send_error(403, "Forbidden"))
+    with pytest.raises(OSError, match="403"):
+        create_if_needed(ray_job(), f"http://127.0.0.1:{cluster.server_port}", account)
+    assert not told.exists()
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_what_the_command_line_says_of_a_job_arrives(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], create: bool
+) -> None:
+    made: list[Any] = []
+
+    def note(job: Any) -> str:
+        made.append(job)
+        return "created it"
+
+    given = ["job", "--stage", "distill", "--queue", "team-b"]
+    monkeypatch.setattr("sys.argv", [*given, *(["--create-if-needed"] if create else [])])
+    monkeypatch.setattr(job_module, "create_if_needed", note)
+    job_module.main()
+    said = capsys.readouterr().out
+    assert made == ([ray_job("distill", "team-b")] if create else [])
+    if create:
+        assert said == "created it\n"
+    else:
+        assert yaml.safe_load(said) == ray_job("distill", "team-b")
+
+
+def test_the_cluster_s_own_authority_is_trusted_alone(
+    account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted: list[Any] = []
+    monkeypatch.setattr(
+        job_module.ssl, "create_default_context", lambda cafile: trusted.append(cafile)
+    )
+    with pytest.raises(OSError, match="refused"):
+        job_module._ask(account, "https://127.0.0.1:1/apis")
+    assert trusted == [account / "ca.crt"]
+
+
+def test_the_cron_job_is_alone_and_small() -> None:
+    documents = {d["kind"]: d for d in yaml.safe_load_all((KUBERAY / "cronjob.yaml").read_text())}
+    cron = documents["CronJob"]["spec"]
+    assert cron["concurrencyPolicy"] == "Forbid"  # two plans would create two jobs
+    assert cron["schedule"].split() == ["0", "2", "*", "*", "*"]  # "every night"
+    pod = cron["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    asked, most = (container["resources"][name] for name in ("requests", "limits"))
+    assert asked == {"cpu": "1", "memory": "4Gi"}
+    assert most == {"cpu": "2", "memory": "8Gi"}
 
 
 def test_the_cron_job_may_do_what_it_does_and_sees_what_the_job_sees() -> None:

@@ -248,3 +248,83 @@ def test_ray_is_the_installed_one(service: Any, job: Any) -> None:
     for cluster in (service["rayClusterConfig"], job["rayClusterSpec"]):
         assert cluster["rayVersion"] == ray.__version__
         assert cluster["authOptions"] == {"mode": "token"}
+
+
+# What cannot be told from anything else in the tree, and why it is so.
+ASKED: list[tuple[str, str, Any, str]] = [
+    ("rayjob", "backoffLimit", 2, "a head that is lost ends the job"),
+    ("rayjob", "submissionMode", "SidecarMode", "no connection between pods can hang"),
+    ("rayjob", "shutdownAfterJobFinishes", True, "GPUs are given back"),
+    ("rayjob", "ttlSecondsAfterFinished", 600, "and the logs can be read until then"),
+    ("rayjob", "rayClusterSpec.headGroupSpec.template.spec.restartPolicy", "Never",
+     "a head that starts again has lost its job"),
+    ("rayservice", "excludeHeadPodFromServeSvc", True, "video does not go through the head"),
+    ("rayservice", "rayClusterConfig.headGroupSpec.rayStartParams.num-cpus", "0",
+     "no replica beside the head's own processes"),
+    ("rayservice", "rayClusterConfig.enableInTreeAutoscaling", True, "editors come and go"),
+    ("rayservice", "rayClusterConfig.autoscalerOptions.idleTimeoutSeconds", 300,
+     "less than the application's own delay"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "place", "wanted", "why"), ASKED, ids=lambda a: str(a)[:40])
+def test_a_manifest_asks_for_what_its_comments_say(
+    name: str, place: str, wanted: object, why: str
+) -> None:
+    found = load(KUBERAY / f"{name}.yaml")["spec"]
+    for key in place.split("."):
+        found = found[key]
+    assert found == wanted, why
+
+
+def test_every_pod_is_nobody_important_and_has_its_volumes(service: Any, job: Any) -> None:
+    for _, pod in [*pods(service["rayClusterConfig"]), *pods_of(job)]:
+        user = pod["securityContext"]
+        assert user == {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000}
+        (container,) = pod["containers"]
+        assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        tolerated = {t["key"]: t for t in pod.get("tolerations", [])}
+        assert (limits_of(pod)["gpu"] > 0) == ("nvidia.com/gpu" in tolerated)
+        for toleration in tolerated.values():
+            assert (toleration["operator"], toleration["effect"]) == ("Exists", "NoSchedule")
+    for _, pod in pods(service["rayClusterConfig"]):  # which serves, and writes nothing there
+        assert all(m["readOnly"] for m in pod["containers"][0]["volumeMounts"])
+    for _, pod in pods_of(job):
+        assert not any(m.get("readOnly") for m in pod["containers"][0]["volumeMounts"])
+        assert not any(v["persistentVolumeClaim"].get("readOnly") for v in pod["volumes"])
+
+
+def test_groups_begin_with_what_the_settings_begin_with(
+    service: Any, job: Any, settings: ServeSettings
+) -> None:
+    groups = {g["groupName"]: g for g in service["rayClusterConfig"]["workerGroupSpecs"]}
+    sizes = {
+        name: tuple(group[f"{which}eplicas"] for which in ("minR", "r", "maxR"))
+        for name, group in groups.items()
+    }
+    most = settings.max_editors
+    assert sizes == {"front": (2, 2, 2), "gpu": (settings.min_editors, settings.min_editors, most)}
+    (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
+    assert [group[name] for name in ("minReplicas", "replicas", "maxReplicas")] == [1, 1, 1]
+    gpus = sum(limits_of(pod)["gpu"] for _, pod in pods_of(job))
+    assert f"on {gpus:g} GPUs" in (KUBERAY / "rayjob.yaml").read_text().splitlines()[0]
+    assert len({str(pod["containers"][0]["resources"]) for _, pod in pods_of(job)}) == 1
+
+
+def test_a_busy_pod_is_not_taken_out_for_one_late_answer(service: Any) -> None:
+    for _, pod in pods(service["rayClusterConfig"])[1:]:
+        probe = pod["containers"][0]["readinessProbe"]
+        asked = [probe[f"{name}"] for name in ("periodSeconds", "timeoutSeconds")]
+        assert (*asked, probe["failureThreshold"]) == (5, 10, 3)
+        command = probe["exec"]["command"][-1]
+        seconds = [int(part.split()[0]) for part in command.split(" -T ")[1:]]
+        assert len(seconds) == 2
+        assert sum(seconds) < probe["timeoutSeconds"]  # else the probe ends before its answer
+        assert command.count("grep -q success") == 2
+
+
+def test_every_node_reads_what_another_one_wrote() -> None:
+    documents = list(yaml.safe_load_all((KUBERAY / "prerequisites.yaml").read_text()))
+    (claim,) = [d for d in documents if d["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Ti"

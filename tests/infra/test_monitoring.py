@@ -115,6 +115,75 @@ def test_alerts_say_what_to_do() -> None:
         assert rule["annotations"]["remedy"]
 
 
+# What fires when: the border of the rule's last comparison and how long it is to be passed.
+BORDERS = {
+    "LiveEditDown": ("== 0", "1m", "page"),
+    "LiveEditNoEditor": ("== 1", "1m", "page"),
+    "LiveEditEditorsFull": ("> 0.6", "10m", "ticket"),
+    "LiveEditSessionsRefused": ("> 0.05", "5m", "ticket"),
+    "LiveEditInternalErrors": ("> 0", None, "ticket"),
+    "LiveEditDeadlinesMissed": ("> 0.05", "5m", "ticket"),
+    "LiveEditVersionFailed": ("> 0", None, "ticket"),
+    "LiveEditReplicasLost": ("> 2", None, "ticket"),
+    "LiveEditFramesDropped": ("> 0.1", "5m", "ticket"),
+    "LiveEditStalls": ("> 0.5", "5m", "ticket"),
+    "LiveEditGpuMemoryFull": ("> 0.95", "10m", "ticket"),
+    "LiveEditHubFull": ("> 0.9", "5m", "ticket"),
+    "LiveEditCodecsBehind": ("> 64", "2m", "ticket"),
+    "LiveEditFirstChunkSlow": ("> 5", "5m", "ticket"),
+}
+COMPARED = r"(?:[><]=?|[!=]=) [\d.]+"
+
+
+def test_alerts_fire_where_they_shall() -> None:
+    found = {
+        rule["alert"]: (
+            re.findall(COMPARED, rule["expr"])[-1], rule.get("for"), rule["labels"]["severity"]
+        )
+        for rule in rules()
+    }  # fmt: skip
+    assert found == BORDERS
+
+
+SPELLED = {"one frame in ten": "0.1", "one session in twenty": "0.95"}
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_says_the_figures_that_it_goes_by(rule: dict[str, Any]) -> None:
+    said, asked = rule["annotations"]["summary"], rule["expr"]
+    for minutes in re.findall(r"in (\d+) minutes", said):
+        assert set(re.findall(r"\[(\w+)\]", asked)) == {f"{minutes}m"}
+    for percent in re.findall(r"(\d+) %", said):
+        assert f"> {int(percent) / 100:g} " in asked
+    for words, number in SPELLED.items():
+        if words in said:
+            assert number in re.findall(r"[\d.]+", asked)
+    # What is told in words of a label has that label; a rule of many says it of each.
+    kept = {label for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", asked)
+            for label in group.split(", ")}  # fmt: skip
+    for label in re.findall(r"\$labels\.(\w+)", said):
+        assert label in kept or not kept
+    # Both sides of a comparison reckon over one span.
+    assert len(set(re.findall(r"\[(\w+)\]", asked))) <= 1
+
+
+def test_prometheus_asks_often_enough_for_what_its_rules_span() -> None:
+    settings = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())["global"]
+    assert settings == {"scrape_interval": "5s", "evaluation_interval": "15s"}
+    targets = yaml.safe_load((INFRA / "prometheus" / "targets.yml").read_text())
+    assert targets == [{"targets": ["host.docker.internal:8000"]}]
+    provisioning = INFRA / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())[
+        "datasources"
+    ]
+    assert (source["type"], source["url"]) == ("prometheus", "$PROMETHEUS_URL")
+    assert source["isDefault"] is True
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "liveedit.yml").read_text())[
+        "providers"
+    ]
+    assert (provider["type"], provider["options"]["path"]) == ("file", "$DASHBOARDS")
+
+
 def test_prometheus_reads_files_that_are_there(tmp_path: Path) -> None:
     config = yaml.safe_load((INFRA / "prometheus" / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray as ray_package
 
-from infra.runtime import paths, ray, ray_private, registry
-from infra.runtime.registry import Pointed, RegistryError
+from infra.runtime import paths, ray, ray_private
+from infra.runtime.environment import everything
+from infra.runtime.ray import ClusterError
 
 
 @pytest.fixture
@@ -22,11 +26,11 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def init(**options: Any) -> None:
         seen.clear()
-        seen.update(options)
+        seen.update(options, environment=everything())
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray takes it over
 
     monkeypatch.setattr(ray_package, "init", init)
-    monkeypatch.setattr(ray_package, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_package, "shutdown", lambda: seen.update(ended=True))
     monkeypatch.setattr(ray, "reread_settings", lambda: None)
     return seen
 
@@ -107,29 +111,125 @@ def test_a_replica_runs_or_stops_by_serves_own_word(
         ray_private.Replica("r1", "editor", running, stopping, 7)
     ]
     assert ray_private.serve_replicas("another") == []
+    monkeypatch.setattr(ray_private, "serve_client", lambda: None)
+    assert ray_private.serve_replicas("app") == []
+
+
+def test_a_private_ray_takes_nobody_else_s_token(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would take the one in the variable before the one in the file."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another Ray")
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    read: list[dict[str, str]] = []
+    monkeypatch.setattr(ray, "reread_settings", lambda: read.append(everything()))
+    with ray.private_ray(1) as folder:
+        for seen in (*read, told["environment"]):
+            assert "RAY_AUTH_TOKEN" not in seen
+            assert seen["RAY_AUTH_MODE"] == "token"
+            assert seen["RAY_AUTH_TOKEN_PATH"] == str(folder / "token")
+            assert seen["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert len(read) == 1
+        assert (told["include_dashboard"], told["log_to_driver"]) == (False, False)
+    assert everything()["RAY_AUTH_TOKEN"] == "of another Ray"
+    assert "RAY_AUTH_MODE" not in everything()
+    assert told["ended"]
+
+
+def test_a_ray_that_does_not_start_says_so_and_keeps_its_logs(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: Any) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(ray_package, "init", init)
+    with (
+        pytest.raises(ClusterError, match="did not start on this machine: no room") as raised,
+        ray.private_ray(1),
+    ):
+        pass
+    assert ClusterError.exit_code == 75
+    (note,) = raised.value.__notes__
+    shutil.rmtree(Path(note.removeprefix("The workers' logs are in ")).parents[1])
+
+
+def test_who_stops_a_private_ray_leaves_nothing(told: dict[str, Any]) -> None:
+    with pytest.raises(KeyboardInterrupt), ray.private_ray(1) as folder:
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    assert told["ended"]
+
+
+@pytest.mark.parametrize(("set_to", "seen"), [(None, "1"), ("0", "0")])
+def test_a_job_joins_with_its_own_tree_unless_it_is_told_not_to(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, set_to: str | None, seen: str
+) -> None:
+    name = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
+    if set_to is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, set_to)
+
+    def fail() -> None:
+        with ray.joined_ray("auto", "SETTING", namespace="n"):
+            raise OSError("ours")
+
+    with pytest.raises(OSError, match="ours"):
+        fail()
+    assert told["environment"][name] == seen
+    assert told["namespace"] == "n"
+    assert told["runtime_env"]["env_vars"] == {}
+    assert {"runs", "/*.mp4"} <= set(told["runtime_env"]["excludes"])
+    assert everything().get(name) == set_to
+    assert told["ended"]
+
+
+def test_a_cluster_that_does_not_answer_is_named_with_its_setting(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: Any) -> None:
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray_package, "init", init)
+    with (
+        pytest.raises(ClusterError, match=r"SETTING=auto: no Ray cluster .*nobody there"),
+        ray.joined_ray("auto", "SETTING"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
-    ("before", "share", "found"),
-    [
-        ("1,2,3", "0.25", Pointed("3", 0.25, "2")),  # the latest of those before it
-        ("2,3,1", None, Pointed("3", 1.0, "1")),
-        ("3", "1", Pointed("3")),
-        ("", "0", Pointed("3", 0.0)),
-        ("", "nan", None), ("", "half", None), ("", "1.01", None), ("", "-0.1", None),
-    ],
-)  # fmt: skip
-def test_an_alias_says_which_version_was_before_it_and_what_share_is_its(
-    before: str, share: str | None, found: Pointed | None, monkeypatch: pytest.MonkeyPatch
+    ("place", "writable", "wanted"),
+    [("/" + "x" * 29, True, None), ("/" + "x" * 30, True, "/tmp"), ("/" + "x" * 30, False, None)],
+)
+def test_a_long_tmpdir_is_left_for_tmp_where_one_may_write(
+    monkeypatch: pytest.MonkeyPatch, place: str, writable: bool, wanted: str | None
 ) -> None:
-    tags = {registry.BEFORE + "production": before, registry.SHARE + "other": "0.5"}
-    if share is not None:
-        tags[registry.SHARE + "production"] = share
-    model = SimpleNamespace(aliases={"production": 3}, tags=tags)
-    client = SimpleNamespace(get_registered_model=lambda name: model)
-    monkeypatch.setattr(registry, "client_for", lambda uri: client)
-    if found is None:
-        with pytest.raises(RegistryError, match="a share of new sessions is from 0 to 1"):
-            registry.pointed("models:/ours@production", "sqlite:///x.db")
-    else:
-        assert registry.pointed("models:/ours@production", "sqlite:///x.db") == found
+    monkeypatch.setattr(ray.tempfile, "tempdir", place)
+    monkeypatch.setattr(ray.os, "access", lambda *_: writable)
+    assert ray._short_tmp() == wanted
+
+
+def test_what_belongs_to_a_ray_is_told_by_arguments_files_and_parents(tmp_path: Path) -> None:
+    """Ray's workers have titles over their arguments, and their children name nothing of it."""
+    commands = [
+        f"sleep 61 & : {tmp_path}; wait",  # named in the arguments, and a child
+        f"exec -a ray::IDLE sleep 62 > {tmp_path}/log",  # writes there
+        "exec -a ray::IDLE sleep 63 > /dev/null",  # of another Ray
+    ]
+    started = [subprocess.Popen(["bash", "-c", command]) for command in commands]
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            found = {" ".join(p.cmdline()[-2:]) for p in ray._processes(tmp_path)}
+            found = {said for said in found if said.endswith(("61", "62", "63"))}
+            if found == {"sleep 61", "ray::IDLE 62"}:
+                break
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+    finally:
+        for process in started:
+            for child in psutil.Process(process.pid).children():
+                child.kill()
+            process.kill()
+            process.wait()
