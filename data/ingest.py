@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from data.manifest import DatasetInfo, Shard
-from data.pairs import LeftOut, PairList, PairReader
+from data.pairs import PATHS, LeftOut, PairList, PairReader
 from data.processes import map_in_order
 from data.shards import Encoded, ShardWriter, encode, finished_dataset
 from data.store import DatasetError, Store, open_store
@@ -115,7 +115,9 @@ def _encoded(read: PairReader, task: Task) -> Result:
 
 def _crashed(read: PairReader, task: Task) -> LeftOut:
     index, entry = task
-    names = f"{entry['source_path']}, {entry['edited_path']}"
+    # What the entry holds has not been looked at here: the process that would have is gone.
+    paths = [entry.get(key) for key in PATHS] if isinstance(entry, dict) else []
+    names = ", ".join(path for path in paths if isinstance(path, str)) or str(read.list_path)
     return LeftOut(index, names, "reading it ended the process that did: out of memory, or a crash")
 
 

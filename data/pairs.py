@@ -27,7 +27,8 @@ __all__ = ["LeftOut", "Pair", "PairList", "PairListError", "PairReader", "estima
 
 ASPECT_TOLERANCE = 0.02  # beyond it source and edit would be cut to different parts of the scene
 MASK_THRESHOLD = 20  # of 255: above the noise of two separate lossy encodings
-WANTED = ("instruction", "source_path", "edited_path")
+PATHS = ("source_path", "edited_path")
+WANTED = ("instruction", *PATHS)
 
 
 class PairListError(UserError):
@@ -73,7 +74,7 @@ class PairReader:
             if not isinstance(entry.get(key), str) or not entry[key].strip():
                 raise _UnusableError(self.list_path, f"{key} is missing, empty or not text")
         folder = self.list_path.parent
-        paths = [folder / entry["source_path"], folder / entry["edited_path"]]
+        paths = [folder / entry[key] for key in PATHS]
         infos = [self._probe(path) for path in paths]
         mismatch = _mismatch(*infos)
         if mismatch:

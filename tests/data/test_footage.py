@@ -13,11 +13,17 @@ from data.footage import camera, kinds, looks, material, regions
 from data.footage import pair as pair_module
 from data.footage.camera import film
 from data.footage.kinds import KINDS, Edit, Filmed
-from data.footage.material import Footage, FootageError, is_heldout, prepare
+from data.footage.material import (
+    Footage,
+    FootageError,
+    is_heldout,
+    prepare,
+)
 from data.footage.objects import Thing, covered, draw, moving
 from data.footage.pair import make_footage_pair
 from data.sample import Pair
 from data.video import VideoWriter
+from infra.runtime.errors import UserError
 
 SIZE = {"height": 48, "width": 80}
 
@@ -296,3 +302,39 @@ def test_things_turn_by_the_second_whatever_the_rate() -> None:
     assert turned[8] == pytest.approx(turned[16])
     assert 0 < np.count_nonzero(turned[8]) < 8  # about half stand still
     assert np.abs(turned[8]).max() <= 0.9
+
+
+def test_a_clip_of_just_as_many_frames_is_filmed_from_its_first_to_its_last() -> None:
+    seen = {camera._stretch(9, 9, np.random.default_rng(seed)) for seed in range(60)}
+    assert seen == {(0, 1), (8, -1)}
+    with pytest.raises(UserError, match="a clip of 8 frames is too short for pairs of 9"):
+        camera._stretch(8, 9, np.random.default_rng(0))
+    assert camera._stretch(1, 9, np.random.default_rng(0)) == (0, 0)  # a photo
+
+
+def test_clips_that_are_long_enough_are_filmed_beside_photos(footage: dict[str, Footage]) -> None:
+    def drawn(frames: int, photos: bool = True) -> list[str]:
+        of = replace(footage["train"])
+        of.__dict__["photos"] = footage["train"].photos if photos else ()
+        rng = np.random.default_rng(0)
+        return [pair_module._material(of, frames, rng).name for _ in range(200)]
+
+    share = drawn(24).count("c.mp4") / 200
+    assert 0.3 < share < 0.5
+    assert set(drawn(25)) == {"a.jpg", "b.png"}
+    assert set(drawn(24, photos=False)) == {"c.mp4"}
+    with pytest.raises(FootageError, match="the train split holds no photo and no clip of 25 fr"):
+        drawn(25, photos=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_to_do_and_a_look_get_no_second_edit(
+    footage: dict[str, Footage], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(pair_module, "SECOND_LOOK", 1.0)
+    for kind, second in (("nothing", False), ("look", False), ("add", True)):
+        alone = {name: replace(KINDS[name], weight=float(name == kind)) for name in KINDS}
+        monkeypatch.setattr(pair_module, "KINDS", alone)
+        pair = made(footage["train"], seed)
+        assert ("second" in pair.origin) == second
+        assert pair.mask.any() == (kind != "nothing")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.ingest import JOURNAL, Ingested, _fingerprint, ingest
+from data.ingest import JOURNAL, Ingested, _crashed, _fingerprint, _read_journal, ingest
 from data.manifest import dataset_hash, read_dataset_info
 from data.pairs import PairList
 from data.processes import map_in_order
@@ -196,3 +197,62 @@ def test_it_goes_on_in_a_bucket(s3: S3Server, tmp_path: Path) -> None:
     assert starts[0] == 2
     assert info.samples == 4
     assert JOURNAL not in open_store(uri).names()
+
+
+def test_a_run_that_goes_on_tells_what_was_done_before(tmp_path: Path) -> None:
+    """Of nine entries one was left out among the first four, which are a shard of three."""
+    path, uri = make_list(tmp_path, 9, bad=(1, 7)), str(tmp_path / "set")
+    with pytest.raises(StoppedError):
+        ingest(pairs(path), uri, samples_per_shard=3, on_entry=stop_after(6))
+    seen: list[tuple[int, int, int, int]] = []
+
+    def note(at: Ingested) -> None:
+        seen.append((at.done, at.kept, len(at.left_out), at.resumed))
+
+    info, left_out = ingest(pairs(path), uri, samples_per_shard=3, on_entry=note)
+    assert seen == [
+        (4, 3, 1, 4), (5, 4, 1, 4), (6, 5, 1, 4), (7, 6, 1, 4), (8, 6, 2, 4), (9, 7, 2, 4),
+    ]  # fmt: skip
+    assert [(left.index, Path(left.path).name) for left in left_out] == [
+        (1, "gone.mp4"), (7, "gone.mp4"),
+    ]  # fmt: skip
+    assert "no such file" in left_out[0].reason
+    assert info.made_by == {"ingest": "pairs.json", "left_out": 2}
+    assert [shard.count for shard in info.shards] == [3, 3, 1]
+
+
+def test_a_journal_says_all_that_going_on_needs(tmp_path: Path) -> None:
+    path, uri = make_list(tmp_path, 4, bad=(0,)), tmp_path / "set"
+    with pytest.raises(StoppedError):
+        ingest(pairs(path), str(uri), samples_per_shard=2, on_entry=stop_after(4))
+    print_of_all = _fingerprint(pairs(path), 2)
+    found = _read_journal(open_store(uri), print_of_all)
+    said = json.loads((uri / JOURNAL).read_text())
+    assert (found.fingerprint, found.entries, found.like) == (
+        print_of_all, 3, ("pairs", 16.0, (9, 32, 48)),
+    )  # fmt: skip
+    assert [(shard.name, shard.count) for shard in found.shards] == [("shard-00000.tar", 2)]
+    assert [left.index for left in found.left_out] == [0]
+    assert said["fingerprint"] == print_of_all
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"source_path": "a.mp4", "edited_path": "b.mp4"}, "a.mp4, b.mp4"),
+        ({"source_path": "a.mp4"}, "a.mp4"), ({"edited_path": 3}, ""), ("text", ""), (None, ""),
+    ],
+)  # fmt: skip
+def test_an_entry_that_takes_its_process_down_is_named_whatever_it_says(
+    tmp_path: Path, entry: Any, named: str
+) -> None:
+    """Which entries name files is found out in the process that ended."""
+    read = pairs(make_list(tmp_path, 1)).read
+    left = _crashed(read, (7, entry))
+    assert (left.index, left.path) == (7, named or str(tmp_path / "pairs.json"))
+    assert "ended the process" in left.reason
+
+
+def test_without_a_word_for_it_a_crash_is_the_pool_s_error() -> None:
+    with pytest.raises(BrokenProcessPool):
+        list(map_in_order(crash_at_five, [5], 1))

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import botocore.exceptions as boto
 import pytest
 import s3fs
 import torch
@@ -22,7 +23,7 @@ from data.shards import (
     read_dataset_info,
     write_dataset,
 )
-from data.store import open_store
+from data.store import open_store, s3_buckets
 from tests.data.conftest import S3Server, point_at, small_encoded, small_pair, start_s3
 
 COUNT = 7
@@ -291,3 +292,69 @@ def test_what_another_process_writes_is_seen_at_once(s3: S3Server, uri: str) -> 
     other.rm_file(f"{place}/new.json")
     assert store.names() == before
     assert not store.exists("new.json")
+
+
+def test_a_silent_server_is_given_up_after_the_seconds_that_are_said(s3: S3Server) -> None:
+    store: Any = open_store(f"s3://{s3.bucket}/x")
+    files = store.files
+    config = files.connect().meta.config
+    assert (config.connect_timeout, config.read_timeout) == (4, 10)
+    assert config.retries["total_max_attempts"] == 3
+    assert (files.retries, files.dircache.use_listings_cache) == (2, False)
+    assert store.files is files
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (FileNotFoundError("gone"), r"set/a: no such bucket or object \(gone\); make the bucket"),
+        (PermissionError("no"), r"set/a: access denied \(no\); check AWS_ACCESS_KEY_ID"),
+        (boto.NoCredentialsError(), "set/a: no S3 credentials; set AWS_ACCESS_KEY_ID"),
+        (boto.PartialCredentialsError(provider="p", cred_var="v"), "set/a: no S3 credentials"),
+        (boto.EndpointConnectionError(endpoint_url="u"), r"S3 at AWS does not .*\(EndpointConnec"),
+        (boto.ClientError({}, "get"), r"S3 at AWS does not answer as it should \(ClientError"),
+        (TimeoutError("late"), r"S3 at AWS does not answer as it should \(TimeoutError: late"),
+    ],
+)
+def test_whatever_s3_answers_names_the_object_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    store = open_store("s3://bucket/set")
+    with pytest.raises(DatasetError, match=f"^s3://bucket/.*{said}"), store.naming("a"):
+        raise raised
+
+
+def test_buckets_are_listed_for_who_may_and_others_are_told_apart(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert s3_buckets() == [s3.bucket]
+    point_at(s3.endpoint, monkeypatch, secret="wrong" * 5)
+    with pytest.raises(DatasetError, match="S3: access denied"):
+        s3_buckets()
+
+    def refused(*_: Any) -> Any:
+        raise PermissionError("no") from RuntimeError("An error occurred (AccessDenied)")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", refused)
+    assert s3_buckets() is None  # keys that are right, of one bucket alone
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (FileNotFoundError(2, "No such file"), "/set: a is missing; write or copy the dataset"),
+        (FileExistsError(17, "File exists"), "/set/a: a file is in the way; choose another"),
+        (NotADirectoryError(20, "Not a directory"), "/set/a: a file is in the way"),
+        (OSError(30, "Read-only file system"), "/set/a: Read-only file system; check the folder"),
+        (OSError("bare"), "/set/a: bare; check the folder's rights, or choose another"),
+    ],
+)
+def test_whatever_a_folder_answers_names_the_file_and_the_remedy(
+    raised: OSError, said: str
+) -> None:
+    with pytest.raises(DatasetError, match=said), open_store("/set").naming("a"):
+        raise raised
+    with pytest.raises(DatasetError, match=r"^/set: a file is in"), open_store("/set").naming(""):
+        raise FileExistsError(17, "File exists")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.bench.cases import CASES, CUT_AT, FPS, Case
+from data.bench import clip as clip_module
+from data.bench.cases import CASES, CUT_AT, FPS, VERSION, Case
 from data.bench.clip import OWN_FOOTAGE, BenchClip, _pool, make_clip, published_checksums
-from data.bench.scene import Scene
-from data.footage.material import Footage, FootageError, prepare, read_heldout
+from data.bench.scene import Scene, Shot
+from data.footage.camera import Path as Camera
+from data.footage.material import Footage, FootageError, Material, prepare, read_heldout
+from data.footage.objects import Thing
 from data.kinds import COLOURS
 from data.synthetic import is_heldout
+from infra.runtime.errors import UserError
 
 SMALL = (64, 112)
 
@@ -171,3 +177,103 @@ def test_a_stretch_is_a_part_of_the_whole(footage: Footage) -> None:
     scene = Scene(tuple(_shots(one, footage, SMALL, _names(one, rng), rng)), *SMALL)
     whole = scene.render(20, 40)
     assert np.array_equal(whole, np.concatenate([scene.render(20, 31), scene.render(31, 40)]))
+
+
+def test_an_empty_folder_or_one_without_colour_says_what_is_missing(tmp_path: Path) -> None:
+    empty: Any = SimpleNamespace(materials=())
+    with pytest.raises(
+        FootageError, match=r"natural-10-fog is filmed from footage, and none is he"
+    ):
+        clip("natural-10-fog", empty)
+    made = {}
+    for name, colour in (("g", (90, 90, 90)), ("b", (200, 40, 40))):
+        path = tmp_path / f"{name}.npy"
+        np.save(path, np.full((1, 9, 16, 3), colour, np.uint8))
+        made[name] = Material(name, "photo", (str(path),))
+    for name in ("natural-06-black-and-white", "natural-26-hue", "natural-50-background"):
+        needy = case(name)
+        found: Any = SimpleNamespace(materials=(made["g"],))
+        with pytest.raises(FootageError, match=f"{name} needs footage in colour, and what is held"):
+            _pool(needy, found)
+        found = SimpleNamespace(materials=tuple(made.values()))
+        assert [material.name for material in _pool(needy, found)] == ["b"]
+    assert [material.name for material in _pool(case("natural-10-fog"), found)] == ["b", "g"]
+
+
+def test_checksums_that_are_damaged_or_of_other_cases_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checksums.json"
+    monkeypatch.setattr(clip_module, "CHECKSUMS", path)
+    read = published_checksums.__wrapped__
+    for content in (None, "{"):
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(UserError, match=r"checksums cannot be read \(.*restore the file"):
+            read()
+    path.write_text(json.dumps({"version": VERSION + 1, "clips": {}}))
+    with pytest.raises(ValueError, match=f"is of version {VERSION + 1}, the cases of {VERSION}"):
+        read()
+    path.write_text(json.dumps({"version": VERSION, "clips": {"a": "b"}}))
+    assert read() == {"a": "b"}
+
+
+def test_a_checksum_is_of_words_and_both_videos_to_the_pixel() -> None:
+    video = np.zeros((2, 3, 4, 3), np.uint8)
+    other = video.copy()
+    other[1, 2, 3, 2] = 1
+    still = np.eye(2, 3)[None]
+    plain = BenchClip(case("drawn-01-recolor"), "paint it", video, video, still, still, ())
+    changed = [{"instruction": "paint"}, {"source": other}, {"truth": other}]
+    sums = {replace(plain, **change).checksum() for change in changed}  # type: ignore[arg-type]
+    assert len({plain.checksum(), *sums}) == 4
+    assert len(plain.checksum()) == 16
+    assert replace(plain, edited=still + 1, cuts=(1,)).checksum() == plain.checksum()
+
+
+def test_where_what_is_seen_was_in_the_frame_before() -> None:
+    """A view pans by (4, 2) pixels of a backdrop at 2 a pixel; its thing moves and turns."""
+    frames = 3
+    centres = np.array([[50.0, 40.0], [54.0, 42.0], [58.0, 44.0]])
+    path = Camera(centres, np.full(frames, 2.0), np.zeros(frames), mirrored=False)
+    turns = np.array([0.0, np.pi / 2, np.pi / 2])
+    things = (
+        Thing("star", "red", 3, np.zeros((frames, 2)), np.zeros(frames)),
+        Thing("star", "red", 3, np.array([[10.0, 8.0], [13.0, 6.0], [13.0, 9.0]]), turns),
+    )
+    pictures, shown = np.zeros((1, 80, 100, 3), np.uint8), np.zeros(frames, int)
+    shot = Shot(pictures, shown, 1, path, things, edited=1)
+    scene = Scene((shot, shot.cut(0, 2)), 16, 24)
+    camera, thing = scene.camera_motion(), scene.thing_motion()
+    assert thing is not None
+    panned = np.array([[1, 0, 2], [0, 1, 1]])  # what comes to the left was on the right of it
+    np.testing.assert_allclose(camera[[0, 1, 3]], [panned] * 3, atol=1e-9)
+    assert np.isnan(camera[2]).all()
+    assert np.isnan(thing[2]).all()
+    np.testing.assert_allclose(thing[0] @ (13, 6, 1), (10, 8), atol=1e-9)  # the middle
+    np.testing.assert_allclose(thing[0] @ (13, 7, 1), (11, 8), atol=1e-9)  # a quarter turn back
+    np.testing.assert_allclose(thing[1], [[1, 0, 0], [0, 1, -3]], atol=1e-9)
+    assert (scene.frames, scene.cuts) == (5, (3,))
+    assert [part.frames for part in scene.stretch(1, 4)] == [2, 1]
+    assert [part.frames for part in scene.stretch(3, 5)] == [2]
+    assert Scene((replace(shot, edited=None),), 16, 24).thing_motion() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("natural-30-recolor", "thing"), ("natural-35-replace", "thing"),
+        ("drawn-34-stripes", "thing"), ("drawn-45-outline", "thing"),
+        ("drawn-16-reshape", "thing"), ("natural-40-remove", "camera"),
+        ("natural-10-fog", "camera"), ("natural-47-add", "screen"),
+        ("natural-52-two-edits", "camera"),
+    ],
+)  # fmt: skip
+def test_what_is_edited_moves_with_what_it_is_on(name: str, of: str) -> None:
+    camera, thing = np.full((2, 2, 3), 7.0), np.full((2, 2, 3), 5.0)
+    camera[1] = np.nan  # a cut
+    scene: Any = SimpleNamespace(thing_motion=lambda: thing)
+    found = clip_module._edited_motion(case(name), scene, camera)
+    still = np.stack([np.eye(2, 3), np.full((2, 3), np.nan)])
+    wanted = {"thing": thing, "camera": camera, "screen": still}[of]
+    np.testing.assert_array_equal(found, wanted)

@@ -1,0 +1,94 @@
+"""data/footage/material.py: which files there are, of which split, and what is kept of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.footage import material
+from data.footage.material import (
+    FootageError,
+    footage_hash,
+    is_heldout,
+    names_by_split,
+    prepare,
+    read_heldout,
+)
+from data.video import VideoWriter
+
+
+def test_a_dataset_knows_its_files_again_by_name_and_bytes(tmp_path: Path) -> None:
+    """The name decides the split, so a file that is renamed is another."""
+    for name, content in (("a.jpg", b"one"), ("sub/b.MP4", b"two"), ("notes.txt", b"x")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    first = footage_hash(tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"y")  # neither photo nor clip
+    (tmp_path / "sub").rename(tmp_path / "there")
+    assert footage_hash(tmp_path) == first
+    (tmp_path / "a.jpg").rename(tmp_path / "c.jpg")
+    renamed = footage_hash(tmp_path)
+    (tmp_path / "c.jpg").write_bytes(b"two")
+    changed = footage_hash(tmp_path)
+    (tmp_path / "there" / "b.MP4").unlink()
+    assert len({first, renamed, changed, footage_hash(tmp_path)}) == 4
+
+
+def test_a_list_of_what_is_held_out_may_have_comments(tmp_path: Path) -> None:
+    for name in ("a.jpg", "sub/b.png", "c.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert read_heldout(tmp_path) is None
+    by_hash = names_by_split(tmp_path)
+    assert sorted(by_hash["train"] + by_hash["heldout"]) == ["a.jpg", "b.png", "c.mp4"]
+    assert [name for name in ("a.jpg", "b.png", "c.mp4") if is_heldout(name)] == by_hash["heldout"]
+    (tmp_path / "heldout.txt").write_text("# kept\n\n  b.png  # the good one\nc.mp4\n")
+    assert read_heldout(tmp_path) == {"b.png", "c.mp4"}
+    assert names_by_split(tmp_path) == {"train": ["a.jpg"], "heldout": ["c.mp4", "b.png"]}
+
+
+def test_which_names_are_held_out_does_not_move() -> None:
+    """One in eight; another one would put into training what was kept from it."""
+    held = [n for n in range(60) if is_heldout(f"IMG_{n:04d}.jpg")]
+    assert held == [2, 11, 15, 18, 26, 41, 55, 57]
+
+
+def test_a_level_is_half_of_the_one_above_each_pixel_the_mean_of_four() -> None:
+    frames = np.zeros((2, 5, 7, 3), np.uint8)
+    frames[1, :2, :2, 0] = [[1, 2], [3, 4]]
+    frames[1, 2:4, 4:6, 2] = [[255, 255], [255, 254]]
+    frames[:, 4], frames[:, :, 6] = 99, 99  # odd ones out
+    half = material._halved(frames)
+    assert half.shape == (2, 2, 3, 3)
+    assert half.dtype == np.uint8
+    assert (half[1, 0, 0].tolist(), half[1, 1, 2].tolist()) == ([3, 0, 0], [0, 0, 255])
+    assert half.sum() == 258
+
+
+def test_each_file_is_told_as_it_is_done_and_is_no_larger_than_it_need_be(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (100, 90)).save(source / "small.PNG")
+    with VideoWriter(source / "c.mp4", 128, 96, 16) as writer:
+        writer.write(np.zeros((4, 96, 128, 3), np.uint8))
+    (source / "heldout.txt").write_text("")
+    told: list[tuple[int, int]] = []
+    found = prepare(
+        source, tmp_path / "out", height=24, width=40, fps=8,
+        on_file=lambda done, total: told.append((done, total)),
+    )["train"]  # fmt: skip
+    assert told == [(1, 2), (2, 2)]
+    (photo,), (clip,) = found.photos, found.clips
+    assert (photo.name, photo.kind, clip.name, clip.kind) == (
+        "small.PNG", "photo", "c.mp4", "clip",
+    )  # fmt: skip
+    assert photo.level(0).shape == (1, 90, 100, 3)  # no photo is made larger than it is
+    assert clip.level(0).shape == (2, 54, 72, 3)  # 2.25 times 24, even, at the rate asked for
+    with pytest.raises(FootageError, match="is no folder"):
+        prepare(source / "c.mp4", tmp_path / "x", height=24, width=40, fps=8)
+    (source / "d.mp4").write_bytes(b"no clip")
+    with pytest.raises(FootageError, match=r"d\.mp4: not a .*take it out of the footage"):
+        prepare(source, tmp_path / "x", height=24, width=40, fps=8)
