@@ -169,6 +169,29 @@ def test_waiting_for_data_is_told_apart(
     assert [r.seconds_per_step for r in run.reports] == [8.0, 8.0]
 
 
+def test_what_a_save_holds_up_is_told_of_a_step(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: Any
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def script(step: int, micro: int) -> dict[str, float]:
+        clock[0] += 1.0
+        return {"loss": 1.0}
+
+    def keep(write: Any, step: int) -> None:
+        clock[0] += 6.0
+        run.keep(write, step)
+
+    scripted(script)
+    run = bench().set(steps=6, log_every=2, checkpoint_every=2)
+    run.training().run(keep)
+    saved = [r.metrics["save_seconds_per_step"] for r in run.reports]
+    assert saved == [0.0, 3.0, 3.0]  # of the save before, over two steps
+    assert [r.seconds_per_step for r in run.reports] == [1.0, 4.0, 4.0]
+    assert {r.metrics["data_seconds_per_step"] for r in run.reports} == {0.0}
+
+
 def test_a_profile_of_some_steps_goes_to_the_run(
     bench: Callable[..., Bench], scripted: Callable[..., Scripted]
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -222,6 +223,36 @@ def test_only_the_last_chunks_learn(chunks: int) -> None:
     (gradient,) = torch.autograd.grad(made.square().sum(), source)
     learns = [number >= 4 - chunks for number in range(4)]
     assert (gradient.abs().amax(dim=(0, 2, 3, 4)) > 0).tolist() == learns
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_of_several_clips_each_is_rolled_out_with_all_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, truth: bool
+) -> None:
+    """Tokens are chosen clip by clip, which takes as many rollouts."""
+    asked = {name: object() for name in inspect.signature(rollout).parameters}
+    asked["stream"] = replace(STREAM, mask_cache=MaskCacheConfig())
+    clips = torch.arange(3.0).view(3, 1, 1, 1, 1)
+    asked |= {"source": clips, "text": clips + 10, "truth": clips + 20 if truth else None}
+    calls: list[dict[str, Any]] = []
+
+    def alone(*given: Any, **named: Any) -> Tensor:
+        calls.append(inspect.signature(rollout_of_one).bind(*given, **named).arguments)
+        made: Tensor = calls[-1]["source"] * 2
+        return made
+
+    rollout_of_one = rollout
+    monkeypatch.setattr(module, "rollout", alone)
+    first = ("trained", "passed", "config", "stream", "schedule")
+    named = {name: value for name, value in asked.items() if name not in first}
+    made = rollout_of_one(*(asked[name] for name in first), **named)  # type: ignore[arg-type]
+    assert torch.equal(made, 2 * clips)
+    for clip, call in enumerate(calls):
+        for name, value in asked.items():
+            if isinstance(value, Tensor):
+                assert torch.equal(call[name], value[clip : clip + 1]), name
+            else:
+                assert call[name] is value, name
 
 
 MASKS = {

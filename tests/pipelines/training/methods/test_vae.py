@@ -149,10 +149,12 @@ def test_crops_are_any_place_of_either_video() -> None:
 def test_a_crop_wanders_in_a_straight_line_no_faster_than_asked_and_stops_at_the_border() -> None:
     here = setting("vae", clip_frames=9, crop=16, motion=2.0)
     fastest, rested = 0, 0
+    ways: set[tuple[float, ...]] = set()
     for step in range(60):
         for view in module.crop(clips(), here.section, here.draw(step, 0)):
             corner = view[:, 0, 0].int()  # red says the frame, green the row, blue the column
             rows, columns = corner[:, 1] // 10, corner[:, 2] // 6
+            ways.add(tuple((way[-1] - way[0]).sign().item() for way in (rows, columns)))
             for way, room in ((rows, HEIGHT - 16), (columns, WIDTH - 16)):
                 steps = way.diff()
                 assert steps.abs().max() <= 2
@@ -169,6 +171,7 @@ def test_a_crop_wanders_in_a_straight_line_no_faster_than_asked_and_stops_at_the
             assert torch.equal(corner[:, 0].diff(), torch.full((8,), 4))  # frames stay in order
     assert fastest == 2
     assert rested < 120  # it does move
+    assert {(down, right) for down in (-1, 1) for right in (-1, 1)} <= ways
 
 
 def test_crops_are_mirrored_and_run_backwards_when_asked() -> None:

@@ -22,7 +22,7 @@ from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, save_model
 from pipelines.training.methods import foundation as module
 from pipelines.training.methods.base import FixedDraw, Setting
-from pipelines.training.methods.causal import CausalTraining
+from pipelines.training.methods.causal import CausalTraining, visibility
 from pipelines.training.methods.foundation import FoundationTraining
 from tests.pipelines.training.plain import (
     CHUNK,
@@ -177,6 +177,23 @@ def test_history_is_the_streams_window_or_all_of_it() -> None:
     )
     assert (streams.keys, streams.moved) == (((0, 3), (15, 21), (45, 48)), 12)
     assert (full.keys, full.moved) == (((0, 21), (45, 48)), 0)
+
+
+@pytest.mark.parametrize(
+    ("stream", "keys", "moved"),
+    [
+        ({"window_latents": 9}, ((0, 3), (18, 21), (45, 48)), 15),
+        ({"window_latents": 9, "sink_latents": 0}, ((15, 21), (45, 48)), 0),
+        ({"window_positions": False}, ((0, 3), (15, 21), (45, 48)), 0),
+        ({"chunk_latents": 6, "sink_latents": 6}, ((0, 6), (42, 48)), 12),
+    ],
+)
+def test_what_a_chunk_sees_and_where_is_all_as_its_stream_has_it(
+    stream: dict[str, Any], keys: tuple[tuple[int, int], ...], moved: int
+) -> None:
+    usual = replace(CONFIG.stream, chunk_latents=CHUNK, window_latents=12, sink_latents=3)
+    last = visibility(setting("causal").section, replace(usual, **stream), 24).spans[-1]
+    assert (last.keys, last.moved) == (keys, moved)
 
 
 @both

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pipelines.training.zero.inside import load_engine, save_engine
+from pipelines.training.zero.average import Ema
+from pipelines.training.zero.inside import (
+    import_deepspeed,
+    load_engine,
+    master_shards,
+    save_engine,
+    shard_starts,
+)
 from tests.pipelines.training.plain import PlainEngine, setting
 
 
@@ -56,3 +65,57 @@ def test_a_loaded_engine_keeps_its_own_rates_betas_and_decay(tmp_path: Path) -> 
         state, was = now.optimizer.state[mine], before.optimizer.state[theirs]
         assert state["step"] == was["step"] == 1
         assert torch.equal(state["exp_avg_sq"], was["exp_avg_sq"])
+
+
+NUMBERS = {"first": torch.arange(4.0), "second": torch.arange(10.0, 16.0)}
+
+
+def rank_of(begins: int, ends: int, zero_stage: int = 2) -> Any:
+    """An engine whose rank holds this stretch of all ten numbers, as DeepSpeed marks it under
+    ZeRO-1 and 2; under ZeRO-3 each parameter is cut in equal parts, one a rank."""
+    parameters, place = {}, 0
+    for name, numbers in NUMBERS.items():
+        parameter = nn.Parameter(numbers.clone())
+        low, high = max(begins - place, 0), min(ends - place, len(numbers))
+        own, place = numbers[low:high].clone(), place + len(numbers)
+        address, got = SimpleNamespace(start=low), SimpleNamespace(get_hp_fragment=lambda x=own: x)
+        got.lp_fragment_address = address
+        if zero_stage:
+            parameter._hp_mapping = got if low < high else None  # type: ignore[attr-defined]
+        parameters[name] = parameter
+    named = SimpleNamespace(named_parameters=lambda: list(parameters.items()))
+    return SimpleNamespace(module=named)
+
+
+def test_where_a_ranks_part_begins_in_each_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shard_starts(rank_of(0, 10, zero_stage=0)) == {"first": 0, "second": 0}
+    assert shard_starts(rank_of(1, 3)) == {"first": 1}  # of the other it holds nothing
+    assert shard_starts(rank_of(2, 7)) == {"first": 2, "second": 0}
+    assert shard_starts(rank_of(7, 10)) == {"second": 3}
+    sharded = nn.Parameter(torch.zeros(0))
+    sharded.ds_id, sharded.ds_tensor = 0, torch.zeros(5)  # type: ignore[attr-defined]
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 3)
+    module = SimpleNamespace(named_parameters=lambda: [("w", sharded)])
+    assert shard_starts(SimpleNamespace(module=module)) == {"w": 15}
+
+
+def test_averages_of_any_ranks_are_dealt_to_any_others() -> None:
+    """Each takes what lies in its own stretch, whoever had it."""
+    import_deepspeed()  # a fifth of what it takes to import it plainly
+    for cuts in ((0, 10), (0, 5, 10), (0, 3, 7, 10), (0, 4, 10)):
+        saved = []
+        for begins, ends in pairwise(cuts):
+            average = Ema(rank_of(begins, ends), 0.5)
+            average.updates = 6
+            for shard in average.shards.values():
+                shard.mul_(-1)  # no longer what the network is
+            saved.append(average.state_dict())
+        for begins, ends in ((0, 10), (0, 6), (6, 10), (1, 9)):
+            engine = rank_of(begins, ends)
+            now = Ema(engine, 0.5)
+            now.load_state_dicts(saved)
+            assert now.updates == 6
+            wanted = master_shards(engine)
+            assert now.shards.keys() == wanted.keys()
+            for name, value in wanted.items():
+                assert torch.equal(now.shards[name], -value), (cuts, begins, ends, name)
