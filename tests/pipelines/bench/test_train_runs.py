@@ -1,0 +1,296 @@
+"""What the benchmarks of training run, one case after the other, and what they report of it; the
+trainings themselves are scripted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from data.loader import Split, loader
+from data.manifest import read_dataset_info
+from infra.runtime.errors import UserError
+from pipelines.bench import kills, train, training_worker
+from pipelines.bench.drawn import SHARD, draw_dataset, draw_model, draw_pair
+from pipelines.bench.kills import SAVE_EVERY, Kill, worker_processes
+from pipelines.bench.train import TrainOptions, _describe, summary
+from pipelines.bench.training_worker import SAMPLES, WARM_UP, TrainCase
+from pipelines.config.load import load_config
+from pipelines.training.run_folder import TrainingReport
+from tests.pipelines.bench.test_train_figures import SMALL
+
+CPU = torch.device("cpu")
+
+
+def options(**given: Any) -> TrainOptions:
+    config = load_config("demo", SMALL)
+    usual = {"stages": ("foundation", "causal"), "workers": (1,), "zero": (2,), "steps": 3}
+    return TrainOptions(config, False, **usual | given)
+
+
+def step(seconds: float, tflops: float, mfu: float | None, wait: float, loss: float) -> Any:
+    found = {"seconds_per_step": seconds, "tflops": tflops, "data_seconds_per_step": wait,
+             "loss": loss, "gpu_memory_gib": 10 * loss}  # fmt: skip
+    return found if mfu is None else found | {"mfu": mfu}
+
+
+def test_a_case_by_hand() -> None:
+    """Of steps of 1 and 3 seconds the rates weigh by their time; the last step's loss counts."""
+    case = {"stage": "causal", "workers": 2, "zero": 3, "start_s": 9.0}
+    steps = [step(1.0, 4.0, 0.4, 0.1, 6.0), step(3.0, 2.0, 0.2, 0.3, 5.0)]
+    assert summary({**case, "steps": steps}) == {
+        **case,
+        "name": "causal, 2 workers, ZeRO-3",
+        "seconds": 2.0,
+        "seconds_of_steps": [1.0, 3.0],
+        "model_tflop": 5.0,
+        "tflops": 2.5,
+        "mfu": pytest.approx(0.25),
+        "data_wait_s": pytest.approx(0.2),
+        "reserved_gib": 50.0,
+        "loss": 5.0,
+    }
+    plain = step(1.0, 4.0, None, 0.1, 6.0)
+    del plain["gpu_memory_gib"]  # as on a CPU
+    found = summary({**case, "steps": [plain]})
+    assert (found["mfu"], found["reserved_gib"]) == (None, None)
+
+
+def test_cases_come_by_workers_and_what_decides_their_work_is_described() -> None:
+    asked = options(workers=(2, 1), zero=(2, 3), steps=4)
+    assert [(c.workers, c.stage, c.zero) for c in asked.cases] == [
+        (workers, stage, zero)
+        for workers in (2, 1) for stage in ("foundation", "causal") for zero in (2, 3)
+    ]  # fmt: skip
+    told = _describe(asked)
+    config = asked.config
+    assert told["cases"] == [case.name for case in asked.cases]
+    assert (told["height"], told["width"], told["frames"], told["steps"]) == (32, 48, 21, 4)
+    assert told["model"] == "demo"
+    assert told["transformer"]["dim"] == config.model.resolve().transformer.dim
+    assert told["batch_size"] == {
+        stage: getattr(config, stage).batch_size for stage in ("foundation", "causal")
+    }
+    assert set(told["compute"]) == {
+        "precision", "activation_checkpointing", "deterministic", "loader_workers",
+        "sequence_parallel",
+    }  # fmt: skip
+
+
+def test_what_does_not_fit_into_memory_leaves_the_other_cases_to_be_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    groups: list[list[str]] = []
+
+    def run(asked: Any, cases: list[TrainCase], folder: Path) -> Iterator[dict[str, Any]]:
+        groups.append([case.name.partition(",")[0] for case in cases])
+        machine = {"hardware": {"device": "a cpu"}, "yardstick": {"tflops": 8.0}}
+        (folder / "machine.json").write_text(json.dumps(machine))
+        for case in cases:
+            full = case.stage == "causal"
+            about = {"stage": case.stage, "workers": 1, "zero": 2, "out_of_memory": full}
+            yield about if full else about | {"steps": [step(2.0, 4.0, None, 0.0, 1.0)]}
+            if full:
+                return
+
+    monkeypatch.setattr(train, "_run", run)
+    checked: list[Any] = []
+    said: list[str] = []
+    asked = options(stages=("foundation", "causal", "distill"))
+    reports = [
+        [case["name"].partition(",")[0] for case in report["cases"]]
+        for report in train.measure(asked, lambda r: checked.append(dict(r)), said.append)
+    ]
+    assert groups == [["foundation", "causal", "distill"], ["distill"]]
+    assert reports == [
+        ["foundation"], ["foundation", "causal"], ["foundation", "causal", "distill"],
+    ]  # fmt: skip
+    assert [one["cases"] for one in checked] == [[]], "asked once, before anything starts"
+    assert said[:2] == [
+        "foundation, 1 workers, ZeRO-2; 3 cases to do",
+        "after foundation, 1 workers, ZeRO-2; 2 cases to do",
+    ]
+    *_, last = train.measure(asked)
+    assert last["hardware"] == {"device": "a cpu"}
+    assert last["ratios"]["foundation, 1 workers, ZeRO-2 / matrix products"]["value"] == 2.0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_times_the_steps_after_the_warm_up(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    destroyed: list[str] = []
+
+    class Training:
+        def __init__(self, setting: Any, folder: Any) -> None:
+            seen.append((setting, folder))
+            self.folder = folder
+            engine = SimpleNamespace(destroy=lambda: destroyed.append("engine"))
+            self.stage = SimpleNamespace(engines={"one": engine, "two": engine})
+
+        def train(self, keep: Callable[..., None]) -> None:
+            with pytest.raises(AssertionError, match="saved its state at step 7"):
+                keep(lambda path: None, 7)
+            if rank == 0:
+                for n in range(WARM_UP + 3):
+                    self.folder.report(TrainingReport(n + 1, 5, {"loss": float(n)}, 1.0))
+
+    monkeypatch.setattr(training_worker, "Training", Training)
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    shared, place = tmp_path / "shared", tmp_path / "case"
+    config = load_config("demo", SMALL)
+    case = TrainCase("distill", 2, 3)
+    found = training_worker._run(case, config, place, shared, rank, CPU)
+    assert found.pop("start_s") >= 0
+    wanted = [{"loss": float(n)} for n in range(WARM_UP, WARM_UP + 3)] if rank == 0 else []
+    assert found == {"allocated_gib": None, "steps": wanted}
+    ((setting, folder),) = seen
+    job = setting.job
+    assert (setting.rank, setting.world_size, job.stage) == (rank, 2, "distill")
+    assert job.config.compute.zero_stage == 3
+    assert (job.start, job.models) == (shared / "model", {"teacher": shared / "model"})
+    assert (job.dataset, job.folder, folder.path) == (str(shared / "encoded"), place, place)
+    assert destroyed == ["engine"] * 2
+
+
+@pytest.mark.parametrize(("batch", "workers", "samples"), [(1, 2, SAMPLES), (3, 4, 24)])
+def test_what_all_cases_share_is_drawn_once_and_is_two_batches_for_each_worker(
+    batch: int, workers: int, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(training_worker, "draw_model", lambda *given: drawn.append(given[0]))
+    monkeypatch.setattr(
+        training_worker, "draw_dataset", lambda folder, *given: drawn.append((folder, *given[1:]))
+    )
+    monkeypatch.setattr(training_worker, "hardware", lambda device: {"device": "a"})
+    monkeypatch.setattr(training_worker, "yardstick", lambda device: {"ms": 1.0})
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: workers)
+    config = load_config("demo", [*SMALL, "causal.batch_size=1", f"distill.batch_size={batch}",
+                                  "foundation.batch_size=1"])  # fmt: skip
+    for _ in range(2):
+        training_worker._prepare(tmp_path, config, CPU)
+    assert drawn == [tmp_path / "model", (tmp_path / "encoded", 21, samples)]
+    machine = json.loads((tmp_path / "machine.json").read_text())
+    assert machine == {"hardware": {"device": "a"}, "yardstick": {"ms": 1.0}}
+
+
+def test_drawn_clips_are_of_the_models_sizes_and_all_unlike(tmp_path: Path) -> None:
+    pair = draw_pair(3, 21, (32, 48), (5, 8))
+    assert pair.source.shape == pair.target.shape == (6, 16, 4, 6)
+    assert pair.text.shape == (5, 8)
+    assert (pair.video_shape, pair.source.dtype) == ((21, 32, 48), np.float16)
+    assert not np.array_equal(pair.source, pair.target)
+    assert np.array_equal(draw_pair(3, 21, (32, 48), (5, 8)).text, pair.text)
+    config = load_config("demo", SMALL).model.resolve()
+    draw_dataset(tmp_path / "set", config, 21, SHARD + 1)
+    info = read_dataset_info(str(tmp_path / "set"))
+    assert (info.samples, info.frames, info.height, info.width) == (SHARD + 1, 21, 32, 48)
+    assert len(info.shards) == 2
+    split = Split(batch_size=1, shuffle=False, epochs=1)
+    batches = list(loader(str(tmp_path / "set"), split))
+    assert len({float(batch["source"].float().sum()) for batch in batches}) == SHARD + 1
+    assert batches[0]["text"].shape[1:] == (config.text.tokens, config.text.dim)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `kills.measure` drew and trained, by a script: 30 s alone, 50 s with kills."""
+    events: list[Any] = []
+
+    def train_one(config: Any, stage: str, folder: Path, name: str, follow: Any) -> float:
+        events.append((name, config))
+        if name == "killed":
+            follow.kills.append(Kill(4, 1, "term", 2.0, 3, 8.0))
+            events.append((follow.steps, follow.signals))
+        return 30.0 if name == "alone" else 50.0
+
+    monkeypatch.setattr(kills, "draw_model", lambda *given: None)
+    monkeypatch.setattr(kills, "draw_dataset", lambda *given: events.append(given[2:]))
+    monkeypatch.setattr(kills, "ray_session", lambda compute: nullcontext())
+    monkeypatch.setattr(kills, "_train", train_one)
+    monkeypatch.setattr(
+        kills, "_different", lambda one, other: [one.parent.name, other.parent.name]
+    )
+    monkeypatch.setattr(kills, "hardware", lambda device: {"device": "a"})
+    return events
+
+
+def test_killed_and_left_alone_a_training_is_the_same(trained: list[Any]) -> None:
+    config = load_config("demo", [*SMALL, "causal.batch_size=3", "causal.validate_every=2",
+                                  "compute.address=ray://h:1"])  # fmt: skip
+    signals = ("kill", "term")
+    found = kills.measure(config, "causal", 2, 3, None, 5, signals)
+    assert trained[0] == (21, 12)  # frames; two batches for each worker
+    (_, alone), (_, killed) = trained[1:3]
+    assert trained[3] == (found["planned"], signals)
+    assert alone == killed
+    section, compute = alone.causal, alone.compute
+    assert (section.steps, section.log_every, section.checkpoint_every) == (40, 1, SAVE_EVERY)
+    assert (section.validate_every, section.keep_best, section.patience) == (0, None, 0)
+    assert section.batch_size == 3
+    assert (compute.workers, compute.max_failures, compute.address) == (2, 3, None)
+    assert compute.deterministic
+    assert alone.distill == config.distill
+    assert found["planned"] == sorted(set(found["planned"]))
+    assert len(found["planned"]) == 3
+    assert 2 <= found["planned"][0] <= found["planned"][-1] < 40
+    wanted = {"stage": "causal", "workers": 2, "steps": 40, "save_every": SAVE_EVERY, "seed": 5,
+              "seconds_alone": 30.0, "seconds_killed": 50.0, "hardware": {"device": "a"},
+              "different": ["alone", "killed"]}  # fmt: skip
+    assert wanted.items() <= found.items()
+    kill = {"step": 4, "worker": 1, "signal": "term", "at": 2.0, "from_step": 3, "lost": 8.0}
+    assert found["kills"] == [kill]
+    again = kills.measure(config, "causal", 2, 3, None, 5)
+    assert again["planned"] == found["planned"]
+    assert kills.measure(config, "causal", 2, 3, None, 6)["planned"] != found["planned"]
+    assert kills.measure(config, "causal", 1, 2, 4, 5)["planned"] == [2, 3]  # as many as fit
+    with pytest.raises(UserError, match="--kills 3 do not fit into 4 steps"):
+        kills.measure(config, "causal", 1, 3, 4, 5)
+
+
+def test_weights_that_are_not_the_same_bits_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    config = load_config("demo", SMALL).model.resolve()
+    for name in ("one", "same", "other"):
+        draw_model(tmp_path / name, config, CPU)
+    assert kills._different(tmp_path / "one", tmp_path / "same") == []
+    file = tmp_path / "other" / "transformer.safetensors"
+    weights = load_file(file)
+    weights["head.head.bias"][0] += 1
+    save_file(weights, file)
+    assert kills._different(tmp_path / "one", tmp_path / "other") == ["head.head.bias"]
+
+
+def test_all_workers_beside_one_are_found_by_what_ray_calls_them() -> None:
+    code = "import time; time.sleep(60)"
+    names = ("ray::Worker.run", "ray::Worker.idle", "ray::Other.run", "Elsewhere")
+    children = [subprocess.Popen([name, "-c", code], executable=sys.executable) for name in names]
+    try:
+        ours = [child.pid for child in children[:2]]
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            ready = all(
+                psutil.Process(child.pid).cmdline()[0] == name
+                for child, name in zip(children, names, strict=True)
+            )
+            if ready:
+                break
+            time.sleep(0.02)
+        assert worker_processes(ours[0]) == worker_processes(ours[1]) == sorted(ours)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
