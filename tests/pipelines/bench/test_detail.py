@@ -9,7 +9,14 @@ from PIL import Image
 
 from data.footage.material import HELDOUT_LIST, prepare
 from data.sample import Pair
-from pipelines.bench.sharpness.detail import blurred, compare, figures, pairs_by_kind, table
+from pipelines.bench.sharpness.detail import (
+    blurred,
+    compare,
+    figures,
+    pairs_by_kind,
+    save_picture,
+    table,
+)
 from tests.modeling.detail.test_transfer import picture
 
 
@@ -32,6 +39,51 @@ def test_figures_by_hand() -> None:
     assert got["ssim"] == pytest.approx((1 + alike) / 2, abs=5e-4)
     same = {"psnr": 99, "ssim": 1, "sharpness": 0, "flicker": 0}
     assert figures(truth, truth, None) == pytest.approx(same)
+
+
+def test_sharpness_is_the_share_of_the_laplacians_energy() -> None:
+    """Of a point, which is 4 of its height and -1 around: as high it is as sharp."""
+    truth = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    truth[:, 8, 8] = 40
+    half, twice = truth // 2, truth.clone()
+    twice[:, 4, 4] = 40
+    assert figures(half, truth, None)["sharpness"] == pytest.approx(1 / 4)
+    assert figures(twice, truth, None)["sharpness"] == pytest.approx(2)
+    assert "flicker" not in figures(half[:1], truth[:1], None)
+    everything = torch.ones(2, 16, 16, dtype=torch.bool)
+    assert "inside" not in figures(half, truth, everything)  # there is no outside
+
+
+def test_the_table_has_the_mean_of_every_way_over_those_that_have_it() -> None:
+    rows = {
+        "tone": {"a": {"psnr": 10.0, "ssim": 0.5}, "b": {"psnr": 1.0}},
+        "add": {"a": {"psnr": 25.0, "ssim": 0.25}, "b": {"psnr": 2.0, "ssim": 0.125}},
+    }
+    assert table(rows, "psnr").splitlines() == [
+        "| psnr | a | b |", "| --- | --- | --- |",
+        "| tone | 10 | 1 |", "| add | 25 | 2 |", "| mean | 17.5 | 1.5 |",
+    ]  # fmt: skip
+    assert table(rows, "ssim").splitlines()[2:] == [
+        "| tone | 0.5 |  |", "| add | 0.25 | 0.125 |", "| mean | 0.375 | 0.125 |",
+    ]  # fmt: skip
+    assert table(rows, "flicker").splitlines()[-1] == "| mean |  |  |"
+
+
+def test_every_ways_frames_are_those_of_its_figures(tmp_path: Path) -> None:
+    source = picture(64, 96).repeat(2, 1, 1, 1)
+    target, mask = 255 - source, np.zeros((2, 64, 96), bool)
+    mask[:, :32] = True
+    noted: dict[str, torch.Tensor] = {}
+    found = compare(Pair(source.numpy(), target.numpy(), mask, "x", 16.0, {}), noted.__setitem__)
+    changed = torch.from_numpy(mask)
+    assert found["as it is"] == figures(source, target, changed)
+    sizes = ("full", "1/2", "1/4")
+    assert list(noted) == [f"{size}, {way}" for size in sizes for way in ("enlarged", "detail")]
+    for way, frames in noted.items():
+        assert found[way] == figures(frames, target, changed)
+    save_picture(tmp_path / "p.png", [frames[0] for frames in noted.values()])
+    shown = np.asarray(Image.open(tmp_path / "p.png"))
+    assert np.array_equal(shown, np.concatenate([f[0] for f in noted.values()], axis=1))
 
 
 def test_the_blur_is_a_gaussian_of_one_pixel() -> None:

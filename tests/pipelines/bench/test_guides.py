@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,9 +92,36 @@ def test_the_rule(decoded: float, blurred: float, background: float, serves: boo
         }
         for kind, more in (("one", 3.0), ("two", -3.0))
     }
-    guides = Guides(0.5, 40.0, rows)
+    guides = Guides(0.5, 40.24, rows)
     assert guides.serves is serves
-    assert guides.told()["background_db"] == background
+    assert guides.told() == {
+        "blur": 0.5,
+        "background_db": background,
+        "loss_db": pytest.approx(decoded - blurred),
+        "near_db": 40.2,
+        "kinds": ["one", "two"],
+    }
+
+
+def test_the_blur_is_the_best_for_all_pairs_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first loses ten dB a pixel from 0.2 on, the second thirty from 0.8."""
+
+    class Case:
+        def __init__(self, kind: str, pair: Any, vae: Any, work: Any) -> None:
+            self.kind, (self.most, self.best, self.slope) = kind, pair
+
+        def near(self, pixels: float) -> float:
+            return self.most - self.slope * abs(pixels - self.best)
+
+        def rows(self, pixels: float) -> dict[str, float]:
+            return {"blur": pixels}
+
+    monkeypatch.setattr("pipelines.bench.sharpness.guides._Case", Case)
+    made: Any = [("one", (50.0, 0.2, 10.0)), ("two", (30.0, 0.8, 30.0))]
+    guides = compare_guides(Blurring(0.0), made, WORK)  # type: ignore[arg-type]
+    assert guides.blur == 0.8
+    assert guides.near == pytest.approx((44 + 30) / 2)
+    assert guides.rows == {"one": {"blur": 0.8}, "two": {"blur": 0.8}}
 
 
 def test_a_round_trip_is_of_whole_latents_and_of_all_frames() -> None:
