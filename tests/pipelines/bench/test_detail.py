@@ -47,6 +47,9 @@ def test_sharpness_is_the_share_of_the_laplacians_energy() -> None:
     truth[:, 8, 8] = 40
     half, twice = truth // 2, truth.clone()
     twice[:, 4, 4] = 40
+    line = torch.zeros_like(truth)
+    line[:, :, 8] = 40  # twice of its height, and -1 on both sides, in 14 rows within the border
+    assert figures(line, truth, None)["sharpness"] == pytest.approx(14 * 6 / 20)
     assert figures(half, truth, None)["sharpness"] == pytest.approx(1 / 4)
     assert figures(twice, truth, None)["sharpness"] == pytest.approx(2)
     assert "flicker" not in figures(half[:1], truth[:1], None)
