@@ -94,6 +94,8 @@ class EditStream:
         self._clock = DeviceClock(editor.device)
         # Marks around work that the next chunk's `compute_ms` counts.
         self._work: list[tuple[Any, Any]] = []
+        # The newest chunk, edited and source, while it is no history that the next one can see.
+        self._unrefreshed: tuple[Tensor, Tensor] | None = None
         # Noise is drawn on the CPU, so that a seed means the same video on every device.
         self._generator = torch.Generator().manual_seed(seed)
         self._encoder: VaeState | None = None
@@ -137,6 +139,7 @@ class EditStream:
                 f"{len(self._pending)} frames of the next chunk are there already; change the "
                 "quality between two chunks"
             )
+        self._refresh()
         if self._work:
             self._clock.wait(self._work[-1][1])  # a GPU still reads what is let go of here
         resized = quality.work != self.work
@@ -150,6 +153,7 @@ class EditStream:
 
     def set_prompt(self, prompt: str) -> None:
         """Edit by `prompt` from the next chunk on."""
+        self._refresh()  # by the prompt it was edited by
         text = self.editor.encode_prompt(prompt)
         self._text.k.copy_(text.k)  # in place, because captured CUDA graphs read it there
         self._text.v.copy_(text.v)
@@ -212,6 +216,8 @@ class EditStream:
         The compact form leaves out the frames that wait for a chunk to be complete: after a
         restore, push again from frame `stream.frames` on.
         """
+        if not compact:
+            self._refresh()
         state = StreamState(
             prompt=self.prompt,
             height=self.height,
@@ -295,6 +301,7 @@ class EditStream:
         total = (min(len(frames), self._chunk_frames) + head) // TEMPORAL_STRIDE
         if total == done:
             return
+        self._refresh()
         began = self._clock.mark()
         new = frames[self._frames_of(done) : self._frames_of(total)]
         latents, self._encoder = self.editor.vae.encode(self._picture.take(new), self._encoder)
@@ -307,9 +314,8 @@ class EditStream:
 
     def _edit(self, keep: int) -> EditedChunk:
         """The chunk whose frames are encoded. A GPU gets all its work without being waited for;
-        what is waited for are the edited frames, while the refresh goes on.
-
-        So `compute_ms` counts the refresh of the chunk before on a GPU, this chunk's own elsewhere.
+        what is waited for are the edited frames, while the refresh goes on; elsewhere it has time
+        until there is more to encode. So `compute_ms` counts the refresh of the chunk before.
         """
         clock = self._clock
         began = clock.mark()
@@ -326,11 +332,11 @@ class EditStream:
             self._mask.observe(edited, source)
             self._next_tokens = _on_host(self._mask.carried())
         done = clock.mark()
-        self._forward.refresh(edited, source, self._text)
-        work, self._work = [*self._work, (began, done)], [(done, clock.mark())]
+        work, self._work = [*self._work, (began, done)], []
+        self._unrefreshed = edited, source
+        if self.editor.device.type == "cuda":
+            self._refresh()
         clock.wait(done)
-        if self.editor.device.type != "cuda":
-            work, self._work = work + self._work, []
         chunk = EditedChunk(
             index=self.chunks,
             first_frame=self.frames,
@@ -343,6 +349,16 @@ class EditStream:
         self.chunks += 1
         self.frames += keep
         return chunk
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """The newest chunk becomes history, if it is not yet."""
+        if self._unrefreshed is None:
+            return
+        began = self._clock.mark()
+        self._forward.refresh(*self._unrefreshed, self._text)
+        self._unrefreshed = None
+        self._work.append((began, self._clock.mark()))
 
     def _denoise(self, source: Tensor) -> Tensor:
         """Source latents [1, F, C, H, W] to edited ones, in the model's few steps."""
