@@ -264,8 +264,10 @@ class Engine:
         if chunk is None:
             yield _nothing(work, opening, stream, ran.wait_s)
             return
-        yield Frames(chunk.frames)  # to be coded while the rest is made
-        # A GPU answers before it has refreshed its caches; the chunk costs that, too.
+        # Its state is packed while its frames go ahead, to be coded: nothing waits for it alone.
+        splitting = None if state is None else asyncio.ensure_future(splitter.split(state))
+        yield Frames(chunk.frames)
+        # A chunk is answered before it is made history; it costs that, too.
         cost = max(ahead_s + ran.run_s, chunk.compute_ms / 1000)
         rung = self.capacity.rung(at.name)
         sizes = sizes_of(opening).at(rung)
@@ -284,7 +286,7 @@ class Engine:
             ahead_ms=ahead_s * 1000,
             wait_ms=ran.wait_s * 1000,
             mask=chunk.mask if opening.mask else None,
-            state=None if state is None else await splitter.split(state),
+            state=None if splitting is None else await splitting,
             unknown=self._unknown(work.prompt),
             rung=at.rung.name if at.rung else FULL,
             work_size=in_words(stream.work),

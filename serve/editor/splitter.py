@@ -11,7 +11,6 @@ from torch import Tensor
 from modeling.streaming.state import StreamState
 from serve.wire.split_state import HistoryPart, SplitState
 
-SMALL = 2**20  # bytes below which a thread costs more than it saves
 LATENTS = "latents"  # of a chunk, the one tensor of a part
 
 
@@ -24,8 +23,6 @@ class Splitter:
 
     async def split(self, state: StreamState) -> SplitState:
         """With the parts that the front has not yet; it has to get every state that is split."""
-        if state.kv is None and sum(chunk.nbytes for chunk in state.history) < SMALL:
-            return self._split(state)
         return await asyncio.to_thread(self._split, state)
 
     def _split(self, state: StreamState) -> SplitState:

@@ -16,6 +16,7 @@ import io
 import os
 import struct
 import sys
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ WEBP_QUALITY = 85
 MAX_SCANS = 20  # of a JPEG; a usual progressive one has 10, with 4 components 18
 MAX_DECODE_S = 1.0  # CPU seconds of one image; 1280x720 takes 0.02 to 0.1
 SCAN = b"\xff\xda"  # starts every scan, so that their number bounds the scans for any parser
+_files = threading.local()  # of threads that encode
+
 ORIENTATION = 0x0112  # EXIF tag; from 5 on width and height change places
 
 
@@ -126,16 +129,25 @@ def encode(pixels: np.ndarray, format: Format) -> bytes:
 def _encode_jpeg(picture: Image.Image) -> bytes:
     """Beside other threads: into a file Pillow writes without the interpreter's lock, into memory
     with it."""
-    with _memory_file() as file:
-        # Full-resolution chroma: edits are about colour, and 4:2:0 would blur their edges.
-        picture.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        file.seek(0)
-        return file.read()
+    file = _memory_file()
+    file.seek(0)
+    # Full-resolution chroma: edits are about colour, and 4:2:0 would blur their edges.
+    picture.save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    size = file.tell()
+    file.seek(0)
+    return file.read(size)
 
 
 def _memory_file() -> BinaryIO:
-    if sys.platform == "linux":
+    """This thread's: a new one for every image takes as long as half the image."""
+    kept: _MemoryFile | None = getattr(_files, "kept", None)
+    if kept is None and sys.platform == "linux":
         # Where no descriptor is left, an image is made more slowly and no session ends.
         with contextlib.suppress(OSError):
-            return cast(BinaryIO, open(os.memfd_create("image"), "w+b", buffering=0))
-    return io.BytesIO()  # no other platform has files in memory
+            kept = _files.kept = _MemoryFile(os.memfd_create("image"), "r+")
+    return cast(BinaryIO, kept or io.BytesIO())  # no other platform has files in memory
+
+
+class _MemoryFile(io.FileIO):
+    def __del__(self) -> None:  # with its thread
+        self.close()

@@ -33,21 +33,25 @@ def pack(message: Any) -> tuple[bytes, list[Piece]]:
     return json.dumps(header, ensure_ascii=False).encode(), parts
 
 
-def sizes_of(header: bytes) -> list[int]:
-    """Bytes of each part that follows the header. Raises ValueError."""
+def parse(header: bytes) -> tuple[Any, list[int]]:
+    """The message without its parts, for `unpack`, and the bytes of each part that follows.
+
+    Raises ValueError.
+    """
     try:
-        return [int(size) for size in json.loads(header)["sizes"]]
+        found = json.loads(header)
+        return found["message"], [int(size) for size in found["sizes"]]
     except (LookupError, TypeError) as error:
         raise ValueError(f"no header of ours: {error}") from error
 
 
-def unpack(header: bytes, parts: list[np.ndarray], kinds: Iterable[type]) -> Any:
+def unpack(plain: Any, parts: list[np.ndarray], kinds: Iterable[type]) -> Any:
     """The message, arrays of which lie in `parts`, uint8 [bytes] each.
 
     Raises ValueError for one that is not made of `kinds`.
     """
     try:
-        return _value(json.loads(header)["message"], parts, {kind.__name__: kind for kind in kinds})
+        return _value(plain, parts, {kind.__name__: kind for kind in kinds})
     except (LookupError, TypeError) as error:
         raise ValueError(f"no message of ours: {error!r}") from error
 

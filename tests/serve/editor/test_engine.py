@@ -16,7 +16,7 @@ import torch
 from serve.admission.admission import Sizes
 from serve.admission.ladder import Calm
 from serve.editor.engine import Engine, _open
-from serve.editor.splitter import joined
+from serve.editor.splitter import Splitter, joined
 from serve.metrics import EditorMetrics
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Frames, Moved, Opening, Ready
@@ -52,6 +52,23 @@ async def test_a_chunks_frames_go_ahead_of_it(engine: Engine) -> None:
     assert [type(event) for event in found] == [Frames, Edited] * 3
     for frames, edited in zip(found[::2], found[1::2], strict=True):
         assert frames.frames is edited.frames
+
+
+async def test_a_state_is_packed_while_its_frames_are_on_their_way(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, split = asyncio.Event(), Splitter.split
+
+    async def heard(splitter: Splitter, state: Any) -> Any:
+        made = await split(splitter, state)
+        packed.set()
+        return made
+
+    monkeypatch.setattr(Splitter, "split", heard)
+    async with aclosing(engine.edit(OPENING, Source(*WORKS).take)) as stream:
+        while not isinstance(await anext(stream), Frames):
+            pass
+        await asyncio.wait_for(packed.wait(), 20)  # nobody asks for what follows the frames
 
 
 async def test_chunks_come_back_as_they_were_asked_for(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -59,8 +60,19 @@ async def test_frames_of_an_editor_that_died_are_nobodys() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files in memory are Linux's")
 def test_jpegs_are_made_in_a_file_so_that_other_threads_go_on() -> None:
-    with codec._memory_file() as file:
-        assert file.fileno() > 2
+    assert codec._memory_file().fileno() > 2
+
+
+def test_a_threads_images_are_whole_each_whatever_was_made_before() -> None:
+    """They share a file: what is left of a longer one is not of the next."""
+    frames = [chunk(1)[0], np.zeros((16, 24, 3), np.uint8), chunk(2)[0]]
+    for frame in frames:
+        image = codec.encode(frame, "jpeg")
+        assert image.startswith(b"\xff\xd8")
+        assert image.endswith(b"\xff\xd9")
+        assert image.count(b"\xff\xd8\xff\xe0") == 1
+        shown = codec.decode(image, "jpeg", width=24, height=16)
+        assert np.abs(shown.astype(int) - frame).mean() < 12
 
 
 def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,4 +82,5 @@ def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = chunk(1)[0]
     made = codec.encode(frame, "jpeg")
     monkeypatch.setattr(codec.os, "memfd_create", full, raising=False)
+    monkeypatch.setattr(codec, "_files", threading.local())  # as of a thread that has none yet
     assert codec.encode(frame, "jpeg") == made

@@ -22,7 +22,7 @@ from serve.editor.splitter import Splitter, joined
 from serve.hub.commits import Commits, Taken, take
 from serve.hub.records import COMMIT_KINDS, Commit, Entry, Progress, SessionStore
 from serve.wire.conversation import KINDS
-from serve.wire.pack import pack, unpack
+from serve.wire.pack import pack, parse, unpack
 from serve.wire.split_state import SplitState
 from serve.wire.work import Moved
 from tests.serve.hub.test_records import HEADER
@@ -36,7 +36,7 @@ ON_ITS_WAY = ["arrives", "arrives", "hub is down", "answer is lost", "answer is 
 def over(message: Any, kinds: Any) -> Any:
     """As it comes out of a link."""
     header, parts = pack(message)
-    return unpack(header, [memoryview(bytes(part)) for part in parts], kinds)
+    return unpack(parse(header)[0], [memoryview(bytes(part)) for part in parts], kinds)
 
 
 def size_of(state: SplitState) -> int:
