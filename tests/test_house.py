@@ -221,3 +221,10 @@ def test_command_line_starts_without_heavy_packages() -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
+
+
+def test_a_hub_and_a_front_start_without_pytorch() -> None:
+    """It takes most of a start, and while a hub is started again sessions are less safe."""
+    code = "import serve.hub.hub, serve.front.replica, sys; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.stdout.strip(), result.stderr) == ("False", "")

@@ -1,4 +1,8 @@
-"""Which model directory a server loads, and what it is called."""
+"""Which model directory a server loads, and what it is called.
+
+`modeling.model_dir` is imported where files are read, for PyTorch's sake: without it a hub is there
+again in a quarter of the time, in which nobody but its front knows of a session.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ from infra.runtime.errors import UserError
 from infra.runtime.registry import SCHEME, find_version, located, resolve_uri
 from modeling.config import ModelConfig
 from modeling.fingerprint import check_fingerprint
-from modeling.model_dir import latents_identity, read_card, read_config
 from modeling.presets import PRESETS
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
@@ -45,11 +48,15 @@ class ModelSource:
 
     @property
     def config(self) -> ModelConfig:
+        from modeling.model_dir import read_config
+
         known = self.directory in PRESETS
         return PRESETS[self.directory] if known else read_config(self.directory)
 
     @property
     def card(self) -> dict[str, Any]:
+        from modeling.model_dir import read_card
+
         return {} if self.directory in PRESETS else read_card(self.directory)
 
     @property
@@ -60,6 +67,8 @@ class ModelSource:
 
     def version(self) -> Version:
         """What is known of it before it is loaded; reads its files."""
+        from modeling.model_dir import latents_identity
+
         folder = Path(self.directory)
         weights = [file for file in folder.rglob("*.safetensors") if file.is_file()]
         lineage = ""
@@ -175,6 +184,8 @@ def _checked(source: ModelSource) -> ModelSource:
 
 
 def _check(directory: Path) -> None:
+    from modeling.model_dir import read_config
+
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} is no model directory here: it has no config.json")
     read_config(directory)
