@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-
-import numpy as np
 
 from serve.delivery.session import Delivery, Session, State
 from serve.metrics import Metrics
@@ -26,13 +24,10 @@ MAX_DEATHS = 2  # of editors over the same chunk, after which the session is tak
 
 
 async def drive(
-    backend: Backend,
-    session: Session,
-    metrics: Metrics,
-    early: Callable[[np.ndarray], None] = lambda frames: None,
-) -> AsyncGenerator[Queued | Ready | Delivery]:
-    """Yields Ready once, then every delivery to the last; before it Queued, to one that waits.
-    `early` hears of edited frames whose delivery comes next, unless their editor dies before.
+    backend: Backend, session: Session, metrics: Metrics
+) -> AsyncGenerator[Queued | Ready | Frames | Delivery]:
+    """Yields Ready once, then of every chunk to the last its Frames and its delivery; before it
+    Queued, to one that waits. Frames whose editor died before their delivery come again.
 
     When the editor dies the stream is opened again from the state after the last delivery, when it
     moves from the exact state it gave back; `session` hands out again what was not answered. A
@@ -68,7 +63,7 @@ async def drive(
                             seconds = time.monotonic() - lost_at
                             log.info("session %s: goes on after %.1f s", session.name, seconds)
                     elif isinstance(event, Frames):
-                        early(event.frames)
+                        yield event
                     elif isinstance(event, Edited):
                         state, ahead = event.state and event.state.completed(state), 0
                         lost_at, pause, deaths = None, FIRST_PAUSE_S, 0

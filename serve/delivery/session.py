@@ -274,7 +274,6 @@ class Session:
         chunk = self._started.popleft()
         work, frames = chunk.works[-1], chunk.frames
         assert edited.number == work.number, (edited.number, work.number)
-        assert len(edited.frames) == len(frames), (len(edited.frames), len(frames))
         self.unsent += len(frames)
         now = time.monotonic()
         return Delivery(

@@ -262,7 +262,12 @@ class Engine:
         ran = await self._run(at, partial(_step, stream, work), due=due)
         chunk, state = ran.value
         if chunk is None:
-            yield _nothing(work, opening, stream, ran.wait_s)
+            assert work.last
+            yield Frames(np.empty((0, opening.height, opening.width, 3), np.uint8))
+            yield Edited(
+                number=work.number, index=stream.chunks, recomputed=0.0, steps=0, compute_ms=0.0,
+                ahead_ms=0.0, wait_ms=ran.wait_s * 1000, mask=None, state=None,
+            )  # fmt: skip
             return
         # Its state is packed while its frames go ahead, to be coded: nothing waits for it alone.
         splitting = None if state is None else asyncio.ensure_future(splitter.split(state))
@@ -279,7 +284,6 @@ class Engine:
         yield Edited(
             number=work.number,
             index=chunk.index,
-            frames=chunk.frames,
             recomputed=chunk.recomputed,
             steps=chunk.steps,
             compute_ms=ran.run_s * 1000,
@@ -337,20 +341,3 @@ def _step(stream: EditStream, work: Work) -> tuple[EditedChunk | None, StreamSta
     assert len(chunks) <= 1, f"{len(work.frames)} frames made {len(chunks)} chunks"
     chunk = chunks[0] if chunks else None
     return chunk, None if work.last else stream.snapshot(compact=True)
-
-
-def _nothing(work: Work, opening: Opening, stream: EditStream, wait_s: float) -> Edited:
-    """The answer to a last work without frames."""
-    assert work.last
-    return Edited(
-        number=work.number,
-        index=stream.chunks,
-        frames=np.empty((0, opening.height, opening.width, 3), np.uint8),
-        recomputed=0.0,
-        steps=0,
-        compute_ms=0.0,
-        ahead_ms=0.0,
-        wait_ms=wait_s * 1000,
-        mask=None,
-        state=None,
-    )

@@ -26,7 +26,7 @@ from serve.front.running import Services
 from serve.front.upload import Asked, check_video, read_form
 from serve.logs import one_line
 from serve.wire.protocol import RETRY_AFTER_S, Open, WireError
-from serve.wire.work import Ready
+from serve.wire.work import Frames, Ready
 
 log = logging.getLogger(__name__)
 
@@ -195,8 +195,10 @@ class VideoEdit:
                 with writer:
                     yield sink.take()
                     while (event := await _next(events, feeding, self._failed)) is not None:
+                        if isinstance(event, Frames):
+                            frames = event.frames
+                            continue
                         assert isinstance(event, Delivery)
-                        frames = event.edited.frames
                         if len(frames):
                             shown = [times.popleft() for _ in frames]
                             await asyncio.to_thread(writer.write, frames, shown)

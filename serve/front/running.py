@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from serve.delivery.driver import drive
 from serve.delivery.pacing import PacedOutbox
 from serve.delivery.session import Delivery, Session
@@ -43,11 +45,21 @@ from serve.wire.protocol import (
     parse_client,
     to_json,
 )
-from serve.wire.work import Backend, Opening, Queued, Ready, SupersededError, new_session
+from serve.wire.work import (
+    Backend,
+    Frames,
+    Opening,
+    Queued,
+    Ready,
+    SupersededError,
+    new_session,
+)
 from serve.work_sizes import WorkSizes
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
+
+Made = tuple[Delivery, np.ndarray]  # and its edited frames, uint8 [n, height, width, 3]
 
 TICK_S = 0.5  # how often the time limits are looked at
 QUEUED_EVERY_S = 5.0  # who waits hears that often, and when its place changes
@@ -115,7 +127,7 @@ class RunningSession:
     async def run(self, ending: asyncio.Future[None]) -> None:
         """`ending` ends it early with the exception that is set on it."""
         services = self.services
-        driven = drive(services.backend, self.session, services.metrics, self._coder.begin)
+        driven = drive(services.backend, self.session, services.metrics)
         async with aclosing(driven) as events:
             ready = await self._until_ready(events, ending)
             header = await self._admit(ready)
@@ -124,11 +136,11 @@ class RunningSession:
                 missing = list(self.record.tail)
                 self.session.unsent += sum(isinstance(entry.data, bytes) for entry in missing)
                 outbox.put(missing)
-            deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+            deliveries: asyncio.Queue[Made] = asyncio.Queue()
             writing = asyncio.create_task(outbox.run(self.socket.send, self._sent))
             tasks = [
                 writing,
-                asyncio.create_task(_collect(events, deliveries)),
+                asyncio.create_task(self._collect(events, deliveries)),
                 asyncio.create_task(self._finish(header, deliveries, outbox)),
                 asyncio.create_task(self._read(header, outbox)),
                 asyncio.create_task(self._watch(outbox)),
@@ -152,7 +164,9 @@ class RunningSession:
         return self.reason in (STOPPED, SPENT)
 
     async def _until_ready(
-        self, events: AsyncGenerator[Queued | Ready | Delivery], ending: asyncio.Future[None]
+        self,
+        events: AsyncGenerator[Queued | Ready | Frames | Delivery],
+        ending: asyncio.Future[None],
     ) -> Ready:
         """Tells the client its place meanwhile; who has gone waits no longer."""
         gone = asyncio.create_task(self.socket.gone())
@@ -231,14 +245,27 @@ class RunningSession:
             else:
                 raise WireError("bad_request", "the session is open already")
 
+    async def _collect(
+        self,
+        events: AsyncIterator[Queued | Ready | Frames | Delivery],
+        deliveries: asyncio.Queue[Made],
+    ) -> None:
+        async for event in events:
+            if isinstance(event, Frames):
+                frames = event.frames
+                self._coder.begin(frames)
+            else:
+                assert isinstance(event, Delivery)
+                deliveries.put_nowait((event, frames))
+
     async def _finish(
-        self, header: Header, deliveries: asyncio.Queue[Delivery], outbox: PacedOutbox
+        self, header: Header, deliveries: asyncio.Queue[Made], outbox: PacedOutbox
     ) -> None:
         """Encodes each delivery and makes it safe in the store before the client gets it."""
         session = self.session
         while True:
-            delivery = await deliveries.get()
-            coded = await self._coder.images(delivery.edited.frames)
+            delivery, frames = await deliveries.get()
+            coded = await self._coder.images(frames)
             async with self._committing:
                 entries = session.entries(delivery, coded.images)
                 if delivery.last:
@@ -313,14 +340,6 @@ def opened_message(header: Header, token: str, next_frame: int) -> str:
             unknown=ready.unknown or None,
         )
     )
-
-
-async def _collect(
-    events: AsyncIterator[Queued | Ready | Delivery], deliveries: asyncio.Queue[Delivery]
-) -> None:
-    async for event in events:
-        assert isinstance(event, Delivery)
-        deliveries.put_nowait(event)
 
 
 async def _first_failure_or(goal: asyncio.Task[None], futures: list[asyncio.Future[None]]) -> None:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, TypeVar
-
-import numpy as np
 
 from serve.wire.link import Address, Link, Listener
 from serve.wire.protocol import Error, WireError
@@ -48,14 +45,9 @@ async def answer(backend: Backend, opening: Opening, link: Link) -> None:
         assert isinstance(work, Work), work
         return work
 
-    ahead: np.ndarray | None = None  # frames that went ahead of their chunk
     try:
         async with aclosing(backend.edit(opening, take)) as events:
             async for event in events:
-                if isinstance(event, Frames):
-                    ahead = event.frames
-                elif isinstance(event, Edited) and event.frames is ahead:
-                    event = replace(event, frames=event.frames[:0])
                 await link.write(event)
     except SupersededError:
         await link.write(Superseded())
@@ -74,7 +66,6 @@ class Conversation:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._taking: asyncio.Future[Work] | None = None
         self._given_last = self._over = False
-        self._ahead: Frames | None = None
 
     async def __aenter__(self) -> Conversation:
         self.address = await self._listener.expect(self._welcome)
@@ -115,14 +106,9 @@ class Conversation:
                     if self._pinned.done():  # the call's own error says more than a closed link
                         self._pinned.result()
                 message, self._hearing = self._hearing.result(), self._start(self._hear())
-                if isinstance(message, Frames):
-                    self._ahead = message
-                    return message
-                if isinstance(message, Edited) and self._ahead:
-                    message = replace(message, frames=self._ahead.frames)
-                    self._ahead = None
                 if not isinstance(message, Asks):
-                    self._over = self._given_last or isinstance(message, Moved)
+                    after_last = self._given_last and isinstance(message, Edited)
+                    self._over = after_last or isinstance(message, Moved)
                     return message
                 self._taking = self._start(self._take())
             elif self._pinned.done():

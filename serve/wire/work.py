@@ -101,23 +101,22 @@ class Ready:
 
 @dataclass(frozen=True)
 class Frames:
-    """The edited frames of a chunk, ahead of its `Edited`, which holds them as well: until that is
-    here they are only good to be coded."""
+    """The edited frames of a chunk, ahead of its `Edited`: until that is here they are only good to
+    be coded. Should the editor die between, another one makes them again."""
 
     frames: np.ndarray  # uint8 [n, height, width, 3]
 
 
 @dataclass(frozen=True)
 class Edited:
-    """The answer to one chunk's `Work`; `state` is the compact form after it, None after the last,
-    without the parts that were in the state before it.
+    """The answer to one chunk's `Work`, after its `Frames`; `state` is the compact form after it,
+    None after the last, without the parts that were in the state before it.
 
     `compute_ms` is from when all its frames were there, `ahead_ms` what was computed before.
     """
 
     number: int
     index: int  # of the chunk
-    frames: np.ndarray  # uint8 [n, height, width, 3]
     recomputed: float
     steps: int
     compute_ms: float
@@ -175,8 +174,8 @@ class Backend(Protocol):
     """Where streams are edited: in this process, or on Ray."""
 
     def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
-        """One stream: Queued while there is no room, Ready, then an Edited for every chunk, maybe
-        after its Frames, until the last one or a Moved.
+        """One stream: Queued while there is no room, Ready, then for every chunk its Frames and its
+        Edited, until the last one or a Moved.
 
         The editor asks for work with `take` when it has room. Raises WireError (`at_capacity`,
         `internal`), EditorLostError and SupersededError.

@@ -22,7 +22,7 @@ from serve.editor.engine import Engine
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire.protocol import Chunk, Closed, Detail, Dropped, PromptApplied, WireError
-from serve.wire.work import Opening, Work
+from serve.wire.work import Frames, Opening, Work
 from tests.serve.conftest import Server, clip, serving
 
 pytestmark = pytest.mark.anyio
@@ -287,8 +287,10 @@ async def test_frames_ahead_of_their_chunk_move_with_the_stream(small_model: Pat
 
     async def collect() -> None:
         async for event in drive(engine, session, Metrics()):
-            if isinstance(event, Delivery):
-                edited.append(event.edited.frames)
+            if isinstance(event, Frames):
+                frames = event.frames
+            elif isinstance(event, Delivery):
+                edited.append(frames)
                 session.sent(len(event.frames))
 
     collecting = asyncio.create_task(collect())

@@ -37,9 +37,7 @@ def feed(session: Session, count: int) -> list[Entry]:
 def edited(work: Work) -> Edited:
     mask = np.zeros((3, 2, 3), bool)
     mask[0, 0, 1] = True
-    return Edited(
-        work.number, work.number, work.frames, 0.5, 4, 40.0, 5.0, 1.0, mask, SplitState(b"state")
-    )
+    return Edited(work.number, work.number, 0.5, 4, 40.0, 5.0, 1.0, mask, SplitState(b"state"))
 
 
 def answer(session: Session, work: Work) -> list[Entry]:

@@ -80,20 +80,20 @@ class Starting(Mortal):
             raise EditorLostError("it is dead")
         work = await take()
         yield Frames(work.frames)
-        yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, STATE)
+        yield Edited(work.number, 0, 1.0, 4, 1.0, 0.0, 0.0, None, STATE)
 
 
 @pytest.mark.anyio
 async def test_who_had_no_work_did_not_die_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.delivery.driver.FIRST_PAUSE_S", 0.001)
     backend, session = Starting(), fed_session()
-    early: list[np.ndarray] = []
-    events = drive(backend, session, Metrics(), early.append)
+    events = drive(backend, session, Metrics())
     assert isinstance(await anext(events), Ready)
-    delivery = await anext(events)
+    frames, delivery = await anext(events), await anext(events)
+    assert isinstance(frames, Frames)
+    assert len(frames.frames) == 9
     assert isinstance(delivery, Delivery)
     assert backend.deaths == 2 * MAX_DEATHS
-    assert [frames is delivery.edited.frames for frames in early] == [True]
 
 
 class Weary:
@@ -109,7 +109,8 @@ class Weary:
             if work.number not in self.died:
                 self.died.add(work.number)
                 raise EditorLostError("it is dead")
-            yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, STATE)
+            yield Frames(work.frames)
+            yield Edited(work.number, 0, 1.0, 4, 1.0, 0.0, 0.0, None, STATE)
             if work.last:
                 return
 
@@ -146,7 +147,8 @@ class Forgetful:
             forgets = work.number == 1 and len(self.given) == 1
             new = () if forgets else PARTS[work.number : work.number + 1]
             state = SplitState(b"%d" % work.number, tuple(names[: work.number + 1]), new)
-            yield Edited(work.number, 0, work.frames, 1.0, 4, 1.0, 0.0, 0.0, None, state)
+            yield Frames(work.frames)
+            yield Edited(work.number, 0, 1.0, 4, 1.0, 0.0, 0.0, None, state)
 
 
 @pytest.mark.anyio
@@ -158,6 +160,8 @@ async def test_a_delivery_has_its_whole_state(monkeypatch: pytest.MonkeyPatch) -
     events = drive(backend, session, Metrics())
     assert isinstance(await anext(events), Ready)
     for number in range(2):
+        for _ in range(1 + number):  # those of the chunk that was edited again come again
+            assert isinstance(await anext(events), Frames)
         delivery = await anext(events)
         assert isinstance(delivery, Delivery)
         assert delivery.edited.state is not None
@@ -195,7 +199,8 @@ class Scripted:
             if step == "take":
                 self.works.append(await take())
             elif step == "edit":
-                yield self._edited()
+                for made in self._made():
+                    yield made
             elif callable(step):
                 step()
             else:
@@ -203,12 +208,12 @@ class Scripted:
                     await asyncio.sleep(0.5)
                 yield step
 
-    def _edited(self) -> Edited:
+    def _made(self) -> tuple[Frames, Edited]:
         """Of all that came of the newest chunk."""
         last = self.works[-1]
         frames = np.concatenate([w.frames for w in self.works if w.number == last.number])
-        made = edited(replace(last, frames=frames))
-        return replace(made, state=SplitState(b"state %d" % (last.number + 1)))
+        state = SplitState(b"state %d" % (last.number + 1))
+        return Frames(frames), replace(edited(last), state=state)
 
 
 @pytest.fixture
@@ -301,7 +306,7 @@ def test_after_a_delivery_all_begins_anew(clock: Clock) -> None:
         [READY, lambda: feed(session, 8 + 4), "take", "edit", "take", LOST],
         [READY, "take", "take"], seconds=10.0,
     )  # fmt: skip
-    assert [type(event) for event in events] == [Ready, Delivery, Delivery]
+    assert [type(event) for event in events] == [Ready, *[Frames, Delivery] * 2]
     assert [len(work.frames) for work in backend.works] == [9, 4, 8, 4, 4]
     assert backend.works[-1] is backend.works[-2]  # which its editor died of, and nothing else
     assert [o.state for o in backend.openings] == [

@@ -33,6 +33,7 @@ from tests.serve.editor.works import (
     chunks,
     events,
     filling,
+    following,
     replaced,
     work,
 )
@@ -50,8 +51,7 @@ async def test_words_that_the_model_was_never_taught_are_named(engine: Engine) -
 async def test_a_chunks_frames_go_ahead_of_it(engine: Engine) -> None:
     found = [event async for event in engine.edit(OPENING, Source(*WORKS).take)][1:]
     assert [type(event) for event in found] == [Frames, Edited] * 3
-    for frames, edited in zip(found[::2], found[1::2], strict=True):
-        assert frames.frames is edited.frames
+    assert [len(frames.frames) for frames in found[::2]] == [9, 12, 12]
 
 
 async def test_a_state_is_packed_while_its_frames_are_on_their_way(
@@ -147,8 +147,7 @@ async def test_a_leaving_editor_gives_the_exact_state_back_with_what_went_ahead(
     source = Source(*WORKS[:2])
     async with aclosing(engine.edit(opening, source.take)) as stream:
         assert isinstance(await anext(stream), Ready)
-        assert isinstance(await anext(stream), Frames)
-        before = await anext(stream)
+        before = await following(stream)
         assert isinstance(before, Edited)
         moving = asyncio.ensure_future(anext(stream))
         while source.works or engine.scheduler.running_since is not None:

@@ -13,7 +13,7 @@ from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditStream
 from serve.admission.rungs import FULL, Rung
 from serve.editor.engine import ROLLING, Engine
-from serve.wire.work import Edited, Frames, Moved, Ready, Work
+from serve.wire.work import Edited, Moved, Ready, Work
 from tests.serve.editor.works import (
     OPENING,
     SIZES,
@@ -23,6 +23,7 @@ from tests.serve.editor.works import (
     events,
     filling,
     replaced,
+    together,
     work,
 )  # fmt: skip
 
@@ -41,7 +42,7 @@ async def given_back(engine: Engine, reasons: tuple[str, ...], *works: Work) -> 
         return found
 
     async with aclosing(engine.edit(OPENING, take)) as given:
-        return [event async for event in given if not isinstance(event, Frames)]
+        return [event async for event in together(given)]
 
 
 async def test_what_was_taken_while_it_leaves_is_edited(engine: Engine) -> None:

@@ -23,9 +23,9 @@ from serve.editor.capacity import Capacity, native
 from serve.editor.shelf import Shelf
 from serve.versions.source import ModelSource
 from serve.wire.protocol import WireError
-from serve.wire.work import Edited, Frames, Moved, Opening, Ready, Work
+from serve.wire.work import Edited, Moved, Opening, Ready, Work
 from tests.known_editors import TOLERANCE, TURNED, block_clip, expected_edit, write_known_model
-from tests.serve.editor.works import following
+from tests.serve.editor.works import following, together
 
 pytestmark = pytest.mark.anyio
 
@@ -60,9 +60,8 @@ async def edited(shelf: Shelf, opening: Opening, first: int, last: int, number: 
         return Work(number, opening.prompt, frames, last=True)
 
     async with aclosing(shelf.edit(opening, take)) as events:
-        ready, made = [event async for event in events if not isinstance(event, Frames)]
+        ready, made = [event async for event in together(events)]
     assert isinstance(ready, Ready)
-    assert isinstance(made, Edited)
     return made.frames
 
 

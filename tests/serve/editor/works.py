@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from serve.admission.admission import Sizes
 from serve.editor.engine import Engine
-from serve.wire.work import EditorEvent, Frames, Opening, Work
+from serve.wire.work import Edited, EditorEvent, Frames, Opening, Work
 from tests.known_editors import block_clip
 
 RED, BLUE = "paint it red", "paint it blue"
@@ -64,17 +66,36 @@ def filling(engine: Engine) -> int:
     return settings.window_latents // settings.chunk_latents + 1
 
 
-async def following(stream: AsyncGenerator[EditorEvent]) -> EditorEvent:
-    """What comes next, but for frames that go ahead of their chunk."""
-    while isinstance(event := await anext(stream), Frames):
-        pass
-    return event
+@dataclass(frozen=True)
+class Made(Edited):
+    """And the frames, which go ahead of it."""
+
+    frames: np.ndarray = field(kw_only=True)
+
+
+async def together(stream: AsyncGenerator[EditorEvent]) -> AsyncIterator[Any]:
+    """What comes, each chunk with its frames."""
+    frames: np.ndarray | None = None
+    async for event in stream:
+        if isinstance(event, Frames):
+            assert frames is None, "of a chunk before, which did not come"
+            frames = event.frames
+        elif isinstance(event, Edited):
+            assert frames is not None, "a chunk without frames"
+            yield Made(**vars(event), frames=frames)
+            frames = None
+        else:
+            yield event
+
+
+async def following(stream: AsyncGenerator[EditorEvent]) -> Any:
+    """What comes next, a chunk with its frames."""
+    return await anext(together(stream))
 
 
 async def events(engine: Engine, opening: Opening, *works: Work) -> list[Any]:
-    """Without the frames that go ahead of their chunk."""
-    found = [event async for event in engine.edit(opening, Source(*works).take)]
-    return [event for event in found if not isinstance(event, Frames)]
+    """All that comes, each chunk with its frames."""
+    return [event async for event in together(engine.edit(opening, Source(*works).take))]
 
 
 def replaced(**change: Any) -> Opening:

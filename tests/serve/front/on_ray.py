@@ -24,6 +24,7 @@ from serve.wire.split_state import SplitState
 from serve.wire.work import (
     Edited,
     EditorEvent,
+    Frames,
     Moved,
     Opening,
     Ready,
@@ -100,7 +101,7 @@ def work(number: int, last: bool = False) -> Work:
 
 
 def edited(given: Work) -> Edited:
-    return Edited(given.number, given.number, given.frames, 1.0, 4, 1.0, 0.0, 0.0, None, b"s")
+    return Edited(given.number, given.number, 1.0, 4, 1.0, 0.0, 0.0, None, b"s")
 
 
 class Editor:
@@ -120,6 +121,7 @@ class Editor:
                 yield Moved(SplitState(b"state"), 4)
                 return
             given = await take()
+            yield Frames(given.frames)
             yield edited(given)
             if given.last:
                 return

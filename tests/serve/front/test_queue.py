@@ -15,6 +15,7 @@ from serve.wire.link import Address
 from serve.wire.protocol import WireError
 from serve.wire.work import (
     Edited,
+    Frames,
     Opening,
     Queued,
     Ready,
@@ -46,7 +47,7 @@ async def test_who_waits_hears_its_place_until_there_is_room() -> None:
 
     hub.ask = ask  # type: ignore[method-assign]
     events, handle = await run(good, hub=hub, opening=replace(OPENING, waits=True))
-    assert [type(event) for event in events] == [Queued] * 2 + [Ready] + [Edited] * 3
+    assert [type(event) for event in events] == [Queued] * 2 + [Ready] + [Frames, Edited] * 3
     assert events[0].place == 1
     assert events[0].expected_s > 0
     assert len({asked.stream for asked in hub.asked}) == 1  # it keeps its place in the line

@@ -23,6 +23,7 @@ from serve.wire.split_state import SplitState
 from serve.wire.work import (
     Edited,
     EditorLostError,
+    Frames,
     Moved,
     Opening,
     Ready,
@@ -47,10 +48,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("soon")]
 
 
 async def test_a_stream_is_one_call_and_its_chunks_go_over_the_link() -> None:
-    (ready, *chunks), handle = await run(good)
+    (ready, *made), handle = await run(good)
     assert ready == READY
-    assert [chunk.number for chunk in chunks] == [0, 1, 2]
-    assert [int(chunk.frames.max()) for chunk in chunks] == [0, 1, 2]
+    assert [int(frames.frames.max()) for frames in made[::2]] == [0, 1, 2]
+    assert [chunk.number for chunk in made[1::2]] == [0, 1, 2]
     assert len(handle.calls) == 1
     assert handle.chosen == ["a"]
 
@@ -187,7 +188,7 @@ async def test_an_editor_that_ends_without_a_word_is_lost() -> None:
 
 async def test_what_an_editor_said_before_it_ended_is_heard() -> None:
     events, _ = await run(replica(Editor(chunks=1)))
-    assert [type(event) for event in events] == [Ready, Edited, Moved]
+    assert [type(event) for event in events] == [Ready, Frames, Edited, Moved]
     assert events[-1] == Moved(SplitState(b"state"), 4)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from serve.front import coder
 from serve.front.running import QUEUED_EVERY_S
-from serve.wire.work import Edited, Work
+from serve.wire.work import Edited, Frames, Work
 from tests.serve.front.running import indices, resumed, say, shown
 from tests.serve.front.world import (
     CHUNK,
@@ -186,9 +186,9 @@ def test_another_prompt_on_resume_is_a_change() -> None:
 def test_a_quality_that_was_told_before_is_not_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     push = Known.push
 
-    def lower(self: Known, work: Work) -> Edited | None:
+    def lower(self: Known, work: Work) -> tuple[Frames, Edited] | None:
         made = push(self, work)
-        return made and replace(made, rung="size", work_size="16x16")
+        return made and (made[0], replace(made[1], rung="size", work_size="16x16"))
 
     monkeypatch.setattr(Known, "push", lower)
     with World() as world:

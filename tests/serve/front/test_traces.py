@@ -35,7 +35,7 @@ def way(folder: Path, monkeypatch: pytest.MonkeyPatch, held_ms: float, begun: fl
         chunk.read(index, came)
     frames = [SourceFrame(n, 0, PIXELS, 0.0, "red") for n in range(2)]
     edited = Edited(
-        0, 0, np.stack([PIXELS] * 2), 0.5, 4, 200.0, 50.0, 20.0, None, None,
+        0, 0, 0.5, 4, 200.0, 50.0, 20.0, None, None,
         rung="mask", work_size="2x2", held_ms=held_ms,
     )  # fmt: skip
     delivery = Delivery(edited, "red", frames, 2, False, 0.5, given=1.6, answered=2.0)

@@ -103,7 +103,7 @@ class Known:
         """Of all frames that are edited."""
         return self.checksums[-1] if self.checksums else 0
 
-    def push(self, work: Work) -> Edited | None:
+    def push(self, work: Work) -> tuple[Frames, Edited] | None:
         self.pending += list(work.frames)
         if work.more:
             assert len(self.pending) < self.wanted
@@ -117,10 +117,10 @@ class Known:
         if frames:
             self.checksums = [*self.checksums, checksum][-KEPT:]
         index, self.chunks = self.chunks, self.chunks + bool(frames)
-        return Edited(
+        made = np.stack(edited) if edited else np.empty((0, SIDE, SIDE, 3), np.uint8)
+        return Frames(made), Edited(
             number=work.number,
             index=index,
-            frames=np.stack(edited) if edited else np.empty((0, SIDE, SIDE, 3), np.uint8),
             recomputed=0.5,
             steps=4,
             compute_ms=40.0,
@@ -197,8 +197,9 @@ class Editors:
                 finally:
                     taking.cancel()
                 assert work.frames.shape[1:] == (opening.height, opening.width, 3)
-                if (edited := stream.push(work)) is not None:
-                    yield Frames(edited.frames)
+                if (made := stream.push(work)) is not None:
+                    frames, edited = made
+                    yield frames
                     if half_s:  # while the rest of it is made
                         await asyncio.wait({end}, timeout=half_s)
                     if end.done() and end.result() == "die":

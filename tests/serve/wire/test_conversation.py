@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,9 +41,7 @@ def work(number: int, *, last: bool = False) -> Work:
 
 
 def edited(number: int) -> Edited:
-    return Edited(
-        number, number, work(number).frames, 1.0, 4, 1.0, 0.0, 0.0, None, SplitState(b"s")
-    )
+    return Edited(number, number, 1.0, 4, 1.0, 0.0, 0.0, None, SplitState(b"s"))
 
 
 @asynccontextmanager
@@ -78,54 +75,27 @@ async def test_an_editor_is_given_work_when_it_asks_and_is_over_with_the_last() 
         assert await front.next() is None  # while link and call are still there
 
 
-class Ahead:
-    """`work.Backend` whose frames go ahead of their chunk, but for its last."""
+class Editing:
+    """`work.Backend` that gives back what it is given."""
 
     async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         yield READY
-        for number in range(3):
+        for _ in range(3):
             work = await take()
-            made = replace(edited(work.number), frames=np.full((4, 2, 2, 3), number, np.uint8))
-            if not work.last:
-                yield Frames(made.frames)
-            yield made
+            yield Frames(work.frames)
+            yield edited(work.number)
 
 
-async def test_frames_that_go_ahead_go_once() -> None:
-    here, listener = asyncio.Queue[Link](), Listener("127.0.0.1", KINDS)
-    async with asyncio.timeout(20):
-        link = await Link.connect(await listener.expect(here.put), KINDS)
-        answering = asyncio.create_task(answer(Ahead(), OPENING, link))
-        front, said = await here.get(), list[Any]()
-        for number in range(3):
-            while not isinstance(message := await front.read(), Asks):
-                said.append(message)
-            await front.write(work(number, last=number == 2))
-        said.append(await front.read())
-        await answering
-    assert [(type(message), len(message.frames)) for message in said[1:]] == [
-        (Frames, 4), (Edited, 0), (Frames, 4), (Edited, 0), (Edited, 4)
-    ]  # fmt: skip
-    for end in (link, front, listener):
-        end.close()
-
-
-async def test_frames_that_went_ahead_are_in_their_chunk() -> None:
+async def test_both_ends_of_a_stream_hear_each_other_to_its_last_chunk() -> None:
     async with talking(work(0), work(1), work(2, last=True)) as (front, link, _):
-        answering = asyncio.create_task(answer(Ahead(), OPENING, link))
+        answering = asyncio.create_task(answer(Editing(), OPENING, link))
         assert await front.next() == READY
-        for number in range(2):
-            ahead, made = await front.next(), await front.next()
-            assert isinstance(ahead, Frames)
-            assert isinstance(made, Edited)
-            assert made.number == number
-            assert made.frames is ahead.frames
-            assert (made.frames == number).all()
-            assert made.frames.shape == (4, 2, 2, 3)
-        last = await front.next()
-        assert isinstance(last, Edited)
-        assert (last.frames == 2).all()
-        assert last.frames.shape == (4, 2, 2, 3)
+        for number in range(3):
+            frames = await front.next()
+            assert isinstance(frames, Frames)
+            assert np.array_equal(frames.frames, work(number).frames)
+            assert await front.next() == edited(number)
+        assert await front.next() is None
         await answering
 
 

@@ -22,7 +22,7 @@ from serve.wire.link import MAX_HEADER, Address, Asker, Link, Listener
 from serve.wire.pack import dialect, pack
 from serve.wire.protocol import Error, PromptApplied, to_json
 from serve.wire.split_state import HistoryPart, SplitState
-from serve.wire.work import Asks, Edited, Moved, Opening, Ready, Superseded, Work
+from serve.wire.work import Asks, Edited, Frames, Moved, Opening, Ready, Superseded, Work
 
 pytestmark = pytest.mark.anyio
 
@@ -78,7 +78,7 @@ WORKS = [
 MASK = np.random.default_rng(3).random((3, 5, 7)) < 0.4
 PART = HistoryPart.of(bytes(range(256)))
 STATE = SplitState(b"\x00state", (PART.name, "there", PART.name), (PART,))
-EDITED = Edited(5, 4, pixels(12, 4), 0.25, 4, 41.5, 7.25, 0.5, MASK, STATE)
+EDITED = Edited(5, 4, 0.25, 4, 41.5, 7.25, 0.5, MASK, STATE)
 MESSAGES = [
     *WORKS,
     Asks(),
@@ -86,10 +86,12 @@ MESSAGES = [
     Superseded(),
     Error("at_capacity", "no room", 5.0),
     Error("internal", "it failed"),
+    Frames(pixels(12, 4)),
+    Frames(pixels(0)),
     EDITED,
     replace(EDITED, mask=None, state=None, unknown="snow, monet"),
     replace(EDITED, mask=None, state=SplitState(b"")),
-    replace(EDITED, state=None, mask=np.zeros((1, 1, 1), bool), frames=pixels(0)),
+    replace(EDITED, state=None, mask=np.zeros((1, 1, 1), bool)),
     Moved(SplitState(b"exact" * 1000), ahead=8),
     Moved(SplitState(b""), ahead=0),
 ]
