@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from infra.runtime.environment import environment, unless_set
@@ -65,12 +64,7 @@ class Outbox:
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             done = self.flush(PATIENCE_S if error is None else STOPPED_S)
         finally:
