@@ -162,17 +162,8 @@ def admits(load: float, sessions: int, share: float, *, max_sessions: int, measu
     return not sessions or not measured or load + share <= HEADROOM
 
 
-def share_at(editor: Editor, request: Request) -> float:
-    """Of the editor's accelerator, that the stream would take."""
-    return _price(editor, request)[0]
-
-
-def least_at(editor: Editor, request: Request) -> float:
-    """The share that the stream would have at the bottom of its ladder."""
-    return _price(editor, request)[1]
-
-
-def _price(editor: Editor, request: Request) -> tuple[float, float]:
+def shares_at(editor: Editor, request: Request) -> tuple[float, float]:
+    """Of the editor's accelerator, that the stream would take, and at the bottom of its ladder."""
     found = editor.priced.get(request.demand)
     if found is None:
         found = editor.priced[request.demand] = _priced(editor, request)
@@ -196,7 +187,7 @@ def _priced(editor: Editor, request: Request) -> tuple[float, float]:
 
 def with_stream(editor: Editor, request: Request) -> Editor:
     """The editor as it will be when it has this stream."""
-    share, least = _price(editor, request)
+    share, least = shares_at(editor, request)
     new = Seat(request.session, share, least, request.sizes.model)
     kept = {n: s for n, s in editor.streams.items() if s.session != request.session}
     return replace(editor, streams={**kept, request.stream: new})
@@ -209,7 +200,7 @@ def fits(editor: Editor, request: Request) -> bool:
     """
     if not editor.holds(request.sizes.model):
         return False
-    editor, (share, _) = _without(editor, request.session), _price(editor, request)
+    editor, (share, _) = _without(editor, request.session), shares_at(editor, request)
     return admits(
         editor.load, len(editor.streams), share,
         max_sessions=editor.max_sessions, measured=editor.measured,
@@ -224,7 +215,7 @@ def has_room(editor: Editor, request: Request) -> bool:
     sizes = request.sizes
     if not request.live or not editor.holds(sizes.model) or editor.warm(sizes.model).means is None:
         return False
-    editor, (_, least) = _without(editor, request.session), _price(editor, request)
+    editor, (_, least) = _without(editor, request.session), shares_at(editor, request)
     return admits(
         editor.least, len(editor.streams), least,
         max_sessions=editor.max_sessions, measured=editor.measured,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from serve.admission.admission import Editor, Request, admits, share_at
+from serve.admission.admission import Editor, Request, admits, shares_at
 from serve.admission.fleet import GRAIN, Fleet, grain
 
 
@@ -108,7 +108,7 @@ def needed(fleet: Fleet, waiting: Sequence[Request], spare: int = 0) -> int:
         able = _taught(fleet, waiting)
         left, one, grains = able.place_all(line(waiting)), able.editors[0], able.grains
     if left:
-        grains = Counter(grain(share_at(one, request)) for request in left)
+        grains = Counter(grain(shares_at(one, request)[0]) for request in left)
     more = packed(grains, max_sessions=one.max_sessions, measured=one.measured) + spare
     return len(fleet) + more if left else max(1, more)
 

@@ -36,8 +36,7 @@ def squeezable(*seats: Seat, means: Means | None = LADDER) -> Editor:
 )
 def test_the_least_that_a_stream_can_do_with(live: bool, means: Means | None, least: float) -> None:
     asked, where = replace(request("x"), live=live), squeezable(means=means)
-    assert admission.share_at(where, asked) == pytest.approx(0.4)
-    assert admission.least_at(where, asked) == pytest.approx(least)
+    assert admission.shares_at(where, asked) == pytest.approx((0.4, least))
     seat = admission.with_stream(where, asked).streams["x"]
     assert (seat.session, seat.share, seat.least) == (
         "session-x",
