@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from pipelines.config.pipeline import PipelineConfig
-from pipelines.stages.running.runner import StageRunner, StageWork
+from pipelines.stages.running.runner import RunOptions, StageRunner, StageWork
 from pipelines.tracking.records import StageRecord
 from pipelines.training.cluster import check_folder_is_shared, ray_session
 
@@ -49,22 +49,10 @@ class Chain:
         inputs: Mapping[str, Any],
         output: str | Path,
         work: StageWork,
-        *,
-        same: str | None = None,
-        gate: Mapping[str, float] | None = None,
-        still_there: Callable[[StageRecord], bool] = lambda record: True,
+        **options: Unpack[RunOptions],
     ) -> StageRecord:
         """See `StageRunner.run`."""
-        return self.runner.run(
-            stage,
-            VERSIONS[stage],
-            inputs,
-            output,
-            work,
-            same=same,
-            gate=gate,
-            still_there=still_there,
-        )
+        return self.runner.run(stage, VERSIONS[stage], inputs, output, work, **options)
 
     def start_ray(self) -> None:
         """One Ray for all stages that train, started when the first of them needs it."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from pipelines.config.merge import ConfigError
 from pipelines.stages.running.choice import Choice, is_intact, key_for, why_again
@@ -24,6 +24,14 @@ _SUMMARY = ("pairs", "loss", "gain", "background_psnr", "version")
 
 class Enough(Exception):  # noqa: N818  # no error: all that was chosen is done
     """Ends a pipeline after the last stage that was chosen."""
+
+
+class RunOptions(TypedDict, total=False):
+    """What a stage may say of itself."""
+
+    same: str | None  # what must stay for interrupted work to go on in its MLflow run: else all
+    gate: Mapping[str, float] | None  # what its metrics must reach
+    still_there: Callable[[StageRecord], bool]  # of what it leaves besides its output
 
 
 class StageRunner:
@@ -44,31 +52,27 @@ class StageRunner:
         inputs: Mapping[str, Any],
         output: str | Path,
         work: StageWork,
-        *,
-        same: str | None = None,
-        gate: Mapping[str, float] | None = None,
-        still_there: Callable[[StageRecord], bool] = lambda record: True,
+        **options: Unpack[RunOptions],
     ) -> StageRecord:
         """Do `work`, unless its record says that the same inputs gave the output that is there.
 
         `inputs` are plain values: all that decides the result besides the code's `version`.
-        `same` is what must stay for work that was interrupted to go on in its own MLflow run, by
-        default all inputs. `still_there` looks at what a stage leaves besides its output.
 
         Raises GateMissedError if the finished stage does not keep `gate`, ConfigError if it comes
         before what was chosen and is not finished, and Enough after the last stage chosen.
         """
         record = self.records.read(stage)
         why = why_again(record, stage, version, inputs)
-        if record and why is None and not still_there(record):
+        still_there = options.get("still_there")
+        if record and why is None and still_there and not still_there(record):
             why = "what it left elsewhere is gone"
         if self.choice.comes_before(stage):
             record = self._as_it_lies(stage, record, why)
         elif record is None or why is not None:
-            record = self._work(stage, version, inputs, output, work, same, str(why))
+            record = self._work(stage, version, inputs, output, work, options.get("same"), str(why))
         else:
             self._reuse(record)
-        self._check_gate(record, gate or {})
+        self._check_gate(record, options.get("gate") or {})
         if self.choice.is_last(stage):
             raise Enough
         return record
