@@ -18,15 +18,12 @@ from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from infra.runtime.environment import environment
 from infra.runtime.errors import UserError
 from infra.runtime.paths import ROOT
 from infra.runtime.registry import client_for
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 CHECK_ENV = {  # one short try instead of MLflow's minutes of retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -318,18 +315,14 @@ def experiment_id(uri: str, name: str) -> str:
     """The experiment called `name`, which is made if it is not there."""
     client = client_for(uri)
     with naming(uri):
-        return _experiment_id(client, uri, name)
-
-
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found:
-        if found.lifecycle_stage == "deleted":
-            raise TrackingError(
-                f"tracking.experiment={name} was deleted in {uri}; restore it or choose another"
-            )
-        return str(found.experiment_id)
-    location = None  # a server decides where its artifacts lie
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = None  # a server decides where its artifacts lie
+            if uri.startswith("sqlite:///"):
+                location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+            return str(client.create_experiment(name, artifact_location=location))
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"tracking.experiment={name} was deleted in {uri}; restore it or choose another"
+        )
+    return str(found.experiment_id)
