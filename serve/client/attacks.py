@@ -12,6 +12,8 @@ import io
 import itertools
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,7 +49,7 @@ def bomb(width: int, height: int, size: int = BOMB) -> bytes:
     return image[:-2] + scan * max(1, (size - len(image)) // len(scan)) + image[-2:]
 
 
-async def _bombs(url: str, token: str | None, size: int) -> None:
+async def bombs(size: int, url: str, width: int, height: int, token: str | None) -> None:
     """Opens, sends a bomb and leaves without waiting for what becomes of it."""
     frame = struct.pack("<IIQ", 0, 0, 0) + bomb(*LARGE, size)
     while True:
@@ -56,14 +58,6 @@ async def _bombs(url: str, token: str | None, size: int) -> None:
             async with _raw(url, *LARGE, token, work_size="96x64") as socket:
                 await socket.send(frame)
         await asyncio.sleep(PAUSE_S)
-
-
-async def scan_bomb(url: str, width: int, height: int, token: str | None) -> None:
-    await _bombs(url, token, BOMB)
-
-
-async def large_scan_bomb(url: str, width: int, height: int, token: str | None) -> None:
-    await _bombs(url, token, LARGE_BOMB)
 
 
 async def slow_upload(url: str, width: int, height: int, token: str | None) -> None:
@@ -134,38 +128,39 @@ async def prompt_switch(url: str, width: int, height: int, token: str | None) ->
 
 async def open_close(url: str, width: int, height: int, token: str | None) -> None:
     """Opens, is let in or not, and leaves."""
-
-    async def one() -> None:
-        while True:
-            with contextlib.suppress(OSError, WebSocketException):
-                async with _raw(url, width, height, token):
-                    pass
-
-    await asyncio.gather(*(one() for _ in range(8)))
+    await _again_and_again(8, lambda number: _raw(url, width, height, token))
 
 
 async def leave_queue(url: str, width: int, height: int, token: str | None) -> None:
     """Gets its place in the queue, and is gone without a word."""
-
-    async def one() -> None:
-        while True:
-            with contextlib.suppress(OSError, WebSocketException):
-                async with _raw(url, width, height, token, queue=True) as socket:
-                    socket.transport.abort()
-
-    await asyncio.gather(*(one() for _ in range(32)))
+    await _again_and_again(
+        32,
+        lambda number: _raw(url, width, height, token, queue=True),
+        lambda socket: socket.transport.abort(),
+    )
 
 
 async def wrong_resume(url: str, width: int, height: int, token: str | None) -> None:
     """Comes back to sessions that never were."""
+    await _again_and_again(
+        16, lambda number: _raw(url, width, height, token, resume=f"{number:032x}")
+    )
+
+
+async def _again_and_again(
+    many: int,
+    come: Callable[[int], AbstractAsyncContextManager[ClientConnection]],
+    leave: Callable[[ClientConnection], None] = lambda socket: None,
+) -> None:
+    """`many` clients, each of which comes, for the n-th time, and leaves."""
 
     async def one() -> None:
         for number in itertools.count():
             with contextlib.suppress(OSError, WebSocketException):
-                async with _raw(url, width, height, token, resume=f"{number:032x}"):
-                    pass
+                async with come(number) as socket:
+                    leave(socket)
 
-    await asyncio.gather(*(one() for _ in range(16)))
+    await asyncio.gather(*(one() for _ in range(many)))
 
 
 @contextlib.asynccontextmanager
@@ -189,8 +184,8 @@ async def _drain(events: object) -> None:
 
 ATTACKS: dict[str, Attack] = {
     "slow-upload": slow_upload,
-    "scan-bomb": scan_bomb,
-    "large-scan-bomb": large_scan_bomb,
+    "scan-bomb": partial(bombs, BOMB),
+    "large-scan-bomb": partial(bombs, LARGE_BOMB),
     "false-fps": false_fps,
     "prompt-flood": prompt_flood,
     "prompt-switch": prompt_switch,

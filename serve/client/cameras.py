@@ -143,20 +143,7 @@ def measure(
     `kill` says whether there was something to kill. `attacks` (of `ATTACKS`) run beside them, and
     `every_second` is called in a thread.
     """
-    return asyncio.run(_measure(url, load, sessions, kill, kill_every_s, attacks, every_second))
-
-
-async def _measure(
-    url: str,
-    load: CameraLoad,
-    sessions: int,
-    kill: Callable[[], Awaitable[bool]] | None,
-    kill_every_s: float,
-    attacks: Sequence[str],
-    every_second: Callable[[], None],
-) -> BenchReport:
-    started = time.monotonic()
-    kills = 0
+    kills, editors = 0, list[int]()
 
     async def killing() -> None:
         nonlocal kills
@@ -164,16 +151,20 @@ async def _measure(
             await asyncio.sleep(kill_every_s)
             kills += await kill()
 
-    editors: list[int] = []
-    beside = [asyncio.create_task(killing()), asyncio.create_task(_count(url, load.token, editors))]
-    beside.append(asyncio.create_task(_repeat(every_second)))
-    with attackers(attacks, url, load):
-        cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
-    for task in beside:
-        task.cancel()
-    await asyncio.gather(*beside, return_exceptions=True)
+    async def run() -> list[CameraReport]:
+        chores = (killing(), _count(url, load.token, editors), _repeat(every_second))
+        beside = [asyncio.create_task(chore) for chore in chores]
+        with attackers(attacks, url, load):
+            cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        return cameras
+
+    started = time.monotonic()
+    cameras = asyncio.run(run())
     seconds = time.monotonic() - started
-    return BenchReport(load, list(cameras), kills, seconds, editors, list(attacks))
+    return BenchReport(load, cameras, kills, seconds, editors, list(attacks))
 
 
 @contextlib.contextmanager
