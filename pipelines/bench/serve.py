@@ -116,13 +116,6 @@ def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def parse_counts(text: str) -> list[int]:
-    """Numbers of sessions with commas between them, as in "1,2,4"."""
-    if not all(part.strip().isdigit() and int(part) for part in text.split(",")):
-        raise UserError(f"--sessions {text} must be numbers of cameras, e.g. 1,2,4")
-    return [int(part) for part in text.split(",")]
-
-
 def parse_attacks(text: str | None) -> list[str]:
     """Names of attacks with commas between them; none for null."""
     from serve.client.attacks import ATTACKS

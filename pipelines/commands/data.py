@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from infra.runtime.errors import UserError
+from modeling.geometry import TOKEN_PIXELS
 from pipelines.commands.options import check_clip, parse_size
 from pipelines.commands.show import bar, console, examples
 
@@ -53,7 +54,7 @@ def data_make(
         return
     from pipelines.stages.data import PairRecipe, make_from_footage, make_synthetic
 
-    height, width = parse_size(size or "192x128")
+    height, width = parse_size(size or "192x128", TOKEN_PIXELS)
     check_clip(frames, fps)
     recipe = PairRecipe(
         pairs, height, width, frames, fps, seed, split, samples_per_shard, workers, overwrite
@@ -124,7 +125,7 @@ def data_ingest(
     from data.pairs import PairList
     from pipelines.stages.ingest import workforce
 
-    height, width = parse_size(size)
+    height, width = parse_size(size, TOKEN_PIXELS)
     check_clip(frames, fps)
     entries = PairList(pairs.absolute(), fps=fps, frames=frames, height=height, width=width)
     started, told, last = time.monotonic(), 0, time.monotonic()

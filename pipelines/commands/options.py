@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from infra.runtime.errors import UserError
-from modeling.geometry import TOKEN_PIXELS, frames_of, latents_of
+from modeling.geometry import frames_of, latents_of
 
 MAX_FPS = 1000
 
@@ -17,15 +17,23 @@ Overrides = Annotated[
 ]
 
 
-def parse_size(size: str) -> tuple[int, int]:
-    """Width x height, as in "192x128", to (height, width)."""
+def parse_size(size: str, least: int = 1) -> tuple[int, int]:
+    """Width x height, as in "832x480", to (height, width), neither below `least`."""
     width, _, height = size.partition("x")
     numbers = height.isdecimal() and width.isdecimal()
-    if not numbers or min(int(height), int(width)) < TOKEN_PIXELS:
+    if not numbers or min(int(height), int(width)) < least:
         raise UserError(
-            f"--size {size} must be width x height, both at least {TOKEN_PIXELS}, e.g. 192x128"
+            f"--size {size} must be width x height in pixels, both at least {least}, e.g. 192x128"
         )
     return int(height), int(width)
+
+
+def parse_numbers(option: str, text: str, least: int) -> tuple[int, ...]:
+    """With commas between them, as in "1,2,4"."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise UserError(f"{option} {text} must be numbers from {least} on, e.g. 1,2")
+    return tuple(int(part) for part in parts)
 
 
 def check_clip(frames: int, fps: float) -> None:
@@ -38,11 +46,3 @@ def check_clip(frames: int, fps: float) -> None:
         )
     if not 0 < fps <= MAX_FPS:
         raise UserError(f"--fps {fps:g} must lie above 0 and be at most {MAX_FPS}")
-
-
-def parse_pixels(size: str) -> tuple[int, int]:
-    """Width x height, as in "832x480", to (height, width)."""
-    width, _, height = size.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise UserError(f"--size {size} must be width x height in pixels, e.g. 832x480")
-    return int(height), int(width)

@@ -11,7 +11,7 @@ import typer
 
 from infra.runtime.errors import UserError
 from pipelines.commands.measure.reports import JsonFile
-from pipelines.commands.options import parse_pixels
+from pipelines.commands.options import parse_size
 from pipelines.commands.show import console
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def bench_detail(
         raise UserError("--write records a guide in a model directory; name it with --model")
     if model is not None and picture is not None:
         raise UserError("--picture shows what --model does not make; leave one of them out")
-    height, width = parse_pixels(size)
+    height, width = parse_size(size)
     with tempfile.TemporaryDirectory(prefix="liveedit-footage-") as folder:
         held = prepare(footage, folder, height=height, width=width, fps=16)["heldout"]
         made = pairs_by_kind(

@@ -12,7 +12,7 @@ import typer
 
 from infra.runtime.errors import UserError
 from pipelines.commands.measure.reports import JsonFile, Size, check_folders, write_report
-from pipelines.commands.options import parse_pixels
+from pipelines.commands.options import parse_numbers, parse_size
 from pipelines.commands.show import console, errors
 
 if TYPE_CHECKING:
@@ -133,7 +133,6 @@ def bench_serve(
         killer,
         memory_table,
         parse_attacks,
-        parse_counts,
         parse_ways,
         soak_line,
         table,
@@ -143,7 +142,7 @@ def bench_serve(
     from serve.client import served_model
     from serve.client.cameras import CameraLoad, measure
 
-    counts, attacks = parse_counts(sessions), parse_attacks(attack)
+    counts, attacks = parse_numbers("--sessions", sessions, 1), parse_attacks(attack)
     if url is not None and kills:
         raise UserError("--kills kills replicas of an application started here; leave --url out")
     lasting = seconds_of(soak) if soak is not None else 0.0
@@ -177,7 +176,7 @@ def bench_serve(
             raise UserError(f"--url measures what runs there; leave {arguments[0]} out")
         else:
             model = served_model(url, token=token)
-        height, width = parse_pixels(size) if size else (model["height"], model["width"])
+        height, width = parse_size(size) if size else (model["height"], model["width"])
         trained = model["height"], model["width"]
         edited_at(work_size or model["work_size"], height, width, trained)  # or it is refused here
         load = CameraLoad(

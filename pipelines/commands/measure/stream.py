@@ -20,7 +20,7 @@ from pipelines.commands.measure.reports import (
 )
 from pipelines.commands.measure.serve import bench_serve
 from pipelines.commands.measure.train import bench_train
-from pipelines.commands.options import parse_pixels
+from pipelines.commands.options import parse_numbers, parse_size
 from pipelines.commands.show import console, errors, examples
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
@@ -135,7 +135,7 @@ def bench_stream(
         device="cuda" if cuda else "cpu",
         chunks=chunks if chunks is not None else 40 if cuda else 8,
         sessions=sessions,
-        size=parse_pixels(size) if size else None,
+        size=parse_size(size) if size else None,
         work_size=work_size,
         detail=detail or ("off" if work_size == "full" else "source"),
         guide_blur=parse_guide(guide) if guide else None,
@@ -144,7 +144,7 @@ def bench_stream(
         policy=policy,
         keep_ratio=keep,
         scope=scope,
-        pruned_steps=parse_steps(pruned_steps) if pruned_steps else None,
+        pruned_steps=parse_numbers("--pruned-steps", pruned_steps, 0) if pruned_steps else None,
         fp8=fp8,
     )
     with errors.status("starting") as status:
@@ -177,13 +177,6 @@ bench_app.command(
 
 
 bench_app.command("detail")(bench_detail)
-
-
-def parse_steps(steps: str) -> tuple[int, ...]:
-    """Numbers with commas between them, as in "1,2,3"."""
-    if not all(step.strip().isdigit() for step in steps.split(",")):
-        raise UserError(f"--pruned-steps {steps} must be step numbers, e.g. 1,2,3")
-    return tuple(int(step) for step in steps.split(","))
 
 
 def parse_guide(guide: str) -> float | Literal["decoded"]:

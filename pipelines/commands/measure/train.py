@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ from rich.table import Table
 
 from infra.runtime.errors import UserError
 from pipelines.commands.measure.reports import Check, JsonFile, check_folders, judge, write_report
+from pipelines.commands.options import parse_numbers
 from pipelines.commands.show import console, errors
 
 
@@ -81,20 +81,31 @@ def bench_train(
     from pipelines.config.load import load_config
 
     check_folders(json_file)
+    given = list(arguments or [])
     if kills:
-        _bench_kills(list(arguments or []), stages, gpus, kills, steps, seed, signals, json_file)
+        from pipelines.bench.kills import measure as measure_kills
+
+        source = given.pop(0) if given and "=" not in given[0] else "demo"
+        (workers,) = parse_numbers("--gpus", gpus or "2", 1)[:1]
+        ends = tuple(name.strip() for name in signals.split(","))
+        with errors.status("starting") as status:
+            report = measure_kills(
+                load_config(source, given), stages or "distill", workers, kills, steps, seed, ends,
+                status.update,
+            )  # fmt: skip
+        write_report(report, json_file)
+        _show_kills(report, kills)
         return
     stored = read_report(check) if check else None
     cuda = torch.cuda.is_available()
-    given = list(arguments or [])
     source = given.pop(0) if given and "=" not in given[0] else "wan-1.3b" if cuda else "demo"
     config = load_config(source, given)
     options = TrainOptions(
         config=config,
         cuda=cuda,
         stages=tuple(name.strip() for name in (stages or ",".join(STAGES)).split(",")),
-        workers=parse_counts("--gpus", gpus or "1", least=1),
-        zero=parse_counts("--zero", zero, least=0) if zero else (config.compute.zero_stage,),
+        workers=parse_numbers("--gpus", gpus or "1", 1),
+        zero=parse_numbers("--zero", zero, 0) if zero else (config.compute.zero_stage,),
         steps=5 if steps is None else steps,
     )
 
@@ -102,7 +113,7 @@ def bench_train(
         if stored is not None:
             require_same_work(begun, stored)
 
-    report: dict[str, Any] = {}
+    report = {}
     with errors.status("starting") as status:
         for report in measure(options, same_work, status.update):
             write_report(report, json_file)
@@ -111,48 +122,22 @@ def bench_train(
     judge(report, stored, check)
 
 
-def _bench_kills(
-    given: list[str],
-    stages: str | None,
-    gpus: str | None,
-    kills: int,
-    steps: int | None,
-    seed: int,
-    signals: str,
-    json_file: Path | None,
-) -> None:
-    from pipelines.bench.kills import measure
-    from pipelines.config.load import load_config
-
-    source = given.pop(0) if given and "=" not in given[0] else "demo"
-    (workers,) = parse_counts("--gpus", gpus or "2", least=1)[:1]
-    with errors.status("starting") as status:
-        report = measure(
-            load_config(source, given),
-            stages or "distill",
-            workers,
-            kills,
-            steps,
-            seed,
-            tuple(name.strip() for name in signals.split(",")),
-            status.update,
-        )
-    write_report(report, json_file)
+def _show_kills(report: dict[str, Any], kills: int) -> None:
+    """Raises UserError where the kills changed the weights, or too few of them were."""
     console.print(kills_table(report))
-    same, done = not report["different"], len(report["kills"])
+    done = len(report["kills"])
     console.print(
         f"{report['stage']}, {report['workers']} workers, {report['steps']} steps: "
         f"{report['seconds_alone']:.1f} s alone, {report['seconds_killed']:.1f} s with "
         f"{done} kills",
         soft_wrap=True,
     )
-    if same:
-        console.print("The weights are the same, bit for bit.")
-    if not same:
+    if report["different"]:
         raise UserError(
             f"{len(report['different'])} weights differ after the kills, {report['different'][0]} "
             "is the first: a training that goes on from a checkpoint is not the one it was"
         )
+    console.print("The weights are the same, bit for bit.")
     if done < kills:
         raise UserError(f"the training ended before {kills - done} of the kills; give more --steps")
 
@@ -201,11 +186,3 @@ def fact(report: dict[str, Any]) -> str:
         "TFLOP/s. TFLOP/s and MFU are a worker's, by model FLOPs: forward and backward count as "
         "three forwards, recomputation as none"
     )
-
-
-def parse_counts(option: str, text: str, least: int) -> tuple[int, ...]:
-    """Numbers with commas between them, as in "1,2,4"."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) >= least for part in parts):
-        raise UserError(f"{option} {text} must be numbers from {least} on, e.g. 1,2")
-    return tuple(int(part) for part in parts)

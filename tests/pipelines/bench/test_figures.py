@@ -6,6 +6,7 @@ import asyncio
 import json
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from pipelines.bench import serve as serve_report
 from pipelines.bench.check import Comparison, compare, ratios, read_report, require_same_work
 from pipelines.bench.chunk_times import ChunkTimes
 from pipelines.bench.plot import PARTS, draw
-from pipelines.bench.serve import killer, parse_counts
+from pipelines.bench.serve import killer
 from pipelines.bench.stream import percentiles, summary
 from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
-from pipelines.commands.measure.stream import parse_guide, parse_steps
-from pipelines.commands.options import parse_pixels
+from pipelines.commands.measure.stream import parse_guide
+from pipelines.commands.options import parse_numbers, parse_size
 from serve.client.cameras import CameraLoad
 
 
@@ -172,14 +173,14 @@ def test_a_summary_by_hand() -> None:
 
 
 def test_words_of_the_command_line() -> None:
-    assert parse_pixels("832x480") == (480, 832)
-    assert parse_steps("1, 2,3") == (1, 2, 3)
+    assert parse_size("832x480") == (480, 832)
     assert (parse_guide("decoded"), parse_guide("0.5")) == ("decoded", 0.5)
-    assert parse_counts("1, 2,4") == [1, 2, 4]
+    assert parse_numbers("--sessions", "1, 2,4", 1) == (1, 2, 4)
+    assert parse_numbers("--zero", "0", 0) == (0,)
     for parse, wrongs in (
-        (parse_pixels, ("832", "x480", "832x", "axb", "-8x8", "8x8x8")),
-        (parse_steps, ("", "1,", "a", "-1", "1;2")),
-        (parse_counts, ("", "1,", "a", "0", "1,0", "-1")),
+        (parse_size, ("832", "x480", "832x", "axb", "-8x8", "8x8x8", "8x\u00b2", "0x8")),
+        (partial(parse_numbers, "--gpus", least=0), ("", "1,", "a", "-1", "1;2", "\u00b2")),
+        (partial(parse_numbers, "--gpus", least=1), ("0", "1,0")),
         (parse_guide, ("", "blurred", "0,5")),
     ):
         for wrong in wrongs:
