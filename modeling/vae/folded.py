@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.config import VaeConfig
-from modeling.vae.streaming import StreamingVae, StreamTape
+from modeling.vae.streaming import RememberingBlock, StreamingVae, StreamTape, run_images
 
 FOLD = 4  # pixels of a cell's side, and frames of a latent
 CELL = 3 * FOLD * FOLD * FOLD  # values of a cell: colours, frames, rows, columns
 REMEMBERED = 4  # a block sees 1 / REMEMBERED of its channels as they were a latent ago
 
 
-class ShiftBlock(nn.Module):
+class ShiftBlock(RememberingBlock):
     """Residual block of a 3 x 3 and a 1 x 1 convolution that sees a part of the latent before."""
 
     def __init__(self, channels: int) -> None:
@@ -85,21 +85,9 @@ class FoldedVae(StreamingVae):
         if not caches:
             pixels = torch.cat([pixels[:, :1].expand(-1, FOLD - 1, -1, -1, -1), pixels], dim=1)
         cells = F.pixel_unshuffle(pixels.unflatten(1, (-1, FOLD)).flatten(2, 3), FOLD)
-        return _run(self.encoder, cells, caches)
+        return run_images(self.encoder, cells, caches)
 
     def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        cells, written = _run(self.decoder, raw, caches)
+        cells, written = run_images(self.decoder, raw, caches)
         frames = F.pixel_shuffle(cells, FOLD).unflatten(2, (FOLD, 3)).flatten(1, 2)
         return frames if caches else frames[:, FOLD - 1 :], written
-
-
-def _run(
-    network: nn.Sequential, images: Tensor, caches: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """One pass of `[B, F, C, H, W]` through an encoder or a decoder."""
-    batch = images.shape[0]
-    tape = StreamTape(caches)
-    x = images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    for layer in network:
-        x = layer(x, tape, batch) if isinstance(layer, ShiftBlock) else layer(x)
-    return x.unflatten(0, (batch, -1)), tape.written

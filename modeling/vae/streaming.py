@@ -176,6 +176,23 @@ class StreamTape:
         self.written.append(x.clone())
 
 
+class RememberingBlock(nn.Module):
+    """A layer on `[B*F, C, H, W]` that is called with the pass's tape and B."""
+
+
+def run_images(
+    network: nn.Sequential, frames: Tensor, caches: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """One pass of `[B, F, C, H, W]` through a network of layers on images and of such as remember;
+    and the caches for the next."""
+    batch = frames.shape[0]
+    tape = StreamTape(caches)
+    x = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    for layer in network:
+        x = layer(x, tape, batch) if isinstance(layer, RememberingBlock) else layer(x)
+    return x.unflatten(0, (batch, -1)), tape.written
+
+
 def _expect_frames(name: str, x: Tensor, channels: int) -> None:
     if x.ndim != 5 or x.shape[2] != channels:
         raise ValueError(

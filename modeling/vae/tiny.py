@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modeling.config import VaeConfig
-from modeling.vae.streaming import StreamingVae, StreamTape
+from modeling.vae.streaming import RememberingBlock, StreamingVae, StreamTape, run_images
 
 
 def _conv(in_channels: int, out_channels: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -32,7 +32,7 @@ class SoftClamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
-class MemoryBlock(nn.Module):
+class MemoryBlock(RememberingBlock):
     """Residual block that sees each frame beside the frame before it."""
 
     def __init__(self, channels: int) -> None:
@@ -125,22 +125,10 @@ class TinyVae(StreamingVae):
     def _encode_pass(self, pixels: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if not caches:
             pixels = torch.cat([pixels[:, :1].expand(-1, 3, -1, -1, -1), pixels], dim=1)
-        return _run(self.encoder, (pixels + 1) / 2, caches)
+        return run_images(self.encoder, (pixels + 1) / 2, caches)
 
     def _decode_pass(self, raw: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        pixels, written = _run(self.decoder, raw, caches)
+        pixels, written = run_images(self.decoder, raw, caches)
         if not caches:
             pixels = pixels[:, 3:]
         return 2 * pixels - 1, written
-
-
-def _run(
-    network: nn.Sequential, frames: Tensor, caches: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """One pass of `[B, T, C, H, W]` through an encoder (T a multiple of 4) or a decoder."""
-    batch = frames.shape[0]
-    tape = StreamTape(caches)
-    x = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    for layer in network:
-        x = layer(x, tape, batch) if isinstance(layer, MemoryBlock) else layer(x)
-    return x.unflatten(0, (batch, -1)), tape.written
