@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipelines.evaluation.bench.intervals import groups, with_success
 from pipelines.evaluation.bench.judged import MAKERS, Judged
 from pipelines.evaluation.bench.kept import Kept
 from pipelines.evaluation.bench.measures import measure, psnr_by_second
-from pipelines.evaluation.bench.systems import System
+from pipelines.evaluation.bench.systems import System, some
 
 KEPT_SHARE = 0.01  # of blocks that may change where nothing was to be done
 
@@ -49,7 +49,7 @@ def clips(config: BenchConfig, cases: Sequence[Case] | None = None) -> Iterator[
     """The chosen clips, or those of `cases`, made one at a time."""
     cases = chosen(config) if cases is None else cases
     natural = any(case.half == "natural" for case in cases)
-    with _footage(config) if natural else _none() as footage:
+    with _footage(config) if natural else nullcontext() as footage:
         for case in cases:
             yield make_clip(case, footage, config.shape)
 
@@ -64,7 +64,7 @@ def check_clips(config: BenchConfig, *, on_clip: Callable[[], None] = lambda: No
     if wrong := not_published(made):
         versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in MAKERS)
         raise UserError(
-            f"{len(wrong)} of {len(made)} clips are not the published ones ({_some(wrong)}), so "
+            f"{len(wrong)} of {len(made)} clips are not the published ones ({some(wrong)}), so "
             f"their figures compare with no table. Other versions of what makes them (here "
             f"{versions}) round otherwise: install those of constraints.txt, or measure all the "
             "same with published=false; the report then says so"
@@ -143,7 +143,7 @@ def checksum_line(made: dict[str, str], config: BenchConfig) -> str:
     if differ := not_published(made):
         return (
             f"{count}; {len(differ)} differ from the published ones in some pixels "
-            f"({_some(differ)}): another version of NumPy, Pillow or FFmpeg rounds otherwise; "
+            f"({some(differ)}): another version of NumPy, Pillow or FFmpeg rounds otherwise; "
             "compare with care"
         )
     return f"{count}, each with the published checksum"
@@ -160,18 +160,9 @@ def not_published(made: dict[str, str]) -> list[str]:
     return [name for name, checksum in made.items() if published[name] != checksum]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-
-
 @contextmanager
 def _footage(config: BenchConfig) -> Iterator[Footage | None]:
     height, width = config.shape
     with tempfile.TemporaryDirectory(prefix="liveedit-bench-") as folder:
         source = Path(config.footage) if config.footage else OWN_FOOTAGE
         yield prepare(source, folder, height=height, width=width, fps=FPS)["heldout"]
-
-
-@contextmanager
-def _none() -> Iterator[Footage | None]:
-    yield None

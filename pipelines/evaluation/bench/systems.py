@@ -82,12 +82,12 @@ class Videos:
         parts = []
         if missing:
             parts.append(
-                f"lacks {len(missing)} of {len(cases)} clips: {_some(missing)}; give every "
+                f"lacks {len(missing)} of {len(cases)} clips: {some(missing)}; give every "
                 f"one as NAME{ENDINGS[0]}, or judge fewer clips (half=, every=, long=false)"
             )
         if wrong:
             parts.append(
-                f"holds {len(wrong)} that cannot be judged: {_some(wrong)}; write one frame for "
+                f"holds {len(wrong)} that cannot be judged: {some(wrong)}; write one frame for "
                 "each of the source's, and the whole picture in its shape"
             )
         if parts:
@@ -133,5 +133,6 @@ class Videos:
         return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of them, for a message."""
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
