@@ -96,8 +96,7 @@ class Running:
         """What `/v1/models` says of the models, without a token and without what holds for all.
         Raises StartError."""
         try:
-            hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
-            models: list[dict[str, Any]] = ray.get(hub.models.remote(), timeout=CALL_S)
+            models: list[dict[str, Any]] = ray.get(_hub().models.remote(), timeout=CALL_S)
         except (ValueError, ray.exceptions.RayError) as error:
             raise StartError(f"the hub does not say which models there are: {error}") from error
         if not models:
@@ -112,8 +111,7 @@ class Running:
         """
         if deployment == "hub":
             try:
-                hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
-                pid: Any = ray.get(hub.pid.remote(), timeout=CALL_S)
+                pid: Any = ray.get(_hub().pid.remote(), timeout=CALL_S)
                 os.kill(pid, signal.SIGKILL)
             except (ValueError, ray.exceptions.RayError):  # it is being started again
                 return None
@@ -237,7 +235,12 @@ def _started(application: Application, running: Running, stop_s: float) -> Itera
                 ray_serve.shutdown()
         if ray.is_initialized():
             with contextlib.suppress(ValueError):  # it may have ended itself
-                ray.kill(ray.get_actor(hub_name(APP), namespace=NAMESPACE))
+                ray.kill(_hub())
+
+
+def _hub() -> Any:
+    """Raises ValueError where there is none (any more)."""
+    return ray.get_actor(hub_name(APP), namespace=NAMESPACE)
 
 
 def _http_options(running: Running) -> HTTPOptions:
@@ -254,7 +257,7 @@ def _finish_sessions(running: Running, stop_s: float) -> None:
     """Returns when no client is connected any more, or time is up."""
     deadline = time.monotonic() + stop_s
     with contextlib.suppress(ValueError, ray.exceptions.RayError):  # there is no hub (any more)
-        hub = ray.get_actor(hub_name(APP), namespace=NAMESPACE)
+        hub = _hub()
         while time.monotonic() < deadline and not running.hurry.is_set():
             if ray.get(hub.stop.remote(), timeout=CALL_S):
                 return
