@@ -181,7 +181,10 @@ def test_a_database_is_there_or_will_be_made(
     if there:
         file.touch()
     (found,) = doctor._mlflow()
-    assert (found.state, found.what) == ("ok", f"{file}, {'there' if there else 'made when needed'}")
+    assert (found.state, found.what) == (
+        "ok",
+        f"{file}, {'there' if there else 'made when needed'}",
+    )
     assert asked == ([f"sqlite:///{file}"] if there else [])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://m")
     assert [f.what for f in doctor._mlflow()] == ["http://m answers"]

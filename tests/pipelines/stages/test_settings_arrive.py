@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,66 +16,8 @@ from pipelines.stages import data, encode, evaluate
 from pipelines.stages.chain import Chain
 from pipelines.stages.live import served_reference
 from pipelines.stages.train import train
-from pipelines.tracking.records import StageRecord
 from pipelines.training.trainer import StageOutcome
-
-
-class Told:
-    """Takes any call, and remembers it: a run of MLflow's, a view."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *given, **named: self.calls.append((name, *given, *named.values()))
-
-    def of(self, name: str) -> list[tuple[Any, ...]]:
-        return [call[1:] for call in self.calls if call[0] == name]
-
-
-class Runner(Told):
-    """Does every stage's work, and keeps what `StageRunner.run` was given besides."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.view, self.parent, self.mlflow = Told(), Told(), Told()
-        self.same: str | None = None
-        self.inputs: Any = None
-
-    def run(
-        self, stage: str, version: int, inputs: Any, output: Any, work: Any, **given: Any
-    ) -> StageRecord:
-        self.same, self.inputs = given["same"], inputs
-        metrics = work(self.mlflow, "key")
-        return StageRecord(stage, "key", "fingerprint", str(output), "run", metrics)
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> PipelineConfig:
-    made = PipelineConfig(output=str(tmp_path / "out"))
-    made.tracking.uri = "sqlite:///"
-    made.data.footage = None
-    made.compute.gpus = False
-    return made
-
-
-@pytest.fixture
-def chain(config: PipelineConfig, tmp_path: Path) -> Iterator[Chain]:
-    runner: Any = Runner()
-    with contextlib.ExitStack() as resources:
-        yield Chain(config, tmp_path, runner, resources)
-
-
-def heard(module: Any, name: str, patch: pytest.MonkeyPatch, answer: Any = None) -> list[Any]:
-    """The calls of `module.name`, each as its positional arguments and its named ones."""
-    calls: list[Any] = []
-
-    def stand_in(*given: Any, **named: Any) -> Any:
-        calls.append((given, named))
-        return answer
-
-    patch.setattr(module, name, stand_in)
-    return calls
+from tests.pipelines.stages.told import Told, heard
 
 
 def test_of_a_stage_s_run(chain: Chain, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def said() -> list[str]:
 @pytest.fixture
 def open_box(
     tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], tuple[Outbox, Server]]]:
+) -> Callable[[], tuple[Outbox, Server]]:
     """An outbox before a stand-in, which answers at once."""
     monkeypatch.setattr(module, "Sender", Server)
     monkeypatch.setattr(module, "RETRY_S", 20 * LONG)
@@ -131,7 +131,7 @@ def open_box(
         server: Any = box._sender
         return box, server
 
-    yield make
+    return make
 
 
 def entries(box: Outbox) -> list[tuple[str, str, str | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,7 +122,10 @@ def test_files_and_ends(folder: str | None, run: Tracker, client: Client) -> Non
     run.finish("KILLED", 9)
     run.resume({"a": "1"})
     assert client.of("log_artifact") == [(("r1", "a.png", folder), {})]
-    assert client.of("set_terminated") == [(("r1", "FINISHED", None), {}), (("r1", "KILLED", 9), {})]
+    assert client.of("set_terminated") == [
+        (("r1", "FINISHED", None), {}),
+        (("r1", "KILLED", 9), {}),
+    ]
     assert client.of("update_run") == [(("r1",), {"status": "RUNNING"})]
     ((_, named),) = client.of("log_batch")
     assert [(tag.key, tag.value) for tag in named["tags"]] == [("a", "1")]
@@ -162,7 +166,9 @@ def test_an_experiment_is_found_made_or_gone(client: Client, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("found", "name"), [([RUN], "r1"), ([], None)])
-def test_a_run_is_found_by_our_name_of_it(found: list[Any], name: str | None, client: Client) -> None:
+def test_a_run_is_found_by_our_name_of_it(
+    found: list[Any], name: str | None, client: Client
+) -> None:
     client.answers["search_runs"] = found
     assert find_run("http://m", "5", "mark") == name
     assert client.of("search_runs") == [
@@ -217,7 +223,7 @@ def test_the_commit_says_whether_it_is_all(
 
 def chained(*errors: Exception, cause: bool = True) -> Exception:
     """The last of these errors, each because of the one before."""
-    for before, error in zip(errors, errors[1:], strict=False):
+    for before, error in pairwise(errors):
         error.__cause__, error.__context__ = (before, None) if cause else (None, before)
     return errors[-1]
 
@@ -306,9 +312,8 @@ def test_what_was_written_down_is_what_is_told(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = ("mark", "top", "known")
-    monkeypatch.setattr(sender, "find_run", lambda _, place, mark: KNOWN.get((place, mark)))
-    KNOWN = {("5", mark): f"of {mark}" for mark in names}
+    known = {("5", mark): f"of {mark}" for mark in ("mark", "top", "known")}
+    monkeypatch.setattr(sender, "find_run", lambda _, place, mark: known.get((place, mark)))
     monkeypatch.setattr(sender, "experiment_id", lambda uri, experiment: "5")
     calls: list[tuple[Any, ...]] = []
 
@@ -331,7 +336,7 @@ def test_a_run_that_nobody_knows_is_missing(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "find_run", lambda *_: None)
-    with pytest.raises(MissingRunError, match="liveedit.run=mark"):
+    with pytest.raises(MissingRunError, match=r"liveedit\.run=mark"):
         Sender("http://m", "x").send(OF | {"what": "end", "status": "FAILED"}, Path("files"))
 
 
