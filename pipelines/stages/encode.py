@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,13 +19,14 @@ from modeling.fingerprint import model_fingerprint
 from modeling.model_dir import read_config
 from modeling.text.build import build_text_encoder
 from pipelines.stages.chain import Chain
-from pipelines.stages.encoding.job import EncodeJob
+from pipelines.stages.encoding.job import EncodeJob, Precision
 from pipelines.stages.encoding.journal import Journal
 from pipelines.stages.running.own_process import from_own_process
 from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
 from pipelines.training.taught import summary
 
+HALF = 2**-11  # of a number: what it loses at most where it is stored in float16, as latents are
 _AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
 
 
@@ -51,8 +53,11 @@ def encode(chain: Chain, model: Path, pairs: str) -> str:
             gpus=config.compute.gpus,
             precision=config.data.encode_precision,
             on_sample=lambda n, of: chain.view.update("encode", n, of, f"{n}/{of} pairs"),
+            say=lambda line: chain.view.warn(f"encode: {line}"),
         )
-        return {"pairs": float(info.samples)}
+        made = {"pairs": float(info.samples), "bf16": float(info.made_by["precision"] == "bf16")}
+        error = info.made_by.get("bf16_error")
+        return made if error is None else made | {"bf16_error": error}
 
     inputs = {
         "model": fingerprint_of(model),
@@ -73,22 +78,33 @@ def encode_dataset(
     threads: int = 1,
     tasks: int = 0,
     gpus: bool | None = None,
-    precision: Literal["bf16", "fp32"] = "bf16",
+    precision: Precision = "bf16",
     on_sample: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> DatasetInfo:
     """Encode the dataset at `pairs` with the VAE and text encoder of `model_dir` into `encoded`.
 
     `tasks` Ray tasks share the shards, each with a GPU unless `gpus` is false; 0 does it here, or
-    in a process that ends where there is a GPU. `precision` is the VAE's on a GPU.
+    in a process that ends where there is a GPU. There `precision` "bf16" lets the VAE run in bf16
+    if that changes the latents of the first pair by no more than `HALF`, which `say` is told; else
+    it runs in float32, as it does on a CPU.
     `threads` read and decode videos. The samples' order is that of `pairs` in any case. The new
-    dataset's `made_by` names the pairs, the model and the text encoder by their hashes, and what
-    is asked for in it (`pipelines.training.taught`).
+    dataset's `made_by` names the pairs, the model and the text encoder by their hashes, the
+    precision, and what is asked for in it (`pipelines.training.taught`).
 
     What an interrupted call with the same arguments has written is kept: it goes on after the last
     whole shard.
     """
     info = read_dataset_info(pairs)
     job = EncodeJob(pairs, str(model_dir), batch_size, threads, gpus, precision)
+    error = _bf16_error(job, tasks)
+    taken: Precision = "bf16" if error is not None and error <= HALF else "fp32"
+    if error is not None:
+        say(
+            f"latents are made in {taken}; bf16 changes those of the first pair by {error:.1e} of "
+            f"their size (RMS), float16, in which they are stored, by {HALF:.1e} at most"
+        )
+    job = replace(job, precision=taken)
     made_by: dict[str, Any] = {
         "tool": "liveedit",
         "pairs": pairs,
@@ -96,11 +112,11 @@ def encode_dataset(
         "model": str(model_dir),
         "model_hash": model_fingerprint(model_dir),
         "text_hash": build_text_encoder(read_config(model_dir).text).fingerprint(),
+        "precision": taken,
     }
     store = open_store(encoded)
     finished_dataset(store, encoded, overwrite=True)
-    settings = {"samples_per_shard": samples_per_shard, "precision": precision}
-    journal = Journal(store, made_by | settings)
+    journal = Journal(store, made_by | {"samples_per_shard": samples_per_shard})
     with store.scratch() as scratch:
         writer = ShardWriter(
             encoded, store, scratch, samples_per_shard, shards=journal.shards, like=journal.like
@@ -110,9 +126,22 @@ def encode_dataset(
             if writer.add(to_shard(sample)):
                 journal.keep(scratch, writer)
             on_sample(done, info.samples)
-        made = writer.finish(made_by | {"taught": summary(journal.asked)})
+        measured = {} if error is None else {"bf16_error": error}
+        made = writer.finish(made_by | measured | {"taught": summary(journal.asked)})
     journal.remove()
     return made
+
+
+def _bf16_error(job: EncodeJob, tasks: int) -> float | None:
+    """See `EncodeJob.bf16_error`; None where bf16 is not asked for, or there is no GPU."""
+    if job.precision == "fp32" or job.gpus is False or not (tasks or job.on_gpu):
+        return None
+    if tasks:
+        import ray
+
+        return float(ray.get(next(_on_ray(job, EncodeJob.bf16_error).remote(job))))
+    (error,) = from_own_process(job.bf16_error)
+    return error
 
 
 def _samples(job: EncodeJob, info: DatasetInfo, tasks: int, done: int) -> Iterator[EncodedPair]:
@@ -134,11 +163,7 @@ def _encode_on_ray(
     """Task i encodes `shards` i, i + tasks, ...; they are taken back in the dataset's order."""
     import ray
 
-    run: Any = ray.remote(EncodeJob.run).options(
-        num_cpus=1,
-        num_gpus=0 if job.gpus is False else 1,
-        _generator_backpressure_num_objects=_AHEAD,
-    )
+    run = _on_ray(job, EncodeJob.run)
     left = {shard: info.shards[shard].count for shard in shards}
     left[shards.start] = left.get(shards.start, skipped) - skipped  # pairs of each
     parts = [shards[task::tasks] for task in range(tasks)]
@@ -146,6 +171,16 @@ def _encode_on_ray(
     for place, shard in enumerate(shards):
         for _ in range(left[shard]):
             yield ray.get(next(streams[place % tasks]))
+
+
+def _on_ray(job: EncodeJob, work: Callable[..., Iterator[Any]]) -> Any:
+    import ray
+
+    return ray.remote(work).options(
+        num_cpus=1,
+        num_gpus=0 if job.gpus is False else 1,
+        _generator_backpressure_num_objects=_AHEAD,
+    )
 
 
 def _tasks(chain: Chain) -> int:

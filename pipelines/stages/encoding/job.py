@@ -9,7 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,11 +23,14 @@ from data.manifest import Shard, read_dataset_info
 from data.sample import EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.store import open_store
+from modeling.config import ModelConfig
 from modeling.model_dir import load_model
 from modeling.pixels import from_uint8
 from modeling.text.build import build_text_encoder
 from modeling.vae.streaming import StreamingVae
 from modeling.vae.wan import WanVae
+
+Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -39,28 +42,26 @@ class EncodeJob:
     batch_size: int
     threads: int
     gpus: bool | None  # null: if there is one
-    precision: Literal["bf16", "fp32"]  # of the VAE on a GPU
+    precision: Precision  # of the VAE
 
     @property
     def on_gpu(self) -> bool:
         return self.gpus is not False and torch.cuda.is_available()
 
+    @property
+    def device(self) -> str:
+        return "cuda" if self.on_gpu else "cpu"
+
     @torch.no_grad()
     def run(self, shards: Iterable[int], skipped: int = 0) -> Iterator[EncodedPair]:
         """The pairs of these shards but the first `skipped` of the first, encoded, in order."""
-        device = "cuda" if self.on_gpu else "cpu"
-        model = load_model(self.model_dir, device=device, dtype=torch.float32)
-        model.transformer = None
-        assert model.vae is not None, f"{self.model_dir} has no VAE"
-        vae = model.vae
-        mean, std = vae.mean.clone(), vae.std.clone()  # in float32, like what is made of them
-        if self.on_gpu and self.precision == "bf16":
+        vae, config = self._vae()
+        standard = _Standard(vae)
+        if self.precision == "bf16":
             vae = _fast(vae)
-        text = build_text_encoder(model.config.text).to(torch.device(device))
+        text = build_text_encoder(config.text).to(torch.device(self.device))
         for batch in self._batches(shards, skipped):
-            clips = np.stack([clip for pair in batch for clip in (pair.source, pair.target)])
-            raw, _ = vae.encode_raw(to_pixels(torch.from_numpy(clips), device))
-            latents = (raw.float() - mean) / std  # [2 B, F, 16, h, w]
+            latents = standard.encode(vae, batch)  # [2 B, F, 16, h, w]
             embedded = text.encode([pair.instruction for pair in batch])  # [B, L, D]
             for n, pair in enumerate(batch):
                 yield EncodedPair(
@@ -72,6 +73,23 @@ class EncodeJob:
                     video_shape=pair.video_shape,
                     origin=pair.origin,
                 )
+
+    @torch.no_grad()
+    def bf16_error(self) -> Iterator[float]:
+        """How far the VAE in bf16 is from itself in float32, one number: the RMS of the difference
+        over the latents of the dataset's first pair, as a share of theirs."""
+        vae, _ = self._vae()
+        standard = _Standard(vae)
+        pair = next(replace(self, batch_size=1, threads=1)._batches([0], 0))
+        exact = standard.encode(vae, pair)
+        rough = standard.encode(_fast(vae), pair)
+        yield float((rough - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+    def _vae(self) -> tuple[StreamingVae, ModelConfig]:
+        """In float32, without the rest of the model, which a GPU need not hold."""
+        model = load_model(self.model_dir)
+        assert model.vae is not None, f"{self.model_dir} has no VAE"
+        return model.vae.to(device=self.device, dtype=torch.float32), model.config
 
     def _batches(self, shards: Iterable[int], skipped: int) -> Iterator[list[Pair]]:
         info = read_dataset_info(self.pairs)
@@ -109,10 +127,23 @@ def _ahead(
         yield waiting.popleft().result()
 
 
+class _Standard:
+    """Encodes with a VAE, and standardises in float32 whatever that computes in."""
+
+    def __init__(self, vae: StreamingVae) -> None:
+        self.mean, self.std = vae.mean.clone(), vae.std.clone()
+
+    def encode(self, vae: StreamingVae, pairs: list[Pair]) -> Tensor:
+        """[2 B, F, 16, h, w]: of each pair its source, then its target."""
+        clips = np.stack([clip for pair in pairs for clip in (pair.source, pair.target)])
+        raw, _ = vae.encode_raw(to_pixels(torch.from_numpy(clips), self.mean.device))
+        return (raw.float() - self.mean) / self.std
+
+
 def _fast(vae: StreamingVae) -> StreamingVae:
     """In bf16, and Wan's on the kernels that streams run on."""
     vae = vae.to(torch.bfloat16)
-    if isinstance(vae, WanVae):
+    if isinstance(vae, WanVae) and vae.mean.is_cuda:
         from modeling.gpu.vae import fuse  # Triton exists only where there is a GPU
 
         fuse(vae)

@@ -17,6 +17,7 @@ from data.shards import write_dataset
 from data.store import open_store
 from data.synthetic import make_pair
 from pipelines.evaluation.evaluate import load_editor
+from pipelines.stages import encode
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.encoding.job import EncodeJob, to_pixels
 from pipelines.stages.running.own_process import from_own_process
@@ -67,6 +68,7 @@ def test_every_pair_is_encoded_for_itself_and_in_its_place(
         "model": str(tiny_model),
         "model_hash": model_fingerprint(tiny_model),
         "text_hash": editor.text.fingerprint(),
+        "precision": "fp32",
         "taught": summary(Counter(pair.instruction for pair in pairs)),
     }
     assert read_dataset_info(encoded).made_by == info.made_by
@@ -96,7 +98,7 @@ def test_an_encoding_that_was_stopped_goes_on_after_its_last_whole_shard(
     write_dataset(raw, pairs, made_by={}, samples_per_shard=3)
     seen: list[int] = []
 
-    def encode(name: str, stop: int = 9, precision: Any = "bf16") -> str:
+    def encode(name: str, stop: int = 9, per_shard: int = 2) -> str:
         def count(done: int, total: int) -> None:
             seen.append(done)
             if done == stop:
@@ -104,8 +106,8 @@ def test_an_encoding_that_was_stopped_goes_on_after_its_last_whole_shard(
 
         seen.clear()
         info = encode_dataset(
-            raw, str(tmp_path / name), tiny_model, batch_size=1, samples_per_shard=2,
-            precision=precision, on_sample=count,
+            raw, str(tmp_path / name), tiny_model, batch_size=1, samples_per_shard=per_shard,
+            on_sample=count,
         )  # fmt: skip
         assert not (tmp_path / name / "encode.json").exists()
         return dataset_hash(info) + json.dumps(info.made_by)
@@ -118,14 +120,70 @@ def test_an_encoding_that_was_stopped_goes_on_after_its_last_whole_shard(
         assert encode(f"stopped-{stop}") == whole
         assert seen == list(range(after + 1, 6))
     with pytest.raises(KeyboardInterrupt):
-        encode("other", 4)
-    assert encode("other", precision="fp32") == whole  # on a CPU it is all the same
+        encode("other", 4, per_shard=1)
+    assert encode("other") == whole
     assert seen == [1, 2, 3, 4, 5]  # other settings begin anew
     with pytest.raises(KeyboardInterrupt):
         encode("gone", 4)
     (tmp_path / "gone" / "shard-00001.tar").unlink()
     assert encode("gone") == whole
     assert seen == [1, 2, 3, 4, 5]
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The precision is chosen as there, by what this CPU computes, in this process."""
+    monkeypatch.setattr(EncodeJob, "on_gpu", True)
+    monkeypatch.setattr(EncodeJob, "device", "cpu")
+    monkeypatch.setattr(encode, "from_own_process", lambda make: make())
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_bf16_is_taken_only_where_it_costs_what_storing_costs(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is this VAE's own error that decides, of the first pair; on its border bf16 is taken."""
+    raw = str(tmp_path / "raw")
+    pairs = [make_pair(n, height=32, width=48, frames=5, fps=8) for n in (4, 5)]
+    write_dataset(raw, pairs, made_by={}, samples_per_shard=2)
+    vae = load_editor(tiny_model).vae
+    first = next(iter(loader(raw, Split(batch_size=1, shuffle=False, epochs=1))))
+    pixels = to_pixels(torch.cat([first["source"], first["target"]]), "cpu")
+    with torch.no_grad():
+        exact, _ = vae.encode(pixels)
+        mean, std = vae.mean.clone(), vae.std.clone()
+        rough, _ = vae.to(torch.bfloat16).encode_raw(pixels)
+    rough = (rough.float() - mean) / std
+    error = float((rough - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+    assert encode.HALF == 2**-11 < error  # bf16's own rounding of a result is more
+    said: list[str] = []
+
+    def made(name: str, precision: Any = "bf16") -> dict[str, Any]:
+        info = encode.encode_dataset(
+            raw, str(tmp_path / name), tiny_model, batch_size=1, samples_per_shard=2,
+            precision=precision, say=said.append,
+        )  # fmt: skip
+        return {name: info.made_by.get(name) for name in ("precision", "bf16_error")}
+
+    def latents(name: str) -> torch.Tensor:
+        batch = next(iter(loader(str(tmp_path / name), Split(batch_size=1, shuffle=False))))
+        return torch.stack([batch["source"][0], batch["target"][0]])
+
+    assert made("asked not", "fp32") == {"precision": "fp32", "bf16_error": None}
+    assert said == []
+    found = made("as it is")
+    assert found == {"precision": "fp32", "bf16_error": pytest.approx(error, rel=1e-3)}
+    assert torch.equal(latents("as it is"), latents("asked not"))
+    for share, taken in ((0.999, "fp32"), (1.0, "bf16")):
+        monkeypatch.setattr(encode, "HALF", found["bf16_error"] * share)
+        assert made(taken) == {"precision": taken, "bf16_error": found["bf16_error"]}
+        right = exact if taken == "fp32" else rough
+        torch.testing.assert_close(latents(taken), right, atol=0, rtol=2**-10)
+    assert [line.split(";")[0] for line in said] == [
+        f"latents are made in {taken}" for taken in ("fp32", "fp32", "bf16")
+    ]
+    assert f"bf16 changes those of the first pair by {error:.1e} of" in said[0]
+    assert "by 4.9e-04 at most" in said[0]
 
 
 def test_pixels_by_hand() -> None:

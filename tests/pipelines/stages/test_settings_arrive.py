@@ -81,7 +81,8 @@ def test_of_pairs_that_were_given(split: str, stage: str, chain: Chain, heldout:
 
 
 def test_of_encoding(chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    calls = heard(encode, "encode_dataset", monkeypatch, SimpleNamespace(samples=2))
+    info = SimpleNamespace(samples=2, made_by={"precision": "bf16", "bf16_error": 0.25})
+    calls = heard(encode, "encode_dataset", monkeypatch, info)
     settings = chain.config
     settings.data.encode_batch, settings.data.samples_per_shard = 5, 7
     settings.data.encode_precision, settings.compute.loader_workers = "fp32", 3
@@ -89,6 +90,8 @@ def test_of_encoding(chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ((given, named),) = calls
     assert given == ("pairs", str(tmp_path / "data" / "encoded"), tmp_path)
     named.pop("on_sample")
+    named.pop("say")("taken")
+    assert chain.view.of("warn") == [("encode: taken",)]
     assert named == {
         "batch_size": 5, "samples_per_shard": 7, "threads": 3, "tasks": 0, "gpus": False,
         "precision": "fp32",

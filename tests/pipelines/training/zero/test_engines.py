@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,6 +16,8 @@ from torch import Tensor, distributed, nn
 from modeling.diffusion.lora import adapt
 from modeling.losses.dmd import dmd_gradient, gradient_as_loss
 from pipelines.config.stages import ComputeConfig, TrainedStage
+from pipelines.training.run_folder import RunFolder
+from pipelines.training.saver import Saver
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.engines import (
     deepspeed_config,
@@ -29,8 +31,10 @@ from pipelines.training.zero.inside import (
     import_deepspeed,
     load_engine,
     make_universal,
+    save_engine,
     shard_frozen,
 )
+from tests.pipelines.training.plain import setting
 from tests.pipelines.training.ranks import on_ranks
 
 WORLD = 2
@@ -100,8 +104,10 @@ def _plain_step(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) 
 
 
 def train(compute: ComputeConfig, folder: Path) -> tuple[Any, Any, Ema]:
-    """The same with engines; in the middle everything is saved and loaded into new ones."""
+    """The same with engines; in the middle everything is saved for the second time, as a training
+    saves it, and loaded into new ones."""
     rank = distributed.get_rank()
+    saver = Saver(setting("distill"), RunFolder(folder), cast(Any, None), lambda write, step: None)
     generator = make_engine(network(0), compute, STAGE, 1e-2)
     critic = make_engine(network(1), compute, STAGE, 1e-2)
     ema, teacher = Ema(generator, DECAY), network(2).to(_dtype(compute))
@@ -109,10 +115,19 @@ def train(compute: ComputeConfig, folder: Path) -> tuple[Any, Any, Ema]:
         teacher = shard_frozen(teacher, deepspeed_config(compute, STAGE))
         assert all(parameter.numel() == 0 for parameter in teacher.parameters())
     for step in range(STEPS):
-        if step == 3:
+        if step in (2, 3):
+            states: dict[str, Any] = {}
+
+            def collect(state_dict: Any, path: str, states: dict[str, Any] = states) -> None:
+                states[path] = saver.copy(state_dict)
+
             for name, engine in (("generator", generator), ("critic", critic)):
-                engine.save_checkpoint(str(folder / name), tag="t", save_latest=False)
-            state = copy.deepcopy(ema.state_dict())
+                save_engine(engine, folder / name, "t", collect)
+            state = saver.copy(ema.state_dict())
+        if step == 3:
+            for path, value in states.items():
+                torch.save(value, path)
+            distributed.barrier()
             generator = make_engine(network(3), compute, STAGE, 1e-2)
             critic = make_engine(network(4), compute, STAGE, 1e-2)
             ema = Ema(generator, DECAY)
