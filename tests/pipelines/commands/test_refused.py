@@ -16,9 +16,8 @@ from infra.runtime.errors import UserError
 from pipelines.cli import app
 from pipelines.commands import doctor
 from pipelines.commands.measure.reports import check_folders
-from pipelines.commands.measure.stream import parse_guide, parse_steps
-from pipelines.commands.measure.train import parse_counts
-from pipelines.commands.options import check_clip, parse_pixels, parse_size
+from pipelines.commands.measure.stream import parse_guide
+from pipelines.commands.options import check_clip, parse_numbers, parse_size
 from pipelines.commands.serve import _tls
 from serve.tls import Tls
 
@@ -51,9 +50,12 @@ SIMULATED = "--simulate takes one number of --sessions and starts no server; lea
         ("bench stream --plot no/p.png", "folder no does not exist; make it first"),
         ("bench train --json no/r.json", "folder no does not exist; make it first"),
         ("bench stream --plot p.pdf", "--plot p.pdf must end in .png, .jpg or .webp"),
-        ("bench stream --pruned-steps 1,x", "--pruned-steps 1,x must be step numbers"),
+        ("bench stream --pruned-steps 1,x", "--pruned-steps 1,x must be numbers from 0 on"),
         ("bench stream --guide sharp", "--guide sharp must be decoded, or pixels such as 0.5"),
         ("bench stream --check s.json", "s.json does not exist; write it with --json s.json"),
+        ("bench serve --sessions 0", "--sessions 0 must be numbers from 1 on"),
+        ("bench serve --url ws://h:1 --size 64", "--size 64 must be width x height in pixels"),
+        ("bench stream --size 64x", "--size 64x must be width x height in pixels"),
         ("bench train demo --gpus 0", "--gpus 0 must be numbers from 1 on"),
         ("bench train demo --zero 1,-1", "--zero 1,-1 must be numbers from 0 on"),
         ("bench train demo --kills 1 --gpus 0", "--gpus 0 must be numbers from 1 on"),
@@ -86,15 +88,15 @@ def test_what_is_refused_is_named(
 
 
 def test_sizes_in_words() -> None:
-    assert parse_size("192x16") == (16, 192)
-    assert parse_size("16x192") == (192, 16)
-    assert parse_pixels("1x2") == (2, 1)
+    assert parse_size("192x16", 16) == (16, 192)
+    assert parse_size("16x192", 16) == (192, 16)
+    assert parse_size("1x2") == (2, 1)
     for wrong in ("15x16", "16x15", "16", "x16", "16x", "16x-16", "1.5x16"):
         with pytest.raises(UserError, match=re.escape(f"--size {wrong} must be")):
-            parse_size(wrong)
-    for wrong in ("8", "x8", "8x", "-8x8", "8x1.5"):
+            parse_size(wrong, 16)
+    for wrong in ("8", "x8", "8x", "-8x8", "8x1.5", "0x8", "8x0"):
         with pytest.raises(UserError, match=re.escape(f"--size {wrong} must be")):
-            parse_pixels(wrong)
+            parse_size(wrong)
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(1, 1000.0), (5, 0.001), (33, 16.0)])
@@ -117,13 +119,12 @@ def test_rates_that_are_none(fps: float) -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert parse_counts("--gpus", "1, 2,16", 1) == (1, 2, 16)
-    assert parse_counts("--zero", "0", 0) == (0,)
-    assert parse_steps("1, 2,30") == (1, 2, 30)
+    assert parse_numbers("--gpus", "1, 2,16", 1) == (1, 2, 16)
+    assert parse_numbers("--zero", "0", 0) == (0,)
     assert (parse_guide("decoded"), parse_guide("0.5")) == ("decoded", 0.5)
-    for wrong in ("", "1,", "a", "1.5"):
+    for wrong in ("", "1,", "a", "1.5", "0"):
         with pytest.raises(UserError, match=re.escape(f"--gpus {wrong} must be numbers from 1 on")):
-            parse_counts("--gpus", wrong, 1)
+            parse_numbers("--gpus", wrong, 1)
 
 
 def test_a_report_is_written_only_where_there_is_a_folder(tmp_path: Path) -> None:
