@@ -55,9 +55,10 @@ PLAN_IMPORT, TARGET, WRITE = (
 SERVED = "pipelines.commands.serve.application"
 JUDGE = "pipelines.commands.measure.evaluate.judge"
 ABLATE = "pipelines.evaluation.ablation.ablate"
-FITS = {
-    "pipelines.tracking.registry.locate": Path("m"),
-    "pipelines.evaluation.ablation.fitting": (({"steps": 2},), ["left out: steps=1"]),
+FITTING = "pipelines.evaluation.ablation.fitting"
+LOCATED = {"pipelines.tracking.registry.locate": Path("m")}
+FITS = LOCATED | {
+    FITTING: (({"steps": 2},), ["left out: steps=1"]),
     "pipelines.commands.measure.ablate.check_published": None,
 }
 ABLATED = FITS | {
@@ -122,6 +123,9 @@ CASES = (
          {"model": Path("m"), "grid.variants": ({"steps": 2},), "judge.config.seed": 5}, FITS),
     Case("ablate m {heldout} steps=1,2 clips=1", ABLATE,
          {"grid.variants": ({"steps": 2},), "judge.config.clips": 1}, FITS),
+    Case("ablate m {heldout} steps=2 work_size=1/2", FITTING,
+         {"model": Path("m"), "variants": ({"steps": 2, "work_size": "1/2"},)}, LOCATED),
+    Case("ablate m bench steps=2 work_size=1/2", FITTING, {"variants": ({"steps": 2},)}, LOCATED),
     Case("ablate m bench steps=1,2 --out o", LOGGED,
          {"files": [Path("o", f"ablation.{end}") for end in ("json", "md", "png")]}, ABLATED),
     Case("send run --uri http://h", "pipelines.config.load.load_config",
