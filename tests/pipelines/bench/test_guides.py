@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from data.sample import Pair
 from modeling.detail.guide import blurred
+from modeling.detail.noise_gate import only_edited
+from modeling.detail.resample import resize
+from modeling.detail.transfer import transfer
 from modeling.model_dir import load_model, read_card, read_config, save_model
 from modeling.pixels import from_uint8, to_uint8
-from pipelines.bench.sharpness.guides import Guides, compare_guides, round_trip
+from pipelines.bench.sharpness.detail import figures
+from pipelines.bench.sharpness.guides import Guides, _Case, compare_guides, round_trip
 from pipelines.commands.measure.detail import _guides
 from tests.modeling.detail.test_transfer import picture
 
@@ -122,6 +126,25 @@ def test_the_blur_is_the_best_for_all_pairs_together(monkeypatch: pytest.MonkeyP
     assert guides.blur == 0.8
     assert guides.near == pytest.approx((44 + 30) / 2)
     assert guides.rows == {"one": {"blur": 0.8}, "two": {"blur": 0.8}}
+
+
+def test_a_pair_is_compared_with_what_the_vae_makes_of_both_its_videos(
+    made: list[tuple[str, Pair]],
+) -> None:
+    """Of a VAE without loss, whose guide is exact when nothing is blurred."""
+    (_, pair), _ = made
+    case = _Case("tone", pair, Blurring(0.0), WORK)  # type: ignore[arg-type]
+    source, truth = torch.from_numpy(pair.source), torch.from_numpy(pair.target)
+    small, edit = resize(source, *WORK), resize(truth, *WORK)
+    assert torch.equal(case.seen, small)
+    assert torch.equal(case.edit, edit)
+    assert case.near(0.0) == 99.0 > case.near(1.0)
+    rows = case.rows(0.0)
+    assert rows["enlarged"] == figures(resize(edit, 96, 160), truth, case.changed)
+    shown = transfer(source, small, only_edited(small, edit))
+    assert rows["decoded"] == figures(shown, truth, case.changed)
+    assert rows["nothing edited, blurred"]["psnr"] == 99.0
+    assert list(rows) == ["enlarged", "decoded", "blurred", "nothing edited, blurred"]
 
 
 def test_a_round_trip_is_of_whole_latents_and_of_all_frames() -> None:

@@ -120,9 +120,23 @@ def test_a_commit_costs_what_the_hub_used_meanwhile(processes: Callable[..., Pro
 
 
 def test_placing_and_reports_are_told_of_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At editors that are three fifths full."""
+    reported: list[Any] = []
+
+    class Noting(hub_load.Placement):
+        def report(self, editor: Any) -> None:
+            reported.append(editor)
+            super().report(editor)
+
+    monkeypatch.setattr(hub_load, "Placement", Noting)
     seconds = iter([8.0, 2.0, 3.0])
     monkeypatch.setattr(hub_load, "_spent", lambda work: (work(), next(seconds))[1])
     assert hub_load.placement_s(2, 6, rounds=4) == {"place": 2.0, "report": 0.5, "decide": 3.0}
+    assert [editor.name for editor in reported] == ["e0", "e1"] * 4  # known, four new, known
+    for editor in reported[:2]:
+        assert [seat.share for seat in editor.streams.values()] == pytest.approx([0.2] * 3)
+        assert list(editor.costs.values()) == pytest.approx([0.2 * hub_load.CHUNK_S])
+    assert {editor.frame_s for editor in reported[2:6]} == {1e-9}
 
 
 def test_a_core_holds_as_many_sessions_as_commit_while_one_waits(

@@ -11,8 +11,9 @@ import pytest
 
 from infra.runtime.errors import UserError
 from pipelines.bench import soak
-from pipelines.bench.serve import at_random, memory_table, soak_line
+from pipelines.bench.serve import at_random, memory_table, parse_attacks, soak_line
 from pipelines.bench.soak import LEAST, HeldMemory, processes, seconds_of
+from serve.client.attacks import ATTACKS
 from serve.client.cameras import BenchReport, CameraLoad, CameraReport
 from tests.pipelines.bench.test_figures import shown
 
@@ -95,6 +96,16 @@ def test_all_runs_of_a_soak_count() -> None:
         "soak: 2 runs, frames: 20 sent, 17 edited, 2 dropped, 1 lost, 0 repeated; "
         "errors: at_capacity"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [(None, []), ("", []), ("all", list(ATTACKS)), (", ".join(ATTACKS), list(ATTACKS))],
+)
+def test_attacks_are_chosen_by_name(text: str | None, names: list[str]) -> None:
+    assert parse_attacks(text) == names
+    with pytest.raises(UserError, match=f"--attack none is none; there are {next(iter(ATTACKS))}"):
+        parse_attacks(f"{next(iter(ATTACKS))},none")
 
 
 def test_chaos_kills_all_kinds_and_the_same_ones_each_time() -> None:

@@ -284,6 +284,8 @@ def test_sessions_that_do_not_hold_are_drawn_in_the_colour_of_what_is_late() -> 
         "1 sessions", "2 sessions", "3 sessions",
     ]  # fmt: skip
     assert figure._suptitle.get_text() == "demo, tiny VAE, 832x480, A card"  # type: ignore[attr-defined]
+    titles = [axes.get_title(loc="left") for axes in figure.axes[:2]]
+    assert titles == ["median of a chunk, ms", "V of each timed chunk, ms"]
     without = deepcopy(report)
     without["sessions"]["tried"] = []
     del without["hardware"]["gpu"]

@@ -88,6 +88,28 @@ def test_cases_come_by_workers_and_what_decides_their_work_is_described() -> Non
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stages": ("vae", "causal", "x")}, "--stages vae,x cannot be timed; choose of found"),
+        ({"steps": 0}, "--steps 0 times nothing"),
+        ({"cuda": True, "workers": (1, 9)}, "--gpus 9, but this machine has 8; take fewer"),
+        ({"zero": (2, 4)}, "zero_stage=4"),
+        ({"overrides": ["compute.sequence_parallel=2"], "workers": (4, 3)}, "sequence_parallel=2"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(
+    given: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    usual = {"stages": ("causal",), "workers": (2,), "zero": (2,), "steps": 1, "cuda": False}
+    asked = usual | given
+    config = load_config("demo", [*SMALL, *asked.pop("overrides", [])])
+    TrainOptions(config, **usual | {"cuda": True, "workers": (8,)})  # as many as there are
+    with pytest.raises(UserError, match=words):
+        TrainOptions(config, **asked)
+
+
 def test_what_does_not_fit_into_memory_leaves_the_other_cases_to_be_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

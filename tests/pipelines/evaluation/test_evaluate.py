@@ -221,6 +221,18 @@ def test_table_shows_what_there_is() -> None:
     rows = table_rows({"gain": 5.23, "fps": 11.0, "other": 1.0})
     assert [row[:2] for row in rows] == [("gain", "5.2 dB"), ("fps", "11.00")]
     assert "| gain | 5.2 dB |" in markdown_table({"gain": 5.23})
+    units = {name: value for name, value, _ in table_rows(dict.fromkeys(EVERY, 1.256))}
+    decibels = ("gain", "edited_psnr", "source_psnr", "background_psnr")
+    levels = ("temporal_inside", "temporal_outside")
+    assert units == dict.fromkeys(EVERY, "1.26") | dict.fromkeys(decibels, "1.3 dB") | (
+        dict.fromkeys(levels, "1.26 levels")
+    )
+
+
+EVERY = (
+    *("gain", "success", "edited_psnr", "edited_ssim", "source_psnr", "background_psnr"),
+    *("background_ssim", "temporal_inside", "temporal_outside", "recomputed", "fps"),
+)
 
 
 def test_picture_holds_four_rows_a_clip(tiny_model: Path, heldout: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 from infra.runtime.errors import UserError
 from modeling.model_dir import load_model, set_guide
+from pipelines.config.rules import CHOOSING, WATCHING
 from pipelines.training.export import Exported
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.causal import CausalTraining
@@ -115,6 +116,33 @@ def test_stages_by_name(bench: Callable[..., Bench]) -> None:
         UserError, match=r"method .paint.; there are causal, distill, foundation, vae"
     ):
         build_stage(run.set(method="paint").setting(), model)
+
+
+def test_all_that_changes_a_training_is_plain_in_its_checkpoints(
+    bench: Callable[..., Bench],
+) -> None:
+    """Every setting of the stage by name, but those that watch it or choose of its models."""
+    run = bench("distill").set(betas=(0.2, 0.3))
+    run.config.compute = replace(
+        run.config.compute, workers=4, zero_stage=3, precision="bf16", offload="weights",
+        sequence_parallel=2,
+    )  # fmt: skip
+    plain = Setting(run.job(), 1, 4, torch.device("cpu")).plain()
+    values = {
+        f"distill.{name}": value
+        for name, value in asdict(run.config.distill).items()
+        if name not in (*WATCHING, *CHOOSING)
+    }
+    assert plain == values | {
+        "distill.betas": [0.2, 0.3],
+        "compute.workers": 4,
+        "compute.sequence_parallel": 2,
+        "compute.zero_stage": 3,
+        "compute.precision": "bf16",
+        "compute.offload": "weights",
+    }
+    for name in ("log_every", "keep_best", "patience", "validate_every"):
+        assert f"distill.{name}" not in plain
 
 
 def test_a_setting_is_the_job(bench: Callable[..., Bench]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +97,36 @@ def test_another_system_or_code_is_measured_anew(
     assert there(measured) == 0
 
 
+@pytest.mark.parametrize("maker", ["numpy", "pillow", "av", "torch"])
+def test_another_version_of_what_makes_or_judges_a_clip_is_measured_anew(
+    measured: Path, maker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0" if name == maker else version(name)
+    )
+    assert there(measured) == 0
+
+
+def test_another_case_version_or_footage_is_measured_anew(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = chosen(CONFIG)[0]
+    kept = Kept(measured, Noisy(), CONFIG)
+    assert kept.read(case) is not None
+    for changes in ({"speed": "fast"}, {"amount": 0.5}, {"words": "x"}, {"occluded": False}):
+        assert kept.read(replace(case, **changes)) is None, changes  # type: ignore[arg-type]
+    with monkeypatch.context() as other:
+        other.setattr(kept_module, "VERSION", "0")
+        assert there(measured) == 0
+    seen: list[object] = []
+    monkeypatch.setattr(kept_module, "footage_hash", lambda path: seen.append(path) or "other")
+    assert there(measured) == 0
+    assert set(seen) == {kept_module.OWN_FOOTAGE}
+    there(measured, replace(CONFIG, footage="mine"))
+    assert seen[-1] == "mine"
+
+
 def test_other_clips_beside_them_move_no_row(measured: Path) -> None:
     more = replace(CONFIG, every=1, half="both", long=True, resamples=7, published=False)
     assert there(measured, more) == 3
@@ -150,8 +181,12 @@ def test_code_is_whatever_computes(
 def test_what_a_system_is(tmp_path: Path) -> None:
     case = chosen(CONFIG)[0]
     editor = known_editor()
-    ours = [OurModel(editor, 0), OurModel(editor, 1), OurModel(editor, 0, detail=True)]
-    assert len({system.identity(case) for system in ours}) == 3
+    ours = [OurModel(editor, 0), OurModel(editor, 1), OurModel(editor, 0, detail=True),
+            OurModel(editor, 0, "1/2")]  # fmt: skip
+    assert len({system.identity(case) for system in ours}) == 4
+    other = known_editor(mask_cache=None)
+    assert other.identity != editor.identity
+    assert OurModel(other, 0).identity(case) != ours[0].identity(case)
     videos = Videos("x", tmp_path)
     identities = []
     for level in (0, 9):

@@ -18,7 +18,14 @@ from pipelines.evaluation import ablation
 from pipelines.evaluation.bench.intervals import groups, with_success
 from pipelines.evaluation.bench.judged import Judged
 from pipelines.evaluation.bench.pictures import extremes, plot, sheet
-from pipelines.evaluation.bench.printed import beside, lines, lines_of, markdown_of
+from pipelines.evaluation.bench.printed import (
+    COLUMNS,
+    SHORT,
+    beside,
+    lines,
+    lines_of,
+    markdown_of,
+)
 from pipelines.evaluation.bench.run import clips, run
 from pipelines.evaluation.bench.tracked import figures
 from tests.pipelines.evaluation.bench.test_run import Idle, row
@@ -134,6 +141,8 @@ def test_gains_are_bars_with_their_intervals_and_long_clips_are_lines(
     marks = {line.get_label(): list(line.get_xdata()) for line in bars.lines}
     assert marks["success"] == [4.5, 4.5]
     assert [0, 0] in marks.values()
+    assert "gain" in bars.get_xlabel()
+    assert (long.get_xlabel(), long.get_ylabel()) == ("second", "PSNR against the truth, dB")
     assert {line.get_label(): list(line.get_ydata()) for line in long.lines} == {
         "one": [30.0, 31.0], "two": [40.0],
     }  # fmt: skip
@@ -153,6 +162,8 @@ def test_an_ablation_is_drawn_as_loss_over_work_that_is_not_done(
         {"variant": "c", "against": {"saved": entry(0.75, 0, 0)}},  # nothing to lose
     ]
     (axes,) = drawn(ablation.plot, reports).axes
+    assert "not done" in axes.get_xlabel()
+    assert "gain lost" in axes.get_ylabel()
     found = {
         bars.get_label(): (*bars.lines[0].get_xydata()[0].tolist(), *ends(bars, 1)[0])
         for bars in axes.containers
@@ -177,6 +188,32 @@ def test_a_table_has_a_mean_of_its_decimals_and_intervals_where_asked_of_several
     ]
     report = {"overall": {"all": entries[0][1]}, "kinds": {"k": entries[1][1]}, "traits": {}}
     assert [line[0] for line in lines(report, columns)[1]] == ["all", "k"]
+
+
+def test_every_metric_has_its_decimals_in_its_column() -> None:
+    values = {name: entry(1.23456, 1.0, 2.0) for name, *_ in COLUMNS}
+    heads, ((_, _, *cells),) = lines_of([("x", values)], COLUMNS)
+    intervals = {1: "1.2 [1.0, 2.0]", 2: "1.23 [1.00, 2.00]"}
+    assert dict(zip((name for name, *_ in COLUMNS), cells, strict=True)) == {
+        "gain": intervals[1], "success": intervals[2], "edited_psnr": "1.2", "edited_ssim": "1.23",
+        "background_psnr": intervals[1], "background_ssim": "1.23", "kept_psnr": intervals[1],
+        "false_edits": "1.235", "temporal_inside": "1.2", "temporal_outside": "1.2",
+        "sharpness": "1.23", "drift": "1.2", "clip_text": "1.235", "clip_text_gain": "1.235",
+        "recomputed": "1.23", "fps": "1",
+    }  # fmt: skip
+    assert len(heads) == len(COLUMNS) + 2
+    left_out = {name for name, *_ in COLUMNS} - {name for name, *_ in SHORT}
+    assert left_out == {"edited_ssim", "background_ssim", "drift"}
+    heads, rows = ablation.table(
+        [{"variant": "v", "overall": {"pairs": {}, "all": values}, "against": {
+            name: entry(0.126, 0.1, 0.2) for name in ("loss", "skipped", "saved")}}]
+    )  # fmt: skip
+    assert dict(zip(heads, rows[0], strict=True)) == {
+        "": "v", "clips": "4", "gain dB": intervals[2], "loss dB": "0.13 [0.10, 0.20]",
+        "success": "1.23", "outside dB": "1.2", "kept dB": "1.2", "flicker out": "1.23",
+        "sharp": "1.23", "drift dB": "1.23", "tokens not computed": "0.13",
+        "work not done": "0.13", "FPS": "1.2",
+    }  # fmt: skip
 
 
 def test_systems_stand_beside_each_other_by_all_their_clips() -> None:
