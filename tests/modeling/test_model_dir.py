@@ -62,6 +62,23 @@ def test_weights_can_be_stored_in_another_type(saved: Path, tmp_path: Path) -> N
     assert loaded.dtype == torch.float32
 
 
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    """Who trains and who serves are different users."""
+    (tmp_path / "words" / "deeper").mkdir(parents=True, mode=0o700)
+    (tmp_path / "words" / "deeper" / "a.json").touch(0o600)
+    model = load_model("demo")
+    path = save_model(
+        tmp_path / "one", model.config, transformer=model.transformer, vae=model.vae,
+        text=tmp_path / "words", card={},
+    )  # fmt: skip
+    modes = {str(p.relative_to(path)): p.stat().st_mode & 0o777 for p in (path, *path.rglob("*"))}
+    files = ("card.json", "config.json", "transformer.safetensors", "vae.safetensors")
+    assert modes == {
+        ".": 0o755, "text": 0o755, "text/deeper": 0o755, "text/deeper/a.json": 0o644,
+        **dict.fromkeys(files, 0o644),
+    }  # fmt: skip
+
+
 def test_an_older_model_is_replaced_whole(saved: Path) -> None:
     save_model(saved, PRESETS["demo"], vae=load_model("demo").vae, card={"name": "two"})
     assert read_card(saved)["name"] == "two"

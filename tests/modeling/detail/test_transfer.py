@@ -67,8 +67,12 @@ def test_only_rows_that_the_edit_reaches_are_worked_on(
     assert torch.equal(out[1], source[1])
 
 
-def test_gains_are_slopes_of_windows() -> None:
-    s, e = noise(12, 9, seed=1), noise(12, 9, seed=2) // 2 + noise(12, 9, seed=1) // 2
+@pytest.mark.parametrize("twice", [0, 1, 2, 3, 8, -1, -3, -8])
+def test_gains_are_slopes_of_windows(twice: int) -> None:
+    """Of an edit that has half as much of the source's contrast as `twice` says, and something of
+    its own: to both ends of what a byte holds."""
+    s, own = noise(12, 9, seed=1) // 4 + 100, noise(12, 9, seed=2).int() // 16
+    e = (120 + twice * (s.int() - 132) // 2 + own).clamp(0, 255).to(torch.uint8)
     found = gains(s, e)
     around = ((0, 0), (REACH, REACH), (REACH, REACH), (0, 0))
     s64, e64 = (np.pad(x.numpy().astype(np.float64), around, mode="edge") for x in (s, e))
@@ -81,6 +85,8 @@ def test_gains_are_slopes_of_windows() -> None:
     slopes = np.floor(ONE * slopes + 0.5).clip(-ZERO, 255 - ZERO) + ZERO
     wanted = sum(slopes[y : y + 12, x : x + 9] for y in range(2) for x in range(2)) / 4
     assert np.array_equal(found[0].numpy(), np.floor(wanted + 0.5))
+    middle = float(found.float().mean() - ZERO) / ONE
+    assert middle == pytest.approx(min(max(twice / 2, -2.0), 255 / ONE - 2), abs=0.1)
 
 
 @pytest.mark.parametrize("small", [(60, 104), (30, 53), (240, 416), (120, 208)])

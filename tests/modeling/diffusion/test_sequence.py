@@ -116,9 +116,10 @@ def of_a_stream(net: Transformer, shared: Transformer, sequence: Sequence) -> No
 def refusals(net: Transformer, shared: Transformer, sequence: Sequence) -> None:
     with pytest.raises(UserError, match=r"sequence_parallel=\d does not divide the 1 heads"):
         sequence.heads_of(replace(CONFIG, dim=8, num_heads=1))
-    latents, visible = torch.zeros(1, 1, 4, 10, 10), bidirectional(1)
-    with pytest.raises(UserError, match=r"sequence_parallel=\d does not divide the 25 tokens"):
-        shared(latents, latents, torch.zeros(1), torch.zeros(1, 1, 8), visible)
+    for frames in (1, WORLD):  # of each latent, whatever there is of all
+        latents, visible = torch.zeros(1, frames, 4, 10, 10), bidirectional(frames)
+        with pytest.raises(UserError, match=r"sequence_parallel=\d does not divide the 25 tokens"):
+            shared(latents, latents, torch.zeros(1), torch.zeros(1, 1, 8), visible)
 
 
 def _rank(rank: int, world: int, meeting: str, checks: tuple[Callable[..., None], ...]) -> None:
