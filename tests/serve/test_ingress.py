@@ -364,3 +364,31 @@ async def test_who_reads_as_much_as_is_written_is_not_let_go() -> None:
             looking.was_read()
     looking._look()
     assert buffer.aborted
+
+
+@pytest.mark.parametrize("upgrades", [False, True])
+async def test_nobody_looks_at_a_connection_that_is_gone(
+    upgrades: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer would keep it for ever."""
+    looking: list[Unread] = []
+
+    class Noted(Unread):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            looking.append(self)
+
+    for module in (http, websocket):
+        monkeypatch.setattr(module, "Unread", Noted)
+    async with ingress() as server:
+        async with Raw(server) as raw:
+            if upgrades:
+                await raw.upgrade()
+            else:
+                raw.writer.write(GET + b"\r\n")
+                await raw.reader.readuntil(b"ok")
+            assert [each._timer.cancelled() for each in looking] == [True, False][not upgrades :]
+        async with asyncio.timeout(20):
+            while not all(each._timer.cancelled() for each in looking):
+                await asyncio.sleep(0.005)
+    assert len(looking) == 1 + upgrades

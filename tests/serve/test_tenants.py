@@ -109,7 +109,8 @@ def test_what_is_wrong_in_a_file_is_named(text: str, named: str, tmp_path: Path)
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent"):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "binary"):
         with pytest.raises(ValueError, match=r"cannot be read \(.*liveedit token NAME >> FILE"):
             Tenants(str(path))
 

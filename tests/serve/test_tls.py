@@ -97,6 +97,14 @@ def test_a_certificate_of_our_own_is_kept_for_as_long_as_it_fits(
     own_certificate(tmp_path).check()
     moved = made.certificate.read_bytes()
     assert moved != before
+    for gone in (made.key, made.certificate):
+        gone.unlink()
+        own_certificate(tmp_path).check()
+        assert made.certificate.read_bytes() != moved
+        moved = made.certificate.read_bytes()
+    made.certificate.write_text("half a certif")
+    own_certificate(tmp_path).check()
+    moved = made.certificate.read_bytes()
     monkeypatch.setattr("serve.tls.LEFT", timedelta(days=DAYS))  # it ends soon
     own_certificate(tmp_path).check()
     assert made.certificate.read_bytes() != moved

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import numpy as np
 import pytest
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosedError, InvalidMessage, InvalidStatus
 from websockets.http11 import Response
 
 from infra.runtime.errors import UserError
-from serve.client import ConnectError, WireError, served_model
+from serve.client import ConnectError, WireError, edit_frames, served_model
 from serve.client.stream import _cut_by_a_server, stream_url
+from serve.wire.protocol import Closed, Opened
+from tests.serve.client.scripted import PICTURE, Peer, server
 
 MODEL = {"name": "m", "width": 48}
 
@@ -140,3 +146,66 @@ def test_addresses(url: str, address: str) -> None:
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(UserError, match="write ws://HOST:PORT"):
         stream_url(url)
+
+
+@pytest.mark.anyio
+async def test_all_that_a_plain_caller_asks_for_arrives_and_comes_back() -> None:
+    asked = {
+        "fps": 8.0, "format": "rgb24", "seed": 3, "work_size": "native", "detail": "off",
+        "model": "m",
+    }  # fmt: skip
+    heard: list[Any] = []
+    options = {**asked, "token": "secret", "on_event": heard.append}
+    assert options.keys() == inspect.signature(edit_frames).parameters.keys() - {
+        "url", "frames", "prompt",
+    }  # fmt: skip
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        assert [await peer.hear() for _ in range(3)] == [0, 1, 2]
+        await peer.edited(0, 1, 2)
+        await peer.finish(3)
+
+    frames = [PICTURE + np.uint8(n) for n in range(3)]
+    async with server(script) as (url, peers):
+        edited = await asyncio.to_thread(lambda: list(edit_frames(url, frames, "red", **options)))  # type: ignore[arg-type]
+        assert np.array_equal(edited, frames)
+        (peer,) = peers
+        assert peer.open == {
+            "type": "open", "prompt": "red", "width": 6, "height": 4, "mode": "lossless", **asked,
+        }  # fmt: skip
+        assert peer.socket.request is not None
+        assert peer.socket.request.headers["Authorization"] == "Bearer secret"
+        first, *_, last = heard
+        assert (type(first), last) == (Opened, Closed(3, "close"))
+        assert await asyncio.to_thread(lambda: list(edit_frames(url, [], "red", fps=8))) == []
+        assert len(peers) == 1
+
+
+@pytest.mark.anyio
+async def test_an_error_does_not_wait_for_a_source_that_stands_still() -> None:
+    """A camera that gives no frame, say."""
+    over = threading.Event()
+    in_time: list[bool] = []
+
+    def camera() -> Iterator[np.ndarray]:
+        yield PICTURE
+        in_time.append(over.wait(10))
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        assert await peer.hear() == 0
+        await peer.error("too_slow")
+
+    def edit() -> None:
+        try:
+            list(edit_frames(url, camera(), "red", fps=8, format="rgb24"))
+        finally:
+            over.set()
+
+    async with server(script) as (url, _):
+        with pytest.raises(WireError, match="as told"):
+            await asyncio.to_thread(edit)
+    while not in_time:
+        await asyncio.sleep(0.001)
+    assert in_time == [True]

@@ -54,3 +54,41 @@ async def test_a_flood_begins_again_when_it_was_ended(
     assert all(first.startswith(BEGINS[name]) for first in got)
     if name == "fast-upload":
         assert b"Authorization: Bearer secret\r\n" in got[0]
+
+
+SIDE_BY_SIDE = {
+    "half-request": 5, "long-header": 1, "endless-body": 4, "fast-upload": 8, "pings": 3,
+    "fragments": 2, "silent": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(FLOODS))
+async def test_a_flood_has_so_many_connections_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And makes no more of them while these are open."""
+    monkeypatch.setattr(floods, "SOCKETS", 5)
+    monkeypatch.setattr(floods, "PAUSE_S", 0.001)
+    came = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal came
+        came += 1
+        if b"/v1/stream" in await reader.read(40):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        await over.wait()
+        writer.transport.abort()
+
+    over = asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    flood = asyncio.ensure_future(FLOODS[name](url, 48, 32, "secret"))
+    async with asyncio.timeout(30):
+        while came < SIDE_BY_SIDE[name]:
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0.05)
+    assert came == SIDE_BY_SIDE[name]
+    flood.cancel()
+    over.set()
+    server.close()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.admission.admission import Sizes, Warm
+from serve.admission.admission import Editor, Seat, Sizes, Warm
 from serve.admission.rungs import Means, Rung
 from serve.editor import capacity as capacity_module
 from serve.editor.capacity import KNOWN, Capacity, means_of
@@ -28,6 +28,21 @@ def capacity(cost: float, *, max_sessions: int = 8, measured: bool = True) -> Ca
     made = Capacity(chunk_frames=12, max_sessions=max_sessions, measured=measured)
     made.observe(SIZES, cost)
     return made
+
+
+def test_all_that_placement_is_told() -> None:
+    means = Means(SIZE, 4, True)
+    made = Capacity(chunk_frames=24, max_sessions=3, means=means)
+    made.observe(SIZES, 0.25)
+    made.models, made.frame_s = {"m": Warm(12)}, 1e-9
+    name = made.admit(replace(opening("a"), version="m"))
+    shares = 0.25 * 16 / 12
+    assert made.known("e", "n") == Editor(
+        name="e", chunk_frames=24, max_sessions=3, measured=True, frame_s=1e-9, means=means,
+        streams={name: Seat("a", pytest.approx(shares), pytest.approx(shares), "m")},
+        costs={SIZES: 0.25}, models={"m": Warm(12)}, loading="n",
+    )  # fmt: skip
+    assert made.known("e").loading == ""
 
 
 def takes(made: Capacity, *openings: Opening) -> list[bool]:

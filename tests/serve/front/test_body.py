@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from serve.front.body import BodyFlow
-from serve.front.socket import MAX_UNWRITTEN
+from serve.front.socket import EXTENSION, GRANT, MAX_UNWRITTEN, WRITTEN
 from serve.ingress.backpressure import BODY_AHEAD, FlowControl
 from tests.serve.front.clock import JumpingLoop
 from tests.serve.front.wires import settle
@@ -128,3 +129,95 @@ def test_who_reads_nothing_of_an_answer_for_so_long_is_gone() -> None:
 
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         assert runner.run(waited()) == pytest.approx(60.0)
+
+
+class Bare:
+    """An application below `BodyFlow`, whose ingress says what it is told to."""
+
+    def __init__(self, application: Callable[..., Awaitable[None]], stalled_s: float = 60) -> None:
+        self.said, self.sent = asyncio.Queue[Told](), list[Told]()
+        scope = {"type": "http", "extensions": {EXTENSION: {}}}
+        flow = BodyFlow(application, stalled_s)
+        self.running = asyncio.ensure_future(flow(scope, self.said.get, self._send))
+
+    async def _send(self, message: Told) -> None:
+        self.sent.append(message)
+
+
+async def test_what_is_taken_is_granted_again_and_no_more_than_there_is() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+
+    bare = Bare(application)
+    for n in range(5):
+        bare.said.put_nowait({"type": "http.request", "body": b"x", "more_body": n < 4})
+        await settle()
+        assert bare.sent == [{"type": GRANT, "messages": 1, "size": 0}] * min(n + 1, 4)
+    await bare.running
+
+
+async def test_the_application_goes_on_when_enough_was_written_and_not_before() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        for size in (3 * MAX_UNWRITTEN, 1, MAX_UNWRITTEN, 0):  # one of any size
+            await send({"type": "http.response.body", "body": bytes(size), "more_body": True})
+
+    bare = Bare(application)
+    for written, sent in (
+        (0, 1), (MAX_UNWRITTEN, 1), (MAX_UNWRITTEN - 1, 1), (1, 2), (1, 3), (MAX_UNWRITTEN, 4),
+    ):  # fmt: skip
+        bare.said.put_nowait({"type": WRITTEN, "bytes": written})
+        await settle()
+        assert len(bare.sent) == sent, (written, sent)
+    assert bare.running.done()
+
+
+def test_who_leaves_is_not_waited_for() -> None:
+    """Else its editor would be held until the client counts as stalled."""
+    heard: list[tuple[float, str]] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.body", "body": bytes(2 * MAX_UNWRITTEN)})
+        await send({"type": "http.response.body", "body": b"more"})
+        heard.append((asyncio.get_running_loop().time(), (await receive())["type"]))
+
+    async def left() -> None:
+        bare = Bare(application, stalled_s=60.0)
+        await asyncio.sleep(10.0)
+        bare.said.put_nowait({"type": "http.disconnect"})
+        await bare.running
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(left())
+    assert heard == [(pytest.approx(110.0), "http.disconnect")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_nothing_runs_on_after_the_application(fails: bool) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await settle()
+        if fails:
+            raise RuntimeError("dead")
+
+    before = asyncio.all_tasks()
+    bare = Bare(application)
+    with pytest.raises(RuntimeError, match="dead") if fails else contextlib.nullcontext():
+        await bare.running
+    await settle()
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("extensions", [None, {}, {"http.response.push": {}}])
+async def test_plain_servers_are_left_alone(extensions: Any) -> None:
+    given: list[Any] = []
+
+    async def application(*asgi: Any) -> None:
+        given.extend(asgi)
+
+    async def receive() -> Any: ...
+
+    async def send(message: Any) -> None: ...
+
+    scope = {"type": "http", "extensions": extensions}
+    await BodyFlow(application, 60)(scope, receive, send)
+    assert given == [scope, receive, send]

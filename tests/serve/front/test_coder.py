@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from serve.front import coder
 from serve.front.coder import FrameCoder
 from serve.wire import codec
+from serve.wire.protocol import Format
 
 pytestmark = pytest.mark.anyio
 
 
 class Counting(ThreadPoolExecutor):
     def __init__(self) -> None:
-        super().__init__(2)
-        self.asked = 0
+        super().__init__(1)
+        self.jobs: list[Future[Any]] = []
+
+    @property
+    def asked(self) -> int:
+        return len(self.jobs)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
-        self.asked += 1
-        return super().submit(function, *args, **named)
+        self.jobs.append(super().submit(function, *args, **named))
+        return self.jobs[-1]
 
 
 def chunk(seed: int, count: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (count, 16, 24, 3), dtype=np.uint8)
 
 
-def coded(frames: np.ndarray) -> list[bytes]:
-    return [codec.encode(frame, "jpeg") for frame in frames]
+def coded(frames: np.ndarray, format: Format = "jpeg") -> list[bytes]:
+    return [codec.encode(frame, format) for frame in frames]
 
 
 async def test_frames_that_came_ahead_are_coded_once() -> None:
@@ -56,6 +64,68 @@ async def test_frames_of_an_editor_that_died_are_nobodys() -> None:
         assert (await made.images(after)).images == coded(after)
         made.begin(chunk(3))
         made.close()
+
+
+async def test_nobody_codes_what_nobody_will_ask_for() -> None:
+    """Frames of an editor that died, or of a client that left: threads are for the others."""
+    for left in (False, True):
+        may = threading.Event()
+        with Counting() as codecs:
+            codecs.submit(may.wait)
+            made = FrameCoder(codecs, "jpeg")
+            lost, again = chunk(0), chunk(1)
+            made.begin(lost)
+            made.begin(again)
+            await asyncio.sleep(0)
+            asking = asyncio.create_task(made.images(again))
+            await asyncio.sleep(0)
+            if left:
+                made.close()
+                asking.cancel()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            may.set()
+            if not left:
+                assert (await asking).images == coded(again)
+        assert [job.cancelled() for job in codecs.jobs] == [False, True, left]
+
+
+@pytest.mark.parametrize(
+    ("frames", "cores", "piece", "jobs"),
+    [  # a frame has 384 pixels
+        (4, 8, 384, 4),
+        (4, 3, 384, 3),
+        (2, 8, 96, 2),  # no thread has less than a frame
+        (4, 8, 768, 2),
+        (4, 8, 769, 1),
+        (4, 8, 1536, 1),
+        (4, 8, 10_000, 1),
+        (0, 8, 384, 1),
+    ],
+)
+async def test_a_chunk_is_divided_between_as_many_threads_as_pay(
+    frames: int, cores: int, piece: int, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coder, "CORES", cores)
+    monkeypatch.setattr(coder, "PIECE", piece)
+    with Counting() as codecs:
+        found = await FrameCoder(codecs, "jpeg").images(chunk(0, frames))
+    assert codecs.asked == jobs
+    assert found.images == coded(chunk(0, frames))
+
+
+@pytest.mark.parametrize("format", get_args(Format))
+async def test_the_images_are_the_sessions_and_say_when_they_were_made(format: Format) -> None:
+    frames, before = chunk(0), time.monotonic()
+    with Counting() as codecs:
+        made = FrameCoder(codecs, format)
+        made.begin(frames)
+        await asyncio.sleep(0.002)
+        asked = time.monotonic()
+        found = await made.images(frames)
+    assert found.images == coded(frames, format)
+    assert before <= found.begun < asked
+    assert found.begun < found.done <= time.monotonic()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="files in memory are Linux's")

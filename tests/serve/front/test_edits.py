@@ -6,8 +6,9 @@ The front is the real one, its editors are arithmetic, and the clock runs.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from data.video import read_timed
+from data.video import VideoError, read_timed
+from serve.front import edits
 from serve.front.door import Door
 from serve.front.front import Front
 from serve.hub.ledger import Key, Ledger
@@ -27,6 +29,7 @@ from serve.metrics import Metrics
 from serve.tenants import Tenants
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
+from serve.wire.protocol import WireError
 from serve.work_sizes import WorkSizes
 from tests.serve.conftest import clip
 from tests.serve.front.test_http import video
@@ -181,6 +184,29 @@ async def test_one_that_is_being_edited_is_cut(
     assert line.startswith(f"an answer is cut: {code}: ")
     assert message in line
     await office.nothing_is_left()
+    assert office.sample("sessions_ended_total", reason=code, tenant="a") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (VideoError("no video"), "bad_request"),
+        (WireError("too_slow", "as told"), "too_slow"),
+        (ZeroDivisionError("a fault of ours"), "internal"),
+    ],
+)
+async def test_what_ends_one_in_its_middle_is_counted_as_what_it_is(
+    office: Office, error: Exception, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **named: Any) -> Iterator[Any]:
+        yield from itertools.islice(read_timed(*given, **named), 20)
+        raise error
+
+    monkeypatch.setattr(edits, "read_timed", broken)
+    (ended,) = await asyncio.gather(office.post(), return_exceptions=True)
+    assert isinstance(ended, Exception)  # the answer was cut
+    await office.nothing_is_left()
+    assert office.sample("sessions_ended_total") == 1
     assert office.sample("sessions_ended_total", reason=code, tenant="a") == 1
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from serve.front import coder
 from serve.front.running import QUEUED_EVERY_S
+from serve.versions.catalog import Menu
+from serve.versions.rolling import Offer, Version
 from serve.wire.work import Edited, Frames, Work
 from tests.serve.front.running import indices, resumed, say, shown
 from tests.serve.front.world import (
@@ -40,6 +42,18 @@ def test_frames_leave_only_when_they_are_safe() -> None:
         world.commits_go_on.set()
         world.settle()
         assert indices(wire) == list(range(21))
+
+
+def test_each_new_session_draws_its_version_by_itself() -> None:
+    """By its own name, so that it has the same one wherever it is drawn again."""
+    with World() as world:
+        offer, sizes = Offer("known", "known 1", "known 2", 0.5), (48, 64)
+        world.menu = Menu((offer,), {key: Version(key, sizes) for key in offer.keys})
+        for _ in range(24):
+            world.connect(OPEN)
+        drawn = [(o.version, offer.choose(o.session)) for o in world.editors.openings]
+        assert all(found == wanted for found, wanted in drawn)
+        assert {found for found, _ in drawn} == {"known 1", "known 2"}
 
 
 def test_the_record_holds_what_the_next_front_needs() -> None:

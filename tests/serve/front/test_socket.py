@@ -10,9 +10,11 @@ import pytest
 from serve.front import socket as front_socket
 from serve.front.socket import (
     EXTENSION,
+    FIRST_SIZE,
     GRANT,
     MAX_UNWRITTEN,
     READ_AHEAD,
+    READ_AHEAD_BYTES,
     WRITTEN,
     Disconnected,
     Socket,
@@ -261,13 +263,38 @@ async def test_who_does_not_take_the_goodbye_is_left(monkeypatch: pytest.MonkeyP
             await bare.socket.send("more")
 
 
-async def test_what_may_be_read_is_granted_as_large_as_it_is_expected() -> None:
+@pytest.mark.parametrize(
+    ("size", "ahead"),
+    [
+        (1, READ_AHEAD),
+        (1000, READ_AHEAD),
+        (READ_AHEAD_BYTES // READ_AHEAD, READ_AHEAD),
+        (READ_AHEAD_BYTES // READ_AHEAD + 1, READ_AHEAD - 1),
+        (READ_AHEAD_BYTES // 3, 3),
+        (READ_AHEAD_BYTES // 2, 2),
+        (READ_AHEAD_BYTES // 2 + 1, 1),
+        (10 * READ_AHEAD_BYTES, 1),  # one of any size
+    ],
+)
+async def test_what_may_be_read_is_granted_as_large_as_it_is_expected(
+    size: int, ahead: int
+) -> None:
+    """So many at first, the one that every connection has among them; then half of them for as many
+    that were taken."""
     bare = Bare()
     await bare.socket.accept(None)
-    await bare.socket.expect(1000)
-    grants = [m for m in bare.sent if m["type"] == GRANT]
-    assert grants[-1] == {"type": GRANT, "messages": READ_AHEAD - 1, "size": 1000}
+
+    def granted() -> list[Any]:
+        return [(m["messages"], m["size"]) for m in bare.sent if m["type"] == GRANT]
+
+    bare.said.put_nowait({"type": "websocket.receive", "text": "open"})
+    await bare.socket.receive()
+    assert granted() == [(1, FIRST_SIZE)]
+    await bare.socket.expect(size)
+    assert granted()[1:] == [(ahead - 1, size)]
+    half = (ahead + 1) // 2
+    for n in range(1, 3 * half + 1):
+        bare.said.put_nowait({"type": "websocket.receive", "bytes": b"x"})
+        await bare.socket.receive()
+        assert granted()[2:] == [(half, size)] * (n // half)
     await bare.socket.close(1000)
-
-
-# --- over a link, as in front of Ray

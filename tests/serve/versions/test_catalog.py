@@ -133,6 +133,20 @@ def test_what_can_never_roll_is_said(budget: int, editors: int, told: str) -> No
     assert can is not bool(told)
 
 
+def test_as_much_memory_is_advised_as_the_emptiest_editor_needs() -> None:
+    made = Catalog(budget=3 * 10**9)
+    one, two, other = (
+        Version(key, (32, 48), size=size * 10**9) for key, size in (("w1", 2), ("w2", 2), ("x", 3))
+    )
+    made.serve({"m": one, "n": other}, moving=["m"])
+    made.point("m", two, 1.0, None)
+    (note,) = [n for n in made.notes([editor("a", "x"), editor("b", "w1")]) if "no editor" in n]
+    assert note == (
+        "m: no editor has room for w2 beside what it alone holds; raise editor_memory_gb from 3 to "
+        "4, or max_editors"
+    )
+
+
 def test_who_waits_for_sessions_to_end_is_told_so() -> None:
     made = Catalog(budget=15)
     made.serve({"m": V["v1"]}, moving=["m"])

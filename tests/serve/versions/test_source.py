@@ -10,7 +10,7 @@ import pytest
 from modeling.fingerprint import FingerprintError, model_fingerprint
 from serve.app import build
 from serve.settings import ServeSettings
-from serve.versions.source import ModelSource, Named, find_model
+from serve.versions.source import ModelSource, Named, find_model, find_models
 from tests.known_editors import TURNED, write_known_model
 from tests.serve.registry import Registry
 
@@ -79,6 +79,22 @@ def test_a_reference_is_the_version_that_it_names(
     for wrong in ("models:/editor@nobody", "models:/editor/9", "models:/absent@production"):
         with pytest.raises(ValueError, match="is not in the registry at sqlite"):
             find_model(wrong, registry.uri)
+
+
+def test_an_alias_is_followed_where_it_was_found(
+    registry: Registry, known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the environment said so: the hub asks there from another process. What never
+    moves is not asked for."""
+    registry.register("kept", "production", known)
+    references = ("models:/kept@production", "models:/kept/1", str(known), "demo")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    for said in (None, registry.uri):
+        found = find_models(references, said)
+        assert [(each.name, each.registry) for each in found] == [
+            ("kept@production", registry.uri), ("kept/1", ""), ("known", ""), ("demo", ""),
+        ]  # fmt: skip
+        assert [each.reference for each in found] == list(references)
 
 
 def test_a_version_whose_files_have_changed_since_is_refused_at_once(

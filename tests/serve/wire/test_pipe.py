@@ -112,6 +112,25 @@ async def test_who_waits_hears_that_the_other_end_is_gone() -> None:
         there.finish()  # nobody is there to hear it
 
 
+async def test_who_closed_it_can_say_nothing_more() -> None:
+    """The transport would throw it away without a word."""
+    async with joined() as (here, there):
+        here.close()
+        with pytest.raises(ConnectionError, match="the connection is closed"):
+            await here.write([b"more"])
+        with pytest.raises(ConnectionError, match="the other end closed the connection"):
+            await there.read(1)
+
+
+@pytest.mark.parametrize("size", [2, AHEAD, AHEAD + 1, 5 * AHEAD])
+async def test_what_ends_in_the_middle_was_not_said(size: int) -> None:
+    async with joined() as (here, there):
+        await here.write([noise(size - 1)])
+        here.finish()
+        with pytest.raises(ConnectionError, match="closed the connection"):
+            await there.read(size)
+
+
 async def test_what_was_begun_is_sent_whole_though_its_sender_is_cancelled() -> None:
     """What is said next would be taken for its rest."""
     size = 64 * SLICE  # more than the kernel takes
