@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from serve.admission.admission import Sizes, Warm
 from serve.editor.accelerator import Accelerator
 from serve.editor.capacity import Capacity, native
 from serve.editor.shelf import Shelf
+from serve.metrics import EditorMetrics
 from serve.versions.source import ModelSource
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Moved, Opening, Ready, Work
@@ -112,6 +114,19 @@ async def test_a_model_is_taken_in_beside_a_session_which_then_goes_on_with_it(
     assert list(shelf.describe()) == [two.version]
     state = moved.state.completed(first.state)
     assert_is(await edited(shelf, replace(two, state=state), 9, 21, 1), "blue", 9)
+
+
+async def test_the_dearest_model_stands_for_what_a_chunk_costs(shelf: Shelf) -> None:
+    (engine,) = shelf.engines.values()
+    other: Any = SimpleNamespace(chunk_s=2 * engine.chunk_s)
+    for engines, seconds in (
+        ([], 0.0), ([engine], engine.chunk_s), ([engine, other], other.chunk_s),
+    ):  # fmt: skip
+        shelf.engines = {str(n): each for n, each in enumerate(engines)}
+        metrics = EditorMetrics()
+        shelf.gauge(metrics)
+        found = metrics.registry.get_sample_value("liveedit_editor_chunk_seconds")
+        assert found == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("how", ["files", "networks"])

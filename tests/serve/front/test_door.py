@@ -91,9 +91,10 @@ def test_the_access_log_has_real_paths_and_no_tokens(
         get(world, front, "/v1/models?token=secret")
         get(world, front, "/v1/models?token=wrong")
         get(world, front, "/v1/a%0Ab")
+        get(world, front, "/v1/" + "a" * 5000)
     lines = [r for r in caplog.records if getattr(r, "event", "") == "request"]
     assert [(r.path, r.status) for r in lines] == [  # type: ignore[attr-defined]
-        ("/v1/models", 200), ("/v1/models", 401), ("/v1/a\\nb", 401),
+        ("/v1/models", 200), ("/v1/models", 401), ("/v1/a\\nb", 401), ("/v1/" + "a" * 196, 401),
     ]  # fmt: skip
     assert lines[0].getMessage().startswith("GET /v1/models 200 ")
     assert lines[0].client == "127.0.0.1"  # type: ignore[attr-defined]

@@ -192,6 +192,18 @@ def test_wrong_uploads(
     assert named in response.json()["error"]["message"]
 
 
+def test_a_form_holds_one_video_and_few_fields(server: Server) -> None:
+    """Each costs memory before anybody reads its name."""
+    one = ("video", ("clip.mp4", video(clip(1))))
+    for files, fields, named in (
+        ([one, one], {"prompt": "x"}, "Too many files"),
+        ([one], {"prompt": ["x"] * 9}, "Too many fields"),
+    ):
+        response = httpx.post(f"{server.http}/v1/edits", files=files, data=fields, timeout=60)
+        assert response.status_code == 400
+        assert named in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("seed", "named"),
     [

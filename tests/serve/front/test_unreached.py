@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -92,13 +93,17 @@ async def test_without_a_hub_any_editor_does_but_those_that_were_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_backend, "OPEN_S", 0.1)
-    hub = Hub("ab")
-    ask = hub.ask
+    for replicas, chosen in (
+        ((silent, good), ["a", "-a"]),
+        ((silent, silent, good), ["a", "-a", "-a"]),  # of one without a name none is avoided
+    ):
+        hub = Hub("ab")
+        ask = hub.ask
 
-    async def away(request: Request) -> Answer:
-        answer = await ask(request)
-        return Placed("") if request.avoid else answer
+        async def away(request: Request, ask: Any = ask) -> Answer:
+            answer: Answer = await ask(request)
+            return Placed("") if request.avoid else answer
 
-    hub.ask = away  # type: ignore[method-assign]
-    _, handle = await run(silent, good, hub=hub)
-    assert handle.chosen == ["a", "-a"]
+        hub.ask = away  # type: ignore[method-assign]
+        _, handle = await run(*replicas, hub=hub)
+        assert handle.chosen == chosen
