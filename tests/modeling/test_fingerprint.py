@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modeling import fingerprint
+from modeling.config import TextConfig
 from modeling.fingerprint import (
     FingerprintError,
     check_fingerprint,
@@ -17,6 +18,7 @@ from modeling.fingerprint import (
     model_fingerprint,
 )
 from modeling.text import umt5
+from modeling.text.umt5 import Umt5Encoder
 
 
 @pytest.fixture
@@ -113,6 +115,42 @@ def test_text_encoders_are_hashed_from_the_first_byte_to_the_last(
     assert different_bytes(tmp_path / "f", 25, umt5._sample) == [
         n for start in starts for n in range(start, start + BLOCK)
     ]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """A text encoder's folder, as far as its hash looks into it."""
+    for name, text in (
+        ("text_encoder/config.json", '{"d_model": 8}'), ("text_encoder/a.safetensors", "a"),
+        ("text_encoder/b.bin", "b"), ("text_encoder/README.md", ""),
+        ("tokenizer/tokenizer.json", "{}"), ("tokenizer/spiece.model", "s"),
+        ("tokenizer/tokenizer_config.json", "{}"), ("tokenizer/README.md", ""),
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def of_words(folder: Path, tokens: int = 4) -> str:
+    return Umt5Encoder(TextConfig("umt5", dim=8, tokens=tokens, path=str(folder))).fingerprint()
+
+
+def test_all_that_decides_an_embedding_shows_in_a_text_encoders_hash(words: Path) -> None:
+    found = [of_words(words), of_words(words, tokens=5)]
+    files = [path for path in words.rglob("*") if path.is_file() and path.suffix != ".md"]
+    assert len(files) == 6
+    for file in files:
+        before = file.read_text()
+        file.write_text(before + " ")
+        found.append(of_words(words))
+        file.write_text(before)
+    (words / "text_encoder/a.safetensors").rename(words / "text_encoder/c.safetensors")
+    found.append(of_words(words))
+    assert len(set(found)) == len(found) == 9
+    (words / "text_encoder/c.safetensors").rename(words / "text_encoder/a.safetensors")
+    for file in words.rglob("*.md"):
+        file.write_text("more")
+    assert of_words(words) == found[0]
 
 
 def different_bytes(file: Path, size: int, hashed: Callable[[Path], object]) -> list[int]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from modeling.config import MaskCacheConfig
 from modeling.editor import StreamingEditor
@@ -77,6 +78,37 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
         ".": 0o755, "text": 0o755, "text/deeper": 0o755, "text/deeper/a.json": 0o644,
         **dict.fromkeys(files, 0o644),
     }  # fmt: skip
+
+
+def test_whole_numbers_stay_what_they_are(tmp_path: Path) -> None:
+    state = {"a": torch.arange(300), "b": torch.ones(2), "c": torch.tensor([True, False])}
+    path = save_model(
+        tmp_path / "one", PRESETS["demo"], transformer=state, card={}, dtype=torch.bfloat16
+    )
+    found = load_file(path / "transformer.safetensors")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        "a": torch.int64, "b": torch.bfloat16, "c": torch.bool,
+    }  # fmt: skip
+    assert found["a"][-1] == 299
+
+
+def test_an_older_model_is_there_until_the_new_one_is(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the new one cannot take its place."""
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == saved:
+            raise OSError("as told")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    before = model_fingerprint(saved)
+    with pytest.raises(ModelError, match="as told"):
+        save_model(saved, PRESETS["demo"], vae=load_model("demo").vae, card={})
+    (kept,) = saved.parent.rglob("transformer.safetensors")
+    assert model_fingerprint(kept.parent) == before
 
 
 def test_an_older_model_is_replaced_whole(saved: Path) -> None:

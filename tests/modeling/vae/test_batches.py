@@ -50,3 +50,15 @@ def test_a_clip_is_the_same_beside_others(kind: str, training: bool) -> None:
     for found, each in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(found, torch.cat(each), atol=1e-9, rtol=1e-7)
         assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_state_keeps_no_more_than_it_needs(kind: str) -> None:
+    """Neither the clip that it was pushed nor what a pass has made on the way."""
+    vae = build_vae(SMALL[kind]).requires_grad_(False).eval()
+    _, coding = vae.encode(torch.rand(1, 8, 3, 16, 16))
+    assert coding.pending is not None
+    assert coding.pending.shape[1] == 3
+    _, decoding = vae.decode(torch.rand(1, 3, vae.config.latent_channels, 2, 2))
+    for kept in (coding.pending, *coding.caches, *decoding.caches):
+        assert kept.untyped_storage().nbytes() == kept.nbytes

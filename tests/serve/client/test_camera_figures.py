@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
 
-from serve.client import EditedFrame, Event, cameras
+from serve.client import ConnectError, EditedFrame, Event, cameras
 from serve.client.cameras import BenchReport, CameraLoad, CameraReport
 from serve.wire.protocol import Chunk, Dropped
 
@@ -124,3 +125,42 @@ async def test_a_frame_that_was_said_to_be_dropped_is_not_lost(
     told = BenchReport(load, [report], 0, 1.0, [], []).to_dict()
     assert told["frames_lost"] == 1
     assert "secret" not in str(told)
+
+
+async def test_all_that_a_camera_is_told_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what it opens with, or in how long and how fast it films."""
+    asked: dict[str, object] = {}
+
+    @asynccontextmanager
+    async def connect(url: str, prompt: str, **named: object) -> AsyncIterator[None]:
+        asked.update(named, url=url, prompt=prompt)
+        raise ConnectError("as told")
+        yield
+
+    monkeypatch.setattr(cameras, "connect", connect)
+    told = {
+        "width": 48, "height": 32, "fps": 8.0, "mode": "lossless", "format": "png",
+        "work_size": "1/2", "detail": "off", "token": "secret",
+    }  # fmt: skip
+    for queue in (False, True):
+        load = CameraLoad(**told, seconds=1.0, queue=queue)  # type: ignore[arg-type]
+        assert told.keys() | {"seconds", "queue"} == load.__dataclass_fields__.keys()
+        report = await cameras.camera("ws://here", load, [b"image"], "red", seed=7)
+        assert report.error == "as told"
+        assert (asked.pop("on_queue") is not None) is queue
+        assert asked == {**told, "url": "ws://here", "prompt": "red", "seed": 7}
+
+
+async def test_a_server_that_says_no_number_has_one_editor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one without a hub, of which each is its own."""
+    models = itertools.chain([{"editors": 3}, {}], itertools.repeat({"editors": 2}))
+    monkeypatch.setattr(cameras, "COUNT_S", 0.0)
+    monkeypatch.setattr(cameras, "served_model", lambda url, token: next(models))
+    editors: list[int] = []
+    counting = asyncio.create_task(cameras._count("ws://here", None, editors))
+    while len(editors) < 3:
+        await asyncio.sleep(0.001)
+    counting.cancel()
+    assert editors[:3] == [3, 1, 2]

@@ -128,3 +128,18 @@ async def test_only_opened_answers_open(answer: str) -> None:
             async with opening(url):
                 pass
         assert raised.value.code == "bad_request"
+
+
+async def test_a_frame_may_be_larger_than_usual_messages() -> None:
+    """A raw one of 1280x720 has 2.8 MB; beyond what any session has the connection is over."""
+    large = 3 * 1280 * 720
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        await peer.socket.send(bytes(16) + bytes(large))
+        await peer.finish(1)
+
+    async with server(script) as (url, _), opening(url) as stream:
+        stream.finish()
+        assert [len(frame.image) async for frame in stream] == [large]
+        assert stream.reconnects == 0

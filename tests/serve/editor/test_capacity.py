@@ -31,7 +31,7 @@ def capacity(cost: float, *, max_sessions: int = 8, measured: bool = True) -> Ca
 
 
 def test_all_that_placement_is_told() -> None:
-    means = Means(SIZE, 4, True)
+    means = Means((SIZE,), 4, True)
     made = Capacity(chunk_frames=24, max_sessions=3, means=means)
     made.observe(SIZES, 0.25)
     made.models, made.frame_s = {"m": Warm(12)}, 1e-9

@@ -15,7 +15,8 @@ from serve.front import coder
 from serve.front.running import QUEUED_EVERY_S
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
-from serve.wire.work import Edited, Frames, Work
+from serve.wire.work import Edited, Frames, Queued, Work
+from tests.serve.front import world as world_module
 from tests.serve.front.running import indices, resumed, say, shown
 from tests.serve.front.world import (
     CHUNK,
@@ -312,3 +313,39 @@ def test_every_frame_is_its_own() -> None:
         assert wire.messages[1] == {
             "type": "mask", "index": 0, "latents": 3, "rows": 1, "columns": 1, "data": "4A==",
         }  # fmt: skip
+
+
+def test_what_a_client_that_comes_back_has_taken_is_not_waited_for() -> None:
+    """Messages are no frames: else who comes back often enough would wait for ever."""
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST + CHUNK))
+        wire.disconnect()
+        world.settle()
+        back = resumed(world, wire, 5)
+        (connection,) = back.front.connections
+        assert connection.running is not None
+        assert indices(back) == list(range(5, FIRST + CHUNK))
+        assert connection.running.session.unsent == 0
+
+
+def test_what_a_client_is_told_when_it_is_let_in() -> None:
+    """Of what is not known, and of a prompt whose words are, nothing."""
+    with World() as world:
+        (opened,) = world.connect(OPEN | {"detail": "off"}).messages
+        session, token = opened.pop("session"), opened.pop("resume")
+        assert len(session) == 12
+        assert len(token) >= 32
+        assert opened == {
+            "type": "opened", "model": "known", "chunk_frames": CHUNK, "first_chunk_frames": FIRST,
+            "width": SIDE, "height": SIDE, "next_frame": 0, "work_size": "48x48", "detail": "off",
+        }  # fmt: skip
+
+
+def test_how_long_a_place_in_the_line_takes_is_said_to_a_tenth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(world_module, "Queued", lambda place, _: Queued(place, 12.3456))
+    with World() as world:
+        world.editors.places = [1, 1]
+        wire = world.connect(OPEN | {"queue": True})
+        assert wire.messages == [{"type": "queued", "place": 1, "expected_s": 12.3}]

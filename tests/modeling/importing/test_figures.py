@@ -1,0 +1,105 @@
+"""What an import says and takes from elsewhere, by hand, without weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeling.config import TextConfig
+from modeling.importing import plan as plan_module
+from modeling.importing.checkpoint_files import WeightFiles, WeightsError
+from modeling.importing.parts import Part, PartKind
+from modeling.importing.plan import (
+    ImportPlan,
+    _describe,
+    _model_config,
+    check_space,
+    write_import,
+)
+from modeling.importing.transformer import infer_transformer
+from modeling.presets import PRESETS
+
+
+def part(kind: PartKind, config: Any, files: tuple[Path, ...] = ()) -> Part:
+    return Part(kind, "Wan", WeightFiles(Path("x"), files), {}, config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_transformer_of_a_presets_sizes_gets_all_of_that_preset(name: str) -> None:
+    """But for the words, which are UMT5's, of the size that it reads."""
+    own = PRESETS[name]
+    preset, config = _model_config({"transformer": part("transformer", own.transformer)})
+    assert preset is not None
+    assert PRESETS[preset].transformer == own.transformer
+    text = TextConfig("umt5", dim=own.transformer.text_dim, tokens=512)
+    assert config == replace(PRESETS[preset], text=text)
+
+
+def test_a_transformer_of_other_sizes_streams_as_the_small_one() -> None:
+    sizes = replace(PRESETS["wan-1.3b"].transformer, num_layers=7)
+    preset, config = _model_config({"transformer": part("transformer", sizes)})
+    assert (preset, config.transformer) == (None, sizes)
+    assert (config.stream, config.vae) == (PRESETS["wan-1.3b"].stream, PRESETS["wan-1.3b"].vae)
+    vae = replace(config.vae, base_dim=8)
+    preset, config = _model_config({"vae": part("vae", vae)})
+    assert (config.vae, config.transformer) == (vae, PRESETS["wan-1.3b"].transformer)
+
+
+def test_a_card_says_every_file_and_progress_goes_over_all_of_them(tmp_path: Path) -> None:
+    files = (tmp_path / "a.bin", tmp_path / "b.bin")
+    for file, size in zip(files, (300, 20), strict=True):
+        file.write_bytes(b"x" * size)
+    told: list[tuple[int, int]] = []
+    found = _describe(part("vae", None, files), lambda done, total: told.append((done, total)))
+    assert found == {
+        "layout": "Wan",
+        "notes": [],
+        "files": [
+            {"name": file.name, "bytes": size, "sha256": hashlib.sha256(b"x" * size).hexdigest()}
+            for file, size in zip(files, (300, 20), strict=True)
+        ],
+    }
+    assert told == [(300, 320), (320, 320)]
+
+
+@pytest.mark.parametrize(("room", "fits"), [(0, True), (-1, False)])
+def test_a_disk_has_room_for_all_that_is_written(
+    room: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before the first byte is."""
+    weights = {"w": torch.zeros(10_000, dtype=torch.float32)}
+    made = ImportPlan(
+        PRESETS["demo"], None, {"vae": replace(part("vae", PRESETS["demo"].vae), state=weights)},
+        torch.bfloat16,
+    )  # fmt: skip
+    assert made.bytes_to_write == 20_000
+    free = made.bytes_to_write + plan_module._ROOM + room
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(plan_module.shutil, "disk_usage", lambda place: usage)
+    if fits:
+        check_space(tmp_path / "new", made.bytes_to_write)
+        return
+    with pytest.raises(WeightsError, match=r"takes 0\.0 GB and .* has 0\.1 GB free; make room"):
+        write_import(made, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_is_missing_is_missed() -> None:
+    """Not taken for a shallower network."""
+    state = {
+        "patch_embedding.weight": torch.empty(128, 4, 1, 2, 2),
+        "head.head.weight": torch.empty(16, 128),
+        "blocks.0.ffn.0.weight": torch.empty(256, 128),
+        "blocks.2.ffn.0.weight": torch.empty(256, 128),
+        "time_embedding.0.weight": torch.empty(128, 32),
+        "text_embedding.0.weight": torch.empty(128, 64),
+    }
+    found = infer_transformer(state, num_heads=None, eps=1e-5)
+    assert (found.num_layers, found.num_heads, found.dim, found.ffn_dim) == (3, 1, 128, 256)
+    assert (found.freq_dim, found.text_dim, found.eps) == (32, 64, 1e-5)
+    assert (found.latent_channels, found.source_channels) == (4, 4)
