@@ -56,8 +56,7 @@ class Told:
     ) -> None:  # fmt: skip
         self.now = at
         edited = Edited(
-            index, index, np.stack([PIXELS] * frames) if frames else PIXELS[:0], recomputed, 4,
-            200.0, 50.0, 20.0, None, None, rung=rung,
+            index, index, recomputed, 4, 200.0, 50.0, 20.0, None, None, rung=rung,
         )  # fmt: skip
         source = [SourceFrame(n, 0, PIXELS, 0.0, "red") for n in range(frames)]
         delivery = Delivery(edited, "red", source, frames, False, latency, model=model)
