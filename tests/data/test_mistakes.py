@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -83,8 +84,6 @@ def pickled() -> None:
 
 def not_a_tar(folder: Path) -> None:
     """A shard whose checksum is right and whose content is none."""
-    import hashlib
-
     dataset(folder)
     shard, path = folder / "set" / "shard-00000.tar", folder / "set" / "dataset.json"
     shard.write_bytes(b"no tar file" * 1000)
@@ -170,6 +169,12 @@ MISTAKES: list[tuple[str, type[Exception], Attempt]] = [
     (LIKE, DatasetError, lambda f: dataset(f, pair(), pair(fps=15.0))),
     (LIKE, DatasetError, lambda f: dataset(f, pair(), pair(shape=(2, 16, 24)))),
     (LIKE, DatasetError, lambda f: dataset(f, pair(), pair(shape=(3, 24, 16)))),
+    # it is counted over the shards that are written
+    (
+        "sample 3 is",
+        DatasetError,
+        lambda f: dataset(f, *[pair()] * 3, pair(fps=15.0), samples_per_shard=2),
+    ),
     ("holds a finished dataset", DatasetError, lambda f: (dataset(f), dataset(f))),
     ("unknown place", DatasetError, lambda _: open_store("http://host/set")),
     ("unknown place", DatasetError, lambda _: open_store("s3:/bucket/set")),
@@ -238,3 +243,17 @@ def test_a_mistake_is_refused_by_name(tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize("number", range(len(FINE)))
 def test_what_lies_just_inside_is_not_refused(tmp_path: Path, number: int) -> None:
     FINE[number](tmp_path)
+
+
+def test_a_shard_that_is_cut_short_is_told_by_its_figures(tmp_path: Path) -> None:
+    dataset(tmp_path)
+    (shard,) = read_dataset_info(tmp_path / "set").shards
+    path = tmp_path / "set" / shard.name
+    path.write_bytes(path.read_bytes()[:-700])
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(DatasetError) as raised:
+        check_dataset(tmp_path / "set")
+    assert (
+        f"expected {shard.bytes} bytes with sha256 {shard.sha256[:16]}..., found "
+        f"{shard.bytes - 700} bytes with {found[:16]}..."
+    ) in str(raised.value)

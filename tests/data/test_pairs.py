@@ -159,13 +159,17 @@ def test_estimated_mask_ignores_the_noise_of_encoding() -> None:
         ("{", "is not JSON"),
         ("[]", "must be a JSON list of objects"),
         ('{"instruction": "x"}', "must be a JSON list of objects"),
-        ("3", "must be a JSON list"),
+        ("3", "must be a JSON list, got int$"),
+        ('{"a": 1, "b": 2}', "and edited_path, got dict of 2$"),
+        ("{}\n{]", "line 2 is not JSON"),
+        ("a\n{}", "is not JSON .*see data/README.md"),
+        ("\xe9", "is not text in UTF-8 .*save it as UTF-8"),
     ],
 )
 def test_a_list_that_is_none_is_named(tmp_path: Path, text: str | None, words: str) -> None:
     path = tmp_path / "pairs.json"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="latin-1")
     with pytest.raises(PairListError, match=words) as raised:
         read(path)
     assert str(path) in str(raised.value)

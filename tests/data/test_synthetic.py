@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data.drawing import SHAPES, coverage
-from data.kinds import ACCENTS, COLOURS, EDITS
+from data.kinds import ACCENTS, COLOURS, EDITS, Figure
 from data.sample import Pair
 from data.synthetic import is_heldout, make_pair
 
@@ -152,3 +153,20 @@ def test_bad_arguments_are_named() -> None:
         make_pair(0, split="test")
     with pytest.raises(ValueError, match="at least 16x16"):
         make_pair(0, height=8)
+
+
+def test_an_edit_asks_for_what_is_not_there_yet() -> None:
+    for shape, color in itertools.product(SHAPES, COLOURS):
+        others = [other for other in COLOURS if other != color]
+        asked = {name: edit.arguments(shape, color) for name, edit in EDITS.items()}
+        assert asked == {
+            "recolor": others, "reshape": [other for other in SHAPES if other != shape],
+            "remove": [""], "stripes": ["white", "black"], "outline": ["white", "black", *others],
+        }  # fmt: skip
+    thing = Figure("star", "red", 3.0, np.zeros((1, 2)), np.zeros(1))
+    edited = {name: edit.edit(thing, "to") for name, edit in EDITS.items()}
+    assert edited == {
+        "recolor": replace(thing, color="to"), "reshape": replace(thing, shape="to"),
+        "remove": None, "stripes": replace(thing, stripes="to"),
+        "outline": replace(thing, outline="to"),
+    }  # fmt: skip

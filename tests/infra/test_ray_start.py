@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+
+from infra.runtime import ray
 
 # What Ray's own code does now and then: no handler has an effect while it waits.
 DEAF = """
@@ -54,3 +59,27 @@ def test_a_start_that_does_not_hear_ends_with_what_it_started(
         assert f"did not hear signal {int(number)}" in said
         assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
         assert not folder.exists()
+
+
+def test_signals_are_theirs_again_whose_they_were(tmp_path: Path) -> None:
+    theirs, _ = pair = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno())
+
+    def start() -> int:
+        with ray._stopped_in_time(tmp_path):
+            return signal.set_wakeup_fd(-1) if main() else -2
+
+    def main() -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    try:
+        assert start() not in (-1, theirs.fileno())
+        assert signal.set_wakeup_fd(theirs.fileno()) == theirs.fileno()
+        with ThreadPoolExecutor(1) as pool:  # whose signals they are not
+            assert pool.submit(start).result() == -2
+        assert signal.set_wakeup_fd(before) == theirs.fileno()
+    finally:
+        signal.set_wakeup_fd(before)
+        for end in pair:
+            end.close()

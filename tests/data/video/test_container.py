@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from data.video import VideoError, VideoWriter, probe
+from data.video.source import boxes
 from data.video.source.boxes import MAX_FRAMES, index_lie
 from data.video.source.container import DEMUX_ERRORS, packets
 from tests.data.conftest import MakeVideo, numbered
@@ -133,3 +134,53 @@ def test_a_browser_need_not_load_the_whole_file_before_it_starts(tmp_path: Path)
             writer.write(numbered(2, 16, 16))
         data = (tmp_path / name).read_bytes()
         assert (0 < data.find(b"moov") < data.find(b"mdat")) == first
+
+
+FTYP = box(b"ftyp", b"isom")
+MANY = 2_000_000  # more than a file of some hundred bytes holds, and no more than a track may have
+
+
+def in_a_track(*inside: bytes) -> bytes:
+    for kind in (b"stbl", b"minf", b"mdia", b"trak", b"moov"):
+        inside = (box(kind, *inside),)
+    return FTYP + inside[0]
+
+
+def counted(kind: bytes, count: int) -> bytes:
+    """A box that states a number of frames where its kind has it."""
+    return box(kind, bytes({b"trun": 4}.get(kind, 8)), struct.pack(">I", count))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (in_a_track(counted(b"stsz", 3)), None),
+        (in_a_track(counted(b"stsz", MANY)), f"states {MANY} frames"),
+        (in_a_track(counted(b"stz2", MANY)), f"states {MANY} frames"),
+        (FTYP + box(b"moof", box(b"traf", counted(b"trun", MANY))), f"states {MANY} frames"),
+        (in_a_track(*[counted(b"stsz", 149)] * 3), None),
+        (in_a_track(*[counted(b"stsz", 150)] * 3), "states 150 frames"),  # each alone could be
+        (FTYP + box(b"moov", box(b"cmov", box(b"cmvd", struct.pack(">I", 64 * 2**20)))), None),
+        (
+            FTYP + box(b"moov", box(b"cmov", box(b"cmvd", struct.pack(">I", 64 * 2**20 + 1)))),
+            "its index is 67108865 bytes unpacked",
+        ),
+        # a length of 0 is up to the end
+        (FTYP + struct.pack(">I", 0) + b"mdat" + counted(b"stsz", MANY), None),
+        (FTYP + struct.pack(">I", 0) + b"moov" + counted(b"stsz", MANY), f"states {MANY} frames"),
+        # what is shorter than its own head is no box, and what follows none either
+        (FTYP + struct.pack(">I", 7) + b"moov" + counted(b"stsz", MANY), None),
+        (FTYP + box(b"mdat", counted(b"stsz", MANY)), None),  # pictures, not an index
+        (box(b"RIFF") + in_a_track(counted(b"stsz", MANY)), None),  # another kind of file
+        (b"", None),
+    ],
+)
+def test_an_index_is_believed_as_far_as_it_can_be_true(data: bytes, said: str | None) -> None:
+    lie = index_lie(io.BytesIO(data))
+    assert lie is None if said is None else said in str(lie)
+
+
+def test_an_index_of_too_many_parts_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxes, "MAX_BOXES", 3)
+    assert index_lie(io.BytesIO(box(b"free") * 3)) is None
+    assert index_lie(io.BytesIO(box(b"free") * 4)) == "its index has more than 3 parts"

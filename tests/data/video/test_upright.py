@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.video import VideoWriter, differences, probe, read_frames, read_timed
+from data.video.source.upright import FrameLook, look
 from tests.data.conftest import MakeVideo, number_of, numbered, write_raw
 
 ONE, UNIT = 1 << 16, 1 << 30
@@ -177,3 +178,23 @@ def test_a_rate_that_was_asked_for_is_said(make_video: MakeVideo) -> None:
     assert [float(time) for time, _ in shown] == [n / 8 for n in range(8)]
     twice = [(float(time), number_of(frame)) for time, frame in read_timed(path, fps=32)]
     assert twice == [(n / 32, n // 2) for n in range(32)]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "aspect", "about", "wanted"),
+    [
+        ("yuv420p", Fraction(1), {},
+         FrameLook(64, 48, 0, Fraction(1), False, None, None, False, False)),
+        ("yuva420p", Fraction(3, 2), {"colorspace": 9, "color_trc": 16, "color_primaries": 9},
+         FrameLook(96, 48, 0, Fraction(3, 2), True, ("pq", "bt2020"), 9, True, False)),
+        ("yuv444p", Fraction(1), {"colorspace": 5, "color_primaries": 12},
+         FrameLook(64, 48, 0, Fraction(1), False, ("sdr", "p3"), 5, False, False)),
+    ],
+)  # fmt: skip
+def test_all_that_is_known_of_a_frame_before_it_is_read(
+    pixels: str, aspect: Fraction, about: dict[str, int], wanted: FrameLook
+) -> None:
+    frame = av.VideoFrame(64, 48, pixels)
+    for name, value in about.items():
+        setattr(frame, name, value)
+    assert look(frame, aspect) == wanted
