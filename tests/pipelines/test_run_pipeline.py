@@ -14,7 +14,9 @@ from pipelines import pipeline
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.chain import Chain
+from pipelines.stages.running.choice import Choice
 from pipelines.stages.running.progress import StageView
+from pipelines.stages.running.runner import Enough
 from pipelines.tracking import outbox
 from tests.pipelines.tracking.stand_in import Server
 
@@ -81,3 +83,32 @@ def test_a_pipeline_that_fails_ends_its_run(
     (server,) = asked.servers
     assert server.order == ["start", "artifact", "end"]
     assert server.taken[-1]["status"] == status
+
+
+def test_a_plan_writes_nothing_and_is_made_for_its_card_and_its_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[dict[str, bool]] = []
+    walked: list[tuple[Any, Any]] = []
+
+    def walk(chain: Chain, source: Path | None) -> None:
+        walked.append((chain.runner, source))
+        raise Enough
+
+    def check(config: PipelineConfig, **named: bool) -> Path:
+        checked.append(named)
+        return tmp_path / "source"
+
+    monkeypatch.setattr(pipeline.preflight, "check", check)
+    monkeypatch.setattr(pipeline, "run_stages", walk)
+    config = PipelineConfig(output=str(tmp_path / "out"))
+    config.tracking.uri = "http://mlflow"
+    choice = Choice(("vae", "causal"), only="vae")
+    assert (
+        pipeline.plan_pipeline(config, StageView(Console(file=StringIO()), ()), choice, "H100")
+        == []
+    )
+    ((planner, source),) = walked
+    assert (checked, source) == ([{"writes": False}], tmp_path / "source")
+    assert (planner.card, planner.choice, planner.output) == ("H100", choice, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
