@@ -220,6 +220,7 @@ class Training:
                         saver.wait()
                 calls.saved()
                 if call & STOP and not last:
+                    profiler.close()
                     return None
                 if call & LEAVE and told() and not last:
                     raise TryAgainError(

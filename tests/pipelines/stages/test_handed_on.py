@@ -102,7 +102,8 @@ def test_pairs_that_are_made(
 def test_latents(
     chain: Chain, runner: Runner, tiny_model: Path, heldout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = heard(encode, "encode_dataset", monkeypatch, SimpleNamespace(samples=2))
+    info = SimpleNamespace(samples=2, made_by={"precision": "bf16", "bf16_error": 0.25})
+    calls = heard(encode, "encode_dataset", monkeypatch, info)
     settings = chain.config.data
     settings.samples_per_shard, settings.encode_precision = 7, "fp32"
     encode.encode(chain, tiny_model, heldout)
@@ -114,18 +115,21 @@ def test_latents(
     assert runner.mlflow.of("used") == [({"model": tiny_model},)]
     calls[0][1]["on_sample"](1, 2)
     assert runner.view.of("update") == [("encode", 1, 2, "1/2 pairs")]
+    assert runner.metrics == {"pairs": 2.0, "bf16": 1.0, "bf16_error": 0.25}
 
 
 @pytest.mark.parametrize("training", ["foundation", "causal", "distill", None])
 def test_latents_are_made_where_a_stage_reads_them(
     training: str | None, chain: Chain, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = heard(encode, "encode_dataset", monkeypatch, SimpleNamespace(samples=2))
+    info = SimpleNamespace(samples=2, made_by={"precision": "fp32"})
+    calls = heard(encode, "encode_dataset", monkeypatch, info)
     for stage in ("foundation", "causal", "distill"):
         getattr(chain.config, stage).steps = int(stage == training)
     made = encode.encode(chain, Path("model"), "pairs")
     assert made == (str(chain.output / "data" / "encoded") if training else "")
     assert len(calls) == (training is not None)
+    assert runner.metrics == ({"pairs": 2.0, "bf16": 0.0} if training else {})
     passed = [] if training else [("encode", "no stage trains on latents")]
     assert runner.of("pass_over") == passed
 

@@ -32,13 +32,14 @@ class Runner(Told):
         self.same: str | None = None
         self.inputs: Any = None
         self.given: dict[str, Any] = {}
+        self.metrics: dict[str, float] = {}
 
     def run(
         self, stage: str, version: int, inputs: Any, output: Any, work: Any, **given: Any
     ) -> StageRecord:
-        self.same, self.inputs, self.given = given["same"], inputs, given
-        metrics = work(self.mlflow, "key")
-        return StageRecord(stage, "key", "fingerprint", str(output), "run", metrics)
+        self.same, self.inputs, self.given = given.get("same"), inputs, given
+        self.metrics = work(self.mlflow, "key")
+        return StageRecord(stage, "key", "fingerprint", str(output), "run", self.metrics)
 
 
 def heard(module: Any, name: str, patch: pytest.MonkeyPatch, answer: Any = None) -> list[Any]:

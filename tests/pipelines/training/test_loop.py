@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.loader import Loader, Split, loader
 from modeling.model_dir import read_card
-from pipelines.training.run_folder import RunFolder, TrainingError
+from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.watch.meter import Meter
 from pipelines.training.zero.engines import learning_rate_at
 from tests.pipelines.training.benches import PAIRS, Bench, Scripted
@@ -192,28 +192,38 @@ def test_what_a_save_holds_up_is_told_of_a_step(
     assert {r.metrics["data_seconds_per_step"] for r in run.reports} == {0.0}
 
 
+def profiled(trace: TrainingReport) -> list[str]:
+    """The steps in a trace."""
+    ((file, place),) = trace.files.items()
+    assert place == "profile"
+    with gzip.open(file, "rt") as text:
+        names = {str(event.get("name")) for event in json.load(text)["traceEvents"]}
+    return sorted(name for name in names if name.startswith("this is"))
+
+
 def test_a_profile_of_some_steps_goes_to_the_run(
     bench: Callable[..., Bench], scripted: Callable[..., Scripted]
 ) -> None:
+    """Of those until it was stopped, where that comes first."""
+    stopped = bench(name="stopped").set(steps=9, log_every=9, profile=6)
+
     def script(step: int, micro: int) -> dict[str, float]:
+        if step == 3:
+            RunFolder(stopped.folder).ask_to_stop()
         with torch.profiler.record_function(f"this is step {step}"):
             return {"loss": 1.0}
 
     scripted(script)
+    assert stopped.run() == {"stopped": 5}
+    assert profiled(stopped.reports[-1]) == ["this is step 3", "this is step 4"]
     run = bench().set(steps=9, log_every=9, profile=2)
     run.run()
     other = bench(name="other").set(steps=9, log_every=9, profile=2)
     other.training(rank=1, world_size=2).run(other.keep)
     assert not (other.folder / "profile").exists(), "one worker's trace says enough"
     trace, last = run.reports
-    ((file, place),) = trace.files.items()
-    assert (trace.step, place, last.files) == (5, "profile", {})
-    with gzip.open(file, "rt") as text:
-        names = {event.get("name") for event in json.load(text)["traceEvents"]}
-    assert {name for name in names if str(name).startswith("this is")} == {
-        "this is step 3",
-        "this is step 4",
-    }
+    assert (trace.step, last.files) == (5, {})
+    assert profiled(trace) == ["this is step 3", "this is step 4"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
