@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from pipelines.training.zero.inside import import_deepspeed
 
 def on_ranks(world: int, function: Callable[[int, Path], None], folder: Path) -> None:
     """Forked, so that ranks begin at once, with all that this process has imported."""
+    import_module("torch._dynamo")  # seconds, which each rank's first optimizer would take
+    import_deepspeed()
     folder.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (world, function, folder, meeting)
@@ -29,7 +32,6 @@ def _rank(
     distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}/rendezvous", rank=rank, world_size=world
     )
-    import_deepspeed()
     try:
         function(rank, folder)
     finally:

@@ -26,7 +26,6 @@ from pipelines.training.methods import distill, foundation
 from pipelines.training.methods.base import Setting, fast_rollouts
 from pipelines.training.methods.table import build_stage
 from pipelines.training.zero.engines import make_engine
-from pipelines.training.zero.inside import import_deepspeed
 from tests.modeling.networks import random_transformer
 from tests.pipelines.training.plain import PlainEngine
 from tests.pipelines.training.ranks import on_ranks
@@ -169,7 +168,6 @@ def distilled(rank: int, zero: int) -> dict[str, Tensor]:
 
 
 def test_shared_clips_give_the_losses_and_gradients_of_whole_ones(tmp_path: Path) -> None:
-    import_deepspeed()  # once for all ranks
     on_ranks(SHARING * GROUPS, compare_all, tmp_path)
 
 
