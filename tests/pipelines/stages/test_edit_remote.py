@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,8 @@ from pipelines.stages.edit_remote import (
     unlike_taught,
     within,
 )
-from serve.client import EditedFrame, WireError, edit_frames, served_model
-from serve.client.cameras import CameraLoad, CameraReport
+from serve.client import WireError, edit_frames, served_model
 from serve.limits import Limits
-from serve.wire import codec
 from serve.wire.protocol import Chunk, Opened
 from tests.known_editors import block_clip, expected_edit, write_known_model
 from tests.pipelines.stages.test_edit_file import (
@@ -190,67 +188,6 @@ def test_what_a_server_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("came", "shown"),
-    [
-        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),
-        ([0, 1, 4, 5], [0, 1, 4, 4, 4, 5]),
-        ([0, 1], [0, 1, 1, 1, 1, 1]),
-        ([3, 5], [3, 3, 3, 3, 5, 5]),
-        ([], [None] * 6),
-    ],
-)
-def test_where_frames_were_dropped_another_stands_and_the_film_is_as_long(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    came: list[int],
-    shown: list[int | None],
-) -> None:
-    """A camera that drops what it is told to: no server can be made to do so on time."""
-    video = block_clip(6, 48, 64)
-    source, out = exact(tmp_path / "in.mkv", video, Fraction(12)), tmp_path / "out.mp4"
-    filmed: list[tuple[CameraLoad, np.ndarray, str]] = []
-
-    async def camera(
-        url: str,
-        load: CameraLoad,
-        images: list[bytes],
-        prompt: str,
-        *,
-        on_frame: Callable[[EditedFrame], None],
-    ) -> CameraReport:
-        pixels = np.stack([codec.decode(image, "jpeg", width=64, height=48) for image in images])
-        filmed.append((load, pixels, prompt))
-        for index in came:
-            on_frame(EditedFrame(index, 0, codec.encode(video[index], "png"), "png", (64, 48), 0.0))
-        return CameraReport(sent=6, edited=len(came), dropped=6 - len(came))
-
-    monkeypatch.setattr("pipelines.stages.edit_remote.camera", camera)
-    heard: list[int] = []
-    film_file("ws://there", source, out, "paint it", progress=heard.append)
-    black = np.zeros_like(video[0])
-    assert_same(read(out), np.stack([black if n is None else video[n] for n in shown]))
-    assert heard == [index + 1 for index in came]
-    assert probe(out).fps == 12
-    ((load, pixels, prompt),) = filmed
-    assert (load.width, load.height, load.fps, load.seconds) == (64, 48, 12.0, 0.5)
-    assert (load.mode, load.format, prompt) == ("live", "jpeg", "paint it")
-    assert_same(pixels, video)
-
-
-def test_a_stream_that_the_server_ends_leaves_no_film(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def camera(*arguments: object, **named: object) -> CameraReport:
-        return CameraReport(error="draining")
-
-    monkeypatch.setattr("pipelines.stages.edit_remote.camera", camera)
-    source = exact(tmp_path / "in.mkv", block_clip(3, 48, 64))
-    with pytest.raises(ValueError, match="ws://there: the stream ended: draining"):
-        film_file("ws://there", source, tmp_path / "out.mp4", "x")
-    assert not (tmp_path / "out.mp4").exists()
-
-
-@pytest.mark.parametrize(
     ("said", "size"),
     [
         ({}, (1080, 1920)),  # a server that does not say
@@ -264,24 +201,6 @@ def test_frames_are_sent_as_large_as_the_server_takes(
     said: dict[str, int], size: tuple[int, int]
 ) -> None:
     assert within(1080, 1920, said) == size
-
-
-def test_a_viewer_s_numbers_by_hand() -> None:
-    report = CameraReport(
-        first_chunk_ms=1500.0,
-        latency_ms=[900.0, 100.0, 300.0],
-        interval_ms=[50.0, 150.0],
-        edited=20,
-        dropped=3,
-    )
-    assert live_numbers(report) == {
-        "edited": 20.0,
-        "dropped": 3.0,
-        "first_chunk_s": 1.5,
-        "latency_s": 0.3,
-        "fps": 10.0,
-    }
-    assert live_numbers(CameraReport()) == {"edited": 0.0, "dropped": 0.0}
 
 
 def test_a_long_file_is_read_no_further_than_its_edit_comes_back(server: Server) -> None:

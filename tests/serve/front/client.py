@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from serve.hub.records import HOLDER_BEAT_S
 from serve.wire.codec import Frame
-from tests.serve.front.world import CHUNK, FIRST, OPEN, SIDE, Wire, World, frames
+from tests.serve.front.arithmetic import CHUNK, FIRST, SIDE
+from tests.serve.front.world import OPEN, Wire, World, frames
 
 RESUME_S = 60.0
 LONGEST_RECOVERY_S = 60.0

@@ -6,12 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.serve.front.world import (
-    OPEN,
-    SIDE,
-    Wire,
-    World,
-)
+from tests.serve.front.arithmetic import SIDE
+from tests.serve.front.world import OPEN, Wire, World
 
 
 def resumed(world: World, wire: Wire, received: int, **change: Any) -> Wire:

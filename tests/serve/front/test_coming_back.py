@@ -13,8 +13,9 @@ from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
+from tests.serve.front.arithmetic import CHUNK, FIRST
 from tests.serve.front.running import indices, resumed, say, shown
-from tests.serve.front.world import CHUNK, FIRST, OPEN, StoreLink, Wire, World, frames
+from tests.serve.front.world import OPEN, StoreLink, Wire, World, frames
 
 
 def lost(world: World, wire: Wire) -> None:

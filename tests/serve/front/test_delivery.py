@@ -15,8 +15,8 @@ from hypothesis.stateful import invariant, precondition, run_state_machine_as_te
 
 from serve.hub.records import HOLDER_BEAT_S
 from serve.wire.codec import Frame
+from tests.serve.front.arithmetic import CHUNK, FIRST, SIDE, edit, source
 from tests.serve.front.client import LONGEST_RECOVERY_S, MOST_UNSENT, RECOVERY_S, Client, complete
-from tests.serve.front.world import CHUNK, FIRST, SIDE, edit, source
 
 
 class Delivery(Client):

@@ -32,8 +32,8 @@ from serve.versions.rolling import Offer, Version
 from serve.wire.protocol import WireError
 from serve.work_sizes import WorkSizes
 from tests.serve.conftest import clip
+from tests.serve.front.arithmetic import SIDE, Editors
 from tests.serve.front.test_http import video
-from tests.serve.front.world import SIDE, Editors
 from tests.serve.tokens import write_tokens
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,8 @@ from serve.tenants import Tenants
 from serve.wire import codec
 from serve.wire.codes import CODES, Code
 from serve.wire.protocol import MAX_TEXT
-from tests.serve.front.world import OPEN, SIDE, World, frames, source
+from tests.serve.front.arithmetic import SIDE, source
+from tests.serve.front.world import OPEN, World, frames
 from tests.serve.tokens import write_tokens
 
 LIMITS = Limits()

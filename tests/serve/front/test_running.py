@@ -17,21 +17,9 @@ from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
 from serve.wire.work import Edited, Frames, Queued, Work
 from tests.serve.front import world as world_module
+from tests.serve.front.arithmetic import CHUNK, FIRST, SIDE, Known, edit, source
 from tests.serve.front.running import indices, resumed, say, shown
-from tests.serve.front.world import (
-    CHUNK,
-    FIRST,
-    OPEN,
-    SIDE,
-    Inline,
-    Known,
-    StoreLink,
-    Wire,
-    World,
-    edit,
-    frames,
-    source,
-)
+from tests.serve.front.world import OPEN, Inline, StoreLink, Wire, World, frames
 
 
 def test_frames_leave_only_when_they_are_safe() -> None:

@@ -7,15 +7,9 @@ import pytest
 from serve.delivery.pacing import PacedOutbox
 from serve.hub.records import Entry
 from serve.wire.codec import parse_frame
+from tests.serve.front.arithmetic import CHUNK, FIRST
 from tests.serve.front.running import say
-from tests.serve.front.world import (
-    CHUNK,
-    FIRST,
-    OPEN,
-    Wire,
-    World,
-    frames,
-)
+from tests.serve.front.world import OPEN, Wire, World, frames
 
 
 def test_only_whole_chunks_say_how_late_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
