@@ -5,8 +5,10 @@ An impossible value or combination is a ConfigError that names the key, the valu
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from modeling.config import ModelConfig
@@ -59,12 +61,18 @@ class ModelSection:
 
     def resolve(self) -> ModelConfig:
         """The preset with the changes applied."""
-        changes = {name: getattr(self, name) for name in ("transformer", "vae", "text", "stream")}
+        sections = {name: getattr(self, name) for name in ("transformer", "vae", "text", "stream")}
+        changes = {name: section for name, section in sections.items() if section}
         try:
             base = PRESETS[self.preset]
         except ValueError as error:
             raise ConfigError(f"model.preset: {error}") from error
-        return merge(base, [("model", {k: v for k, v in changes.items() if v})], prefix="model.")
+        return _changed(base, json.dumps(changes, default=str))
+
+
+@lru_cache(maxsize=16)  # a plan asks for the same one dozens of times
+def _changed(base: ModelConfig, changes: str) -> ModelConfig:
+    return merge(base, [("model", json.loads(changes))], prefix="model.")
 
 
 @dataclass

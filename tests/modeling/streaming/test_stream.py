@@ -152,7 +152,7 @@ EXAMPLES = (  # what is always tried, whatever is drawn beside it
 @example(EXAMPLES[3])
 @example(EXAMPLES[4])
 @given(case=cases())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_it_equals_the_plain_stream(case: Case) -> None:
     mask_cache = case.stream.mask_cache
     model = random_model(case.seed, case.stream, case.vae)
