@@ -100,28 +100,30 @@ def outbox(mlflow_uri: str, tmp_path: Path) -> Iterator[Outbox]:
     assert not said
 
 
-@pytest.fixture(scope="module")
-def place(_migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+@pytest.fixture(scope="session")
+def place(_migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A pipeline that was run once."""
     folder = tmp_path_factory.mktemp("decisions")
     (folder / "tiny.yaml").write_text(CONFIG)
     shutil.copy(_migrated, folder / "mlflow.db")
-    training = Training()
+    place = Place(folder, f"sqlite:///{folder / 'mlflow.db'}", Training())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.training.trainer.train_stage", training)
-        patch.setattr(
-            "pipelines.stages.chain.ray_session", lambda compute: contextlib.nullcontext()
-        )
-        place = Place(folder, f"sqlite:///{folder / 'mlflow.db'}", training)
+        train_by(place.training, patch)
         _, ran = place.run()
-        assert ran == list(STAGES)
-        place.keep()
-        yield place
+    assert ran == list(STAGES)
+    place.keep()
+    return place
+
+
+def train_by(training: Training, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("pipelines.training.trainer.train_stage", training)
+    patch.setattr("pipelines.stages.chain.ray_session", lambda compute: contextlib.nullcontext())
 
 
 @pytest.fixture
-def first(place: Place) -> Place:
+def first(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     """The same, as the first run left it."""
+    train_by(place.training, monkeypatch)
     place.put_back()
     place.training.deaf = ""
     return place
