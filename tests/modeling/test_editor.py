@@ -298,15 +298,17 @@ def test_what_a_chunk_took(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_frames_do_not_wait_until_their_chunk_is_history() -> None:
     """Which is a forward of its own: a fifth of the shipped model's chunk on a CPU."""
     stream = open_stream(make_editor(None))
-    frames, history = video(9 + 12), []
+    frames, history = video(9 + 12 + 12), []
     list(stream.push(frames[:9]))
     for ask in (
         lambda: stream.snapshot(compact=True),  # needs no caches
         lambda: list(stream.push(frames[9:12])),  # too few to be encoded
         lambda: list(stream.push(frames[12:13])),
-        lambda: list(stream.push(frames[13:])),
+        lambda: list(stream.push(frames[13:21])),
+        lambda: stream.set_prompt("make it red"),  # history is of the prompt before
+        lambda: list(stream.push(frames[21:])),
         lambda: stream.snapshot(),
     ):
         ask()
         history.append(stream._kv.committed)
-    assert history == [0, 0, 1, 1, 2]
+    assert history == [0, 0, 1, 1, 2, 2, 3]
