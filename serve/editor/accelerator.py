@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from serve.admission.rungs import NAMES, Means
+from serve.admission.rungs import NAMES
 from serve.editor.capacity import Capacity
 from serve.editor.scheduler import Scheduler
 from serve.editor.stream import EditorStream
@@ -15,7 +15,6 @@ from serve.wire.protocol import WireError
 class Accelerator:
     """Args:
     max_sessions: Upper bound; below it `Capacity` decides, unless `measured` is False.
-    chunk_frames: Of a model that is not warm yet; `means` too.
     degrade: Whether sessions are edited less well before others are refused.
     """
 
@@ -25,17 +24,9 @@ class Accelerator:
         max_sessions: int = 8,
         measured: bool = True,
         degrade: bool = False,
-        chunk_frames: int = 12,
-        means: Means | None = None,
     ) -> None:
         self.scheduler = Scheduler()
-        self.capacity = Capacity(
-            chunk_frames=chunk_frames,
-            max_sessions=max_sessions,
-            measured=measured,
-            means=means,
-            degrade=degrade,
-        )
+        self.capacity = Capacity(max_sessions=max_sessions, measured=measured, degrade=degrade)
         self.streams: dict[str, EditorStream] = {}  # by session
         self.broken = ""
         self._busy_told = 0.0  # of `Scheduler.busy_s`, to the metrics

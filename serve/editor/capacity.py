@@ -52,14 +52,15 @@ class Load:
 class Capacity:
     """Sums the streams' shares, which follow what their chunks cost while they run.
 
-    With `means` they are edited less well under pressure (`serve.admission.ladder`).
+    With `means` they are edited less well under pressure (`serve.admission.ladder`). These and
+    `chunk_frames` are of a model that is not warm yet.
     """
 
     def __init__(
         self,
         *,
-        chunk_frames: int,
         max_sessions: int,
+        chunk_frames: int = 12,
         measured: bool = True,
         means: Means | None = None,
         degrade: bool = False,

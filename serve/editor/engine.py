@@ -1,7 +1,6 @@
 """The editor's side of every session with one model: streams, and their order on the accelerator.
 
-Runs in the editor replica, or in the process of the front when there is no Ray; the models that an
-editor holds (`shelf`) share an `Accelerator`.
+Runs in the editor replica; the models that an editor holds (`shelf`) share an `Accelerator`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from modeling.streaming.stream import EditedChunk, EditStream
 from serve.admission.admission import Sizes
 from serve.admission.rungs import FULL
 from serve.editor.accelerator import Accelerator
-from serve.editor.capacity import means_of, native, quality_of
+from serve.editor.capacity import native, quality_of
 from serve.editor.scheduler import Ran
 from serve.editor.splitter import Splitter, joined
 from serve.editor.stream import EditorStream
@@ -52,31 +51,10 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """Implements `work.Backend` on one loaded model, `key` among those that `on` has.
+    """Implements `work.Backend` on one loaded model, `key` among those that `on` has."""
 
-    Args:
-        max_sessions: Of an accelerator of its own, where none is given. Upper bound; below it
-            `Capacity` decides, unless `measured` is False.
-        degrade: Whether sessions are edited less well before others are refused.
-    """
-
-    def __init__(
-        self,
-        editor: StreamingEditor,
-        key: str = "",
-        on: Accelerator | None = None,
-        *,
-        max_sessions: int = 8,
-        measured: bool = True,
-        degrade: bool = True,
-    ) -> None:
-        self.editor, self.key = editor, key
-        self.on = on or Accelerator(
-            max_sessions=max_sessions,
-            measured=measured,
-            chunk_frames=editor.settings.chunk_frames,
-            means=means_of(editor) if degrade else None,
-        )
+    def __init__(self, editor: StreamingEditor, key: str, on: Accelerator) -> None:
+        self.editor, self.key, self.on = editor, key, on
         self.scheduler, self.capacity = self.on.scheduler, self.on.capacity
         self._streams = self.on.streams
         self._leaving = asyncio.Event()
@@ -99,10 +77,6 @@ class Engine:
         """Seconds of a chunk of the model's own size."""
         return self.capacity.cost(native(self.editor, self.key))
 
-    def check(self) -> None:
-        """See `Accelerator.check`."""
-        self.on.check()
-
     def describe(self) -> dict[str, Any]:
         """What `/v1/models` says: to strangers, so of the card, which names paths, little."""
         editor = self.editor
@@ -123,9 +97,6 @@ class Engine:
         """From now on every session is given back as `Moved` at its next chunk."""
         self._why = self._why or why
         self._leaving.set()
-
-    def stop(self) -> None:
-        self.scheduler.stop()
 
     async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         """See `work.Backend.edit`. Raises WireError `unsupported_size`, too."""

@@ -18,12 +18,12 @@ from serve.client import ConnectError, EditedFrame, Event, Stream, connect, edit
 from serve.client import stream as client_stream
 from serve.delivery.driver import drive
 from serve.delivery.session import Delivery, Session, State
-from serve.editor.engine import Engine
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.wire.protocol import Chunk, Closed, Detail, Dropped, PromptApplied, WireError
 from serve.wire.work import Frames, Opening, Work
 from tests.serve.conftest import Server, clip, serving
+from tests.serve.editor.works import standalone
 
 pytestmark = pytest.mark.anyio
 
@@ -255,7 +255,7 @@ async def test_an_editor_that_leaves_gives_its_sessions_back_exactly(
 async def test_frames_ahead_of_their_chunk_move_with_the_stream(small_model: Path) -> None:
     """Through two moves within a chunk: no frame is given out twice, and the bits are the same."""
     frames = clip(33)
-    engine = Engine(StreamingEditor.load(small_model))
+    engine = standalone(StreamingEditor.load(small_model))
     opening = Opening("s", "make it red", 48, 32, 16.0, "lossless", seed=5, detail="source")
     session = Session(opening)
     given: list[int] = []
@@ -308,7 +308,7 @@ async def test_frames_ahead_of_their_chunk_move_with_the_stream(small_model: Pat
     session.finish()
     async with asyncio.timeout(20):
         await collecting
-    engine.stop()
+    engine.on.scheduler.stop()
     assert given[:4] == [9, 4, 4, 4]  # nothing twice
     expected = edited_without_server(small_model, frames, "make it red", 5)
     np.testing.assert_array_equal(np.concatenate(edited), expected)

@@ -9,11 +9,12 @@ import torch
 
 from serve.editor.engine import Engine
 from tests.known_editors import known_editor
+from tests.serve.editor.works import standalone
 
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
     torch.set_num_threads(1)
-    made = Engine(known_editor(), max_sessions=2)
+    made = standalone(known_editor(), max_sessions=2)
     yield made
-    made.stop()
+    made.on.scheduler.stop()

@@ -234,7 +234,7 @@ async def test_a_stream_that_fails_frees_its_place(engine: Engine) -> None:
     with pytest.raises(RuntimeError, match="broken weights"):
         await events(engine, OPENING, *WORKS)
     assert engine.capacity.loads == {}
-    engine.check()  # a stream's failure is not the device's
+    engine.on.check()  # a stream's failure is not the device's
 
 
 async def test_a_stream_that_cannot_be_weighed_frees_its_place(
@@ -253,12 +253,12 @@ async def test_a_broken_device_makes_the_engine_unhealthy(engine: Engine) -> Non
     def fail(*_: Any) -> None:
         raise torch.AcceleratorError("illegal memory access")
 
-    engine.check()
+    engine.on.check()
     engine.editor.vae.decode = fail  # type: ignore[method-assign, assignment]
     with pytest.raises(torch.AcceleratorError):
         await events(engine, OPENING, *WORKS)
     with pytest.raises(RuntimeError, match="broken: illegal memory access"):
-        engine.check()
+        engine.on.check()
 
 
 @pytest.mark.parametrize(("cost", "limit"), [(0.1, 120.0), (25.0, 250.0)])
@@ -287,10 +287,10 @@ async def test_a_chunk_that_never_ends_makes_the_engine_unhealthy(
     since = engine.scheduler.running_since
     assert since is not None
     monkeypatch.setattr("time.monotonic", lambda: since + limit - 0.1)
-    engine.check()  # it may take a while
+    engine.on.check()  # it may take a while
     monkeypatch.setattr("time.monotonic", lambda: since + limit + 0.1)
     with pytest.raises(RuntimeError, match=f"running for more than {limit:g} s"):
-        engine.check()
+        engine.on.check()
     monkeypatch.undo()
     # Its session is over, so that it does not do the same to the next editor.
     with pytest.raises(WireError, match="running for more than") as raised:
@@ -301,7 +301,7 @@ async def test_a_chunk_that_never_ends_makes_the_engine_unhealthy(
     await waiting
     while engine.capacity.loads:
         await asyncio.sleep(0.01)
-    engine.check()
+    engine.on.check()
 
 
 async def test_the_gauges_say_what_is(engine: Engine) -> None:

@@ -22,7 +22,7 @@ from serve.limits import Limits
 from serve.wire.protocol import Open, WireError
 from serve.wire.work import Edited, EditorEvent, Opening, Ready, SupersededError, Work
 from tests.serve.conftest import clip
-from tests.serve.editor.works import following
+from tests.serve.editor.works import following, standalone
 
 pytestmark = pytest.mark.anyio
 
@@ -38,10 +38,10 @@ def editor(small_model: Path) -> StreamingEditor:
 
 @pytest.fixture
 def engine(editor: StreamingEditor) -> Iterator[Engine]:
-    running = Engine(editor, measured=False)
+    running = standalone(editor, measured=False)
     running.capacity.costs[SIZES] = 0.1
     yield running
-    running.stop()
+    running.on.scheduler.stop()
 
 
 class Source:
@@ -100,10 +100,10 @@ async def test_a_stuck_chunk_ends_its_session_and_no_other(
     stuck = await opened(engine, OPENING, chunks=1)
     editing = asyncio.ensure_future(anext(stuck))
     await in_a_chunk(engine)
-    engine.check()
+    engine.on.check()
     await asyncio.sleep(0.3)
     with pytest.raises(RuntimeError, match=r"running for more than 0\.2 s"):
-        engine.check()
+        engine.on.check()
     with pytest.raises(WireError) as raised:
         await asyncio.wait_for(editing, 20)
     assert raised.value.code == "internal"
@@ -121,7 +121,7 @@ async def test_a_long_chunk_is_not_a_stuck_one(
     editing = asyncio.ensure_future(following(stream))
     await in_a_chunk(engine)
     await asyncio.sleep(0.4)
-    engine.check()
+    engine.on.check()
     gate.open.set()
     assert isinstance(await editing, Edited)
 

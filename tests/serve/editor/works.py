@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from modeling.editor import StreamingEditor
 from serve.admission.admission import Sizes
+from serve.editor.accelerator import Accelerator
+from serve.editor.capacity import means_of
 from serve.editor.engine import Engine
 from serve.wire.work import Edited, EditorEvent, Frames, Opening, Work
 from tests.known_editors import block_clip
@@ -26,6 +29,13 @@ SMALL = replace(OPENING, work_size="32x16", detail="source")
 
 
 SIZES = Sizes((32, 48), (32, 48), "off")
+
+
+def standalone(editor: StreamingEditor, *, max_sessions: int = 8, measured: bool = True) -> Engine:
+    """On an accelerator of its own, which knows the model without a warm-up."""
+    on = Accelerator(max_sessions=max_sessions, measured=measured, degrade=True)
+    on.capacity.means, on.capacity.chunk_frames = means_of(editor), editor.settings.chunk_frames
+    return Engine(editor, "", on)
 
 
 class Source:
