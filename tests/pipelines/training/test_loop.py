@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,8 +21,10 @@ from data.loader import Loader, Split, loader
 from modeling.model_dir import read_card
 from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.watch.meter import Meter
+from pipelines.training.watch.profiler import Profiler
 from pipelines.training.zero.engines import learning_rate_at
 from tests.pipelines.training.benches import PAIRS, Bench, Scripted
+from tests.pipelines.training.plain import setting
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
 
@@ -199,6 +203,44 @@ def profiled(trace: TrainingReport) -> list[str]:
     with gzip.open(file, "rt") as text:
         names = {str(event.get("name")) for event in json.load(text)["traceEvents"]}
     return sorted(name for name in names if name.startswith("this is"))
+
+
+@pytest.mark.parametrize("kept", [None, {"validation_loss": 0.25, "loss": 9.0}])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_was_validated_is_in_the_result_and_the_bests_figures_where_it_is_taken(
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    rank: int,
+    kept: dict[str, float] | None,
+) -> None:
+    scripted(lambda step, micro: {"loss": 1.0})
+    run = bench().set(steps=1)
+    training: Any = run.training(rank=rank, world_size=2)
+    validation = SimpleNamespace(
+        last={"validation_loss": 0.5}, is_due=lambda done: False,
+        take_best=lambda output: kept and {"metrics": kept},
+    )  # fmt: skip
+    training._validation = lambda: validation
+    found = training.run(run.keep)["metrics"]
+    loss = 1.0 / 2  # the other worker's is not added here
+    last = {"loss": loss, "validation_loss": 0.5}
+    assert found == last | (kept or {} if rank == 0 else {})
+    if rank == 0:
+        assert read_card(run.folder / "model")["metrics"] == last
+
+
+def test_a_profile_of_a_training_that_goes_on_counts_its_steps_from_the_beginning(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.open()
+    profiler = Profiler(setting("foundation", profile=1, steps=30), folder, 7)
+    for _ in range(4):
+        profiler.step()
+    profiler.close()
+    ((report,), _) = folder.reports(0)
+    file = str(tmp_path / "profile" / "to-step-000011.json.gz")
+    assert (report.step, report.steps, report.files) == (11, 30, {file: "profile"})
 
 
 def test_a_profile_of_some_steps_goes_to_the_run(

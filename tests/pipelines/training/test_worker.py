@@ -18,9 +18,11 @@ import torch
 
 from infra.runtime.errors import UserError
 from pipelines.exits import TryAgainError
-from pipelines.training import told
+from pipelines.training import loop, told
 from pipelines.training.loop import train_loop
+from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
+from pipelines.training.watch.watchdog import Watchdog
 from tests.pipelines.training.benches import Bench, Scripted
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
@@ -106,6 +108,41 @@ def test_a_worker_of_ray_that_is_to_stop_saves_first_and_writes_no_model(
     again = scripted(lambda step, micro: {"loss": 1.0})
     assert train_loop({"job": run.job()}) == {"metrics": {"loss": 1.0}, "steps": 9}
     assert [step for step, _ in again.asked] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("address", "minutes"), [(None, 0.0), ("ray://h:1", 7.0)])
+def test_a_worker_is_watched_for_as_long_as_is_asked_and_asks_a_cluster_alone_who_leaves(
+    bench: Callable[..., Bench],
+    ray_worker: SimpleNamespace,
+    address: str | None,
+    minutes: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Any] = []
+
+    class Watching(Watchdog):
+        def __init__(self, *given: Any) -> None:
+            seen.append(given[1:])
+            super().__init__(*given)
+
+    class Notes:
+        def __init__(self, setting: Setting, folder: RunFolder, note: Any) -> None:
+            seen.append((setting.rank, folder.path, note.__self__.seconds))
+
+        def run(self, keep: Any, leaving: Any, told: Any) -> dict[str, Any]:
+            seen.append((leaving and leaving(), told()))
+            return {"steps": 3}
+
+    monkeypatch.setattr(loop, "Watchdog", Watching)
+    monkeypatch.setattr(loop, "Training", Notes)
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: "soon")
+    run = bench()
+    RunFolder(run.folder).open()
+    run.config.compute.address, run.config.compute.hang_minutes = address, minutes
+    assert train_loop({"job": run.job()}) == {"steps": 3}
+    seconds = 60 * minutes
+    leaves = True if address else None
+    assert seen == [(0, 1, seconds), (0, run.folder, seconds), (leaves, False)]
 
 
 def test_a_machine_that_is_about_to_leave_is_saved_for_once(
