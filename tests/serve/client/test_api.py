@@ -185,16 +185,19 @@ async def test_all_that_a_plain_caller_asks_for_arrives_and_comes_back() -> None
 @pytest.mark.anyio
 async def test_an_error_does_not_wait_for_a_source_that_stands_still() -> None:
     """A camera that gives no frame, say."""
-    over = threading.Event()
+    still, over = threading.Event(), threading.Event()
     in_time: list[bool] = []
 
     def camera() -> Iterator[np.ndarray]:
         yield PICTURE
+        still.set()
         in_time.append(over.wait(10))
 
     async def script(peer: Peer) -> None:
         await peer.greet()
         assert await peer.hear() == 0
+        while not still.is_set():
+            await asyncio.sleep(0.001)
         await peer.error("too_slow")
 
     def edit() -> None:
@@ -206,6 +209,7 @@ async def test_an_error_does_not_wait_for_a_source_that_stands_still() -> None:
     async with server(script) as (url, _):
         with pytest.raises(WireError, match="as told"):
             await asyncio.to_thread(edit)
-    while not in_time:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(20):
+        while not in_time:
+            await asyncio.sleep(0.001)
     assert in_time == [True]
