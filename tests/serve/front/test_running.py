@@ -16,7 +16,7 @@ from serve.front.running import QUEUED_EVERY_S
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
 from serve.wire.work import Edited, Frames, Queued, Work
-from tests.serve.front import world as world_module
+from tests.serve.front import arithmetic
 from tests.serve.front.arithmetic import CHUNK, FIRST, SIDE, Known, edit, source
 from tests.serve.front.running import indices, resumed, say, shown
 from tests.serve.front.world import OPEN, Inline, StoreLink, Wire, World, frames
@@ -332,7 +332,7 @@ def test_what_a_client_is_told_when_it_is_let_in() -> None:
 def test_how_long_a_place_in_the_line_takes_is_said_to_a_tenth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(world_module, "Queued", lambda place, _: Queued(place, 12.3456))
+    monkeypatch.setattr(arithmetic, "Queued", lambda place, _: Queued(place, 12.3456))
     with World() as world:
         world.editors.places = [1, 1]
         wire = world.connect(OPEN | {"queue": True})
