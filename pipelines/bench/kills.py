@@ -6,6 +6,7 @@ Both are Ray Train jobs with checkpoints, on drawn weights and latents.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -89,7 +90,12 @@ def worker_processes(pid: int) -> list[int]:
     one = psutil.Process(pid)
     name = one.cmdline()[0].partition("::")[2].partition(".")[0]
     siblings = one.parent().children() if one.parent() else [one]
-    return sorted(p.pid for p in siblings if name in " ".join(p.cmdline()))
+    found = []
+    for sibling in siblings:
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ends while it is looked at
+            if name in " ".join(sibling.cmdline()):
+                found.append(sibling.pid)
+    return sorted(found)
 
 
 def measure(
