@@ -167,8 +167,10 @@ def joined_ray(
     try:
         with environment(unless_set({"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"})):
             _init(address=address, runtime_env=workers, **options)
-    except ConnectionError as error:
-        raise _unreachable(address, setting, error) from error
+    except ConnectionError as error:  # though something listens there
+        remedy = "set RAY_AUTH_MODE=token if it asks for the token in ~/.ray/auth_token, as a head "
+        remedy += "does that found one there; start it if it is not Ray"
+        raise _unreachable(address, setting, error, remedy) from error
     try:
         yield
     finally:
@@ -192,9 +194,11 @@ def check_address(address: str, setting: str) -> None:
         raise _unreachable(address, setting, error) from error
 
 
-def _unreachable(address: str, setting: str, error: Exception) -> ClusterError:
+def _unreachable(
+    address: str, setting: str, error: Exception, remedy: str = "start it"
+) -> ClusterError:
     return ClusterError(
-        f"{setting}={address}: no Ray cluster answers there ({error}); start it, or leave "
+        f"{setting}={address}: no Ray cluster answers there ({error}); {remedy}, or leave "
         f"{setting} out for a private Ray on this machine"
     )
 

@@ -79,8 +79,8 @@ def test_a_version_that_waits_for_mlflow_is_not_registered_again(first: Place) -
 NOTHING = (
     *("name=other", "data.workers=1", "data.encode_batch=2", "tracking.experiment=other"),
     *("compute.cpus_per_worker=0.5", "compute.threads_per_worker=2", "compute.zero_stage=1"),
-    *("compute.activation_checkpointing=true", "compute.recompute_attention=true"),
-    *("compute.loader_workers=1", "compute.shard_cache=shards", "compute.max_failures=7"),
+    *("compute.activation_checkpointing=true", "compute.loader_workers=1"),
+    *("compute.shard_cache=shards", "compute.max_failures=7"),
     *("compute.hang_minutes=7", "compute.keep_checkpoints=7", "compute.keep_finished=true"),
     "compute.deterministic=false",
     *(
@@ -91,9 +91,11 @@ NOTHING = (
             *("validate_every=7", "validate_clips=7", "sample_clips=0", "gate={max_loss: 2}"),
         )
     ),
-    *(f"{stage}.keep_products=3" for stage in ("foundation", "causal", "distill")),
     "distill.rollout_copy=false",
 )
+# The same of two that exclude each other.
+RECOMPUTED = ("compute.recompute_attention=true",)
+KEPT = tuple(f"{stage}.keep_products=3" for stage in ("foundation", "causal", "distill"))
 # In keys, and seen there by tests of their own: paths, and what chooses a model.
 ELSEWHERE = ("output", "data.train", "data.heldout", "data.footage", "model.preset", "model.start")
 ELSEWHERE += ("tracking.uri", "compute.address", "compute.gpus", "distill.teacher")
@@ -110,10 +112,11 @@ OTHER = {  # of settings whose other value is not simply the next number
 def test_every_setting_of_a_training_decides_it_or_is_known_to_decide_nothing(
     first: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert running(plan(first, *NOTHING)) == set()
+    for further in (RECOMPUTED, KEPT):
+        assert running(plan(first, *NOTHING, *further)) == set()
     monkeypatch.setattr(choice, "_SHOWN", 100)
     monkeypatch.setattr(choice, "_change", lambda name, old, new: name.removeprefix("config."))
-    nothing = {word.partition("=")[0] for word in NOTHING} | set(ELSEWHERE)
+    nothing = {word.partition("=")[0] for word in (*NOTHING, *RECOMPUTED, *KEPT)} | set(ELSEWHERE)
     for stage in TRAINED_STAGES:
         section = asdict(getattr(first.configured(), stage))
         names = {name for name in section if f"{stage}.{name}" not in nothing}

@@ -60,7 +60,8 @@ def cluster() -> Iterator[str]:
                 f"--ray-client-server-port={free_port()}",
                 f"--dashboard-agent-listen-port={free_port()}",
             ],
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+            # A token in the home of who runs the tests would make it ask for one.
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 import pytest
 
+import infra.runtime.ray as ray_runtime
 from infra.runtime.environment import environment, unless_set
 from infra.runtime.errors import UserError
-from infra.runtime.ray import ClusterError, check_address
+from infra.runtime.ray import ClusterError, check_address, joined_ray
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
 
@@ -40,6 +42,22 @@ def test_a_default_gives_way_to_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert unless_set({"LIVEEDIT_THERE": "x", "LIVEEDIT_NEW": "y"}) == {
         "LIVEEDIT_THERE": "before", "LIVEEDIT_NEW": "y",
     }  # fmt: skip
+
+
+def test_a_ray_that_refuses_who_brings_no_token_is_told_from_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(**options: Any) -> None:  # Ray itself tries for half a minute
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray_runtime, "_init", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            pytest.raises(ClusterError, match="SETTING=.*; set RAY_AUTH_MODE=token if it asks"),
+            joined_ray(address, "SETTING"),
+        ):
+            pass
 
 
 @pytest.mark.parametrize("form", ["{}", "ray://{}", "http://{}/path"])
