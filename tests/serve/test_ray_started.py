@@ -54,7 +54,7 @@ def test_a_ray_that_refuses_who_brings_no_token_is_told_from_one_that_is_not_the
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with (
-            pytest.raises(ClusterError, match="SETTING=.*; set RAY_AUTH_MODE=token if it asks"),
+            pytest.raises(ClusterError, match=r"SETTING=.*; set RAY_AUTH_MODE=token if it asks"),
             joined_ray(address, "SETTING"),
         ):
             pass

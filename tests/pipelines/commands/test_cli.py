@@ -181,7 +181,7 @@ def test_what_the_system_refuses_begins_with_the_file(
         (["data", "make", "x", "--size", "8x100"], "--size 8x100"),
         (
             ["data", "make", "x", "--size", "128"],
-            "--size 128 must be width x height, both at least",
+            "--size 128 must be width x height in pixels, both at least 16",
         ),
         (["data", "make", "x", "--size", "128x-16"], "--size 128x-16 must be"),
         (["data", "make", "x", "--size", "15x128"], "--size 15x128 must be"),
