@@ -188,7 +188,6 @@ def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
     assert more - gib() == pytest.approx(layers * 6 * result)
     assert gib("foundation.keep_products=10") - gib() == pytest.approx(10 * 6 * result)
     assert gib("foundation.keep_products=31") == more
-    assert gib("foundation.keep_products=30", "compute.recompute_attention=true") == gib() - kept
     assert gib("compute.activation_checkpointing=false") > 2.5 * more
     buffers = 2e9 / GIB
     shared = gib("compute.sequence_parallel=2", "compute.workers=2")
