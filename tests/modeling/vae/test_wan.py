@@ -172,6 +172,15 @@ def test_state_survives_saving_and_is_not_changed_by_a_call(vae: StreamingVae) -
     assert torch.equal(state.pending, before.pending)
 
 
+def test_frames_that_wait_move_with_the_caches() -> None:
+    """A state is made on one machine and goes on at another, which may have a GPU."""
+    state = VaeState([torch.ones(2, 3)], pending=torch.ones(1, 2, 3, 8, 8))
+    moved = state.to("meta", torch.float64)
+    assert moved.pending is not None
+    for tensor in (*moved.caches, moved.pending):
+        assert (tensor.device.type, tensor.dtype) == ("meta", torch.float64)
+
+
 def test_state_is_fixed_in_size_and_holds_no_clip(vae: StreamingVae) -> None:
     def sizes(state: VaeState) -> list[tuple[int, ...]]:
         for cache in state.caches:  # a view would keep the whole activation in memory

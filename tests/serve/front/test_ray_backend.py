@@ -56,15 +56,16 @@ async def test_a_stream_is_one_call_and_its_chunks_go_over_the_link() -> None:
     assert handle.chosen == ["a"]
 
 
-async def test_a_stream_asks_for_what_it_is() -> None:
+@pytest.mark.parametrize(("waits", "again"), [(True, False), (False, True)])
+async def test_a_stream_asks_for_what_it_is(waits: bool, again: bool) -> None:
     hub = Hub()
     opening = replace(
-        OPENING, session="x", epoch=3, waits=True, again=True, work_size="32x16", detail="source"
+        OPENING, session="x", epoch=3, waits=waits, again=again, work_size="32x16", detail="source"
     )
     _, handle = await run(good, hub=hub, opening=opening)
     (asked,), (given,) = hub.asked, handle.openings
     sizes = Sizes((4, 6), (16, 32), "source")
-    assert asked == Request(given.stream, "x", sizes, 16.0, epoch=3, waits=True, again=True)
+    assert asked == Request(given.stream, "x", sizes, 16.0, epoch=3, waits=waits, again=again)
     assert given == replace(opening, stream=asked.stream)
 
 
