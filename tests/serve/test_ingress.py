@@ -149,6 +149,18 @@ async def test_what_nobody_asked_for_of_a_body_has_an_end(monkeypatch: pytest.Mo
         assert await endless.flood(bytes(2**16), 2**30) < 2**25  # what sockets hold among it
 
 
+async def test_what_nobody_asked_for_is_counted_by_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kept connection may carry many uploads that are refused."""
+    monkeypatch.setattr(http, "MAX_UNASKED", 2**12)
+    async with ingress() as server, Raw(server) as raw:
+        for _ in range(3):
+            raw.writer.write(POST % 2**12)
+            await asyncio.wait_for(raw.reader.readuntil(b"ok"), 20)
+            raw.writer.write(bytes(2**12))
+
+
 async def test_a_refused_upload_reads_the_refusal_when_it_is_written() -> None:
     assert Limits().max_upload <= http.MAX_UNASKED
     async with ingress() as server, Raw(server) as raw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modeling.diffusion.rope import rope_table, rotate, time_shift
+from modeling.diffusion.rope import fixed_rope_table, rope_table, rotate, time_shift
 
 TIMES, HEIGHT, WIDTH = (0, 7, 1000), 2, 3
 
@@ -37,3 +37,15 @@ def test_a_shift_in_time_is_a_later_place() -> None:
     now, later = (rope_table(torch.tensor([t]), HEIGHT, WIDTH, 20) for t in (4, 4 + 9))
     moved = rotate(rotate(x, now), time_shift(9, 20, x.device))
     torch.testing.assert_close(moved, rotate(x, later))
+
+
+def test_what_is_kept_of_a_forward_without_gradients_serves_one_with_them() -> None:
+    """Who edits in inference mode may train in the same process, at the same size."""
+    asked = ((3, 1, 4), 5, 7, 20, torch.device("cpu"))  # by no other test
+    with torch.inference_mode():
+        first = fixed_rope_table(*asked)
+    rope = fixed_rope_table(*asked)
+    assert rope is first
+    x = torch.ones(1, 3 * 5 * 7, 2, 20, requires_grad=True)
+    rotate(x, rope).sum().backward()
+    assert x.grad is not None

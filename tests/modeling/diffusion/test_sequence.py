@@ -15,7 +15,7 @@ from infra.runtime.errors import UserError
 from modeling.config import MaskCacheConfig, TransformerConfig
 from modeling.diffusion.attention import Visibility, bidirectional, chunk_causal, teacher_forcing
 from modeling.diffusion.reuse import Reuse
-from modeling.diffusion.sequence import Sequence
+from modeling.diffusion.sequence import Sequence, by_latents
 from modeling.diffusion.transformer import Transformer
 from modeling.streaming.kv_cache import Cached, KVCache
 from modeling.streaming.mask_cache import MaskCache
@@ -32,6 +32,17 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 def network() -> Transformer:
     return random_transformer(CONFIG, std=0.3)
+
+
+def test_what_is_kept_of_a_forward_without_gradients_serves_one_with_them() -> None:
+    asked = (Sequence(None, 0, 1), 3, 4, torch.device("cpu"))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        first = by_latents(*asked)
+    split = by_latents(*asked)
+    assert split is first
+    x = torch.ones(2, 3 * 4, 5, requires_grad=True)
+    (x.index_select(1, split.own) * x.index_select(1, split.forth)).sum().backward()
+    assert x.grad is not None
 
 
 def drawn(*shape: int) -> Tensor:
