@@ -7,8 +7,10 @@ import os
 import shlex
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +128,23 @@ def test_a_job_is_created_once_if_the_plan_has_something_to_run(
         cluster.jobs.insert(0, job)
         assert create_if_needed(ray_job(), api, account).endswith("is under way")
         cluster.jobs.pop()
+
+
+def test_jobs_of_one_day_have_names_of_their_own(
+    cluster: Cluster, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes refuses a second one of a name, and the first stays for a while when it is done:
+    who trains again by hand on the day of a nightly run would get nothing."""
+    planned(account, WOULD_RUN, monkeypatch)
+    api = f"http://127.0.0.1:{cluster.server_port}"
+    times = [datetime(2026, 3, 4, 2, 0, tzinfo=UTC), datetime(2026, 3, 4, 14, 5, tzinfo=UTC)]
+    clock = SimpleNamespace(now=lambda zone: times[len(cluster.jobs)].astimezone(zone))
+    monkeypatch.setattr(job_module, "datetime", clock)
+    said = []
+    for _ in times:
+        said.append(create_if_needed(ray_job(), api, account))
+        cluster.jobs[-1]["status"] = {"jobDeploymentStatus": "Complete"}
+    assert said == ["created liveedit-train-20260304-0200", "created liveedit-train-20260304-1405"]
 
 
 def test_no_job_is_created_without_work_or_without_a_plan(

@@ -199,6 +199,30 @@ def test_a_cluster_that_does_not_answer_is_named_with_its_setting(
 
 
 @pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("10.0.0.7:6379", ("10.0.0.7", 6379)),
+        ("ray://head.video:10001", ("head.video", 10001)),
+        ("ray://[2001:db8::7]:10001", ("2001:db8::7", 10001)),  # the brackets are the address's
+        ("[::1]:6379", ("::1", 6379)),
+        ("auto", None),
+    ],
+)
+def test_who_listens_is_asked_at_the_host_and_port_of_the_address(
+    monkeypatch: pytest.MonkeyPatch, address: str, asked: tuple[str, int] | None
+) -> None:
+    found: list[tuple[str, int]] = []
+
+    def connect(place: tuple[str, int], timeout: float) -> Any:
+        found.append(place)
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(ray.socket, "create_connection", connect)
+    ray.check_address(address, "SETTING")
+    assert found == ([] if asked is None else [asked])
+
+
+@pytest.mark.parametrize(
     ("place", "writable", "wanted"),
     [("/" + "x" * 29, True, None), ("/" + "x" * 30, True, "/tmp"), ("/" + "x" * 30, False, None)],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import threading
@@ -356,3 +357,42 @@ def test_a_part_that_ends_takes_the_others_down(
     told = capsys.readouterr().out
     assert "absent     not installed: get it" in told
     assert "first      http://first" in told
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_leaves_no_part_running(
+    settings: Settings, server: str, monkeypatch: pytest.MonkeyPatch, interruptible: None
+) -> None:
+    """Databases take seconds to end, in which many people press it again."""
+    begun: list[StackProcess] = []
+
+    class Impatient(StackProcess):
+        def __init__(self, part: Server, settings: Settings) -> None:
+            super().__init__(part, settings)
+            begun.append(self)
+
+        def check(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        def stop(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().stop()
+
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    parts = [Server(name, 0, "", f"{server}/200", sleep, {}) for name in ("first", "second")]
+    monkeypatch.setattr(up, "SERVERS", tuple(lambda _, part=part: part for part in parts))
+    monkeypatch.setattr(up, "StackProcess", Impatient)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            up.run(settings)
+        assert [part.process.poll() is None for part in begun] == [False, False]
+    finally:
+        for part in begun:
+            part.process.kill()
+            part.process.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from data.video import VideoWriter, differences, probe, read_frames, read_timed
+from data.video.decode import _whole
 from data.video.source.upright import FrameLook, look
 from tests.data.conftest import MakeVideo, number_of, numbered, write_raw
 
@@ -74,6 +76,25 @@ def test_sizes_of_our_making_are_even(
     assert next(read_frames(path)).shape == (*shown, 3)
 
 
+def of_two_fields(pictures: Sequence[np.ndarray], first: int = 0) -> Iterator[av.VideoFrame]:
+    """Interlaced frames, upper field first, 25 a second from the number `first`."""
+    graph = av.filter.Graph()
+    height, width = pictures[0].shape[:2]
+    nodes = (
+        graph.add_buffer(
+            width=width, height=height, format=av.VideoFormat("yuv420p"), time_base=Fraction(1, 25)
+        ),
+        graph.add("setfield", "tff"),
+        graph.add("buffersink"),
+    )
+    graph.link_nodes(*nodes).configure()
+    for n, picture in enumerate(pictures, first):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+        frame.pts, frame.time_base = n, Fraction(1, 25)
+        graph.push(frame)
+        yield graph.pull()
+
+
 def test_interlaced_frames_are_made_whole(tmp_path: Path) -> None:
     """A bar that moves: its two fields are 16 pixels apart, which shows as a comb."""
 
@@ -92,20 +113,8 @@ def test_interlaced_frames_are_made_whole(tmp_path: Path) -> None:
         stream = output.add_stream("mpeg2video", rate=25, options={"flags": "+ilme+ildct"})
         stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
         stream.bit_rate = 8_000_000
-        graph = av.filter.Graph()
-        nodes = (
-            graph.add_buffer(
-                width=128, height=64, format=av.VideoFormat("yuv420p"), time_base=Fraction(1, 25)
-            ),
-            graph.add("setfield", "tff"),
-            graph.add("buffersink"),
-        )
-        graph.link_nodes(*nodes).configure()
-        for n, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = n, Fraction(1, 25)
-            graph.push(frame)
-            output.mux(stream.encode(graph.pull()))
+        for frame in of_two_fields(frames):
+            output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
 
     def comb(picture: np.ndarray) -> float:
@@ -118,6 +127,18 @@ def test_interlaced_frames_are_made_whole(tmp_path: Path) -> None:
     assert comb(frames[2]) > 15
     for _, frame in shown[1:-1]:
         assert comb(frame) < comb(frames[2]) / 4
+
+
+def test_no_frame_is_lost_where_interlaced_ones_become_others() -> None:
+    """A broadcast changes its size with the programme; what is whole is made so with the old one's
+    neighbours, and the last waits for one that does not come."""
+    wide, small = np.zeros((4, 64, 128, 3), np.uint8), np.zeros((3, 32, 64, 3), np.uint8)
+    given = [*of_two_fields(wide), *of_two_fields(small, 4), *of_two_fields(wide, 7)]
+    shown = [
+        (frame.pts * frame.time_base * 25, frame.width, frame.interlaced_frame)
+        for frame in _whole(iter(given))
+    ]
+    assert shown == [(n, 64 if 4 <= n < 7 else 128, False) for n in range(11)]
 
 
 def test_frames_that_are_whole_are_not_touched(make_video: MakeVideo) -> None:
