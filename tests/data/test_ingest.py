@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from data.ingest import JOURNAL, Ingested, _crashed, _fingerprint, _read_journal, ingest
-from data.manifest import dataset_hash, read_dataset_info
+from data.manifest import dataset_hash
 from data.pairs import PairList
 from data.processes import map_in_order
-from data.shard_reader import ShardFolder
 from data.shards import DatasetError, check_dataset
 from data.store import open_store
 from tests.data.conftest import S3Server, edited_middle, numbered, write_raw
@@ -42,13 +41,6 @@ def make_list(folder: Path, count: int, bad: tuple[int, ...] = ()) -> Path:
 
 def pairs(path: Path) -> PairList:
     return PairList(path, fps=16, frames=9, height=32, width=48)
-
-
-def instructions(uri: str, tmp_path: Path) -> list[str]:
-    info, folder = read_dataset_info(uri), ShardFolder(open_store(uri), tmp_path / "cache", 0)
-    return [
-        folder.sample(shard, n).instruction for shard in info.shards for n in range(shard.count)
-    ]
 
 
 def test_work_comes_back_in_order_past_one_that_ends_its_process() -> None:
