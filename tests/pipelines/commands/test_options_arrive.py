@@ -292,3 +292,23 @@ def test_figures_of_detail_are_written_where_they_are_asked_for(
     result, _ = run(case, monkeypatch, answer=[("night", PAIR)])
     assert result.exception is None, result.output
     assert json.loads(Path("f.json").read_text()) == {"night": {"full": {"psnr": 3.0}}}
+
+
+def test_the_picture_is_of_the_first_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kind there would be another, each over the one before."""
+    made = {PAIRS: [("night", PAIR), ("add", PAIR)], "pipelines.bench.sharpness.detail.table": ""}
+    case = Case(f"{DETAIL} --picture p.jpg", "pipelines.bench.sharpness.detail.save_picture", {},
+                PREPARED | made | {COMPARE: {}})  # fmt: skip
+    result, calls = run(case, monkeypatch, answer=True)
+    assert result.exception is None, result.output
+    assert [call["path"] for call in calls] == [Path("p.jpg")]
+
+
+def test_what_a_rate_of_its_own_changes_is_said_before_the_edit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(f"{EDIT} --model m --fps 8", "data.video.differences", {})
+    _, calls = run(case, monkeypatch)
+    assert [(call["source"], call["output"], call["fps"]) for call in calls] == [
+        (Path("in.mkv"), Path("out.mp4"), 8)
+    ]

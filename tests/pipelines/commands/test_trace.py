@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from infra.runtime.errors import UserError
 from pipelines.cli import app
-from pipelines.commands.measure.trace import read_ways
+from pipelines.commands.measure.trace import read_ways, trace
 
 TIMES = (("front.receive", 700), ("codec.decode", 2), ("editor.device", 100), ("codec.encode", 10))
 
@@ -67,6 +67,15 @@ def test_the_slowest_is_shown_beside_what_is_usual(traces: Path) -> None:
     bars = {name: row.count("█") for name, row in rows.items()}
     assert bars == {"front.receive": 0, "codec.decode": 1, "editor.device": 35,
                     "codec.encode": 1, "front.pace": 0}  # fmt: skip
+
+
+def test_a_root_whose_spans_are_not_there_is_no_whole_chunk(traces: Path) -> None:
+    """As where they lie in another front's file, which is not given."""
+    whole = chunk(2, 100)
+    (tmp := traces / "c.jsonl").write_text(whole.splitlines(keepends=True)[-1])
+    assert len(read_ways(traces)) == 3
+    with pytest.raises(UserError, match="holds no whole chunk"):
+        trace(tmp)
 
 
 def test_another_session_and_the_next_slowest(traces: Path) -> None:

@@ -110,6 +110,8 @@ def limits() -> Iterator[tuple[str, Any, bool]]:
         "vae.crop": ((None, 8, 64, 128), (-8, 0, 4, 60, 136)),  # the model's height is 128
         "distill.min_timestep": ((0.0, 979.5), (-1.0, 980.0, 981.0, NAN)),
         "distill.max_timestep": ((1000.0, 20.5), (1000.5, 20.0, NAN)),
+        "distill.gradient_chunks": ((None, 1), (-1, 0)),
+        "distill.scored_chunks": ((None, 1), (-1, 0)),
     }
     for key, (good, bad) in passing.items():
         yield from ((key, value, True) for value in good)
@@ -129,6 +131,22 @@ def test_limits(demo: PipelineConfig, key: str, value: Any, passes: bool) -> Non
     message = str(refused.value)
     assert f"{key}={shown} " in message
     assert REMEDY.search(message), message
+
+
+@pytest.mark.parametrize(
+    ("learn", "scored", "passes"),
+    [(None, 2, True), (2, None, True), (1, 2, True), (2, 2, True), (3, 2, False)],
+)
+def test_as_many_chunks_learn_as_are_scored_at_most(
+    demo: PipelineConfig, learn: int | None, scored: int | None, passes: bool
+) -> None:
+    given = {"distill__gradient_chunks": learn, "distill__scored_chunks": scored}
+    if passes:
+        accept(demo, **given)
+        return
+    told = r"distill\.gradient_chunks=3 is more than distill\.scored_chunks=2: .*lower it"
+    with pytest.raises(ConfigError, match=told):
+        accept(demo, **given)
 
 
 def test_the_tables_know_every_number() -> None:

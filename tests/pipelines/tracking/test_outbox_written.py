@@ -183,6 +183,29 @@ def test_what_was_sent_is_not_sent_again(
     assert server.order == ["start", "end"]
 
 
+def test_a_journal_begun_anew_is_sent_from_its_start_also_by_the_next_process(
+    open_box: Callable[[], tuple[Outbox, Server]], said: list[str]
+) -> None:
+    """Where the one that began it got none of it through: nothing of the old place is left."""
+    box, server = open_box()
+    with box:
+        box.start_pipeline("sent", {}).finish()
+    assert server.order == ["start", "end"]
+    box, server = open_box()
+    server.down = True
+    with box:
+        run = box.start_pipeline("kept", {})
+        run.finish()
+    assert server.taken == []
+    assert "does not have all of this yet" in said[-1]
+    box, server = open_box()
+    with box:
+        assert box.flush(LONG)
+    assert [(entry["what"], entry["run"]) for entry in server.taken] == [
+        ("start", run.mark), ("end", run.mark)
+    ]  # fmt: skip
+
+
 def test_what_was_refused_is_said_at_the_end_with_the_first_reason(
     open_box: Callable[[], tuple[Outbox, Server]], said: list[str], tmp_path: Path
 ) -> None:
