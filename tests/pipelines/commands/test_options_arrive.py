@@ -302,13 +302,3 @@ def test_the_picture_is_of_the_first_kind_alone(monkeypatch: pytest.MonkeyPatch)
     result, calls = run(case, monkeypatch, answer=True)
     assert result.exception is None, result.output
     assert [call["path"] for call in calls] == [Path("p.jpg")]
-
-
-def test_what_a_rate_of_its_own_changes_is_said_before_the_edit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    case = Case(f"{EDIT} --model m --fps 8", "data.video.differences", {})
-    _, calls = run(case, monkeypatch)
-    assert [(call["source"], call["output"], call["fps"]) for call in calls] == [
-        (Path("in.mkv"), Path("out.mp4"), 8)
-    ]

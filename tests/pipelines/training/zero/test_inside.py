@@ -15,6 +15,7 @@ from pipelines.training.zero.average import Ema
 from pipelines.training.zero.inside import (
     import_deepspeed,
     load_engine,
+    make_universal,
     master_shards,
     save_engine,
     shard_starts,
@@ -65,6 +66,32 @@ def test_a_loaded_engine_keeps_its_own_rates_betas_and_decay(tmp_path: Path) -> 
         state, was = now.optimizer.state[mine], before.optimizer.state[theirs]
         assert state["step"] == was["step"] == 1
         assert torch.equal(state["exp_avg_sq"], was["exp_avg_sq"])
+
+
+def test_moments_of_zero_0_go_to_the_parameters_that_they_are_of(tmp_path: Path) -> None:
+    """Its one file numbers matrices before biases and norms, whatever comes first in the network;
+    the frozen one is none of them."""
+    import_deepspeed()
+    network = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
+    network[2].requires_grad_(False)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    matrices = [p for p in trained.values() if p.dim() > 1]
+    vectors = [p for p in trained.values() if p.dim() == 1]
+    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors}])
+    network(torch.arange(6.0).view(2, 3) ** 2).square().sum().backward()
+    optimizer.step()
+    state = {"module": network.state_dict(), "optimizer": optimizer.state_dict()}
+    (tmp_path / "t").mkdir()
+    torch.save(state, tmp_path / "t" / "mp_rank_00_model_states.pt")
+    make_universal(tmp_path / "t", tmp_path / "universal", 0, 1, list(trained))
+    made = tmp_path / "universal" / "zero"
+    assert {path.name for path in made.iterdir() if path.is_dir()} == set(trained)
+    for name, parameter in trained.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            moment = torch.load(made / name / f"{key}.pt")["param"]
+            assert torch.equal(moment, optimizer.state[parameter][key]), (name, key)
+            assert moment.any(), (name, key)
+        assert torch.equal(torch.load(made / name / "fp32.pt")["param"], parameter)
 
 
 NUMBERS = {"first": torch.arange(4.0), "second": torch.arange(10.0, 16.0)}
