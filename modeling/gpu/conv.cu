@@ -1,12 +1,13 @@
 // A causal 3 x 3 x 3 convolution for Hopper's tensor cores.
 //
-// Activations are bfloat16, channels innermost, [B, F, H, W, C]; two frames come before (`past`).
-// gpu_conv.py compiles it for each pair of channel counts, with
+// Activations are float16 or bfloat16, channels innermost, [B, F, H, W, C]; two frames come before
+// (`past`). conv.py compiles it for each type and pair of channel counts, with
 //   CIN      input channels, a multiple of 16
 //   COUT     output channels, a multiple of 32, or 8 of which three are wanted: the pixels
 //   BLOCKS   blocks of 8 x 8 pixels that a warpgroup computes
 //   STAGES   steps that lie ready in shared memory
-// and with `wgmma`, one m64nCOUTk16 instruction.
+// and with what depends on the type: `wgmma`, one m64nCOUTk16 instruction, and `pack`, which rounds
+// two sums (float16 to infinity beyond 65504). Nothing else here looks into a number.
 //
 // A tile is 16 x 8*BLOCKS pixels of one frame with all their output channels. Its sum over inputs
 // goes in steps of one frame and 16 channels: a step holds these channels of the tile and of a border
@@ -19,7 +20,7 @@
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
-typedef unsigned short bf16;
+typedef unsigned short number; // 16 bits of either type
 
 constexpr int TILE_H = 16, TILE_W = 8 * BLOCKS;
 constexpr int PITCH = TILE_W + 2, PIXELS = (TILE_H + 2) * PITCH;
@@ -55,10 +56,10 @@ __device__ __forceinline__ void wait(u32 barrier, u32 parity) {
 // --- the kernel ------------------------------------------------------------------------------
 
 struct Problem {
-  const bf16 *x;       // [B, F, H, W, CIN]
-  const bf16 *past;    // [B, 2, H, W, CIN], null for zeros
-  const bf16 *weights; // [3, CIN / 16, 9, 2, COUT, 8]
-  bf16 *y;             // [B, F, H, W, COUT], or pixels [B, F, 3, H, W]
+  const number *x;       // [B, F, H, W, CIN]
+  const number *past;    // [B, 2, H, W, CIN], null for zeros
+  const number *weights; // [3, CIN / 16, 9, 2, COUT, 8]
+  number *y;             // [B, F, H, W, COUT], or pixels [B, F, 3, H, W]
   int clips, frames, height, width;
   int tiles, across; // of all frames of all clips; in a row of a frame
 };
@@ -94,14 +95,14 @@ __device__ __forceinline__ void bring(const Problem &p, u32 stages, u32 full, u3
     }
     for (int seen = tile.first(p); seen < 3; ++seen) {
       const int frame = tile.of + seen - 2;
-      const bf16 *source = frame < 0 ? p.past + (tile.clip * 2 + frame + 2) * plane
+      const number *source = frame < 0 ? p.past + (tile.clip * 2 + frame + 2) * plane
                                      : p.x + (tile.clip * p.frames + frame) * plane;
       for (int slice = 0; slice < SLICES; ++slice, ++step, source += 16) {
         const int stage = step % STAGES;
         const u32 to = stages + stage * STAGE_BYTES, ready = full + stage * 8;
         wait(empty + stage * 8, (step / STAGES & 1) ^ 1);
         if (thread == 0) {
-          const bf16 *weights = p.weights + (long)(seen * SLICES + slice) * (WEIGHT_BYTES / 2);
+          const number *weights = p.weights + (long)(seen * SLICES + slice) * (WEIGHT_BYTES / 2);
           asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(ready),
                        "n"(WEIGHT_BYTES) : "memory");
           asm volatile(
@@ -138,12 +139,6 @@ struct Part {
   }
 };
 
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
 // A warp takes 8 pixels of a line at a time through shared memory, after which a thread has groups of
 // 8 channels. The loop stays one: unrolled, its instructions would be fetched anew for every tile.
 __device__ __forceinline__ void store(const Problem &p, const Tile &tile, const Sums &acc, u32 staging) {
@@ -163,7 +158,7 @@ __device__ __forceinline__ void store(const Problem &p, const Tile &tile, const 
       }
     }
     __syncwarp();
-    bf16 *to = p.y + (((long)tile.frame * p.height + at.h) * p.width + at.w) * COUT + quarter * 8;
+    number *to = p.y + (((long)tile.frame * p.height + at.h) * p.width + at.w) * COUT + quarter * 8;
 #pragma unroll
     for (int i = 0; i < COUT / 32; ++i) {
       uint4 group;
@@ -185,9 +180,9 @@ __device__ __forceinline__ void store_pixels(const Problem &p, const Tile &tile,
     if (!at.inside || quarter > 1) continue;
     const float *pair = acc[part / 2] + part % 2 * 2;
     const u32 channels = pack(pair[0], pair[1]);
-    bf16 *to = p.y + ((long)tile.frame * 3 + quarter * 2) * plane + (long)at.h * p.width + at.w;
-    to[0] = (bf16)channels;
-    if (quarter == 0) to[plane] = (bf16)(channels >> 16);
+    number *to = p.y + ((long)tile.frame * 3 + quarter * 2) * plane + (long)at.h * p.width + at.w;
+    to[0] = (number)channels;
+    if (quarter == 0) to[plane] = (number)(channels >> 16);
   }
 }
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 _SOURCE = Path(__file__).with_name("conv.cu")
 _CHANNELS = {(96, 96), (96, 192), (192, 192), (96, 3)}  # in and out, of what is faster than cuDNN
+_TYPES = {torch.float16: "f16", torch.bfloat16: "bf16"}  # as PTX names them
 _PIXELS = 8  # output channels that stand for three: the fewest of an instruction
 _TILE_HEIGHT = 16
 _THREADS = 384
@@ -33,7 +34,7 @@ class CausalConvolution:
         return (
             (conv.in_channels, conv.out_channels) in _CHANNELS
             and conv.kernel_size == (3, 3, 3)
-            and conv.weight.dtype == torch.bfloat16
+            and conv.weight.dtype in _TYPES
             and torch.cuda.get_device_capability(conv.weight.device) == (9, 0)
         )
 
@@ -42,18 +43,21 @@ class CausalConvolution:
         columns = _PIXELS if conv.out_channels == 3 else conv.out_channels
         self._blocks = 2 if columns == 192 else 4  # as many as registers hold sums of
         self._weights = _ordered(conv.weight.detach(), columns)
-        self._launch = _compiled(conv.in_channels, columns, self._blocks)
+        kind = _TYPES[conv.weight.dtype]
+        self._launch = _compiled(kind, conv.in_channels, columns, self._blocks)
 
     def __call__(self, x: Tensor, past: Tensor | None) -> Tensor:
         """x [B, F, H, W, C] behind `past` [B, 2, H, W, C] (None is zeros) to [B, F, H, W, C'].
 
-        Both are contiguous. Of three output channels the result is the view of [B, F, 3, H, W].
+        Both are contiguous and of the weights' type; float16 beyond 65504 is infinite. Of three
+        output channels the result is the view of [B, F, 3, H, W].
         """
         clips, frames, height, width, _ = x.shape
         if self._out_channels == 3:
             y = x.new_empty(clips, frames, 3, height, width).permute(0, 1, 3, 4, 2)
         else:
             y = x.new_empty(clips, frames, height, width, self._out_channels)
+        assert x.dtype == self._weights.dtype
         assert x.is_contiguous()
         assert past is None or past.is_contiguous()
         across = -(-width // (8 * self._blocks))
@@ -80,8 +84,8 @@ def _ordered(weight: Tensor, columns: int) -> Tensor:
     return parts.permute(4, 1, 5, 2, 0, 3).contiguous()
 
 
-def _wgmma(columns: int) -> str:
-    """The kernel's one instruction: acc [64, columns] += pixels @ weights."""
+def _instructions(kind: str, columns: int) -> str:
+    """What of the kernel depends on the type: acc [64, columns] += pixels @ weights; rounding."""
     held = columns // 2  # sums of a thread
     names = ", ".join(f"%{i}" for i in range(held))
     sums = ", ".join(f'"+f"(acc[{i}])' for i in range(held))
@@ -89,15 +93,21 @@ def _wgmma(columns: int) -> str:
 __device__ __forceinline__ void wgmma(
     float (&acc)[{held}], unsigned long long pixels, unsigned long long weights) {{
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 "
+      "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind} "
       "{{{names}}}, %{held}, %{held + 1}, 1, 1, 1, 0, 0;"
       : {sums} : "l"(pixels), "l"(weights));
+}}
+
+__device__ __forceinline__ unsigned pack(float low, float high) {{
+  unsigned pair;
+  asm("cvt.rn.{kind}x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }}
 """
 
 
 @cache
-def _compiled(channels: int, columns: int, blocks: int) -> Callable[[_Problem], None]:
+def _compiled(kind: str, channels: int, columns: int, blocks: int) -> Callable[[_Problem], None]:
     """What launches the kernel for so many channels; RuntimeError if it cannot be built."""
     try:
         from cuda.bindings import driver, nvrtc
@@ -110,7 +120,7 @@ def _compiled(channels: int, columns: int, blocks: int) -> Callable[[_Problem], 
     def checked(result: tuple[Any, ...]) -> Any:
         if int(result[0]) != 0:
             raise RuntimeError(
-                f"{_SOURCE.name} for {channels} to {columns} channels: {result[0]!r}"
+                f"{_SOURCE.name} for {channels} to {columns} channels in {kind}: {result[0]!r}"
             )
         return result[1] if len(result) > 1 else None
 
@@ -120,7 +130,7 @@ def _compiled(channels: int, columns: int, blocks: int) -> Callable[[_Problem], 
     defined = {"CIN": channels, "COUT": columns, "BLOCKS": blocks, "STAGES": stages}
     options = [b"--gpu-architecture=sm_90a", b"--std=c++17"]
     options += [f"-D{name}={value}".encode() for name, value in defined.items()]
-    source = (_wgmma(columns) + _SOURCE.read_text()).encode()
+    source = (_instructions(kind, columns) + _SOURCE.read_text()).encode()
 
     program = checked(nvrtc.nvrtcCreateProgram(source, _SOURCE.name.encode(), 0, [], []))
     result = nvrtc.nvrtcCompileProgram(program, len(options), options)

@@ -42,7 +42,7 @@ class DataConfig:
     workers: int = 2  # processes that make pairs; 0 makes them here
     seed: int = 0  # another gives other pairs
     encode_batch: int = 1  # clips encoded at once
-    encode_precision: Literal["bf16", "fp32"] = "bf16"  # of the VAE on a GPU, if as good as float16
+    encode_precision: Literal["fp16", "fp32"] = "fp16"  # of the VAE on a GPU, if as good as storage
 
     def __post_init__(self) -> None:
         at_least(self, pairs=1, heldout_pairs=1, samples_per_shard=1, workers=0, encode_batch=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -55,9 +56,9 @@ def encode(chain: Chain, model: Path, pairs: str) -> str:
             on_sample=lambda n, of: chain.view.update("encode", n, of, f"{n}/{of} pairs"),
             say=lambda line: chain.view.warn(f"encode: {line}"),
         )
-        made = {"pairs": float(info.samples), "bf16": float(info.made_by["precision"] == "bf16")}
-        error = info.made_by.get("bf16_error")
-        return made if error is None else made | {"bf16_error": error}
+        made = {"pairs": float(info.samples), "fp16": float(info.made_by["precision"] == "fp16")}
+        error = info.made_by.get("fp16_error")
+        return made if error is None else made | {"fp16_error": error}
 
     inputs = {
         "model": fingerprint_of(model),
@@ -78,16 +79,17 @@ def encode_dataset(
     threads: int = 1,
     tasks: int = 0,
     gpus: bool | None = None,
-    precision: Precision = "bf16",
+    precision: Precision = "fp16",
     on_sample: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> DatasetInfo:
     """Encode the dataset at `pairs` with the VAE and text encoder of `model_dir` into `encoded`.
 
     `tasks` Ray tasks share the shards, each with a GPU unless `gpus` is false; 0 does it here, or
-    in a process that ends where there is a GPU. There `precision` "bf16" lets the VAE run in bf16
-    if that changes the latents of the first pair by no more than `HALF`, which `say` is told; else
-    it runs in float32, as it does on a CPU.
+    in a process that ends where there is a GPU. There `precision` "fp16" lets the VAE run in
+    float16 if that changes the latents of the first pair by no more than `HALF`, which `say` is
+    told; else it runs in float32, as it does on a CPU. A pair on which float16 overflows after all
+    is encoded in float32; `say` hears of the first.
     `threads` read and decode videos. The samples' order is that of `pairs` in any case. The new
     dataset's `made_by` names the pairs, the model and the text encoder by their hashes, the
     precision, and what is asked for in it (`pipelines.training.taught`).
@@ -97,12 +99,15 @@ def encode_dataset(
     """
     info = read_dataset_info(pairs)
     job = EncodeJob(pairs, str(model_dir), batch_size, threads, gpus, precision)
-    error = _bf16_error(job, tasks)
-    taken: Precision = "bf16" if error is not None and error <= HALF else "fp32"
-    if error is not None:
+    error = _fp16_error(job, tasks)
+    taken: Precision = "fp16" if error is not None and error <= HALF else "fp32"
+    if error is not None and not math.isfinite(error):
+        say("latents are made in fp32; those of the first pair are too large for fp16")
+        error = None
+    elif error is not None:
         say(
-            f"latents are made in {taken}; bf16 changes those of the first pair by {error:.1e} of "
-            f"their size (RMS), float16, in which they are stored, by {HALF:.1e} at most"
+            f"latents are made in {taken}; fp16 changes those of the first pair by {error:.1e} of "
+            f"their size (RMS), storing them in it by {HALF:.1e} at most"
         )
     job = replace(job, precision=taken)
     made_by: dict[str, Any] = {
@@ -121,31 +126,40 @@ def encode_dataset(
         writer = ShardWriter(
             encoded, store, scratch, samples_per_shard, shards=journal.shards, like=journal.like
         )
-        for done, sample in enumerate(_samples(job, info, tasks, writer.total), writer.total + 1):
+        samples, said = _samples(job, info, tasks, writer.total), False
+        for done, (sample, overflowed) in enumerate(samples, writer.total + 1):
+            if overflowed and not said:
+                say(
+                    f"latents of pair {done} are too large for fp16; it, and whatever pair comes "
+                    "that is like it, is encoded in fp32"
+                )
+                said = True
             journal.asked[sample.instruction] += 1
             if writer.add(to_shard(sample)):
                 journal.keep(scratch, writer)
             on_sample(done, info.samples)
-        measured = {} if error is None else {"bf16_error": error}
+        measured = {} if error is None else {"fp16_error": error}
         made = writer.finish(made_by | measured | {"taught": summary(journal.asked)})
     journal.remove()
     return made
 
 
-def _bf16_error(job: EncodeJob, tasks: int) -> float | None:
-    """See `EncodeJob.bf16_error`; None where bf16 is not asked for, or there is no GPU."""
+def _fp16_error(job: EncodeJob, tasks: int) -> float | None:
+    """See `EncodeJob.fp16_error`; None where fp16 is not asked for, or there is no GPU."""
     if job.precision == "fp32" or job.gpus is False or not (tasks or job.on_gpu):
         return None
     if tasks:
         import ray
 
-        return float(ray.get(next(_on_ray(job, EncodeJob.bf16_error).remote(job))))
-    (error,) = from_own_process(job.bf16_error)
+        return float(ray.get(next(_on_ray(job, EncodeJob.fp16_error).remote(job))))
+    (error,) = from_own_process(job.fp16_error)
     return error
 
 
-def _samples(job: EncodeJob, info: DatasetInfo, tasks: int, done: int) -> Iterator[EncodedPair]:
-    """All after the first `done`."""
+def _samples(
+    job: EncodeJob, info: DatasetInfo, tasks: int, done: int
+) -> Iterator[tuple[EncodedPair, bool]]:
+    """All after the first `done`, see `EncodeJob.run`."""
     first = 0
     while first < len(info.shards) and done >= info.shards[first].count:
         done -= info.shards[first].count
@@ -159,7 +173,7 @@ def _samples(job: EncodeJob, info: DatasetInfo, tasks: int, done: int) -> Iterat
 
 def _encode_on_ray(
     job: EncodeJob, info: DatasetInfo, shards: range, skipped: int, tasks: int
-) -> Iterator[EncodedPair]:
+) -> Iterator[tuple[EncodedPair, bool]]:
     """Task i encodes `shards` i, i + tasks, ...; they are taken back in the dataset's order."""
     import ray
 

@@ -98,17 +98,13 @@ def _norm_silu(
             wide = tl.load(y + at * size + i, inside, 0.0).to(tl.float32)
         if has_bias:
             wide += tl.load(bias + c, c < channels, 0.0).to(tl.float32)
-            wide = wide.to(kind).to(tl.float32)
         if has_residual:
             wide += tl.load(residual + at * size + i, inside, 0.0).to(tl.float32)
-            wide = wide.to(kind).to(tl.float32)
         if keep:
             tl.store(x + at * size + i, wide.to(kind), inside)
         inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(wide * wide, 1)), 1e-12)
         scale = tl.load(gamma + c, c < channels, 0.0).to(tl.float32)
-        wide = (wide * inverse[:, None]).to(kind).to(tl.float32)
-        wide = (wide * length).to(kind).to(tl.float32)
-        wide = (wide * scale).to(kind).to(tl.float32)
+        wide *= inverse[:, None] * length * scale
         value = (wide / (1.0 + tl.exp(-wide))).to(kind)
     if LAYOUT == "stacked":
         j = place[:, None] * (3 * channels) + c
@@ -138,7 +134,6 @@ def add_bias_residual(y: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
 def _add_bias_residual(y, bias, residual, out, count, channels, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
-    kind = out.dtype.element_ty
     value = tl.load(y + i, inside, 0.0).to(tl.float32) + tl.load(bias + i % channels).to(tl.float32)
-    value = value.to(kind).to(tl.float32) + tl.load(residual + i, inside, 0.0).to(tl.float32)
-    tl.store(out + i, value.to(kind), inside)
+    value += tl.load(residual + i, inside, 0.0).to(tl.float32)
+    tl.store(out + i, value.to(out.dtype.element_ty), inside)

@@ -9,6 +9,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -30,7 +31,7 @@ from modeling.text.build import build_text_encoder
 from modeling.vae.streaming import StreamingVae
 from modeling.vae.wan import WanVae
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["fp16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,21 @@ class EncodeJob:
         return "cuda" if self.on_gpu else "cpu"
 
     @torch.no_grad()
-    def run(self, shards: Iterable[int], skipped: int = 0) -> Iterator[EncodedPair]:
-        """The pairs of these shards but the first `skipped` of the first, encoded, in order."""
-        vae, config = self._vae()
-        standard = _Standard(vae)
-        if self.precision == "bf16":
-            vae = _fast(vae)
+    def run(self, shards: Iterable[int], skipped: int = 0) -> Iterator[tuple[EncodedPair, bool]]:
+        """The pairs of these shards but the first `skipped` of the first, encoded, in order; each
+        with whether float16 overflowed on it, so that it was encoded anew in float32."""
+        exact, config = self._vae()
+        standard = _Standard(exact)
+        vae = _fast(exact) if self.precision == "fp16" else exact
         text = build_text_encoder(config.text).to(torch.device(self.device))
         for batch in self._batches(shards, skipped):
             latents = standard.encode(vae, batch)  # [2 B, F, 16, h, w]
+            overflowed = vae is not exact and not bool(latents.isfinite().all())
+            if overflowed:
+                latents = standard.encode(exact, batch)
             embedded = text.encode([pair.instruction for pair in batch])  # [B, L, D]
             for n, pair in enumerate(batch):
-                yield EncodedPair(
+                encoded = EncodedPair(
                     source=_half(latents[2 * n]),
                     target=_half(latents[2 * n + 1]),
                     text=_half(embedded[n]),
@@ -73,15 +77,18 @@ class EncodeJob:
                     video_shape=pair.video_shape,
                     origin=pair.origin,
                 )
+                yield encoded, overflowed
 
     @torch.no_grad()
-    def bf16_error(self) -> Iterator[float]:
-        """How far the VAE in bf16 is from itself in float32, one number: the RMS of the difference
-        over the latents of the dataset's first pair, as a share of theirs."""
+    def fp16_error(self) -> Iterator[float]:
+        """How far the VAE in float16 is from itself in float32, one number: the RMS of the
+        difference over the latents of the dataset's first pair, as a share of theirs; not finite
+        where float16 overflows. Float32 is meant strictly here, without TF32."""
         vae, _ = self._vae()
         standard = _Standard(vae)
         pair = next(replace(self, batch_size=1, threads=1)._batches([0], 0))
-        exact = standard.encode(vae, pair)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            exact = standard.encode(vae, pair)
         rough = standard.encode(_fast(vae), pair)
         yield float((rough - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
@@ -140,9 +147,10 @@ class _Standard:
         return (raw.float() - self.mean) / self.std
 
 
-def _fast(vae: StreamingVae) -> StreamingVae:
-    """In bf16, and Wan's on the kernels that streams run on."""
-    vae = vae.to(torch.bfloat16)
+def _fast(exact: StreamingVae) -> StreamingVae:
+    """A copy in float16, and of Wan's on the kernels that streams run on; all of them sum up in
+    float32, and so do norms."""
+    vae = deepcopy(exact).to(torch.float16)
     if isinstance(vae, WanVae) and vae.mean.is_cuda:
         from modeling.gpu.vae import fuse  # Triton exists only where there is a GPU
 

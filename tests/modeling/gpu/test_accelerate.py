@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 WAN = PRESETS["wan-1.3b"]
 GPU = {"device": "cuda", "dtype": torch.bfloat16}
+HALVES = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 SIZES = [(60, 104), (32, 40)]  # latent height and width; the first is 480x832 pixels
 
 
@@ -130,8 +131,9 @@ def test_eight_bit_linears(networks: tuple[Transformer, Transformer]) -> None:
             forward.refresh(noisy, source, text)
 
 
+@HALVES
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_wan_vae(height: int, width: int) -> None:
+def test_wan_vae(height: int, width: int, half: torch.dtype) -> None:
     from modeling.gpu.vae import fuse
 
     with torch.device("cuda"):
@@ -139,18 +141,19 @@ def test_wan_vae(height: int, width: int) -> None:
     for name, parameter in exact.named_parameters():
         if name.endswith("gamma"):
             parameter.uniform_(0.8, 1.2)
-    plain = deepcopy(exact).bfloat16()
+    plain = deepcopy(exact).to(half)
     exact.load_state_dict(plain.state_dict())  # the same weights, rounded
     fast = deepcopy(plain)
     assert isinstance(fast, WanVae)
     fuse(fast)
-    pixels = torch.rand(1, 9, 3, 8 * height, 8 * width, **GPU) * 2 - 1
-    latents = torch.randn(1, 3, 16, height, width, **GPU)
+    pixels = (torch.rand(1, 9, 3, 8 * height, 8 * width, device="cuda") * 2 - 1).to(half)
+    latents = torch.randn(1, 3, 16, height, width, device="cuda").to(half)
 
     def both(vae: StreamingVae) -> tuple[Tensor, Tensor]:
         return vae.encode_raw(pixels)[0], vae.decode_raw(latents)[0]
 
-    truth = both(exact)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        truth = both(exact)
     for found, wanted, true in zip(both(fast), both(plain), truth, strict=True):
         assert distance(found, true) < 1.1 * distance(wanted, true)
         assert distance(found, wanted) < max(1e-2, 1.1 * distance(wanted, true))
@@ -159,23 +162,26 @@ def test_wan_vae(height: int, width: int) -> None:
 @pytest.mark.parametrize(("channels", "out"), [(96, 96), (96, 192), (192, 192), (96, 3)])
 @pytest.mark.parametrize("size", [(1, 1, 16, 32), (2, 3, 37, 53), (1, 5, 250, 333)])
 @pytest.mark.parametrize("begins", [True, False])
-def test_convolution(size: tuple[int, ...], channels: int, out: int, begins: bool) -> None:
+@HALVES
+def test_convolution(
+    size: tuple[int, ...], channels: int, out: int, begins: bool, half: torch.dtype
+) -> None:
     """Whole and cut tiles, with frames before and with none; 1e-4 is the bf16 of the result."""
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("the kernel is for Hopper")
     from modeling.gpu.conv import CausalConvolution
 
-    layer = nn.Conv3d(channels, out, 3, **GPU)
+    layer = nn.Conv3d(channels, out, 3, device="cuda", dtype=half)
     assert CausalConvolution.takes(layer)
-    x = torch.randn(*size, channels, **GPU)
-    past = torch.randn(size[0], 2, *size[2:], channels, **GPU)
+    x = torch.randn(*size, channels, device="cuda").to(half)
+    past = torch.randn(size[0], 2, *size[2:], channels, device="cuda").to(half)
     found = CausalConvolution(layer)(x, None if begins else past)
     seen = torch.cat([torch.zeros_like(past) if begins else past, x], dim=1)
     with torch.backends.cudnn.flags(allow_tf32=False):
         wanted = F.conv3d(
             seen.float().permute(0, 4, 1, 2, 3), layer.weight.float(), padding=(0, 1, 1)
         ).permute(0, 2, 3, 4, 1)
-    assert distance(found, wanted.bfloat16()) < 5e-4
+    assert distance(found, wanted.to(half)) < 5e-4
 
 
 def test_wan_vae_in_float32_is_the_plain_one() -> None:

@@ -6,6 +6,7 @@ Each kernel against PyTorch's own operations; the networks that are made of them
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, Literal
 
@@ -220,12 +221,34 @@ def test_norm_silu(
         torch.testing.assert_close(x, total, **CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's
+def test_norm_silu_rounds_once(kernels: ModuleType) -> None:
+    """Whatever is between what it reads and what it writes is float32; infinity shows."""
+    y, residual = torch.randn(2, 1, 1, 4, 6, 96).half()
+    bias, gamma = torch.randn(2, 96).half()
+    x, made, _ = kernels.vae.norm_silu(
+        y, gamma, None, bias=bias, residual=residual, phases=False, layout="frames", keep=True
+    )
+    total = y.double() + bias.double() + residual.double()
+    exact = F.silu(F.normalize(total, dim=-1) * 96**0.5 * gamma.double())
+    for found, wanted in ((x, total), (made, exact)):
+        # A number's own rounding, and a little of float32's.
+        torch.testing.assert_close(found.double(), wanted, rtol=2**-11 * 1.001, atol=1e-6)
+    y[0, 0, 0, 0, 0] = math.inf
+    _, made, _ = kernels.vae.norm_silu(
+        y, gamma, None, bias=bias, residual=None, phases=False, layout="frames", keep=False
+    )
+    assert not made[0, 0, 0, 0].isfinite().all()
+    assert made[0, 0, 0, 1:].isfinite().all()
+
+
 @DTYPES
 def test_add_bias_residual(kernels: ModuleType, dtype: torch.dtype) -> None:
-    """More than one block of 2048 numbers; rounded after each sum, as the plain path does."""
+    """More than one block of 2048 numbers; rounded once, after both sums."""
     y, residual = torch.randn(2, 2, 250, 5).to(dtype)
     bias = torch.randn(5).to(dtype)
-    assert torch.equal(kernels.vae.add_bias_residual(y, bias, residual), y + bias + residual)
+    wanted = (y.float() + bias.float() + residual.float()).to(dtype)
+    assert torch.equal(kernels.vae.add_bias_residual(y, bias, residual), wanted)
 
 
 def test_the_rope_of_a_chunk_is_read_where_it_lies(kernels: ModuleType) -> None:

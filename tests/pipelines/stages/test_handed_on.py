@@ -102,7 +102,7 @@ def test_pairs_that_are_made(
 def test_latents(
     chain: Chain, runner: Runner, tiny_model: Path, heldout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = SimpleNamespace(samples=2, made_by={"precision": "bf16", "bf16_error": 0.25})
+    info = SimpleNamespace(samples=2, made_by={"precision": "fp16", "fp16_error": 0.25})
     calls = heard(encode, "encode_dataset", monkeypatch, info)
     settings = chain.config.data
     settings.samples_per_shard, settings.encode_precision = 7, "fp32"
@@ -115,7 +115,7 @@ def test_latents(
     assert runner.mlflow.of("used") == [({"model": tiny_model},)]
     calls[0][1]["on_sample"](1, 2)
     assert runner.view.of("update") == [("encode", 1, 2, "1/2 pairs")]
-    assert runner.metrics == {"pairs": 2.0, "bf16": 1.0, "bf16_error": 0.25}
+    assert runner.metrics == {"pairs": 2.0, "fp16": 1.0, "fp16_error": 0.25}
 
 
 @pytest.mark.parametrize("training", ["foundation", "causal", "distill", None])
@@ -129,7 +129,7 @@ def test_latents_are_made_where_a_stage_reads_them(
     made = encode.encode(chain, Path("model"), "pairs")
     assert made == (str(chain.output / "data" / "encoded") if training else "")
     assert len(calls) == (training is not None)
-    assert runner.metrics == ({"pairs": 2.0, "bf16": 0.0} if training else {})
+    assert runner.metrics == ({"pairs": 2.0, "fp16": 0.0} if training else {})
     passed = [] if training else [("encode", "no stage trains on latents")]
     assert runner.of("pass_over") == passed
 

@@ -81,7 +81,7 @@ def test_of_pairs_that_were_given(split: str, stage: str, chain: Chain, heldout:
 
 
 def test_of_encoding(chain: Chain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    info = SimpleNamespace(samples=2, made_by={"precision": "bf16", "bf16_error": 0.25})
+    info = SimpleNamespace(samples=2, made_by={"precision": "fp16", "fp16_error": 0.25})
     calls = heard(encode, "encode_dataset", monkeypatch, info)
     settings = chain.config
     settings.data.encode_batch, settings.data.samples_per_shard = 5, 7
