@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from infra.runtime.registry import resolve_uri
-from pipelines.config.merge import ConfigError, merge, parse_overrides
+from pipelines.config.merge import ConfigError, merge_defaults, parse_overrides
 from pipelines.config.pipeline import PipelineConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -43,8 +43,8 @@ def load_config(source: str | Path = "demo", overrides: Iterable[str] = ()) -> P
         raise ConfigError(
             f"{path} is a list; give keys with values, as in foundation: {{steps: 9}}"
         )
-    config = merge(
-        PipelineConfig(), [(str(path), layer), ("command line", parse_overrides(overrides))]
+    config = merge_defaults(
+        PipelineConfig, [(str(path), layer), ("command line", parse_overrides(overrides))]
     )
     config.tracking.uri = resolve_uri(config.tracking.uri)
     _check_choices(config)
@@ -63,21 +63,21 @@ def recipes() -> dict[str, str]:
 
 def load_section(kind: type[T], overrides: Iterable[str]) -> T:
     """One section's dataclass with `key=value` over its defaults."""
-    return merge(kind(), [("command line", parse_overrides(overrides))])
+    return merge_defaults(kind, [("command line", parse_overrides(overrides))])
 
 
 def to_plain(config: PipelineConfig) -> dict[str, Any]:
     """Plain JSON values, for other processes and for MLflow."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    return asdict(config)
 
 
 def from_plain(plain: dict[str, Any]) -> PipelineConfig:
     """The inverse of `to_plain`; no second validation."""
-    return merge(PipelineConfig(), [("plain values", plain)])
+    return merge_defaults(PipelineConfig, [("plain values", plain)])
 
 
 def to_yaml(config: PipelineConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
 
 
 def resolved_yaml(config: PipelineConfig) -> str:

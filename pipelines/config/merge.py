@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
@@ -38,8 +39,28 @@ def plain_overrides(overrides: Iterable[str], example: str) -> dict[str, Any]:
 
 def merge(base: T, layers: list[tuple[str, Any]], prefix: str = "") -> T:
     """`base` (a dataclass) with the layers over it; errors name the layer and the full key."""
+    return _merged(base, _described(base), layers, prefix)
+
+
+def merge_defaults(kind: type[T], layers: list[tuple[str, Any]]) -> T:
+    """The same over a dataclass's defaults, which are described to OmegaConf once."""
+    return _merged(kind(), _defaults(cast(Any, kind)), layers)
+
+
+@cache
+def _defaults(kind: type) -> Any:
+    return _described(kind())
+
+
+def _described(base: object) -> Any:
+    """For OmegaConf; of a whole pipeline it takes longer than all the rest of a merge."""
     config = OmegaConf.structured(base)
     OmegaConf.set_readonly(config, False)  # a frozen dataclass is read-only, also for merging
+    return config
+
+
+def _merged(base: T, config: Any, layers: list[tuple[str, Any]], prefix: str = "") -> T:
+    """`config` describes `base` and stays as it is."""
     for origin, layer in layers:
         try:
             config = OmegaConf.merge(config, layer)
