@@ -145,9 +145,7 @@ def closing(editors: Sequence[Editor], number: int) -> frozenset[str]:
     """The `number` editors that are to become empty and go: the emptiest."""
     if number <= 0:
         return frozenset()
-    order = heapq.nsmallest(
-        number, editors, key=lambda e: (bool(e.streams), e.load, len(e.streams), e.name)
-    )
+    order = heapq.nsmallest(number, editors, key=lambda e: (e.load, len(e.streams), e.name))
     return frozenset(editor.name for editor in order)
 
 

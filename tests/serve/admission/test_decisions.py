@@ -327,6 +327,20 @@ def test_the_emptiest_editors_close() -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (editor("z"), editor("a", 0.0)),  # one without any, before one whose session costs nothing
+        (editor("z", 0.1, 0.1), editor("a", 0.3)),  # what they cost, before how many they are
+        (editor("z", 0.2), editor("a", 0.1, 0.1)),
+        (editor("a", 0.2), editor("z", 0.2)),
+    ],
+)
+def test_of_two_editors_the_emptier_closes(first: Editor, second: Editor) -> None:
+    for editors in ([first, second], [second, first]):
+        assert decisions.closing(editors, 1) == {first.name}
+
+
+@pytest.mark.parametrize(
     ("points", "running", "target", "number"),
     [
         ([(1.0, 3.0)], 2, 2, 3),  # up
