@@ -97,6 +97,8 @@ FILE = lossless("f", 0.4, 0.06)
         # A file waits before anybody sees it.
         ([A, FILE], {"a": 0, "f": 1}),
         ([A, B, FILE], {"a": 2, "b": 1, "f": 1}),
+        # Who is edited best, not who takes most.
+        ([live("a", 0.3, 0.1), live("b", 0.9, 0.6, 0.3, rung=1)], {"a": 1, "b": 1}),
         # A rung that saves nothing is passed over.
         ([live("a", 0.9, 0.9, 0.5)], {"a": 2}),
         ([live("a", 0.9, 0.899)], {"a": 0}),
@@ -131,6 +133,12 @@ def test_up_one_at_a_time_when_there_is_room_and_calm() -> None:
     assert decide(alone, decision.calm, 200.0 + UP_S).rungs == {"f": 0}
 
 
+def test_nobody_goes_up_soon_after_somebody_came_down() -> None:
+    held = [replace(A, rung=1)]
+    assert decide(held, Calm(since=100.0, rose=0.0), 100 + UP_S - 0.1).rungs == {"a": 1}
+    assert decide(held, Calm(since=100.0, rose=0.0), 100 + UP_S).rungs == {"a": 0}
+
+
 def test_up_to_the_rung_that_it_came_from() -> None:
     """Not to one that saves nothing."""
     held = [live("a", 0.6, 0.6, 0.3, rung=2)]
@@ -162,16 +170,21 @@ def test_going_up_in_vain_is_tried_less_and_less_often() -> None:
         (LONGEST_UP_S, 99.0, LONGEST_UP_S),
     ],
 )
+@pytest.mark.parametrize("down_since", [False, True])
 def test_who_had_to_come_down_again_waits_twice_as_long(
-    up_s: float, rose: float, then: float
+    up_s: float, rose: float, then: float, down_since: bool
 ) -> None:
-    calm = decide([A, B], Calm(since=rose, up_s=up_s, rose=rose), 100.0).calm
+    """Whether somebody else came down in between says nothing of it."""
+    calm = decide([A, B], Calm(99.5 if down_since else rose, up_s, rose), 100.0).calm
     assert calm == Calm(since=100.0, up_s=then, rose=rose)
 
 
+@pytest.mark.parametrize("came_down", [0.0, 200.0])
 @pytest.mark.parametrize(("ago", "then"), [(2 * LONGEST_UP_S, 80.0), (641.0, UP_S)])
-def test_what_was_in_vain_is_forgotten_after_a_long_calm(ago: float, then: float) -> None:
-    decision = decide([replace(A, rung=1)], Calm(0.0, up_s=80.0, rose=0.0), ago)
+def test_what_was_in_vain_is_forgotten_after_a_long_calm(
+    ago: float, then: float, came_down: float
+) -> None:
+    decision = decide([replace(A, rung=1)], Calm(came_down, up_s=80.0, rose=0.0), ago)
     assert decision.rungs == {"a": 0}
     assert decision.calm == Calm(since=ago, up_s=then, rose=ago)
 
