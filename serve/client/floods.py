@@ -106,8 +106,7 @@ async def pings(url: str, width: int, height: int, token: str | None) -> None:
 
     async def attack(connection: StreamPair) -> None:
         writer = await _upgrade(connection)
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await _pour(writer, PING * 500)
+        await _pour(writer, PING * 500)  # a reader that nobody asks takes no more than 128 KB
 
     await _again(url, 3, attack)
 
