@@ -127,6 +127,46 @@ async def test_a_frame_that_was_said_to_be_dropped_is_not_lost(
     assert "secret" not in str(told)
 
 
+def test_a_session_that_failed_counts_in_its_frames_and_not_in_how_long_it_took() -> None:
+    """How soon it was let in and what came first are of those that were held to the end."""
+    held = CameraReport(
+        first_chunk_ms=800.0, waited_ms=10.0, latency_ms=[100.0, 200.0], overhead_ms=[30.0, 50.0],
+        compute_ms=[70.0, 150.0], interval_ms=[40.0, 60.0], sent=9, edited=8, dropped=1,
+        missed_deadlines=1, stalls=2, reconnects=1,
+    )  # fmt: skip
+    other = CameraReport(first_chunk_ms=1000.0, waited_ms=20.0, sent=1, edited=1, repeated=1)
+    failed = CameraReport(
+        first_chunk_ms=5000.0, waited_ms=700.0, latency_ms=[300.0], overhead_ms=[70.0],
+        compute_ms=[230.0], interval_ms=[80.0], sent=20, edited=7, dropped=2, lost=11, repeated=3,
+        missed_deadlines=4, stalls=5, reconnects=6, error="too_slow: z",
+    )  # fmt: skip
+    early = CameraReport(error="at_capacity: a")
+    cameras = [held, other, failed, early, early]
+    report = BenchReport(CameraLoad(token="secret"), cameras, 2, 9.96, [1, 3, 2], ["pings", "lies"])
+    found = report.to_dict()
+    assert found.pop("load") == {
+        "width": 192, "height": 128, "fps": 16.0, "mode": "live", "format": "jpeg",
+        "seconds": 20.0, "queue": False, "work_size": None, "detail": None,
+    }  # fmt: skip
+    assert found == {
+        "seconds": 10.0, "sessions": 5, "sessions_held": 2, "kills": 2, "attacks": "pings, lies",
+        "editors_first": 1, "editors_most": 3, "editors_last": 2,
+        "waited_ms_p50": 15.0, "waited_ms_max": 20.0, "chunks": 3,
+        "frames_sent": 30, "frames_edited": 16, "frames_dropped": 3, "frames_lost": 11,
+        "frames_repeated": 4, "first_chunk_ms_p50": 900.0, "first_chunk_ms_max": 1000.0,
+        "chunk_latency_ms_p50": 200.0, "chunk_latency_ms_p95": 290.0, "chunk_latency_ms_p99": 298.0,
+        "overhead_ms_p50": 50.0, "overhead_ms_p95": 68.0, "overhead_ms_p99": 69.6,
+        "compute_ms_p50": 150.0, "jitter_ms": 16.3, "deadline_misses": 5, "stalls": 7,
+        "reconnects": 7, "errors": "at_capacity: a; too_slow: z",
+    }  # fmt: skip
+    nothing = BenchReport(CameraLoad(), [early], 0, 1.0, [], []).summary()
+    assert {name for name, value in nothing.items() if value is None} == {
+        "editors_first", "editors_most", "editors_last", "waited_ms_p50", "waited_ms_max",
+        "first_chunk_ms_p50", "first_chunk_ms_max", "compute_ms_p50", "jitter_ms",
+        *(f"{name}_p{p}" for name in ("chunk_latency_ms", "overhead_ms") for p in (50, 95, 99)),
+    }  # fmt: skip
+
+
 async def test_all_that_a_camera_is_told_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """In what it opens with, or in how long and how fast it films."""
     asked: dict[str, object] = {}

@@ -98,6 +98,37 @@ async def test_a_session_is_looked_for_as_long_as_a_server_keeps_it(
                 await collect(stream)
 
 
+async def test_each_loss_begins_with_the_shortest_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which doubles while the server is away, up to the longest."""
+    pauses: list[float] = []
+
+    class Noted:
+        def __rmul__(self, pause: float) -> float:
+            pauses.append(pause)
+            return 0.0
+
+    monkeypatch.setattr(client_stream, "random", SimpleNamespace(uniform=lambda *_: Noted()))
+
+    async def take(peer: Peer) -> None:
+        await peer.greet()
+        await peer.edited(peer.number)
+        await peer.socket.close(1011)
+
+    async def away(peer: Peer) -> None:
+        await peer.socket.close(1011)
+
+    async def back(peer: Peer) -> None:
+        await peer.greet()
+        await peer.finish(2)
+
+    scripts = (take, *[away] * 5, take, away, back)
+    async with server(*scripts) as (url, peers), opening(url) as stream:
+        stream.finish()
+        assert await collect(stream) == [0, 6]
+        assert len(peers) == len(scripts)
+    assert pauses == pytest.approx([0.001, 0.002, 0.004, 0.008, 0.01, 0.01, 0.001, 0.002])
+
+
 async def test_a_connection_that_lasted_long_is_looked_for_from_its_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
