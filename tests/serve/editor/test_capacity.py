@@ -292,6 +292,24 @@ def test_sessions_are_edited_less_well_before_one_is_refused() -> None:
     assert made.rung(names[0]) == Rung("steps", SIZE, sparing=True, halved=True)
 
 
+def test_what_a_warm_up_finds_counts_for_who_is_there_already() -> None:
+    """A rung that nobody has measured is guessed, first without what a frame costs; a session is
+    looked at while another version is warmed up, before that is known and after."""
+    means = Means(trained=((64, 96),), steps=3)
+    made = Capacity(chunk_frames=12, max_sessions=8, means=means)
+    made.costs[SIZES] = made.warm[SIZES] = 0.3
+    name = made.admit(opening("a"))
+
+    def least() -> float:
+        return 12 / 16 * (made.known("e").streams[name].least or 0)
+
+    assert least() == pytest.approx(0.3 / 4)
+    made.frame_s = 0.1 / (128 * 192)
+    assert least() == pytest.approx(0.2 / 4 + 0.1)
+    made.warm = {**made.warm, Sizes(SIZE, (64, 96), "off"): 0.12}
+    assert least() == pytest.approx(0.12)
+
+
 def test_who_was_lowered_is_counted_also_when_its_version_has_left() -> None:
     made, _ = degrading(0.3, 0.25, 0.14)
     made.means, made.models[""] = None, Warm(12, MEANS)

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,8 +82,19 @@ def replace(driver: Path, script: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["exec sleep 60", "echo a, b, c", "echo GPU is lost; exit 15"])
 async def test_the_gauges_follow_what_it_says_and_are_absent_while_it_says_nothing(
-    driver: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+    driver: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
+    """The log says so once, each time that it begins."""
+    answers, ask = 0, gpu._ask
+
+    async def counted(asked: Sequence[str]) -> str:
+        nonlocal answers
+        try:
+            return await ask(asked)
+        finally:
+            answers += 1
+
+    monkeypatch.setattr(gpu, "_ask", counted)
     good = 'case "$*" in --id=GPU-u1\\ --query*) echo 50, 100, 200;; esac'
     told = {"gpu_utilisation": 0.5, "gpu_memory_bytes": 100 * MIB}
     told["gpu_memory_total_bytes"] = 200 * MIB
@@ -90,15 +102,19 @@ async def test_the_gauges_follow_what_it_says_and_are_absent_while_it_says_nothi
     replace(driver, good)
     watching = asyncio.create_task(watch("cuda", metrics))
     async with asyncio.timeout(30):
-        for script, answer_s, shown in ((good, 10, told), (wrong, 0.1, {}), (good, 10, told)):
-            monkeypatch.setattr(gpu, "ANSWER_S", answer_s)
+        for script in (good, wrong, good, wrong, good):
+            monkeypatch.setattr(gpu, "ANSWER_S", 10 if script == good else 0.1)
             replace(driver, script)
-            while values(metrics) != shown:
+            before, shown = answers, told if script == good else {}
+            while values(metrics) != shown or answers < before + 3:
                 assert not watching.done()
                 await asyncio.sleep(0.01)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
     assert values(metrics) == {}
+    assert [record.msg for record in caplog.records] == 2 * [
+        "the GPU's utilisation and memory are not known now: %r"
+    ]
 
 
 async def test_a_driver_that_is_not_there_is_no_failure(driver: Path) -> None:
