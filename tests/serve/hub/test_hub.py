@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from ray.exceptions import RayError
 
+from infra.runtime.ray_private import Replica
 from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Scale
 from serve.hub.hub import GONE_S, Hub, Orders, Report, hub_name
@@ -186,6 +188,44 @@ async def test_what_editors_do_before_they_are_ready_is_known(
     )
     await actor.report(report("a", MODEL))
     assert await actor.started() == "editor b is loading weights, for 2 s"
+
+
+async def test_serve_is_asked_who_has_to_stop_and_who_starts(
+    actor: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told to stop while it starts, or is there no more, starts no longer. While Serve says
+    nothing all is as it said last."""
+    there = {"a": False, "b": True, "new": False}  # and whether it has to stop
+    asked = asyncio.Event()
+
+    def serve_replicas(app: str) -> list[Replica]:
+        assert app == "app"
+        loop.call_soon_threadsafe(asked.set)
+        if not there:
+            raise RayError("no controller")
+        return [Replica(name, "editor", not stops, stops, 1) for name, stops in there.items()]
+
+    async def hear() -> None:
+        for _ in range(2):  # what was asked when this began may be what was there before
+            asked.clear()
+            await asked.wait()
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr("serve.hub.hub.serve_replicas", serve_replicas)
+    monkeypatch.setattr("serve.hub.hub.WATCH_S", 0.001)
+    for name in ("a", "b", "gone"):
+        await actor.starting(name, "loading weights")
+    for name in there:
+        actor._placement.report(Editor(name, 12, 8))
+    watching = asyncio.create_task(actor._watch())
+    async with asyncio.timeout(20):
+        for _ in range(2):
+            await hear()
+            assert await actor.started() == "editor a is loading weights, for 0 s"
+            assert actor._stopping == {"b"}
+            assert {known.name for known in actor._placement.editors} == {"a", "new"}
+            there.clear()
+    watching.cancel()
 
 
 def values(text: bytes, name: str) -> dict[str, float]:

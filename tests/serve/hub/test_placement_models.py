@@ -120,6 +120,19 @@ def test_two_editors_do_not_load_a_new_version_at_once(clock: Clock) -> None:
     assert made.orders("f") == (NEW.key, frozenset())
 
 
+def test_who_lets_go_of_a_version_goes_on_loading_another(clock: Clock) -> None:
+    """Until it says that it has it: no other editor begins meanwhile."""
+    made = placed(clock, editor("e", A, B), editor("f", A))
+    made.catalog.point("a", NEW, 1.0, None)
+    made.report(replace(editor("e", A, B), loading=NEW.key))
+    made.catalog.serve({"a": A})
+    clock.now += DECIDE_S
+    assert made.orders("e") == ("", {B.key})
+    assert {known.name: known.loading for known in made.editors} == {"e": NEW.key, "f": ""}
+    clock.now += DECIDE_S
+    assert [made.orders(name) for name in "ef"] == [("", frozenset())] * 2
+
+
 def test_a_hub_started_again_decides_on_versions_when_all_editors_have_spoken(
     clock: Clock,
 ) -> None:
