@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -82,6 +84,31 @@ def test_a_server_is_waited_for_and_named_when_it_does_not_come() -> None:
         running.wait_ready(0.3)
     assert running.stream_url == f"ws://127.0.0.1:{running.port}"
     assert Running("0.0.0.0", 80).url == "http://localhost:80"
+
+
+def test_who_waits_for_a_server_hears_what_it_answers() -> None:
+    """Until it is ready: that it loads, or what is wrong with its model."""
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/readyz"
+            told = b"" if ready.is_set() else b"editor a is loading weights, for 2 s"
+            self.send_response(503 if told else 200)
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    ready = threading.Event()
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        running = Running("127.0.0.1", server.server_port)
+        with pytest.raises(StartError, match=r"after 0.1 s: editor a is loading weights, for 2 s$"):
+            running.wait_ready(0.1)
+        ready.set()
+        running.wait_ready(5)
+        server.shutdown()
 
 
 def test_what_the_replicas_ask_of_ray() -> None:

@@ -271,6 +271,30 @@ def test_an_editor_gets_the_gpu_that_is_here_unless_the_settings_say_otherwise(
         run.start(ServeSettings("demo", device=device, editor_gpus=gpus), port=run.free_port())
 
 
+@pytest.mark.parametrize(
+    ("gpus", "there", "said"),
+    [
+        (0.5, 1, "build"),  # two editors share one, and the third comes when there are more
+        (1.0, 2, "build"),
+        (1.0, 1, "2 editors with editor_gpus=1 need 2 GPUs, and torch sees 1 here; lower min_edit"),
+        (0.6, 1, "2 editors with editor_gpus=0.6 need 1.2 GPUs, and torch sees 1 here"),
+    ],
+)
+def test_the_editors_that_are_always_there_have_to_find_their_gpus(
+    gpus: float, there: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(settings: ServeSettings, registry: str | None) -> None:
+        raise UserError("build")
+
+    monkeypatch.setattr(run, "build", build)
+    monkeypatch.setattr(run.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(run.torch.cuda, "device_count", lambda: there)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = ServeSettings("demo", editor_gpus=gpus, min_editors=2, max_editors=3)
+    with pytest.raises(UserError, match=f"^{said}"):
+        run.start(settings, port=run.free_port())
+
+
 def test_what_cannot_be_started_is_said_before_anything_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

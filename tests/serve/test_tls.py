@@ -8,11 +8,13 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from serve.client import connect, edit_frames, served_model
 from serve.run import start
@@ -108,6 +110,27 @@ def test_a_certificate_of_our_own_is_kept_for_as_long_as_it_fits(
     monkeypatch.setattr("serve.tls.LEFT", timedelta(days=DAYS))  # it ends soon
     own_certificate(tmp_path).check()
     assert made.certificate.read_bytes() != moved
+
+
+def test_what_a_certificate_of_our_own_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Browsers refuse one that lasts a second longer, or begins after their own clock."""
+    monkeypatch.setattr("serve.tls.addresses", lambda: ["192.0.2.1"])
+    monkeypatch.setattr("serve.tls.socket.gethostname", lambda: "studio")
+    made = own_certificate(tmp_path)
+    found = x509.load_pem_x509_certificate(made.certificate.read_bytes())
+    assert found.not_valid_after_utc - found.not_valid_before_utc == timedelta(days=DAYS)
+    age = datetime.now(UTC) - found.not_valid_before_utc
+    assert timedelta(days=1) <= age < timedelta(days=1, minutes=1)
+    told = {extension.oid: extension.value for extension in found.extensions}
+    names = told[x509.SubjectAlternativeName.oid]
+    assert isinstance(names, x509.SubjectAlternativeName)
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "studio"]
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    assert list(addresses) == ["127.0.0.1", "192.0.2.1"]
+    assert told[x509.BasicConstraints.oid] == x509.BasicConstraints(ca=False, path_length=None)
+    assert list(told[x509.ExtendedKeyUsage.oid]) == [ExtendedKeyUsageOID.SERVER_AUTH]  # type: ignore[call-overload]
 
 
 def test_files_that_make_no_certificate_are_named_before_anything_starts(

@@ -42,6 +42,16 @@ def test_who_says_nothing_gets_the_server_s(
     assert server.of(asked(**fields), TRAINED) == answer
 
 
+@pytest.mark.parametrize(
+    ("server", "work", "detail"), [(USUAL, TRAINED, "source"), (CHOSEN, (240, 416), "off")]
+)
+def test_an_editor_is_warmed_up_for_who_says_nothing(
+    server: WorkSizes, work: tuple[int, int], detail: str
+) -> None:
+    """It costs what that costs, with the detail that it is going to have."""
+    assert server.usual((480, 832), TRAINED) == Sizes((480, 832), work, detail)
+
+
 @pytest.mark.parametrize("choice", ["half", "0/2", "15x64", "64X64", "1/2 ", "x" * 60])
 def test_what_is_none_is_refused_in_the_command_line_s_words(choice: str) -> None:
     with pytest.raises(UserError) as there:

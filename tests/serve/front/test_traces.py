@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def way(folder: Path, monkeypatch: pytest.MonkeyPatch, held_ms: float, begun: fl
     made.span_processor.force_flush()  # type: ignore[attr-defined]
     (found,) = read_ways(folder)
     return found
+
+
+def test_spans_are_written_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when there are many: who looks for what is slow now would look in vain."""
+    monkeypatch.setattr(traces, "WRITE_MS", traces.WRITE_MS / 20)
+    tracer(str(tmp_path), "front").start_span("chunk").end()
+    deadline = time.monotonic() + 1.5
+    while not (tmp_path / "front.jsonl").read_text().endswith("\n"):
+        assert time.monotonic() < deadline, "after half a minute, if the pace were what it is"
+        time.sleep(0.01)
 
 
 def test_the_ways_steps_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
