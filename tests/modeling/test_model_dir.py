@@ -46,6 +46,20 @@ def test_round_trip(saved: Path) -> None:
     assert StreamingEditor.load(saved, mask_cache=None).mask_cache is None
 
 
+def test_random_weights_are_always_the_same_and_drawn_from_nobody_elses_numbers() -> None:
+    """A server's noise, or a training's, goes on as if no preset had been loaded in between."""
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = load_model("demo").transformer
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    again = load_model("demo").transformer
+    assert first is not None
+    assert again is not None
+    for one, other in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_weights_can_be_stored_in_another_type(saved: Path, tmp_path: Path) -> None:
     model = load_model(saved)
     half = save_model(

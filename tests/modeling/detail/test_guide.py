@@ -68,12 +68,15 @@ def by_loops(seen: Tensor, edit: Tensor) -> Tensor:
     return torch.from_numpy(out.clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("levels", [6, 20, 60])
-def test_it_is_the_formula(levels: int) -> None:
-    """With nothing new in the edit, something, and nothing else."""
+@pytest.mark.parametrize(
+    ("levels", "halves", "more"), [(6, 1, 50), (20, 1, 50), (60, 1, 50), (20, 4, 0), (20, 4, -260)]
+)
+def test_it_is_the_formula(levels: int, halves: int, more: int) -> None:
+    """With nothing new in the edit, something, and nothing else; of tones that leave what a pixel
+    holds on either side, too."""
     seen = picture(20, 24)
     new = (noise(20, 24, seed=3).int() - 128) * levels // 128
-    edit = (seen.int() // 2 + 50 + new).clamp(0, 255).to(torch.uint8)
+    edit = (seen.int() * halves // 2 + more + new).clamp(0, 255).to(torch.uint8)
     assert torch.equal(following(seen, edit)[0], by_loops(seen, edit))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from modeling.detail.guide import following
 from modeling.detail.resample import Kernel, resize
-from modeling.detail.transfer import transfer
+from modeling.detail.transfer import gains, transfer
 from tests.modeling.detail.test_resample import noise
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
@@ -52,6 +52,17 @@ def test_transfer(fused: ModuleType, large: tuple[int, int], small: tuple[int, i
     assert torch.equal(fused.transfer.transfer(*there).cpu(), transfer(*frames))
     if CUDA:  # else the line above says it
         assert torch.equal(fused.transfer.transfer(there[0], there[1], there[1]).cpu(), source)
+
+
+@pytest.mark.parametrize("times", [8, -8])
+def test_gains_beyond_what_they_can_be(fused: ModuleType, times: int) -> None:
+    """Of edits that are many times the source, and of its negative: at the bounds."""
+    seen = noise(1, 3) // 8 + 112
+    edit = (128 + (seen.int() - 128) * times).clamp(0, 255).to(torch.uint8)
+    wanted = gains(seen, edit)
+    assert (wanted == (255 if times > 0 else 0)).all()
+    there = [x.cuda() if CUDA else x for x in (seen, edit)]
+    assert torch.equal(fused.transfer.gains(*there).cpu(), wanted)
 
 
 @pytest.mark.parametrize("small", [(3, 16), *(small for _, small in SIZES[3:])])

@@ -7,6 +7,8 @@ import torch
 
 from modeling.config import VaeConfig
 from modeling.vae.build import build_vae
+from modeling.vae.folded import ShiftBlock
+from modeling.vae.streaming import StreamTape
 
 SMALL = VaeConfig(kind="folded", widths=(8, 12), depths=(1, 2, 2, 1))
 
@@ -47,6 +49,13 @@ def test_what_stands_still_stays_as_it_is_from_the_first_frame_on() -> None:
         torch.testing.assert_close(frames[:, n], frames[:, 0])
     torch.testing.assert_close(frames[:, 1:5], frames[:, 5:])
     assert not torch.allclose(frames[:, 1], frames[:, 4])
+
+
+def test_a_new_block_changes_nothing() -> None:
+    """Training begins at the linear network around the blocks, see `pyramid_start`."""
+    torch.manual_seed(2)
+    x = torch.randn(6, 8, 5, 7)  # two clips of three latents
+    assert torch.equal(ShiftBlock(8)(x, StreamTape([]), 2), x)
 
 
 def test_wrong_sizes_are_refused() -> None:
