@@ -151,7 +151,7 @@ def test_what_runs_streams_makes_the_same_clips_with_the_same_gradients(mask: st
             torch.testing.assert_close(other[name], value, atol=1e-6 * largest, rtol=1e-3, msg=name)
 
 
-CHUNK_TOKENS = 4  # of a latent of 4 x 4 cells
+CHUNK_TOKENS = 16  # of two latents of 4 x 8 cells
 
 
 @pytest.mark.parametrize("fills", [CHUNK_TOKENS * CONFIG.dim, CHUNK_TOKENS * CONFIG.dim + 1])
@@ -173,7 +173,8 @@ def test_small_clips_are_rolled_out_together_and_make_what_each_makes_alone(
         )
 
     monkeypatch.setattr(module, "_noise_like", noise)
-    source = torch.randn(3, 4, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    source = torch.randn(3, 8, 4, 4, 8, generator=torch.Generator().manual_seed(2))
+    stream = replace(STREAM, chunk_latents=2, window_latents=6, sink_latents=2)
     runs: list[int] = []
 
     def found(clips: Tensor) -> list[Tensor]:
@@ -184,7 +185,7 @@ def test_small_clips_are_rolled_out_together_and_make_what_each_makes_alone(
             runs.append(cache.k.shape[1])
             return PlainForward(network.network, cache)
 
-        made = run(network, clips, last_step=1, forwards=fast)
+        made = run(network, clips, last_step=1, stream=stream, forwards=fast)
         made.square().mean().backward()
         grads = [p.grad for p in network.network.parameters() if p.grad is not None]
         return [made.detach(), *grads]
@@ -327,9 +328,10 @@ def one_by_one(network: Transformer) -> Any:
 
 @pytest.mark.parametrize("name", [None, *(name for name in MASKS if name != "follow nothing")])
 def test_chunks_learn_together_what_each_learns_alone(name: str | None) -> None:
-    """Beyond the window, and when blocks are computed again: by then later chunks have gone on with
-    the mask cache."""
+    """And make what they made without. Beyond the window, and when blocks are computed again: by
+    then later chunks have gone on with the mask cache, and chosen other tokens."""
     stream = replace(STREAM, mask_cache=MASKS[name] if name else None)
+    without = run(Recorder(), source_of(5), last_step=1, stream=stream, trained=None)
     found = []
     for together in (False, True):
         network = Recorder()
@@ -339,6 +341,7 @@ def test_chunks_learn_together_what_each_learns_alone(name: str | None) -> None:
         made.square().mean().backward()
         gradients = [p.grad for p in network.network.parameters() if p.grad is not None]
         found.append([made.detach(), *gradients])
+        torch.testing.assert_close(made.detach(), without, atol=1e-5, rtol=1e-5)
     assert len(found[0]) == len(found[1]) > 1
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

@@ -70,10 +70,11 @@ def test_a_loaded_engine_keeps_its_own_rates_betas_and_decay(tmp_path: Path) -> 
 
 def test_moments_of_zero_0_go_to_the_parameters_that_they_are_of(tmp_path: Path) -> None:
     """Its one file numbers matrices before biases and norms, whatever comes first in the network;
-    the frozen one is none of them."""
+    the frozen one is none of them, and of what has not stepped yet there is nothing."""
     import_deepspeed()
     network = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
     network[2].requires_grad_(False)
+    network.register_parameter("still", nn.Parameter(torch.ones(3)))
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     matrices = [p for p in trained.values() if p.dim() > 1]
     vectors = [p for p in trained.values() if p.dim() == 1]
@@ -87,10 +88,13 @@ def test_moments_of_zero_0_go_to_the_parameters_that_they_are_of(tmp_path: Path)
     made = tmp_path / "universal" / "zero"
     assert {path.name for path in made.iterdir() if path.is_dir()} == set(trained)
     for name, parameter in trained.items():
+        steps = 0 if name == "still" else 1
         for key in ("exp_avg", "exp_avg_sq"):
             moment = torch.load(made / name / f"{key}.pt")["param"]
-            assert torch.equal(moment, optimizer.state[parameter][key]), (name, key)
-            assert moment.any(), (name, key)
+            wanted = optimizer.state[parameter][key] if steps else torch.zeros(3)
+            assert torch.equal(moment, wanted), (name, key)
+            assert moment.any() == bool(steps), (name, key)
+        assert torch.load(made / name / "step.pt") == steps
         assert torch.equal(torch.load(made / name / "fp32.pt")["param"], parameter)
 
 
