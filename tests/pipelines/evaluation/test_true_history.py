@@ -43,3 +43,22 @@ def test_the_past_is_the_truth_and_the_edit_its_own(frames: int, work_size: str)
     off = np.abs(shown - truth[: len(shown), ::scale, ::scale])
     assert off.mean() <= 2  # shrunk with a filter that sees over a block's border
     assert scale > 1 or off.max() <= 2
+
+
+@pytest.mark.parametrize("frames", [10, 20])
+def test_a_last_chunk_that_was_filled_up_has_a_whole_truth(frames: int) -> None:
+    """It becomes history at once on a GPU, elsewhere when the state is asked for."""
+    editor, past = TrueHistory(known_model(), mask_cache=None), []
+
+    class Noting(PlainForward):
+        def refresh(self, edited: Tensor, *rest: Any) -> None:
+            past.append(edited.shape[1])
+            super().refresh(edited, *rest)
+
+    editor.forward_on = lambda cache: Noting(editor.transformer, cache)
+    source = block_clip(frames, 32, 48)
+    stream = editor.open("paint it red", height=32, width=48, truth=source)
+    list(stream.push(source))  # a generator
+    assert stream.flush() is not None
+    stream.snapshot()
+    assert past == [3, 3]
