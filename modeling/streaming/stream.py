@@ -31,6 +31,7 @@ from modeling.streaming.forward import ForwardOn
 from modeling.streaming.picture import Detail, Picture, Size, Studio
 from modeling.streaming.quality import Quality, at_size, kept_steps, mask_cache_of
 from modeling.streaming.state import StreamState
+from modeling.streaming.waiting import Waiting
 from modeling.vae.streaming import VaeState
 
 # Latents that prime the VAE's caches: more than a causal convolution stack sees clearly.
@@ -103,7 +104,7 @@ class EditStream:
         # [2, F, C, H, W] edited and source in float16 on the host, sinks first
         self._history: list[Tensor] = []
         # Frames that do not fill a chunk yet, and the source latents of those that are encoded.
-        self._pending = torch.empty(0, height, width, 3, dtype=torch.uint8)
+        self._pending = Waiting(height, width)
         self._source: list[Tensor] = []  # each [1, f, C, H, W]
         self._finished = False
         self.chunks = 0
@@ -186,14 +187,14 @@ class EditStream:
         """Take frames, uint8 [n, height, width, 3]; each `next()` edits one complete chunk."""
         if isinstance(frames, np.ndarray):
             frames = torch.as_tensor(np.ascontiguousarray(frames))  # torch takes no mirrored view
-        if frames.dtype != torch.uint8 or frames.shape[1:] != self._pending.shape[1:]:
+        if frames.dtype != torch.uint8 or frames.shape[1:] != (self.height, self.width, 3):
             raise ValueError(
                 f"frames of type {frames.dtype} and shape {tuple(frames.shape)} do not fit this "
                 f"stream of uint8 [n, {self.height}, {self.width}, 3]"
             )
         if self._finished:
             raise ValueError("the stream was flushed and takes no more frames; open a new one")
-        self._pending = torch.cat([self._pending, frames])
+        self._pending.add(frames)
         return self._complete_chunks()
 
     def flush(self) -> EditedChunk | None:
@@ -204,10 +205,11 @@ class EditStream:
         self._finished = True
         if rest == 0:
             return None
-        padding = self._pending[-1:].expand(self._chunk_frames - rest, -1, -1, -1)
+        last = self._pending.between(rest - 1, rest)
+        self._pending.add(last.expand(self.wanted_frames, -1, -1, -1))
         with torch.no_grad():
-            self._encode(torch.cat([self._pending, padding]))
-            self._pending = self._pending[:0]
+            self._encode()
+            self._pending.drop(self._chunk_frames)
             return self._edit(keep=rest)
 
     def snapshot(self, *, compact: bool = False) -> StreamState:
@@ -231,7 +233,7 @@ class EditStream:
             chunks=self.chunks,
             frames=self.frames,
             generator=self._generator.get_state(),
-            pending=self._pending[: 0 if compact else None].clone(),
+            pending=self._pending.between(0, 0 if compact else len(self._pending)).clone(),
             history=tuple(self._history),
             mask_tokens=None if self._next_tokens is None else self._next_tokens.clone(),
             model=self.editor.identity,
@@ -252,7 +254,7 @@ class EditStream:
         editor = self.editor
         self._spend(Quality(self.work, state.sparing, state.halved))
         self._generator.set_state(state.generator)
-        self._pending = state.pending.clone()
+        self._pending.add(state.pending)
         self.chunks, self.frames = state.chunks, state.frames
         self._next_tokens = tokens = state.mask_tokens
         self._history = list(state.history)
@@ -263,7 +265,7 @@ class EditStream:
         if state.kv is not None:
             if state.source is not None:
                 self._source = [state.source.to(editor.device)]
-                self._picture.keep(self._pending[: self._frames_of(state.source.shape[1])])
+                self._picture.keep(state.pending[: self._frames_of(state.source.shape[1])])
             self._kv.load_state_dict(state.kv)
             self._encoder = state.encoder and state.encoder.to(editor.device)
             self._decoder = state.decoder and state.decoder.to(editor.device)
@@ -284,26 +286,26 @@ class EditStream:
 
     @torch.no_grad()
     def _complete_chunks(self) -> Iterator[EditedChunk]:
-        self._encode(self._pending)
+        self._encode()
         while len(self._pending) >= self._chunk_frames:
             size = self._chunk_frames
-            self._pending = self._pending[size:].clone()
+            self._pending.drop(size)
             yield self._edit(keep=size)
-            self._encode(self._pending)
+            self._encode()
 
-    def _encode(self, frames: Tensor) -> None:
-        """Encode what of the chunk's `frames` makes up latents and was not encoded before.
+    def _encode(self) -> None:
+        """Encode what of the chunk's frames makes up latents and was not encoded before.
 
         So that little is left to do when the chunk's last frame comes.
         """
         done = sum(latents.shape[1] for latents in self._source)
         head = 0 if self.chunks else HEAD_FRAMES
-        total = (min(len(frames), self._chunk_frames) + head) // TEMPORAL_STRIDE
+        total = (min(len(self._pending), self._chunk_frames) + head) // TEMPORAL_STRIDE
         if total == done:
             return
         self._refresh()
         began = self._clock.mark()
-        new = frames[self._frames_of(done) : self._frames_of(total)]
+        new = self._pending.between(self._frames_of(done), self._frames_of(total))
         latents, self._encoder = self.editor.vae.encode(self._picture.take(new), self._encoder)
         self._source.append(latents.float())
         self._work.append((began, self._clock.mark()))
