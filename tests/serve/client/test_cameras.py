@@ -15,7 +15,7 @@ from tests.serve.conftest import Server, serving
 
 
 def test_cameras_are_measured(server: Server) -> None:
-    load = CameraLoad(width=48, height=32, mode="lossless", seconds=4.0, fps=20.0)
+    load = CameraLoad(width=48, height=32, mode="lossless", seconds=1.6, fps=50.0)
     report = measure(server.url, load, 2).to_dict()
     assert report["sessions_held"] == 2
     assert report["frames_sent"] == report["frames_edited"] == 160
@@ -36,13 +36,14 @@ def test_a_live_camera_and_a_kill_that_finds_nothing(server: Server) -> None:
         asked += 1
         return False
 
-    load = CameraLoad(width=48, height=32, mode="live", seconds=3.0)
-    report = measure(server.url, load, 1, kill=kill, kill_every_s=1.0).to_dict()
+    load = CameraLoad(width=48, height=32, mode="live", seconds=1.0, fps=48.0)
+    report = measure(server.url, load, 1, kill=kill, kill_every_s=0.3).to_dict()
     assert report["frames_edited"] + report["frames_dropped"] == 48  # type: ignore[operator]
     assert report["kills"] == 0
     assert asked >= 2
 
 
+@pytest.mark.slow  # starts a process for each attack
 @pytest.mark.parametrize(
     "names",
     [
@@ -68,8 +69,9 @@ def test_an_honest_camera_beside_attacks(small_model: Path, names: tuple[str, ..
 
 def test_every_attack_is_tried_by_a_test() -> None:
     """Those of `FLOODS` in `test_floods`, the others above."""
-    (mark,) = test_an_honest_camera_beside_attacks.pytestmark  # type: ignore[attr-defined]
-    assert {name for names in mark.args[1] for name in names} | set(FLOODS) == set(ATTACKS)
+    marks = test_an_honest_camera_beside_attacks.pytestmark  # type: ignore[attr-defined]
+    tried = next(mark.args[1] for mark in marks if mark.name == "parametrize")
+    assert {name for names in tried for name in names} | set(FLOODS) == set(ATTACKS)
 
 
 def test_a_bomb_is_one() -> None:
