@@ -161,6 +161,7 @@ async def test_an_outbox_says_how_long_its_client_is_stuck() -> None:
     assert outbox.stuck_s == 0
 
 
+@pytest.mark.slow  # starts Ray
 def test_a_ray_that_does_not_start_is_one_clear_error(small_model: Path) -> None:
     with pytest.raises(ClusterError, match="Ray did not start on this machine: ") as failed:
         start(ServeSettings(str(small_model)), port=free_port(), cpus=-1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipelines.bench.hub_load import commit_s, placement_s
 
 
+@pytest.mark.slow  # starts a hub and a front, twice
 def test_a_real_hub_takes_real_commits_and_whole_states_cost_more() -> None:
     for _ in range(3):  # a busy machine's caches are others'
         new, whole = (

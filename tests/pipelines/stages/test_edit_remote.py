@@ -48,6 +48,7 @@ def server(tiny_model: Path) -> Iterator[Server]:
 
 
 def liveedit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setenv("COLUMNS", "120")  # a busy machine's figures are wide
     monkeypatch.setattr(sys, "argv", ["liveedit", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -208,7 +209,7 @@ def test_a_long_file_is_read_no_further_than_its_edit_comes_back(server: Server)
 
     def counted() -> Iterator[np.ndarray]:
         nonlocal read
-        for frame in frames(400, 32, 48):
+        for frame in frames(300, 32, 48):
             read += 1
             yield frame
 
@@ -216,7 +217,7 @@ def test_a_long_file_is_read_no_further_than_its_edit_comes_back(server: Server)
         read - done
         for done, _ in enumerate(edit_frames(server.url, counted(), "x", fps=16), start=1)
     ]
-    assert len(ahead) == 400
+    assert len(ahead) == 300
     assert max(ahead) < 150  # 36 frames on their way, 64 messages unread, one chunk
 
 
@@ -239,13 +240,13 @@ def test_a_running_server_is_measured(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["bench", "serve", "--url", server.url, "--sessions", "1,2", "--seconds", "4"]
+    arguments = ["bench", "serve", "--url", server.url, "--sessions", "1,2", "--seconds", "3"]
     report = tmp_path / "now.json"
     assert liveedit(monkeypatch, *arguments, "--mode", "lossless", "--json", str(report)) == 0
     assert "overhead P50 / P95 / P99" in capsys.readouterr().out
     runs = json.loads(report.read_text())["runs"]
     assert [run["sessions_held"] for run in runs] == [1, 2]
-    assert [run["frames_edited"] for run in runs] == [64, 128]
+    assert [run["frames_edited"] for run in runs] == [48, 96]
     assert all(run["frames_lost"] == run["frames_repeated"] == 0 for run in runs)
     assert all(run["overhead_ms_p50"] < run["chunk_latency_ms_p50"] for run in runs)
     few = ["bench", "serve", "--url", server.url, "--sessions", "1", "--seconds", "1"]

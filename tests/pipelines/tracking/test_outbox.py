@@ -199,6 +199,7 @@ with Outbox(Path(sys.argv[1]), sys.argv[2], "liveedit", print) as outbox:
 """
 
 
+@pytest.mark.slow  # starts one that is killed
 def test_a_killed_process_leaves_no_run_running(mlflow_uri: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), mlflow_uri]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -111,6 +111,7 @@ def test_code_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tracking.code_commit.cache_clear()
 
 
+@pytest.mark.slow  # starts MLflow's server
 def test_runs_and_registry_over_http(
     server: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
