@@ -61,6 +61,9 @@ def train(
     """
     from pipelines.config.load import load_config, resolved_yaml
 
+    for option, is_given in (("--exit-code", exit_code), ("--card", card is not None)):
+        if is_given and not plan:
+            raise UserError(f"{option} belongs to --plan, and nothing was started; add --plan")
     given = list(arguments or [])
     if not given or "=" in given[0]:
         _propose(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 GIB = 2**30
-# Dense bf16 matrix products by the vendors' datasheets, TFLOP/s; the first name that is part of the
+# Dense bf16 matrix products by the vendors' datasheets, TFLOP/s; the first that is a word of the
 # device's own counts.
 PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
@@ -18,6 +19,7 @@ PEAK_TFLOPS = {
     "H200": 989.4,
     "GH200": 989.4,
     "B200": 2250.0,
+    "GB200": 2500.0,
     "A100": 312.0,
     "L40S": 362.0,
     "L4": 121.0,
@@ -33,8 +35,9 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 def peak_of(name: str) -> float | None:
-    """Of a device with such a name."""
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+    """Of a device in whose name a card is a word: an L40 is no L4."""
+    cards = PEAK_TFLOPS.items()
+    return next((peak for card, peak in cards if re.search(rf"\b{card}\b", name)), None)
 
 
 class Speed:

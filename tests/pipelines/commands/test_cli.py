@@ -78,6 +78,16 @@ def test_plan_shows_every_stage(liveedit: Liveedit, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("option", [["--exit-code"], ["--card", "H100"]])
+def test_what_belongs_to_a_plan_starts_no_training(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    monkeypatch.setattr("pipelines.commands.run.run_train", pytest.fail)
+    result = liveedit("train", "demo", *option)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"{option[0]} belongs to --plan" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
