@@ -76,6 +76,7 @@ def test_what_a_writer_is_asked_for_arrives_at_the_encoder(
     [
         ("a.mp4", False, "mp4", "faststart"), ("a.mov", False, "mov", "faststart"),
         ("a.mkv", False, "matroska", None), (None, False, "mp4", None),
+        ("a.m4v", False, "mp4", "faststart"), ("A.MOV", False, "mov", "faststart"),
         (None, True, "mp4", "frag_keyframe+empty_moov+default_base_moof"),
         ("a.mp4", True, "mp4", "frag_keyframe+empty_moov+default_base_moof"),
     ],

@@ -133,6 +133,21 @@ def test_up_one_at_a_time_when_there_is_room_and_calm() -> None:
     assert decide(alone, decision.calm, 200.0 + UP_S).rungs == {"f": 0}
 
 
+@pytest.mark.parametrize(
+    ("held", "then"),
+    [
+        # Who is edited worst, though another takes less.
+        ([live("a", 0.2, 0.1, rung=1), live("b", 0.4, 0.3, 0.2, rung=2)], {"a": 1, "b": 1}),
+        ([live("a", 0.3, 0.2, rung=1), live("b", 0.2, 0.1, rung=1)], {"a": 1, "b": 0}),
+        ([live("b", 0.2, 0.1, rung=1), live("a", 0.2, 0.1, rung=1)], {"a": 0, "b": 1}),
+        # And the next, where there is no room for the first.
+        ([live("a", 0.9, 0.1, rung=1), live("b", 0.2, 0.15, rung=1)], {"a": 1, "b": 0}),
+    ],
+)
+def test_of_those_who_could_go_up_one_does(held: list[Held], then: dict[str, int]) -> None:
+    assert decide(held, Calm(), 100.0).rungs == then
+
+
 def test_nobody_goes_up_soon_after_somebody_came_down() -> None:
     held = [replace(A, rung=1)]
     assert decide(held, Calm(since=100.0, rose=0.0), 100 + UP_S - 0.1).rungs == {"a": 1}

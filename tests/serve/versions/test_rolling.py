@@ -125,6 +125,20 @@ def test_a_new_version_meets_one_editor_first_then_as_many_as_have_it() -> None:
     assert plan(editors, ROLLING).load.keys() == {"2", "3"}
 
 
+@pytest.mark.parametrize(
+    ("shares", "others"), [([0.1, 0.1], [0.3]), ([0.2], [0.1, 0.1]), ([], [0.0])]
+)
+def test_a_version_comes_first_where_least_is_done(
+    shares: list[float], others: list[float]
+) -> None:
+    """By what sessions cost, then by how many they are; not by names."""
+    seats = [{str(n): Seat(str(n), s) for n, s in enumerate(each)} for each in (others, shares)]
+    editors = [
+        replace(editor(name, "v1"), streams=each) for name, each in zip("az", seats, strict=True)
+    ]
+    assert plan(editors, ROLLING) == Plan({"z": "v2"})
+
+
 def test_what_failed_at_an_editor_is_not_tried_there_again() -> None:
     editors = [editor("a", "v1"), editor("b", "v1")]
     assert plan(editors, ROLLING, refused={("a", "v2")}) == Plan({"b": "v2"})
