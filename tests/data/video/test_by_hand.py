@@ -109,6 +109,23 @@ def test_a_rate_with_more_than_a_few_places_left_out_is_not_constant(
 
 
 @pytest.mark.parametrize(
+    ("off", "tick", "grid"),
+    [
+        (0.019, Fraction(1, 90_000), True),  # a clock that is read a little late, in fine stamps
+        (0.021, Fraction(1, 90_000), False),
+        (0.19, Fraction(1, 100), True),  # stamps of a hundredth round by a quarter of a frame
+        (0.21, Fraction(1, 100), False),
+    ],
+)
+def test_stamps_may_lie_beside_their_places(off: float, tick: Fraction, grid: bool) -> None:
+    places = np.arange(40.0)
+    places[[11, 23]] += off
+    found = find_rate(places / 24, [Fraction(24)], tick)
+    assert found is not None
+    assert found.grid is grid
+
+
+@pytest.mark.parametrize(
     ("constant", "rate", "told"),
     [
         (True, 24, ""),
