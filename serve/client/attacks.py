@@ -36,7 +36,7 @@ BOMB = 62_000  # bytes: ten seconds of decoding at 1280x720, where scans are not
 LARGE_BOMB = 571_000  # and 165 s
 LARGE = (1280, 720)  # pixels of the bombs, whatever cameras send
 UPLOADS = 330
-PAUSE_S = 0.05  # between two bombs
+PAUSE_S = 0.05  # between two bombs, and before a flood goes on that was turned away
 
 
 def bomb(width: int, height: int, size: int = BOMB) -> bytes:
@@ -101,10 +101,13 @@ async def false_fps(url: str, width: int, height: int, token: str | None) -> Non
 
 
 async def prompt_flood(url: str, width: int, height: int, token: str | None) -> None:
-    """Long instructions, as fast as they go."""
-    async with _raw(url, width, height, token) as socket:
-        while True:
-            await socket.send(to_json(Prompt("x" * 1900)))
+    """Long instructions, as fast as they go, and again when it was turned away."""
+    while True:
+        with contextlib.suppress(OSError, WebSocketException):
+            async with _raw(url, width, height, token) as socket:
+                while True:
+                    await socket.send(to_json(Prompt("x" * 1900)))
+        await asyncio.sleep(PAUSE_S)
 
 
 async def prompt_switch(url: str, width: int, height: int, token: str | None) -> None:

@@ -126,6 +126,7 @@ def bench_serve(
 
     from modeling.detail.work_size import work_size as edited_at
     from pipelines.bench.machine import hardware
+    from pipelines.bench.room import held, until_left
     from pipelines.bench.serve import (
         TAIL_S,
         at_random,
@@ -191,12 +192,15 @@ def bench_serve(
             work_size,
             detail,
         )
+        before = held(url) if attacks else 0
         for count in counts:
             status.update(f"{count} sessions, {seconds:g} s")
             runs.append(measure(url, load, count).to_dict())
         for name in attacks:
             status.update(f"{max(counts)} sessions beside {name}, {seconds:g} s")
             runs.append(measure(url, load, max(counts), attacks=[name]).to_dict())
+            status.update(f"{name} is over, waiting for its places")
+            until_left(url, before)
         memory, soaked = HeldMemory(), list[dict[str, object]]()
         while memory.seconds < lasting:
             status.update(f"{max(counts)} sessions, {memory.seconds:.0f} of {lasting:g} s")

@@ -94,6 +94,11 @@ def test_every_run_of_cameras_is_in_the_report(
         return SimpleNamespace(to_dict=lambda: {"sessions": sessions, "call": len(calls)})
 
     monkeypatch.setattr("serve.client.cameras.measure", measure)
+    waited = list[tuple[int, int]]()  # after how many runs, and for what was held before them
+    monkeypatch.setattr("pipelines.bench.room.held", lambda url: 7 + len(calls))
+    monkeypatch.setattr(
+        "pipelines.bench.room.until_left", lambda url, before: waited.append((len(calls), before))
+    )
     monkeypatch.setattr(HeldMemory, "seconds", property(lambda self: passed[0]), raising=False)
     monkeypatch.setattr(HeldMemory, "growth", lambda self: {"hub": 0.01})
     monkeypatch.setattr(HeldMemory, "sample", lambda self: None)
@@ -113,6 +118,7 @@ def test_every_run_of_cameras_is_in_the_report(
     assert report["model"] == MODEL | {"work_size": "native"}, "as the settings say"
     assert ("soak" in report, "memory" in report) == ("--soak" in words,) * 2
     assert [attacks for _, attacks, _ in calls if attacks] == [("floods",)] * ("floods" in words)
+    assert waited == [(4, 7)] * ("floods" in words)
     assert [killed for *_, killed in calls] == [False] * (len(calls) - 1) + ["--kills" in words]
 
 

@@ -38,9 +38,11 @@ OPENS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 class Listening:
-    """A server that answers an open when `answers` is set, and notes what it hears after it."""
+    """A server that answers an open when `answers` is set, and notes what it hears after it, where
+    it `cuts` for one message of each connection."""
 
     def __init__(self) -> None:
+        self.cuts = False
         self.opens: list[dict[str, Any]] = []
         self.heard: list[Any] = []
         self.tokens: set[str | None] = set()
@@ -60,6 +62,8 @@ class Listening:
             }))  # fmt: skip
             async for data in socket:
                 self.heard.append(data)
+                if self.cuts:
+                    socket.transport.abort()
 
     async def until(self, opens: int, heard: int = 0) -> None:
         async with asyncio.timeout(30):
@@ -130,6 +134,13 @@ async def test_instructions_come_without_end_and_each_is_another() -> None:
         texts = [json.loads(said) for said in listening.heard if isinstance(said, str)]
         assert [text["prompt"] for text in texts[:3]] == [f"make it 0 {n}" for n in range(3)]
         assert any(isinstance(said, bytes) for said in listening.heard)
+
+
+async def test_a_flood_that_is_cut_off_goes_on() -> None:
+    async with attacked("prompt-flood") as listening:
+        listening.cuts = True
+        listening.answers.set()
+        await listening.until(3)
 
 
 async def test_uploads_begin_side_by_side_and_stop(monkeypatch: pytest.MonkeyPatch) -> None:
