@@ -157,9 +157,13 @@ def network(*names: str) -> Iterator[Network]:
 
 
 def environment(**values: str) -> Mapping[str, str]:
-    """This process's, without what points at a Ray elsewhere."""
+    """This process's, without what points at a Ray elsewhere.
+
+    A token in the home of who runs the tests, or none there, would make nodes ask for one, or fail
+    for want of it.
+    """
     ours = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return {**ours, "RAY_USAGE_STATS_ENABLED": "0", **values}
+    return {**ours, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **values}
 
 
 def _ip(*arguments: str) -> str:
