@@ -274,6 +274,76 @@ tests:
           - {{labels: '{{alertname="LiveEditHubFull"}}', value: 1}}
           - {{labels: '{{alertname="LiveEditCodecsBehind"}}', value: 1}}
           - {{labels: '{{alertname="LiveEditFirstChunkSlow"}}', value: 1}}
+  # Two of everything, unlike each other, in one application, and another that is large and well:
+  # of what is added up neither front alone would do, and what asks for all is not told by one.
+  - interval: 1m
+    input_series:
+      - {{series: 'up{{job="liveedit",instance="a"}}', values: '1x30'}}
+      - {{series: 'up{{job="liveedit",instance="b"}}', values: '1x30'}}
+      - {{series: 'liveedit_editor_load{{instance="a",process="e"}}', values: '0.95x30'}}
+      - {{series: 'liveedit_editor_load{{instance="a",process="g"}}', values: '0.1x30'}}
+      - {{series: 'liveedit_editor_load{{instance="b",process="e"}}', values: '0.95x30'}}
+      - {{series: 'liveedit_codec_queue{{instance="a",process="f"}}', values: '100x30'}}
+      - {{series: 'liveedit_codec_queue{{instance="a",process="g"}}', values: '5x30'}}
+      - {{series: 'liveedit_codec_queue{{instance="b",process="f"}}', values: '100x30'}}
+      - {{series: 'liveedit_sessions_admitted_total{{instance="a",process="f"}}',
+          values: '0+30x30'}}
+      - {{series: 'liveedit_sessions_admitted_total{{instance="b",process="f"}}',
+          values: '0+9e3x30'}}
+      - {{series: 'liveedit_sessions_refused_total{{instance="a",process="f",code="at_capacity"}}',
+          values: '0+1x30'}}
+      - {{series: 'liveedit_sessions_refused_total{{instance="a",process="g",code="at_capacity"}}',
+          values: '0+1x30'}}
+      - {{series: 'liveedit_sessions_refused_total{{instance="b",process="f",code="bad_token"}}',
+          values: '0+9e3x30'}}
+      - {{series: 'liveedit_chunk_deadlines_total{{instance="a",process="f",met="yes"}}',
+          values: '0+30x30'}}
+      - {{series: 'liveedit_chunk_deadlines_total{{instance="a",process="f",met="no"}}',
+          values: '0+1x30'}}
+      - {{series: 'liveedit_chunk_deadlines_total{{instance="a",process="g",met="no"}}',
+          values: '0+1x30'}}
+      - {{series: 'liveedit_chunk_deadlines_total{{instance="b",process="f",met="yes"}}',
+          values: '0+9e3x30'}}
+      - {{series: 'liveedit_frames_edited_total{{instance="a",process="f"}}', values: '0+900x30'}}
+      - {{series: 'liveedit_frames_edited_total{{instance="b",process="f"}}', values: '0+9e4x30'}}
+      - {{series: 'liveedit_frames_dropped_total{{instance="a",process="f"}}', values: '0+50x30'}}
+      - {{series: 'liveedit_frames_dropped_total{{instance="a",process="g"}}', values: '0+50x30'}}
+      - {{series: 'liveedit_sessions{{instance="a",process="f"}}', values: '15x30'}}
+      - {{series: 'liveedit_sessions{{instance="a",process="g"}}', values: '15x30'}}
+      - {{series: 'liveedit_sessions{{instance="b",process="f"}}', values: '400x30'}}
+      - {{series: 'liveedit_stalls_total{{instance="a",process="f"}}', values: '0+1x30'}}
+      - {{series: 'liveedit_stalls_total{{instance="a",process="g"}}', values: '0+1x30'}}
+      - {{series: 'liveedit_processes_lost_total{{instance="a",process="hub",kind="editor"}}',
+          values: '0x9 1x20'}}
+      - {{series: 'liveedit_processes_lost_total{{instance="a",process="hub",kind="front"}}',
+          values: '0x9 1x20'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="5.0"}}',
+          values: '0+10x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="+Inf"}}',
+          values: '0+10x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="g",le="5.0"}}',
+          values: '0+8x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="g",le="10.0"}}',
+          values: '0+10x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="f",le="10.0"}}',
+          values: '0+10x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="a",process="g",le="+Inf"}}',
+          values: '0+10x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="b",process="f",le="5.0"}}',
+          values: '0+9e3x30'}}
+      - {{series: 'liveedit_first_chunk_seconds_bucket{{instance="b",process="f",le="+Inf"}}',
+          values: '0+9e3x30'}}
+    promql_expr_test:
+      - expr: count by (alertname, instance) (ALERTS{{alertstate="firing"}})
+        eval_time: 22m
+        exp_samples:
+          - {{labels: '{{alertname="LiveEditEditorsFull",instance="b"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditCodecsBehind",instance="b"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditSessionsRefused",instance="a"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditDeadlinesMissed",instance="a"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditFramesDropped",instance="a"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditStalls",instance="a"}}', value: 1}}
+          - {{labels: '{{alertname="LiveEditFirstChunkSlow",instance="a"}}', value: 1}}
 """
 
 

@@ -202,12 +202,6 @@ def test_what_is_not_installed_is_told_with_how_to_get_it(
         part = make(settings)
         assert isinstance(part, Missing)
         assert (part.name, remedy in part.remedy) == (make.__name__, True)
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setattr(servers, "Path", lambda place: tmp_path / "none")  # no package's either
-    assert servers._grafana_home(tmp_path / "bin" / "grafana") is None
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "defaults.ini").touch()
-    assert servers._grafana_home(tmp_path / "bin" / "grafana") == tmp_path
 
 
 @pytest.mark.parametrize("code", [0, 1])
