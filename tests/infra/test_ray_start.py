@@ -83,3 +83,26 @@ def test_signals_are_theirs_again_whose_they_were(tmp_path: Path) -> None:
         signal.set_wakeup_fd(before)
         for end in pair:
             end.close()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_is_started_while_a_ray_ends_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """By what was to be ended itself; at the next look there may be nobody, and then again one."""
+    sleepers = [psutil.Popen(["sleep", "60"]) for _ in range(3)]
+    looks = iter([{sleepers[0]}, {sleepers[1]}, {sleepers[2]}])
+    monkeypatch.setattr(ray, "_processes", lambda folder: next(looks, set()))
+    monkeypatch.setattr(ray, "END_S", 0.05)
+    monkeypatch.setattr(ray.os, "_exit", lambda code: None)
+    try:
+        if at_once:
+            ray._end_at_once(tmp_path / "ray", signal.SIGTERM)
+        else:
+            ray._shutdown(tmp_path / "ray")
+        assert [sleeper.poll() for sleeper in sleepers] == [-signal.SIGKILL] * 3
+    finally:
+        for sleeper in sleepers:
+            if sleeper.poll() is None:
+                sleeper.kill()
+                sleeper.wait()

@@ -237,7 +237,8 @@ def test_a_long_tmpdir_is_left_for_tmp_where_one_may_write(
 def test_what_belongs_to_a_ray_is_told_by_arguments_files_and_parents(tmp_path: Path) -> None:
     """Ray's workers have titles over their arguments, and their children name nothing of it."""
     commands = [
-        f"sleep 61 & : {tmp_path}; wait",  # named in the arguments, and a child
+        # named in the arguments, a child, and a child's
+        f"bash -c 'sleep 64; :' & sleep 61 & : {tmp_path}; wait",
         f"exec -a ray::IDLE sleep 62 > {tmp_path}/log",  # writes there
         "exec -a ray::IDLE sleep 63 > /dev/null",  # of another Ray
     ]
@@ -246,14 +247,14 @@ def test_what_belongs_to_a_ray_is_told_by_arguments_files_and_parents(tmp_path: 
         deadline = time.monotonic() + 60
         while True:
             found = {" ".join(p.cmdline()[-2:]) for p in ray._processes(tmp_path)}
-            found = {said for said in found if said.endswith(("61", "62", "63"))}
-            if found == {"sleep 61", "ray::IDLE 62"}:
+            found = {said for said in found if said.endswith(("61", "62", "63", "64"))}
+            if found == {"sleep 61", "sleep 64", "ray::IDLE 62"}:
                 break
             assert time.monotonic() < deadline, found
             time.sleep(0.05)
     finally:
         for process in started:
-            for child in psutil.Process(process.pid).children():
+            for child in psutil.Process(process.pid).children(recursive=True):
                 child.kill()
             process.kill()
             process.wait()
