@@ -59,6 +59,26 @@ def test_footage_is_kept_as_fine_as_the_shorter_side_asks(
     assert sizes == [(336, 504), (168, 252), (84, 126), (42, 63)]  # 7 times 48, and down to it
 
 
+@pytest.mark.parametrize(
+    ("side", "size", "levels"),
+    [
+        (48, (96, 48), 2),  # just twice the smallest level: that one is made
+        (48, (96, 47), 1),
+        (16, (60, 48), 2),  # pairs so small that no level is
+        (64, (80, 64), 2),  # half a pair's short side is enough
+        (64, (80, 63), 1),
+        (64, (60, 130), 1),  # the picture's shorter side counts, upright or wide
+    ],
+)
+def test_a_level_is_made_as_long_as_half_of_it_is_not_too_small(
+    tmp_path: Path, side: int, size: tuple[int, int], levels: int
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    (tmp_path / "heldout.txt").write_text("")
+    found = prepare(tmp_path, tmp_path / "made", height=side, width=side + 8, fps=16)["train"]
+    assert [len(photo.levels) for photo in found.photos] == [levels]
+
+
 @pytest.mark.parametrize("size", [(16, 16), (33, 17), (77, 101), (48, 160), (160, 48), (270, 480)])
 def test_pairs_of_any_size(footage: dict[str, Footage], size: tuple[int, int]) -> None:
     """Of footage that is smaller, larger and of another shape; every kind that comes."""
@@ -222,6 +242,30 @@ def test_a_second_edit_is_made_of_what_the_first_one_made(
         both = made(footage["train"], seed)
         assert "leave it so" in both.instruction
         np.testing.assert_array_equal(both.target, pair.target)
+
+
+@pytest.mark.parametrize("kind", ["blur_background", "dark_background", "gray_background"])
+def test_a_background_is_all_but_what_is_named_or_but_every_thing(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (2, 48, 80, 3)).astype(np.float32)
+    named, other = (
+        Thing(shape, paint, 10, np.array([[x, 24.0]] * 2), np.zeros(2))
+        for shape, paint, x in (("square", "red", 20.0), ("circle", "blue", 60.0))
+    )
+    scene = Filmed(video, [named, other], rng)
+    source = scene.render()
+    inside, beside = (covered([thing], source.shape)[..., 0] == 1 for thing in scene.things)
+    outside = covered(scene.things, source.shape)[..., 0] == 0
+    said = set()
+    for _ in range(40):
+        edit = KINDS[kind].edit(scene, kind, source)
+        changed = np.abs(edit.target - source).max(axis=-1) > 0.01
+        assert not changed[inside].any()
+        assert changed[beside].any() == ("square" in edit.instruction), edit.instruction
+        assert changed[outside].mean() > 0.9
+        assert (edit.about["color"], edit.about["shape"]) == ("red", "square")
+        said.add(edit.instruction)
+    assert len(said) == 4
 
 
 def test_a_piece_of_a_photo_that_is_painted_is_a_photo_no_more() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data import pairs as pairs_module
 from data.pairs import PairList, PairListError, estimate_mask
 from data.shards import DatasetError, write_dataset
-from data.video import VideoError
+from data.video import VideoError, VideoInfo
+from data.video.source.colour import BT601, BT709
 from tests.data.conftest import edited_middle as edited
 from tests.data.conftest import number_of, numbered, write_raw
 
@@ -130,6 +133,44 @@ def test_lists_may_be_lines_and_have_a_mark(tmp_path: Path, mark: str, lines: bo
         path.write_text(mark + text + '{"instruction": \n', encoding="utf-8")
         with pytest.raises(PairListError, match="line 4 is not JSON"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "edit", "read_as"),
+    [
+        ((1280, 720, None), (640, 360, None), BT709),  # by the larger, whichever of both it is
+        ((640, 360, None), (1280, 720, None), BT709),
+        ((1024, 576, None), (640, 360, None), BT601),
+        ((720, 1000, None), (360, 500, None), BT709),  # as tall as HD
+        ((640, 360, BT709), (320, 180, None), BT709),  # by the tag of the one that has one
+        ((640, 360, None), (320, 180, BT709), BT709),
+        ((1280, 720, None), (640, 360, BT601), BT601),
+    ],
+)
+def test_colours_without_a_tag_are_read_as_the_other_s(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: tuple[int, int, int | None],
+    edit: tuple[int, int, int | None],
+    read_as: int,
+) -> None:
+    """Both of them: one rule for a pair."""
+    shown = {"a.mp4": source, "b.mp4": edit}
+    like = VideoInfo(1, 1, Fraction(16), 16, 1.0, has_audio=False, codec="h264", rotation=0)
+    asked: list[tuple[str, object]] = []
+
+    def probed(path: Path) -> VideoInfo:
+        width, height, matrix = shown[path.name]
+        return replace(like, width=width, height=height, matrix=matrix)
+
+    def frames(path: Path, *, untagged: int, **_: object) -> list[np.ndarray]:
+        asked.append((path.name, untagged))
+        return [np.zeros((48, 64, 3), np.uint8)] * 9
+
+    monkeypatch.setattr(pairs_module, "probe", probed)
+    monkeypatch.setattr(pairs_module, "read_frames", frames)
+    assert len(list(read(write_list(tmp_path, [entry("a.mp4", "b.mp4")])))) == 1
+    assert asked == [("a.mp4", read_as), ("b.mp4", read_as)]
 
 
 def test_other_rates_of_one_length_are_no_mismatch(tmp_path: Path) -> None:
