@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -334,3 +335,19 @@ def test_frames_are_the_same_noise_in_every_run() -> None:
     assert (frames.shape, frames.dtype) == ((2, 8, 16, 3), np.uint8)
     assert np.array_equal(frames, noise_frames(2, 8, 16))
     assert np.unique(frames).size > 200
+
+
+def test_what_was_watched_is_as_it_was_also_after_an_error() -> None:
+    class Part:
+        def call(self) -> None: ...
+
+        encode = decode = resize = following = transfer = call
+
+    editor: Any = Part()
+    editor.vae, editor.device = Part(), torch.device("cpu")
+    own = editor.vae.decode = lambda: None  # as a compiled one stands before the class's
+    with suppress(ZeroDivisionError), ChunkTimer(editor, noise_frames(12, 2, 2)).watch():
+        assert vars(editor.vae).keys() == {"encode", "decode"}
+        raise ZeroDivisionError
+    assert vars(editor.vae) == {"decode": own}
+    assert vars(editor).keys() == {"vae", "device"}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from pipelines.bench.drawn import SHARD, draw_dataset, draw_model, draw_pair
 from pipelines.bench.kills import SAVE_EVERY, Kill, worker_processes
 from pipelines.bench.train import TrainOptions, _describe, summary
 from pipelines.bench.training_worker import SAMPLES, WARM_UP, TrainCase
-from pipelines.config.load import load_config
+from pipelines.config.load import load_config, to_plain
 from pipelines.training.run_folder import TrainingReport
 from tests.pipelines.bench.test_train_figures import SMALL
 
@@ -146,6 +147,37 @@ def test_what_does_not_fit_into_memory_leaves_the_other_cases_to_be_run(
     *_, last = train.measure(asked)
     assert last["hardware"] == {"device": "a cpu"}
     assert last["ratios"]["foundation, 1 workers, ZeRO-2 / matrix products"]["value"] == 2.0
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("a fault")])
+def test_a_worker_that_fails_ends_its_group_and_says_only_that_memory_was_short(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it held is not given back, so that a later case in its process would fail, too."""
+    asked = options(stages=("foundation", "causal", "distill"))
+    cases = [asdict(case) for case in asked.cases]
+    places: list[str] = []
+
+    def run(case: TrainCase, config: Any, place: Path, *_: Any) -> dict[str, Any]:
+        places.append(place.name)
+        if case.stage == "causal":
+            raise error
+        return {"start_s": 1.0}
+
+    monkeypatch.setattr(training_worker, "_run", run)
+    monkeypatch.setattr(training_worker, "_prepare", lambda *_: None)
+    job = {"cases": cases, "config": to_plain(asked.prepared()), "cuda": False,
+           "folder": str(tmp_path), "group": "g"}  # fmt: skip
+    with pytest.raises(type(error)):
+        training_worker.work(0, job)
+    assert not torch.distributed.is_initialized()
+    assert places == ["case-g-0", "case-g-1"]
+    short = isinstance(error, torch.OutOfMemoryError)
+    told = [cases[0] | {"out_of_memory": False, "start_s": 1.0}]
+    told += [cases[1] | {"out_of_memory": True}] * short
+    results = tmp_path / "results-g.jsonl"
+    assert [json.loads(line) for line in results.read_text().splitlines()] == told
+    assert train._out_of_memory(results) == short
 
 
 @pytest.mark.parametrize("rank", [0, 1])

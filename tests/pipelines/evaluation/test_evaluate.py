@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from data.shards import write_dataset
 from modeling.config import MaskCacheConfig
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
+from pipelines.evaluation import evaluate as evaluation
 from pipelines.evaluation.contact_sheet import chosen, recomputed_view, side_by_side
 from pipelines.evaluation.evaluate import (
     EditedClip,
@@ -55,6 +57,26 @@ def test_report_of_a_model(tiny_model: Path, heldout: str, mask_cache: bool | No
     share = report["mean"]["recomputed"]
     assert share < 1 if mask_cache else share == 1
     assert (report["mask_cache"] is not None) == bool(mask_cache)
+
+
+def test_a_clip_s_rate_is_of_its_frames_and_its_share_of_all_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, shares = block_clip(21, 32, 48), []
+
+    def edited(*given: Any, **options: Any) -> Any:
+        chunks, _ = edit_clip(*given, **options)
+        shares.extend(chunk.recomputed for chunk in chunks)
+        return chunks, 4.0
+
+    edit_clip = evaluation.edit_clip
+    monkeypatch.setattr(evaluation, "edit_clip", edited)
+    mask = np.ones(source.shape[:3], bool)
+    batch = {"source": [source], "target": [source], "mask": [mask], "instruction": ["make it red"]}
+    numbers = evaluation.edit_pair(known_editor(), batch, EvaluateConfig()).metrics
+    assert numbers["fps"] == 5.25
+    assert len(set(shares)) == 2  # the first chunk is computed whole
+    assert numbers["recomputed"] == pytest.approx(sum(shares) / len(shares))
 
 
 def test_clips_limits_and_seed_repeats(tiny_model: Path, heldout: str) -> None:

@@ -325,4 +325,13 @@ def test_of_one_half_there_is_no_mean_of_all() -> None:
     one = groups([row("tone", 3.0), row("tone", 5.0)], 50)
     assert list(one["overall"]) == ["drawn"]
     assert one["traits"]["fast"]["gain"]["mean"] == 4.0
+    # Of both halves each has its own mean, also of a kind that both have; a trait is of both.
+    both = groups([row("tone", 3.0), row("tone", 5.0, half="natural")], 50)
+    assert {name: found["gain"]["mean"] for name, found in both["overall"].items()} == {
+        "all": 4.0, "drawn": 3.0, "natural": 5.0,
+    }  # fmt: skip
+    assert {name: found["gain"]["mean"] for name, found in both["kinds"].items()} == {
+        "drawn, tone": 3.0, "natural, tone": 5.0,
+    }  # fmt: skip
+    assert both["traits"]["fast"]["gain"]["mean"] == 4.0
     assert "half" not in one["overall"]["drawn"]

@@ -4,6 +4,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from infra.runtime.errors import UserError
 from pipelines.commands.measure.benchmark import check_published
 from pipelines.config.benchmark import BenchConfig
 from pipelines.config.merge import ConfigError
+from pipelines.evaluation.bench import systems
 from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success
 from pipelines.evaluation.bench.judged import Judged
 from pipelines.evaluation.bench.pictures import extremes, plot, sheet
@@ -113,6 +116,33 @@ def test_our_model_is_streamed_by_the_clips_words(config: BenchConfig) -> None:
     assert_edited(edit, clip.source, clip.instruction)
     assert 0 < more["recomputed"] < 1
     assert more["fps"] > 0
+
+
+def test_an_edit_is_asked_for_as_the_settings_say_and_its_figures_are_of_all_chunks(
+    config: BenchConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, editor, asked = next(clips(config)), known_editor(), []
+    chunks = [
+        SimpleNamespace(recomputed=share, frames=np.full((count, 4, 4, 3), count, np.uint8))
+        for share, count in ((1.0, 9), (0.25, 12), (0.25, 3))
+    ]
+
+    def edited(*given: Any, **options: Any) -> Any:
+        asked.append((given, options))
+        return chunks, 4.0
+
+    monkeypatch.setattr(systems, "edit_clip", edited)
+    found, more = OurModel(editor, 7, "1/2", detail=True).edit(clip)
+    assert found[:, 0, 0, 0].tolist() == [9] * 9 + [12] * 12 + [3] * 3
+    assert more == {"recomputed": 0.5, "fps": 6.0}  # frames, not chunks
+    OurModel(editor, 8).edit(clip)
+    assert [
+        (given[0] is editor, given[1] is clip.source, given[2:], options.pop("truth") is clip.truth)
+        for given, options in asked
+    ] == [(True, True, (clip.instruction, seed), True) for seed in (7, 8)]
+    assert [options for _, options in asked] == [
+        {"work_size": "1/2", "detail": "source"}, {"work_size": "full", "detail": "off"},
+    ]  # fmt: skip
 
 
 def test_which_clips_are_chosen() -> None:
