@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +20,7 @@ from data.video import (
     read_timed,
 )
 from modeling.editor import StreamingEditor
+from pipelines.stages import edit_file as edit_module
 from pipelines.stages.edit_file import check_edit, edit_file, edit_video, expected_frames, resize
 from tests.known_editors import block_clip, expected_edit, known_editor
 
@@ -230,6 +233,25 @@ def test_a_variable_rate_keeps_every_frame_at_its_time(tmp_path: Path) -> None:
     found = list(read_timed(tmp_path / "out.mp4"))
     assert [float(t) for t, _ in found] == pytest.approx([float(t) for t in times], abs=1e-3)
     assert_same(np.stack([picture for _, picture in found]), video)
+
+
+def test_a_file_is_of_the_rate_that_is_asked_for_else_of_that_of_most_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the mean of a screen recording, which stands still most of the time."""
+    source = write(tmp_path / "in.mp4", block_clip(8, 32, 48), Fraction(8))
+    info, told = probe(source), []
+
+    class Writer(VideoWriter):
+        def __init__(self, file: Path, width: int, height: int, fps: float, **more: Any) -> None:
+            told.append((fps, more["tick"]))
+            super().__init__(file, width, height, fps, **more)
+
+    monkeypatch.setattr(edit_module, "VideoWriter", Writer)
+    for asked, bulk in ((None, None), (None, Fraction(16)), (4, Fraction(16))):
+        monkeypatch.setattr(edit_module, "probe", lambda path, b=bulk: replace(info, bulk_fps=b))
+        edit_file(lambda frames: frames, source, tmp_path / "out.mp4", (32, 48), fps=asked)
+    assert told == [(8, info.tick), (16, info.tick), (4, None)]
 
 
 def test_a_rate_that_is_asked_for_is_constant(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -285,3 +288,24 @@ def test_a_process_of_its_own_encodes_the_same(tiny_model: Path, heldout: str) -
             (getattr(mine, name) == getattr(theirs, name)).all()
             for name in ("source", "target", "text")
         )
+
+
+@pytest.mark.parametrize("tasks", [0, 1, 2, 3])
+@pytest.mark.parametrize("counts", [(3, 2, 4, 1), (1, 1, 1), (5,)])
+def test_whoever_encodes_goes_on_after_what_is_done(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], tasks: int
+) -> None:
+    """Also in the middle of a shard, where the shards are dealt to several tasks on Ray."""
+
+    def work(job: Any, shards: range, skipped: int) -> Iterator[tuple[int, int]]:
+        pairs = ((shard, number) for shard in shards for number in range(counts[shard]))
+        return islice(pairs, skipped, None)
+
+    job: Any = SimpleNamespace(on_gpu=False, run=partial(work, None))
+    info: Any = SimpleNamespace(shards=[SimpleNamespace(count=count) for count in counts])
+    # What Ray does with them: the task runs elsewhere, and its results are asked for one by one.
+    monkeypatch.setattr(encode, "_on_ray", lambda job, _: SimpleNamespace(remote=work))
+    monkeypatch.setattr("ray.get", lambda result: result)
+    everything = list(work(None, range(len(counts)), 0))
+    for done in range(len(everything) + 1):
+        assert list(encode._samples(job, info, tasks, done)) == everything[done:], done

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,7 @@ def test_time_is_counted_by_the_work_and_the_card() -> None:
 
 
 def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
+    @cache
     def gib(*changes: str, stage: str = "foundation") -> float:
         plain = "foundation.keep_products=0"
         found = expect.activations_gib(stage, load_config("wan-1.3b", [plain, *changes]))
@@ -197,6 +199,17 @@ def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
     assert history == pytest.approx((18 + 12) * latent)  # and the stream's own cache
     both = gib("compute.sequence_parallel=2", "compute.workers=2", stage="distill")
     assert both - shared == pytest.approx((18 / 2 + 12) * latent)
+    # Of more clips each has a history, and one after another runs on the stream's cache.
+    clips = gib("foundation.batch_size=3") - buffers
+    assert clips == pytest.approx(3 * (gib() - buffers))
+    rollouts = gib("distill.batch_size=3", stage="distill") - buffers - clips
+    assert rollouts == pytest.approx((3 * 18 + 12) * latent)
+    # Teacher forcing puts the clean latents beside the noisy ones.
+    assert gib(stage="causal") - buffers == pytest.approx(2 * (gib() - buffers))
+    # A number of 4 bytes for one of 2, in every row and in DeepSpeed's buffers, if it has any.
+    assert gib("compute.precision=fp32") == pytest.approx(2 * gib())
+    alone = gib("compute.precision=fp32", "compute.zero_stage=0")
+    assert alone == pytest.approx(2 * (gib() - buffers))
     assert expect.activations_gib("vae", load_config("demo")) is None
 
 
