@@ -287,6 +287,8 @@ def test_a_server_says_who_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
         "everybody who reaches this machine may use it; with a token only who has one: liveedit "
         "token ME >> tokens, then token_file=tokens"
     ]
+    lines, more = served(monkeypatch, running(host=ALL, url="https://127.0.0.1:8000", port=8443))
+    assert lines["elsewhere"] == "https://10.0.0.1:8443, https://10.0.0.2:8443"
     lines, more = served(monkeypatch, everywhere, token_file="t")
     assert (lines["client"].split()[-2:], more) == (["--token", "TOKEN"], [])
     lines, more = served(monkeypatch, running(), Path("/own cert.pem"))

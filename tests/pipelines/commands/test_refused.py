@@ -131,6 +131,8 @@ def test_a_report_is_written_only_where_there_is_a_folder(tmp_path: Path) -> Non
     check_folders(None, tmp_path / "a.json", Path("here.json"))
     with pytest.raises(UserError, match=r"folder .*nowhere does not exist"):
         check_folders(tmp_path / "a.json", tmp_path / "nowhere" / "b.png")
+    with pytest.raises(UserError, match=r"folder .*nowhere does not exist"):
+        check_folders(None, tmp_path / "nowhere" / "b.png")
 
 
 def test_a_certificate_is_given_or_made_or_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

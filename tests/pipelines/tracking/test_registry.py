@@ -127,6 +127,12 @@ def test_an_entry_is_the_same_only_with_its_place_and_its_content(
         assert registry.resolve("models:/liveedit@candidate", mlflow_uri) == second
         assert not registry.holds(mlflow_uri, "liveedit", "2", model)
         assert registry.resolve("models:/liveedit/1", mlflow_uri) == model
+        # The same files are one model, whose page leads to both and to where they lie now.
+        client = client_for(mlflow_uri)
+        (logged,) = {client.get_model_version("liveedit", number).source for number in "12"}
+        tags = client.get_logged_model(logged.removeprefix("models:/")).tags
+        assert [told["version"] for told in json.loads(tags["mlflow.modelVersions"])] == ["1", "2"]
+        assert tags[LOCATION] == str(second)
     else:
         weights = load_file(model / "vae.safetensors")
         weights[min(weights)] += 1

@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from pipelines.config.stages import ComputeConfig
+from pipelines.training import cluster
 from pipelines.training.cluster import _nodes, _reads
 
 
@@ -58,5 +59,17 @@ def test_a_node_says_what_it_sees_instead(tmp_path: Path) -> None:
     assert _reads(str(probe), "token", late_s=0) == "No such file or directory"
     probe.write_text("another")
     assert _reads(str(probe), "token", late_s=0) == "another file lies there"
+    assert _reads(str(probe / "in it"), "token", late_s=0) == "Not a directory"
+    assert _reads(str(tmp_path), "token", late_s=0) == "Is a directory"
     probe.write_text("token")
     assert _reads(str(probe), "token", late_s=0) is None
+
+
+def test_a_node_that_sees_a_file_late_has_seen_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shared disk's caches show it: nothing, then what was there before."""
+    probe, comes = tmp_path / "probe", ["another", "token"]
+    monkeypatch.setattr(cluster.time, "sleep", lambda _: probe.write_text(comes.pop(0)))
+    assert _reads(str(probe), "token", late_s=60) is None
+    assert comes == []

@@ -117,10 +117,12 @@ def test_what_an_earlier_try_left_says_nothing_of_this_one(
 
 def test_who_moves_on_while_it_is_written_down_was_only_slow(folder: RunFolder) -> None:
     codes: list[int] = []
+    left: list[bool] = []  # of the time before, when it is written down again
     written = threading.Semaphore(0)
 
     class Slow(Watchdog):
         def _write(self) -> None:
+            left.append(self._file(0).is_file())
             super()._write()
             self.at(self._now[0] + 1, COMPUTES)
             written.release()
@@ -128,6 +130,7 @@ def test_who_moves_on_while_it_is_written_down_was_only_slow(folder: RunFolder) 
     with Slow(folder, 0, 1, 0.05, codes.append):
         for _ in range(3):  # it goes on watching
             assert written.acquire(timeout=60)
+    assert not any(left)  # or another that hangs would take it for one that does, too
     assert codes == []
     assert folder.hang() is None
 

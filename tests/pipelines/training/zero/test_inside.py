@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines.training.zero import inside
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.inside import (
     import_deepspeed,
@@ -35,6 +38,23 @@ def stepped(made: PlainEngine, loss: float = 1.0) -> PlainEngine:
     made.backward(loss * made(torch.ones(4, 3)).sum())
     made.step()
     return made
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_kept_from_deepspeed_s_imports_is_back_afterwards(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow, if it is imported already or not, and the compiler; also after an error."""
+    mlflow, compiler = SimpleNamespace() if there else None, torch.compile
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    if there:
+        monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    with suppress(ZeroDivisionError), inside._light_imports():
+        assert torch.compile(len) is torch.compile(dynamic=True)(len) is len
+        assert sys.modules["mlflow"] is mlflow
+        raise ZeroDivisionError
+    assert torch.compile is compiler
+    assert sys.modules.get("mlflow", "none") is (mlflow if there else "none")
 
 
 def test_its_files_are_given_to_us_and_written_again_afterwards(tmp_path: Path) -> None:
