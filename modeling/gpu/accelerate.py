@@ -27,7 +27,7 @@ def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> For
     computes most of the transformer's linear layers in 8 bits; UserError if the GPU cannot.
     """
     # Here, because Triton exists only where there is a GPU.
-    from modeling.gpu.graphs import GraphedForward
+    from modeling.gpu.graphs import Desk, GraphedForward, graph_passes
     from modeling.gpu.rehearsal import rehearse
     from modeling.gpu.transformer import FusedTransformer
     from modeling.gpu.vae import fuse
@@ -42,7 +42,8 @@ def accelerate(transformer: Transformer, vae: StreamingVae, *, fp8: bool) -> For
         fuse(vae)
     fused = FusedTransformer(transformer, fp8=fp8)
     rehearse(transformer, fused, vae)
-    return partial(GraphedForward, fused)
+    graph_passes(vae)
+    return partial(GraphedForward, Desk(fused))
 
 
 def fast_detail() -> tuple[Resize, Follow, Transfer]:

@@ -88,7 +88,6 @@ class FusedTransformer:
         self._trained = trained
         self._fp8: list[dict[str, Fp8Linear]] = []
         self._eps = transformer.config.eps
-        self.known: set[tuple[object, ...]] = set()  # forwards that were captured for some stream
         self._attention = [block.self_attn for block in transformer.layers()]
         self.renew()
         if fp8:

@@ -18,9 +18,7 @@ class StreamForward(Protocol):
     def __call__(
         self, noisy: Tensor, source: Tensor, timestep: Tensor, text: TextKV, reuse: Reuse | None
     ) -> Tensor:
-        """Velocity [1, F, C, H, W], valid until the next call. `text` is one object for all calls,
-        changed in place.
-        """
+        """Velocity [1, F, C, H, W], valid until the next call."""
 
     def refresh(self, edited: Tensor, source: Tensor, text: TextKV) -> None:
         """Make the clean chunk history: its keys at timestep 0, as in training."""

@@ -15,6 +15,8 @@ B batch, S slot tokens (a chunk), N heads, D head size.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,6 @@ class KVCache:
         self.v = torch.zeros_like(self.k)
         sinks = self.sink_slots * self.slot_tokens if window_positions else 0
         self.sink_k = torch.zeros(*shape[:2], sinks, *heads, device=device, dtype=dtype)
-        # Written in place, so that a captured CUDA graph reads each chunk's own rotations.
         angles = (self.slot_tokens, config.head_dim // 2)
         self.rope = Rope(torch.empty(angles, device=device), torch.empty(angles, device=device))
         self.reset()
@@ -103,6 +104,26 @@ class KVCache:
         self._place()
         if self.window_positions and self.committed >= self.slots:
             self._turn_sinks()
+
+    def elsewhere(self, k: Tensor, v: Tensor) -> KVCache:
+        """A cache of this shape in that memory, for forwards only: it commits nothing."""
+        other = copy(self)
+        other.k, other.v, other.sink_k = k, v, self.sink_k.new_empty(0)
+        other.rope = Rope(*(torch.empty_like(part) for part in self.rope))
+        return other
+
+    def copy_(self, other: KVCache) -> None:
+        """Hold what forwards on `other`, of this shape, see."""
+        held, seen = (self.k, self.v, *self.rope), (other.k, other.v, *other.rope)
+        for mine, theirs in zip(held, seen, strict=True):
+            mine.copy_(theirs)
+        self.committed = other.committed
+
+    def take(self, other: KVCache) -> None:
+        """Hold the chunk that was written last on `other`, which `copy_` was called on."""
+        slot = slice(self.start, self.start + self.slot_tokens)
+        self.k[:, :, slot] = other.k[:, :, slot]
+        self.v[:, :, slot] = other.v[:, :, slot]
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """All that a stream remembers, copied; `load_state_dict` restores it bit for bit."""

@@ -146,16 +146,11 @@ class MaskCache:
         if self.policy.choose is None:
             return
         importance = (edited.float() - source.float()).square().mean(dim=2)[0]  # [F, H, W]
-        tokens = self.policy.choose(importance, self.config.keep_ratio)
-        if self.tokens is not None and len(self.tokens) == len(tokens):
-            self.tokens.copy_(tokens)  # in place: a captured CUDA graph reads them here
-        else:
-            self.tokens = tokens
+        self.tokens = self.policy.choose(importance, self.config.keep_ratio)
 
     def let_go(self) -> None:
         """Leave what a backward pass will read as it is: what comes is written elsewhere."""
         self._outputs = torch.empty_like(self._outputs)
-        self.tokens = None if self.tokens is None else self.tokens.clone()
 
     def token_mask(self) -> Tensor:
         """Recomputed tokens of a pruned step, bool [F, H/2, W/2]."""

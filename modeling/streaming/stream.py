@@ -117,6 +117,7 @@ class EditStream:
         editor = self.editor
         self._picture = Picture(editor, (self.height, self.width), work, detail)
         self._kv = kv_cache(editor.transformer, editor.settings, work, editor.device)
+        self._forward = editor.forward_on(self._kv)
 
     def _spend(self, quality: Quality) -> None:
         """Take these steps and this budget of the mask cache, which starts anew."""
@@ -126,7 +127,6 @@ class EditStream:
         config = mask_cache_of(self._usual, settings, quality)
         self._mask = mask_cache(config, network, settings, self.work, editor.device)
         self._next_tokens: Tensor | None = None  # on the host: `MaskCache.carried`
-        self._forward = editor.forward_on(self._kv)  # a GPU's graphs hold the old tokens
 
     @torch.no_grad()
     def change(self, quality: Quality) -> None:
@@ -155,9 +155,7 @@ class EditStream:
     def set_prompt(self, prompt: str) -> None:
         """Edit by `prompt` from the next chunk on."""
         self._refresh()  # by the prompt it was edited by
-        text = self.editor.encode_prompt(prompt)
-        self._text.k.copy_(text.k)  # in place, because captured CUDA graphs read it there
-        self._text.v.copy_(text.v)
+        self._text = self.editor.encode_prompt(prompt)
         if self._mask:
             self._mask.new_prompt()
             self._next_tokens = _on_host(self._mask.carried())
@@ -260,7 +258,7 @@ class EditStream:
         self._history = list(state.history)
         if self._mask:
             last = self._history[-1][1, -1].to(editor.device) if self._history else None
-            on_device = None if tokens is None else tokens.to(editor.device, copy=True)
+            on_device = None if tokens is None else tokens.to(editor.device)
             self._mask.carry_on(on_device, last, state.chunks)
         if state.kv is not None:
             if state.source is not None:

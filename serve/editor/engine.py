@@ -270,7 +270,7 @@ class Engine:
 
     def _tells(self, at: EditorStream, sizes: Sizes) -> bool:
         """Whether its chunk costs what later ones will. A stream's first see a shorter window, and
-        a GPU runs them without graphs and then makes these; so they count only where nothing better
+        at a size that is new here a GPU makes its graphs; so they count only where nothing better
         is known: ten sessions that begin together would shut the door for ten others."""
         settings = self.editor.settings
         filling = settings.window_latents // settings.chunk_latents + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from modeling.streaming.kv_cache import KVCache
 from modeling.streaming.mask_cache import MaskCache
 from modeling.streaming.state import StreamState
 from modeling.vae.build import build_vae
-from modeling.vae.streaming import StreamingVae
+from modeling.vae.streaming import StreamingVae, VaeState
 from modeling.vae.wan import WanVae
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -68,7 +69,7 @@ def forwards(
     networks: tuple[Transformer, Transformer], height: int, width: int, *, fp8: bool = False
 ) -> tuple[StreamForward, StreamForward, list[KVCache]]:
     """The plain and the fast path, each on a cache of its own."""
-    from modeling.gpu.graphs import GraphedForward
+    from modeling.gpu.graphs import Desk, GraphedForward
     from modeling.gpu.transformer import FusedTransformer
 
     shape = {"chunk_latents": 3, "latent_height": height, "latent_width": width}
@@ -76,7 +77,7 @@ def forwards(
         KVCache(WAN.transformer, batch=1, window_latents=12, sink_latents=3, **shape, **GPU)
         for _ in range(2)
     ]
-    fast = GraphedForward(FusedTransformer(networks[1], fp8=fp8), caches[1])
+    fast = GraphedForward(Desk(FusedTransformer(networks[1], fp8=fp8)), caches[1])
     return PlainForward(networks[0], caches[0]), fast, caches
 
 
@@ -241,20 +242,26 @@ def test_attention_in_two_halves() -> None:
         assert splits(q[:1404], k) == 1  # 132 are one
 
 
-@pytest.fixture(scope="module")
-def editor() -> StreamingEditor:
+def made_editor(kind: Literal["wan", "tiny"] = "wan") -> StreamingEditor:
+    """With the same random weights whenever it is made."""
     config = replace(
         WAN,
         transformer=replace(WAN.transformer, num_layers=2),
         text=TextConfig(kind="words", dim=4096, tokens=512),
-        vae=VaeConfig(kind="wan"),
+        vae=VaeConfig(kind=kind),
     )
+    torch.manual_seed(3)
     with torch.device("cuda"):
         transformer = Transformer(config.transformer).bfloat16().eval().requires_grad_(False)
         vae = build_vae(config.vae).bfloat16().eval().requires_grad_(False)
     torch.nn.init.normal_(transformer.head.head.weight, std=0.02)
     mask_cache = MaskCacheConfig(policy="budget", scope="block", pruned_steps=(1, 2, 3))
     return StreamingEditor(Model(config, transformer, vae, {}, None), mask_cache=mask_cache)
+
+
+@pytest.fixture(scope="module")
+def editor() -> StreamingEditor:
+    return made_editor()
 
 
 def edited(editor: StreamingEditor, frames: np.ndarray, piece: int, prompt: str) -> np.ndarray:
@@ -276,6 +283,66 @@ def test_streams_share_graph_memory_and_nothing_else(editor: StreamingEditor) ->
             turns[prompt] += [c.frames for c in stream.push(frames[start : start + 7])]
     for prompt, expected in alone.items():
         assert np.array_equal(np.concatenate(turns[prompt]), expected)
+
+
+@pytest.mark.parametrize("kind", ["wan", "tiny"])
+def test_a_later_stream_is_as_the_first_and_captures_nothing(
+    kind: Literal["wan", "tiny"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fifth stream of an editor, after others of other sizes, prompts and pictures have ended
+    or go on, has the bits of the first stream of a new editor."""
+    from modeling.gpu import graphs
+
+    captured, made = graphs.captured, []
+    monkeypatch.setattr(graphs, "captured", lambda f: (made.append(f), captured(f))[1])
+    first, used = made_editor(kind), made_editor(kind)
+    random = np.random.default_rng(2)
+    frames, others = random.integers(0, 256, (2, 9 + 12 * 6, 128, 192, 3), dtype=np.uint8)
+    expected = edited(first, frames, 12, "a")
+    goes_on = used.open("c", height=128, width=192)
+    list(goes_on.push(others))
+    for prompt, height in (("b", 128), ("a", 96), ("d", 64)):
+        stream = used.open(prompt, height=height, width=192)
+        list(stream.push(others[:, :height]))
+    made.clear()
+    stream, found = used.open("a", height=128, width=192), []
+    for start in range(0, len(frames), 12):
+        found += [chunk.frames for chunk in stream.push(frames[start : start + 12])]
+        if start < 36:
+            list(goes_on.push(others[start : start + 12]))
+    assert np.array_equal(np.concatenate(found), expected)
+    assert not made
+
+
+@pytest.mark.parametrize("kind", ["wan", "tiny"])
+def test_passes_of_a_vae_as_graphs_are_the_passes(kind: Literal["wan", "tiny"]) -> None:
+    """To the bit, of two clips in turns."""
+    from modeling.gpu.graphs import graph_passes
+    from modeling.gpu.vae import fuse
+
+    with torch.device("cuda"):
+        vae = build_vae(VaeConfig(kind=kind)).bfloat16().eval().requires_grad_(False)
+    if isinstance(vae, WanVae):
+        fuse(vae)
+    clips = torch.rand(2, 1, 21, 3, 128, 192, **GPU) * 2 - 1
+
+    def play() -> list[Tensor]:
+        states: list[tuple[VaeState | None, VaeState | None]] = [(None, None)] * 2
+        found = []
+        for start, stop in ((0, 9), (9, 21)):
+            for number, clip in enumerate(clips):
+                encoder, decoder = states[number]
+                latents, encoder = vae.encode(clip[:, start:stop], encoder)
+                pixels, decoder = vae.decode(latents, decoder)
+                states[number] = encoder, decoder
+                found += [latents, pixels]
+        return [*found, *(c for pair in states for s in pair if s for c in s.caches)]
+
+    wanted = play()
+    graph_passes(vae)
+    for _ in range(2):
+        for mine, theirs in zip(play(), wanted, strict=True):
+            assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("cut", [9 + 12, 9 + 12 * 5 + 6])

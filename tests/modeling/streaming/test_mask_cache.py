@@ -35,19 +35,6 @@ def mask_cache(**options: object) -> MaskCache:
     )
 
 
-def test_as_many_tokens_are_written_where_the_last_ones_lie() -> None:
-    """A captured graph reads them there."""
-    cache = mask_cache(policy="budget", keep_ratio=0.5)
-    edited, source = latents(CHUNK)
-    cache.observe(edited, source)
-    first = cache.tokens
-    assert first is not None
-    before = first.clone()
-    cache.observe(*latents(CHUNK, seed=2))
-    assert cache.tokens is first
-    assert not first.equal(before)
-
-
 def smooth(frames: int, height: int, width: int, length: float) -> torch.Tensor:
     """Random importance with a correlation length in latent cells."""
     noise = torch.randn(frames, 1, height, width, generator=torch.manual_seed(0))
