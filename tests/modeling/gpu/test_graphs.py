@@ -33,6 +33,7 @@ SIZES = TransformerConfig(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=16, text_dim=8, text_tokens=4
 )
 STEPS = (1000.0, 750.0, 500.0, 250.0)
+read: list[int] = []  # first tokens of chunks that the network was run on, while a graph runs
 
 
 @pytest.fixture
@@ -41,11 +42,15 @@ def no_captures(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     made, given = [], []
 
     def captured(function: Callable[[], Any]) -> Callable[[], Any]:
+        read.clear()
         function()
         made.append(None)
+        fixed = list(read)
 
         def replay() -> Any:
+            read.clear()
             found = function()
+            assert read == fixed, "a graph would have read another part of the window"
             for other in given:
                 other.fill_(math.nan)
             given[:] = [] if found is None else [found]
@@ -72,6 +77,7 @@ class PlainNetwork:
         cache: KVCache,
         reuse: Reuse | None,
     ) -> Tensor:
+        read.append(cache.start)
         velocity: Tensor = self._net(noisy, source, timestep, text, Cached(cache, reuse))
         return velocity
 
@@ -184,7 +190,26 @@ def test_a_stream_lays_its_history_once_a_chunk(monkeypatch: pytest.MonkeyPatch)
     assert laid == [plays[0].cache, plays[1].cache, plays[0].cache]
 
 
+def test_another_stream_of_the_same_prompt_may_come_between_two_steps() -> None:
+    plain = network()
+    desk = graphs.Desk(PlainNetwork(plain))
+    here, other = (Play(plain, lambda cache: graphs.GraphedForward(desk, cache), 0) for _ in "ab")
+    there = Play(plain, lambda cache: PlainForward(plain, cache), 0)
+    other._text = here._text
+    latents = torch.randn(2, 1, 2, 16, 4, 6)
+    for _ in range(3):
+        other._forward.refresh(*latents, other._text)
+
+    def between() -> None:
+        other._forward(*latents, torch.tensor([500.0]), other._text, None)
+
+    for _ in range(2):
+        for found, expected in zip(here.chunk(between), there.chunk(), strict=True):
+            assert torch.equal(found, expected)
+
+
 def test_another_prompt_is_read_at_once() -> None:
+    """Also where the chunk before it was not made history."""
     plain = network()
     desk = graphs.Desk(PlainNetwork(plain))
     plays = [
@@ -195,8 +220,9 @@ def test_another_prompt_is_read_at_once() -> None:
         )
     ]
     for prompt in range(3):
-        text = plain.prepare_text(torch.randn(1, 4, 8))
+        text, cut_off = plain.prepare_text(torch.randn(1, 4, 8)), torch.randn(2, 1, 2, 16, 4, 6)
         for play in plays:
+            play._forward(*cut_off, torch.tensor([500.0]), play._text, None)
             play._text = text
         for found, expected in zip(*(play.chunk() for play in plays), strict=True):
             assert torch.equal(found, expected), prompt
@@ -233,7 +259,7 @@ def test_vae_passes_in_turns(config: VaeConfig, no_captures: list[None]) -> None
         caches = [c for state in states.values() for s in state for c in s.caches]
         return [x for number in sorted(found) for x in found[number]] + caches
 
-    order = [0, 1, 0, 2, 1, 2]
+    order = [0, 2, 0, 1, 2]
     wanted = play(order)
     graphs.graph_passes(vae)
     got = play(order)
@@ -241,6 +267,38 @@ def test_vae_passes_in_turns(config: VaeConfig, no_captures: list[None]) -> None
     assert len(got) == len(wanted)
     for mine, theirs in zip(got, wanted, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def adding(x: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A pass whose result is the sum of all that came."""
+    total = caches[0] + x.sum()
+    return total, [total]
+
+
+def test_a_state_is_laid_where_a_pass_of_another_length_reads_it(no_captures: list[None]) -> None:
+    """Two lengths of one size lie in other memory, where a larger size came between them."""
+    graphed = graphs.GraphedPass(adding, 1)
+    small, large = torch.zeros(2, 2), torch.zeros(64, 64)
+    graphed(torch.ones(1, 3, 8, 8), [small])
+    graphed(torch.ones(1, 3, 16, 16), [large])
+    graphed(torch.ones(1, 2, 8, 8), [small])
+    _, state = graphed(torch.ones(1, 3, 8, 8), [small])
+    assert torch.equal(graphed(torch.ones(1, 2, 8, 8), state)[0], small + (3 + 2) * 64)
+    assert len(no_captures) == 3
+
+
+def test_a_capture_that_fails_leaves_others_their_states(no_captures: list[None]) -> None:
+    def run(x: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        if len(x) == 2:
+            caches[0].fill_(math.nan)  # as where memory ends in the middle of it
+            raise MemoryError
+        return adding(x, caches)
+
+    graphed, x = graphs.GraphedPass(run, 1), torch.ones(1, 8, 8)
+    _, state = graphed(x, [torch.zeros(2, 2)])
+    with pytest.raises(MemoryError):
+        graphed(torch.ones(2, 8, 8), [torch.ones(2, 2)])
+    assert torch.equal(graphed(x, state)[0], torch.full((2, 2), 2.0 * 64))
 
 
 def test_large_frames_and_first_passes_run_as_they_are(no_captures: list[None]) -> None:
