@@ -46,6 +46,7 @@ PRIVATE = {
             for end in ("", "_backward")
         ),
     },
+    "modeling/gpu/graphs.py": {"_foreach_copy_"},
     "modeling/gpu/transformer.py": {"_addmm_activation", f"{_SDPA}_cudnn_attention"},
     "pipelines/__main__.py": {"_exit"},
     "pipelines/training/watch/watchdog.py": {"_current_frames", "_exit"},

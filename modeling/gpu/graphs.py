@@ -35,7 +35,7 @@ K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
-class Network(Protocol):
+class FusedForwards(Protocol):
     """`gpu.transformer.FusedTransformer` is it."""
 
     def __call__(
@@ -71,16 +71,16 @@ class Room:
 class Desk:
     """Where all streams of a network run their forwards, one after the other."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: FusedForwards) -> None:
         self.network = network
         self.laid: tuple[KVCache, TextKV] | None = None  # whose history and prompt lie here
         self.room, self.outputs = Room(), Room()
-        self._places: dict[Hashable, Place] = {}
+        self._places: dict[Hashable, SizedDesk] = {}
 
-    def lay(self, cache: KVCache, text: TextKV, inputs: Inputs) -> Place:
+    def lay(self, cache: KVCache, text: TextKV, inputs: Inputs) -> SizedDesk:
         """The place of this size, with what the stream has laid there."""
         size = (cache.grid, cache.k.shape, text.k.shape)
-        place = _known(self._places, size, lambda: Place(self, cache, text, inputs))
+        place = _known(self._places, size, lambda: SizedDesk(self, cache, text, inputs))
         if self.laid is None or self.laid[0] is not cache or self.laid[1] is not text:
             place.lay(cache, text)
             self.laid = cache, text
@@ -89,7 +89,7 @@ class Desk:
         return place
 
 
-class Place:
+class SizedDesk:
     """The desk at one size, and the graphs of what is run there."""
 
     def __init__(self, desk: Desk, cache: KVCache, text: TextKV, inputs: Inputs) -> None:

@@ -31,7 +31,7 @@ from modeling.streaming.forward import ForwardOn
 from modeling.streaming.picture import Detail, Picture, Size, Studio
 from modeling.streaming.quality import Quality, at_size, kept_steps, mask_cache_of
 from modeling.streaming.state import StreamState
-from modeling.streaming.waiting import Waiting
+from modeling.streaming.waiting import PendingFrames
 from modeling.vae.streaming import VaeState
 
 # Latents that prime the VAE's caches: more than a causal convolution stack sees clearly.
@@ -104,7 +104,7 @@ class EditStream:
         # [2, F, C, H, W] edited and source in float16 on the host, sinks first
         self._history: list[Tensor] = []
         # Frames that do not fill a chunk yet, and the source latents of those that are encoded.
-        self._pending = Waiting(height, width)
+        self._pending = PendingFrames(height, width)
         self._source: list[Tensor] = []  # each [1, f, C, H, W]
         self._finished = False
         self.chunks = 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Waiting:
+class PendingFrames:
     """Frames of one size, first in, first out. Copied once, however many pieces they come in."""
 
     def __init__(self, height: int, width: int) -> None:

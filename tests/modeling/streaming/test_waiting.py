@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modeling.streaming.waiting import Waiting
+from modeling.streaming.waiting import PendingFrames
 
 
 def numbered(first: int, stop: int) -> torch.Tensor:
@@ -11,8 +11,8 @@ def numbered(first: int, stop: int) -> torch.Tensor:
     return torch.arange(first, stop, dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 4, 3)
 
 
-def filled(*ends: int) -> Waiting:
-    waiting = Waiting(2, 4)
+def filled(*ends: int) -> PendingFrames:
+    waiting = PendingFrames(2, 4)
     for first, stop in zip((0, *ends), ends, strict=False):
         waiting.add(numbered(first, stop))
     return waiting
@@ -33,7 +33,7 @@ def test_frames_are_what_was_added_whatever_they_came_in(ends: tuple[int, ...]) 
 
 
 def test_a_camera_may_write_where_its_frames_were() -> None:
-    waiting, frames = Waiting(2, 4), numbered(0, 3).clone()
+    waiting, frames = PendingFrames(2, 4), numbered(0, 3).clone()
     waiting.add(frames)
     frames.zero_()
     assert torch.equal(waiting.between(0, 3), numbered(0, 3))
