@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from modeling.config import ModelConfig
+from modeling.config import ModelConfig, TransformerConfig, VaeConfig
 from modeling.diffusion.attention import bidirectional
 from modeling.diffusion.lora import adapt
 from modeling.diffusion.transformer import Transformer
@@ -56,14 +56,23 @@ def clips_trained(section: Mapping[str, Any], steps: int | None = None) -> float
 
 def parameters(stage: str, section: Any, model: ModelConfig) -> tuple[int, int]:
     """How many parameters the stage's own network has, and how many of them are trained."""
+    sizes = model.vae if stage == "vae" else model.transformer
+    rank = getattr(section, "lora_rank", 0)
+    return _counted(sizes, rank, tuple(section.lora_targets) if rank else ())
+
+
+@cache  # a plan asks three times a stage, and building a network takes longer than all the rest
+def _counted(
+    sizes: TransformerConfig | VaeConfig, rank: int, targets: tuple[str, ...]
+) -> tuple[int, int]:
     with torch.device("meta"):
         network: nn.Module = (
-            build_vae(model.vae) if stage == "vae" else Transformer(model.transformer)
+            build_vae(sizes) if isinstance(sizes, VaeConfig) else Transformer(sizes)
         )
-    if getattr(section, "lora_rank", 0):
-        adapt(network, section.lora_rank, section.lora_alpha, section.lora_targets)
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+    if rank:
+        adapt(network, rank, 1.0, targets)  # its scale is no parameter
+    counts = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return sum(size for size, _ in counts), sum(size for size, trained in counts if trained)
 
 
 @dataclass(frozen=True)
