@@ -24,7 +24,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
 from data.processes import adopt_environment, worker_context
-from data.sample import EncodedPair, Pair
+from data.sample import Clip, EncodedPair, Pair
 from data.shard_reader import ShardFolder
 from data.store import open_store
 from infra.runtime.environment import everything
@@ -34,7 +34,7 @@ from infra.runtime.errors import UserError
 MIXED_SHARDS = 4
 
 Batch = dict[str, Any]
-Keyed = tuple[str, Pair | EncodedPair]  # a sample and its key
+Keyed = tuple[str, Pair | EncodedPair | Clip]  # a sample and its key
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,15 @@ def loader(
     *,
     state: dict[str, Any] | None = None,
     cache: str | Path | None = None,
+    clip_frames: int | None = None,
 ) -> Loader:
     """Iterable of batches of a dataset.
 
     A batch of pairs holds source and target uint8 `[B, F, H, W, 3]`, mask bool `[B, F, H, W]`; an
-    encoded one source and target `[B, F, 16, h, w]` and text `[B, L, D]`, all float32. Both hold
-    `instruction` and `key`, lists of B strings.
+    encoded one source and target `[B, F, 16, h, w]` and text `[B, L, D]`, all float32. With
+    `clip_frames` a batch of pairs holds `clip` instead, uint8 `[B, clip_frames, H, W, 3]`: any
+    stretch of each pair's source or target, another one each epoch. All hold `instruction` and
+    `key`, lists of B strings.
 
     Args:
         state: What `state_dict()` gave, to go on after that batch.
@@ -93,9 +96,9 @@ def loader(
     Raises:
         DatasetError: an unusable dataset; at once for `dataset.json`, when a shard is first opened
             for a shard that is missing or changed.
-        UserError: an impossible split, or a state of another dataset or split; at once.
+        UserError: an impossible split or clip, or a state of another dataset or split; at once.
     """
-    return Loader(uri, split, state, cache)
+    return Loader(uri, split, state, cache, clip_frames)
 
 
 class Loader:
@@ -107,6 +110,7 @@ class Loader:
         split: Split,
         state: dict[str, Any] | None,
         cache: str | Path | None,
+        clip_frames: int | None,
     ) -> None:
         self.info, workers = read_dataset_info(uri), split.workers
         if self.info.samples < split.world_size * max(1, workers):
@@ -114,8 +118,13 @@ class Loader:
                 f"{uri}: {self.info.samples} samples cannot be split over {split.world_size} ranks "
                 f"with {max(1, workers)} workers each; use fewer, or a larger dataset"
             )
+        if clip_frames is not None and clip_frames > self.info.frames:
+            raise UserError(
+                f"clip_frames={clip_frames}, but the clips of {uri} have {self.info.frames} "
+                f"frames; set clip_frames to {self.info.frames} or less"
+            )
         self._of = split.of(self.info)
-        self._dataset = dataset = _Stretch(uri, self.info, split, cache)
+        self._dataset = dataset = _Stretch(uri, self.info, split, cache, clip_frames)
         with warnings.catch_warnings():
             # torchdata 0.11 calls what torch 2.13 deprecates; nothing that a user could do about.
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -172,9 +181,15 @@ class _Stretch(IterableDataset[Keyed]):
     """One rank's part of a dataset; each worker process iterates over its own part of that."""
 
     def __init__(
-        self, uri: str | Path, info: DatasetInfo, split: Split, cache: str | Path | None
+        self,
+        uri: str | Path,
+        info: DatasetInfo,
+        split: Split,
+        cache: str | Path | None,
+        clip_frames: int | None,
     ) -> None:
         self.store, self.info, self.split = open_store(uri), info, split
+        self.clip_frames = clip_frames
         self.skipped = 0.0  # epochs
         self.cached = cache is not None
         self.folder = Path(cache or tempfile.gettempdir())
@@ -235,12 +250,22 @@ class _Reader:
                     shards = {number for number, _ in order}
                     self.folder.keep({self.of.info.shards[n].name for n in shards})
                     for number, row in order[self.position - passed :]:
-                        sample = self.folder.read(self.of.info.shards[number], row)
+                        sample = self._sample(number, row)
                         # Counted before it is given: the state is asked for after it was taken.
                         self.position += 1
                         yield sample
                 passed += size
             self.epoch, self.position = self.epoch + 1, 0
+
+    def _sample(self, number: int, row: int) -> Keyed:
+        of, shard = self.of, self.of.info.shards[number]
+        if of.clip_frames is None:
+            return self.folder.read(shard, row)
+        # By where the sample lies, so that it does not matter who reads it.
+        rng = np.random.default_rng([of.split.seed, self.epoch, number, row])
+        video = ("source", "target")[rng.integers(2)]
+        first = int(rng.integers(of.info.frames - of.clip_frames + 1))
+        return self.folder.read_clip(shard, row, video, first, of.clip_frames)
 
     def _groups(self) -> list[list[tuple[int, int, int]]]:
         """This epoch's pieces (shard, first row, end), MIXED_SHARDS to a group."""
@@ -280,6 +305,9 @@ def _collate(samples: list[Keyed]) -> Batch:
         "key": [key for key, _ in samples],
         "instruction": [sample.instruction for _, sample in samples],
     }
+    if isinstance(samples[0][1], Clip):
+        batch["clip"] = torch.from_numpy(np.stack([clip.frames for _, clip in samples]))  # type: ignore[union-attr]
+        return batch
     encoded = isinstance(samples[0][1], EncodedPair)
     for name in ("source", "target", "text") if encoded else ("source", "target", "mask"):
         stacked = torch.from_numpy(np.stack([getattr(sample, name) for _, sample in samples]))

@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,14 @@ class EncodedPair:
     fps: float
     video_shape: tuple[int, int, int]  # frames, height, width of the video it was made from
     origin: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a pair's source or target alone, which takes a fifth of reading the pair."""
+
+    frames: np.ndarray  # uint8 [f, H, W, 3]
+    instruction: str
 
 
 # Edges of saturated colour are what an edit is judged by: 4:2:0 blurs them, 4:4:4 keeps them.
@@ -96,6 +105,24 @@ def from_files(files: Mapping[str, bytes]) -> Pair | EncodedPair:
                 f"{name} is {video.shape[:3]}, its JSON says {(frames, height, width)}"
             )
     return Pair(source, target, mask[..., 0] > 127, instruction, fps, origin)
+
+
+def clip_from_files(files: Mapping[str, bytes], video: str, first: int, count: int) -> Clip:
+    """Frames `first` to `first + count` of `video`, source or target, of a pair's members.
+
+    Raises:
+        KeyError: a member is missing.
+        ValueError: it cannot be decoded, or has not these frames in the size its JSON says.
+    """
+    about = json.loads(files["json"])
+    _, height, width = about["video_shape"]
+    frames = np.stack(list(islice(read_own(io.BytesIO(files[f"{video}.mp4"]), first), count)))
+    if frames.shape[:3] != (count, height, width):
+        raise ValueError(
+            f"{video} from frame {first} on is {frames.shape[:3]}, its JSON says "
+            f"{(count, height, width)}"
+        )
+    return Clip(frames, about["instruction"])
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from webdataset.tariterators import base_plus_ext
 
 from data.manifest import MANIFEST, Shard
-from data.sample import EncodedPair, Pair, from_files
+from data.sample import Clip, EncodedPair, Pair, clip_from_files, from_files
 from data.store import DatasetError, Store
 
 # Keys of a shard in order, each with (offset, size) of its members by extension.
@@ -79,6 +81,21 @@ class ShardFolder:
                 path.unlink()
 
     def read(self, shard: Shard, row: int) -> tuple[str, Pair | EncodedPair]:
+        with self._files(shard, row) as (key, files):
+            return key, from_files(files)
+
+    def read_clip(
+        self, shard: Shard, row: int, video: str, first: int, count: int
+    ) -> tuple[str, Clip]:
+        """See `data.sample.clip_from_files`."""
+        with self._files(shard, row, ("json", f"{video}.mp4")) as (key, files):
+            return key, clip_from_files(files, video, first, count)
+
+    @contextmanager
+    def _files(
+        self, shard: Shard, row: int, only: Collection[str] | None = None
+    ) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """A sample's key and members by extension; what fails while they are decoded names it."""
         if shard.name not in self.open:
             path = fetch_shard(self.store, shard, self.folder)
             self.open[shard.name] = (path, index_shard(self.store, shard, path))
@@ -87,10 +104,11 @@ class ShardFolder:
         with self.store.naming(shard.name), path.open("rb") as file:
             files = {}
             for extension, (offset, size) in members.items():
-                file.seek(offset)
-                files[extension] = file.read(size)
+                if only is None or extension in only:
+                    file.seek(offset)
+                    files[extension] = file.read(size)
         try:
-            return key, from_files(files)
+            yield key, files
         except (KeyError, ValueError) as error:
             raise DatasetError(
                 f"{self.store.uri}: sample {key} of {shard.name} cannot be decoded "

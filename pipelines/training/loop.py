@@ -136,6 +136,7 @@ class Training:
                 workers=setting.config.compute.loader_workers,
             ),
             cache=setting.config.compute.shard_cache,
+            clip_frames=setting.clip_frames,
         )
         self.done = 0  # steps
         self.epochs = 0.0  # how often the data was read

@@ -165,6 +165,7 @@ class Validation:
         pairs = loader(
             self.setting.job.heldout,
             Split(batch_size=1, rank=0, world_size=1, shuffle=False, epochs=1),
+            clip_frames=self.setting.clip_frames,
         )
         text = self._prompts() if self.setting.stage != "vae" else None
         mine: list[tuple[int, dict[str, Any]]] = []

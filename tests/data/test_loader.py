@@ -7,12 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from data.loader import Split, loader
+from data.sample import Pair, clip_from_files, to_files
 from data.shards import DatasetError, write_dataset
 from infra.runtime.environment import become, everything, variable
+from infra.runtime.errors import UserError
 from tests.data.conftest import small_encoded, small_pair
 
 COUNT = 11
@@ -51,6 +54,74 @@ def test_pairs_are_decoded(tmp_path: Path) -> None:
     assert batch["instruction"] == [p.instruction for p in pairs]
     for row, pair in zip(batch["mask"], pairs, strict=True):
         assert torch.equal(row, torch.from_numpy(pair.mask))
+
+
+def levels(n: int) -> Pair:
+    """A pair whose frames are of one grey each, 4 a frame, the target's 100 more."""
+    source = np.empty((9, 16, 16, 3), np.uint8)
+    source[:] = 4 * np.arange(9)[:, None, None, None]
+    return Pair(source, source + np.uint8(100), np.ones((9, 16, 16), bool), f"pair {n}", 16.0)
+
+
+def drawn(uri: Path, epochs: int, **split: Any) -> list[tuple[int, int, int]]:
+    """(pair, 1 for its target, first frame) of each clip of 5 frames."""
+    found = []
+    for batch in loader(uri, Split(batch_size=2, epochs=epochs, **split), clip_frames=5):
+        assert set(batch) == {"clip", "key", "instruction"}
+        assert batch["clip"].dtype == torch.uint8
+        assert batch["clip"].shape == (2, 5, 16, 16, 3)
+        for clip, key, said in zip(batch["clip"], batch["key"], batch["instruction"], strict=True):
+            greys = clip.double().mean(dim=(1, 2, 3))
+            target, first = divmod(round(greys[0].item()) + 1, 100)  # coding moves one by 1
+            first //= 4
+            expected = 100 * target + 4 * (first + torch.arange(5))
+            torch.testing.assert_close(greys, expected.double(), atol=1.5, rtol=0)
+            assert said == f"pair {int(key)}"
+            found.append((int(key), target, first))
+    return found
+
+
+def test_clips_are_any_stretch_of_either_video_and_others_each_epoch(tmp_path: Path) -> None:
+    write_dataset(uri := tmp_path / "set", map(levels, range(6)), made_by={}, samples_per_shard=4)
+    found = drawn(uri, 12)
+    assert {clip[1:] for clip in found} == {(t, f) for t in (0, 1) for f in range(5)}
+    assert len(set(found)) > 36  # of 60
+    for epoch in range(12):
+        assert {n for n, _, _ in found[6 * epoch : 6 * epoch + 6]} == set(range(6))
+    assert sum(target for _, target, _ in found) / len(found) == pytest.approx(0.5, abs=0.12)
+    assert drawn(uri, 1, seed=1) != found[:6]
+    # Who reads a pair does not matter.
+    shared = [clip for rank in (0, 1, 2) for clip in drawn(uri, 1, rank=rank, world_size=3)]
+    assert sorted(shared) == sorted(found[:6])
+
+
+def test_clips_go_on_after_a_state(tmp_path: Path) -> None:
+    write_dataset(uri := tmp_path / "set", map(levels, range(6)), made_by={}, samples_per_shard=4)
+    first = loader(uri, Split(batch_size=2), clip_frames=5)
+    stream = iter(first)
+    for _ in range(4):  # into the second epoch
+        next(stream)
+    state = first.state_dict()
+    again = iter(loader(uri, Split(batch_size=2), state=state, clip_frames=5))
+    for _ in range(4):
+        assert torch.equal(next(again)["clip"], next(stream)["clip"])
+
+
+def test_a_clip_longer_than_the_pairs_is_refused(tmp_path: Path) -> None:
+    write_dataset(uri := tmp_path / "set", [levels(0)], made_by={}, samples_per_shard=4)
+    next(iter(loader(uri, Split(batch_size=1), clip_frames=9)))
+    with pytest.raises(UserError, match=r"clip_frames=10, .*set have 9 frames; .* to 9 or less"):
+        loader(uri, Split(batch_size=1), clip_frames=10)
+
+
+def test_a_clip_reads_one_video_alone() -> None:
+    files = to_files(levels(0))
+    del files["mask.mp4"], files["source.mp4"]
+    assert clip_from_files(files, "target", 4, 5).frames.mean() == pytest.approx(124, abs=1)
+    with pytest.raises(KeyError, match="source"):
+        clip_from_files(files, "source", 4, 5)
+    with pytest.raises(ValueError, match=r"target from frame 5 on is \(4, 16, 16\), .*\(5, 16"):
+        clip_from_files(files, "target", 5, 5)
 
 
 def test_encoded_samples_are_float32(encoded: Path) -> None:

@@ -89,6 +89,11 @@ class Setting:
         return Sequence(groups[self.data_rank], self.rank % size, size)
 
     @property
+    def clip_frames(self) -> int | None:
+        """How many frames of a pair's source or target the stage reads; None reads whole pairs."""
+        return int(self.section.clip_frames) if self.stage == "vae" else None
+
+    @property
     def is_sharded(self) -> bool:
         """Whether no worker holds the whole weights of a transformer."""
         return self.config.compute.zero_stage == 3 and self.stage != "vae"

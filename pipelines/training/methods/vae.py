@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, distributed, nn
 
 from data.loader import Split, loader
-from infra.runtime.errors import UserError
 from modeling.config import VaeConfig
 from modeling.geometry import SPATIAL_STRIDE, latents_of
 from modeling.losses.reconstruction import reconstruction_loss, scale_penalty
@@ -67,7 +66,7 @@ class VaeTraining:
         self.learning_rates = {"vae": section.learning_rate}
 
     def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        crops = crop(batch, self.section, draw)
+        crops = crop(torch.as_tensor(batch["clip"]), self.section, draw)
         pixels = _pixels(crops, self.setting.device)
         clips, frames, _, height, width = pixels.shape
         channels = self.config.latent_channels
@@ -92,7 +91,7 @@ class VaeTraining:
         return loss, {"loss": loss.detach(), "psnr": psnr}
 
     def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        crops = crop(batch, self.section, draw)
+        crops = crop(torch.as_tensor(batch["clip"]), self.section, draw)
         pixels = _pixels(crops, self.setting.device)
         return self.loss(self.engine.module, pixels, torch.zeros((), device=pixels.device))[1]
 
@@ -156,26 +155,17 @@ class VaeTraining:
             yield from (torch.as_tensor(batch[name]) for name in ("source", "target"))
 
 
-def crop(batch: dict[str, Any], section: VaeStage, draw: Draw) -> Tensor:
-    """uint8 [B, clip_frames, h, w, 3]: any stretch and place of each pair's source or target.
+def crop(clips: Tensor, section: VaeStage, draw: Draw) -> Tensor:
+    """Clips uint8 [B, f, H, W, 3] -> [B, f, h, w, 3]: any place of each.
 
     With `section.motion` the place wanders in a straight line, so that the VAE sees more motion
     than the videos have; with `section.mirror` crops are mirrored and run backwards, too.
     """
-    source, target = torch.as_tensor(batch["source"]), torch.as_tensor(batch["target"])
-    clips, length, height, width = source.shape[:4]
-    frames = section.clip_frames
-    if length < frames:
-        raise UserError(
-            f"vae.clip_frames={frames}, but the clips of the dataset have {length} frames; "
-            f"set vae.clip_frames to {length} or less"
-        )
+    count, frames, height, width = clips.shape[:4]
     high, wide = min(section.crop or height, height), min(section.crop or width, width)
     crops: list[Tensor] = []
-    for chances in torch.rand(clips, 8, device=draw.device, generator=draw.own).tolist():
-        which, start, row, column, down, right, mirrored, backwards = chances
-        first = int(start * (length - frames + 1))
-        video = (source if which < 0.5 else target)[len(crops)][first : first + frames]
+    chances = torch.rand(count, 6, device=draw.device, generator=draw.own).tolist()
+    for video, (row, column, down, right, mirrored, backwards) in zip(clips, chances, strict=True):
         tops = _way(row, (2 * down - 1) * section.motion, height - high, frames)
         lefts = _way(column, (2 * right - 1) * section.motion, width - wide, frames)
         views = [
