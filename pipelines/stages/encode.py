@@ -27,7 +27,7 @@ from pipelines.tracking.outbox import Run
 from pipelines.tracking.records import fingerprint_of
 from pipelines.training.taught import summary
 
-HALF = 2**-11  # of a number: what it loses at most where it is stored in float16, as latents are
+LAST_PLACE = 2**-10  # of a number in float16, in which latents are stored
 _AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
 
 
@@ -87,9 +87,9 @@ def encode_dataset(
 
     `tasks` Ray tasks share the shards, each with a GPU unless `gpus` is false; 0 does it here, or
     in a process that ends where there is a GPU. There `precision` "fp16" lets the VAE run in
-    float16 if that changes the latents of the first pair by no more than `HALF`, which `say` is
-    told; else it runs in float32, as it does on a CPU. A pair on which float16 overflows after all
-    is encoded in float32; `say` hears of the first.
+    float16 if that changes the latents of the first pair by no more than `LAST_PLACE`, which
+    `say` is told; else it runs in float32, as it does on a CPU. A pair on which float16 overflows
+    after all is encoded in float32; `say` hears of the first.
     `threads` read and decode videos. The samples' order is that of `pairs` in any case. The new
     dataset's `made_by` names the pairs, the model and the text encoder by their hashes, the
     precision, and what is asked for in it (`pipelines.training.taught`).
@@ -100,14 +100,14 @@ def encode_dataset(
     info = read_dataset_info(pairs)
     job = EncodeJob(pairs, str(model_dir), batch_size, threads, gpus, precision)
     error = _fp16_error(job, tasks)
-    taken: Precision = "fp16" if error is not None and error <= HALF else "fp32"
+    taken: Precision = "fp16" if error is not None and error <= LAST_PLACE else "fp32"
     if error is not None and not math.isfinite(error):
         say("latents are made in fp32; those of the first pair are too large for fp16")
         error = None
     elif error is not None:
         say(
             f"latents are made in {taken}; fp16 changes those of the first pair by {error:.1e} of "
-            f"their size (RMS), storing them in it by {HALF:.1e} at most"
+            f"their size (RMS), its last place is {LAST_PLACE:.1e}"
         )
     job = replace(job, precision=taken)
     made_by: dict[str, Any] = {

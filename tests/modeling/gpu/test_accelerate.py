@@ -156,8 +156,9 @@ def test_wan_vae(height: int, width: int, half: torch.dtype) -> None:
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         truth = both(exact)
     for found, wanted, true in zip(both(fast), both(plain), truth, strict=True):
+        # Two that are rounded in other places are a square root of two further from each other.
         assert distance(found, true) < 1.1 * distance(wanted, true)
-        assert distance(found, wanted) < max(1e-2, 1.1 * distance(wanted, true))
+        assert distance(found, wanted) < max(1e-2, 1.5 * distance(wanted, true))
 
 
 @pytest.mark.parametrize(("channels", "out"), [(96, 96), (96, 192), (192, 192), (96, 3)])

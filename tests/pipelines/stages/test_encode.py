@@ -162,8 +162,8 @@ def test_fp16_is_taken_only_where_it_costs_what_storing_costs(
         rough, _ = vae.to(torch.float16).encode_raw(pixels)
     rough = (rough.float() - mean) / std
     error = float((rough - exact).square().mean().sqrt() / exact.square().mean().sqrt())
-    assert encode.HALF == 2**-11
-    monkeypatch.setattr(encode, "HALF", error / 2)
+    assert encode.LAST_PLACE == 2**-10
+    monkeypatch.setattr(encode, "LAST_PLACE", error / 2)
     said: list[str] = []
 
     def made(name: str, precision: Any = "fp16") -> dict[str, Any]:
@@ -183,7 +183,7 @@ def test_fp16_is_taken_only_where_it_costs_what_storing_costs(
     assert found == {"precision": "fp32", "fp16_error": pytest.approx(error, rel=1e-3)}
     assert torch.equal(latents("as it is"), latents("asked not"))
     for share, taken in ((0.999, "fp32"), (1.0, "fp16")):
-        monkeypatch.setattr(encode, "HALF", found["fp16_error"] * share)
+        monkeypatch.setattr(encode, "LAST_PLACE", found["fp16_error"] * share)
         assert made(taken) == {"precision": taken, "fp16_error": found["fp16_error"]}
         right = exact if taken == "fp32" else rough
         torch.testing.assert_close(latents(taken), right, atol=0, rtol=2**-10)
@@ -191,7 +191,7 @@ def test_fp16_is_taken_only_where_it_costs_what_storing_costs(
         f"latents are made in {taken}" for taken in ("fp32", "fp32", "fp16")
     ]
     assert f"fp16 changes those of the first pair by {error:.1e} of" in said[0]
-    assert f"by {error / 2:.1e} at most" in said[0]
+    assert f"last place is {error / 2:.1e}" in said[0]
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_what_overflows_fp16_is_encoded_in_fp32(
     lines: list[str],
 ) -> None:
     """A later pair alone; the first pair makes it all float32. One that was stopped goes on."""
-    monkeypatch.setattr(encode, "HALF", 1.0)
+    monkeypatch.setattr(encode, "LAST_PLACE", 1.0)
     raw = str(tmp_path / "raw")
     write_dataset(raw, [partial(shaded, n) for n in levels], made_by={}, samples_per_shard=3)
     said: list[str] = []
