@@ -145,7 +145,7 @@ class Scripted:
         return 1e12 * (step + 1)
 
     def tokens(self, batch: dict[str, Any]) -> float:
-        return tokens_of(batch["source"])
+        return tokens_of(batch["source"]) if "source" in batch else 0.0
 
     def export(self) -> Exported:
         return self.exported

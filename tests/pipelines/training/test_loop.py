@@ -48,8 +48,13 @@ def test_steps_accumulation_batches_and_learning_rates(
     assert [two for _, two in stage.rates] == pytest.approx([3 * rate for rate in wanted])
 
 
+@pytest.mark.parametrize(("stage", "frames"), [("foundation", None), ("vae", 9)])
 def test_how_batches_are_read_is_as_compute_says(
-    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    frames: int | None,
 ) -> None:
     seen: list[tuple[Split, dict[str, Any]]] = []
 
@@ -59,13 +64,15 @@ def test_how_batches_are_read_is_as_compute_says(
 
     monkeypatch.setattr("pipelines.training.loop.loader", read)
     scripted(lambda step, micro: {"loss": 1.0})
-    run = bench().set(steps=1, seed=4)
+    run = bench(stage).set(steps=1, batch_size=1, seed=4)
+    if frames:
+        run.set(clip_frames=frames)
     run.config.compute.loader_workers = 3
     run.config.compute.shard_cache = str(run.folder / "cache")
     run.run()
     ((split, named),) = seen
     assert split == Split(batch_size=1, seed=4, workers=3)  # the stage's own seed
-    assert named == {"cache": str(run.folder / "cache")}
+    assert named == {"cache": str(run.folder / "cache"), "clip_frames": frames}
     assert list((run.folder / "cache").iterdir()) == []  # of a dataset on this disk nothing is
 
 

@@ -23,14 +23,14 @@ class Places:
     """A stage whose loss says which clip it was, and with which noise."""
 
     def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        clip = torch.as_tensor(batch["source"]).float().mean()
+        clip = torch.as_tensor(batch["clip"]).float().mean()
         return {"loss": clip + torch.rand((), generator=draw.own), "place": torch.tensor(draw.rank)}
 
 
 def measure(rank: int, folder: Path, *, world: int) -> None:
     given = json.loads((folder.parent / "given.json").read_text())
     config = PipelineConfig()
-    config.vae.validate_clips = given["clips"]
+    config.vae.validate_clips, config.vae.clip_frames = given["clips"], 5
     place = Path(given["heldout"])
     job = Job("vae", config, place, "", folder, folder, heldout=given["heldout"])
     setting = Setting(job, rank, world, torch.device("cpu"))
