@@ -31,6 +31,10 @@ SMALL = replace(OPENING, work_size="32x16", detail="source")
 SIZES = Sizes((32, 48), (32, 48), "off")
 
 
+def opening(name: str, size: tuple[int, int] = (128, 192), fps: float = 16.0) -> Opening:
+    return Opening(name, "p", size[1], size[0], fps, "live")
+
+
 def standalone(editor: StreamingEditor, *, max_sessions: int = 8, measured: bool = True) -> Engine:
     """On an accelerator of its own, which knows the model without a warm-up."""
     on = Accelerator(max_sessions=max_sessions, measured=measured, degrade=True)
