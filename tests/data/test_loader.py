@@ -89,7 +89,11 @@ def test_clips_are_any_stretch_of_either_video_and_others_each_epoch(tmp_path: P
     for epoch in range(12):
         assert {n for n, _, _ in found[6 * epoch : 6 * epoch + 6]} == set(range(6))
     assert sum(target for _, target, _ in found) / len(found) == pytest.approx(0.5, abs=0.12)
-    assert drawn(uri, 1, seed=1) != found[:6]
+    first, other = (drawn(uri, 1, seed=seed, shuffle=False) for seed in (0, 1))
+    assert [n for n, _, _ in first] == [n for n, _, _ in other]
+    assert first != other
+    # The first of either shard, epoch by epoch.
+    assert [clip[1:] for clip in found if clip[0] == 0] != [c[1:] for c in found if c[0] == 4]
     # Who reads a pair does not matter.
     shared = [clip for rank in (0, 1, 2) for clip in drawn(uri, 1, rank=rank, world_size=3)]
     assert sorted(shared) == sorted(found[:6])
