@@ -1,6 +1,10 @@
 """What must be so before anything is imported, in which order files are begun, and what of them the
 garbage collector passes over.
 
+Bytecode is kept, though many images of containers set PYTHONDONTWRITEBYTECODE: without it pytest
+rewrites every assertion anew in every process, which for tests/serve alone takes as long as all
+that it imports, and each process that Ray starts compiles our modules again.
+
 Ctrl-C must reach what the tests start, even where it is ignored for themselves: a shell starts
 `make test &` with SIGINT ignored, and children inherit that for ever.
 
@@ -13,10 +17,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    sys.dont_write_bytecode = False
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -107,9 +107,9 @@ def draw(folder: Path, sample: int, seed: int) -> None:
 
 def worker(number: int, processes: int) -> None:
     """In a tree of its own (the working folder): every `processes`th mutant that has no result."""
-    sys.dont_write_bytecode = True
     for name in ["tests.conftest", *HEAVY.split()]:
         importlib.import_module(name)
+    sys.dont_write_bytecode = True  # whatever the first of them says: of a mutant nothing is kept
     session = WorkDB("../session.sqlite", WorkDB.Mode.open)
     for item in sorted(session.pending_work_items, key=lambda item: item.job_id):
         if int(item.job_id, 16) % processes == number:
