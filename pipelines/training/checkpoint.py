@@ -16,9 +16,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import distributed
@@ -31,6 +32,7 @@ from pipelines.training.zero.inside import load_engine, make_universal, save_eng
 
 _TAG = "state"  # DeepSpeed's name for the subfolder of an engine
 _UNIVERSAL = "universal"
+_PIECE, _SMALL = 64 << 20, 1 << 20  # bytes
 ZERO = "compute.zero_stage"
 
 
@@ -55,11 +57,14 @@ class Snapshot:
         """
         try:
             files = {}
-            for path, state in self.states.items():
-                with path.open("wb") as file:
-                    torch.save(state, file)
-            for path in sorted(path for path in self.place.rglob("*") if path.is_file()):
-                files[str(path.relative_to(self.place))] = _checksum(path)
+            for path in (path for path in self.place.rglob("*") if path.is_file()):
+                files[str(path.relative_to(self.place))] = _checksum(path)  # DeepSpeed's script
+            with ThreadPoolExecutor(1) as beside:
+                for path, state in self.states.items():
+                    with path.open("wb") as file:
+                        hashed = _Hashed(file, beside)
+                        torch.save(state, cast(BinaryIO, hashed))
+                    files[str(path.relative_to(self.place))] = hashed.checksum()
             for name in files:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.place / name).replace(target / name)
@@ -267,6 +272,40 @@ def _is_unfinished(saved: Path) -> bool:
     except (ValueError, KeyError):
         return False
     return not all((saved / _manifest(rank)).is_file() for rank in range(workers))
+
+
+class _Hashed:
+    """A file for `torch.save` that is hashed while it is written, by a thread `beside`.
+
+    Steps run meanwhile, and whoever hashes and writes takes the interpreter's lock from them, and
+    waits up to 5 ms for it, before and after each piece. So pieces are large: to hash a file of
+    18 GiB afterwards, as `hashlib.file_digest` does, it is taken 150 000 times.
+    """
+
+    def __init__(self, file: BinaryIO, beside: Executor) -> None:
+        self._file, self._beside = file, beside
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        whole = memoryview(data)
+        for first in range(0, len(whole), _PIECE):
+            piece = whole[first : first + _PIECE]
+            if len(piece) < _SMALL:  # sooner hashed than handed over
+                self._digest.update(piece)
+                self._file.write(piece)
+                continue
+            hashing = self._beside.submit(self._digest.update, piece)
+            try:
+                self._file.write(piece)
+            finally:
+                hashing.result()
+        return len(whole)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def checksum(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _checksum(path: Path) -> str:
