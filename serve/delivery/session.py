@@ -203,7 +203,6 @@ class Session:
         self._closing = True
         if self.state is State.STREAMING:
             self.to(State.FINISHING)
-        self._notify()
 
     def sent(self, frames: int = 1) -> None:
         """The client took edited frames."""

@@ -78,6 +78,23 @@ def test_what_else_a_model_costs_says_more_than_the_same_size_of_another() -> No
         assert admission.cost_of(costs, asked) == 2.0
 
 
+def test_which_known_cost_is_the_nearest() -> None:
+    """By size, then with other steps, another budget of the mask cache, another detail of the
+    source, and last of another model."""
+    asked = replace(square(8, 8), model="one")
+    nearest = [
+        (replace(asked, work=(8, 4)), 1.0, 2.0),
+        (replace(asked, halved=True), 3.0, 3.0),
+        (replace(asked, sparing=True), 4.0, 4.0),
+        (replace(asked, detail="off"), 5.0, 5.0),
+        (square(8, 8), 6.0, 6.0),
+    ]
+    costs = {sizes: cost for sizes, cost, _ in reversed(nearest)}
+    for sizes, _, told in nearest:
+        assert admission.cost_of(costs, asked) == told
+        del costs[sizes]
+
+
 # --- placement
 
 

@@ -99,6 +99,9 @@ FILE = lossless("f", 0.4, 0.06)
         ([A, B, FILE], {"a": 2, "b": 1, "f": 1}),
         # Who is edited best, not who takes most.
         ([live("a", 0.3, 0.1), live("b", 0.9, 0.6, 0.3, rung=1)], {"a": 1, "b": 1}),
+        # Of those who are edited alike, who takes most; of these the first by name.
+        ([live("a", 0.2, 0.1), live("b", 0.7, 0.4)], {"a": 0, "b": 1}),
+        ([live("b", 0.45, 0.3), live("a", 0.45, 0.3)], {"b": 0, "a": 1}),
         # A rung that saves nothing is passed over.
         ([live("a", 0.9, 0.9, 0.5)], {"a": 2}),
         ([live("a", 0.9, 0.899)], {"a": 0}),
@@ -209,6 +212,7 @@ def test_what_was_in_vain_is_forgotten_after_a_long_calm(
     [
         ([live("a", 0.6, since=1), live("b", 0.6, since=2)], "b"),  # the newest
         ([live("a", 0.6, since=2), live("b", 0.6, since=1)], "a"),
+        ([live("b", 0.6, since=1), live("a", 0.6, since=1)], "b"),  # as new: one and the same
         ([live("a", 1.2, since=2), lossless("f", 0.4, 0.06, since=1, rung=1)], "f"),
         ([live("a", 0.6), live("b", 0.6, 0.3)], None),  # who can go down does
         ([live("a", 3.9)], None),  # alone, and something like live

@@ -255,6 +255,9 @@ def test_a_new_session_that_no_editor_takes_is_refused_after_a_while(clock: Cloc
     assert OPENING_S - 2.0 <= backend.at[-1] <= OPENING_S + 2.0
     (error,), backend, _ = driven(clock, make(opened=False), [FULL])
     assert (error, backend.at) == (FULL, [0.0])  # at once
+    # Nobody is looked for who has one, either: its editor has said why it goes no further.
+    events, backend, _ = driven(clock, make(opened=False), [READY, FULL])
+    assert (events, backend.at) == ([READY, FULL], [0.0])
 
 
 def test_one_that_was_open_is_looked_for_longer(clock: Clock) -> None:
@@ -293,6 +296,15 @@ def test_who_waits_hears_its_place_and_nobody_else_does(clock: Clock) -> None:
         (ready, error), backend, _ = again
         assert (ready, error.code) == (READY, "internal")
         assert backend.over == pytest.approx(RECOVERY_S, abs=1.1)
+
+
+def test_a_session_that_comes_back_goes_before_new_ones(clock: Clock) -> None:
+    """From the first time that an editor is looked for; a new one does not until it has had one."""
+    for again in (False, True):
+        session = make(opened=False)
+        session.opening = replace(session.opening, again=again)
+        _, backend, _ = driven(clock, session, [LOST], [READY, "take"], seconds=5.0)
+        assert [opening.again for opening in backend.openings] == [again, again]
 
 
 def test_after_a_delivery_all_begins_anew(clock: Clock) -> None:

@@ -88,6 +88,14 @@ def test_what_the_client_takes_and_when_it_is_stuck() -> None:
         clock.advance(0.2)
         assert run.outbox.stuck_s == pytest.approx(0.1, abs=0.01)
         assert (len(run.left), run.sent) == (1, 1)
+        clock.advance(40.0)
+        run.outbox.put([Entry(6, "dropped"), Entry(6, "quality")])
+        clock.advance(4.1)
+        assert run.outbox.stuck_s == pytest.approx(0.1, abs=0.01)  # a message is one, too
+        clock.advance(40.0)
+        run.outbox.end()  # while nothing is left to send
+        clock.settle()
+        assert (run.sent, run.task.done()) == (6, True)
 
 
 def test_a_message_does_not_wait_for_the_pace_of_frames() -> None:
@@ -119,3 +127,17 @@ def test_a_delay_that_stays_is_no_lateness() -> None:
             times = [at for at, data in run.left[before:] if isinstance(data, bytes)]
             spans.append(times[-1] - times[0])
         assert spans == pytest.approx([0.9, 0.45, 0.45, 0.45, 0.9, 0.9], abs=0.05)
+
+
+def test_the_rest_of_a_batch_whose_successor_is_there_is_played_faster() -> None:
+    """And the successor's frames then leave evenly, so that the last is out when it has to be."""
+    with Clock() as clock:
+        run = Run(clock, "live", fps=10.0)
+        began = clock.now
+        run.outbox.put(entries(0, 10), clock.now)
+        clock.advance(0.35)
+        run.outbox.put(entries(10, 10), clock.now)
+        clock.advance(2.0)
+        times = [at - began for at, data in run.left if isinstance(data, bytes)]
+        steps = [0.1] * 3 + [0.05] * 7 + [0.07] * 9
+        assert [b - a for a, b in pairwise(times)] == pytest.approx(steps, abs=0.001)

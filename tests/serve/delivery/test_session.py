@@ -24,7 +24,8 @@ from tests.serve.delivery.sessions import (
     messages,
 )
 
-pytestmark = pytest.mark.anyio
+# A fault here is mostly work that never comes.
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 
 
 async def test_chunks_are_9_frames_then_12() -> None:
@@ -312,8 +313,12 @@ async def test_the_latency_counts_from_the_last_frame(monkeypatch: pytest.Monkey
         now += 1.0
         feed(session, 1)
     now += 0.25
-    chunk = messages(answer(session, await session.take()))[-1]
-    assert (chunk["latency_ms"], chunk["compute_ms"], chunk["recomputed"]) == (250.0, 40.0, 0.5)
+    work = await session.take()
+    made = replace(edited(work), compute_ms=40.12345, recomputed=0.123456)
+    now += 0.00123
+    chunk = messages(session.entries(session.deliver(made), [b"image"] * 9))[-1]
+    assert (chunk["latency_ms"], chunk["compute_ms"]) == (251.23, 40.12)
+    assert chunk["recomputed"] == 0.1235
 
 
 async def test_a_change_of_quality_is_told_before_its_first_frame() -> None:
@@ -353,5 +358,6 @@ async def test_a_chunk_is_by_the_model_of_the_editor_that_made_it() -> None:
 
 
 def test_a_resumed_session_knows_what_its_client_was_told() -> None:
-    progress = replace(Progress.start("red"), quality="size y")
-    assert Session(Opening("s", "red", 48, 32, 16.0, "live"), progress).quality == "size y"
+    progress = replace(Progress.start("red"), quality="size y", dropped=((9, 2), (20, 1)))
+    session = Session(Opening("s", "red", 48, 32, 16.0, "live"), progress)
+    assert (session.quality, session.drops.told) == ("size y", [(9, 2), (20, 1)])

@@ -11,7 +11,8 @@ import pytest
 from serve.wire.protocol import Mode
 from tests.serve.delivery.sessions import answer, feed, indices, make, messages
 
-pytestmark = pytest.mark.anyio
+# A fault here is mostly work that never comes.
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 
 
 async def test_live_drops_no_frame_that_went_ahead() -> None:

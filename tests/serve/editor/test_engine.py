@@ -15,6 +15,7 @@ import torch
 
 from serve.admission.admission import Sizes
 from serve.admission.ladder import Calm
+from serve.admission.rungs import NAMES
 from serve.editor.engine import Engine, _open
 from serve.editor.splitter import Splitter, joined
 from serve.metrics import EditorMetrics
@@ -320,6 +321,11 @@ async def test_the_gauges_say_what_is(engine: Engine) -> None:
             engine.on.gauge(metrics, engine.chunk_s)
             busy = value("liveedit_editor_busy_seconds_total")
             assert busy == pytest.approx(engine.scheduler.busy_s) != 0
+        assert value("liveedit_sessions_on_rung", {"rung": "full"}) == 1
+    engine.on.gauge(metrics, engine.chunk_s)
+    assert value("liveedit_editor_sessions") == 0
+    for rung in NAMES:  # also of one on which somebody was
+        assert value("liveedit_sessions_on_rung", {"rung": rung}) == 0
 
 
 async def test_a_model_is_described(engine: Engine) -> None:
@@ -355,6 +361,17 @@ async def test_a_streams_chunks_are_edited_and_counted_on_its_rung(engine: Engin
     assert (first.rung, first.steps, first.work_size) == ("steps", 2, "48x32")
     assert engine.capacity.costs[SIZES] == 1.2
     assert lower in engine.capacity.costs
+
+
+async def test_only_the_first_chunk_on_a_rung_is_a_change(engine: Engine) -> None:
+    """It may prepare what those after it use; a stream's own first is none."""
+    with engine._admitted(replaced(mode="live")) as at:
+        stream, found = _open(engine.editor, at.opening), []
+        for rung in (0, 0, 2, 2, 1, 1):
+            engine.capacity.loads[at.name].rung = rung
+            await engine._suit(at, stream)
+            found.append(at.changed)
+    assert found == [False, False, True, False, True, False]
 
 
 async def test_a_stream_is_opened_as_its_client_asks(engine: Engine) -> None:

@@ -129,3 +129,22 @@ async def test_time_that_ends_in_an_error_was_worked_too(scheduler: Scheduler) -
     with pytest.raises(ValueError, match="said no"):
         await scheduler.run(fail, due=0.0)
     assert scheduler.busy_s > 0.01
+
+
+def test_an_asker_whose_loop_is_gone_stops_nobody_else() -> None:
+    scheduler, gate = Scheduler(), threading.Event()
+
+    async def ask() -> None:
+        asked = asyncio.create_task(scheduler.run(partial(gate.wait, 10), due=0.0))
+        while scheduler.running_since is None:
+            await asyncio.sleep(0.001)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+
+    async def ask_again() -> int:
+        return (await asyncio.wait_for(scheduler.run(lambda: 7, due=0.0), 5)).value
+
+    asyncio.run(ask())
+    gate.set()
+    assert asyncio.run(ask_again()) == 7
+    scheduler.stop()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve.hub.records import Commit
+from serve.hub.records import Commit, Progress
 from serve.limits import Limits
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
@@ -84,6 +84,43 @@ def test_what_is_kept_of_its_opening_is_the_first(monkeypatch: pytest.MonkeyPatc
     assert len(kept) == 2
     assert kept[0] == kept[1]
     assert (kept[1].state, kept[1].epoch) == (None, 0)
+
+
+def progress_of(world: World, monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
+    """Of each commit that the store takes from here on."""
+    told: list[Progress] = []
+    commit = world.store.commit
+
+    async def noted(made: Commit) -> bool:
+        told.append(made.progress)
+        return await commit(made)
+
+    monkeypatch.setattr(world.store, "commit", noted)
+    return told
+
+
+def test_a_chunk_is_kept_with_where_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with where those stand that were edited while the one before it was on its way."""
+    with World() as world:
+        told = progress_of(world, monkeypatch)
+        world.commits_go_on.clear()
+        world.connect(OPEN, *frames(0, FIRST + 2 * CHUNK))
+        world.commits_go_on.set()
+        world.settle()
+        ends = [FIRST, FIRST + CHUNK, FIRST + 2 * CHUNK]
+        assert [(each.next_frame, each.edited) for each in told] == [(end, end) for end in ends]
+
+
+def test_drops_are_kept_until_the_session_is_past_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with World() as world:
+        told = progress_of(world, monkeypatch)
+        world.editors.chunk_s = 10.0  # busy with the first chunk all the while
+        world.connect(OPEN | {"mode": "live"}, *frames(0, FIRST + 18 + CHUNK))
+        world.advance(11.0)
+        assert [(each.next_frame, each.dropped) for each in told] == [
+            (0, ((FIRST, CHUNK),)),
+            (FIRST + CHUNK, ()),
+        ]
 
 
 def test_one_that_had_edited_nothing_comes_back_as_itself() -> None:

@@ -172,6 +172,17 @@ def test_what_a_client_says_after_the_stop_is_not_held_against_it(why: str) -> N
         assert (len(wire.frames), wire.code) == (12, 1000)
 
 
+def test_who_has_closed_is_not_stopped_as_well() -> None:
+    """It hears of its own close, when what it sent is edited."""
+    with World() as world:
+        world.editors.chunk_s = 10.0
+        wire = world.connect(OPEN, *frames(0, 12), {"type": "close"})
+        wire.front.stop()
+        world.advance(30.0)
+        assert wire.messages[-1] == {"type": "closed", "frames": 12, "reason": "close"}
+        assert (len(wire.frames), wire.code) == (12, 1000)
+
+
 class Slow(Inline):
     """Takes a second for an image."""
 

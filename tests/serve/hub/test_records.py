@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from serve.hub.records import (
@@ -12,6 +15,7 @@ from serve.hub.records import (
     Progress,
     Record,
     SessionStore,
+    Shape,
 )  # fmt: skip
 from serve.wire.protocol import WireError
 from serve.wire.split_state import HistoryPart, LostPartError, SplitState
@@ -144,7 +148,9 @@ async def test_a_holders_every_sign_of_life_counts(
     if sign != "create":
         clock.now = 70.0
     if sign == "claim":
+        clock.now = 20.0
         await store.release(token, 0)  # it was left, and is held again
+        clock.now = 70.0
         await store.claim(token, 0)
     elif sign == "commit":
         await store.commit(Commit(token, 0, HEADER, progress(9), frames(0, 9)))
@@ -160,7 +166,26 @@ async def test_a_lost_holders_beat_keeps_nothing(store: SessionStore, clock: Clo
     clock.now = 70.0
     assert await store.beat([(token, 0), ("unknown", 0)]) == [(token, 0)]
     clock.now = 81.0
-    assert len(store) == 0
+    assert await store.beat([]) == []
+    assert not store._records  # gone at any front's next word, not when somebody looks
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("width", 64), ("height", 48), ("mode", "live"), ("format", "png"), ("work_size", "24x16"),
+     ("detail", "source"), ("model", "another")],
+)  # fmt: skip
+async def test_who_comes_back_says_what_it_opened_with(
+    store: SessionStore, name: str, other: Any
+) -> None:
+    opening = replace(HEADER.opening, work_size="48x32", model="one", tenant="acme")
+    token = await store.create(replace(HEADER, opening=opening))
+    first = Shape(48, 32, "lossless", "jpeg", "48x32", "off", "acme", "one")
+    with pytest.raises(WireError, match=f"has {name} '?{getattr(first, name)}") as raised:
+        await store.claim(token, 0, replace(first, **{name: other}))
+    assert raised.value.code == "bad_request"
+    silent = replace(first, work_size=None, detail=None, model=None)
+    assert [(await store.claim(token, 0, shape)).epoch for shape in (first, silent)] == [1, 2]
 
 
 async def test_the_tail_is_kept_to_the_byte_and_the_frame(store: SessionStore) -> None:
@@ -259,6 +284,9 @@ async def test_nobody_resumes_before_frames_that_were_never_committed(store: Ses
         await store.claim(token, 20)
     assert [e.position for e in (await store.claim(token, 21)).tail] == list(range(21, 33))
     assert store.bytes == 12 * 10 + len(b"state")
+    await store.commit(Commit(token, 1, HEADER, progress(45), []))
+    with pytest.raises(WireError, match="from 45 to 45"):
+        await store.claim(token, 33)
 
 
 async def test_a_store_that_was_started_anew_believes_a_newer_holder(store: SessionStore) -> None:
