@@ -36,7 +36,6 @@ class Commits:
         holder, progress = (commit.token, commit.epoch), commit.progress
         state = progress.state
         if state is None:
-            self.forget(*holder)
             return bool(await self._ask(commit))
         new = replace(progress, state=state.beyond(self._there.get(holder, ())))
         answer = await self._ask(replace(commit, progress=new))

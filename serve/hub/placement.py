@@ -139,8 +139,6 @@ class Placement:
 
     def gone(self, editors: frozenset[str]) -> None:
         """Serve stops these: they take nothing more."""
-        if self._leaving - editors:
-            self._no_room.clear()
         self._leaving = editors
         for editor in [*self._fleet.editors, *self._aside.values()]:
             self._know(editor)

@@ -140,9 +140,12 @@ def test_a_changed_file_counts_at_once_and_a_broken_one_not(
     os.utime(path, ns=(here.st_atime_ns, here.st_mtime_ns + 1))
     assert (path.stat().st_ino, path.stat().st_size) == (here.st_ino, here.st_size)
     assert (tenants.find("new"), tenants.find("now")) == (None, Tenant("a"))
-    # As Kubernetes does it: another file takes the name.
+    # As Kubernetes does it: another file takes the name, here of the same time and length.
+    here = path.stat()
     write_tokens(tmp_path / "next", {"b": "next"})
+    os.utime(tmp_path / "next", ns=(here.st_atime_ns, here.st_mtime_ns))
     os.replace(tmp_path / "next", path)
+    assert (path.stat().st_mtime_ns, path.stat().st_size) == (here.st_mtime_ns, here.st_size)
     assert (tenants.find("now"), tenants.find("next")) == (None, Tenant("b"))
 
 

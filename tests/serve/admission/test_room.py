@@ -83,6 +83,19 @@ def test_the_last_resort_squeezes_nobody_for_a_lossless_one(lossless: bool) -> N
     assert (found is None) is lossless
 
 
+def test_of_those_to_avoid_the_emptiest_with_room_as_asked_is_the_last_resort() -> None:
+    """Before one that would edit its sessions less well, however much emptier."""
+    first, cheap = squeezable(Seat("s", 0.5, 0.2)), {SIZES: COST / 3, HALVED: COST / 6}
+    others = [
+        replace(first, name=name, streams={"t": Seat("t", load)}, costs=cheap, priced={})
+        for name, load in (("c", 0.62), ("b", 0.6))
+    ]
+    for editors, wanted in (([first, *others], "b"), ([replace(first, name="d"), first], "a")):
+        found = Fleet(editors).place(request("x"), frozenset("abcd"))
+        assert found is not None
+        assert found.name == wanted
+
+
 def test_a_ghost_that_went_makes_room_for_who_was_refused_before_it() -> None:
     """In one round: a's dear old stream is replaced by a cheap new one."""
     full = replace(editor("a", 0.7), streams={"old": Seat("session-back", 0.7)})

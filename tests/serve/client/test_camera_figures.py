@@ -12,7 +12,7 @@ import pytest
 
 from serve.client import ConnectError, EditedFrame, Event, cameras
 from serve.client.cameras import BenchReport, CameraLoad, CameraReport
-from serve.wire.protocol import Chunk, Dropped
+from serve.wire.protocol import Chunk, Dropped, WireError
 
 pytestmark = pytest.mark.anyio
 
@@ -204,3 +204,49 @@ async def test_a_server_that_says_no_number_has_one_editor(
         await asyncio.sleep(0.001)
     counting.cancel()
     assert editors[:3] == [3, 1, 2]
+
+
+async def test_what_a_session_that_failed_did_not_bring_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is an error of its own; the figure is of those that were held."""
+
+    @asynccontextmanager
+    async def connect(*_: object, **__: object) -> AsyncIterator[object]:
+        yield SimpleNamespace(reconnects=0)
+
+    async def film(*given: object) -> None:
+        given[-1].sent = 5  # type: ignore[attr-defined]
+
+    async def watch(*_: object) -> None:
+        await asyncio.sleep(0)
+        raise WireError("too_slow", "no frame was taken")
+
+    for name, stand_in in (("connect", connect), ("_film", film), ("_watch", watch)):
+        monkeypatch.setattr(cameras, name, stand_in)
+    report = await cameras.camera("ws://x", CameraLoad(), [], "red")
+    assert (report.error, report.sent, report.lost) == ("too_slow", 5, 0)
+
+
+async def test_cameras_do_not_start_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first, and each as the last time; one after the other has another prompt."""
+    begun: list[tuple[object, ...]] = []
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def camera(url: str, load: CameraLoad, images: object, prompt: str, *, seed: int) -> None:
+        begun.append((prompt, seed))
+
+    monkeypatch.setattr(cameras, "camera", camera)
+    monkeypatch.setattr(cameras, "pictures", lambda load, seed: [])
+    monkeypatch.setattr(cameras.asyncio, "sleep", sleep)
+    for _ in range(2):
+        for number in range(4):
+            await cameras._simulated("ws://x", CameraLoad(), number)
+    prompts = [*cameras.PROMPTS, cameras.PROMPTS[0]]
+    assert begun == 2 * [(prompt, seed) for seed, prompt in enumerate(prompts)]
+    assert slept[:4] == slept[4:]
+    assert slept[0] == 0
+    assert len({0.0, *slept}) == 4

@@ -9,7 +9,7 @@ import pytest
 
 from serve.editor.engine import Engine
 from serve.editor.stream import FURTHEST_S, EditorStream
-from serve.wire.work import Opening, Take, Work
+from serve.wire.work import Opening, SupersededError, Take, Work
 from tests.serve.editor.works import WORKS, Source, replaced, work
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +83,18 @@ async def test_who_sends_faster_than_it_said_is_due_when_it_said(
     turns = 1000.0 + np.array([0, 9, 13, 21]) / (1.1 * fps)
     wanted = turns + np.array([patience, ahead, patience, patience])
     assert asked == pytest.approx([0.0, *wanted])
+
+
+async def test_who_is_ended_gets_nothing_more_though_it_was_ready_then() -> None:
+    stream = EditorStream("s", replaced(mode="live"), 12)
+
+    async def ready() -> int:
+        stream.end(SupersededError())
+        return 7
+
+    with pytest.raises(SupersededError):
+        await stream.until(ready())
+    stream.close()
 
 
 async def test_nobody_is_put_back_for_ever(clock: Time) -> None:

@@ -49,6 +49,16 @@ async def test_words_that_the_model_was_never_taught_are_named(engine: Engine) -
     assert [e.unknown for e in rest] == ["", ""]
 
 
+async def test_a_prompt_is_read_when_it_changes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with every chunk: what the mask cache kept of it would go each time, too."""
+    read, encode = list[str](), engine.editor.encode_prompt
+    monkeypatch.setattr(engine.editor, "encode_prompt", lambda p: (read.append(p), encode(p))[1])
+    await events(engine, OPENING, *WORKS)
+    assert read == [RED, BLUE]
+
+
 async def test_a_chunks_frames_go_ahead_of_it(engine: Engine) -> None:
     found = [event async for event in engine.edit(OPENING, Source(*WORKS).take)][1:]
     assert [type(event) for event in found] == [Frames, Edited] * 3
@@ -361,17 +371,6 @@ async def test_a_streams_chunks_are_edited_and_counted_on_its_rung(engine: Engin
     assert (first.rung, first.steps, first.work_size) == ("steps", 2, "48x32")
     assert engine.capacity.costs[SIZES] == 1.2
     assert lower in engine.capacity.costs
-
-
-async def test_only_the_first_chunk_on_a_rung_is_a_change(engine: Engine) -> None:
-    """It may prepare what those after it use; a stream's own first is none."""
-    with engine._admitted(replaced(mode="live")) as at:
-        stream, found = _open(engine.editor, at.opening), []
-        for rung in (0, 0, 2, 2, 1, 1):
-            engine.capacity.loads[at.name].rung = rung
-            await engine._suit(at, stream)
-            found.append(at.changed)
-    assert found == [False, False, True, False, True, False]
 
 
 async def test_a_stream_is_opened_as_its_client_asks(engine: Engine) -> None:

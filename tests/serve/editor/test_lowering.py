@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 from serve.admission.admission import Sizes, Warm
 from serve.admission.rungs import Means, Rung
 from serve.editor.capacity import Capacity
+from serve.editor.engine import Engine, _open
 from serve.wire.protocol import WireError
-from tests.serve.editor.works import opening
+from serve.wire.work import Edited, Frames
+from tests.serve.editor.works import SIZES as KNOWN
+from tests.serve.editor.works import Source, chunks, events, filling, opening, replaced
 
 SIZE = (128, 192)
 SIZES = Sizes(SIZE, SIZE, "off")
@@ -144,3 +148,42 @@ def test_without_means_or_measuring_nobody_is_lowered() -> None:
         name = made.admit(opening("a"))
         assert made.decide().rungs == {}
         assert made.rung(name).name == "full"
+
+
+@pytest.mark.anyio
+async def test_a_chunk_is_not_counted_on_a_rung_that_it_was_not_edited_on(
+    engine: Engine,
+) -> None:
+    """Another session may have come while it was edited."""
+    engine.capacity.costs[KNOWN] = engine.capacity.warm[KNOWN] = 0.01
+    async with aclosing(engine.edit(replaced(mode="live"), Source(*chunks(2)).take)) as stream:
+        while not isinstance(await anext(stream), Frames):
+            pass
+        (load,) = engine.capacity.loads.values()
+        load.rung = 1
+        assert isinstance(await anext(stream), Edited)
+    assert list(engine.capacity.costs) == [KNOWN]
+
+
+@pytest.mark.anyio
+async def test_only_the_first_chunk_on_a_rung_is_a_change(engine: Engine) -> None:
+    """It may prepare what those after it use; a stream's own first is none."""
+    with engine._admitted(replaced(mode="live")) as at:
+        stream, found = _open(engine.editor, at.opening), []
+        for rung in (0, 0, 2, 2, 1, 1):
+            engine.capacity.loads[at.name].rung = rung
+            await engine._suit(at, stream)
+            found.append(at.changed)
+    assert found == [False, False, True, False, True, False]
+
+
+@pytest.mark.anyio
+async def test_a_streams_first_chunks_say_nothing_of_what_later_ones_cost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as fill its window, and the one that is the first to see a full one."""
+    engine.capacity.costs[KNOWN] = engine.capacity.warm[KNOWN] = 0.01
+    told: list[Sizes] = []
+    monkeypatch.setattr(engine.capacity, "observe", lambda sizes, *_: told.append(sizes))
+    await events(engine, replaced(mode="live"), *chunks(filling(engine) + 2))
+    assert told == [KNOWN, KNOWN]

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from data.video import VideoError, read_timed
+from data.video import VideoError, probe, read_timed
 from serve.front import edits
 from serve.front.door import Door
 from serve.front.front import Front
@@ -207,6 +207,20 @@ async def test_what_ends_one_in_its_middle_is_counted_as_what_it_is(
     assert isinstance(ended, Exception)  # the answer was cut
     await office.nothing_is_left()
     assert office.sample("sessions_ended_total") == 1
+    assert office.sample("sessions_ended_total", reason=code, tenant="a") == 1
+
+
+@pytest.mark.parametrize(("most", "code"), [(40, "close"), (39, "bad_request")])
+async def test_one_that_said_less_of_its_length_is_cut_at_the_limit(
+    office: Office, most: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its 40 frames may all come, of 39 the last not."""
+    monkeypatch.setattr("serve.front.upload.probe", lambda p: replace(probe(p), frames=5))
+    services, sizes = office.front.edits.services, WorkSizes(Limits(max_video_frames=most))
+    office.front.edits.services = replace(services, sizes=sizes)
+    (answer,) = await asyncio.gather(office.post(), return_exceptions=True)
+    assert isinstance(answer, httpx.Response) is (code == "close")
+    await office.nothing_is_left()
     assert office.sample("sessions_ended_total", reason=code, tenant="a") == 1
 
 

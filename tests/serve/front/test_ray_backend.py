@@ -90,7 +90,10 @@ async def test_a_version_that_is_served_no_more_gives_way_to_the_one_that_is() -
     hub.ask = retired  # type: ignore[method-assign]
     (ready, *_), handle = await run(good, hub=hub, opening=replace(OPENING, version="m 1"))
     assert ready == READY
-    assert [asked.sizes.model for asked in hub.asked] == ["m 1", "m 2"]
+    assert [(asked.sizes.model, asked.again) for asked in hub.asked] == [
+        ("m 1", False),
+        ("m 2", False),
+    ]
     assert [opening.version for opening in handle.openings] == ["m 2"]
 
 

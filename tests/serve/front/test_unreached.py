@@ -15,6 +15,7 @@ from serve.admission.admission import Request
 from serve.front import ray_backend
 from serve.front.ray_backend import RayBackend
 from serve.hub.placement import Answer, Placed
+from serve.wire.protocol import WireError
 from serve.wire.work import EditorEvent, EditorLostError, Opening, Take
 from tests.serve.front.on_ray import (
     OPENING,
@@ -42,6 +43,17 @@ async def test_an_editor_that_does_not_answer_is_passed_over_and_avoided(
     (ready, *_), handle = await run(silent, good, hub=hub)
     assert ready == READY
     assert handle.chosen == ["a", "b"]
+    assert [asked.avoid for asked in hub.asked] == [frozenset(), {"a"}]
+
+
+async def test_the_only_editor_is_tried_twice_where_it_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever is avoided and comes up again stands for all others."""
+    monkeypatch.setattr(ray_backend, "OPEN_S", 0.05)
+    hub = Hub("a")
+    with pytest.raises(WireError, match="every editor is busy"):
+        await run(silent, hub=hub)
     assert [asked.avoid for asked in hub.asked] == [frozenset(), {"a"}]
 
 

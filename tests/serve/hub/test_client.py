@@ -274,3 +274,18 @@ async def test_a_commit_does_not_overtake_those_that_are_handed_over(
     goes_on.set()
     await records._handing  # type: ignore[misc]
     assert came == [3, 3, 6]
+
+
+async def test_what_somebody_else_holds_is_kept_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection here may hear of that much later, or never."""
+
+    class Taken:
+        async def commit(self, commit: Commit) -> bool:
+            return False
+
+    records = remote.RemoteRecords(SimpleNamespace(settings=SETTINGS, call=print))  # type: ignore[arg-type]
+    monkeypatch.setattr(records, "_commits", Taken())
+    assert not await records.commit(Commit("token", 0, HEADER, PROGRESS, []))
+    records.hand_over()
+    await records._handing  # type: ignore[misc]
+    assert records._kept == {}

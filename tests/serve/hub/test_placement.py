@@ -227,6 +227,20 @@ def test_editors_that_stop_take_nothing(placement: Placement, clock: Clock) -> N
     assert isinstance(placement.ask(request("2")), Waiting)  # a has not reported: it is gone
 
 
+def test_an_editor_that_was_stopped_and_is_gone_does_not_come_back(
+    placement: Placement, clock: Clock
+) -> None:
+    """Serve names it no more, and neither does it say anything itself."""
+    placement.report(editor("b"))
+    placement.gone(frozenset("b"))
+    clock.now += EDITOR_GONE_S
+    placement.report(editor("a", 0.7))
+    assert isinstance(placement.ask(request("1")), Waiting)
+    placement.gone(frozenset())
+    assert [each.name for each in placement.editors] == ["a"]
+    assert isinstance(placement.ask(request("1")), Waiting)
+
+
 def test_a_hub_that_has_heard_of_no_editor_refuses_nobody(clock: Clock) -> None:
     """It has just been started again, and the editors that work say so within a second."""
     placement = Placement(Scale(1, 4), clock)

@@ -72,7 +72,9 @@ def test_who_asks_for_a_model_that_nobody_holds_waits_and_gets_it(clock: Clock) 
     """Also one whose client does not wait: the front gives up by itself."""
     made = placed(clock, editor("e", A), budget=10)
     assert made.orders("e") == ("", frozenset())  # both do not fit
+    clock.now += DECIDE_S
     assert isinstance(made.ask(request("1", B, "b")), Waiting)
+    assert made.orders("e") == ("", frozenset())  # who asks once may not come again
     clock.now += ASKS_S
     assert isinstance(made.ask(request("1", B, "b")), Waiting)
     assert made.orders("e") == (B.key, {A.key})

@@ -21,6 +21,16 @@ def plan(editors: list[Editor], *offers: Offer, **options: object) -> Plan:
     return rolling.plan(editors, offers, Shelves(V, **options))  # type: ignore[arg-type]
 
 
+def test_what_leaves_is_what_this_editor_did_not_use_for_longest() -> None:
+    """Whatever others did with it."""
+    sizes = {key: rolling.Version(key, (1, 1), 1) for key in "abc"}
+    used = {("e", "a"): 5.0, ("e", "b"): 1.0, ("f", "a"): 0.0, ("f", "b"): 9.0}
+    offers = [Offer(key, key) for key in "ab"]
+    shelves = Shelves(sizes, budget=2, used=used, asked=["c"], refused=[("f", "c")])
+    found = rolling.plan([editor("e", "a", "b"), editor("f", "a", "b")], offers, shelves)
+    assert found == Plan({"e": "c"}, {"e": frozenset("b")})
+
+
 # --- sessions
 
 

@@ -20,6 +20,12 @@ def known(tmp_path: Path) -> Path:
     return write_known_model(tmp_path / "known")
 
 
+def test_people_are_not_told_where_a_model_lies() -> None:
+    made = [ModelSource("/srv/secret/natural"), ModelSource("/srv/secret/1", "liveedit version 3")]
+    assert [source.label for source in made] == ["natural", "liveedit version 3"]
+    assert [source.key for source in made] == ["/srv/secret/natural", "liveedit version 3"]
+
+
 def test_a_preset_and_a_directory_are_themselves(known: Path) -> None:
     assert find_model("demo") == ModelSource("demo")
     assert find_model(str(known)) == ModelSource(str(known), None)

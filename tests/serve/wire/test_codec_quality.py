@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from serve.wire.codec import decode, encode
+from serve.wire.codec import _memory_file, decode, encode
 from serve.wire.protocol import Format, WireError
 
 # Measured: JPEG at quality 90 with full chroma has 46.0 dB here (41.3 at 80, 30.5 with 4:2:0).
@@ -55,6 +56,25 @@ def test_webp_keeps_what_its_quality_says() -> None:
     grey = (scene().mean(-1, keepdims=True) + noise).clip(0, 255).astype(np.uint8)
     picture = np.repeat(grey, 3, axis=-1)
     assert psnr(through("webp", picture), picture) >= WEBP_GREY
+
+
+def test_lossless_images_are_made_quickly() -> None:
+    """Their size is the sender's line; the time is every session's of a front."""
+    buffer = io.BytesIO()
+    Image.fromarray(scene()).save(buffer, "PNG", compress_level=1)
+    assert encode(scene(), "png") == buffer.getvalue()
+
+
+def test_a_thread_encodes_into_one_file() -> None:
+    """A new one for every image takes as long as half the image."""
+    with ThreadPoolExecutor(1) as other:
+        here, there = _memory_file(), other.submit(_memory_file).result()
+        assert here is _memory_file() is not there
+        assert there is other.submit(_memory_file).result()
+    fresh = io.BytesIO()
+    Image.fromarray(scene(32, 48)).save(fresh, "JPEG", quality=90, subsampling=0)
+    assert len(encode(scene(), "jpeg")) > len(fresh.getvalue())  # and nothing of that is left
+    assert encode(scene(32, 48), "jpeg") == fresh.getvalue()
 
 
 @pytest.mark.parametrize("format", LOSSY)

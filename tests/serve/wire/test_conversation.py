@@ -122,6 +122,28 @@ async def test_what_an_editor_said_last_is_heard_after_its_call_has_ended(
         assert await coming == Moved(SplitState(b"state"), 4)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+async def test_whose_call_ended_before_its_link_was_there_is_waited_for_unless_it_died(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "LAST_WORDS_S", 60.0)
+    listener = Listener("127.0.0.1", KINDS)
+    pin: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with asyncio.timeout(20), Conversation(listener, asyncio.Event().wait) as front:  # type: ignore[arg-type]
+        front.pin(pin)
+        pin.set_exception(EditorLostError("dead")) if lost else pin.set_result(None)
+        coming = asyncio.create_task(front.next())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert coming.done() is lost
+        if not lost:
+            link = await Link.connect(front.address, KINDS)
+            await link.write(Superseded())
+        with pytest.raises(EditorLostError if lost else SupersededError):
+            await coming
+    listener.close()
+
+
 async def test_one_editor_has_a_stream() -> None:
     """A second that comes with its address is sent away at once, and changes nothing."""
     async with talking() as (front, link, _):

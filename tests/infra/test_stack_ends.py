@@ -1,0 +1,43 @@
+"""What is left of a part of the local stack that does not end by itself: nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.stack import up
+from infra.stack.servers import Server, Settings
+from infra.stack.up import StackProcess
+
+STUBBORN = """
+import signal, subprocess, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+Path(sys.argv[1], "child.new").write_text(str(child.pid))
+Path(sys.argv[1], "child.new").rename(Path(sys.argv[1], "child"))
+time.sleep(60)
+"""
+
+
+def test_a_part_that_ignores_its_end_is_killed_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that outlives its server holds the port of the next start."""
+    monkeypatch.setattr(up, "STOP_S", 0.2)
+    settings = Settings(tmp_path, "localhost:8000", mlflow=1, s3=2, prometheus=3, grafana=4)
+    command = [sys.executable, "-S", "-c", STUBBORN, str(tmp_path)]
+    process = StackProcess(Server("x", 1, "", "", command, {}), settings)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "child").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child = psutil.Process(int((tmp_path / "child").read_text()))
+    process.stop()
+    assert process.process.returncode == -9
+    _, alive = psutil.wait_procs([child], timeout=20)
+    assert not [left for left in alive if left.status() != psutil.STATUS_ZOMBIE]
