@@ -28,7 +28,6 @@ from pipelines.tracking.records import fingerprint_of
 from pipelines.training.taught import summary
 
 LAST_PLACE = 2**-10  # of a number in float16, in which latents are stored
-_AHEAD = 2  # encoded pairs that a Ray task may have waiting for us
 
 
 def encode(chain: Chain, model: Path, pairs: str) -> str:
@@ -151,7 +150,7 @@ def _fp16_error(job: EncodeJob, tasks: int) -> float | None:
     if tasks:
         import ray
 
-        return float(ray.get(next(_on_ray(job, EncodeJob.fp16_error).remote(job))))
+        return float(ray.get(next(_on_ray(job, EncodeJob.fp16_error, 1).remote(job))))
     (error,) = from_own_process(job.fp16_error)
     return error
 
@@ -174,10 +173,11 @@ def _samples(
 def _encode_on_ray(
     job: EncodeJob, info: DatasetInfo, shards: range, skipped: int, tasks: int
 ) -> Iterator[tuple[EncodedPair, bool]]:
-    """Task i encodes `shards` i, i + tasks, ...; they are taken back in the dataset's order."""
+    """Task i encodes `shards` i, i + tasks, ...; they are taken back in the dataset's order. So
+    each may have a whole shard waiting for us, or it would stand still until its turn."""
     import ray
 
-    run = _on_ray(job, EncodeJob.run)
+    run = _on_ray(job, EncodeJob.run, max((info.shards[n].count for n in shards), default=1))
     left = {shard: info.shards[shard].count for shard in shards}
     left[shards.start] = left.get(shards.start, skipped) - skipped  # pairs of each
     parts = [shards[task::tasks] for task in range(tasks)]
@@ -187,13 +187,14 @@ def _encode_on_ray(
             yield ray.get(next(streams[place % tasks]))
 
 
-def _on_ray(job: EncodeJob, work: Callable[..., Iterator[Any]]) -> Any:
+def _on_ray(job: EncodeJob, work: Callable[..., Iterator[Any]], ahead: int) -> Any:
+    """A Ray task of `work`, which pauses when `ahead` of its results wait to be asked for."""
     import ray
 
     return ray.remote(work).options(
         num_cpus=1,
         num_gpus=0 if job.gpus is False else 1,
-        _generator_backpressure_num_objects=_AHEAD,
+        _generator_backpressure_num_objects=ahead,
     )
 
 
