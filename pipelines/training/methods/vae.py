@@ -66,8 +66,8 @@ class VaeTraining:
         self.learning_rates = {"vae": section.learning_rate}
 
     def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        crops = crop(torch.as_tensor(batch["clip"]), self.section, draw)
-        pixels = _pixels(crops, self.setting.device)
+        given = torch.as_tensor(batch["clip"]).to(self.setting.device)
+        pixels = _pixels(crop(given, self.section, draw))
         clips, frames, _, height, width = pixels.shape
         channels = self.config.latent_channels
         cells = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
@@ -91,8 +91,8 @@ class VaeTraining:
         return loss, {"loss": loss.detach(), "psnr": psnr}
 
     def judge(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:
-        crops = crop(torch.as_tensor(batch["clip"]), self.section, draw)
-        pixels = _pixels(crops, self.setting.device)
+        given = torch.as_tensor(batch["clip"]).to(self.setting.device)
+        pixels = _pixels(crop(given, self.section, draw))
         return self.loss(self.engine.module, pixels, torch.zeros((), device=pixels.device))[1]
 
     def flops(self, batch: dict[str, Any], step: int) -> None:
@@ -124,7 +124,7 @@ class VaeTraining:
         channels = self.config.latent_channels
         sums = torch.zeros(2 * channels + 1, dtype=torch.float64, device=device)
         for clips in self._statistics_clips():
-            raw, _ = vae.encode_raw(_pixels(clips, device))  # [B, F, C, h, w]
+            raw, _ = vae.encode_raw(_pixels(clips.to(device)))  # [B, F, C, h, w]
             values = raw.double().transpose(0, 2).flatten(1)  # [C, B * F * h * w]
             sums[:channels] += values.sum(dim=1)
             sums[channels:-1] += values.square().sum(dim=1)
@@ -156,39 +156,39 @@ class VaeTraining:
 
 
 def crop(clips: Tensor, section: VaeStage, draw: Draw) -> Tensor:
-    """Clips uint8 [B, f, H, W, 3] -> [B, f, h, w, 3]: any place of each.
+    """Clips uint8 [B, f, H, W, 3] on the draw's device -> [B, f, h, w, 3]: any place of each.
 
     With `section.motion` the place wanders in a straight line, so that the VAE sees more motion
     than the videos have; with `section.mirror` crops are mirrored and run backwards, too.
     """
-    count, frames, height, width = clips.shape[:4]
+    count, frames, height, width, device = *clips.shape[:4], draw.device
     high, wide = min(section.crop or height, height), min(section.crop or width, width)
-    crops: list[Tensor] = []
-    chances = torch.rand(count, 6, device=draw.device, generator=draw.own).tolist()
-    for video, (row, column, down, right, mirrored, backwards) in zip(clips, chances, strict=True):
-        tops = _way(row, (2 * down - 1) * section.motion, height - high, frames)
-        lefts = _way(column, (2 * right - 1) * section.motion, width - wide, frames)
-        views = [
-            frame[top : top + high, left : left + wide]
-            for frame, top, left in zip(video, tops, lefts, strict=True)
-        ]
-        clip = torch.stack(views)
-        if section.mirror and mirrored < 0.5:
-            clip = clip.flip(2)
-        if section.mirror and backwards < 0.25:
-            clip = clip.flip(0)
-        crops.append(clip)
-    return torch.stack(crops)
+    # In one gather where the clips are: a GPU that is asked for numbers has to finish its work.
+    chances = torch.rand(count, 6, device=device, generator=draw.own).double().unbind(1)
+    row, column, down, right, mirrored, backwards = (chance[:, None] for chance in chances)
+    tops = _way(row, (2 * down - 1) * section.motion, height - high, frames)
+    lefts = _way(column, (2 * right - 1) * section.motion, width - wide, frames)
+    times = torch.arange(frames, device=device).expand(count, -1)
+    rows = tops[..., None] + torch.arange(high, device=device)  # [B, f, h]
+    columns = lefts[..., None] + torch.arange(wide, device=device)  # [B, f, w]
+    if section.mirror:
+        columns = torch.where(mirrored[..., None] < 0.5, columns.flip(2), columns)
+        reverse = backwards < 0.25
+        times = torch.where(reverse, times.flip(1), times)
+        rows = torch.where(reverse[..., None], rows.flip(1), rows)
+        columns = torch.where(reverse[..., None], columns.flip(1), columns)
+    videos = torch.arange(count, device=device)[:, None, None, None]
+    return clips[videos, times[:, :, None, None], rows[..., None], columns[:, :, None]]
 
 
-def _way(place: float, speed: float, room: int, frames: int) -> list[int]:
-    """A crop's offset in every frame, from 0 to `room` pixels, `place` (0 to 1) in the middle one;
-    it stops at the border."""
-    middle = (frames - 1) / 2
-    start = int(place * (room + 1))
-    return [min(max(0, start + round(speed * (n - middle))), room) for n in range(frames)]
+def _way(place: Tensor, speed: Tensor, room: int, frames: int) -> Tensor:
+    """Crops' offsets [B, f] from 0 to `room` pixels, `place` [B, 1] (0 to 1) in the middle frame;
+    they stop at the border."""
+    from_middle = torch.arange(frames, device=place.device) - (frames - 1) / 2
+    start = (place * (room + 1)).long()
+    return (start + (speed * from_middle).round().long()).clamp(0, room)
 
 
-def _pixels(clips: Tensor, device: torch.device) -> Tensor:
+def _pixels(clips: Tensor) -> Tensor:
     """uint8 [B, f, H, W, 3] -> float [B, f, 3, H, W] in [-1, 1]."""
-    return from_uint8(clips.to(device).permute(0, 1, 4, 2, 3))
+    return from_uint8(clips.permute(0, 1, 4, 2, 3))
