@@ -28,7 +28,10 @@ from infra.runtime.errors import UserError
 from infra.runtime.paths import ROOT
 from infra.runtime.ray_private import reread_settings
 
-LEFT_BEHIND = ["runs", "**/__pycache__", "/*.mp4", ".mypy_cache", ".ruff_cache"]
+# Of this tree, what a cluster's workers get. Ray would pack all that lies in it and no .gitignore
+# names, send it through the head's memory, and refuse 500 MiB.
+SENT = ["data", "infra", "modeling", "pipelines", "serve"]
+LEFT_BEHIND = ["/*", "!/.", *(f"!/{package}" for package in SENT), "__pycache__"]
 CONNECT_S = 10.0  # for a cluster to answer
 END_S = 2.0  # for Ray's processes to end by themselves
 STUCK_S = 15.0  # for Ray's start to hear that it shall stop
@@ -154,7 +157,7 @@ def _processes(folder: Path) -> set[psutil.Process]:
 def joined_ray(
     address: str, setting: str, *, env_vars: Mapping[str, str] | None = None, **options: Any
 ) -> Iterator[None]:
-    """The cluster at `address`, which `setting` names; its workers get this tree and `env_vars`.
+    """The cluster at `address`, which `setting` names; its workers get our packages and `env_vars`.
 
     It goes on at the end. In a job that was submitted with a working directory of its own, Ray
     would refuse ours beside it; this process runs this tree, and so shall they. Raises
@@ -163,6 +166,7 @@ def joined_ray(
     check_address(address, setting)
     import ray
 
+    reread_settings()  # of a private Ray that was there before
     workers = {"working_dir": str(ROOT), "excludes": LEFT_BEHIND, "env_vars": dict(env_vars or {})}
     try:
         with environment(unless_set({"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"})):

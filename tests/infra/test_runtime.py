@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import ray as ray_package
+from ray._private.runtime_env.packaging import create_package
 
 from infra.runtime import paths, ray, ray_private
 from infra.runtime.environment import everything
@@ -72,6 +74,38 @@ def test_a_clusters_workers_get_this_tree_and_what_is_set_for_them(told: dict[st
         assert told["runtime_env"]["working_dir"] == str(paths.ROOT)
 
 
+def test_of_a_checkout_a_cluster_gets_the_packages_alone(
+    told: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own packing, which knows no ignored file but those in a .gitignore."""
+    (tmp_path / ".gitignore").write_text("/data/mine\n")
+    sent = {"data/samples/clip.mp4", "infra/a.py", "modeling/gpu/conv.cu", "pipelines/start/w.bin"}
+    sent |= {"serve/front/page/page.js"}
+    left = {".git/objects/o", ".cache/o", "runs/demo/w.bin", "weights/w.bin", "clip.mp4"}
+    left |= {"data/mine/clip.mp4", "serve/__pycache__/a.pyc"}
+    for name in sent | left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(ray, "ROOT", tmp_path)
+    with ray.joined_ray("auto", "SETTING"):
+        given = told["runtime_env"]
+    create_package(given["working_dir"], tmp_path / "it.zip", True, excludes=given["excludes"])
+    with zipfile.ZipFile(tmp_path / "it.zip") as packed:
+        assert {name for name in packed.namelist() if not name.endswith("/")} == sent
+    packages = {file.parent.name for file in paths.ROOT.glob("*/__init__.py")}
+    assert set(ray.SENT) == packages - {"tests"}
+
+
+def test_a_cluster_is_not_joined_with_what_an_earlier_ray_was_told(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the token of a private one, which this process had before."""
+    reread: list[bool] = []
+    monkeypatch.setattr(ray, "reread_settings", lambda: reread.append("address" not in told))
+    with ray.joined_ray("auto", "SETTING"):
+        assert reread == [True]
+
+
 def test_a_programs_own_handler_outlives_the_start_of_ray(told: dict[str, Any]) -> None:
     def ours(number: int, frame: Any) -> None: ...
 
@@ -121,6 +155,7 @@ def test_a_private_ray_takes_nobody_else_s_token(
     """Ray would take the one in the variable before the one in the file."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of another Ray")
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     read: list[dict[str, str]] = []
     monkeypatch.setattr(ray, "reread_settings", lambda: read.append(everything()))
     with ray.private_ray(1) as folder:
@@ -179,7 +214,6 @@ def test_a_job_joins_with_its_own_tree_unless_it_is_told_not_to(
     assert told["environment"][name] == seen
     assert told["namespace"] == "n"
     assert told["runtime_env"]["env_vars"] == {}
-    assert {"runs", "/*.mp4"} <= set(told["runtime_env"]["excludes"])
     assert everything().get(name) == set_to
     assert told["ended"]
 
