@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from serve.admission.rungs import NAMES
@@ -28,6 +29,7 @@ class Accelerator:
         self.scheduler = Scheduler()
         self.capacity = Capacity(max_sessions=max_sessions, measured=measured, degrade=degrade)
         self.streams: dict[str, EditorStream] = {}  # by session
+        self.asked = itertools.count()  # streams, in their order
         self.broken = ""
         self._busy_told = 0.0  # of `Scheduler.busy_s`, to the metrics
 

@@ -101,9 +101,10 @@ class Engine:
     async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         """See `work.Backend.edit`. Raises WireError `unsupported_size`, too."""
         self._check_cost(opening)
-        await self._end_older(opening)
+        asked = next(self.on.asked)
+        await self._end_older(opening, asked)
         settings = self.editor.settings
-        with self._admitted(opening) as at:
+        with self._admitted(opening, asked) as at:
             opened = await self._run(at, partial(_open, self.editor, opening), due=0.0)
             stream, splitter = opened.value, Splitter(opening.state)
             yield Ready(
@@ -138,10 +139,10 @@ class Engine:
                     return
 
     @contextmanager
-    def _admitted(self, opening: Opening) -> Iterator[EditorStream]:
+    def _admitted(self, opening: Opening, asked: int) -> Iterator[EditorStream]:
         """A stream that is counted in. Raises WireError `at_capacity`."""
         name = self.capacity.admit(opening)
-        stream = EditorStream(name, opening, self.editor.settings.chunk_frames)
+        stream = EditorStream(name, opening, self.editor.settings.chunk_frames, asked)
         self._streams[opening.session] = stream
         try:
             self._weigh()
@@ -191,12 +192,13 @@ class Engine:
                 "work size, or send smaller frames",
             )
 
-    async def _end_older(self, opening: Opening) -> None:
-        """A session has one stream: the newer holder's. Raises SupersededError for an older one."""
-        while (older := self._streams.get(opening.session)) is not None:
-            if older.opening.epoch > opening.epoch:
+    async def _end_older(self, opening: Opening, asked: int) -> None:
+        """A session has one stream: the newer holder's, of one holder's the one asked for last,
+        whichever of two finds its place free first. Raises SupersededError for an older one."""
+        while (other := self._streams.get(opening.session)) is not None:
+            if (other.opening.epoch, other.asked) > (opening.epoch, asked):
                 raise SupersededError
-            older.end(SupersededError())
+            other.end(SupersededError())
             await asyncio.sleep(0.001)
 
     async def _release(self, stream: EditorStream) -> None:

@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class EditorStream:
-    """`name` is what it is counted in by."""
+    """`name` is what it is counted in by, `asked` its number among those asked for."""
 
-    def __init__(self, name: str, opening: Opening, chunk_frames: int) -> None:
-        self.name, self.opening = name, opening
+    def __init__(self, name: str, opening: Opening, chunk_frames: int, asked: int = 0) -> None:
+        self.name, self.opening, self.asked = name, opening, asked
         self.rung: Rung | None = None  # how its chunk is edited, since `changed`
         self.changed = False  # the next chunk is the first of its rung
         self.edited = 0  # chunks, here

@@ -189,11 +189,18 @@ async def test_a_newer_stream_of_a_session_ends_the_older_one(engine: Engine) ->
     assert not engine.capacity.loads
 
 
+@pytest.mark.parametrize("late", [0, 1])
 @pytest.mark.parametrize("epochs", [(1, 2), (2, 1), (1, 1)])
 async def test_of_two_that_come_back_at_once_one_has_the_stream(
-    engine: Engine, epochs: tuple[int, int]
+    engine: Engine, epochs: tuple[int, int], late: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest holder, or of two tries of the same the later; both found the same older one."""
+    """The newest holder, or of two tries of the same the later; both found the same older one, and
+    one looks again when the other has its place."""
+    sleep = asyncio.sleep
+
+    async def nap(seconds: float) -> None:
+        await sleep(0.02 if asyncio.current_task() is asked[1 + late] else seconds)
+
     ghost, loads = await opened(engine, OPENING), engine.capacity.loads
     asked = [asyncio.ensure_future(anext(ghost))]
     await asyncio.sleep(0)
@@ -204,6 +211,7 @@ async def test_of_two_that_come_back_at_once_one_has_the_stream(
         await anext(events)
 
     asked += [asyncio.create_task(whole(events)) for events in streams]
+    monkeypatch.setattr(asyncio, "sleep", nap)
     async with asyncio.timeout(20):
         while sum(task.done() for task in asked) < 2 or not len(engine._streams) == len(loads) == 1:
             await asyncio.sleep(0.005)
