@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.synchronize import Semaphore
 
 import numpy as np
 
@@ -154,32 +155,35 @@ def measure(
     async def run() -> list[CameraReport]:
         chores = (killing(), _count(url, load.token, editors), _repeat(every_second))
         beside = [asyncio.create_task(chore) for chore in chores]
-        with attackers(attacks, url, load):
-            cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
+        cameras = await asyncio.gather(*(_simulated(url, load, n) for n in range(sessions)))
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
         return cameras
 
-    started = time.monotonic()
-    cameras = asyncio.run(run())
-    seconds = time.monotonic() - started
+    with attackers(attacks, url, load):
+        started = time.monotonic()
+        cameras = asyncio.run(run())
+        seconds = time.monotonic() - started
     return BenchReport(load, cameras, kills, seconds, editors, list(attacks))
 
 
 @contextlib.contextmanager
 def attackers(names: Sequence[str], url: str, load: CameraLoad) -> Iterator[None]:
-    """A process for each attack, whose work is not the cameras' delay."""
+    """A process for each attack, whose work is not the cameras' delay; all have begun: their
+    imports, which take seconds, are no attack."""
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(
-            target=_attack, args=(name, url, load.width, load.height, load.token), daemon=True
-        )
-        for name in names
-    ]
+    begun = context.Semaphore(0)
+    told = (url, load.width, load.height, load.token, begun)
+    processes = [context.Process(target=_attack, args=(name, *told), daemon=True) for name in names]
     try:
         for process in processes:
             process.start()
+        for _ in processes:
+            while not begun.acquire(timeout=COUNT_S):
+                for name, process in zip(names, processes, strict=True):
+                    if process.exitcode is not None:
+                        raise RuntimeError(f"the attack {name} ended: {process.exitcode}")
         yield
     finally:
         for process in processes:
@@ -187,7 +191,10 @@ def attackers(names: Sequence[str], url: str, load: CameraLoad) -> Iterator[None
             process.join()
 
 
-def _attack(name: str, url: str, width: int, height: int, token: str | None) -> None:
+def _attack(
+    name: str, url: str, width: int, height: int, token: str | None, begun: Semaphore
+) -> None:
+    begun.release()
     asyncio.run(ATTACKS[name](url, width, height, token))  # type: ignore[arg-type]
 
 

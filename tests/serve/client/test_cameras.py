@@ -54,7 +54,7 @@ def test_a_live_camera_and_a_kill_that_finds_nothing(server: Server) -> None:
 )
 def test_an_honest_camera_beside_attacks(small_model: Path, names: tuple[str, ...]) -> None:
     with serving(small_model, Limits(max_uploads=4), max_sessions=64) as attacked:
-        load = CameraLoad(width=48, height=32, mode="lossless", seconds=8.0, fps=8.0)
+        load = CameraLoad(width=48, height=32, mode="lossless", seconds=4.0, fps=16.0)
         report = measure(attacked.url, load, 1, attacks=names).to_dict()
         refused = attacked.front.services.metrics.refused
         told = {sample.labels["code"] for m in refused.collect() for sample in m.samples}
