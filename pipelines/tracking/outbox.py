@@ -184,7 +184,13 @@ class Outbox:
 
     def _work(self) -> None:
         try:
-            import mlflow  # noqa: F401  # for seconds, which say nothing about the server
+            # For seconds, which say nothing about the server; of a database's the first call would
+            # import half.
+            import mlflow
+
+            if not self.uri.startswith(("http:", "https:")):
+                import mlflow.store.model_registry.sqlalchemy_store
+                import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
         finally:
             with self._changed:
                 self._ready = True
