@@ -98,10 +98,13 @@ def will_never_take(error: BaseException) -> bool:
     """Whether the same entry would fail in the same way as long as nobody does anything."""
     from mlflow.exceptions import MlflowException
 
+    from modeling.model_dir import ModelError
+
+    ours = (ImportError, MissingRunError, FileNotFoundError, ModelError)
     refusals = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (ImportError, MissingRunError, FileNotFoundError)):
+        if isinstance(cause, ours):
             return True
         if isinstance(cause, MlflowException) and cause.error_code in refusals:
             return True

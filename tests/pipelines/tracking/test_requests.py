@@ -14,6 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from infra.runtime.errors import UserError
+from modeling.model_dir import ModelError
 from pipelines.tracking import registry, sender, tracker
 from pipelines.tracking.sender import MissingRunError, Sender, files_of, will_never_take
 from pipelines.tracking.tracker import Tracker, TrackingError, find_run, root_cause
@@ -254,6 +255,7 @@ def refusal(code: str) -> MlflowException:
         (ImportError("boto3"), True),
         (MissingRunError("gone"), True),
         (FileNotFoundError("a.png"), True),
+        (ModelError("models/start is no model directory"), True),
         (ConnectionError("down"), False),
         (OSError("full"), False),
         (chained(refusal("BAD_REQUEST"), TrackingError("x")), True),
