@@ -84,11 +84,6 @@ class KVCache:
         return min(self.committed, self.slots - 1)
 
     @property
-    def full(self) -> bool:
-        """From here on all chunks see equally many tokens."""
-        return self.history_slots == self.slots - 1
-
-    @property
     def start(self) -> int:
         """First token of the slot of the chunk being denoised."""
         return self.history_slots * self.slot_tokens

@@ -173,6 +173,6 @@ class MaskCache:
         """Share of tokens recomputed over the `steps` denoising forwards and the refresh."""
         if self._settled:
             return (self._computed + 1) / (steps + 1)
-        pruned = len([s for s in self.config.pruned_steps if s < steps])
+        pruned = len(self.config.pruned_steps)
         kept = self.token_count if self.tokens is None else len(self.tokens)
         return (steps + 1 - pruned * (1 - kept / self.token_count)) / (steps + 1)

@@ -132,6 +132,7 @@ def load_umt5(folder: Path, device: torch.device) -> Any:
         folder,
         dtype=torch.bfloat16 if device.type == "cuda" else "auto",
         local_files_only=True,
+        ignore_mismatched_sizes=True,  # they are named below, with those that are missing
         output_loading_info=True,
     )
     model, info = loaded

@@ -35,6 +35,15 @@ def test_a_name_is_the_cards_or_the_folders_or_random_unless_given(
     assert StreamingEditor(model, mask_cache=None).name == "random"
 
 
+def test_it_was_trained_at_what_its_card_says_or_else_at_its_streams_size(saved: Path) -> None:
+    editor, told = StreamingEditor.load(saved, tell=(said := list[str]()).append), CONFIG.stream
+    assert said == ["loading weights"]
+    editor.card.pop("trained_at", None)
+    assert editor.trained_at == [(told.height, told.width)]
+    editor.card["trained_at"] = ["832x480", "64x1280"]
+    assert editor.trained_at == [(480, 832), (1280, 64)]
+
+
 def test_the_mask_cache_is_the_models_or_another_or_none(saved: Path) -> None:
     assert StreamingEditor.load(saved).mask_cache == OTHER
     assert StreamingEditor.load(saved, mask_cache="model").mask_cache == OTHER

@@ -92,6 +92,12 @@ def test_a_file_is_hashed_whole_up_to_a_size(
     assert different_bytes(tmp_path / "f", size, file_fingerprint) == list(range(size))
 
 
+def test_that_size_is_256_mib_for_ever() -> None:
+    """Registered models are known by their hashes: other blocks would make them others."""
+    assert (fingerprint._BLOCK, fingerprint._MAX_BLOCKS) == (2**20, 256)
+    assert (umt5._SAMPLES, umt5._SAMPLE_BYTES) == (256, 2**14)  # and text encoders
+
+
 def test_of_a_larger_one_blocks_of_all_of_it_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

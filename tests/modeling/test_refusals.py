@@ -97,10 +97,11 @@ def restore(data: bytes, **options: Any) -> Any:
     return editor.restore(replace(StreamState.from_bytes(data), model=editor.identity))
 
 
-def kv_of(**changes: Any) -> Any:
-    """The state of a cache of one chunk and `changes`, in a cache without."""
+def kv_of(chunks: int = 1, **changes: Any) -> Any:
+    """The state of a cache of so many chunks and `changes`, in a cache without."""
     other = cache(**changes)
-    other.commit()
+    for _ in range(chunks):
+        other.commit()
     return cache().load_state_dict(other.state_dict())
 
 
@@ -178,6 +179,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: see(columns=2), "3 latents of 2x2 tokens do not fit"),
     (lambda: kv_of(window_latents=12, latent_height=6), r"a KV state of shape \(1, 1, 27,"),
     (lambda: kv_of(latent_width=12, latent_height=12), "does not fit a cache of"),
+    (lambda: kv_of(4, window_latents=15), r"a KV state of shape \(1, 1, 72, .* does not fit"),
     (lambda: kv_of(sink_latents=0), "with sinks of .* does not fit a cache of"),
     (lambda: kv_of(window_positions=False), "with sinks of .* does not fit a cache of"),
     # networks' inputs
@@ -259,6 +261,7 @@ def test_another_object_is_no_state() -> None:
         lambda: see(),
         lambda: velocity(),
         lambda: kv_of(window_latents=9),
+        lambda: kv_of(3, window_latents=12),
         lambda: encode(1, 1, 3, 8, 8),
         lambda: opened(height=16, width=16),
         lambda: list(push(0, 32, 48, 3)),

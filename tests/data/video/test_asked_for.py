@@ -98,6 +98,24 @@ def test_a_container_is_opened_by_its_name_and_in_pieces_where_asked(
     assert asked == [(where, "w", {"format": container, "options": options})]
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 2), (2, 1)])
+def test_a_video_has_two_pixels_each_way(tmp_path: Path, width: int, height: int) -> None:
+    with VideoWriter(tmp_path / "o.mkv", 2, 2, 8) as out:
+        out.write(np.zeros((1, 2, 2, 3), np.uint8))
+    with pytest.raises(VideoError, match=f"needs at least 2x2, got {width}x{height}"):
+        VideoWriter(tmp_path / "p.mkv", width, height, 8)
+
+
+@pytest.mark.parametrize(("fps", "fits"), [(0, False), (1000, True), (1001, False)])
+def test_a_rate_is_asked_for_up_to_a_thousand(make_video: MakeVideo, fps: int, fits: bool) -> None:
+    reader = read_frames(make_video(), fps=fps, count=1)
+    if fits:
+        assert next(reader).shape == (48, 64, 3)
+    else:
+        with pytest.raises(ValueError, match=rf"fps must lie in \(0, 1000\], got {fps}"):
+            next(reader)
+
+
 def test_a_place_that_may_not_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,8 @@ def test_the_page_shows_as_far_as_a_place_is_transparent(page: int) -> None:
     [
         (range(100), True),
         ([n for n in range(101) if n != 50], True),  # one frame was dropped
+        ([*range(45), *range(55, 100)], True),  # ten of a hundred
+        ([*range(45), *range(56, 100)], False),
         ([n for n in range(100) if n % 3 != 1], False),  # of a film whose doubles were left out
         ([*range(50), *range(100, 150)], False),
     ],
@@ -123,6 +125,15 @@ def test_stamps_may_lie_beside_their_places(off: float, tick: Fraction, grid: bo
     found = find_rate(places / 24, [Fraction(24)], tick)
     assert found is not None
     assert found.grid is grid
+
+
+def test_stamps_lie_beside_a_place_of_most_and_not_of_the_first() -> None:
+    """Which is as late here as another one is early."""
+    places = np.arange(40.0)
+    places[[0, 11]] += [0.015, -0.015]
+    found = find_rate(places / 24, [Fraction(24)], Fraction(1, 90_000))
+    assert found is not None
+    assert found.grid
 
 
 @pytest.mark.parametrize(

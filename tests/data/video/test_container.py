@@ -180,6 +180,14 @@ def test_an_index_is_believed_as_far_as_it_can_be_true(data: bytes, said: str | 
     assert lie is None if said is None else said in str(lie)
 
 
+@pytest.mark.parametrize(
+    "first", b"ftyp styp moov moof mdat wide free skip pnot sidx".split(), ids=bytes.decode
+)
+def test_a_file_of_boxes_may_begin_with_any_of_these(first: bytes) -> None:
+    data = box(first, b"isom") + in_a_track(counted(b"stsz", MANY))
+    assert f"states {MANY} frames" in str(index_lie(io.BytesIO(data)))
+
+
 def test_an_index_of_too_many_parts_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boxes, "MAX_BOXES", 3)
     assert index_lie(io.BytesIO(box(b"free") * 3)) is None

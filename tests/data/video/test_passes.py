@@ -138,6 +138,12 @@ def test_what_a_pass_over_the_packets_finds(
         ), name
 
 
+def test_the_last_frame_is_that_of_the_last_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose stamps start anew, below those before."""
+    given = [*in_a_row(100, 101), packet(0), packet(2, duration=7), packet(1, duration=3)]
+    assert scanned(monkeypatch, given, reordered=True).length == pytest.approx(0.7)
+
+
 def test_a_file_of_no_frame_or_of_too_many_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, why in (
         ([packet(0, error=BAD)], "bad data"),

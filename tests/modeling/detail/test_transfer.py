@@ -89,6 +89,14 @@ def test_gains_are_slopes_of_windows(twice: int) -> None:
     assert middle == pytest.approx(min(max(twice / 2, -2.0), 255 / ONE - 2), abs=0.1)
 
 
+def test_a_window_as_flat_as_noise_keeps_its_detail() -> None:
+    """Stripes of one level around their mean, and an edit without any: (0 + 2) / (1 + 2) of it."""
+    seen = torch.full((1, 12, 24, 3), 100, dtype=torch.uint8)
+    seen[:, :, ::2] = 102
+    found = gains(seen, torch.full_like(seen, 120))
+    assert (found[:, :, 4:-4] == 128 + 43).all()
+
+
 @pytest.mark.parametrize("small", [(60, 104), (30, 53), (240, 416), (120, 208)])
 def test_where_nothing_changes_the_source_comes_out_to_the_bit(small: tuple[int, int]) -> None:
     source = picture(120, 208)

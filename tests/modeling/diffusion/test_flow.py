@@ -45,3 +45,13 @@ def test_x0_comes_back(shape: tuple[int, ...]) -> None:
     t = torch.rand(shape) * 1000
     x_t = flow.add_noise(x0, noise, t)
     torch.testing.assert_close(flow.to_x0(x_t, velocity(x0, noise), t), x0)
+
+
+def test_latents_of_less_precision_are_rounded_once() -> None:
+    """After arithmetic in float32, either way."""
+    flow, t = FlowSchedule(5.0), torch.tensor([700.0])
+    x, y = torch.randn(2, 1, 3, 4, 4, 4).bfloat16()
+    for convert in (flow.add_noise, flow.to_x0):
+        found = convert(x, y, t)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, convert(x.float(), y.float(), t).bfloat16())

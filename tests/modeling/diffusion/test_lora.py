@@ -86,5 +86,10 @@ def test_targets_are_ends_of_names() -> None:
     adapt(net, RANK, ALPHA, ("self_attn.v", "head.head"))
     layers = {n.rpartition(".")[0] for n, _ in net.named_parameters() if "lora" in n}
     assert layers == {"blocks.0.self_attn.v", "blocks.1.self_attn.v", "head.head"}
-    with pytest.raises(UserError, match=r"lora_targets w, q\.k name no linear layer; .* self_attn"):
-        adapt(network(), RANK, ALPHA, ("w", "v", "q.k"))
+    with pytest.raises(
+        UserError, match=r"lora_targets w, ead, q\.k name no linear layer; .* self_attn"
+    ):
+        adapt(network(), RANK, ALPHA, ("w", "v", "ead", "q.k"))
+    alone = torch.nn.ModuleDict({"v": torch.nn.Linear(2, 3, bias=False)})
+    adapt(alone, RANK, ALPHA, ("v",))
+    assert {n for n, _ in alone.named_parameters()} == {"v.weight", "v.lora_down", "v.lora_up"}

@@ -124,6 +124,15 @@ def of_a_stream(net: Transformer, shared: Transformer, sequence: Sequence) -> No
             torch.testing.assert_close(own, whole, **CLOSE)
 
 
+def between(net: Transformer, shared: Transformer, sequence: Sequence) -> None:
+    """What one rank has on all of them, and what each attends with."""
+    mine = torch.full((3, 2), float(sequence.rank)).t()  # not as it lies in memory
+    assert not sequence.same(mine).any()
+    heads = torch.arange(4 * 6).view(4, 6, 1)
+    first = 2 * sequence.rank
+    assert torch.equal(sequence.own_heads(heads), heads[:, first : first + 2])
+
+
 def refusals(net: Transformer, shared: Transformer, sequence: Sequence) -> None:
     with pytest.raises(UserError, match=r"sequence_parallel=\d does not divide the 1 heads"):
         sequence.heads_of(replace(CONFIG, dim=8, num_heads=1))
@@ -148,7 +157,7 @@ def _rank(rank: int, world: int, meeting: str, checks: tuple[Callable[..., None]
 
 
 def test_ranks_that_share_a_clip_make_what_one_makes(tmp_path: Path) -> None:
-    checks = (of_a_whole_clip, of_a_stream, refusals)
+    checks = (of_a_whole_clip, of_a_stream, between, refusals)
     multiprocessing.start_processes(
         _rank, (WORLD, str(tmp_path / "meeting"), checks), nprocs=WORLD, start_method="fork"
     )

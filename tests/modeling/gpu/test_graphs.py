@@ -228,6 +228,34 @@ def test_another_prompt_is_read_at_once() -> None:
             assert torch.equal(found, expected), prompt
 
 
+def test_wide_and_upright_streams_of_as_many_tokens_have_graphs_of_their_own() -> None:
+    plain = network()
+    desk = graphs.Desk(PlainNetwork(plain))
+    text = plain.prepare_text(torch.randn(1, 4, 8))
+    for height, width in ((4, 6), (6, 4)):
+        shape = {"chunk_latents": 2, "latent_height": height, "latent_width": width}
+        caches = [KVCache(SIZES, batch=1, window_latents=4, **shape) for _ in range(2)]
+        given = (*torch.randn(2, 1, 2, 16, height, width), torch.tensor([500.0]), text, None)
+        found = graphs.GraphedForward(desk, caches[0])(*given)
+        assert torch.equal(found, PlainForward(plain, caches[1])(*given))
+
+
+def test_large_frames_are_large_to_both_passes(
+    monkeypatch: pytest.MonkeyPatch, no_captures: list[None]
+) -> None:
+    """A latent cell is 8 x 8 pixels."""
+    vae = build_vae(VaeConfig(kind="tiny", widths=(4, 4, 4, 4))).requires_grad_(False)
+    graphs.graph_passes(vae)
+    for large, captures in ((32 * 16, 0), (32 * 16 + 1, 2)):
+        monkeypatch.setattr(graphs, "LARGE", large)
+        _, coding = vae.encode(torch.zeros(1, 1, 3, 32, 16))
+        _, decoding = vae.decode(torch.zeros(1, 1, 16, 4, 2))
+        assert not no_captures  # of first passes
+        vae.encode(torch.zeros(1, 4, 3, 32, 16), coding)
+        vae.decode(torch.zeros(1, 1, 16, 4, 2), decoding)
+        assert len(no_captures) == captures
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -21,6 +21,7 @@ from modeling.importing.plan import (
     check_space,
     write_import,
 )
+from modeling.importing.text import find_tokenizer, keep_encoder
 from modeling.importing.transformer import infer_transformer
 from modeling.presets import PRESETS
 
@@ -87,6 +88,32 @@ def test_a_disk_has_room_for_all_that_is_written(
     with pytest.raises(WeightsError, match=r"takes 0\.0 GB and .* has 0\.1 GB free; make room"):
         write_import(made, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [".", "tokenizer", "../tokenizer", "google/umt5-xxl", "umt5-xxl"])
+def test_a_tokenizer_lies_where_it_is_published(place: str, tmp_path: Path) -> None:
+    """Or the weights' own folder has one, which goes before others'."""
+    weights = tmp_path / "text" / "encoder.pth"
+    folder = (weights.parent / place).resolve()
+    folder.mkdir(parents=True)
+    weights.parent.mkdir(exist_ok=True)
+    with pytest.raises(WeightsError, match=f"no tokenizer.json near {weights}"):
+        find_tokenizer(weights)
+    (folder / "tokenizer.json").touch()
+    assert find_tokenizer(weights) == folder
+    (weights.parent / "tokenizer.json").touch()
+    assert find_tokenizer(weights) == weights.parent
+
+
+def test_of_a_whole_t5_the_encoder_is_kept_with_one_copy_of_the_words() -> None:
+    words, again, block = torch.zeros(3, 2), torch.ones(3, 2), torch.ones(2, 2)
+    state = {
+        "encoder.embed_tokens.weight": again, "decoder.block.0.x": block, "lm_head.weight": again,
+        "encoder.block.0.x": block,
+    }  # fmt: skip
+    assert keep_encoder(state) == {"shared.weight": again, "encoder.block.0.x": block}
+    found = keep_encoder({"shared.weight": words, **state})
+    assert found == {"shared.weight": words, "encoder.block.0.x": block}
 
 
 def test_a_block_that_is_missing_is_missed() -> None:

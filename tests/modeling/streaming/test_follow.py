@@ -191,6 +191,15 @@ def test_a_cut_within_a_chunk_forgets_too() -> None:
     assert not kept[1:].any()
 
 
+def test_what_comes_after_a_cut_within_a_chunk_follows_it() -> None:
+    """Another scene from the second latent on, surely edited there and likely in the third."""
+    region, core = at(slice(1, 7), slice(3, 10)), at(slice(2, 6), slice(4, 9))
+    source = torch.cat([scene()[:, :1], scene(1)[:, 1:]], dim=1)
+    edited = edit(source, region, by=level(1.5), noise=0)
+    edited[:, 2:] = edit(source, region, by=level(0.75), noise=0)[:, 2:]
+    assert run(cache(FOLLOW), edited, source)[core].all()
+
+
 def test_the_source_stands_in_for_what_is_not_edited() -> None:
     where, mask = at(slice(2, 5), slice(1, 4)), cache(FOLLOW)
     source, edited = scene(), edit(scene(), where)
@@ -208,6 +217,7 @@ def test_share_counts_the_pruned_steps() -> None:
     assert mask.recomputed(4) == pytest.approx(2 / 5)
     run(mask, edit(scene(), ~nowhere()), scene())
     assert mask.recomputed(4) == 1
+    assert mask.reuse(1) is None  # a forward like any other, which one graph serves
 
 
 @pytest.mark.parametrize(
@@ -230,9 +240,25 @@ def test_an_edit_of_everything_shows_alike_everywhere() -> None:
     torch.testing.assert_close(found, torch.full((F, ROWS, COLUMNS), 0.25))
 
 
+def test_a_token_alone_counts_a_quarter() -> None:
+    """Of which its neighbourhood shows no more than a ninth of the change."""
+    source, where = torch.zeros(1, C, 2 * ROWS, 2 * COLUMNS), torch.zeros(1, ROWS, COLUMNS)
+    where[0, 3, 5] = 2.0
+    found = follow.evidence(source + where.repeat_interleave(2, 1).repeat_interleave(2, 2), source)
+    assert found[0, 3, 5] == pytest.approx(0.25 * 4)
+    assert found[0, 2:5, 4:7].sum() == pytest.approx(1 + 8 * 4 / 81)
+    assert found.count_nonzero() == 9
+
+
+@pytest.mark.parametrize(("change", "cut"), [(0.99, False), (1.01, True)])
+def test_two_scenes_differ_by_more_than_one(change: float, cut: bool) -> None:
+    before = torch.zeros(C, 4, 4)
+    assert follow.is_cut(before, before + change**0.5) is cut
+
+
 def test_likely_tokens_are_kept_beside_sure_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the threshold: a sure one in the middle, likely ones, and one that is none."""
-    shares = torch.tensor([[[0.7, 0.6, 1.2, 0.6, 0.4]]])
+    shares = torch.tensor([[[0.7, 0.52, 1.2, 0.52, 0.48]]])
     monkeypatch.setattr(follow, "evidence", lambda *_: 0.02 * shares)
     still = torch.zeros(1, C, 2, 10)
     kept = follow.undilated(still, still, None, threshold=0.02)

@@ -231,6 +231,15 @@ def test_pruned_steps_take_nothing_from_a_rolling_history() -> None:
         short.commit()
 
 
+@pytest.mark.parametrize(
+    ("scope", "layers"),
+    [("attention", CONFIG.num_layers), ("feedforward", CONFIG.num_layers), ("block", 0)],
+)
+def test_only_what_stands_in_takes_memory(scope: str, layers: int) -> None:
+    """By block a token's own estimate does, of which the stream has one."""
+    assert mask_cache(scope=scope)._outputs.shape == (layers, 1, CHUNK_TOKENS, CONFIG.dim)
+
+
 def test_first_chunk_recomputes_everything() -> None:
     mask = mask_cache()
     assert mask.reuse(1) is None

@@ -51,7 +51,7 @@ def sees_alike_however_long_it_lasts(kv: KVCache) -> None:
     for chunk in range(LONG):
         whole = Cached(kv)
         rope = whole.begin(CHUNK, HEIGHT // 2, WIDTH // 2, CONFIG.head_dim, q.device)
-        if kv.full and chunk in (kv.slots - 1, 20, LONG - 1):
+        if kv.history_slots == kv.slots - 1 and chunk in (kv.slots - 1, 20, LONG - 1):
             pruned = Cached(kv, Reuse("attention", k, kept, fixed_size=False))
             few = pruned.begin(CHUNK, HEIGHT // 2, WIDTH // 2, CONFIG.head_dim, q.device)
             turned = (rotate(x[:, kept], few) for x in (q, k))

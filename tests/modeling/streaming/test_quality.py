@@ -104,6 +104,16 @@ def test_changed_back_it_spends_what_it_did() -> None:
                       (4, 1.0), (4, pytest.approx(0.844, abs=0.01))]  # fmt: skip
 
 
+def test_a_change_that_is_none_changes_nothing() -> None:
+    """Its caches are its own, and not made again of the history."""
+    of = editor(mask_cache=None)
+    changed, other = opened(of), opened(of)
+    chunks(other, 0, 1)
+    chunks(changed, 0, 1)
+    changed.change(SPARING)  # nothing to spare without a mask cache
+    assert np.array_equal(chunks(changed, 9, 1), chunks(other, 9, 1))
+
+
 def test_another_size_before_the_first_chunk_is_as_opened_at_it() -> None:
     of = editor()
     changed, other = opened(of), opened(of, "32x16")
@@ -137,6 +147,19 @@ def test_latents_at_another_size_show_the_same() -> None:
     small = at_size(ramp, 2, 3)
     assert small.shape == (2, 3, 16, 2, 3)
     assert small[0, 0, 0, 0].tolist() == pytest.approx([-0.8, 0.0, 0.8], abs=0.1)
+    alone = torch.zeros(2, 1, 16, 2, 6).half()
+    alone[..., 1] = 1  # which all that lie within two cells of it see a part of
+    assert at_size(alone, 2, 3)[0, 0, 0, 0].tolist() == pytest.approx([3 / 7, 1 / 8, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("quality", [Quality(SIZE), SPARING, HALVED, BOTH])
+def test_a_moved_stream_spends_what_it_did(quality: Quality) -> None:
+    of = editor()
+    stream = opened(of)
+    stream.change(quality)
+    for compact in (True, False):
+        state = StreamState.from_bytes(stream.snapshot(compact=compact).to_bytes())
+        assert of.restore(state).quality == quality
 
 
 @pytest.mark.parametrize("quality", [BOTH, Quality(SMALL, True, True)])

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from modeling.config import MaskCacheConfig
+from modeling.streaming import settled
 from modeling.streaming.mask_cache import MaskCache
-from modeling.streaming.settled import PROBE
+from modeling.streaming.settled import PROBE, Settled
 from modeling.streaming.state import StreamState
 from tests.known_editors import assert_edited, block_clip, known_editor
-from tests.modeling.streaming.test_follow import at, cache, nowhere, scene
+from tests.modeling.streaming.test_follow import C, at, cache, nowhere, scene
 
 SETTLED = MaskCacheConfig(policy="settled", scope="block", pruned_steps=(1, 2, 3))
 STILL = (False, False, False)
@@ -145,6 +146,34 @@ def test_what_is_carried_goes_on_elsewhere(chunks: int, cut: bool, moves: bool) 
     expected, found = (run(mask, STILL, source) for mask in (first, second))
     assert expected == found
     assert found[0] == (moves or chunks == PROBE or cut)
+
+
+@pytest.mark.parametrize(("above", "moves"), [(2, False), (3, True)])
+def test_a_chunk_moves_if_more_than_two_in_a_hundred_tokens_do(
+    above: int, moves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by more than the threshold: some reach it. Only step 1 says so of the next chunk's."""
+    found = torch.full((1, 10, 10), 0.25)
+    found.view(-1)[:above] = 0.26
+    monkeypatch.setattr(settled, "evidence", lambda estimate, before: found)
+    for step, known in ((1, moves), (2, None)):
+        mine = Settled(0.25)
+        assert mine.moved(step, found, found) is moves
+        assert mine.moves is known
+
+
+@pytest.mark.parametrize(
+    ("changes", "cut"),
+    [
+        ([0.1, 0.1, 0.9], False), ([0.1, 0.1, 1.1], True),  # two scenes differ by more than 1
+        ([0.8, 0.8, 1.5], False), ([0.8, 0.8, 1.7], True),  # and by twice what is usual there
+        ([1.7, 0.8, 0.8], True), ([5.0, 5.0, 0.1], False),
+    ],
+)  # fmt: skip
+def test_a_cut_stands_out_from_how_much_changes_anyway(changes: list[float], cut: bool) -> None:
+    levels = torch.tensor([0.0, *changes]).sqrt().cumsum(0)
+    latents = levels[:, None, None, None].expand(-1, C, 4, 4)
+    assert settled._has_cut(latents) is cut
 
 
 def test_a_settled_stream_runs_its_first_steps_alone() -> None:

@@ -32,6 +32,21 @@ def test_training_in_one_pass_gives_what_a_stream_gives() -> None:
         torch.testing.assert_close(at_once, streamed)
 
 
+@pytest.mark.parametrize(("training", "passes"), [(True, 1), (False, 4)])
+def test_training_makes_one_pass_of_a_clip(training: bool, passes: int) -> None:
+    """A stream's encoder makes one a latent, its decoder one of the first and one of three."""
+    vae = build_vae(SMALL).train(training).requires_grad_(False)
+    made: list[str] = []
+    for name in ("_encode_pass", "_decode_pass"):
+        run = getattr(vae, name)
+        setattr(
+            vae, name, lambda x, caches, name=name, run=run: (made.append(name), run(x, caches))[1]
+        )
+    latents, _ = vae.encode_raw(torch.rand(1, 13, 3, 16, 16))
+    vae.decode_raw(latents)
+    assert made == ["_encode_pass"] * passes + ["_decode_pass"] * (1 if training else 2)
+
+
 def test_what_stands_still_stays_as_it_is_from_the_first_frame_on() -> None:
     """A stream begins as if its first picture had always been there, and a latent's one picture is
     the last of the four that it would be later."""
