@@ -221,6 +221,12 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: restore(state(FORMAT_VERSION - 1)), "stream state has format 5, this version reads 6"),
     (lambda: restore(state(None)), "stream state has format None"),
     (lambda: restore(state(), sink_latents=0), "restore it with the model and size it was made"),
+    (
+        lambda: known_editor().restore(
+            replace(StreamState.from_bytes(state()), model="", latents="x")
+        ),
+        r"edited by another model than .* \(fingerprint none, here \w{12}\); open a new stream",
+    ),
     # presets
     (lambda: PRESETS["x"], "unknown preset 'x'"),
 ]

@@ -106,6 +106,7 @@ ROW = {
         ([*in_a_row(0, 1, 2), packet(3, duration=None)], {}, {"length": 0.0}),
         ([*in_a_row(0, 1, 2), packet(3, duration=9999)], {}, {"length": 30.0}),
         ([*in_a_row(0, 1, 2), packet(3, duration=9999)], {"container": "mpegts"}, {"length": 10.0}),
+        ([*in_a_row(0, 1, 2), packet(3, duration=9999)], {"container": "mpeg"}, {"length": 10.0}),
         # entered in its middle: two need what is not there
         (
             [packet(0, error=BAD), packet(1, frames=0), packet(2), packet(3)],
