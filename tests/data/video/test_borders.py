@@ -134,3 +134,19 @@ def test_a_file_is_looked_at_once_until_it_is_another(
     os.utime(other, ns=(8, 8))
     other.replace(path)
     assert survey(path) == 4
+
+
+@pytest.mark.parametrize(
+    ("container", "last", "wanted"),
+    [("mp4", 2, [2, 5]), ("mov", 9, [2, 9]), ("matroska", 9, [2, 5]), ("mp4", 0, [2, 5])],
+)
+def test_a_track_lasts_as_long_as_what_is_shown_last(
+    container: str, last: int, wanted: list[int]
+) -> None:
+    """Which in the order of decoding may come before another: an MP4 counts lengths in that."""
+    muxed: list[Any] = []
+    output = SimpleNamespace(format=SimpleNamespace(name=container), mux=muxed.extend)
+    made: Any = SimpleNamespace(_lengths={0: 5, 1: 2, 2: 3}, _output=output)
+    VideoWriter._mux(made, [SimpleNamespace(pts=n, duration=0) for n in (1, 0)], last)
+    assert [packet.duration for packet in muxed] == wanted
+    assert made._lengths == {2: 3}
