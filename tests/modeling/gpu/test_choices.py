@@ -153,6 +153,30 @@ def test_a_network_in_eight_bits_computes_about_the_same(kept: torch.Tensor | No
     assert 0 < (found - wanted).norm() / wanted.norm() < 0.15
 
 
+def test_each_layer_in_eight_bits_has_its_own_weights() -> None:
+    from modeling.gpu.transformer import FusedTransformer
+
+    network = Transformer(replace(SIZES, dim=32, ffn_dim=48))
+    for parameter in network.parameters():
+        parameter.normal_()
+    made = FusedTransformer(network, fp8=True)._fp8
+    for block, layers in zip(network.layers(), made, strict=True):
+        first, _, last = block.ffn
+        parts = [getattr(block.self_attn, part) for part in "qkv"]
+        wanted = {
+            "qkv": (torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])),
+            "cross_q": (block.cross_attn.q.weight, block.cross_attn.q.bias),
+            "ffn_in": (first.weight, first.bias),
+            "ffn_out": (last.weight, last.bias),
+        }
+        assert layers.keys() == wanted.keys()
+        for name, (weight, bias) in wanted.items():
+            layer = layers[name]
+            meant = (layer._weight.float() * layer._scales).t()
+            torch.testing.assert_close(meant, weight, atol=0.02, rtol=0.07)
+            assert torch.equal(layer._bias, bias)
+
+
 def test_a_vae_with_its_frames_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """As GPUs without a convolution of ours have it at the published widths: a block of each."""
     from modeling.gpu import vae as fused_vae
@@ -170,7 +194,9 @@ def test_a_vae_with_its_frames_side_by_side(monkeypatch: pytest.MonkeyPatch) -> 
     blocks.append((plain.decoder.middle[0], fused.decoder.middle[0], 8))
     for ours, theirs, channels in blocks:
         assert isinstance(theirs, ResidualBlock)
-        assert {theirs.residual["2"], theirs.residual["6"]} <= passes._stacked.keys()
+        for name in ("2", "6"):
+            assert theirs.residual[name] in passes._stacked
+            assert torch.equal(theirs.residual[name].weight, ours.residual[name].weight)
         x = torch.randn(1, channels, 2, 2, 2)
         caches = [torch.randn(1, channels, 2, 2, 2) for _ in range(2)]
         wanted, tape = ours(x, StreamTape(caches)), StreamTape(caches)
