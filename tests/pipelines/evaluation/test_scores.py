@@ -177,6 +177,33 @@ def test_ssim_is_the_mean_of_its_map_over_the_region() -> None:
     assert scores.ssim(a, b, right) == pytest.approx(wanted, abs=1e-3)
 
 
+@pytest.mark.parametrize("place", [(20, 9), (0, 0), (31, 17), (3, 23)])
+def test_ssim_is_that_of_its_definition(place: tuple[int, int]) -> None:
+    """Around a pixel, in the middle and at edges, where the picture is mirrored."""
+    draw = np.random.default_rng(1)
+    a, b = draw.integers(0, 256, (2, 1, 3, 32, 24)).astype(np.float32)
+    b = (3 * a + b) / 4
+    a[:, :, :8, :8] /= 50  # dark, where the first constant counts
+    b[:, :, :8, :8] /= 100
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(window, window) / window.sum() ** 2
+    rows, columns = (np.arange(-5, 6) + at for at in place)
+    rows = np.where(rows > 31, 62 - rows, rows)
+    columns = np.where(columns > 23, 46 - columns, columns)
+    around = np.ix_(np.abs(rows), np.abs(columns))
+    wanted = []
+    for x, y in zip(a[0].astype(float), b[0].astype(float), strict=True):
+        x, y = x[around], y[around]
+        mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+        variances = (weights * (x - mean_x) ** 2).sum() + (weights * (y - mean_y) ** 2).sum()
+        together = (weights * (x - mean_x) * (y - mean_y)).sum()
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        alike = (2 * mean_x * mean_y + c1) * (2 * together + c2)
+        wanted.append(alike / ((mean_x**2 + mean_y**2 + c1) * (variances + c2)))
+    found = scores.ssim_map(torch.from_numpy(a), torch.from_numpy(b))[0, :, *place]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+
+
 @pytest.mark.parametrize(("grey", "same"), [(0, True), (1, False)])
 def test_identical_pixels_are_capped_and_near_ones_are_not(grey: int, same: bool) -> None:
     a = torch.full((1, 3, 8, 8), 10.0)
