@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from infra.runtime.environment import environment, unless_set
 from infra.runtime.errors import UserError
+from infra.runtime.ray_private import start_fewer
 from modeling.model_dir import read_card
 from pipelines.config.stages import ComputeConfig
 from pipelines.exits import TryAgainError
@@ -119,6 +120,7 @@ def _fit(job: Job, folder: RunFolder, follow: Follower) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(num_to_keep=compute.keep_checkpoints),
         ),
     )
+    start_fewer(trainer, alone=compute.address is None)
     defaults = _RAY_TRAIN_ENV | ({} if compute.address else _PRIVATE_RAY_ENV)
     with environment(unless_set(defaults)):
         return _in_thread(trainer.fit, follow)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.train.torch import TorchTrainer
 
 from data.manifest import DatasetInfo, dataset_hash, read_dataset_info
 from data.shards import write_dataset
@@ -260,11 +261,13 @@ def test_ray_is_told_what_compute_says(
     folder.open()
     follow = Follower("distill", folder, lambda report: None, lambda text: None)
 
-    class Trainer:
+    class Trainer(TorchTrainer):
         def __init__(self, loop: Any, **told: Any) -> None:
             made.append(SimpleNamespace(**told))
+            super().__init__(loop, **told)
 
         def fit(self) -> Any:
+            made[-1].callbacks = {type(c).__name__ for c in self._create_default_callbacks()}
             return SimpleNamespace(return_value={"steps": 3})
 
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
@@ -274,10 +277,11 @@ def test_ray_is_told_what_compute_says(
         ComputeConfig(
             workers=2, gpus=False, keep_checkpoints=5, max_failures=4, cpus_per_worker=0.5
         ),
+        ComputeConfig(address="10.0.0.1:6379"),
     ):
         given["config"] = replace(given["config"], compute=compute)
         assert module._fit(make_job(**given), folder, follow) == {"steps": 3}
-    plain, told = made
+    plain, told, _ = made
     assert plain.run_config.checkpoint_config.num_to_keep == 2  # should the newest be damaged
     assert (plain.scaling_config.num_workers, plain.scaling_config.use_gpu) == (3, True)
     assert told.run_config.checkpoint_config.num_to_keep == 5
@@ -289,6 +293,13 @@ def test_ray_is_told_what_compute_says(
         where = Path(one.run_config.storage_path) / one.run_config.name
         assert where == folder.path
         assert one.train_loop_config["job"].stage == "distill"
+        assert {"BackendSetupCallback", "WorkerMetricsCallback"} <= one.callbacks
+        assert "DatasetsCallback" not in one.callbacks  # a process for nothing
+    # Who lives on when a controller was killed must have its places back.
+    cleaner = "PlacementGroupCleanerCallback"
+    assert [cleaner in one.callbacks for one in made] == [False, False, True]
+    usual = {type(c).__name__ for c in TorchTrainer(print)._create_default_callbacks()}
+    assert {cleaner, "DatasetsCallback"} <= usual, "Ray starts them by another name"
 
 
 @pytest.mark.parametrize(
