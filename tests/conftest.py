@@ -31,6 +31,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
+gc.disable()  # until all tests are collected
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -54,6 +55,7 @@ def pytest_collection_finish() -> None:
     forked process copies all of it. DeepSpeed asks for one with every engine under ZeRO-3."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -68,9 +70,15 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def _migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables take seconds to make: once a session, then copied."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking.check_reachable(f"sqlite:///{path}")
+    """MLflow's tables take seconds to make: once for all workers, then copied."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with (folder / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (path := folder / "migrated.db").exists():
+            tracking.check_reachable(f"sqlite:///{folder / 'made.db'}")
+            (folder / "made.db").rename(path)
     return path
 
 
@@ -79,6 +87,13 @@ def mlflow_uri(_migrated: Path, tmp_path: Path) -> str:
     """An empty tracking database of this test's own."""
     shutil.copy(_migrated, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def tables(_migrated: Path, tmp_path: Path) -> None:
+    """They lie where a command keeps them that is told no other place."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(_migrated, tmp_path / "runs" / "mlflow.db")
 
 
 @pytest.fixture

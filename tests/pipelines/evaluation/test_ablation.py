@@ -285,6 +285,7 @@ def test_a_variant_that_is_told_its_right_past(tmp_path: Path, heldout: str) -> 
         assert own[0]["gain"] == true[0]["gain"]
 
 
+@pytest.mark.usefixtures("tables")
 def test_from_the_command_line(liveedit: Liveedit, tmp_path: Path) -> None:
     write_known_model(tmp_path / "known")
     refused = liveedit("ablate", "known", "cache=none,follow")

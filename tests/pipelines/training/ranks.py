@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def _rank(
     rank: int, world: int, function: Callable[[int, Path], None], folder: Path, meeting: str
 ) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # as tests/conftest.py, of what `on_ranks` has imported since
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}/rendezvous", rank=rank, world_size=world

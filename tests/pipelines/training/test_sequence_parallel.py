@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ CONFIG: ModelConfig = replace(
     ),
     text=replace(DEMO.text, dim=8, tokens=6),
     stream=STREAM,
+)
+MASKED = replace(
+    CONFIG,
+    stream=replace(
+        STREAM,
+        mask_cache=MaskCacheConfig(policy="published", scope="block", pruned_steps=(1, 2)),
+    ),
 )
 
 
@@ -109,49 +117,60 @@ def train(here: Setting, config: ModelConfig = CONFIG) -> tuple[Any, dict[str, T
     return stage, stage.step(batch(here.data_rank), here.draw(0, 0))
 
 
-def compare(rank: int, folder: Path, stage: str, config: ModelConfig) -> None:
+@dataclass
+class Whole:
+    """What one process with each clip for itself logs, and the mean of its networks' gradients."""
+
+    metrics: list[dict[str, Tensor]]
+    gradients: dict[str, Tensor]
+
+
+def whole(stage: str, config: ModelConfig = CONFIG, adapters: int = 0) -> Whole:
+    clips = [train(setting(stage, clip, GROUPS, 1, adapters), config) for clip in range(GROUPS)]
+    engines = [trained.engines for trained, _ in clips]
+    mean = {
+        name: torch.stack([e[name].gradients for e in engines]).mean(dim=0) for name in engines[0]
+    }
+    return Whole([metrics for _, metrics in clips], mean)
+
+
+def compare(rank: int, stage: str, whole: Whole, config: ModelConfig = CONFIG) -> None:
     """Losses and gradients of every network."""
-    whole = [train(setting(stage, clip, GROUPS, 1), config) for clip in range(GROUPS)]
     own, metrics = train(setting(stage, rank, SHARING * GROUPS, SHARING), config)
     for name, value in metrics.items():
         if "grad_norm" not in name:
-            clip = whole[rank // SHARING][1]
+            clip = whole.metrics[rank // SHARING]
             torch.testing.assert_close(value, clip[name], **CLOSE, msg=name)
     for name, engine in own.engines.items():
-        mean = torch.stack([w.engines[name].gradients for w, _ in whole]).mean(dim=0)
+        mean = whole.gradients[name]
         assert mean.abs().max() > 1e-3
         torch.testing.assert_close(engine.gradients, mean, **CLOSE, msg=name)
 
 
-def compare_all(rank: int, folder: Path) -> None:
-    distill._teacher = lambda here, student: (network(1), student.transformer)  # type: ignore[assignment]
-    for module in (foundation, distill):
-        module.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
-    for stage in ("foundation", "causal", "distill"):
-        compare(rank, folder, stage, CONFIG)
-    # With what a GPU runs rollouts on, and a mask cache, whose tokens all must choose alike.
+def compare_all(
+    rank: int, folder: Path, wholes: dict[str, Whole], masked: Whole, adapted: Whole
+) -> None:
+    """With the engines and the teacher that the test has put in."""
+    for stage, alone in wholes.items():
+        compare(rank, stage, alone)
     distill.fast_rollouts = AloneForwards  # type: ignore[assignment]
-    mask = MaskCacheConfig(policy="published", scope="block", pruned_steps=(1, 2))
-    compare(rank, folder, "distill", replace(CONFIG, stream=replace(STREAM, mask_cache=mask)))
+    compare(rank, "distill", masked, MASKED)
+    distill.fast_rollouts = fast_rollouts  # type: ignore[attr-defined]
     for module in (foundation, distill):
         module.make_engine = make_engine  # type: ignore[attr-defined]
-    of_deepspeed(rank)
+    of_deepspeed(rank, wholes["foundation"], adapted)
 
 
-def of_deepspeed(rank: int) -> None:
+def of_deepspeed(rank: int, plain: Whole, adapted: Whole) -> None:
     """The gradient norm that DeepSpeed finds, where weights are sharded over both kinds of ranks,
     all of them trained or adapters beside them."""
-    for zero, adapters in ((2, 0), (3, 0), (3, 2)):
-        foundation.make_engine = NotingEngine  # type: ignore[attr-defined,assignment]
-        clips = [setting("foundation", clip, GROUPS, 1, adapters) for clip in range(GROUPS)]
-        whole = torch.stack([train(clip)[0].engine.gradients for clip in clips]).mean(dim=0).norm()
-        foundation.make_engine = make_engine  # type: ignore[attr-defined]
+    for zero, adapters, alone in ((2, 0, plain), (3, 0, plain), (3, 2, adapted)):
         compute = {"zero_stage": zero, "activation_checkpointing": True}
         here = setting("foundation", rank, SHARING * GROUPS, SHARING, adapters, **compute)
         _, metrics = train(here)
         message = f"ZeRO-{zero}, rank {adapters}"
-        torch.testing.assert_close(metrics["grad_norm"], whole, **CLOSE, msg=message)
-    distill.fast_rollouts = fast_rollouts  # type: ignore[attr-defined]
+        norm = alone.gradients["transformer"].norm()
+        torch.testing.assert_close(metrics["grad_norm"], norm, **CLOSE, msg=message)
     found = [distilled(rank, zero) for zero in (2, 3)]
     torch.testing.assert_close(*found, **CLOSE)
 
@@ -167,8 +186,22 @@ def distilled(rank: int, zero: int) -> dict[str, Tensor]:
     return second
 
 
-def test_shared_clips_give_the_losses_and_gradients_of_whole_ones(tmp_path: Path) -> None:
-    on_ranks(SHARING * GROUPS, compare_all, tmp_path)
+def test_shared_clips_give_the_losses_and_gradients_of_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        distill, "_teacher", lambda here, student: (network(1), student.transformer)
+    )
+    for module in (foundation, distill):
+        monkeypatch.setattr(module, "make_engine", NotingEngine)
+    wholes = {stage: whole(stage) for stage in ("foundation", "causal", "distill")}
+    adapted = whole("foundation", adapters=2)
+    with monkeypatch.context() as patch:
+        # What a GPU runs rollouts on, and a mask cache, whose tokens all must choose alike.
+        patch.setattr(distill, "fast_rollouts", AloneForwards)
+        masked = whole("distill", MASKED)
+    compared = partial(compare_all, wholes=wholes, masked=masked, adapted=adapted)
+    on_ranks(SHARING * GROUPS, compared, tmp_path)
 
 
 def test_workers_that_share_a_clip_draw_the_same(tmp_path: Path) -> None:

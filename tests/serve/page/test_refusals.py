@@ -174,12 +174,16 @@ def test_a_token_is_asked_for(browser: Chrome, small_model: Path, tmp_path: Path
         browser.execute_script("sessionStorage.clear()")
 
 
-def test_minutes_that_are_used_up(browser: Chrome, small_model: Path, tmp_path: Path) -> None:
-    tokens = write_tokens(tmp_path / "tokens", minutes_per_day=0.05)
+def test_minutes_that_are_used_up(
+    browser: Chrome, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.front.front.HOLDER_BEAT_S", 0.2)
+    tokens = write_tokens(tmp_path / "tokens", minutes_per_day=0.005)
     with serving(small_model, token_file=str(tokens)) as guarded:
         page = Page(browser, guarded.http, "#token=secret")
+        page.loaded()
         page["prompt"].send_keys("make it blue")
-        page.start()
+        page["start"].click()
         assert "minutes of your token are used up" in page.complaint()
         browser.execute_script("sessionStorage.clear()")
 
