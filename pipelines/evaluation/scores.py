@@ -1,8 +1,7 @@
 """How well a clip was edited, against the source and the ground truth.
 
 F frames, H x W pixels. Clips are uint8 RGB `[F, H, W, 3]`, the edited region is bool `[F, H, W]`.
-PSNR and SSIM are over the pixels of a region; SSIM is that of Wang et al. 2004 with its Gaussian
-window, for each colour. With `e` the edit, `t` the ground
+PSNR and SSIM are torchmetrics' own, over the pixels of a region. With `e` the edit, `t` the ground
 truth and `s` the source:
 
     gain                 PSNR(e, t) - PSNR(s, t)              inside the region, dB
@@ -15,16 +14,17 @@ truth and `s` the source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, max_pool2d, pad
+from torch.nn.functional import max_pool2d
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
-SIGMA, REACH = 1.5, 5  # of SSIM's window, in pixels: its standard deviation, and what it is cut at
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # SSIM's constants
 PSNR_CAP = 100.0  # dB; identical pixels would be infinite, which no table or JSON can hold
 
 
@@ -62,8 +62,8 @@ def clip_metrics(
 def psnr(a: Tensor, b: Tensor, region: Tensor) -> float:
     """PSNR in dB of `[F, 3, H, W]` clips (0 to 255) over `region [F, H, W]`, at most PSNR_CAP."""
     picked = region[:, None].expand_as(a)
-    square = float((a[picked] - b[picked]).square().mean())
-    return min(10 * math.log10(255.0**2 / square), PSNR_CAP) if square else PSNR_CAP
+    value = float(peak_signal_noise_ratio(a[picked], b[picked], data_range=255.0))
+    return min(value, PSNR_CAP)
 
 
 def ssim(a: Tensor, b: Tensor, region: Tensor) -> float:
@@ -73,22 +73,9 @@ def ssim(a: Tensor, b: Tensor, region: Tensor) -> float:
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM around every pixel of `[F, 3, H, W]` clips (0 to 255), of their shape; at the edges they
-    are mirrored. A frame is at least REACH + 1 pixels high and wide."""
-    offsets = torch.arange(-REACH, REACH + 1, dtype=a.dtype)
-    window = (-((offsets / SIGMA) ** 2) / 2).exp()
-    window /= window.sum()
-    channels = a.shape[1]
-    windows = (window[:, None] * window).expand(channels, 1, -1, -1)
-    a, b = (pad(clip, (REACH,) * 4, mode="reflect") for clip in (a, b))
-    local = conv2d(torch.cat((a, b, a * a, b * b, a * b)), windows, groups=channels)
-    mean_a, mean_b, square_a, square_b, product = local.chunk(5)
-    variance_a = (square_a - mean_a.square()).clamp(min=0.0)
-    variance_b = (square_b - mean_b.square()).clamp(min=0.0)
-    together = product - mean_a * mean_b  # covariance
-    alike = (2 * mean_a * mean_b + C1) * (2 * together + C2)
-    apart = (mean_a.square() + mean_b.square() + C1) * (variance_a + variance_b + C2)
-    return alike / apart
+    """SSIM around every pixel, [F, 3, H, W]."""
+    _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    return full
 
 
 def temporal_error(a: Tensor, b: Tensor, region: Tensor) -> float:
