@@ -21,11 +21,14 @@ from modeling.diffusion.flow import FlowSchedule
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
 from modeling.presets import PRESETS
+from modeling.streaming.caches import mask_cache
 from modeling.streaming.kv_cache import Cached, KVCache
 from modeling.streaming.state import FORMAT_VERSION, StreamState
+from modeling.text.build import build_text_encoder
 from modeling.vae.build import build_vae
 from tests.known_editors import CONFIG, known_editor, known_model
 
+CPU = torch.device("cpu")
 NETWORK = TransformerConfig(
     dim=24, ffn_dim=8, num_heads=2, num_layers=1, freq_dim=8, text_dim=8, text_tokens=4
 )
@@ -144,6 +147,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: stream(window_latents=13), r"stream\.window_latents 13 .* must be multiples of"),
     (lambda: stream(sink_latents=4), r"stream\.sink_latents 4 must be multiples of"),
     (lambda: stream(window_latents=3), "window_latents 3 does not hold 3 sink .* raise it to 6"),
+    (
+        lambda: stream(window_latents=4, sink_latents=6, chunk_latents=2),
+        "window_latents 4 does not hold 6 sink latents and a chunk of 2; raise it to 8 or lower",
+    ),
     (lambda: stream(height=72), r"96x72 is not a multiple of 16 .* stream\.height=64 and .*=96"),
     (lambda: stream(width=90), r"90x64 is not a multiple of 16 .* stream\.width=96"),
     (lambda: stream(height=7), r"set stream\.height=16"),
@@ -173,6 +180,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     ),
     (lambda: cache(window_latents=10), "window of 10 latents with 3 sinks does not divide"),
     (lambda: cache(sink_latents=2), "window of 9 latents with 2 sinks does not divide"),
+    (
+        lambda: cache(sink_latents=12),
+        "a window of 9 latents does not hold 12 sinks and a chunk of 3",
+    ),
     (lambda: cache(sink_latents=9), "does not hold 9 sinks and a chunk of 3"),
     (lambda: see(frames=2), "2 latents of 2x3 tokens do not fit .* 3 latents of 2x3"),
     (lambda: see(rows=3), "3 latents of 3x3 tokens do not fit"),
@@ -227,8 +238,21 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         ),
         r"edited by another model than .* \(fingerprint none, here \w{12}\); open a new stream",
     ),
-    # presets
+    # choices by name
     (lambda: PRESETS["x"], "unknown preset 'x'"),
+    (lambda: build_vae(VaeConfig("x")), "unknown VAE 'x'; there are folded, tiny, wan"),
+    (
+        lambda: build_text_encoder(TextConfig("x", dim=8, tokens=4)),
+        "unknown text encoder 'x'; there are umt5, words",
+    ),
+    (
+        lambda: mask_cache(MaskCacheConfig("x"), Transformer(NETWORK), stream(), (64, 96), CPU),
+        "unknown mask-cache policy 'x'; there are budget, follow, published, settled",
+    ),
+    (
+        lambda: StreamingEditor(known_model(), mask_cache=MaskCacheConfig("x")),
+        "unknown mask-cache policy 'x'",
+    ),
 ]
 
 

@@ -153,6 +153,23 @@ def test_a_network_in_eight_bits_computes_about_the_same(kept: torch.Tensor | No
     assert 0 < (found - wanted).norm() / wanted.norm() < 0.15
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_network_is_not_there_twice_unless_it_is_trained(trained: bool) -> None:
+    """Queries, keys and values are one product; what is trained stays its optimizer's own."""
+    from modeling.gpu.transformer import FusedTransformer
+
+    network = Transformer(SIZES)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fused = FusedTransformer(network, trained=trained)
+    for block, (weight, bias) in zip(network.layers(), fused._qkv, strict=True):
+        for part in (block.self_attn.q, block.self_attn.k, block.self_attn.v):
+            for own, joined in ((part.weight, weight), (part.bias, bias)):
+                shares = own.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+                assert shares is not trained
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_each_layer_in_eight_bits_has_its_own_weights() -> None:
     from modeling.gpu.transformer import FusedTransformer
 

@@ -180,7 +180,11 @@ def test_a_stream_launches_no_kernel_that_was_not_rehearsed(
     for part in parts(network, fused, vae):
         part()
     rehearsed = set(launched)
-    assert {"_norm_silu", "_norm_rotate", "_add_norm", "_turn"} <= {name for name, *_ in rehearsed}
+    assert {name for name, *_ in rehearsed} == {
+        "_norm_silu", "_add_bias_residual", "_norm_rotate", "_add_norm", "_turn", "_resize",
+        "_slopes", "_means", "_lines", "_news", "_transfer",
+        "_merge",  # of attention in two halves, which a large picture alone is worth
+    }  # fmt: skip
 
     launched.clear()
     _, state = vae.encode(torch.rand(1, 9, 3, 16, 24))
