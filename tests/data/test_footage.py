@@ -19,7 +19,7 @@ from data.footage.material import (
     is_heldout,
     prepare,
 )
-from data.footage.objects import Thing, covered, draw, moving
+from data.footage.objects import Thing, covered, draw, moving, resting
 from data.footage.pair import make_footage_pair
 from data.sample import Pair
 from data.video import VideoWriter
@@ -346,6 +346,21 @@ def test_things_turn_by_the_second_whatever_the_rate() -> None:
     assert turned[8] == pytest.approx(turned[16])
     assert 0 < np.count_nonzero(turned[8]) < 8  # about half stand still
     assert np.abs(turned[8]).max() <= 0.9
+
+
+@pytest.mark.parametrize(("height", "width", "unit"), [(48, 96, 48), (96, 48, 32)])
+def test_things_are_as_large_in_upright_pictures(height: int, width: int, unit: int) -> None:
+    """Of their shorter side, which counts for two thirds where it is the width."""
+    shape, pan = (2, height, width), np.zeros((2, 2))
+    draws = [np.random.default_rng(seed) for seed in range(30)]
+    drawn = [moving("star", "red", shape, 8, pan, draw) for draw in draws]
+    radii = np.array([thing.radius for thing in drawn]) / unit
+    assert radii.min() == pytest.approx(0.13, abs=0.02)
+    assert radii.max() == pytest.approx(0.24, abs=0.02)
+    assert resting("star", "red", "in the middle", shape).radius == pytest.approx(0.16 * unit)
+    centres = np.concatenate([thing.centres for thing in drawn])
+    assert (centres >= 0.2 * unit - 1e-6).all()
+    assert (centres <= np.array([width, height]) - 0.2 * unit + 1e-6).all()
 
 
 def test_a_clip_of_just_as_many_frames_is_filmed_from_its_first_to_its_last() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from data.pairs import PairList, estimate_mask
+from data.sample import Pair, to_files
+from data.video import read_own
 from tests.data.conftest import numbered, write_raw
 
 
@@ -90,3 +93,12 @@ def test_as_many_frames_as_there_are_and_no_more(tmp_path: Path, frames: int, us
     pairs = ingested(tmp_path, frames=frames)
     assert [len(pair.source) for pair in pairs] == [frames] * usable
     assert [left.index for left in pairs.left_out] == [0] * (not usable)
+
+
+def test_a_mask_is_stored_without_loss() -> None:
+    """And not only on the right side of half."""
+    mask = np.random.default_rng(0).random((3, 18, 26)) > 0.5
+    video = np.full((3, 18, 26, 3), 77, np.uint8)
+    files = to_files(Pair(video, video, mask, "nothing", 12.5))
+    levels = np.stack(list(read_own(io.BytesIO(files["mask.mp4"]))))
+    np.testing.assert_array_equal(levels[..., 0], 255 * mask.astype(np.uint8))

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data import synthetic
 from data.drawing import SHAPES, coverage
 from data.kinds import ACCENTS, COLOURS, EDITS, Figure
 from data.sample import Pair
@@ -170,3 +171,18 @@ def test_an_edit_asks_for_what_is_not_there_yet() -> None:
         "remove": None, "stripes": replace(thing, stripes="to"),
         "outline": replace(thing, outline="to"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width", "unit"), [(48, 96, 48), (96, 48, 32)])
+def test_figures_are_as_large_in_upright_pictures(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, unit: int
+) -> None:
+    """Of their shorter side, which counts for two thirds where it is the width."""
+    drawn: list[float] = []
+    monkeypatch.setattr(
+        synthetic, "draw_figure", lambda video, thing: drawn.append(thing.radius / unit)
+    )
+    for seed in range(12):
+        make_pair(seed, height=height, width=width, frames=1)
+    assert min(drawn) == pytest.approx(0.15, abs=0.02)
+    assert max(drawn) == pytest.approx(0.23, abs=0.02)

@@ -118,6 +118,12 @@ def test_start_and_count_are_in_frames_of_the_result(make_video: MakeVideo) -> N
     assert numbers(path, fps=32, start=3, count=4) == [1, 2, 2, 3]
 
 
+def test_times_of_a_rate_are_exact_however_it_was_said(make_video: MakeVideo) -> None:
+    """Of frames that are shown twice, too: a tick is a hundred parts of 2,997."""
+    times = [time for time, _ in read_timed(make_video(), fps=29.97)]
+    assert times == [n * Fraction(100, 2997) for n in range(30)]
+
+
 def test_repeated_frames_do_not_share_memory(make_video: MakeVideo) -> None:
     path = make_video()
     timed = (frame for _, frame in read_timed(path, fps=32))

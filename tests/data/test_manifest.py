@@ -1,0 +1,35 @@
+"""data/manifest.py: what a dataset is known by, which what was made of it names for ever."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+from data.ingest import ingest
+from data.manifest import DatasetInfo, Shard, dataset_hash
+from data.shards import write_dataset
+from tests.data.conftest import small_encoded
+
+INFO = DatasetInfo(
+    format_version=1, kind="encoded", samples=19, fps=16.0, frames=33, height=128, width=224,
+    shards=(Shard("shard-00000.tar", 16, 4096, "ab" * 32), Shard("shard-00001.tar", 3, 99, "0")),
+    made_by={"by": "hand"},
+)  # fmt: skip
+
+
+def test_the_hash_of_a_dataset_does_not_move() -> None:
+    """Trainings go on, and stages are skipped, where it is the one that they wrote down."""
+    assert dataset_hash(INFO) == "70591c988b782df08cb555638528f3ac7e0c5b4b78b2a86a3fe02480c9a137e9"
+    assert dataset_hash(replace(INFO, made_by={})) == dataset_hash(INFO)
+    others = [replace(INFO, **change) for change in (
+        {"kind": "pairs"}, {"samples": 18}, {"fps": 15.0}, {"frames": 29}, {"height": 112},
+        {"width": 208}, {"shards": INFO.shards[:1]}, {"shards": INFO.shards[::-1]},
+    )]  # fmt: skip
+    assert len({dataset_hash(info) for info in (INFO, *others)}) == 9
+
+
+def test_a_shard_holds_sixteen_samples_unless_told(tmp_path: Path) -> None:
+    info = write_dataset(tmp_path / "set", [small_encoded(n) for n in range(17)], made_by={})
+    assert [shard.count for shard in info.shards] == [16, 1]
+    assert inspect.signature(ingest).parameters["samples_per_shard"].default == 16
