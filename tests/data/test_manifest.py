@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
 
-from data.ingest import ingest
 from data.manifest import DatasetInfo, Shard, dataset_hash
 from data.shards import write_dataset
 from tests.data.conftest import small_encoded
@@ -32,4 +30,3 @@ def test_the_hash_of_a_dataset_does_not_move() -> None:
 def test_a_shard_holds_sixteen_samples_unless_told(tmp_path: Path) -> None:
     info = write_dataset(tmp_path / "set", [small_encoded(n) for n in range(17)], made_by={})
     assert [shard.count for shard in info.shards] == [16, 1]
-    assert inspect.signature(ingest).parameters["samples_per_shard"].default == 16
