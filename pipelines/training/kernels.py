@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from infra.runtime.environment import set_default
+from infra.runtime.environment import set_default, variable
 from pipelines.training.methods.base import Setting
 
 _REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -38,7 +39,10 @@ def prepare(setting: Setting) -> None:
     compute = setting.config.compute
     if setting.device.type == "cpu":
         torch.set_num_threads(compute.threads_per_worker)
-    elif compute.deterministic:
+    elif compute.offload != "nothing":  # optimizers step here, and Ray leaves a worker one thread
+        beside = int(variable("LOCAL_WORLD_SIZE") or setting.world_size)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+    if setting.device.type == "cuda" and compute.deterministic:
         set_default("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Or every torch.empty is filled, DeepSpeed's buckets of gigabytes at every step.

@@ -17,7 +17,7 @@ from pipelines.training.calls import LEAVE, STOP, Calls
 from pipelines.training.export import export_model
 from pipelines.training.job import Job
 from pipelines.training.kernels import prepare, stepping
-from pipelines.training.methods.base import Setting, load_start
+from pipelines.training.methods.base import Setting, load_start, starting
 from pipelines.training.methods.table import build_stage
 from pipelines.training.run_folder import RunFolder, TrainingError
 from pipelines.training.saver import Keep, Saver, Write
@@ -124,8 +124,10 @@ class Training:
         self.note = note
         self.setting, self.folder = setting, folder
         saved, wrong = checkpoint.choose(folder, setting)
-        self.model = load_start(setting)
-        self.stage = build_stage(setting, self.model)
+        with starting(setting, "reading the model"):
+            self.model = load_start(setting)
+        with starting(setting, "all networks and optimizers"):
+            self.stage = build_stage(setting, self.model)
         self.batches = loader(
             setting.job.dataset,
             Split(
@@ -142,9 +144,10 @@ class Training:
         self.epochs = 0.0  # how often the data was read
         self.metrics: dict[str, float] = {}  # the last
         if saved is not None:
-            self.done, self.epochs, self.metrics = checkpoint.load(
-                saved, setting, self.stage, self.batches
-            )
+            with starting(setting, "loading the checkpoint"):
+                self.done, self.epochs, self.metrics = checkpoint.load(
+                    saved, setting, self.stage, self.batches
+                )
             self._say_where(saved, wrong)
 
     def run(

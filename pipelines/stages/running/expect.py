@@ -106,6 +106,7 @@ def states_gib(
     hosted = 0.0  # of what is trained
     if offload != "nothing":
         hosted, optimizer = optimizer + _MASTER / workers, 0.0
+        hosted += gradients if zero == 3 else 0.0  # each passes through a buffer of its own
         gradients = 0.0 if zero >= 2 else gradients
     trained, frozen = gradients + optimizer, weights
     if stage != "distill":

@@ -5,6 +5,9 @@ B batch, F latents, C channels, h x w latent size.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +24,7 @@ from pipelines.config.pipeline import PipelineConfig
 from pipelines.config.rules import CHOOSING, WATCHING
 from pipelines.training.export import Exported
 from pipelines.training.job import Job
+from pipelines.training.run_folder import RunFolder
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.inside import ZeroEngine
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from modeling.gpu.training import RolloutForward
 
 _HELD_OUT = 20  # seed
+_LONG_SECONDS = 10.0  # a part of the start that takes less is not worth telling
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,17 @@ def tokens_of(latents: Tensor) -> float:
     """Of clips [B, F, C, h, w], one for 2 x 2 cells."""
     clips, frames, _, height, width = latents.shape
     return clips * frames * height * width / 4
+
+
+@contextmanager
+def starting(setting: Setting, part: str) -> Iterator[None]:
+    """Tell whoever watches how long a part of the start took, if it took long: with networks of
+    14 B parameters there are minutes until the first step."""
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    if took > _LONG_SECONDS and setting.rank == 0:
+        RunFolder(setting.job.folder).say(f"start: {part} took {took:.0f} s")
 
 
 def load_start(setting: Setting) -> Model:

@@ -37,6 +37,7 @@ from pipelines.training.methods.base import (
     draw_timesteps,
     fast_rollouts,
     prepare_network,
+    starting,
     tokens_of,
 )
 from pipelines.training.methods.rollout import exit_step, rollout, rollout_flops
@@ -96,7 +97,8 @@ class DistillTraining:
             # A recomputed block gathers its layers' weights anew, which PyTorch's bookkeeping of
             # what was kept does not bear.
             model.transformer.recompute_attention = True
-        self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
+        with starting(setting, "the generator"):
+            self.generator = make_engine(model.transformer, compute, section, section.learning_rate)
         self.engines = {"generator": self.generator}
         self.learning_rates = {"generator": section.learning_rate}
         self.matches = section.dmd_weight > 0
@@ -105,10 +107,12 @@ class DistillTraining:
             for network in (real, critic):
                 prepare_network(network, setting)
             self.real: Any = real
-            if setting.is_sharded:
-                self.real = shard_frozen(real, deepspeed_config(compute, section))
+            with starting(setting, "the teacher"):
+                if setting.is_sharded:
+                    self.real = shard_frozen(real, deepspeed_config(compute, section))
             gather_by_block(critic, compute)
-            self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
+            with starting(setting, "the critic"):
+                self.critic = make_engine(critic, compute, section, section.critic_learning_rate)
             self.engines["critic"] = self.critic
             self.learning_rates["critic"] = section.critic_learning_rate
         self.passed: Any = self.generator.module  # the generator, for forwards without gradient
@@ -117,7 +121,8 @@ class DistillTraining:
             prepare_network(self.passed, setting)
         self.stale = True  # the weights that rollouts run on are not the generator's
         self.forwards = fast_rollouts(self.passed, setting)
-        self.average = Ema(self.generator, section.ema_decay)
+        with starting(setting, "the average"):
+            self.average = Ema(self.generator, section.ema_decay)
         self.ema: Ema | None = self.average
 
     def step(self, batch: dict[str, Any], draw: Draw) -> dict[str, Tensor]:

@@ -103,12 +103,13 @@ def test_states_of_a_worker(precision: str, zero: int, size: float) -> None:
 
 
 # Bytes a parameter on four workers in bf16, on the device and on the host, where DeepSpeed sums
-# gradients up in float32 beside masters and moments.
+# gradients up in float32 beside masters and moments, which with ZeRO-3 they reach through a buffer
+# of their own precision.
 OFFLOADED = [
     (1, "optimizer", 2 + 2, 16 / 4),
     (2, "optimizer", 2, 16 / 4),
-    (3, "optimizer", 2 / 4, 16 / 4),
-    (3, "weights", 0, (16 + 2) / 4),
+    (3, "optimizer", 2 / 4, (16 + 2) / 4),
+    (3, "weights", 0, (16 + 2 + 2) / 4),
 ]
 
 
