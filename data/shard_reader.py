@@ -80,6 +80,12 @@ class ShardFolder:
             if self.store.remote and not self.keep_all:
                 path.unlink()
 
+    def fetch(self, shard: Shard) -> None:
+        """Has the shard here, and checked, before it is read; one thread at a time may."""
+        if shard.name not in self.open:
+            path = fetch_shard(self.store, shard, self.folder)
+            self.open[shard.name] = (path, index_shard(self.store, shard, path))
+
     def read(self, shard: Shard, row: int) -> tuple[str, Pair | EncodedPair]:
         with self._files(shard, row) as (key, files):
             return key, from_files(files)
@@ -96,9 +102,7 @@ class ShardFolder:
         self, shard: Shard, row: int, only: Collection[str] | None = None
     ) -> Iterator[tuple[str, dict[str, bytes]]]:
         """A sample's key and members by extension; what fails while they are decoded names it."""
-        if shard.name not in self.open:
-            path = fetch_shard(self.store, shard, self.folder)
-            self.open[shard.name] = (path, index_shard(self.store, shard, path))
+        self.fetch(shard)
         path, index = self.open[shard.name]
         key, members = index[row]
         with self.store.naming(shard.name), path.open("rb") as file:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from threading import Lock
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from modeling.vae.streaming import StreamingVae
 from modeling.vae.wan import WanVae
 
 Precision = Literal["fp16", "fp32"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -99,30 +101,38 @@ class EncodeJob:
         return model.vae.to(device=self.device, dtype=torch.float32), model.config
 
     def _batches(self, shards: Iterable[int], skipped: int) -> Iterator[list[Pair]]:
+        """Of one shard each; the next shard is fetched and read while one is encoded."""
         info = read_dataset_info(self.pairs)
+        coming = [info.shards[number] for number in shards]
+        starts = [skipped if place == 0 else 0 for place in range(len(coming))]
         with (
             tempfile.TemporaryDirectory() as scratch,
             ThreadPoolExecutor(self.threads) as pool,  # decoding leaves the interpreter free
         ):
             folder = ShardFolder(open_store(self.pairs), Path(scratch), keep_all=False)
-            for number in shards:
-                shard = info.shards[number]
-                folder.keep({shard.name})
-                folder.read(shard, 0)  # fetched and checked once, before the threads come
-                read = partial(self._read, folder, shard)
-                rows, skipped = range(skipped, shard.count), 0
-                pairs = _ahead(pool, read, rows, self.threads + self.batch_size)
-                while batch := list(islice(pairs, self.batch_size)):
-                    yield batch
+            rows = (
+                (shard, row)
+                for shard, start in zip(coming, starts, strict=True)
+                for row in range(start, shard.count)
+            )
+            read = partial(self._read, folder, Lock())
+            pairs = _ahead(pool, read, rows, self.threads + self.batch_size)
+            for place, (shard, start) in enumerate(zip(coming, starts, strict=True)):
+                folder.keep({later.name for later in coming[place:]})
+                for first in range(start, shard.count, self.batch_size):
+                    yield list(islice(pairs, min(self.batch_size, shard.count - first)))
 
-    def _read(self, folder: ShardFolder, shard: Shard, row: int) -> Pair:
+    def _read(self, folder: ShardFolder, fetching: Lock, place: tuple[Shard, int]) -> Pair:
+        shard, row = place
+        with fetching:  # by the first of the threads that come to a shard; the others wait for it
+            folder.fetch(shard)
         _, sample = folder.read(shard, row)
         assert isinstance(sample, Pair), f"{self.pairs} holds encoded samples"
         return sample
 
 
 def _ahead(
-    pool: Executor, work: Callable[[int], Pair], items: Iterable[int], most: int
+    pool: Executor, work: Callable[[T], Pair], items: Iterable[T], most: int
 ) -> Iterator[Pair]:
     """`map` in order, with at most `most` results waiting: videos are large."""
     waiting: deque[Future[Pair]] = deque()
