@@ -1,17 +1,19 @@
-"""What is left of a part of the local stack that does not end by itself: nothing."""
+"""How long a part of the local stack is waited for, and what is left of one that does not end by
+itself: nothing."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from infra.stack import up
 from infra.stack.servers import Server, Settings
-from infra.stack.up import StackProcess
+from infra.stack.up import StackError, StackProcess
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -24,12 +26,40 @@ time.sleep(60)
 """
 
 
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(tmp_path, "localhost:8000", mlflow=1, s3=2, prometheus=3, grafana=4)
+
+
+@pytest.mark.parametrize(("late", "taken"), [(119.0, True), (121.0, False)])
+def test_a_part_has_two_minutes_to_answer(
+    settings: Settings, late: float, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow makes its tables and imports half of Python, on a machine that starts the others."""
+    now = 1000.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    command = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    process = StackProcess(Server("x", 1, "", "http://x", command, {}), settings)
+    with monkeypatch.context() as patched:
+        patched.setattr(up, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+        patched.setattr(up, "_answers", lambda url: now >= 1000.0 + late)
+        if taken:
+            process.wait_ready()
+        else:
+            with pytest.raises(StackError, match="does not answer at http://x after 120 s"):
+                process.wait_ready()
+    process.stop()
+
+
 def test_a_part_that_ignores_its_end_is_killed_with_all_that_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that outlives its server holds the port of the next start."""
     monkeypatch.setattr(up, "STOP_S", 0.2)
-    settings = Settings(tmp_path, "localhost:8000", mlflow=1, s3=2, prometheus=3, grafana=4)
     command = [sys.executable, "-S", "-c", STUBBORN, str(tmp_path)]
     process = StackProcess(Server("x", 1, "", "", command, {}), settings)
     deadline = time.monotonic() + 60

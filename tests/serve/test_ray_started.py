@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import infra.runtime.ray as ray_runtime
 from infra.runtime.environment import environment, unless_set
 from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError, check_address, joined_ray
+from serve import run
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
 
@@ -114,3 +116,19 @@ def test_who_waits_for_a_server_hears_what_it_answers() -> None:
 def test_what_the_replicas_ask_of_ray() -> None:
     chosen = ServeSettings("demo", max_editors=3, editor_cpus=2.0, fronts=2, front_cpus=0.5)
     assert _cpus(chosen) == 3 * 2.0 + 2 * 0.5 + 1.0
+
+
+def test_a_clusters_serve_listens_at_one_place_and_has_one_application_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = SimpleNamespace(http_config=SimpleNamespace(host="10.0.0.7", port=8000))
+    applications = {"another": None}
+    monkeypatch.setattr(run, "serve_client", lambda: there)
+    monkeypatch.setattr(run.ray_serve, "status", lambda: SimpleNamespace(applications=applications))
+    run._check_serve("10.0.0.7", 8000)
+    for host, port in (("0.0.0.0", 8000), ("10.0.0.7", 8001)):
+        with pytest.raises(UserError, match=rf"listens on 10.0.0.7:8000 .* not on {host}:{port}"):
+            run._check_serve(host, port)
+    applications[run.APP] = None
+    with pytest.raises(UserError, match=r"an application liveedit runs on 10.0.0.7:8000"):
+        run._check_serve("10.0.0.7", 8000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -91,4 +92,29 @@ async def test_a_flood_has_so_many_connections_at_once(
     assert came == SIDE_BY_SIDE[name]
     flood.cancel()
     over.set()
+    server.close()
+
+
+async def test_a_connection_that_broke_is_ended_before_the_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a flood is out of descriptors before its server is."""
+    monkeypatch.setattr(floods, "PAUSE_S", 60.0)
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        ended.set()
+        writer.close()
+
+    async def attack(connection: floods.StreamPair) -> None:
+        raise OSError("turned away")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    flood = asyncio.ensure_future(floods._again(url, 1, attack))
+    async with asyncio.timeout(20):
+        await ended.wait()
+    flood.cancel()
     server.close()
