@@ -189,6 +189,19 @@ async def test_a_newer_stream_of_a_session_ends_the_older_one(engine: Engine) ->
     assert not engine.capacity.loads
 
 
+async def test_who_is_refused_ends_no_older_stream(engine: Engine) -> None:
+    """One that comes back where its chunks have become too dear meanwhile."""
+    waiting = asyncio.ensure_future(anext(await opened(engine, OPENING)))
+    await asyncio.sleep(0)
+    engine.capacity.costs = {SIZES: 31.0}
+    with pytest.raises(WireError, match="would take about 31 s"):
+        await opened(engine, replace(OPENING, epoch=1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
 @pytest.mark.parametrize("late", [0, 1])
 @pytest.mark.parametrize("epochs", [(1, 2), (2, 1), (1, 1)])
 async def test_of_two_that_come_back_at_once_one_has_the_stream(

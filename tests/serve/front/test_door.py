@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serve.front.door import Door, Guard
 from serve.hub.records import HOLDER_BEAT_S
 from serve.tenants import Tenants
 from tests.serve.front.test_front import a_front, get
@@ -179,3 +181,26 @@ def test_the_log_says_who_opened_what_from_where(
     assert (stranger["code"], stranger["tenant"]) == ("unauthorized", "nobody")
     assert (refused["code"], refused["tenant"]) == ("bad_request", "b")
     assert {line["client"] for line in lines} == {"198.51.100.7"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("begins", "status"), [(False, 500), (True, 206)])
+async def test_a_request_that_fails_is_logged_by_what_its_client_saw(
+    begins: bool, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server's own 500, where no answer was begun."""
+    caplog.set_level("INFO")
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        if begins:
+            await send({"type": "http.response.start", "status": 206, "headers": []})
+        raise RuntimeError("a defect")
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {"type": "http", "method": "GET", "path": "/healthz", "headers": []}
+    with pytest.raises(RuntimeError, match="a defect"):
+        await Guard(fails, Door(Tenants()))(scope, send, send)  # type: ignore[arg-type]
+    (line,) = (r.__dict__ for r in caplog.records if getattr(r, "event", "") == "request")
+    assert (line["status"], line["path"], line["client"]) == (status, "/healthz", "-")

@@ -20,6 +20,7 @@ import pytest
 
 from data.video import VideoError, probe, read_timed
 from serve.front import edits
+from serve.front.account import Account
 from serve.front.door import Door
 from serve.front.front import Front
 from serve.hub.ledger import Key, Ledger
@@ -243,6 +244,41 @@ async def test_a_front_that_leaves_has_its_videos_time_once(
     assert asked.exception() is not None
     await office.nothing_is_left()
     assert office.sample("sessions_ended_total", reason="draining", tenant="a") == 1
+
+
+async def test_a_videos_file_is_there_until_its_session_is_over(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a client that takes nothing and is cut off: what reads the file has to end first."""
+    fields = {"files": {"video": ("v.mp4", VIDEO)}, "data": {"prompt": "prompt 1"}}
+    request = httpx.Request("POST", "http://front/v1/edits", **fields)  # type: ignore[arg-type]
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/edits", "query_string": b"token=one",
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+    }  # fmt: skip
+    said = [{"type": "http.request", "body": request.read()}]
+    stuck, there, ended = asyncio.Event(), list[list[bool]](), Account.ended
+
+    async def receive() -> Any:
+        return said.pop() if said else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            stuck.set()
+            await asyncio.Event().wait()
+
+    async def noted(account: Account, outcome: str) -> None:
+        there.append([edit.path.exists() for edit in office.front.edits.open])
+        await ended(account, outcome)
+
+    monkeypatch.setattr(Account, "ended", noted)
+    asked = asyncio.create_task(office.front.app(scope, receive, send))
+    async with asyncio.timeout(60):
+        await stuck.wait()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    await office.nothing_is_left()
+    assert there == [[True]]
 
 
 async def test_it_counts_as_a_session_of_its_tenant(office: Office) -> None:
