@@ -232,3 +232,26 @@ async def test_how_many_are_wanted_is_forgotten_when_nobody_says_so_any_more(
     assert await editor.record_autoscaling_stats() == {"wanted": 4.0}
     now += 0.2
     assert await editor.record_autoscaling_stats() == {"wanted": 0.0}
+
+
+async def test_a_gpu_is_watched_once_however_often_health_is_asked_for(
+    editor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the loop of reports is, which goes on should it ever have ended."""
+    watched: list[str] = []
+
+    async def watch(device: str, metrics: Any) -> None:
+        watched.append(device)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(editor_replica.gpu, "watch", watch)
+    hub = Answers([QUIET])
+    for times in (1, 2, 3):
+        await reported(editor, hub, times)
+    assert watched == [editor.shelf.device]
+    editor._watching.cancel()
+    first = editor._reporting
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await reported(editor, hub, len(hub.heard) + 1)
+    assert editor._reporting is not first
