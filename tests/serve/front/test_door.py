@@ -55,6 +55,14 @@ def test_pages_from_elsewhere_are_not_let_in(origin: str, host: str, let_in: boo
         assert page(world, origin, host) == ("opened" if let_in else "error")
 
 
+@pytest.mark.parametrize("name", ["x-forwarded-host", "x-host", "forwarded"])
+def test_a_page_does_not_say_itself_where_it_was_asked_for(name: str) -> None:
+    """Only its browser's Host does."""
+    headers = {"origin": "http://203.0.113.5", "host": "localhost:8000", name: "203.0.113.5"}
+    with World() as world:
+        assert world.connect(OPEN, headers=headers).messages[0]["code"] == "unauthorized"
+
+
 def test_an_allowed_origin_may_be_written_in_any_case() -> None:
     with World(origins=("https://App.Example/",)) as world:
         assert page(world, "https://app.example", "localhost:8000") == "opened"

@@ -181,6 +181,7 @@ def test_it_streams_while_it_edits(server: Server) -> None:
         (None, {}, 400, "prompt"),
         (None, {"prompt": " "}, 400, "prompt"),
         (None, {"prompt": "x", "seed": "-1"}, 400, "seed"),
+        (None, {"prompt": "x", "seed": "²"}, 400, "seed"),  # a digit, and no number
         (None, {"prompt": "x", "sed": "1"}, 400, "sed"),
     ],
 )

@@ -26,6 +26,15 @@ def test_people_are_not_told_where_a_model_lies() -> None:
     assert [source.key for source in made] == ["/srv/secret/natural", "liveedit version 3"]
 
 
+def test_what_is_said_of_a_model_that_no_editor_has(known: Path) -> None:
+    """As an editor would say it, but for what only that knows."""
+    assert ModelSource(str(known), "liveedit version 3").describe() == {
+        "name": "liveedit version 3", "width": 96, "height": 64, "fps": 16.0, "chunk_frames": 12,
+        "first_chunk_frames": 9, "steps": 4, "device": "", "chunk_seconds": 0.0,
+        "frame_seconds": 0.0, "card": {"name": "known"},
+    }  # fmt: skip
+
+
 def test_a_preset_and_a_directory_are_themselves(known: Path) -> None:
     assert find_model("demo") == ModelSource("demo")
     assert find_model(str(known)) == ModelSource(str(known), None)

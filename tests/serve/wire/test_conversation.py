@@ -58,6 +58,8 @@ async def talking(*works: Work) -> AsyncIterator[tuple[Conversation, Link, async
         link = await Link.connect(front.address, KINDS)
         yield front, link, pin
     assert listener._expected == {}  # nobody is let in to a stream that is over
+    await asyncio.sleep(0)
+    assert pin.done()  # and its editor has the place again
     link.close()
     listener.close()
 
