@@ -35,6 +35,38 @@ def test_the_largest_message_holds_an_uncompressed_frame_and_its_header() -> Non
     assert LIMITS.max_message(4000, 3000) == HEADER.size + 36_000_000 + 65_536
 
 
+OPEN = {
+    "type": "open", "prompt": "snow", "width": 64, "height": 48, "fps": 30.0, "mode": "live",
+    "format": "jpeg",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"width": 15}, "frames of 15x48 .*; sides from 16 to 1920 pixels and at most 921600 pix"),
+        ({"fps": 60.5}, r"open.fps must lie in \[1, 60\], got 60.5"),
+        ({"fps": 0.5}, r"open.fps must lie in \[1, 60\], got 0.5"),
+        ({"seed": -1}, r"open.seed must lie in \[0, 2\^63\), got -1"),
+        ({"received": 1}, "open.received means nothing without open.resume"),
+        ({"received": -2, "resume": "token"}, "open.received must not be negative, got -2"),
+    ],
+)
+def test_an_open_beyond_them_is_told_which(change: dict[str, Any], named: str) -> None:
+    message = parse_client(json.dumps(OPEN | change))
+    assert isinstance(message, Open)
+    with pytest.raises(WireError, match=named):
+        Limits().check_open(message)
+
+
+def test_a_work_size_beyond_them_is_told_as_it_would_be_here() -> None:
+    Limits().check_work_size("full", 480, 1920)
+    for height, width in ((32, 1921), (1921, 32), (481, 1920)):
+        told = f"work size full is {width}x{height} here; sides up to 1920 pixels and at most 92160"
+        with pytest.raises(WireError, match=told):
+            Limits().check_work_size("full", height, width)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -48,8 +80,7 @@ def test_the_largest_message_holds_an_uncompressed_frame_and_its_header() -> Non
     ],
 )
 def test_an_open_on_the_limits_is_taken(change: dict[str, Any]) -> None:
-    asked = {"type": "open", "prompt": "snow", "width": 64, "height": 48, "fps": 30.0}
-    message = parse_client(json.dumps(asked | {"mode": "live", "format": "jpeg"} | change))
+    message = parse_client(json.dumps(OPEN | change))
     assert isinstance(message, Open)
     Limits().check_open(message)
 

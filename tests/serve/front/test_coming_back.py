@@ -123,6 +123,19 @@ def test_drops_are_kept_until_the_session_is_past_them(monkeypatch: pytest.Monke
         ]
 
 
+def test_a_session_that_comes_back_counts_for_the_model_that_edits_it_now() -> None:
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, FIRST))
+        lost(world, wire)
+        world.editors.model = "known 2"
+        say(world, resumed(world, wire, FIRST), frames(FIRST, CHUNK))
+        for name, model, count in (
+            ("sessions_admitted_total", "known", 1), ("sessions_resumed_total", "known 2", 1),
+            ("frames_edited_total", "known", FIRST), ("frames_edited_total", "known 2", CHUNK),
+        ):  # fmt: skip
+            assert world.sample(name, model=model) == count
+
+
 def test_one_that_had_edited_nothing_comes_back_as_itself() -> None:
     with World() as world:
         wire = world.connect(OPEN, *frames(0, 2))

@@ -81,8 +81,11 @@ MISTAKES: dict[str, tuple[list[str | bytes | dict[str, Any]], Code, str]] = {
     "endless fps": ([opening(fps=float("inf"))], "bad_request", "open.fps"),
     "no number of fps": ([opening(fps=float("nan"))], "bad_request", "open.fps"),
     **{
-        f"{name} beyond all numbers": ([opening(**{name: 10**400})], "bad_request", f"open.{name}")
+        f"{name} {sign}beyond all numbers": (
+            [opening(**{name: int(f"{sign}1") * 10**400})], "bad_request", f"open.{name} must be"
+        )
         for name in ("width", "height", "fps", "seed", "received")
+        for sign in ("", "-")
     },
     "a negative seed": ([opening(seed=-1)], "bad_request", "open.seed"),
     "a seed too large": ([opening(seed=2**63)], "bad_request", "open.seed"),
