@@ -168,7 +168,7 @@ async def test_a_chunk_is_not_counted_on_a_rung_that_it_was_not_edited_on(
 @pytest.mark.anyio
 async def test_only_the_first_chunk_on_a_rung_is_a_change(engine: Engine) -> None:
     """It may prepare what those after it use; a stream's own first is none."""
-    with engine._admitted(replaced(mode="live")) as at:
+    with engine._admitted(replaced(mode="live"), 0) as at:
         stream, found = _open(engine.editor, at.opening), []
         for rung in (0, 0, 2, 2, 1, 1):
             engine.capacity.loads[at.name].rung = rung
