@@ -236,8 +236,8 @@ class _Reader:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Before the first sample is asked for, where `_read` looks where to begin."""
         self.epoch, self.position = state["epoch"], state["position"]
-        self.samples = self._read()
 
     def _read(self) -> Iterator[Keyed]:
         epochs = self.of.split.epochs

@@ -48,19 +48,28 @@ NEAREST = {  # the first pattern that fits a module names the tests that it answ
     "modeling/streaming/kv_cache.py": "modeling/streaming/test_kv_cache.py modeling/streaming",
     "modeling/streaming/mask_cache.py": "modeling/streaming/test_mask_cache.py modeling/streaming",
     "modeling/streaming/*.py": "modeling/streaming modeling/test_editor_arguments.py",
+    "pipelines/training/methods/base.py": (
+        "pipelines/training/methods pipelines/training/test_what_is_made.py "
+        "pipelines/training/test_on_a_gpu.py"
+    ),
+    "pipelines/training/methods/table.py": "pipelines/training/test_what_is_made.py",
     "pipelines/training/methods/*.py": "pipelines/training/methods",
     "pipelines/evaluation/scores.py": "pipelines/evaluation/test_scores.py",
     "pipelines/tracking/registry.py": (
+        "pipelines/tracking/test_registry_cut_short.py pipelines/tracking/test_requests.py "
         "pipelines/tracking/test_registry.py pipelines/tracking/test_versions.py"
     ),
     "pipelines/tracking/records.py": "pipelines/tracking/test_records.py",
-    "pipelines/tracking/outbox.py": "pipelines/tracking/test_outbox.py",
+    "pipelines/tracking/outbox.py": (
+        "pipelines/tracking/test_outbox_order.py pipelines/tracking/test_outbox_written.py "
+        "pipelines/tracking/test_outbox.py"
+    ),
     "data/loader.py": "data/test_loader_model.py data/test_loader.py",
-    "serve/delivery/session.py": "serve/delivery serve/front",
+    "serve/delivery/session.py": "serve/delivery/test_session.py serve/delivery serve/front",
     "serve/delivery/pacing.py": "serve/test_small_parts.py serve/delivery serve/front",
     "serve/hub/records.py": "serve/hub serve/front serve/test_small_parts.py",
     "serve/editor/capacity.py": "serve/test_small_parts.py serve/editor",
-    "serve/limits.py": "serve/test_limits.py serve/wire serve/front/test_http.py",
+    "serve/limits.py": "serve/test_limits.py test_docs.py serve/wire serve/front/test_http.py",
     "serve/tenants.py": "serve/test_tenants.py serve/front/test_http.py",
     "serve/wire/protocol.py": "serve/wire",
 }

@@ -103,9 +103,9 @@ class PacedOutbox:
             self._batches.popleft()
 
     def _due(self) -> float:
-        batch = self._batches[0]
+        batch, *others = self._batches
         step = FASTEST * self.interval
-        if batch.begun and len(self._batches) == 1:
+        if batch.begun and not others:
             even = (batch.until - self._left) / (batch.frames + 1)  # at most the interval
             step = max(even, step)
         return self._left + step

@@ -6,6 +6,7 @@ holds a session: whoever claims it last. What an earlier holder still writes is 
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import Counter, deque
@@ -20,7 +21,6 @@ from serve.wire.work import Opening, Ready
 
 MAX_TAIL = 8 * 2**20  # bytes of edited frames kept for a client that did not get them
 MIN_TAIL_FRAMES = 48  # of which so many are kept, whatever their size, while there is room
-MAX_BYTES = 2 * 10**9  # of all records
 HOLDER_BEAT_S = 10.0  # a front says this often which sessions it holds
 
 
@@ -161,11 +161,12 @@ class SessionStore:
         self,
         resume_s: float = 60.0,
         *,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: float = math.inf,
         gather_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`gather_s`: from now on, for fronts to say what they hold, see `remote.RemoteRecords`."""
+        """`max_bytes`: of all records. `gather_s`: from now on, for fronts to say what they hold,
+        see `remote.RemoteRecords`."""
         self.resume_s, self.max_bytes = resume_s, max_bytes
         self._gathered = clock() + gather_s
         self.bytes = 0  # of states and tails

@@ -6,7 +6,7 @@ import copy
 import functools
 import pickle
 from dataclasses import fields, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,11 +73,10 @@ def numbers(batch: dict[str, Any]) -> list[int]:
 def epochs_of(uri: str, count: int, monkeypatch: Any, worker: Any = None, **options: Any) -> Any:
     """What one worker of one rank reads in each of `count` epochs: a list of lists."""
     monkeypatch.setattr(module, "get_worker_info", lambda: worker)
-    flat = [
-        n
-        for batch in loader(uri, Split(batch_size=1, epochs=count, **options))
-        for n in numbers(batch)
-    ]
+    most = count * read_dataset_info(uri).samples
+    batches = iter(loader(uri, Split(batch_size=1, epochs=count, **options)))
+    flat = [n for batch in islice(batches, most) for n in numbers(batch)]
+    assert next(batches, None) is None, "an epoch too many"
     each = len(flat) // count
     return [flat[i * each : (i + 1) * each] for i in range(count)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -83,6 +84,32 @@ def test_an_open_on_the_limits_is_taken(change: dict[str, Any]) -> None:
     message = parse_client(json.dumps(OPEN | change))
     assert isinstance(message, Open)
     Limits().check_open(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"width": 15}, "unsupported_size"),
+        ({"height": 15}, "unsupported_size"),
+        ({"width": 1921, "height": 16}, "unsupported_size"),
+        ({"width": 16, "height": 1921}, "unsupported_size"),
+        ({"width": 1280, "height": 721}, "unsupported_size"),
+        ({"width": 1281, "height": 720}, "unsupported_size"),
+        ({"fps": 0.99}, "bad_request"),
+        ({"fps": 60.01}, "bad_request"),
+        ({"fps": math.nan}, "bad_request"),
+        ({"seed": -1}, "bad_request"),
+        ({"seed": 2**63}, "bad_request"),
+        ({"received": 1}, "bad_request"),
+        ({"resume": "token", "received": -1}, "bad_request"),
+        ({"prompt": " "}, "bad_request"),
+    ],
+)
+def test_an_open_beyond_a_limit_is_refused(change: dict[str, Any], code: str) -> None:
+    asked: dict[str, Any] = {"prompt": "snow", "width": 64, "height": 48, "fps": 30.0}
+    with pytest.raises(WireError) as raised:
+        Limits().check_open(Open(**asked | change, mode="live", format="jpeg"))
+    assert raised.value.code == code
 
 
 def test_an_hour_at_sixty_frames_a_second_is_taken() -> None:

@@ -88,7 +88,7 @@ async def test_live_frames_leave_no_faster_than_the_source() -> None:
     outbox.put([Entry(n, b"frame") for n in range(10)] + [Entry(10, "chunk")])
     outbox.end()
     sent: list[int] = []
-    await outbox.run(send, lambda: sent.append(1))
+    await asyncio.wait_for(outbox.run(send, lambda: sent.append(1)), 20)
     assert len(times) == 11
     assert len(sent) == 10
     assert times[9] - times[0] >= 9 * 0.01 * 0.95

@@ -41,6 +41,14 @@ def cache(window: int, sinks: int = 0, **options: object) -> KVCache:
     )
 
 
+def test_all_of_a_cache_is_where_and_what_it_is_asked_to_be() -> None:
+    made = cache(6, 3, device="meta", dtype=torch.bfloat16)
+    assert {x.device.type for x in (made.k, made.v, made.sink_k, *made.rope)} == {"meta"}
+    assert {x.dtype for x in (made.k, made.v, made.sink_k)} == {torch.bfloat16}
+    assert made.k.shape == made.v.shape == (2, 1, 2 * CHUNK * 6, 2, 24)
+    assert made.sink_k.shape == (2, 1, CHUNK * 6, 2, 24)
+
+
 def latents(frames: int, seed: int = 1) -> Tensor:
     return torch.randn(2, 1, frames, 16, HEIGHT, WIDTH, generator=torch.manual_seed(seed))
 

@@ -8,7 +8,7 @@ from modeling.config import MaskCacheConfig
 from modeling.diffusion.transformer import Transformer
 from modeling.streaming.kv_cache import Cached
 from modeling.streaming.mask_cache import MaskCache
-from modeling.streaming.policies import budget_tokens, published_tokens
+from modeling.streaming.policies import POLICIES, budget_tokens, published_tokens
 from tests.modeling.streaming.test_kv_cache import (
     CHUNK,
     CONFIG,
@@ -103,6 +103,40 @@ def test_budget_policy_keeps_exactly_its_share() -> None:
     one = torch.zeros(3, 60, 104)
     one[1, 30, 50] = 1.0
     assert 1560 + 15 * 52 + 25 in budget_tokens(one, 4 / 4680).tolist()
+
+
+@pytest.mark.parametrize(("policy", "counts"), [("published", {0, 18}), ("budget", {9})])
+def test_a_graph_serves_all_chunks_only_where_they_keep_equally_many(
+    policy: str, counts: set[int]
+) -> None:
+    """A step that stores what is reused is one of all tokens."""
+    edited, source = latents(CHUNK, seed=7)
+    corner = source.clone()
+    corner[..., :1, :1] += 1  # of no whole token
+    found = set()
+    for made in (edited, corner):
+        mask = mask_cache(policy=policy, keep_ratio=0.5)
+        mask.observe(made, source)
+        stored, pruned = mask.reuse(0), mask.reuse(1)
+        assert stored is not None
+        assert pruned is not None
+        assert (stored.tokens, stored.fixed_size) == (None, True)
+        assert pruned.tokens is not None
+        assert pruned.fixed_size is (len(counts) == 1)
+        found.add(len(pruned.tokens))
+    assert found == counts
+    for name in ("follow", "settled"):  # which keep what the picture asks for
+        assert not POLICIES[name].fixed_size
+
+
+@pytest.mark.parametrize(("scope", "layers"), [("attention", 2), ("feedforward", 2), ("block", 0)])
+def test_layers_outputs_are_kept_where_they_stand_in(scope: str, layers: int) -> None:
+    made = MaskCache(
+        MaskCacheConfig(scope=scope), CONFIG, chunk_latents=CHUNK, latent_height=HEIGHT,
+        latent_width=WIDTH, device="meta", dtype=torch.bfloat16,
+    )  # fmt: skip
+    assert made._outputs.shape == (layers, 1, CHUNK_TOKENS, CONFIG.dim)
+    assert (made._outputs.device.type, made._outputs.dtype) == ("meta", torch.bfloat16)
 
 
 @pytest.mark.parametrize("policy", ["published", "budget"])

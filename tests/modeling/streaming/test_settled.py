@@ -40,12 +40,11 @@ def run(mask: MaskCache, moves: Moves, source: Tensor | None = None) -> list[boo
     return computed
 
 
-def test_what_stands_still_is_tried_once_and_then_left_alone() -> None:
+def test_what_stands_still_is_tried_in_every_eighth_chunk() -> None:
+    """So that what begins to move is found."""
     mask = cache(SETTLED)
-    chunks = [run(mask, STILL) for _ in range(10)]
-    assert chunks[0] == [True, False, False]
-    assert chunks[1:8] == [[False] * 3] * 7
-    assert chunks[8:] == [[True, False, False], [False] * 3]  # what begins to move is found
+    chunks = [run(mask, STILL) for _ in range(18)]
+    assert chunks == [[n % 8 == 0, False, False] for n in range(18)]
 
 
 def test_a_step_is_computed_after_one_that_moved_something() -> None:
@@ -72,6 +71,19 @@ def test_trembling_and_a_few_tokens_are_no_movement() -> None:
         assert reuse.idle
 
 
+@pytest.mark.parametrize(("tokens", "moves"), [(2, False), (3, True)])
+def test_a_chunk_has_settled_while_two_tokens_in_a_hundred_move(
+    tokens: int, moves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = torch.full((100,), 0.5)  # as much as the threshold is no movement
+    found[:tokens] = 0.51
+    monkeypatch.setattr(settled, "evidence", lambda estimate, before: found)
+    known = settled.Settled(0.5)
+    assert known.moved(2, found, found) is moves
+    assert known.moves is None  # the second step alone says something of the next chunk
+    assert known.moved(1, found, found) is known.moves is moves
+
+
 def test_an_estimate_that_is_not_computed_again_stands() -> None:
     """In a rollout, whose ranks compute all steps alike: neither the new one nor the source."""
     mask, source = cache(SETTLED), scene()
@@ -96,9 +108,10 @@ def test_after_a_new_prompt_and_a_scene_cut_the_second_step_is_tried(what: str) 
     assert run(mask, STILL, source)[0]
 
 
-def test_what_moved_in_a_new_scene_is_known_in_the_chunk_after_it() -> None:
+@pytest.mark.parametrize("first", [1, 2])  # latent of the new scene: the last one counts
+def test_what_moved_in_a_new_scene_is_known_in_the_chunk_after_it(first: int) -> None:
     mask = cache(SETTLED)
-    run(mask, STILL, torch.cat([scene()[:, :1], scene(1)[:, 1:]], dim=1))
+    run(mask, STILL, torch.cat([scene()[:, :first], scene(1)[:, first:]], dim=1))
     assert not run(mask, STILL, scene(1))[0]
 
 

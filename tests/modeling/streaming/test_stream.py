@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,7 +27,8 @@ from modeling.config import (
 from modeling.diffusion.transformer import Transformer
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model
-from modeling.streaming.state import StreamState
+from modeling.streaming.quality import Quality
+from modeling.streaming.state import FORMAT_VERSION, StreamState
 from modeling.streaming.stream import EditedChunk
 from modeling.vae.build import build_vae
 from tests.modeling.streaming.plain_stream import PlainStream
@@ -186,6 +189,36 @@ def test_it_equals_the_plain_stream(case: Case) -> None:
         assert np.array_equal(ours.mask, theirs.mask), ours.index
         assert ours.recomputed == pytest.approx(theirs.recomputed, abs=1e-9)
         assert ours.steps == len(case.stream.timesteps)
+
+
+def test_a_state_says_of_whom_it_is_and_what_was_asked_for() -> None:
+    editor = StreamingEditor(random_model(0, WAN), mask_cache=None)
+    stream = editor.open("paint", height=64, width=96, seed=3, work_size="48x32", detail="source")
+    stream.change(Quality((16, 32), sparing=True))
+    list(stream.push(np.zeros((11, 64, 96, 3), np.uint8)))
+    for compact in (True, False):
+        state = StreamState.from_bytes(stream.snapshot(compact=compact).to_bytes())
+        told = {name: getattr(state, name) for name in state.__dataclass_fields__}
+        assert told | {
+            "prompt": "paint", "height": 64, "width": 96, "work_height": 16, "work_width": 32,
+            "detail": "source", "seed": 3, "chunks": 1, "frames": 9, "sparing": True,
+            "halved": False, "model": editor.identity, "latents": editor.latents,
+        } == told  # fmt: skip
+        assert len(state.pending) == (0 if compact else 2)
+        assert len(state.history) == 1
+    assert len({editor.identity, editor.latents, ""}) == 3
+
+
+def test_a_state_that_would_run_something_is_refused(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> object:
+            return (tmp_path / "mark").touch, ()
+
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, "prompt": Bomb()}, buffer)
+    with pytest.raises(ValueError, match=f"no stream state in {len(buffer.getvalue())} bytes"):
+        StreamState.from_bytes(buffer.getvalue())
+    assert not (tmp_path / "mark").exists()
 
 
 def stream_chunks(

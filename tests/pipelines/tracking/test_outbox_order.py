@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import json
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -64,6 +68,68 @@ def test_who_waits_gets_one_more_try_at_once_and_is_warned_once(
         assert box.flush(LONG)
         assert server.order == ["start", "metrics", "end"]
     assert len(said) == 1
+
+
+def test_who_waits_goes_on_with_the_last_answer_and_the_thread_ends_with_the_outbox(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, server = boxes()
+    before = time.monotonic()
+    with box:
+        box.start_pipeline("demo", {}).finish()
+        assert box.flush(LONG)
+        (sending,) = [thread for thread in threading.enumerate() if thread.name == "mlflow"]
+        while not box._changed._waiters:  # type: ignore[attr-defined]  # it has nothing to do
+            time.sleep(0.01)
+        monkeypatch.setattr(box, "flush", lambda patience: True)  # which would wake it as well
+    sending.join(5)
+    assert not sending.is_alive()
+    assert server.order == ["start", "end"]
+    assert time.monotonic() - before < LONG / 2
+
+
+@pytest.mark.parametrize("told", [True, False])  # whether there is something to send
+def test_what_mlflow_s_import_takes_is_nobody_s_patience(
+    told: bool, boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds, in which no server was asked anything."""
+    gate, asking = threading.Event(), threading.Barrier(2 + told)
+
+    class Slow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+            return ModuleSpec(name, self) if name == "mlflow" else None
+
+        def exec_module(self, module: object) -> None:
+            assert gate.wait(LONG)
+
+    monkeypatch.delitem(sys.modules, "mlflow")
+    monkeypatch.setattr(sys, "meta_path", [Slow(), *sys.meta_path])
+    box, server = boxes()
+    found: list[object] = []
+
+    def ask(question: Callable[[], object]) -> None:
+        asking.wait(LONG)
+        found.append(question())
+
+    with box:
+        questions: list[Callable[[], object]] = [lambda: box.flush(0.05)]
+        answers: set[object] = {True}
+        if told:
+            run = box.start_pipeline("demo", {})
+            questions.append(lambda: run.run_id)
+            answers.add(f"run of {run.mark}")
+        threads = [threading.Thread(target=ask, args=[q], daemon=True) for q in questions]
+        for thread in threads:
+            thread.start()
+        asking.wait(LONG)
+        threads[0].join(0.5)
+        assert found == [] == server.taken
+        gate.set()
+        for thread in threads:
+            thread.join(LONG)
+        assert set(found) == answers
+        if told:
+            run.finish()
 
 
 def test_a_silent_server_is_waited_for_as_long_as_patience_says(boxes: Boxes) -> None:

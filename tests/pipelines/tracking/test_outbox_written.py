@@ -110,7 +110,13 @@ def test_runs_are_begun_with_their_settings_and_what_they_are(box: Outbox) -> No
         {"what": "resume", "run": child.mark, "parent": parent.mark, "tags": code_tags()}
     ]
     again.finish()
-    assert parent.start_stage("vae", {"steps": 2}, "key").mark != child.mark
+    other = parent.start_stage("vae", {"steps": 2}, "key")
+    assert other.mark != child.mark
+    again.finish()  # whose note is another's now, and is gone when that one ends
+    other.finish()
+    assert [(entry["what"], entry["run"]) for entry in written(box)[-2:]] == [
+        ("end", child.mark), ("end", other.mark)
+    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,30 @@ from tests.serve.delivery.sessions import (
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
 
 
+@pytest.mark.parametrize(
+    ("opened", "there", "unsent", "sign"),
+    [
+        (True, 3, 0, lambda session: feed(session, 1)),
+        (True, 3, 0, lambda session: session.finish()),
+        (True, 9, 24, lambda session: session.sent(1)),
+        (True, 9, 30, lambda session: session.sent(7)),
+        (False, 9, 0, lambda session: session.opened(READY)),
+    ],
+)
+async def test_who_waits_for_work_hears_when_there_is_some(
+    opened: bool, there: int, unsent: int, sign: Callable[[Session], object]
+) -> None:
+    session = make(opened=opened)
+    session.unsent = unsent
+    feed(session, there)
+    taking = asyncio.ensure_future(session.take())
+    await asyncio.sleep(0)
+    assert not taking.done()
+    sign(session)
+    await asyncio.sleep(0)
+    assert taking.done()
+
+
 async def test_chunks_are_9_frames_then_12() -> None:
     session = make()
     feed(session, 21)
@@ -44,6 +69,15 @@ async def test_chunks_are_9_frames_then_12() -> None:
         "type": "mask", "index": 0, "latents": 3, "rows": 2, "columns": 3, "data": "QAAA",
     }  # fmt: skip
     assert indices(answer(session, second)) == list(range(9, 21))
+
+
+async def test_a_frame_without_its_image_is_no_frame_that_is_left_out() -> None:
+    session = make()
+    feed(session, 9)
+    delivery = session.deliver(edited(await session.take()))
+    for images in (8, 10):
+        with pytest.raises(ValueError, match="zip"):
+            session.entries(delivery, [b"image"] * images)
 
 
 async def test_four_frames_go_ahead_of_their_chunk() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling.streaming.quality import Quality
+from modeling.streaming.stream import EditedChunk, EditStream
 from serve.admission.admission import Editor, Seat, Sizes, Warm
 from serve.admission.rungs import Means
 from serve.editor import capacity as capacity_module
@@ -207,7 +211,7 @@ def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     opened, details = editor.open, list[object]()
 
     def timed(*args: object, **named: object) -> object:
-        details.append(named["detail"])
+        details.append((named["detail"], named["work_size"]))
         stream = opened(*args, **named)
         push = stream.push
 
@@ -234,7 +238,7 @@ def test_the_warm_up_measures_a_chunk_that_costs_what_all_others_will(
     assert made.costs == {Sizes(own, own, model="it"): 0.25, small: 0.125}
     assert told == ["warming 96x64 at 96x64", "warming 34x50 at 32x16", "measuring capacity"]
     assert made.frame_s > 0
-    assert details == ["source", "off"]  # as sessions of these sizes have it
+    assert details == [("source", "96x64"), ("off", "32x16")]  # as sessions of these sizes have it
 
 
 def test_sizes_that_were_not_met_for_longest_are_forgotten() -> None:
@@ -249,8 +253,15 @@ def test_sizes_that_were_not_met_for_longest_are_forgotten() -> None:
     assert made.cost(Sizes((1, 1), (16, 16))) == pytest.approx(0.11)
 
 
-def test_the_warm_up_measures_every_rung() -> None:
-    editor = known_editor()
+def test_the_warm_up_measures_every_rung(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each at what it is: what a chunk costs there is what sessions are let in by."""
+    editor, push, worked = known_editor(), EditStream.push, list[Quality]()
+
+    def noting(stream: EditStream, frames: np.ndarray) -> Iterator[EditedChunk]:
+        worked.append(stream.quality)
+        return push(stream, frames)
+
+    monkeypatch.setattr(EditStream, "push", noting)
     made = Capacity(chunk_frames=12, max_sessions=8, means=means_of(editor))
     assert made.means == Means(((64, 96),), 4, masked=True)
     own = Sizes((64, 96), (64, 96))
@@ -260,6 +271,10 @@ def test_the_warm_up_measures_every_rung() -> None:
         own, replace(own, sparing=True), replace(own, sparing=True, halved=True)
     ]  # fmt: skip
     assert made.warm[own] > 0
+    size = (64, 96)
+    assert worked == [
+        *[Quality(size)] * 6, *[Quality(size, sparing=True)] * 3, *[Quality(size, True, True)] * 3
+    ]  # fmt: skip
     assert made.models[""].means == made.means
 
 

@@ -349,6 +349,18 @@ async def test_room_is_made_by_one_look_at_all_records(
     assert sum(lengths) == 40 * 12
 
 
+async def test_the_longest_tails_are_cut_first_in_whatever_order_they_came() -> None:
+    store, nothing = SessionStore(60.0, max_bytes=54 * 10, clock=lambda: 0.0), SplitState(b"")
+    tokens = [await store.create(HEADER) for _ in range(6)]
+    for token, n in zip(tokens, (2, 9, 4, 12, 7, 20), strict=True):
+        await store.commit(Commit(token, 0, HEADER, progress(n, nothing), frames(0, n)))
+    kept = []
+    for n in (2, 9):  # it comes to 9, and to 16
+        await store.commit(Commit(tokens[0], 0, HEADER, progress(n + 7, nothing), frames(n, 7)))
+        kept.append(sorted(len(store._records[token].tail) for token in tokens))
+    assert kept == [[4, 7, 9, 9, 12, 13], [4, 7, 9, 11, 11, 12]]
+
+
 async def test_what_lacks_a_part_changes_nothing(store: SessionStore) -> None:
     """So that its front sends it again, whole."""
     one, two = HistoryPart.of(b"one"), HistoryPart.of(b"two")

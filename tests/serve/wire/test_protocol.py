@@ -18,6 +18,7 @@ from serve.wire.codes import CODES, Code, javascript
 from serve.wire.protocol import (
     CLIENT_TYPES,
     LARGEST,
+    MAX_TEXT,
     NAMES,
     SERVER_TYPES,
     Chunk,
@@ -101,6 +102,26 @@ def test_absent_optional_fields_are_not_sent() -> None:
 def test_messages_of_a_later_version_are_passed_over_by_clients() -> None:
     assert parse_server('{"type":"weather","rain":1}') is None
     assert parse_server('{"type":"dropped","first_frame":3,"frames":2,"why":"x"}') == Dropped(3, 2)
+
+
+@pytest.mark.parametrize("length", [MAX_TEXT, MAX_TEXT + 1])
+def test_a_message_is_read_up_to_its_largest_length(length: int) -> None:
+    text = to_json(Prompt(""))
+    text = to_json(Prompt("x" * (length - len(text))))
+    if length == MAX_TEXT:
+        assert isinstance(parse_client(text), Prompt)
+    else:
+        with pytest.raises(WireError, match=f"of {length} characters; at most {MAX_TEXT}$"):
+            parse_client(text)
+
+
+@pytest.mark.parametrize(
+    ("length", "shown"), [(58, "'" + "x" * 58 + "'"), (59, "'" + "x" * 56 + "...")]
+)
+def test_of_a_wrong_value_sixty_characters_are_shown(length: int, shown: str) -> None:
+    with pytest.raises(WireError) as raised:
+        parse_client(json.dumps(OPEN | {"mode": "x" * length}))
+    assert raised.value.message.endswith(f", got {shown}")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 
 from modeling.config import MaskCacheConfig, VaeConfig
 from modeling.diffusion.flops import forward_flops
+from modeling.diffusion.transformer import Transformer
 from modeling.model_dir import Model, ModelError
 from pipelines.training.methods import distill as module
 from pipelines.training.methods.distill import DistillTraining
@@ -75,6 +76,21 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     assert len(copied) == 3
     assert gathered[2:] == [training.critic.module]
     assert training.generator.module.recompute_attention
+
+
+def test_what_rollouts_go_through_is_a_copy_in_shape_that_never_learns() -> None:
+    here = setting("distill")
+    here.config.compute.precision = "bf16"
+    made = module._empty_copy(here, model(PlainNetwork()))
+    with torch.device("meta"):
+        alike = Transformer(CONFIG.transformer).state_dict()
+    assert {n: p.shape for n, p in made.state_dict().items()} == {
+        n: p.shape for n, p in alike.items()
+    }
+    assert {(p.device, p.dtype, p.requires_grad) for p in made.parameters()} == {
+        (here.device, torch.bfloat16, False)
+    }
+    assert not made.training
 
 
 def test_fast_rollouts_take_up_each_update_before_the_next_one(

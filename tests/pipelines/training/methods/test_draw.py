@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modeling.diffusion.flow import FlowSchedule
 from pipelines.training.kernels import prepare
+from pipelines.training.methods import base
 from pipelines.training.methods.base import Draw, FixedDraw, draw_timesteps, prepare_network
 from tests.pipelines.training.plain import PlainNetwork, setting
 
@@ -63,6 +64,61 @@ def test_held_out_clips_have_noise_of_their_own_and_always_the_same() -> None:
 
     assert torch.equal(drawn(0), drawn(0, seed=5))  # or no two validations could be compared
     assert not torch.isin(drawn(0), drawn(1)).any()
+
+
+def test_seeds_are_what_they_were() -> None:
+    """So that a training goes on with the numbers that it began with, and two validations can be
+    compared, whatever version of this made them."""
+    there = setting("foundation", rank=3, world_size=4, seed=7).draw(5, 1)
+    here = setting("foundation")
+    found = [draw(), there, FixedDraw(here, 0, 4), FixedDraw(here, 3, 4)]
+    assert [(each.own.initial_seed(), each.shared.initial_seed()) for each in found] == [
+        (8407437806151696170, 7896617691693857887),
+        (310487666455595109, 6088092377933311330),
+        (4447490575564582474, 8071776124730964103),
+        (1539720418252776130, 8071776124730964103),
+    ]
+
+
+@pytest.mark.parametrize(("stage", "frames"), [("vae", 9), ("foundation", None), ("distill", None)])
+def test_a_vae_reads_clips_and_the_others_whole_pairs(stage: str, frames: int | None) -> None:
+    assert setting(stage).clip_frames == frames
+
+
+@pytest.mark.parametrize(
+    ("stage", "sharing", "rank", "groups", "place"),
+    [
+        ("foundation", 2, 0, [[0, 1], [2, 3], [4, 5], [6, 7]], (0, 0, 2)),
+        ("distill", 2, 5, [[0, 1], [2, 3], [4, 5], [6, 7]], (2, 1, 2)),
+        ("causal", 4, 7, [[0, 1, 2, 3], [4, 5, 6, 7]], (1, 3, 4)),
+        ("foundation", 1, 5, [], None),
+        ("vae", 2, 5, [], None),
+    ],
+)
+def test_who_shares_a_clip(
+    stage: str,
+    sharing: int,
+    rank: int,
+    groups: list[list[int]],
+    place: tuple[int, int, int] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each rank makes all groups, in the same order: that is a collective."""
+    made: list[list[int]] = []
+
+    def new_group(ranks: list[int]) -> int:
+        made.append(ranks)
+        return len(made) - 1
+
+    monkeypatch.setattr(base.distributed, "new_group", new_group)
+    here = setting(stage, rank=rank, world_size=8)
+    here.config.compute.sequence_parallel = sharing
+    found = here.sequence
+    assert (found and (found.group, found.rank, found.size)) == place
+    assert here.sequence is found
+    assert made == groups
+    shared = place[2] if place else 1
+    assert (here.data_rank, here.data_workers) == (rank // shared, 8 // shared)
 
 
 def test_one_draw_goes_on() -> None:

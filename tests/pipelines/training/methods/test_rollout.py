@@ -151,7 +151,7 @@ def test_what_runs_streams_makes_the_same_clips_with_the_same_gradients(mask: st
             torch.testing.assert_close(other[name], value, atol=1e-6 * largest, rtol=1e-3, msg=name)
 
 
-CHUNK_TOKENS = 16  # of two latents of 4 x 8 cells
+CHUNK_TOKENS = 16  # of two latents of 2 x 16 cells
 
 
 @pytest.mark.parametrize("fills", [CHUNK_TOKENS * CONFIG.dim, CHUNK_TOKENS * CONFIG.dim + 1])
@@ -173,7 +173,7 @@ def test_small_clips_are_rolled_out_together_and_make_what_each_makes_alone(
         )
 
     monkeypatch.setattr(module, "_noise_like", noise)
-    source = torch.randn(3, 8, 4, 4, 8, generator=torch.Generator().manual_seed(2))
+    source = torch.randn(3, 8, 4, 2, 16, generator=torch.Generator().manual_seed(2))
     stream = replace(STREAM, chunk_latents=2, window_latents=6, sink_latents=2)
     runs: list[int] = []
 
@@ -199,6 +199,31 @@ def test_small_clips_are_rolled_out_together_and_make_what_each_makes_alone(
     for number, gradient in enumerate(together[1:], 1):
         mean = torch.stack([clip[number] for clip in alone]).mean(dim=0)
         torch.testing.assert_close(gradient, mean, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [("demo", True), ("natural", True), ("wan-1.3b", False), ("wan-14b", False)],
+)
+def test_a_published_model_s_chunk_fills_a_gpu_and_a_small_one_s_does_not(
+    name: str, together: bool
+) -> None:
+    model = PRESETS[name]
+    cells = (model.stream.height // 8) * (model.stream.width // 8)
+    numbers = model.stream.chunk_latents * cells // 4 * model.transformer.dim
+    assert (numbers < module.FILLS) is together
+
+
+@pytest.mark.parametrize("lacks", ["text", "truth"])
+def test_clips_of_which_one_lacks_something_are_refused(lacks: str) -> None:
+    clips = torch.zeros(3, 2, 4, 4, 4)
+    given = {"source": clips, "text": torch.ones(3, 4, 8), "truth": clips}
+    stream = replace(STREAM, mask_cache=MASKS["budget"])
+    with pytest.raises(ValueError, match="zip"):
+        rollout(
+            None, Recorder(), CONFIG, stream, FlowSchedule(5.0), last_step=0,
+            generator=torch.Generator(), **given | {lacks: given[lacks][:2]},
+        )  # fmt: skip
 
 
 def test_exit_steps_depend_on_seed_and_step_alone_and_cover_all() -> None:

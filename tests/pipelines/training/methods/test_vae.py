@@ -324,6 +324,8 @@ def test_a_decoder_alone_keeps_the_latents_as_they_are() -> None:
 
 def test_engine_and_refusal() -> None:
     training = make(setting("vae", learning_rate=3e-4, train_encoder=False))
+    assert training.tokens(clips()) == 0  # of pixels there are none
+    assert training.flops(clips(), 0) is None
     assert list(training.engines) == ["vae"]
     assert training.engine.rate == training.learning_rates["vae"] == 3e-4
     assert training.ema is None
