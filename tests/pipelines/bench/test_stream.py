@@ -98,7 +98,14 @@ def test_check_names_what_got_worse(report: dict[str, Any]) -> None:
     assert "+20%, allowed +15%" in str(worse[0])
 
 
-def test_check_fails_the_command(report: dict[str, Any], tmp_path: Path) -> None:
+def test_check_fails_the_command(
+    report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the figures that were measured above, which one more run would only measure again."""
+    given: list[Any] = []
+    monkeypatch.setattr(
+        "pipelines.bench.stream.measure", lambda *told: given.append(told) or deepcopy(report)
+    )
     stored = deepcopy(report)
     for entry in stored["ratios"].values():
         entry["tolerance"] = 1e6
@@ -108,6 +115,9 @@ def test_check_fails_the_command(report: dict[str, Any], tmp_path: Path) -> None
     result = CliRunner().invoke(bench_app, arguments)
     assert result.exit_code == 1
     assert result.output.strip().endswith("V dense / D dense")
+    ((options, compared, _),) = given
+    assert (options.size, options.chunks, options.sessions) == ((32, 48), 2, 0)
+    assert compared == stored
 
 
 @pytest.mark.parametrize(
