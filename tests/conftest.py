@@ -1,5 +1,5 @@
-"""What must be so before anything is imported, in which order files are begun, and what of them the
-garbage collector passes over.
+"""What must be so before anything is imported, in which order files are begun, what of them the
+garbage collector passes over, and how the process ends.
 
 Bytecode is kept, though many images of containers set PYTHONDONTWRITEBYTECODE: without it pytest
 rewrites every assertion anew in every process, which for tests/serve alone takes as long as all
@@ -14,6 +14,7 @@ imported, by whatever test comes first.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
@@ -23,6 +24,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipelines.__main__ import _LastOfAll
+
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
 
@@ -31,6 +34,8 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
+LEAVE = _LastOfAll()
+atexit.register(LEAVE)
 gc.disable()  # until all tests are collected
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,6 +63,7 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Libraries that count what is left of them at the end find nothing."""
-    gc.unfreeze()
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The process ends as `liveedit` does: to take apart all that is imported takes seconds."""
+    LEAVE.code = int(session.exitstatus)
