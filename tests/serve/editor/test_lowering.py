@@ -14,7 +14,7 @@ from serve.editor.engine import Engine, _open
 from serve.wire.protocol import WireError
 from serve.wire.work import Edited, Frames
 from tests.serve.editor.works import SIZES as KNOWN
-from tests.serve.editor.works import Source, chunks, events, filling, opening, replaced
+from tests.serve.editor.works import Source, chunks, opening, replaced
 
 SIZE = (128, 192)
 SIZES = Sizes(SIZE, SIZE, "off")
@@ -175,15 +175,3 @@ async def test_only_the_first_chunk_on_a_rung_is_a_change(engine: Engine) -> Non
             await engine._suit(at, stream)
             found.append(at.changed)
     assert found == [False, False, True, False, True, False]
-
-
-@pytest.mark.anyio
-async def test_a_streams_first_chunks_say_nothing_of_what_later_ones_cost(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As many as fill its window, and the one that is the first to see a full one."""
-    engine.capacity.costs[KNOWN] = engine.capacity.warm[KNOWN] = 0.01
-    told: list[Sizes] = []
-    monkeypatch.setattr(engine.capacity, "observe", lambda sizes, *_: told.append(sizes))
-    await events(engine, replaced(mode="live"), *chunks(filling(engine) + 2))
-    assert told == [KNOWN, KNOWN]
