@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class Server:
         assert self._ready.wait(60)
 
     def _main(self) -> None:
-        asyncio.run(self._serve())
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._serve())
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -52,9 +53,14 @@ class Server:
         config = uvicorn.Config(
             self.front.app, log_level="warning", ws_per_message_deflate=False, lifespan="off"
         )
-        self._server = uvicorn.Server(config)
+        server, self._serving = uvicorn.Server(config), asyncio.current_task()
         self._ready.set()
-        await self._server.serve(sockets=[self._listener])
+        try:
+            await server.serve(sockets=[self._listener])
+        finally:
+            self._listener.close()
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()
 
     @property
     def engine(self) -> Any:
@@ -69,7 +75,8 @@ class Server:
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
 
     def stop(self) -> None:
-        self._server.should_exit = True
+        """At once: uvicorn's own end looks ten times a second. A front's is `Front.stop`."""
+        self.loop.call_soon_threadsafe(self._serving.cancel)
         self._thread.join(20)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +21,20 @@ from tests.serve.hub.test_records import HEADER
 from tests.serve.test_robustness import IMAGE, OPEN
 
 
-@pytest.fixture
-def full(small_model: Path) -> Iterator[Server]:
-    """A server with room for one session."""
+@pytest.fixture(scope="module")
+def narrow(small_model: Path) -> Iterator[Server]:
     with serving(small_model, max_sessions=1) as running:
         yield running
+
+
+@pytest.fixture
+def full(narrow: Server) -> Server:
+    """A server with room for one session, which nobody has."""
+    deadline = time.monotonic() + 20
+    while narrow.engine.capacity.loads:  # of the test before
+        assert time.monotonic() < deadline, "a session keeps its place"
+        time.sleep(0.005)
+    return narrow
 
 
 def socket(server: Server) -> ClientConnection:

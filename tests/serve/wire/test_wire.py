@@ -250,7 +250,10 @@ def test_full_is_an_accepted_socket_an_error_and_1013(small_model: Any) -> None:
 
 
 def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
-    small_model: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    small_model: Any,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Chunks are thought to cost what they last; they cost much less, as is seen by and by. And
     each leaves a trace."""
@@ -258,11 +261,14 @@ def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
     mask, steps = replace(own, sparing=True), replace(own, sparing=True, halved=True)
     told: list[dict[str, Any]] = []
     indices = itertools.count()
+    monkeypatch.setattr("serve.editor.capacity.NEWEST", 0.4)  # soon: each lasts half a second
     with (
         caplog.at_level("INFO", "serve"),
         serving(small_model, measured_capacity=True, traces=str(tmp_path)) as busy,
     ):
         capacity = busy.engine.capacity
+        observe = capacity.observe
+        capacity.observe = lambda *seen: observe(seen[0], min(seen[1], 0.1), *seen[2:])  # not busy
         capacity.costs[own], capacity._calm = 0.43, Calm(up_s=0.1)
         capacity.warm = {own: 1.0, mask: 1.0, steps: 0.7}
         with socket(busy) as connection:
