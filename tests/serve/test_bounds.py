@@ -131,7 +131,7 @@ def test_uploads_that_stand_still_are_few_and_end(small_model: Path) -> None:
 
 def test_an_upload_that_drips_has_an_end(small_model: Path) -> None:
     with (
-        serving(small_model, Limits(upload_idle_s=5.0, upload_s=1.0)) as server,
+        serving(small_model, Limits(upload_idle_s=5.0, upload_s=0.4)) as server,
         begin_upload(server.port) as connection,
     ):
         connection.settimeout(0.1)
