@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from data.processes import _submit, adopt_environment, map_in_order, worker_context
+from infra.runtime.environment import become, everything
 
 ROOT = Path(__file__).parent.parent.parent
 TERMINAL = (signal.SIGINT, signal.SIGHUP)
@@ -31,6 +32,16 @@ def test_a_worker_has_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("LIVEEDIT_SEEN")
     with context.Pool(1, adopt_environment, (dict(os.environ), 0)) as pool:
         assert pool.apply(os.getenv, ("LIVEEDIT_SEEN",)) is None
+
+
+def test_a_worker_has_no_variable_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEEDIT_GONE", "yes")
+    before = everything()
+    try:
+        adopt_environment({"LIVEEDIT_SEEN": "now"})
+        assert everything() == {"LIVEEDIT_SEEN": "now"}
+    finally:
+        become(before)
 
 
 def blocked(pid: int) -> set[signal.Signals]:

@@ -17,7 +17,7 @@ from data.bench.scene import Scene, Shot
 from data.footage.camera import Path as Camera
 from data.footage.material import Footage, FootageError, Material, prepare, read_heldout
 from data.footage.objects import Thing
-from data.kinds import COLOURS
+from data.kinds import COLOURS, Figure
 from data.synthetic import is_heldout
 from infra.runtime.errors import UserError
 
@@ -129,6 +129,17 @@ def test_a_scene_cut_changes_the_whole_picture(name: str, footage: Footage) -> N
     assert np.flatnonzero(np.isnan(made.camera).any(axis=(1, 2))).tolist() == [CUT_AT - 1]
     assert changed(made)[CUT_AT:].any()
     assert changed(made)[:CUT_AT].any()
+
+
+@pytest.mark.parametrize(("size", "unit"), [((64, 128), 64), ((128, 64), 128 / 3)])
+def test_things_are_as_large_in_upright_clips(size: tuple[int, int], unit: float) -> None:
+    """Shares of the shorter side, which counts for two thirds where it is the width."""
+    way = np.zeros((2, 2)), np.zeros(2)
+    for half, kind in (("natural", Thing), ("drawn", Figure)):
+        of = next(one for one in CASES if one.half == half)
+        thing = clip_module._thing(of, "star", "red", 0.2, way, size)
+        assert isinstance(thing, kind)
+        assert thing.radius == pytest.approx(0.2 * unit)
 
 
 def test_faster_clips_move_more() -> None:

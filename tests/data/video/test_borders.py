@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from data.video import VideoError, VideoWriter, decode
+from data.video import VideoError, VideoWriter, decode, sound
 from data.video.source import survey as survey_module
 from data.video.source.clock import Segment, _place_beside, make_clock
 from data.video.source.survey import survey
+from tests.data.conftest import MakeVideo
 from tests.data.video.test_times_by_hand import TENTH, of_a_file
 
 
@@ -40,6 +41,23 @@ def test_stamps_that_start_anew_again_and_again_say_nothing(parts: int, ahead: i
     """Not even where nothing is missing: they are then put one after the other."""
     picture = [Segment(n, 2.0 * n, 2.0 * n + 1) for n in range(parts)]
     assert make_clock((0, picture), {}, hole=10.0, step=0.1).repairs.ahead == ahead
+
+
+def test_each_part_of_a_sound_goes_with_its_own_part_of_the_picture() -> None:
+    picture = [Segment(n, 100.0 * n, 100.0 * n + 1, -float(n)) for n in range(4)]
+    sound_parts = [Segment(n, 100.0 * n, 100.0 * n + 1) for n in range(4)]
+    _place_beside(sound_parts, picture, 10.0)
+    assert [part.shift for part in sound_parts] == [0, -1, -2, -3]
+
+
+@pytest.mark.parametrize(
+    ("turn", "aspect", "resized"), [(0, 1, False), (90, 1, False), (0, 2, True)]
+)
+def test_a_turned_picture_keeps_its_pixels(
+    make_video: MakeVideo, turn: int, aspect: int, resized: bool
+) -> None:
+    path = make_video(rotation=turn, pixel_aspect=Fraction(aspect))
+    assert survey(path).look.resized is resized
 
 
 @pytest.mark.parametrize(("beside", "shift"), [(7, -7.0), (8, -800.0)])
@@ -134,6 +152,23 @@ def test_a_file_is_looked_at_once_until_it_is_another(
     os.utime(other, ns=(8, 8))
     other.replace(path)
     assert survey(path) == 4
+
+
+def test_a_source_whose_tracks_cannot_be_taken_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where somebody interrupts: files are not left open until they are collected."""
+    closed: list[bool] = []
+    opened = SimpleNamespace(close=lambda: closed.append(True))
+    monkeypatch.setattr(sound, "open_video", lambda source: opened)
+
+    def fails(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sound, "_lane", fails)
+    plan: Any = SimpleNamespace(tracks=[SimpleNamespace(index=0)])
+    nothing: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        sound.Carrier("x", nothing, plan, nothing, nothing)
+    assert closed == [True]
 
 
 @pytest.mark.parametrize(
