@@ -100,7 +100,7 @@ class Edits:
             headers["X-LiveEdit-Differs"] = _ascii(told)
         if edit.unknown:
             headers["X-LiveEdit-Unknown-Words"] = _ascii(edit.unknown)
-        return _EditedVideo(_all(first, body), files, headers)
+        return _EditedVideo(first, body, files, headers)
 
     async def _uploaded(self, request: Request, path: Path) -> Asked:
         self._uploads += 1
@@ -245,26 +245,25 @@ async def _next(events: AsyncIterator[Any], *others: asyncio.Future[None]) -> An
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def _all(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    async with aclosing(rest) as pieces:
-        yield first
-        async for piece in pieces:
-            yield piece
-
-
 class _EditedVideo(StreamingResponse):
-    """Closes `files` when it ends, also when the client left before its first piece."""
+    """The `first` piece and the `rest`, which has begun. Ends the `rest` and then closes `files`,
+    also when the client left before it was sent anything."""
 
     def __init__(
-        self, body: AsyncGenerator[bytes], files: ExitStack, headers: dict[str, str]
+        self, first: bytes, rest: AsyncGenerator[bytes], files: ExitStack, headers: dict[str, str]
     ) -> None:
-        super().__init__(body, media_type="video/mp4", headers=headers)
-        self._body, self._files = body, files
+        super().__init__(self._pieces(first), media_type="video/mp4", headers=headers)
+        self._rest, self._files = rest, files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._files:
-            async with aclosing(self._body):
+            async with aclosing(self._rest):
                 await super().__call__(scope, receive, send)
+
+    async def _pieces(self, first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        async for piece in self._rest:
+            yield piece
 
 
 def _ascii(text: str) -> str:

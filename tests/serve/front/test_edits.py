@@ -246,10 +246,12 @@ async def test_a_front_that_leaves_has_its_videos_time_once(
     assert office.sample("sessions_ended_total", reason="draining", tenant="a") == 1
 
 
+@pytest.mark.parametrize("last", ["http.response.start", "http.response.body"])
 async def test_a_videos_file_is_there_until_its_session_is_over(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+    office: Office, monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    """Also of a client that takes nothing and is cut off: what reads the file has to end first."""
+    """Also of a client that takes nothing and is cut off, be it before the first piece: what reads
+    the file has to end first."""
     fields = {"files": {"video": ("v.mp4", VIDEO)}, "data": {"prompt": "prompt 1"}}
     request = httpx.Request("POST", "http://front/v1/edits", **fields)  # type: ignore[arg-type]
     scope = {
@@ -263,7 +265,7 @@ async def test_a_videos_file_is_there_until_its_session_is_over(
         return said.pop() if said else await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
+        if message["type"] == last:
             stuck.set()
             await asyncio.Event().wait()
 
