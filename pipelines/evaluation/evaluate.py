@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,6 @@ def load_editor(model: str | Path, mask_cache: bool | None = None) -> StreamingE
         return StreamingEditor.load(model, device=device)
     stream = read_config(Path(model)).stream
     chosen = stream.usual_mask_cache if mask_cache else None
-    replace(stream, mask_cache=chosen)  # raises if the two do not fit
     return StreamingEditor.load(model, device=device, mask_cache=chosen)
 
 

@@ -59,5 +59,5 @@ def _whole_chunks(frames: Tensor, editor: StreamingEditor) -> Tensor:
     """[F, H, W, 3] with its last frame repeated until a chunk is complete, as a flush does: a GPU
     refreshes the last chunk, too, and so does a snapshot."""
     first, chunk = editor.settings.first_chunk_frames, editor.settings.chunk_frames
-    missing = (first - len(frames)) % chunk if len(frames) > first else first - len(frames)
+    missing = (first - len(frames)) % chunk
     return torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])

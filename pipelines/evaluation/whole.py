@@ -34,7 +34,7 @@ class WholeEditor(StreamingEditor):
     def __init__(self, *args: Any, steps: int, scale: float = 1.0, **more: Any) -> None:
         super().__init__(*args, **more)
         self.scale = scale
-        places = [max(1, round(GRID - GRID * n / steps)) for n in range(steps)]
+        places = [round(GRID - GRID * n / steps) for n in range(steps)]
         self.timesteps = self.flow.warp(places)
         self.forwards = steps * (1 if scale == 1 else 2)  # of the transformer, for each clip
 
