@@ -212,7 +212,9 @@ def profiled(trace: TrainingReport) -> list[str]:
     return sorted(name for name in names if name.startswith("this is"))
 
 
-@pytest.mark.parametrize("kept", [None, {"validation_loss": 0.25, "loss": 9.0}])
+@pytest.mark.parametrize(
+    "kept", [None, {"validation_loss": 0.25, "loss": 9.0}, {"validation_loss": 0.25}]
+)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_was_validated_is_in_the_result_and_the_bests_figures_where_it_is_taken(
     bench: Callable[..., Bench],

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayError
 
+from infra.runtime.ray import ClusterError
+from pipelines.config.merge import ConfigError
 from pipelines.config.stages import ComputeConfig
 from pipelines.training import cluster
-from pipelines.training.cluster import _nodes, _reads
+from pipelines.training.cluster import _nodes, _reads, check_folder_is_shared, ray_session
 
 
 def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -73,3 +77,75 @@ def test_a_node_that_sees_a_file_late_has_seen_it(
     monkeypatch.setattr(cluster.time, "sleep", lambda _: probe.write_text(comes.pop(0)))
     assert _reads(str(probe), "token", late_s=60) is None
     assert comes == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "words"),
+    [
+        ({"a": None, "b": None}, None, ""),
+        ({"a": None, "b": "another file lies there"}, ConfigError, r"\(b: another file lies there"),
+        ({"a": RayError("x"), "b": None}, ClusterError, r"^a \(RayError\) did not say within 60 s"),
+        ({"a": None, "b": "late"}, ClusterError, "^b did not say within 60 s"),
+        ({"a": "late", "b": "No such file"}, ConfigError, r"\(b: No such file\)"),  # for certain
+    ],
+)
+def test_a_folder_that_a_node_does_not_see_is_refused_and_nothing_is_left_in_it(
+    answers: dict[str, Any],
+    error: type[Exception] | None,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    class Task:
+        def options(self, scheduling_strategy: Any, **_: Any) -> Any:
+            def remote(probe: str, token: str, late_s: float) -> str:
+                asked.append((Path(probe).read_text() == token, late_s))
+                return str(scheduling_strategy.node_id)
+
+            return SimpleNamespace(remote=remote)
+
+    def wait(refs: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        late = [ref for ref in refs if answers[ref] == "late"]
+        return [ref for ref in refs if ref not in late], late
+
+    def get(ref: str) -> Any:
+        if isinstance(answers[ref], RayError):
+            raise answers[ref]
+        return answers[ref]
+
+    monkeypatch.setattr(cluster, "_nodes", lambda compute: {"a": "a", "b": "b"})
+    monkeypatch.setattr(ray, "remote", lambda function: Task())
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+    folder = tmp_path / "out"
+    expects = pytest.raises(error, match=words) if error else contextlib.nullcontext()
+    with expects:
+        check_folder_is_shared(folder, ComputeConfig(address="auto"), late_s=3.0)
+    assert asked == [(True, 3.0)] * 2
+    assert list(folder.iterdir()) == []
+    asked.clear()
+    check_folder_is_shared(tmp_path / "mine", ComputeConfig())  # of this machine alone
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "cpus"), [(1, None, 2), (1, 5, 5), (8, 2, 8), (None, None, 2)]
+)
+def test_a_private_ray_has_room_for_all_workers(
+    cores: int | None, workers: int | None, cpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def started(*given: Any, **named: Any) -> Any:
+        made.append((*given, named))
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(cluster.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(cluster, "private_ray", started)
+    monkeypatch.setattr(cluster, "joined_ray", started)
+    with ray_session(ComputeConfig(workers=workers)):
+        assert made == [(cpus, {"object_store_memory": cluster.OBJECT_STORE_BYTES})]
+    with ray_session(ComputeConfig(workers=workers, address="ray://h:1")):
+        assert made[1:] == [("ray://h:1", "compute.address", {})]

@@ -80,6 +80,8 @@ def test_a_lost_worker_is_a_reason_to_try_again(run: Run) -> None:
     found = _plain_error(died, run.follow)
     assert isinstance(found, TryAgainError)
     assert "lost worker 1 (RayActorError: " in str(found)
+    both = WorkerGroupError("", {rank: RayActorError("node failed") for rank in (2, 1)})
+    assert "lost worker 1 (RayActorError: " in str(_plain_error(both, run.follow))
     assert str(found).endswith("from its beginning, with no checkpoint yet")
     told = RuntimeError("ray")
     told.worker_failures = {1: TryAgainError("worker 1 (told to end)")}  # type: ignore[attr-defined]

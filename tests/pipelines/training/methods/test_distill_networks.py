@@ -53,7 +53,7 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     monkeypatch.setattr(module, "copy_weights", copy)
     monkeypatch.setattr(module, "shard_frozen", frozen)
     monkeypatch.setattr(module, "gather_by_block", lambda network, _: gathered.append(network))
-    here = setting("distill", generator_every=2, learning_rate=1e-2)
+    here = setting("distill", generator_every=2, learning_rate=1e-2, keep_products=3)
     here.config.compute.zero_stage = 3
     training = make(here)
     for step in range(5):
@@ -65,6 +65,8 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     # The generator's gradient, like the critic's, passes each block once.
     assert not training.generator.module.recompute_attention
     assert gathered == [training.generator.module, training.critic.module]
+    assert training.passed.sequence is here.sequence  # told as the generator was, as
+    assert training.passed.keep_products == 3  # the ranks that share a clip must all be
     config = deepspeed_config(here.config.compute, here.section)
     assert sharded == [(training.real, config)]  # the critic has an engine of its own
     assert len(copied) == 3  # at first, and after the updates of steps 0 and 2

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from modeling.diffusion.flow import FlowSchedule
 from pipelines.training.kernels import prepare
@@ -64,6 +65,9 @@ def test_held_out_clips_have_noise_of_their_own_and_always_the_same() -> None:
 
     assert torch.equal(drawn(0), drawn(0, seed=5))  # or no two validations could be compared
     assert not torch.isin(drawn(0), drawn(1)).any()
+    levels = [FixedDraw(setting("foundation"), place, 4).spread(1).item() for place in range(4)]
+    gaps = torch.tensor(levels).sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full((3,), 1 / 4))  # as those of ranks do
 
 
 def test_seeds_are_what_they_were() -> None:
@@ -164,6 +168,33 @@ def test_the_networks_type_is_the_precision() -> None:
     assert here.dtype == torch.float32
     here.config.compute.precision = "bf16"
     assert here.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("size", "groups"), [(2, [[0, 1], [2, 3], [4, 5]]), (3, [[0, 1, 2], [3, 4, 5]])]
+)
+def test_ranks_that_follow_each_other_share_a_clip(
+    size: int, groups: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank must make every group."""
+    made: list[list[int]] = []
+
+    def new_group(ranks: list[int]) -> list[int]:
+        made.append(ranks)
+        return ranks
+
+    monkeypatch.setattr(distributed, "new_group", new_group)
+    for rank in range(6):
+        made.clear()
+        here = setting("foundation", rank, 6)
+        here.config.compute.sequence_parallel = size
+        assert here.sequence is not None
+        assert made == groups
+        own: Any = here.sequence.group
+        assert (own[here.sequence.rank], here.sequence.size) == (rank, size)
+        assert here.sequence is here.sequence  # once
+        assert (groups[here.data_rank], here.data_workers) == (own, len(groups))
+    assert setting("foundation", 1, 6).sequence is None
 
 
 @pytest.mark.parametrize("told", [(True, False, False), (False, True, False), (False, False, True)])

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
+from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from pipelines.training import checkpoint
+from pipelines.training import saver as saver_module
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.saver import Saver
+from pipelines.training.saver import Saver, Write
 from tests.pipelines.training.plain import setting
 
 
@@ -69,3 +73,48 @@ def test_the_next_copy_takes_the_buffers_of_the_one_before(tmp_path: Path) -> No
         assert copy["weight"].tolist() == [value] * 3
         places.append([copy["weight"].data_ptr(), *(view.data_ptr() for view in copy["views"])])
     assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("error", [OSError("full"), SystemExit(1)])  # of a process that is ended
+def test_whatever_ends_a_write_the_steps_hear_of_once(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(target: Path) -> None:
+        raise error
+
+    def keep(write: Write, step: int) -> None:
+        def behind() -> None:
+            with pytest.raises(type(error)):
+                write(tmp_path)
+
+        thread = Thread(target=behind)
+        thread.start()
+        thread.join()
+
+    made = Saver(setting("foundation"), RunFolder(tmp_path), cast(Any, None), keep)
+    monkeypatch.setattr(checkpoint, "take", lambda *_: SimpleNamespace(write=fails))
+    made.save(3, {}, 0.0, {})
+    with pytest.raises(type(error)):
+        made.check()
+    made.check()  # it was said
+
+
+@pytest.mark.parametrize(("rank", "told"), [(0, 1), (1, 0)])
+def test_the_first_worker_alone_says_that_a_step_waited(
+    rank: int, told: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, folder = [0.0], RunFolder(tmp_path)
+    folder.open()
+    made = Saver(setting("foundation", rank), folder, cast(Any, None), lambda write, step: None)
+    monkeypatch.setattr(saver_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "take", lambda *_: None)
+    for seconds in (1.0, 2.6):  # one is not worth telling
+
+        def wait(seconds: float = seconds) -> None:
+            now[0] += seconds
+
+        monkeypatch.setattr(made, "wait", wait)
+        made.save(4, {}, 0.0, {})
+    said, _ = folder.said(0)
+    assert len(said) == told
+    assert all(line.startswith("step 4 waited 3 s until") for line in said)

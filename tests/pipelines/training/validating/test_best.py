@@ -107,7 +107,7 @@ def test_the_best_takes_the_place_of_the_last_only_where_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy(source: Path, target: Path, text: Path) -> None:
-        assert text.name == "text"
+        assert text == told.setting.job.start / "text"
         shutil.copytree(source, target)
 
     monkeypatch.setattr(module, "copy_model", copy)

@@ -91,6 +91,18 @@ def test_a_worker_that_cannot_even_write_is_the_one(folder: RunFolder, workers: 
     assert "worker 1 has been computing after step 7" in hang
 
 
+def test_one_worker_alone_waits_for_nobody_and_two_at_one_place_for_each_other(
+    folder: RunFolder,
+) -> None:
+    first, second = (Watchdog(folder, rank, 2, 0) for rank in (0, 1))
+    for worker in (first, second):
+        worker.at(7, COMPUTES)
+        worker._write()
+    assert first._verdict().startswith("all workers stand at the same place; worker 0 has been com")
+    alone = Watchdog(folder, 0, 1, 0)
+    assert alone._verdict().startswith("worker 0 has been computing after step 7")
+
+
 def test_a_worker_that_is_done_is_not_taken_for_a_silent_one(
     folder: RunFolder, workers: Workers
 ) -> None:

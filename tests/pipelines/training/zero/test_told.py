@@ -61,6 +61,12 @@ def test_deepspeed_is_told_what_the_stage_is(monkeypatch: pytest.MonkeyPatch) ->
     fp32 = deepspeed_config(ComputeConfig(zero_stage=3), stage)
     assert fp32["bf16"] == {"enabled": False}
     assert fp32["zero_optimization"] == {"stage": 3, "memory_efficient_linear": True}
+    host = {"device": "cpu", "pin_memory": False}
+    for offload, moved in (("optimizer", ["offload_optimizer"]),
+                           ("weights", ["offload_optimizer", "offload_param"])):  # fmt: skip
+        there = ComputeConfig(zero_stage=3, offload=offload)  # type: ignore[arg-type]
+        zero = deepspeed_config(there, stage)["zero_optimization"]
+        assert {n: v for n, v in zero.items() if "offload" in n} == dict.fromkeys(moved, host)
     optimizer = told["optimizer"]
     assert type(optimizer) is torch.optim.AdamW
     weights, others = optimizer.param_groups
