@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from data.ingest import Ingested
+from data.pairs import LeftOut
 from data.video import VideoWriter
 from pipelines.bench.serve import TAIL_S
 from pipelines.cli import app
@@ -242,7 +243,9 @@ def test_what_was_given_wins_over_what_a_command_would_have() -> None:
     assert (settings.fronts, settings.max_editors) == (3, 5)
 
 
-def test_the_rate_of_an_ingest_is_of_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ingest_tells_its_own_rate_now_and_then_and_each_file_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [100.0]
     monkeypatch.setattr(data_commands.time, "monotonic", lambda: now[0])
 
@@ -250,12 +253,21 @@ def test_the_rate_of_an_ingest_is_of_this_run_alone(monkeypatch: pytest.MonkeyPa
         on_entry(Ingested(done=1000, resumed=1000))
         now[0] += 20.0
         on_entry(Ingested(done=1050, resumed=1000))
+        now[0] += 10.0  # too soon for another line of progress
+        on_entry(Ingested(done=1051, left_out=[LeftOut(7, "a.mp4", "gone")], resumed=1000))
+        now[0] += 10.0
+        both = [LeftOut(7, "a.mp4", "gone"), LeftOut(9, "b.mp4", "short")]
+        on_entry(Ingested(done=1060, left_out=both, resumed=1000))
         raise Arrived
 
     monkeypatch.setattr("data.ingest.ingest", ingest)
     result = CliRunner().invoke(app, ["data", "ingest", "p.json", "t", "--workers", "1"])
     assert "goes on after entry 999" in result.output
-    assert "1050 of 1, 2.5 pairs/s, 0 left out" in result.output
+    told = [line for line in result.output.splitlines() if "left out" in line]
+    assert told == [  # each file once
+        "1050 of 1, 2.5 pairs/s, 0 left out", "left out, entry 7: a.mp4: gone",
+        "left out, entry 9: b.mp4: short", "1060 of 1, 1.5 pairs/s, 2 left out",
+    ]  # fmt: skip
 
 
 def test_the_benchmark_s_own_settings_reach_the_editor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,8 @@ def test_versions_and_one_of_them(
     assert re.split("  +", page.getvalue().splitlines()[1].strip()) == [
         "7", "candidate, canary", "2026-01-02 03:04 UTC", "4.5", state,
     ]  # fmt: skip
-    card = {"stage": "distill", "parent": "p", "dataset": "d", "teacher": None, "commit": "c",
+    teacher = None if error is None else "t"  # as of a stage that had none, and of one that had
+    card = {"stage": "distill", "parent": "p", "dataset": "d", "teacher": teacher, "commit": "c",
             "trained_at": ["64x32", "224x128"], "words": ["x"]}  # fmt: skip
     (tmp_path / "card.json").write_text(json.dumps(card))
     page.truncate(0)
@@ -184,7 +185,7 @@ def test_versions_and_one_of_them(
         "registered": "2026-01-02 03:04 UTC", "files": f"{tmp_path} ({state})",
         "fingerprint": "f" * 64, "run": "r1", "stage": "distill", "parent": "p", "dataset": "d",
         "commit": "c", "trained at": "64x32, 224x128", "metric.a": "1", "metric.gain": "4.5",
-    }  # fmt: skip
+    } | ({"teacher": teacher} if teacher else {})  # fmt: skip
     assert list(lines)[-2:] == ["metric.a", "metric.gain"]
     models._say(found, "production")
     assert page.getvalue().endswith(f"liveedit@production is version 7, {tmp_path}\n")

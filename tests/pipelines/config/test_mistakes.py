@@ -151,6 +151,7 @@ def test_weights_that_nobody_gives(name: str, given: list[str], message: str | N
 
 WORDS = [
     ("foundation.stesp=1", "unknown key 'foundation.stesp'; did you mean foundation.steps"),
+    ("vae.weight=1", "did you mean vae.edge_weight or vae.weight_decay?"),
     ("foundatoin.steps=1", "unknown key 'foundatoin.steps'; did you mean foundation.steps?"),
     ("model.mask_cahe=1", "did you mean distill.mask_cache or evaluate.mask_cache?"),
     ("mask_cache.policy=x", "did you mean distill.mask_cache or evaluate.mask_cache?"),

@@ -271,6 +271,10 @@ def test_a_variant_that_is_sampled_whole(tmp_path: Path, heldout: str) -> None:
     gains = [report["clips"][0]["gain"] for report in reports]
     assert gains[1] == pytest.approx(gains[0], abs=0.5)  # of the same model
     assert gains[2] != gains[1]  # guided
+    lost = [report["against"]["loss"]["mean"] for report in reports]
+    assert lost == pytest.approx([gains[0] - gain for gain in gains])  # all against the first
+    editor = variant_editor(known, {"whole": 3})  # whose guidance nobody named
+    assert (editor.scale, editor.forwards) == (1.0, 3)  # type: ignore[attr-defined]
 
 
 def test_a_variant_that_is_told_its_right_past(tmp_path: Path, heldout: str) -> None:

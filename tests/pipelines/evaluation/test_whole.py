@@ -69,6 +69,21 @@ def test_steps_add_up_in_float32_whatever_the_networks_compute_in(
     assert taken == [torch.float32] * 2
 
 
+def test_the_seed_decides_what_it_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    editor, begun = whole(1), []
+    forward = editor.transformer.forward
+
+    def recorded(x: Tensor, *args: Any) -> Tensor:
+        begun.append(x)
+        return forward(x, *args)
+
+    monkeypatch.setattr(editor.transformer, "forward", recorded)
+    for seed in (0, 7, 0):
+        edited(editor, block_clip(9, 32, 48), seed)
+    assert torch.equal(begun[0], begun[2])
+    assert not torch.isclose(begun[0], begun[1]).any()
+
+
 def test_it_sees_at_the_working_size_and_keeps_the_sources_detail() -> None:
     source = block_clip(9, 64, 96).repeat(2, 1).repeat(2, 2)
     options = {"work_size": "1/2", "detail": "source"}

@@ -210,7 +210,7 @@ def test_fp16_is_taken_only_where_it_costs_what_storing_costs(
 
     def made(name: str, precision: Any = "fp16") -> dict[str, Any]:
         info = encode.encode_dataset(
-            raw, str(tmp_path / name), tiny_model, batch_size=1, samples_per_shard=2,
+            raw, str(tmp_path / name), tiny_model, batch_size=2, samples_per_shard=2,
             precision=precision, say=said.append,
         )  # fmt: skip
         return {name: info.made_by.get(name) for name in ("precision", "fp16_error")}

@@ -19,7 +19,7 @@ from pipelines.commands import run as commands
 from pipelines.config.load import section_plain
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages import chain as chains
-from pipelines.stages import data, edit_remote, encode, evaluate, live, register, start
+from pipelines.stages import data, edit, edit_remote, encode, evaluate, live, register, start
 from pipelines.stages.chain import Chain
 from pipelines.stages.train import train
 from pipelines.tracking.records import StageRecord, digest_of, fingerprint_of
@@ -334,6 +334,37 @@ def test_a_clip_that_is_streamed(
     ]  # fmt: skip
     assert runner.mlflow.of("log_artifact") == [(tmp_path / "live.mp4",)]
     assert runner.mlflow.of("used") == [({"model": Path("/m")},)]
+
+
+def test_a_clip_that_is_edited(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again where model, clip or prompt is another, or the copy beside it is gone."""
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"a clip")
+    report = SimpleNamespace(frames=9, fps=16.0)
+    edits = heard(edit, "edit_video", monkeypatch, report)
+    loads = heard(edit, "load_editor", monkeypatch, "the editor")
+    monkeypatch.setattr(edit, "probe", lambda file: SimpleNamespace(frames=9))
+    monkeypatch.setattr(edit, "fingerprint_of", str)
+    result: Any = SimpleNamespace(output=tmp_path, model=Path("/m"))
+    stage: Any = runner
+    edit.edit_sample(stage, result, clip)
+    source, edited = tmp_path / "source.mp4", tmp_path / "edited.mp4"
+    assert runner.inputs == {"model": "/m", "clip": str(clip), "prompt": edit.PROMPT}
+    assert source.read_bytes() == b"a clip"
+    assert loads == [((Path("/m"),), {})]
+    ((given, named),) = edits
+    assert given == ("the editor", source, edited, edit.PROMPT)
+    named["progress"](4)
+    assert runner.view.of("update") == [("edit", 4, 9, "4/9 frames")]
+    assert runner.metrics == {"frames": 9.0, "fps": 16.0}
+    assert runner.mlflow.of("used") == [({"model": Path("/m")},)]
+    assert runner.mlflow.of("log_artifact") == [(edited,)]
+    still_there: Any = runner.given["still_there"]
+    assert still_there(None)
+    source.unlink()
+    assert not still_there(None)
 
 
 def test_the_demo_s_server_looks_where_the_demo_registered(

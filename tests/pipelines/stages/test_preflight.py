@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.shards import write_dataset
 from data.synthetic import make_pair
 from modeling.config import ModelConfig
 from modeling.editor import StreamingEditor
-from modeling.model_dir import load_model, read_config
+from modeling.model_dir import load_model, read_card, read_config
 from pipelines.config.load import load_config
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
@@ -173,14 +174,34 @@ def test_a_teacher_of_another_size_is_found(
 def test_new_start_model_depends_on_the_seed_alone(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
+    state = torch.get_rng_state()
     folders = [
         start_model(tiny_config, None, tmp_path / name, seed=seed)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
+    assert torch.equal(torch.get_rng_state(), state)  # of whoever asked
     a, b, c = (load_model(folder).transformer.state_dict() for folder in folders)  # type: ignore[union-attr]
     name = "blocks.0.ffn.0.weight"
     assert bool((a[name] == b[name]).all())
     assert not bool((a[name] == c[name]).all())
+
+
+def test_a_new_vae_begins_as_a_pyramid(
+    tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr("pipelines.stages.start.start_as_pyramid", begun.append)
+    start_model(tiny_config, None, tmp_path / "start", seed=0)
+    assert [type(vae).__name__ for vae in begun] == ["TinyVae"]
+
+
+@pytest.mark.parametrize(("kind", "words"), [("words", []), ("umt5", None)])
+def test_a_start_of_our_own_words_knows_none_yet(
+    kind: str, words: list[str] | None, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    text = replace(tiny_config.text, kind=kind)
+    start_model(replace(tiny_config, text=text), None, tmp_path / "start", seed=0)
+    assert read_card(tmp_path / "start").get("words") == words
 
 
 def test_given_start_gets_the_stream_of_the_configuration(
@@ -196,6 +217,8 @@ def test_given_start_gets_the_stream_of_the_configuration(
     trained = replace(trained, vae=replace(trained.vae, mean=mean, std=std), stream=blurred)
     written = json.loads((source / "config.json").read_text()) | asdict(trained)
     (source / "config.json").write_text(json.dumps(written))
+    card = json.loads((source / "card.json").read_text()) | {"parent": "of its own"}
+    (source / "card.json").write_text(json.dumps(card))
     config = configured(mlflow_uri, "model.stream.window_latents=9")
     start_model(config.model.resolve(), source, tmp_path / "start", seed=0)
     wanted = replace(config.model.resolve().stream, guide_blur=0.4)

@@ -14,7 +14,7 @@ from PIL import Image
 import data.bench.clip as clip_module
 from data.bench.cases import CASES, Case
 from data.bench.clip import BenchClip, published_checksums
-from data.video import VideoWriter
+from data.video import VideoWriter, probe
 from infra.runtime.errors import UserError
 from pipelines.commands.measure.benchmark import check_published
 from pipelines.config.benchmark import BenchConfig
@@ -25,7 +25,7 @@ from pipelines.evaluation.bench.judged import Judged
 from pipelines.evaluation.bench.pictures import extremes, plot, sheet
 from pipelines.evaluation.bench.printed import COLUMNS, beside, lines, markdown
 from pipelines.evaluation.bench.run import check_clips, checksum_line, chosen, clips, run
-from pipelines.evaluation.bench.systems import OurModel, Videos
+from pipelines.evaluation.bench.systems import OurModel, Videos, some
 from pipelines.stages.bench_data import write_bench
 from tests.known_editors import assert_edited, known_editor
 from tests.pipelines.commands.entry import Liveedit
@@ -243,6 +243,19 @@ def test_everything_that_is_wrong_with_videos_is_said_at_once(
     assert f"lacks 1 of {len(cases)} clips: {absent.name}; give every one as NAME.mp4" in said
     assert f"It holds 2 that cannot be judged: {tmp_path / empty.name}.mp4" in said
     assert f"{square.name}.mkv is 32x32, its source 48x32; write one frame" in said
+    names = [f"clip-{n}" for n in range(6)]
+    assert some(names[:5]) == "clip-0, clip-1, clip-2, clip-3, clip-4"
+    assert some(names) == "clip-0, clip-1, clip-2, clip-3, clip-4 ..."
+
+
+def test_a_file_that_does_not_say_how_many_frames_it_has_is_read_to_know(
+    config: BenchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (case, *_) = chosen(config)
+    write(tmp_path / f"{case.name}.mkv", np.zeros((57, 32, 48, 3), np.uint8))
+    untold = replace(probe(tmp_path / f"{case.name}.mkv"), frames=None)
+    monkeypatch.setattr("pipelines.evaluation.bench.systems.probe", lambda path: untold)
+    Videos("x", tmp_path).check([case], config.shape)
 
 
 def row(kind: str, gain: float | None, half: str = "drawn", **more: float) -> dict[str, object]:
@@ -319,6 +332,9 @@ def test_sources_for_other_systems(config: BenchConfig, tmp_path: Path) -> None:
     videos = Videos("sources", tmp_path / "set")
     for clip, entry in zip(clips(config), listed["clips"], strict=True):
         assert entry["instruction"] == clip.instruction
+        said = (entry["frames"], entry["height"], entry["width"], entry["fps"])
+        assert said == (*clip.source.shape[:3], 16)
+        assert entry["checksum"] == clip.checksum()
         assert np.abs(videos.edit(clip)[0].astype(int) - clip.source).max() <= 3
     with pytest.raises(ValueError, match="is there already"):
         write_bench(tmp_path / "set", config)

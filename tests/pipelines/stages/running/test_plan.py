@@ -51,6 +51,13 @@ def test_a_stage_that_goes_on_is_given_the_time_of_what_is_left(tmp_path: Path) 
     planner = Planner(config, tmp_path, nobody, nobody, EVERYTHING)
     anew = planner._trained("causal", "same", "why", before)
     assert (anew.does, anew.seconds) == ("runs", 60.0)
+    config.causal.batch_size, config.causal.grad_accumulation, config.causal.lora_rank = 3, 5, 2
+    config.compute.workers, config.compute.sequence_parallel = 4, 2
+    large = planner._trained("causal", "same", "why", before)
+    count, trained = expect.parameters("causal", config.causal, config.model.resolve())
+    assert (large.workers, large.batch, large.trained) == (4, 4 // 2 * 3 * 5, trained)
+    assert trained < count / 2  # adapters alone
+    config = planner.config = load_config("demo", ["causal.steps=20", "compute.workers=2"])
     saved = tmp_path / "checkpoints" / "causal-same" / "checkpoint_1"
     saved.mkdir(parents=True)
     (saved / "manifest-0.json").write_text('{"step": 15}')

@@ -11,7 +11,7 @@ from infra.runtime.registry import client_for
 from pipelines.config.merge import ConfigError
 from pipelines.stages.running.choice import Choice
 from pipelines.stages.running.progress import StageView
-from pipelines.stages.running.runner import StageRunner, locked
+from pipelines.stages.running.runner import Enough, StageRunner, locked
 from pipelines.tracking.outbox import Outbox, Run
 from pipelines.tracking.records import StageRecord, fingerprint_of
 from tests.pipelines.tracking.stand_in import Server
@@ -305,6 +305,18 @@ def test_finished_stage_shows_its_metrics(
     assert isinstance(shown, StringIO)
     assert "loss 0.25" in shown.getvalue()
     assert "passed over" in shown.getvalue()
+
+
+def test_a_pipeline_ends_after_the_stage_that_was_chosen_though_it_is_passed_over(
+    make_runner: Callable[[], StageRunner],
+) -> None:
+    runner = make_runner()
+    runner.choice = Choice(("one", "two"), only="two")
+    runner.pass_over("one", "one.steps=0")
+    with pytest.raises(Enough):
+        runner.pass_over("two", "two.steps=0")
+    runner.choice = Choice(("one", "two"), first="one")
+    runner.pass_over("one", "one.steps=0")
 
 
 def test_second_pipeline_in_the_same_output_is_refused(tmp_path: Path) -> None:
