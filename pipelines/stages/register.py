@@ -17,7 +17,7 @@ from pipelines.stages.chain import Chain
 from pipelines.stages.evaluate import HELDOUT, PICTURE, SAMPLE, TABLE
 from pipelines.tracking import registry
 from pipelines.tracking.outbox import Run
-from pipelines.tracking.records import StageRecord, digest_of
+from pipelines.tracking.records import StageRecord, digest_of, version_folder
 
 
 @dataclass
@@ -45,7 +45,7 @@ def register(chain: Chain, model: Path, heldout: str, evaluation: StageRecord) -
     if tracking.promote and not missing:
         aliases.append("production")
     fingerprint = model_fingerprint(model)
-    place = chain.output / "versions" / fingerprint[:16]
+    place = chain.output / "versions" / version_folder(fingerprint)
 
     def make(run: Run, key: str) -> dict[str, float]:
         run.used({"model": model})

@@ -62,12 +62,17 @@ class Records:
         write_json(self.folder / f"{record.stage}.json", asdict(replace(record, output=output)))
 
 
+def version_folder(fingerprint: str) -> str:
+    """The name of a registered version's folder, which says what is in it."""
+    return fingerprint[:16]
+
+
 @contextmanager
 def taken_along(model: Path) -> Iterator[None]:
     """While entered, `model` is changed on purpose: the record of a stage that made it goes along,
     so that it is not made again. Raises UserError where it is a version, which is for ever."""
     before = model_fingerprint(model)
-    if model.resolve().name == before:
+    if model.resolve().name == version_folder(before):
         raise UserError(
             f"{model} is a registered version and stays as it is; change the model that it was "
             "made of, or a copy"
