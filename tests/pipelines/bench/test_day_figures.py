@@ -8,6 +8,7 @@ import statistics
 from dataclasses import fields, replace
 from io import StringIO
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,6 +229,17 @@ def world_that(*answers: Any) -> World:
     world = World(EMPTY, Rules())
     world.placement = Answers(*answers)  # type: ignore[assignment]
     return world
+
+
+def test_what_changes_at_an_editor_is_reported_once_a_while() -> None:
+    world = world_that()
+    device: Any = SimpleNamespace(count=lambda tally: None, report_due=False, name="gone by then")
+    for _ in range(3):
+        world._changed(device)
+    assert len(world._events) == 1
+    world._report(device)  # after which there may be another
+    world._changed(device)
+    assert len(world._events) == 2
 
 
 def test_who_is_refused_is_counted_and_does_not_come_back() -> None:

@@ -121,8 +121,9 @@ def test_kinds_are_found_or_missed_in_words(tmp_path: Path) -> None:
     Image.fromarray(picture(96, 160).numpy()[0]).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / HELDOUT_LIST).write_text("a.png\n")
     footage = prepare(tmp_path / "in", tmp_path / "out", height=48, width=80, fps=16)["heldout"]
-    sizes = {"height": 48, "width": 80, "frames": 2}
-    kinds = [kind for kind, _ in pairs_by_kind(footage, ("night", "add"), **sizes)]
-    assert sorted(kinds) == ["add", "night"]
+    sizes = {"height": 48, "width": 80, "frames": 3}
+    pairs = dict(pairs_by_kind(footage, ("night", "add"), **sizes))
+    assert sorted(pairs) == ["add", "night"]
+    assert {pair.source.shape for pair in pairs.values()} == {(3, 48, 80, 3)}
     with pytest.raises(ValueError, match="no pair of 400 is of kind nonsense"):
         list(pairs_by_kind(footage, ("nonsense",), **sizes))

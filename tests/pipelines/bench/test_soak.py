@@ -67,21 +67,32 @@ def test_a_short_peak_is_no_growth_and_who_came_late_is_not_compared() -> None:
 
 
 def test_processes_are_found_by_what_ray_calls_them() -> None:
-    """Of this process's children; Ray writes it over their command line."""
+    """Of this process's children, and theirs; Ray writes it over their command line."""
     code = "import time; time.sleep(60)"
     names = ("ray::ServeReplica:liveedit:front", "ray::Hub", "ray::ProxyActor.receive", "other")
-    children = [subprocess.Popen([name, "-c", code], executable=sys.executable) for name in names]
+    below = (
+        f"subprocess.run(['ray::ServeController', '-c', {code!r}], executable={sys.executable!r})"
+    )
+    codes = [code, code, code, f"import subprocess; {below}"]
+    children = [
+        subprocess.Popen([name, "-c", does], executable=sys.executable)
+        for name, does in zip(names, codes, strict=True)
+    ]
     try:
         deadline = time.monotonic() + 20
-        while len(found := processes()) < 3 and time.monotonic() < deadline:
+        while len(found := processes()) < 4 and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
+        for process in found.values():
+            process.kill()
         for child in children:
             child.kill()
             child.wait()
     kinds = ("front", "hub", "proxyactor")
     pids = (child.pid for child in children)
-    assert set(found) == {f"{kind} {pid}" for kind, pid in zip(kinds, pids, strict=False)}
+    own = {f"{kind} {pid}" for kind, pid in zip(kinds, pids, strict=False)}
+    assert [name.split()[0] for name in set(found) - own] == ["servecontroller"]
+    assert own < set(found)
 
 
 def test_all_runs_of_a_soak_count() -> None:

@@ -20,12 +20,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from modeling.model_dir import save_model
 from modeling.presets import PRESETS
 from pipelines.bench.check import compare, ratios, read_report
 from pipelines.bench.chunk_times import ChunkTimer, ChunkTimes
 from pipelines.bench.stream import StreamBench, in_real_time
 from pipelines.bench.subject import BenchOptions, build_editor, noise_frames
 from pipelines.commands.measure.stream import bench_app
+from tests.known_editors import known_model
 
 SMALL = ["stream", "demo", "--device", "cpu", "--size", "48x32", "--chunks", "2"]
 OPTIONS = BenchOptions(model="demo", device="cpu", chunks=2, sessions=0)
@@ -223,6 +225,16 @@ def test_benchmarks_never_load_a_text_encoder() -> None:
     editor = build_editor(OPTIONS)
     assert editor.config.text.kind == "words"
     assert editor.config.transformer == PRESETS["demo"].transformer
+
+
+def test_a_model_directory_runs_in_what_a_cpu_computes_in(tmp_path: Path) -> None:
+    """However its weights are stored."""
+    model = known_model()
+    parts = {"transformer": model.transformer, "vae": model.vae}
+    save_model(tmp_path / "m", model.config, **parts, card={"name": "mine"}, dtype=torch.bfloat16)
+    editor = build_editor(replace(OPTIONS, model=str(tmp_path / "m")))
+    assert {parameter.dtype for parameter in editor.transformer.parameters()} == {torch.float32}
+    assert editor.name == "mine"
 
 
 def test_late_sessions_fall_behind() -> None:

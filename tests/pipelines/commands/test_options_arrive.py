@@ -191,6 +191,17 @@ def test_what_is_asked_for_arrives(
     assert {name: found(arguments, name) for name in case.given} == case.given
 
 
+@pytest.mark.parametrize(("words", "token"), [(f"{EDIT} --url ws://h:1", "secret"), (AT, "t")])
+def test_a_token_need_not_stand_on_the_command_line(
+    words: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every user of the machine reads it."""
+    monkeypatch.setenv("LIVEEDIT_TOKEN", "secret")
+    result, (call,) = run(Case(words, UNTAUGHT, {}), monkeypatch)
+    assert isinstance(result.exception, Arrived)
+    assert call["token"] == token
+
+
 def test_every_option_of_every_command_has_a_case() -> None:
     asked = {
         (command, option)

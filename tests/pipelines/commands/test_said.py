@@ -103,8 +103,10 @@ def test_every_run_of_cameras_is_in_the_report(
     monkeypatch.setattr(HeldMemory, "growth", lambda self: {"hub": 0.01})
     monkeypatch.setattr(HeldMemory, "sample", lambda self: None)
     monkeypatch.setattr(bench, "parse_attacks", lambda text: [text] if text else [])
-    for name in ("facts", "table", "soak_line", "memory_table"):
+    for name in ("facts", "table", "memory_table"):
         monkeypatch.setattr(bench, name, lambda *_: "")
+    soaks: list[Any] = []
+    monkeypatch.setattr(bench, "soak_line", lambda found: soaks.append(found) or "")
     monkeypatch.setattr("serve.client.served_model", lambda *_, **__: MODEL)
     for name, answer in (SERVES | {KILLER: "killer"}).items():
         module, _, function = name.rpartition(".")
@@ -117,6 +119,7 @@ def test_every_run_of_cameras_is_in_the_report(
     assert [found["sessions"] for found in report["runs"]] == runs
     assert report["model"] == MODEL | {"work_size": "native"}, "as the settings say"
     assert ("soak" in report, "memory" in report) == ("--soak" in words,) * 2
+    assert soaks == [found for name, found in report.items() if name == "soak"]
     assert [attacks for _, attacks, _ in calls if attacks] == [("floods",)] * ("floods" in words)
     assert waited == [(4, 7)] * ("floods" in words)
     assert [killed for *_, killed in calls] == [False] * (len(calls) - 1) + ["--kills" in words]

@@ -156,6 +156,9 @@ def test_start_is_found_from_the_root_and_in_the_registry(
     monkeypatch.setattr("infra.runtime.paths.ROOT", tmp_path)
     shutil.copytree(tiny_model, tmp_path / "start")
     assert start_source(configured(mlflow_uri, "model.start=start")) == tmp_path / "start"
+    other = configured(mlflow_uri, "model.start=start", "model.transformer.num_layers=3")
+    with pytest.raises(ConfigError, match=r"^model\.start=start does not have the sizes"):
+        start_source(other)  # as it was asked for, and not where it was found
     with pytest.raises(ValueError, match="is not in the registry"):
         start_source(configured(mlflow_uri, "model.start=models:/liveedit@production"))
 

@@ -11,6 +11,7 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from infra.runtime.errors import UserError
+from pipelines.evaluation.bench import alignment
 from pipelines.evaluation.bench.alignment import Alignment
 
 SIDE = 16
@@ -48,7 +49,9 @@ def video(level: int, frames: int) -> np.ndarray:
     return np.stack([np.roll(picture, n, axis=1) for n in range(frames)])
 
 
-def test_it_is_the_cosine_of_the_frames_of_every_second(folder: Path) -> None:
+def test_it_is_the_cosine_of_the_frames_of_every_second(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, edit = video(20, 40), video(240, 40)
     found = Alignment(folder).measure("make it night", source, edit, fps=16)
     model = CLIPModel.from_pretrained(folder).eval()
@@ -68,6 +71,9 @@ def test_it_is_the_cosine_of_the_frames_of_every_second(folder: Path) -> None:
     assert found["clip_text"] == pytest.approx(wanted[0], abs=1e-5)
     assert found["clip_text_gain"] == pytest.approx(wanted[0] - wanted[1], abs=1e-5)
     assert abs(found["clip_text_gain"]) > 1e-4
+    monkeypatch.setattr(alignment, "BATCH", 1)
+    again = Alignment(folder).measure("make it night", source, edit, fps=16)
+    assert again == pytest.approx(found, abs=1e-5)  # however many at once
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:

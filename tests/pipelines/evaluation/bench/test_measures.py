@@ -57,6 +57,10 @@ def test_an_error_counts_where_it_is() -> None:
     assert values[0]["edited_psnr"] == pytest.approx(20 * np.log10(25.5))
     assert values[0]["background_psnr"] == 100
     assert values[1]["edited_psnr"] == values[1]["background_psnr"] == 100
+    around = HEIGHT * WIDTH - 16 * 16  # of what counts where nothing around the edit is left out
+    assert measure(clip, near, dilate=0)["background_psnr"] == pytest.approx(
+        20 * np.log10(25.5) + 10 * np.log10(around / (4 * 16))
+    )
     outside = HEIGHT * WIDTH - 32 * 32
     assert values[2]["background_psnr"] == pytest.approx(
         20 * np.log10(25.5) + 10 * np.log10(outside / (8 * WIDTH))

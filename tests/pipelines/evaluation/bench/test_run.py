@@ -156,6 +156,10 @@ def test_which_clips_are_chosen() -> None:
     assert all(case.long for case in minutes)
     hues = chosen(BenchConfig(only="hue", every=2))
     assert [case.kind for case in hues] == ["hue", "hue"]  # every second of these
+    for name in ("slow", "light"):
+        of = chosen(BenchConfig(only=name, half="natural"))
+        assert chosen(BenchConfig(only=name, half="natural", every=2)) == of[::2]
+        assert len(of) > 1
     with pytest.raises(ConfigError, match="only=hues is none of "):
         BenchConfig(only="hues")
     with pytest.raises(ConfigError, match=r"no clip with half=drawn .* only=hue; leave one"):

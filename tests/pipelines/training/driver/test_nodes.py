@@ -102,7 +102,7 @@ def test_a_folder_that_a_node_does_not_see_is_refused_and_nothing_is_left_in_it(
         def options(self, scheduling_strategy: Any, **_: Any) -> Any:
             def remote(probe: str, token: str, late_s: float) -> str:
                 asked.append((Path(probe).read_text() == token, late_s))
-                return str(scheduling_strategy.node_id)
+                return str(scheduling_strategy.node_id)[0]
 
             return SimpleNamespace(remote=remote)
 
@@ -115,7 +115,7 @@ def test_a_folder_that_a_node_does_not_see_is_refused_and_nothing_is_left_in_it(
             raise answers[ref]
         return answers[ref]
 
-    monkeypatch.setattr(cluster, "_nodes", lambda compute: {"a": "a", "b": "b"})
+    monkeypatch.setattr(cluster, "_nodes", lambda compute: {"a" * 56: "a", "b" * 56: "b"})
     monkeypatch.setattr(ray, "remote", lambda function: Task())
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "get", get)

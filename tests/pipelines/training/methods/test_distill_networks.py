@@ -77,6 +77,7 @@ def test_under_zero_3_rollouts_go_through_a_copy_that_follows_the_generator(
     training.step(batch(0), here.draw(0, 0))
     assert len(copied) == 3
     assert gathered[2:] == [training.critic.module]
+    assert [network for network, _ in sharded[1:]] == [training.real]  # whole nowhere
     assert training.generator.module.recompute_attention
 
 
