@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -267,9 +268,11 @@ def test_ray_is_told_what_compute_says(
             super().__init__(loop, **told)
 
         def fit(self) -> Any:
+            watched.append(os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"))
             made[-1].callbacks = {type(c).__name__ for c in self._create_default_callbacks()}
             return SimpleNamespace(return_value={"steps": 3})
 
+    watched: list[str | None] = []
     monkeypatch.setattr("ray.train.torch.TorchTrainer", Trainer)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 3})
     for compute in (
@@ -281,6 +284,7 @@ def test_ray_is_told_what_compute_says(
     ):
         given["config"] = replace(given["config"], compute=compute)
         assert module._fit(make_job(**given), folder, follow) == {"steps": 3}
+    assert watched == ["0", "0", None]  # a cluster's machines may be taken away
     plain, told, _ = made
     assert plain.run_config.checkpoint_config.num_to_keep == 2  # should the newest be damaged
     assert (plain.scaling_config.num_workers, plain.scaling_config.use_gpu) == (3, True)
