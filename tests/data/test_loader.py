@@ -366,6 +366,9 @@ def test_another_split_begins_at_the_same_share_of_the_epoch(encoded: Path) -> N
     assert loader(encoded, Split(batch_size=2, rank=0, world_size=1)).goes_on_from(state)
     assert not loader(encoded, Split(batch_size=1, rank=0, world_size=2)).goes_on_from(state)
     assert not loader(encoded, Split(batch_size=1, workers=1)).goes_on_from(state)
+    other, own = (loader(encoded, Split(batch_size=1, rank=r, world_size=2)) for r in range(2))
+    assert own.goes_on_from(own.state_dict())
+    assert not own.goes_on_from(other.state_dict())
     for rank in range(2):  # five samples an epoch each
         whole = take(loader(encoded, Split(batch_size=1, rank=rank, world_size=2)), 15)
         for share, read in ((1.8, 9), (1.4, 7)):

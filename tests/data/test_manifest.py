@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from data.manifest import DatasetInfo, Shard, dataset_hash
-from data.shards import write_dataset
+from data.pairs import _mismatch
+from data.shards import DatasetError, write_dataset
 from tests.data.conftest import small_encoded
 
 INFO = DatasetInfo(
@@ -30,3 +35,20 @@ def test_the_hash_of_a_dataset_does_not_move() -> None:
 def test_a_shard_holds_sixteen_samples_unless_told(tmp_path: Path) -> None:
     info = write_dataset(tmp_path / "set", [small_encoded(n) for n in range(17)], made_by={})
     assert [shard.count for shard in info.shards] == [16, 1]
+
+
+def test_a_sample_unlike_the_others_is_named_by_its_number(tmp_path: Path) -> None:
+    """Of all, and not of its shard."""
+    samples = [small_encoded(n) for n in range(4)]
+    samples.append(replace(samples[0], fps=8.0))
+    with pytest.raises(DatasetError, match=r"sample 4 is .* 8\.0, .*, sample 0 is .* 16\.0"):
+        write_dataset(tmp_path / "set", samples, made_by={}, samples_per_shard=3)
+
+
+@pytest.mark.parametrize(
+    ("width", "fits"), [(981, True), (979, False), (1019, True), (1021, False)]
+)
+def test_an_edit_has_the_shape_of_its_source_but_for_a_little(width: int, fits: bool) -> None:
+    source: Any = SimpleNamespace(width=500, height=500)
+    edited: Any = SimpleNamespace(width=width, height=1000)
+    assert (_mismatch(source, edited) is None) is fits
