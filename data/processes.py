@@ -89,9 +89,10 @@ def map_in_order(
 ) -> Iterator[R]:
     """`function` of each item, in their order, worked on by so many processes; 0 does it here.
 
-    At most two items a worker are under way, which bounds the memory. `crashed` says what becomes
-    of an item that takes its process down (a decoder that crashes, one that eats all memory);
-    without it that is the pool's error. Who stops asking waits for nothing that is under way.
+    At most two items a worker are under way besides the one that is waited for, which bounds the
+    memory. `crashed` says what becomes of an item that takes its process down (a decoder that
+    crashes, one that eats all memory); without it that is the pool's error. Who stops asking waits
+    for nothing that is under way.
     """
     if workers == 0:
         yield from map(function, items)

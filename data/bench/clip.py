@@ -70,7 +70,7 @@ def make_clip(case: Case, footage: Footage | None, size: tuple[int, int] = SIZE)
     source = np.empty((scene.frames, *size, 3), np.uint8)
     target = np.empty_like(source)
     for first in range(0, scene.frames, STRETCH):
-        last = min(first + STRETCH, scene.frames)
+        last = first + STRETCH  # the last stretch ends with the clip
         source[first:last] = scene.render(first, last)
         target[first:last] = truth.frames(scene, first, last)
     camera = scene.camera_motion()

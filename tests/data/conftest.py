@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +21,8 @@ import pytest
 import s3fs
 
 from data.sample import EncodedPair, Pair
+from data.shards import write_dataset
+from data.store import Store
 from data.synthetic import make_pair
 
 MakeVideo = Callable[..., Path]
@@ -200,3 +204,18 @@ def small_encoded(seed: int) -> EncodedPair:
         video_shape=(5, 32, 48),
         origin={"seed": seed},
     )
+
+
+def write_small(uri: Path, count: int = 7, per_shard: int = 3, **options: object) -> Path:
+    samples = [functools.partial(small_pair, seed) for seed in range(count)]
+    write_dataset(uri, samples, made_by={"by": "test"}, samples_per_shard=per_shard, **options)  # type: ignore[arg-type]
+    return uri
+
+
+class Far(Store):
+    """A store on this disk whose shards are fetched, as S3's are."""
+
+    remote = True
+
+    def fetch(self, name: str, local: Path) -> Path:
+        return local if local.exists() else Path(shutil.copy(self.root / name, local))

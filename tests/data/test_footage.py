@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.footage import camera, kinds, looks, material, regions
+from data.footage import camera, kinds, looks, regions
 from data.footage import pair as pair_module
 from data.footage.camera import film
 from data.footage.kinds import KINDS, Edit, Filmed
@@ -65,6 +65,7 @@ def test_footage_is_kept_as_fine_as_the_shorter_side_asks(
         (48, (96, 48), 2),  # just twice the smallest level: that one is made
         (48, (96, 47), 1),
         (16, (60, 48), 2),  # pairs so small that no level is
+        (16, (60, 47), 1),
         (64, (80, 64), 2),  # half a pair's short side is enough
         (64, (80, 63), 1),
         (64, (60, 130), 1),  # the picture's shorter side counts, upright or wide
@@ -305,18 +306,6 @@ def test_footage_that_cannot_be_used_is_named(
         prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
 
 
-@pytest.mark.parametrize(("seconds", "frames"), [(15, 24), (1, 16), (0.5, 8)])
-def test_of_a_clip_its_first_seconds_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, frames: int
-) -> None:
-    monkeypatch.setattr(material, "CLIP_SECONDS", seconds)
-    with VideoWriter(tmp_path / "c.mp4", 64, 48, 16) as writer:
-        writer.write(np.zeros((24, 48, 64, 3), np.uint8))
-    (tmp_path / "heldout.txt").write_text("")
-    (clip,) = prepare(tmp_path, tmp_path / "made", fps=16, **SIZE)["train"].clips
-    assert len(clip.level(0)) == frames
-
-
 def test_a_hue_that_is_there_a_little_is_neither_edited_nor_called_absent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -366,6 +355,9 @@ def test_things_are_as_large_in_upright_pictures(height: int, width: int, unit: 
 def test_a_clip_of_just_as_many_frames_is_filmed_from_its_first_to_its_last() -> None:
     seen = {camera._stretch(9, 9, np.random.default_rng(seed)) for seed in range(60)}
     assert seen == {(0, 1), (8, -1)}
+    for length, steps in ((17, {1, -1}), (18, {1, 2, -1, -2})):  # twice as fast from twice as many
+        draws = [np.random.default_rng(seed) for seed in range(60)]
+        assert {camera._stretch(length, 9, rng)[1] for rng in draws} == steps
     with pytest.raises(UserError, match="a clip of 8 frames is too short for pairs of 9"):
         camera._stretch(8, 9, np.random.default_rng(0))
     assert camera._stretch(1, 9, np.random.default_rng(0)) == (0, 0)  # a photo

@@ -173,9 +173,10 @@ def test_overwriting_begins_anew(tmp_path: Path) -> None:
 
 
 def test_when_nothing_is_usable_the_reasons_are_given(tmp_path: Path) -> None:
-    path = make_list(tmp_path, 2, bad=(0, 1))
-    with pytest.raises(DatasetError, match=r"no pair of .*entry 0: .*gone\.mp4: no such file"):
+    path = make_list(tmp_path, 4, bad=range(4))
+    with pytest.raises(DatasetError, match=r"no pair of .*entry 0: .*gone\.mp4: no such") as no:
         ingest(pairs(path), str(tmp_path / "set"))
+    assert [f"entry {n}" in str(no.value) for n in range(4)] == [True, True, True, False]
 
 
 def test_it_goes_on_in_a_bucket(s3: S3Server, tmp_path: Path) -> None:

@@ -274,3 +274,54 @@ def test_the_hash_is_of_every_shards_checksum(number: int, name: str) -> None:
     other: Any = "cc" if name in ("name", "sha256") else 5
     shards[number] = replace(shards[number], **{name: other})
     assert dataset_hash(replace(INFO, shards=tuple(shards))) != dataset_hash(INFO)
+
+
+Rows = list[tuple[int, int]]  # (shard, row)
+
+
+def mixed(
+    rank: int, ranks: int, counts: tuple[int, ...], shuffle: bool = True
+) -> list[tuple[Rows, Rows]]:
+    """A rank's first epoch, group by group: its rows one after the other, and as they are read."""
+    shards = tuple(Shard(f"shard-{n:05d}.tar", count, 1, "") for n, count in enumerate(counts))
+    info = DatasetInfo(1, "encoded", sum(counts), 16.0, 1, 8, 8, shards, {})
+    split = Split(batch_size=1, rank=rank, world_size=ranks, shuffle=shuffle)
+    reader = iter(module._Stretch("none", info, split, None, None))
+    passed = 0
+    orders: list[tuple[Rows, Rows]] = []
+    for group in reader._groups():
+        rows = [(n, row) for n, first, last in group for row in range(first, last)]
+        orders.append((rows, reader._order(group, passed)))
+        passed += len(rows)
+    return orders
+
+
+def test_four_shards_are_mixed_with_each_other() -> None:
+    groups = mixed(0, 1, (1,) * 9, shuffle=False)
+    assert [rows for rows, _ in groups] == [order for _, order in groups]
+    assert [rows for rows, _ in groups] == [
+        [(n, 0) for n in range(first, min(first + 4, 9))] for first in (0, 4, 8)
+    ]
+
+
+def test_each_group_of_shards_and_each_rank_mixes_its_rows_its_own_way() -> None:
+    """As they would not with one seed for all: then as many rows are always mixed alike."""
+    ways = [
+        tuple(rows.index(row) for row in order)
+        for rank in (0, 1)
+        for rows, order in mixed(rank, 2, (4,) * 40)
+        if len(rows) == 16
+    ]
+    assert len(set(ways)) == len(ways) >= 6
+
+
+def test_the_order_of_a_seed_is_the_one_that_it_always_was() -> None:
+    """A saved position is one in this order: in another, what goes on reads samples twice."""
+    found = [
+        [shard * 3 + row for _, order in mixed(rank, 2, (3,) * 10) for shard, row in order]
+        for rank in (0, 1)
+    ]
+    assert found == [
+        [24, 17, 1, 28, 29, 26, 15, 27, 0, 25, 2, 16, 4, 5, 3],
+        [22, 23, 12, 20, 14, 8, 7, 13, 18, 21, 6, 19, 9, 10, 11],
+    ]

@@ -50,6 +50,15 @@ def test_a_list_of_what_is_held_out_may_have_comments(tmp_path: Path) -> None:
     assert names_by_split(tmp_path) == {"train": ["a.jpg"], "heldout": ["c.mp4", "b.png"]}
 
 
+def test_photos_and_clips_are_known_by_the_ends_of_their_names(tmp_path: Path) -> None:
+    photos = [".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"]
+    clips = [".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v"]
+    for end in (*photos, *clips, ".gif", ".txt"):
+        (tmp_path / f"a{end}").touch()
+    (tmp_path / "heldout.txt").touch()
+    assert names_by_split(tmp_path)["train"] == sorted(f"a{end}" for end in photos + clips)
+
+
 def test_which_names_are_held_out_does_not_move() -> None:
     """One in eight; another one would put into training what was kept from it."""
     held = [n for n in range(60) if is_heldout(f"IMG_{n:04d}.jpg")]
@@ -72,8 +81,8 @@ def test_each_file_is_told_as_it_is_done_and_is_no_larger_than_it_need_be(tmp_pa
     source = tmp_path / "in"
     source.mkdir()
     Image.new("RGB", (100, 90)).save(source / "small.PNG")
-    with VideoWriter(source / "c.mp4", 128, 96, 16) as writer:
-        writer.write(np.zeros((4, 96, 128, 3), np.uint8))
+    with VideoWriter(source / "c.mp4", 130, 96, 16) as writer:
+        writer.write(np.zeros((4, 96, 130, 3), np.uint8))
     (source / "heldout.txt").write_text("")
     told: list[tuple[int, int]] = []
     found = prepare(
@@ -86,9 +95,20 @@ def test_each_file_is_told_as_it_is_done_and_is_no_larger_than_it_need_be(tmp_pa
         "small.PNG", "photo", "c.mp4", "clip",
     )  # fmt: skip
     assert photo.level(0).shape == (1, 90, 100, 3)  # no photo is made larger than it is
-    assert clip.level(0).shape == (2, 54, 72, 3)  # 2.25 times 24, even, at the rate asked for
+    assert clip.level(0).shape == (2, 54, 74, 3)  # 2.25 times 24, even, at the rate asked for
     with pytest.raises(FootageError, match="is no folder"):
         prepare(source / "c.mp4", tmp_path / "x", height=24, width=40, fps=8)
     (source / "d.mp4").write_bytes(b"no clip")
     with pytest.raises(FootageError, match=r"d\.mp4: not a .*take it out of the footage"):
         prepare(source, tmp_path / "x", height=24, width=40, fps=8)
+
+
+@pytest.mark.parametrize(("filmed", "fps", "kept"), [(32, 2, 30), (32, 1, 15), (29, 2, 29)])
+def test_of_a_clip_its_first_15_seconds_are_kept(
+    tmp_path: Path, filmed: int, fps: int, kept: int
+) -> None:
+    with VideoWriter(tmp_path / "c.mp4", 64, 48, 2) as writer:
+        writer.write(np.zeros((filmed, 48, 64, 3), np.uint8))
+    (tmp_path / "heldout.txt").write_text("")
+    (clip,) = prepare(tmp_path, tmp_path / "made", height=48, width=80, fps=fps)["train"].clips
+    assert len(clip.level(0)) == kept

@@ -204,6 +204,7 @@ def test_estimated_mask_ignores_the_noise_of_encoding() -> None:
         ('{"a": 1, "b": 2}', "and edited_path, got dict of 2$"),
         ("{}\n{]", "line 2 is not JSON"),
         ("a\n{}", "is not JSON .*see data/README.md"),
+        ("{}\na", "is not JSON .*see data/README.md"),  # its second line is no object either
         ("\xe9", "is not text in UTF-8 .*save it as UTF-8"),
     ],
 )

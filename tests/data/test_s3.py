@@ -270,6 +270,19 @@ def test_a_bucket_is_a_store_like_a_folder(s3: S3Server, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [local]
 
 
+def test_a_download_that_is_cut_off_leaves_nothing(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_: Any, name: str, local: str) -> None:
+        Path(local).write_bytes(b"half")
+        raise OSError(f"cut off after half of {name}")
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "get_file", half)
+    with pytest.raises(DatasetError, match=r"set/a: S3 .*cut off after half of bucket/set/a"):
+        open_store("s3://bucket/set").fetch("a", tmp_path / "local")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_endpoint_of_s3_alone_is_the_one_that_is_named(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import json
-import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import webdataset
 
+from data import shards as shards_module
 from data.loader import Split, loader
 from data.sample import EncodedPair, Pair, from_files, to_files
-from data.shard_reader import ShardFolder, fetch_shard, index_shard
+from data.shard_reader import ShardFolder, index_shard
 from data.shards import (
     DatasetError,
     check_dataset,
@@ -24,14 +25,8 @@ from data.shards import (
     read_dataset_info,
     write_dataset,
 )
-from data.store import S3Store, Store, open_store
-from tests.data.conftest import small_encoded, small_pair
-
-
-def write_small(uri: Path, count: int = 7, per_shard: int = 3, **options: object) -> Path:
-    samples = [functools.partial(small_pair, seed) for seed in range(count)]
-    write_dataset(uri, samples, made_by={"by": "test"}, samples_per_shard=per_shard, **options)  # type: ignore[arg-type]
-    return uri
+from data.store import S3Store, open_store
+from tests.data.conftest import Far, small_encoded, small_pair, write_small
 
 
 def test_a_pair_survives_its_files() -> None:
@@ -242,17 +237,6 @@ def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> 
     assert not made
 
 
-def test_a_folder_in_a_shard_is_no_sample(tmp_path: Path) -> None:
-    (shard,) = write_dataset(tmp_path / "set", [small_encoded(0)], made_by={}).shards
-    path = tmp_path / "set" / shard.name
-    folder = tarfile.TarInfo("notes.d")
-    folder.type = tarfile.DIRTYPE
-    with tarfile.open(path, "a") as tar:
-        tar.addfile(folder)
-    index = index_shard(open_store(tmp_path / "set"), shard, path)
-    assert [key for key, _ in index] == ["00000000"]
-
-
 def test_samples_are_in_their_order_under_their_numbers(tmp_path: Path) -> None:
     samples = [small_encoded(n) for n in (3, 1, 2, 0)]
     info = write_dataset(tmp_path / "set", samples, made_by={}, samples_per_shard=3)
@@ -306,33 +290,6 @@ def test_shards_hold_as_many_as_asked_for(tmp_path: Path, count: int, workers: i
     assert check_dataset(tmp_path / "set") == info
 
 
-def test_a_sample_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
-    uri = tmp_path / "set"
-    write_dataset(uri, [small_encoded(0), small_encoded(1)], made_by={})
-    info = read_dataset_info(uri)
-    shard = info.shards[0]
-    path = uri / shard.name
-    folder = ShardFolder(open_store(uri), tmp_path, keep_all=True)
-    folder.read(shard, 0)
-    data = bytearray(path.read_bytes())
-    place = data.rindex(b"\x93NUMPY")
-    data[place : place + 6] = b"zeroes"
-    path.write_bytes(data)  # after it was checked, as a failing disk would
-    with pytest.raises(DatasetError, match=r"sample 00000001 of shard-00000\.tar cannot be"):
-        folder.read(shard, 1)
-
-
-def test_a_folder_keeps_what_it_is_told_and_forgets_the_rest(tmp_path: Path) -> None:
-    uri = tmp_path / "set"
-    info = write_dataset(uri, [small_encoded(n) for n in range(3)], made_by={}, samples_per_shard=1)
-    folder = ShardFolder(open_store(uri), tmp_path, keep_all=False)
-    for shard in info.shards:
-        folder.read(shard, 0)
-    folder.keep({info.shards[1].name})
-    assert list(folder.open) == [info.shards[1].name]
-    assert check_dataset(uri) == info  # of a folder nothing is deleted
-
-
 def test_a_store_shows_its_files_and_no_drafts(tmp_path: Path) -> None:
     store = open_store(tmp_path / "new" / "place")
     assert store.names() == []
@@ -363,35 +320,25 @@ def test_a_full_disk_and_a_forbidden_place_are_told_apart(tmp_path: Path) -> Non
         raise OSError(errno.EACCES, "Permission denied")
 
 
-class Far(Store):
-    """A store on this disk whose shards are fetched, as S3's are."""
-
-    remote = True
-
-    def fetch(self, name: str, local: Path) -> Path:
-        return local if local.exists() else Path(shutil.copy(self.root / name, local))
+def test_the_same_sample_gives_the_same_bytes_in_whatever_order_its_origin_is() -> None:
+    sample = small_encoded(0)
+    one, two = ({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1})
+    assert to_files(replace(sample, origin=one)) == to_files(replace(sample, origin=two))
 
 
-def test_what_was_fetched_damaged_is_fetched_again(tmp_path: Path) -> None:
-    shard = read_dataset_info(write_small(tmp_path / "set")).shards[0]
-    whole = tmp_path / "set" / shard.name
-    data = whole.read_bytes()
-    whole.write_bytes(data[:-1] + b"x")
-    store, cache = Far(tmp_path / "set"), tmp_path / "cache"
-    cache.mkdir()
-    with pytest.raises(DatasetError, match="is not what was written"):
-        fetch_shard(store, shard, cache)
-    whole.write_bytes(data)
-    assert fetch_shard(store, shard, cache).read_bytes() == data
+def test_checking_needs_room_for_one_fetched_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = write_small(tmp_path / "set")
+    held: list[int] = []
 
+    class Counted(Far):
+        def fetch(self, name: str, local: Path) -> Path:
+            path = super().fetch(name, local)
+            held.append(len(list(local.parent.iterdir())))
+            return path
 
-@pytest.mark.parametrize("keep_all", [True, False])
-def test_shards_of_a_cache_stay_and_others_are_let_go_of(tmp_path: Path, keep_all: bool) -> None:
-    info = read_dataset_info(write_small(tmp_path / "set"))
-    (tmp_path / "cache").mkdir()
-    folder = ShardFolder(Far(tmp_path / "set"), tmp_path / "cache", keep_all)
-    for shard in info.shards:
-        folder.keep({shard.name})
-        folder.read(shard, 0)
-    kept = [path.stem for path in (tmp_path / "cache").rglob("*.tar")]
-    assert sorted(kept) == sorted(s.sha256 for s in info.shards[0 if keep_all else -1 :])
+    monkeypatch.setattr(shards_module, "open_store", lambda uri: Counted(uri))
+    check_dataset(uri)
+    assert held == [1, 1, 1]
+    assert len(list(uri.glob("*.tar"))) == 3
