@@ -50,6 +50,7 @@ def test_a_folder_keeps_what_it_is_told_and_forgets_the_rest(tmp_path: Path) -> 
     folder.keep({info.shards[1].name})
     assert list(folder.open) == [info.shards[1].name]
     assert check_dataset(uri) == info  # of a folder nothing is deleted
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]  # and nothing made beside it
 
 
 def test_what_was_fetched_damaged_is_fetched_again(tmp_path: Path) -> None:

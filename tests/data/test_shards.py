@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import json
 import tarfile
 from dataclasses import replace
@@ -26,6 +27,7 @@ from data.shards import (
     write_dataset,
 )
 from data.store import S3Store, open_store
+from data.video import read_own
 from tests.data.conftest import Far, small_encoded, small_pair, write_small
 
 
@@ -48,6 +50,8 @@ def test_odd_sizes_survive(height: int, width: int) -> None:
     back = from_files(to_files(Pair(video, video, mask, "nothing", 12.5, {})))
     np.testing.assert_array_equal(back.mask, mask)
     assert back.source.shape == video.shape
+    coded = list(read_own(io.BytesIO(to_files(back)["mask.mp4"])))
+    assert set(np.unique(coded)) == {0, 255}  # nothing is lost that a threshold would mend
 
 
 def test_an_encoded_pair_survives_exactly() -> None:
@@ -160,6 +164,9 @@ def test_no_dataset_and_no_samples(tmp_path: Path) -> None:
 def test_unlike_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"sample 1 is \('encoded'"):
         write_dataset(tmp_path / "set", [small_pair(0), small_encoded(1)], made_by={})
+    samples = [*map(small_encoded, range(3)), small_pair(0)]  # after whole shards, too
+    with pytest.raises(DatasetError, match=r"sample 3 is \('pairs'"):
+        write_dataset(tmp_path / "set", samples, made_by={}, samples_per_shard=2)
 
 
 def damage_flip(path: Path) -> None:
