@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,8 +22,8 @@ from modeling.vae.pyramid_start import start_as_pyramid
 from modeling.vae.tiny import TinyVae
 from pipelines.cli import main
 from pipelines.stages.chain import STAGES
-from pipelines.tracking import tracker as tracking
 from pipelines.tracking.outbox import Outbox
+from tests.mlflow_tables import made_tables
 from tests.pipelines.commands.entry import Liveedit, Result
 from tests.pipelines.place import CONFIG, Place, Training
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
@@ -70,16 +68,7 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def _migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables take seconds to make: once for all workers, then copied."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    with (folder / "mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (path := folder / "migrated.db").exists():
-            tracking.check_reachable(f"sqlite:///{folder / 'made.db'}")
-            (folder / "made.db").rename(path)
-    return path
+    return made_tables(tmp_path_factory)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import uvicorn
 from serve.front.front import Front
 from serve.limits import Limits
 from serve.settings import ServeSettings
+from tests.mlflow_tables import made_tables
 from tests.serve.local import local_front
 from tests.serve.models import save_small_model
 from tests.serve.registry import Registry
@@ -107,7 +109,9 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry(tmp_path_factory.mktemp("registry"))
+    folder = tmp_path_factory.mktemp("registry")
+    shutil.copy(made_tables(tmp_path_factory), folder / "mlflow.db")
+    return Registry(folder)
 
 
 @pytest.fixture(scope="session")

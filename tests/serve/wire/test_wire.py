@@ -262,6 +262,7 @@ def test_a_full_server_edits_less_well_says_so_and_goes_up_again(
     told: list[dict[str, Any]] = []
     indices = itertools.count()
     monkeypatch.setattr("serve.editor.capacity.NEWEST", 0.4)  # soon: each lasts half a second
+    monkeypatch.setattr("serve.admission.ladder.UP_S", 0.1)  # which a calm without a rise has
     with (
         caplog.at_level("INFO", "serve"),
         serving(small_model, measured_capacity=True, traces=str(tmp_path)) as busy,
