@@ -111,4 +111,4 @@ def test_of_a_clip_its_first_15_seconds_are_kept(
         writer.write(np.zeros((filmed, 48, 64, 3), np.uint8))
     (tmp_path / "heldout.txt").write_text("")
     (clip,) = prepare(tmp_path, tmp_path / "made", height=48, width=80, fps=fps)["train"].clips
-    assert len(clip.level(0)) == kept
+    assert clip.level(0).shape == (kept, 48, 64, 3)  # and not made larger than it is

@@ -173,6 +173,15 @@ def test_colours_without_a_tag_are_read_as_the_other_s(
     assert asked == [("a.mp4", read_as), ("b.mp4", read_as)]
 
 
+@pytest.mark.parametrize(
+    ("width", "fits"), [(981, True), (979, False), (1019, True), (1021, False)]
+)
+def test_shapes_may_differ_by_two_per_cent(width: int, fits: bool) -> None:
+    like = VideoInfo(1, 1, Fraction(16), 16, 1.0, has_audio=False, codec="h264", rotation=0)
+    source, edit = (replace(like, width=w, height=1000) for w in (1000, width))
+    assert (pairs_module._mismatch(source, edit) is None) == fits
+
+
 def test_other_rates_of_one_length_are_no_mismatch(tmp_path: Path) -> None:
     write_raw(tmp_path / "a.mp4", numbered(16), fps=16)
     write_raw(tmp_path / "b.mp4", numbered(25), fps=25)
