@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,12 +95,16 @@ def test_unreachable_store_is_one_clear_error(uri: str, told: str) -> None:
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
-def test_silent_server_is_an_error_and_no_long_wait() -> None:
+def test_silent_server_is_an_error_and_no_long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert float(tracking.CHECK_ENV["MLFLOW_HTTP_REQUEST_TIMEOUT"]) <= 5
+    monkeypatch.setitem(tracking.CHECK_ENV, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    begun = time.monotonic()
     with socket.socket() as silent:  # accepts, and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         with pytest.raises(TrackingError, match="does not answer"):
             tracking.check_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert time.monotonic() - begun < 60  # MLflow waits two minutes, and tries seven times again
 
 
 def test_code_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

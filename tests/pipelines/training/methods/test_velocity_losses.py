@@ -220,7 +220,8 @@ def test_dropouts_take_whole_clips_of_the_right_input(
     training, network = make(here)
     given = batch()
     kept_text, kept_source = [], []
-    for step in range(150):
+    drawn = {text_share, source_share} - {0.0, 1.0}
+    for step in range(150 if drawn else 10):
         training.step(given, here.draw(step, 0))
         call = network.calls.pop()
         source = judged(call)[1]
