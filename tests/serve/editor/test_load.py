@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
@@ -233,8 +234,9 @@ async def test_of_two_that_come_back_at_once_one_has_the_stream(
     assert left is asked[1 + max(range(2), key=lambda n: (epochs[n], n))]
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
-    async with asyncio.timeout(20):  # what is still on the accelerator has its place until its end
-        await asyncio.gather(*engine._releases)
+    async with asyncio.timeout(20):
+        await engine.scheduler.run(int, due=math.inf)  # after all that they had asked for
+        await asyncio.gather(*engine._releases)  # a chunk has its place until it is over
     assert (loads, engine._streams) == ({}, {})
 
 
