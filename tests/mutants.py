@@ -57,6 +57,7 @@ NEAREST = {  # the first pattern that fits a module names the tests that it answ
     "pipelines/evaluation/scores.py": "pipelines/evaluation/test_scores.py",
     "pipelines/tracking/registry.py": (
         "pipelines/tracking/test_registry_cut_short.py pipelines/tracking/test_requests.py "
+        "pipelines/tracking/test_failures.py "
         "pipelines/tracking/test_registry.py pipelines/tracking/test_versions.py"
     ),
     "pipelines/tracking/records.py": "pipelines/tracking/test_records.py",
