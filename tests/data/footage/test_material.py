@@ -18,6 +18,7 @@ from data.footage.material import (
     read_heldout,
 )
 from data.video import VideoWriter
+from tests.data.footage.conftest import SIZE
 
 
 def test_a_dataset_knows_its_files_again_by_name_and_bytes(tmp_path: Path) -> None:
@@ -112,3 +113,76 @@ def test_of_a_clip_its_first_15_seconds_are_kept(
     (tmp_path / "heldout.txt").write_text("")
     (clip,) = prepare(tmp_path, tmp_path / "made", height=48, width=80, fps=fps)["train"].clips
     assert clip.level(0).shape == (kept, 48, 64, 3)  # and not made larger than it is
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 80), (80, 48)])
+def test_footage_is_kept_as_fine_as_the_shorter_side_asks(
+    tmp_path: Path, height: int, width: int
+) -> None:
+    Image.new("RGB", (600, 400)).save(tmp_path / "a.png")
+    (tmp_path / "heldout.txt").write_text("")
+    found = prepare(tmp_path, tmp_path / "made", height=height, width=width, fps=16)["train"]
+    (photo,) = found.photos
+    sizes = [photo.level(n).shape[1:3] for n in range(len(photo.levels))]
+    assert sizes == [(336, 504), (168, 252), (84, 126), (42, 63)]  # 7 times 48, and down to it
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "levels"),
+    [
+        (48, (96, 48), 2),  # just twice the smallest level: that one is made
+        (48, (96, 47), 1),
+        (16, (60, 48), 2),  # pairs so small that no level is
+        (16, (60, 47), 1),
+        (64, (80, 64), 2),  # half a pair's short side is enough
+        (64, (80, 63), 1),
+        (64, (60, 130), 1),  # the picture's shorter side counts, upright or wide
+    ],
+)
+def test_a_level_is_made_as_long_as_half_of_it_is_not_too_small(
+    tmp_path: Path, side: int, size: tuple[int, int], levels: int
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    (tmp_path / "heldout.txt").write_text("")
+    found = prepare(tmp_path, tmp_path / "made", height=side, width=side + 8, fps=16)["train"]
+    assert [len(photo.levels) for photo in found.photos] == [levels]
+
+
+def test_two_files_of_one_name_are_two(tmp_path: Path) -> None:
+    """As two cameras leave them."""
+    for folder, colour in (("one", "red"), ("other", "blue")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (60, 40), colour).save(tmp_path / folder / "IMG_1.png")
+    (tmp_path / "heldout.txt").write_text("")
+    found = prepare(tmp_path, tmp_path / "made", fps=16, **SIZE)["train"]
+    assert [tuple(photo.level(0)[0, 0, 0]) for photo in found.photos] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_a_photo_stands_as_a_viewer_shows_it(tmp_path: Path) -> None:
+    """A phone held upright writes it lying down, and beside it how to turn it."""
+    lying = Image.new("RGB", (80, 60), "red")
+    lying.paste("blue", (0, 0, 40, 60))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn it right by a quarter
+    lying.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "heldout.txt").write_text("")
+    (photo,) = prepare(tmp_path, tmp_path / "made", fps=16, **SIZE)["train"].photos
+    picture = photo.level(0)[0]
+    assert picture.shape == (80, 60, 3)
+    assert tuple(picture[0, 30]) == (0, 0, 255)
+    assert tuple(picture[79, 30]) == (255, 0, 0)
+
+
+def test_footage_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FootageError, match="holds no photo"):
+        prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    with pytest.raises(FootageError, match=r"broken\.jpg: cannot be read as a photo"):
+        prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
+    (tmp_path / "broken.jpg").unlink()
+    Image.new("RGB", (200, 100)).save(tmp_path / "vast.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # twice that is no photo any more
+    with pytest.raises(FootageError, match=r"vast\.png: cannot be read as a photo"):
+        prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
