@@ -129,7 +129,7 @@ def measure(
             note(f"{stage}, {steps} steps without a kill")
             alone = _train(config, stage, folder, "alone", lambda report: None)
             note(f"{stage}, {steps} steps with {kills} kills")
-            killer = Killer(list(planned), draw, signals)
+            killer = Killer(planned, draw, signals)
             killed = _train(config, stage, folder, "killed", killer)
         different = _different(folder / "alone" / "made", folder / "killed" / "made")
     return {

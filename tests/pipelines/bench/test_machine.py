@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import resource
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,20 +19,32 @@ from torch import nn
 from pipelines.bench import hub_load, machine
 from pipelines.bench.machine import Memory, hardware, weights_gib, yardstick
 
-CPU = torch.device("cpu")
+CPU, CARD = torch.device("cpu"), torch.device("cuda")
 
 
-def test_the_yardstick_is_the_median_after_three_products(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "size", "dtype"), [(CPU, 1024, torch.float32), (CARD, 8192, torch.bfloat16)]
+)
+def test_the_yardstick_is_the_median_after_three_products(
+    device: torch.device, size: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what the device computes in; each is waited for before it is read."""
     times = iter([900.0, 900.0, 900.0, 4.0, 1.0, 2.0, 8.0, 16.0])
-    products: list[torch.Size] = []
-    clock = SimpleNamespace(
-        mark=lambda: None, wait=lambda mark: None, between=lambda start, end: next(times)
-    )
+    marks, events = itertools.count(), list[Any]()
+
+    def between(start: int, end: int) -> float:
+        events.append((start, end))
+        return next(times)
+
+    clock = SimpleNamespace(mark=marks.__next__, wait=events.append, between=between)
     monkeypatch.setattr(machine, "DeviceClock", lambda device: clock)
-    monkeypatch.setattr(torch, "mm", lambda a, b: products.extend([a.shape, b.shape]))
-    found = yardstick(CPU, repeats=5)
-    assert found == {"size": 1024, "ms": 4.0, "tflops": pytest.approx(2 * 1024**3 / 4e-3 / 1e12)}
-    assert products == [(1024, 1024)] * 16
+    monkeypatch.setattr(torch, "randn", lambda *sizes, device, dtype: (sizes, device, dtype))
+    monkeypatch.setattr(torch, "mm", lambda *factors: events.append(factors))
+    found = yardstick(device, repeats=5)
+    tflops = pytest.approx(2 * size**3 / 4e-3 / 1e12)
+    assert found == {"size": size, "ms": 4.0, "tflops": tflops}
+    factors = (((size, size), device, dtype),) * 2
+    assert events == [event for n in range(0, 16, 2) for event in (factors, n + 1, (n, n + 1))]
     assert next(times, None) is None
 
 
@@ -44,6 +59,70 @@ def test_memory_of_a_cpu_is_the_processs_most(
     memory = Memory(CPU)
     memory.reset()
     assert (memory.measure, memory.peak(), memory.held()) == ("process resident", 3.0, None)
+
+
+def test_memory_of_a_gpu_is_what_the_process_holds_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the allocator's slack at most, of tensors alone now; another measurement's is over."""
+    events: list[Any] = []
+    figures = {"memory_allocated": 1.5, "memory_reserved": 2.5, "max_memory_allocated": 3.5,
+               "max_memory_reserved": 4.5}  # fmt: skip
+    for name, gib in figures.items():
+        monkeypatch.setattr(
+            torch.cuda, name, lambda device, gib=gib: (device == CARD) * gib * 2**30
+        )
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(
+            torch.cuda, name, lambda device, name=name: events.append((name, device))
+        )
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("empty_cache"))
+    memory = Memory(CARD)
+    memory.reset()
+    assert events == [("synchronize", CARD), "empty_cache", ("reset_peak_memory_stats", CARD)]
+    assert (memory.measure, memory.peak(), memory.held()) == ("cuda reserved", 4.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("told", "driver", "power"),
+    [("570.1, 700.00 W", "570.1", "700.00 W"), (None, None, None), ("570.1", "570.1", None)],
+)
+def test_a_gpu_is_named_with_what_decides_its_speed(
+    told: str | None, driver: str | None, power: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(name="A card", total_memory=int(79.46 * 2**30), uuid="ab-1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90100)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(machine, "_output", lambda *words: (asked.append(words), told)[1])
+    found = hardware(CARD)
+    wanted = {"device": "cuda", "gpu": "A card", "gpu_memory_gib": 79.5, "driver": driver,
+              "power_limit": power, "cuda": "12.8", "cudnn": 90100}  # fmt: skip
+    assert wanted.items() <= found.items()
+    assert asked[-1][0] == "nvidia-smi"
+    assert {"--query-gpu=driver_version,power.limit", "--id=GPU-ab-1"} < set(asked[-1])
+
+
+def test_the_commit_is_that_of_the_code_and_says_whether_it_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is called from."""
+
+    def git(*words: str) -> str:
+        us = ("-c", "user.name=x", "-c", "user.email=x@y")
+        done = subprocess.run(["git", *us, *words], cwd=tmp_path, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert hardware(CPU)["commit"] is None
+    git("init")
+    (tmp_path / "a").write_text("a")
+    git("add", "a")
+    git("commit", "-m", "a")
+    commit = git("rev-parse", "HEAD")
+    assert len(commit) == 40
+    assert hardware(CPU)["commit"] == commit
+    (tmp_path / "a").write_text("b")
+    assert hardware(CPU)["commit"] == f"{commit}-dirty"
 
 
 def test_weights_are_counted_in_their_own_precision() -> None:

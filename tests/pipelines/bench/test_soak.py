@@ -6,7 +6,10 @@ import itertools
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
 from infra.runtime.errors import UserError
@@ -93,6 +96,50 @@ def test_processes_are_found_by_what_ray_calls_them() -> None:
     own = {f"{kind} {pid}" for kind, pid in zip(kinds, pids, strict=False)}
     assert [name.split()[0] for name in set(found) - own] == ["servecontroller"]
     assert own < set(found)
+
+
+def test_each_process_is_sampled_for_itself_whoever_ends_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it holds in memory (not what it may address), and when since the beginning."""
+    now = [0.0]
+    monkeypatch.setattr(soak.time, "monotonic", lambda: now[0])
+    held = {"editor 1": 100, "front 2": None, "hub 3": 300}
+
+    def process(name: str) -> Any:
+        def memory() -> Any:
+            if held[name] is None:
+                raise psutil.NoSuchProcess(2)
+            return SimpleNamespace(rss=held[name], vms=7)
+
+        return SimpleNamespace(memory_info=memory)
+
+    monkeypatch.setattr(soak, "processes", lambda: {name: process(name) for name in held})
+    memory = HeldMemory(began=50.0)
+    now[0] = 54.0
+    memory.sample()
+    held["editor 1"] = 200
+    now[0] = 60.0
+    memory.sample()
+    assert memory.seconds == 10.0
+    assert memory.samples == {
+        "editor 1": [(4.0, 100), (10.0, 200)], "hub 3": [(4.0, 300), (10.0, 300)],
+    }  # fmt: skip
+
+
+def test_who_ends_while_it_is_looked_at_hides_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def child(pid: int, *words: str) -> Any:
+        def command() -> list[str]:
+            if not words:
+                raise psutil.NoSuchProcess(pid)
+            return list(words)
+
+        return SimpleNamespace(pid=pid, cmdline=command)
+
+    all_of_us = [child(1), child(2, "ray::Hub"), child(3, "python"), child(4, "ray::ProxyActor")]
+    ours = SimpleNamespace(children=lambda recursive: all_of_us if recursive else [])
+    monkeypatch.setattr(soak.psutil, "Process", lambda: ours)
+    assert list(processes()) == ["hub 2", "proxyactor 4"]
 
 
 def test_all_runs_of_a_soak_count() -> None:

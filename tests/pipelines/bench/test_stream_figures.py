@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipelines.bench import stream as module
 from pipelines.bench.chunk_times import ChunkTimer, ChunkTimes
 from pipelines.bench.plot import LATE, PARTS, draw
 from pipelines.bench.stream import StreamBench, percentiles, summary
-from pipelines.bench.subject import BenchOptions, build_editor, describe, noise_frames
+from pipelines.bench.subject import noise_frames
 from tests.pipelines.bench.test_figures import OPTIONS, measured
 from tests.pipelines.bench.test_figures import shown as printed
 
@@ -31,7 +32,7 @@ CACHE = MaskCacheConfig()
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    told = SimpleNamespace(perf_counter=lambda: now[0])
+    told = SimpleNamespace(perf_counter=lambda: now[0], strftime=time.strftime, gmtime=time.gmtime)
     for name in ("bench.chunk_times", "bench.stream"):
         monkeypatch.setattr(f"pipelines.{name}.time", told)
     monkeypatch.setattr("modeling.streaming.device.time", told)
@@ -129,7 +130,10 @@ def test_sessions_are_added_until_one_is_late(
     memory = iter([1.5, 2.5, 3.5])
     made = bench(*[300.0] * 99, chunks=5, sessions=9)
     monkeypatch.setattr(made.memory, "peak", lambda: next(memory))
+    monkeypatch.setattr(made.memory, "reset", lambda: resets.append(made.timer.asked[:]))  # type: ignore[attr-defined]
+    resets: list[Any] = []
     found = made._sessions("dense")
+    assert resets == [[]], "what was held before them is not theirs"
     assert (found["variant"], found["deadline_ms"], found["held"]) == ("dense", 750.0, 2)
     one, two, three = found["tried"]
     latencies = [300, 600, 900, 450, 750, 1050, 600, 900, 1200]
@@ -166,12 +170,16 @@ def test_a_session_that_does_not_fit_ends_the_search(
 def test_a_run_tells_what_came_first_and_what_one_stream_holds(
     bench: Callable[..., StreamBench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory is reset between the cold stream and the warm one, and read before any other."""
+    """Memory is reset between the cold stream and the warm one, and read before any other; streams
+    that are over are let go of before others come."""
     made, events = bench(), []
     monkeypatch.setattr(made, "_start", lambda name: events.append(name) or (name, len(events)))
     monkeypatch.setattr(made, "_time_variants", lambda streams: dict(streams))
-    monkeypatch.setattr(made, "_sessions", lambda name: f"sessions of {name}")
-    monkeypatch.setattr(made, "time_plain", lambda: "plain")
+    monkeypatch.setattr(
+        made, "_sessions", lambda name: (events.append("sessions"), f"sessions of {name}")[1]
+    )
+    monkeypatch.setattr(made, "time_plain", lambda: (events.append("plain"), "plain")[1])
+    monkeypatch.setattr(made, "_free", lambda: events.append("free"))
     memory = SimpleNamespace(
         measure="m", reset=lambda: events.append("reset"),
         peak=lambda: 10.0 + len(events), held=lambda: 20.0 + len(events),
@@ -180,14 +188,89 @@ def test_a_run_tells_what_came_first_and_what_one_stream_holds(
     monkeypatch.setattr(module, "yardstick", lambda device: {"ms": 2.0})
     monkeypatch.setattr(module, "ratios", lambda measured: sorted(measured))
     found = made.run()
-    assert events == ["mask cache", "reset", "mask cache", "dense"]
-    assert found["start"] == {"cold": 1, "warm": 3}
+    assert events == [
+        "mask cache", "free", "reset", "mask cache", "dense", "free", "plain", "sessions",
+    ]  # fmt: skip
+    assert found["start"] == {"cold": 1, "warm": 4}
     numbers = (2 * 3 + 3) + (4 * 5 + 5)
     assert found["memory"] == {"measure": "m", "weights_gib": numbers * 4 / 2**30,
-                               "one_stream_gib": 13.0, "held_gib": 23.0}  # fmt: skip
+                               "one_stream_gib": 14.0, "held_gib": 24.0}  # fmt: skip
     assert found["variants"] == {"dense": "dense", "mask cache": "mask cache"}
     assert (found["sessions"], found["plain"]) == ("sessions of mask cache", "plain")
     assert "variants" in found["ratios"]
+
+
+def test_other_work_than_the_stored_is_told_before_anything_is_timed(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report says how long the model took to be built, and of which machine and work it is."""
+    events: list[str] = []
+    editor: Any = SimpleNamespace(device=torch.device("cpu"))
+
+    def build(options: Any) -> Any:
+        clock[0] += 4.0
+        return editor
+
+    class Bench:
+        def __init__(self, editor: Any, options: Any, note: Any) -> None:
+            clock[0] += 16.0
+            self.size, self.timer = (48, 64), self
+
+        @contextmanager
+        def watch(self) -> Iterator[None]:
+            events.append("watched")
+            yield
+            events.append("done")
+
+        def run(self) -> dict[str, Any]:
+            events.append("run")
+            return {"ratios": {}}
+
+    monkeypatch.setattr(module, "build_editor", build)
+    monkeypatch.setattr(module, "StreamBench", Bench)
+    monkeypatch.setattr(module, "describe", lambda *given: {"vae": "tiny", "a": given[2]})
+    said: list[str] = []
+    told = module.measure(OPTIONS, note=said.append)
+    assert (told["load_s"], told["schema"], told["ratios"]) == (4.0, 1, {})
+    assert told["config"] == {"vae": "tiny", "a": (48, 64)}
+    assert told["hardware"]["device"] == "cpu"
+    assert (events, said) == (["watched", "run", "done"], ["building the model"])
+    module.measure(OPTIONS, told)
+    events.clear()
+    with pytest.raises(ValueError, match="vae wan there, tiny here"):
+        module.measure(OPTIONS, told | {"config": told["config"] | {"vae": "wan"}})
+    assert events == []
+
+
+def test_the_plain_path_is_timed_when_its_window_is_full_and_let_go_of(
+    bench: Callable[..., StreamBench], clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dense, on networks of its own, over which the editor's watch does not reach."""
+    made, events = bench(work_size="1/2", detail="source"), list[Any]()
+    plain: Any = SimpleNamespace(open=lambda prompt, **given: events.append(given) or "stream")
+    monkeypatch.setattr(module, "plain_editor", lambda editor: plain)
+
+    class Watched(Timer):
+        @contextmanager
+        def watch(self) -> Iterator[None]:
+            events.append("watched")
+            yield
+            events.append(self.asked)
+
+    def timer(editor: Any, source: np.ndarray) -> Watched:
+        assert (editor, source.shape) == (plain, made.source.shape)
+        return Watched(clock, *[900.0] * 6, *range(1, 7))
+
+    monkeypatch.setattr(module, "ChunkTimer", timer)
+    monkeypatch.setattr(made, "_free", lambda: events.append("free"))
+    assert made.time_plain() is None
+    made.editor.accelerated = True
+    assert made.time_plain() == summary([[chunk(float(ms)) for ms in range(1, 7)]], 12)
+    height, width = made.size
+    asked = {"height": height, "width": width, "work_size": "1/2", "detail": "source"}
+    assert events == [
+        asked | {"mask_cache": None}, "watched", [("stream", 6), ("stream", 6)], "free",
+    ]  # fmt: skip
 
 
 def test_what_a_device_does_after_its_answer_is_charged_to_the_run(
@@ -220,6 +303,8 @@ def test_what_a_device_does_after_its_answer_is_charged_to_the_run(
         assert timer.push(stream).whole == 7000
         assert timer.last_frame(stream) == 2000  # not what was there before the last frame
     assert pushed == [12, 12, 12, 11, 1]
+    # The device is free before each time begins and, of chunks, when it ends.
+    assert clock[0] == 100.0 + 3 * 2.0 + 2.0 + 5 * 5.0
 
 
 def test_every_row_of_the_table_is_of_its_own_figures() -> None:
@@ -292,49 +377,6 @@ def test_sessions_that_do_not_hold_are_drawn_in_the_colour_of_what_is_late() -> 
     del without["hardware"]["gpu"]
     assert len(draw(without).axes) == 2
     assert draw(without)._suptitle.get_text().endswith(", a cpu")  # type: ignore[attr-defined]
-
-
-def test_another_vae_is_timed_without_the_blur_that_was_measured_for_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stream = replace(DEMO.stream, guide_blur=0.5)
-    blurred = replace(DEMO, vae=PRESETS["natural"].vae, stream=stream)
-    monkeypatch.setitem(PRESETS, "blurred", blurred)
-    mine = replace(OPTIONS, model="blurred")
-    same, other = (build_editor(replace(mine, vae=kind)) for kind in ("folded", "tiny"))
-    assert (same.config.vae.kind, same.settings.guide_blur) == ("folded", 0.5)
-    assert (other.config.vae.kind, other.settings.guide_blur) == ("tiny", None)
-    again = build_editor(replace(mine, vae="tiny", guide_blur=0.25))
-    assert again.settings.guide_blur == 0.25
-
-
-def test_all_that_decides_the_work_is_described() -> None:
-    options = BenchOptions(model="mine", device="cpu", chunks=2, sessions=0)
-    settings = replace(
-        DEMO.stream, fps=11, window_latents=15, sink_latents=6, timesteps=(1000, 600),
-        guide_blur=0.5, mask_cache=None,
-    )  # fmt: skip
-    editor: Any = SimpleNamespace(
-        config=replace(DEMO, stream=settings), settings=settings, mask_cache=None,
-        transformer=SimpleNamespace(dtype=torch.bfloat16),
-    )  # fmt: skip
-    told = describe(editor, replace(options, fp8=True), (48, 64))
-    assert told == {
-        "model": "mine", "height": 48, "width": 64, "dtype": "bfloat16", "vae": "tiny",
-        "transformer": asdict(DEMO.transformer), "chunk_frames": 12, "window_latents": 15,
-        "sink_latents": 6, "steps": 2, "fps": 11, "fp8": True, "mask_cache": None,
-    }  # fmt: skip
-    for detail, blur in (("off", {}), ("source", {"guide_blur": 0.5})):
-        half = describe(editor, replace(options, work_size="32x16", detail=detail), (48, 64))  # type: ignore[arg-type]
-        work = {"work_height": 16, "work_width": 32, "detail": detail} | blur
-        assert half == told | {"fp8": False} | work
-
-
-def test_frames_are_the_same_noise_in_every_run() -> None:
-    frames = noise_frames(2, 8, 16)
-    assert (frames.shape, frames.dtype) == ((2, 8, 16, 3), np.uint8)
-    assert np.array_equal(frames, noise_frames(2, 8, 16))
-    assert np.unique(frames).size > 200
 
 
 def test_what_was_watched_is_as_it_was_also_after_an_error() -> None:

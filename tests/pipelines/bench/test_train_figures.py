@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import random
-import signal
 from pathlib import Path
 
 import torch
 
 from modeling.model_dir import load_model
 from pipelines.bench.drawn import draw_model
-from pipelines.bench.kills import Killer
 from pipelines.bench.train import TrainOptions, ratios, summary, together
 from pipelines.bench.training_worker import TrainCase
 from pipelines.config.load import load_config
-from pipelines.training.run_folder import TrainingReport
 
 SMALL = ["model.preset=demo", "data.footage=null", "data.frames=21", "model.stream.height=32",
          "model.stream.width=48", "vae.crop=32"]  # fmt: skip
@@ -63,40 +59,6 @@ def test_drawn_weights_are_not_zero(tmp_path: Path) -> None:
     assert network is not None
     biases = [name for name, p in network.named_parameters() if not p.any()]
     assert all(name.endswith(".bias") for name in biases)
-
-
-def test_kills_fall_on_any_worker_at_drawn_steps_and_tell_what_they_cost() -> None:
-    clock, killed = [100.0], []
-    killer = Killer(
-        [2, 5, 6],
-        random.Random(4),
-        ("kill", "term"),
-        kill=lambda pid, number: killed.append((pid, number)),
-        workers=lambda pid: [pid, pid + 1],
-        clock=lambda: clock[0],
-    )
-
-    def report(step: int, pid: int) -> None:
-        clock[0] += 1
-        killer(TrainingReport(step, 9, {}, 0.1, pid=pid))
-
-    for step in (1, 2, 3):
-        report(step, 40)  # the third was on its way when the worker died
-    clock[0] += 10
-    for step in (1, 2, 3, 4, 7):  # the one that is read comes too late for both
-        report(step, 50)
-    report(8, 50)  # whose neighbour was killed: Ray ends both
-    for step in (4, 5, 6, 7, 8, 9):
-        report(step, 60)
-    assert [(kill.step, kill.from_step, kill.lost) for kill in killer.kills] == [
-        (2, 0, 13.0),
-        (7, 3, 5.0),
-    ]
-    assert [pid // 10 for pid, _ in killed] == [4, 5]
-    assert [pid % 10 for pid, _ in killed] == [kill.worker for kill in killer.kills]
-    assert [number for _, number in killed] == [signal.SIGKILL, signal.SIGTERM]
-    assert [kill.signal for kill in killer.kills] == ["kill", "term"]
-    assert {kill.worker for kill in killer.kills} == {0, 1}  # as seed 4 draws
 
 
 def test_a_case_saves_nothing_in_all_its_steps() -> None:

@@ -4,30 +4,25 @@ trainings themselves are scripted."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from data.loader import Split, loader
 from data.manifest import read_dataset_info
 from infra.runtime.errors import UserError
-from pipelines.bench import kills, train, training_worker
-from pipelines.bench.drawn import SHARD, draw_dataset, draw_model, draw_pair
-from pipelines.bench.kills import SAVE_EVERY, Kill, worker_processes
+from pipelines.bench import train, training_worker
+from pipelines.bench.drawn import SHARD, draw_dataset, draw_pair
 from pipelines.bench.train import TrainOptions, _describe, summary
 from pipelines.bench.training_worker import SAMPLES, WARM_UP, TrainCase
-from pipelines.config.load import load_config, to_plain
+from pipelines.config.load import from_plain, load_config, to_plain
 from pipelines.training.run_folder import TrainingReport
 from tests.pipelines.bench.test_train_figures import SMALL
 
@@ -149,6 +144,84 @@ def test_what_does_not_fit_into_memory_leaves_the_other_cases_to_be_run(
     assert last["ratios"]["foundation, 1 workers, ZeRO-2 / matrix products"]["value"] == 2.0
 
 
+class Group:
+    """In the place of a group of processes: at each look that is taken at it, it has written the
+    next lines; an error is one that a process ended with."""
+
+    def __init__(self, *looks: list[int] | Exception) -> None:
+        self.looks = list(looks)
+        self.killed = 0
+        self.started: list[Any] = []
+        process = SimpleNamespace(kill=lambda: setattr(self, "killed", self.killed + 1))
+        self.processes = [process] * 2
+
+    def spawn(self, *given: Any, **named: Any) -> Group:
+        self.started.append((given, named))
+        (job,) = named["args"]
+        self.results = Path(job["folder"], f"results-{job['group']}.jsonl")
+        return self
+
+    def join(self, timeout: float) -> bool:
+        look = self.looks.pop(0)
+        if isinstance(look, Exception):
+            self.write([-1])
+            raise look
+        self.write(look)
+        return not self.looks
+
+    def write(self, numbers: list[int]) -> None:
+        with self.results.open("a") as file:
+            for n in numbers:
+                file.write(json.dumps({"n": n, "out_of_memory": n < 0}) + "\n")
+
+
+def group_of(monkeypatch: pytest.MonkeyPatch, *looks: list[int] | Exception) -> Group:
+    group = Group(*looks)
+    monkeypatch.setattr(train, "spawn", group.spawn)
+    return group
+
+
+def test_processes_tell_each_case_once_as_it_is_done_and_are_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(monkeypatch, [], [0, 1], [2])
+    asked = options(workers=(2,))
+    told = train._run(asked, asked.cases, tmp_path)
+    for n in range(3):
+        assert next(told)["n"] == n
+        assert len(group.looks) == (1 if n < 2 else 0), "the others are not waited for"
+        assert group.killed == 0
+    assert list(told) == []
+    assert group.killed == 2
+    (((work,), named),) = group.started
+    assert work is training_worker.work
+    assert (named["nprocs"], named["join"]) == (2, False)
+    (job,) = named["args"]
+    assert job["cases"] == [asdict(case) for case in asked.cases]
+    assert (job["cuda"], job["folder"]) == (False, str(tmp_path))
+    assert from_plain(job["config"]) == asked.prepared()
+    group = group_of(monkeypatch, [0], [1])
+    told = train._run(asked, asked.cases, tmp_path)
+    next(told)
+    told.close()  # type: ignore[attr-defined]
+    assert group.killed == 2, "whoever listens may leave"
+
+
+def test_only_a_process_without_memory_ends_its_group_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ProcessRaisedException("full", 0, 1)
+    asked = options()
+    group = group_of(monkeypatch, [0], error)
+    assert [found["n"] for found in train._run(asked, asked.cases, tmp_path)] == [0, -1]
+    assert group.killed == 2
+    group = group_of(monkeypatch, [0], error)
+    monkeypatch.setattr(group, "write", lambda numbers: Group.write(group, [1]))
+    with pytest.raises(ProcessRaisedException):
+        list(train._run(asked, asked.cases, tmp_path))
+    assert group.killed == 2
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("a fault")])
 def test_a_worker_that_fails_ends_its_group_and_says_only_that_memory_was_short(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -256,96 +329,3 @@ def test_drawn_clips_are_of_the_models_sizes_and_all_unlike(tmp_path: Path) -> N
     batches = list(loader(str(tmp_path / "set"), split))
     assert len({float(batch["source"].float().sum()) for batch in batches}) == SHARD + 1
     assert batches[0]["text"].shape[1:] == (config.text.tokens, config.text.dim)
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What `kills.measure` drew and trained, by a script: 30 s alone, 50 s with kills."""
-    events: list[Any] = []
-
-    def train_one(config: Any, stage: str, folder: Path, name: str, follow: Any) -> float:
-        events.append((name, config))
-        if name == "killed":
-            follow.kills.append(Kill(4, 1, "term", 2.0, 3, 8.0))
-            events.append((follow.steps, follow.signals))
-        return 30.0 if name == "alone" else 50.0
-
-    monkeypatch.setattr(kills, "draw_model", lambda *given: None)
-    monkeypatch.setattr(kills, "draw_dataset", lambda *given: events.append(given[2:]))
-    monkeypatch.setattr(kills, "ray_session", lambda compute: nullcontext())
-    monkeypatch.setattr(kills, "_train", train_one)
-    monkeypatch.setattr(
-        kills, "_different", lambda one, other: [one.parent.name, other.parent.name]
-    )
-    monkeypatch.setattr(kills, "hardware", lambda device: {"device": "a"})
-    return events
-
-
-def test_killed_and_left_alone_a_training_is_the_same(trained: list[Any]) -> None:
-    config = load_config("demo", [*SMALL, "causal.batch_size=3", "causal.validate_every=2",
-                                  "compute.address=ray://h:1"])  # fmt: skip
-    signals = ("kill", "term")
-    found = kills.measure(config, "causal", 2, 3, None, 5, signals)
-    assert trained[0] == (21, 12)  # frames; two batches for each worker
-    (_, alone), (_, killed) = trained[1:3]
-    assert trained[3] == (found["planned"], signals)
-    assert alone == killed
-    section, compute = alone.causal, alone.compute
-    assert (section.steps, section.log_every, section.checkpoint_every) == (40, 1, SAVE_EVERY)
-    assert (section.validate_every, section.keep_best, section.patience) == (0, None, 0)
-    assert section.batch_size == 3
-    assert (compute.workers, compute.max_failures, compute.address) == (2, 3, None)
-    assert compute.deterministic
-    assert alone.distill == config.distill
-    assert found["planned"] == sorted(set(found["planned"]))
-    assert len(found["planned"]) == 3
-    assert 2 <= found["planned"][0] <= found["planned"][-1] < 40
-    wanted = {"stage": "causal", "workers": 2, "steps": 40, "save_every": SAVE_EVERY, "seed": 5,
-              "seconds_alone": 30.0, "seconds_killed": 50.0, "hardware": {"device": "a"},
-              "different": ["alone", "killed"]}  # fmt: skip
-    assert wanted.items() <= found.items()
-    kill = {"step": 4, "worker": 1, "signal": "term", "at": 2.0, "from_step": 3, "lost": 8.0}
-    assert found["kills"] == [kill]
-    again = kills.measure(config, "causal", 2, 3, None, 5)
-    assert again["planned"] == found["planned"]
-    assert kills.measure(config, "causal", 2, 3, None, 6)["planned"] != found["planned"]
-    for seed in range(9):  # as many as fit: none in the first step, where nothing runs yet
-        assert kills.measure(config, "causal", 1, 2, 4, seed)["planned"] == [2, 3]
-    with pytest.raises(UserError, match="--kills 3 do not fit into 4 steps"):
-        kills.measure(config, "causal", 1, 3, 4, 5)
-
-
-def test_weights_that_are_not_the_same_bits_are_named(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    config = load_config("demo", SMALL).model.resolve()
-    for name in ("one", "same", "other"):
-        draw_model(tmp_path / name, config, CPU)
-    assert kills._different(tmp_path / "one", tmp_path / "same") == []
-    file = tmp_path / "other" / "transformer.safetensors"
-    weights = load_file(file)
-    weights["head.head.bias"][0] += 1
-    save_file(weights, file)
-    assert kills._different(tmp_path / "one", tmp_path / "other") == ["head.head.bias"]
-
-
-def test_all_workers_beside_one_are_found_by_what_ray_calls_them() -> None:
-    code = "import time; time.sleep(60)"
-    names = ("ray::Worker.run", "ray::Worker.idle", "ray::Other.run", "Elsewhere")
-    children = [subprocess.Popen([name, "-c", code], executable=sys.executable) for name in names]
-    try:
-        ours = [child.pid for child in children[:2]]
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            ready = all(
-                psutil.Process(child.pid).cmdline()[:1] == [name]  # empty until it has begun
-                for child, name in zip(children, names, strict=True)
-            )
-            if ready:
-                break
-            time.sleep(0.02)
-        assert worker_processes(ours[0]) == worker_processes(ours[1]) == sorted(ours)
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
