@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from data.footage import camera
 from data.footage.camera import film
-from data.footage.material import prepare
+from data.footage.material import Material, prepare
 from infra.runtime.errors import UserError
 from tests.data.footage.conftest import SIZE
 
@@ -55,3 +56,67 @@ def test_a_view_never_leaves_the_picture(tmp_path: Path) -> None:
         rng = np.random.default_rng(seed)
         view, _ = film(white.photos[seed % 2], 9, 48, 80, rng)
         assert view.min() == 255, seed
+
+
+@pytest.mark.parametrize(
+    ("size", "closest", "widest"),
+    [
+        ((90, 160), 10 / 6, 10),  # a sixth of the picture's side is the closest
+        ((27, 64), 0.5, 3),  # but no closer than half a pixel of the picture; a row is all of it
+        ((36, 40), 0.5, 2.5),
+        ((4, 16), 3 / 9, 4 / 9),  # but of a picture that is so small at least three quarters
+    ],
+)
+def test_how_close_and_how_far_a_camera_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    closest: float,
+    widest: float,
+) -> None:
+    """In pixels of the picture for one of a view of 9 x 16, which shows `widest` at the most."""
+    np.save(tmp_path / "a.npy", np.zeros((1, *size, 3), np.uint8))
+    picture = Material("a.png", "photo", (str(tmp_path / "a.npy"),))
+    asked: list[float] = []
+    path = camera._path
+
+    def asking(*given: Any) -> camera.Path:
+        asked.append(given[4])
+        return path(*given)
+
+    monkeypatch.setattr(camera, "_path", asking)
+    for seed in range(120):
+        film(picture, 2, 9, 16, np.random.default_rng(seed))
+    assert (min(asked), max(asked)) == pytest.approx((closest, widest), rel=0.1)
+    assert closest * 0.999 <= min(asked)
+    assert max(asked) <= widest * 1.001
+
+
+class Hurried(np.random.Generator):
+    """Draws what a very fast hand would hold: a speed, then no sway and no zoom."""
+
+    def __init__(self, speed: float, seed: int) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.draws = iter((speed, 0.0))
+
+    def exponential(self, *_: Any) -> float:  # type: ignore[override]
+        return next(self.draws)
+
+    def normal(self, mean: float, spread: float, size: int | None = None) -> Any:  # type: ignore[override]
+        return 0.0 if size is None else np.zeros(size)
+
+
+@pytest.mark.parametrize(("drawn", "moved"), [(2.5, 2.5), (5.9, 5.9), (40, 6)])
+@pytest.mark.parametrize("scale", [0.5, 3])
+def test_a_view_moves_by_its_own_pixels_a_frame_and_by_six_at_the_most(
+    drawn: float, moved: float, scale: float
+) -> None:
+    vast = (100_000, 100_000)  # no border is near
+    paces = []
+    for seed in range(12):
+        path = camera._path("photo", 9, (48, 80), vast, scale, Hurried(drawn, seed))
+        paces.append(np.hypot(*np.diff(camera.drift(path), axis=0).T))
+    found = np.array(paces)
+    moving = found.max(axis=1) > 0
+    assert moving.sum() >= 6  # a quarter rests
+    np.testing.assert_allclose(found[moving], moved, rtol=1e-6)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data.footage import pair as pair_module
 from data.footage.kinds import KINDS, Edit
-from data.footage.material import Footage, FootageError, is_heldout
+from data.footage.material import Footage, FootageError, Material, is_heldout
+from data.footage.objects import PAINTS
 from data.footage.pair import make_footage_pair
 from tests.data.footage.conftest import made
 
@@ -63,6 +67,8 @@ def test_masks_say_what_differs_and_nothing_to_do_changes_nothing(
             assert not pair.mask.any()
         elif pair.origin["kind"] in ("recolor", "replace", "remove", "add"):
             assert pair.mask.any(), pair.instruction
+        named = [paint if paint in PAINTS else shape for paint, shape in pair.origin["things"]]
+        assert len(set(named)) == len(named), pair.origin["things"]
         assert " a o" not in pair.instruction
         assert "{" not in pair.instruction
     assert kinds == {
@@ -115,3 +121,27 @@ def test_clips_that_are_long_enough_are_filmed_beside_photos(footage: dict[str, 
     assert set(drawn(24, photos=False)) == {"c.mp4"}
     with pytest.raises(FootageError, match="the train split holds no photo and no clip of 25 fr"):
         drawn(25, photos=False)
+
+
+@pytest.mark.parametrize(
+    ("levels", "side", "cut", "of"),
+    [(4, 5, 5, 2), (3, 6, 6, 2), (3, 7, 6, 2), (3, 40, 6, 2), (2, 5, 5, 1), (1, 5, 5, 0)],
+)
+def test_a_cutout_is_any_square_of_a_photo_a_quarter_as_fine(
+    tmp_path: Path, levels: int, side: int, cut: int, of: int
+) -> None:
+    """Or as nearly so as there is a level, and no larger than it. The photo is of 24 x 36."""
+    names = []
+    for level in range(levels):
+        rows, columns = np.mgrid[: 24 >> level, : 36 >> level]
+        names.append(str(tmp_path / f"{level}.npy"))
+        np.save(names[-1], np.stack([rows, columns, rows * 0 + level], -1).astype(np.uint8)[None])
+    footage: Any = SimpleNamespace(photos=[Material("a.png", "photo", tuple(names))])
+    found = [pair_module._cutout(footage, side, np.random.default_rng(n)) for n in range(300)]
+    for piece in found:
+        rows, columns = np.mgrid[:cut, :cut]
+        wanted = np.stack([piece[0, 0, 0] + rows, piece[0, 0, 1] + columns, rows * 0 + of], -1)
+        np.testing.assert_array_equal(piece, wanted)
+    corners = np.array([piece[0, 0, :2] for piece in found])
+    assert corners.min(axis=0).tolist() == [0, 0]
+    assert corners.max(axis=0).tolist() == [(24 >> of) - cut, (36 >> of) - cut]

@@ -166,6 +166,49 @@ def test_highlights_keep_their_order_up_to_1000_nits() -> None:
     assert shown[-1] == 255
 
 
+# To BT.709 in linear light, as printed by others (BT.2087; ICC's of Display P3).
+NARROWER = {
+    "bt709": np.eye(3),
+    "bt2020": np.linalg.inv(WIDER),
+    "p3": np.array([[1.2249, -0.2249, 0], [-0.0421, 1.0421, 0], [-0.0196, -0.0786, 1.0982]]),
+}
+
+
+def on_screen(signal: np.ndarray, transfer: str, primaries: str) -> np.ndarray:
+    """What the module's first lines say of signals [..., 3] in 0 to 1, at full precision."""
+    if transfer == "pq":
+        m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
+        root = signal ** (1 / m2)
+        light = (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1) * 10_000 / 203
+    elif transfer == "hlg":
+        high = (np.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        scene = np.where(signal <= 0.5, signal**2 / 3, high)
+        luminance = scene @ [0.2627, 0.6780, 0.0593]
+        light = scene * luminance[..., None] ** 0.2 * 1000 / 203
+    else:
+        light = signal**2.4
+    light = np.maximum(light @ NARROWER[primaries].T, 0)
+    if transfer != "sdr":
+        largest = light.max(axis=-1, keepdims=True)
+        over, top = (largest - 0.8) / 0.2, (1000 / 203 - 0.8) / 0.2
+        bent = 0.8 + 0.2 * over * (1 + over / top**2) / (1 + over)
+        light = light * np.where(largest < 0.8, 1, bent / np.maximum(largest, 1e-9))
+    return np.asarray(255 * np.minimum(light, 1) ** (1 / 2.4))
+
+
+@pytest.mark.parametrize("primaries", NARROWER)
+@pytest.mark.parametrize("transfer", ["pq", "hlg", "sdr"])
+def test_every_signal_is_shown_as_the_standards_say(transfer: str, primaries: str) -> None:
+    """More rows than are worked on at a time, each channel the largest somewhere."""
+    signal = np.random.default_rng(0).uniform(0.02, 1, (37, 60, 3)) ** 1.3
+    signal[0] = np.linspace(0, 1, 60)[:, None]  # greys, from black to the brightest
+    shown = to_screen(np.round(signal * 65535).astype(np.uint16), transfer, primaries)
+    off = np.abs(shown - on_screen(signal, transfer, primaries))
+    assert off[0].max() <= 1
+    # Where a channel is nearly clipped away, a rounding of the matrix is some levels.
+    assert np.quantile(off, 0.99) <= 1.5
+
+
 def test_a_wide_gamut_comes_back_to_bt709(tmp_path: Path) -> None:
     picture = patches(64, 192, (RED, SKIN, GREY))
     light = (picture / 255) ** 2.4 @ WIDER.T
