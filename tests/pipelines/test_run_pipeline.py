@@ -112,3 +112,39 @@ def test_a_plan_writes_nothing_and_is_made_for_its_card_and_its_choice(
     assert (checked, source) == ([{"writes": False}], tmp_path / "source")
     assert (planner.card, planner.choice, planner.output) == ("H100", choice, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [None, "a teacher"])
+def test_each_stage_is_handed_what_those_before_it_made(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By stages that say what they were handed: each answer is of its own."""
+    handed: list[tuple[str, Any]] = []
+
+    def stage(name: str) -> Any:
+        def stand_in(chain: Any, *inputs: Any, **more: Any) -> str:
+            named = inputs[0] if name in ("pairs", "train") else name
+            handed.append((named, (*inputs, *more.items())))
+            return f"{named} made"
+
+        return stand_in
+
+    for name in ("pairs", "start", "train", "encode", "evaluate", "register"):
+        monkeypatch.setattr(pipeline, name, stage(name))
+    monkeypatch.setattr(pipeline, "teacher_source", lambda config: given)
+    chain: Any = SimpleNamespace(config=None)
+    result: Any = pipeline.run_stages(chain, Path("source"))
+    pairs, latents, teacher = "train made", "encode made", given or "foundation made"
+    assert handed == [
+        ("train", ("train",)),
+        ("heldout", ("heldout",)),
+        ("start", (Path("source"),)),
+        ("vae", ("vae", "start made", pairs, "heldout made")),
+        ("encode", ("vae made", pairs)),
+        ("foundation", ("foundation", "vae made", latents, "heldout made")),
+        ("causal", ("causal", "foundation made", latents, "heldout made")),
+        ("distill", ("distill", "causal made", latents, "heldout made", ("teacher", teacher))),
+        ("evaluate", ("distill made", "heldout made")),
+        ("register", ("distill made", "heldout made", "evaluate made")),
+    ]
+    assert result == "register made"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,6 +18,7 @@ from pipelines.stages import data, encode, evaluate
 from pipelines.stages.chain import Chain
 from pipelines.stages.live import served_reference
 from pipelines.stages.train import train
+from pipelines.tracking.records import StageRecord
 from pipelines.training.trainer import StageOutcome
 from tests.pipelines.stages.told import Told, heard
 
@@ -184,3 +187,84 @@ def test_the_demo_serves_the_best_alias_that_it_gave(
     config.tracking.model_name = "mine"
     result: Any = SimpleNamespace(version=version, aliases=aliases, model=Path("folder"))
     assert served_reference(config, result) == reference
+
+
+@pytest.fixture
+def keyed(chain: Chain, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """The inputs of a stage's key, for files that each have a text of their own."""
+    given: list[Any] = []
+    runner: Any = SimpleNamespace(
+        run=lambda stage, version, inputs, output, work, **more: (
+            given.append(inputs) or StageRecord(stage, "", None, str(output), "")
+        )
+    )
+    chain.runner = runner
+    for name in ("start", "pairs", "heldout", "teacher", "other"):
+        (tmp_path / name).write_text(name)
+
+    def inputs(stage: str, **files: str) -> dict[str, Any]:
+        named = {"start": "start", "dataset": "pairs", "heldout": "heldout", "teacher": "teacher"}
+        places = {name: tmp_path / file for name, file in (named | files).items()}
+        train(
+            chain, stage, places["start"], str(places["dataset"]), str(places["heldout"]),
+            teacher=places["teacher"],
+        )  # fmt: skip
+        return cast(dict[str, Any], given[-1])
+
+    return inputs
+
+
+WATCHING = {"log_every", "checkpoint_every", "checkpoint_minutes", "gate", "validate_every",
+            "validate_clips", "sample_clips", "profile"}  # fmt: skip
+IDLE = {  # of each stage, what decides nothing of what it makes
+    "vae": WATCHING,
+    "foundation": WATCHING | {"keep_products"},
+    "causal": WATCHING | {"keep_products"},
+    "distill": WATCHING | {"keep_products", "rollout_copy"},
+}
+
+
+@pytest.mark.parametrize("stage", IDLE)
+def test_every_setting_of_a_training_is_in_its_key_or_known_to_decide_nothing(
+    stage: str, chain: Chain, keyed: Callable[..., dict[str, Any]]
+) -> None:
+    section, before = getattr(chain.config, stage), keyed(stage)
+    idle = set()
+    for entry in fields(section):
+        value = getattr(section, entry.name)
+        setattr(section, entry.name, "another")
+        if keyed(stage) == before:
+            idle.add(entry.name)
+        setattr(section, entry.name, value)
+    assert idle == IDLE[stage]
+
+
+@pytest.mark.parametrize("stage", ["vae", "causal"])
+def test_what_a_training_runs_on_and_learns_from_is_in_its_key(
+    stage: str, chain: Chain, keyed: Callable[..., dict[str, Any]]
+) -> None:
+    """Held-out pairs only where they choose, groups of ranks only where there are tokens."""
+    before = keyed(stage)
+    for file in ("start", "dataset", "teacher"):
+        assert keyed(stage, **{file: "other"}) != before, file
+    assert keyed(stage, heldout="other") == before
+    config = chain.config
+    for owner, name, value in (
+        (config, "seed", 7), (config.compute, "workers", 4), (config.compute, "precision", "bf16"),
+    ):  # fmt: skip
+        was = getattr(owner, name)
+        setattr(owner, name, value)
+        assert keyed(stage) != before, name
+        setattr(owner, name, was)
+    config.compute.sequence_parallel = 2
+    assert (keyed(stage) == before) is (stage == "vae")
+    config.compute.sequence_parallel = 1
+    assert keyed(stage) == before
+    section = getattr(config, stage)
+    section.keep_best = "validation_loss"
+    chosen = keyed(stage)
+    assert keyed(stage, heldout="other") != chosen != before
+    for name, chooses in (("validate_every", True), ("validate_clips", True), ("profile", False)):
+        setattr(section, name, 77)
+        assert (keyed(stage) != chosen) is chooses, name
+        chosen = keyed(stage)
