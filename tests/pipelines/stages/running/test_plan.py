@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from infra.runtime.paths import ROOT
+from modeling.geometry import latents_of
 from modeling.presets import PRESETS
 from pipelines.config.load import load_config
 from pipelines.config.stages import CausalStage, ComputeConfig, DistillStage, VaeStage
 from pipelines.stages.running import expect
-from pipelines.stages.running.plan import Planner, duration, million
-from pipelines.stages.running.runner import EVERYTHING
-from pipelines.tracking.records import StageRecord
+from pipelines.stages.running.choice import Choice, key_for
+from pipelines.stages.running.plan import Planned, Planner, duration, million
+from pipelines.stages.running.runner import EVERYTHING, Enough
+from pipelines.tracking.records import Records, StageRecord, fingerprint_of
+from pipelines.training.methods.distill import step_flops
 from tests.pipelines.commands.entry import Liveedit
 
 GIB = 2**30
@@ -63,6 +68,70 @@ def test_a_stage_that_goes_on_is_given_the_time_of_what_is_left(tmp_path: Path) 
     (saved / "manifest-0.json").write_text('{"step": 15}')
     rest = planner._trained("causal", "same", "why", before)
     assert (rest.does, rest.seconds, rest.counted) == ("goes on at 15", 15.0, False)
+
+
+def never(run: Any, key: str) -> dict[str, float]:
+    raise AssertionError("a plan does no work")
+
+
+PAIRS = {"pairs": 4}
+
+
+def planner_of(folder: Path, **chosen: str) -> Planner:
+    nobody: Any = None
+    stages = ("data", "start", "vae", "evaluate", "register")
+    return Planner(nobody, folder, nobody, nobody, Choice(stages, **chosen))
+
+
+def finished(folder: Path, stage: str, **metrics: float) -> Path:
+    """The record of a stage that is finished, of `PAIRS`; what it left."""
+    output = folder / stage
+    output.write_text(stage)
+    key, left = key_for(stage, 1, PAIRS), fingerprint_of(output)
+    Records(folder).write(
+        StageRecord(stage, key, left, str(output), "run", metrics, seconds=9.0, inputs=PAIRS)
+    )
+    return output
+
+
+def test_a_plan_walks_to_its_end_and_says_what_each_stage_would_do(tmp_path: Path) -> None:
+    """What a stage would make anew is nowhere, and the metrics known of it are yesterday's."""
+    data, start = (finished(tmp_path, name, loss=0.25) for name in ("data", "start"))
+    plan = planner_of(tmp_path)
+    assert plan.run("data", 1, PAIRS, data, never).fingerprint == fingerprint_of(data)
+    anew = plan.run(
+        "start", 1, {"pairs": 8}, start, never, gate={"max_loss": 0.1}
+    )  # it may be better then
+    assert (anew.fingerprint, anew.metrics) == (None, {"loss": 0.25})
+    assert not Path(anew.output).exists()
+    plan.pass_over("vae", "vae.steps=0")
+    with pytest.raises(Enough):  # what comes after would ask the registry
+        plan.run("register", 1, PAIRS, tmp_path / "register", never)
+    assert plan.lines == [
+        Planned("data", "finished"),
+        Planned("start", "runs", "pairs 4 -> 8", seconds=18.0),
+        Planned("vae", "passed over", "vae.steps=0"),
+        Planned("register", "runs", "not done yet"),
+    ]
+    with pytest.raises(Enough):  # nor does it where that is finished
+        planner_of(tmp_path).run("register", 1, PAIRS, finished(tmp_path, "register"), never)
+
+
+def test_a_plan_ends_where_the_pipeline_would(tmp_path: Path) -> None:
+    """At the stage that was chosen, and at one that is finished and misses its gate."""
+    data = finished(tmp_path, "data", loss=0.25)
+    for stage, passed in (("data", False), ("vae", True)):
+        plan = planner_of(tmp_path, only=stage)
+        plan.run("data", 1, PAIRS, data, never) if passed else None
+        with pytest.raises(Enough):
+            plan.pass_over(stage, "") if passed else plan.run(stage, 1, PAIRS, data, never)
+        planner_of(tmp_path, first="data").pass_over(stage, "")
+    plan = planner_of(tmp_path)
+    plan.run("data", 1, PAIRS, data, never, gate={"max_loss": 0.25})
+    with pytest.raises(Enough):
+        plan.run("data", 1, PAIRS, data, never, gate={"max_loss": 0.2})
+    missed = "missed: loss 0.25 is above data.gate.max_loss=0.2"
+    assert plan.lines == [Planned("data", "finished"), Planned("data", "finished", missed)]
 
 
 # Bytes a parameter on four workers, from DeepSpeed's definition of the stages: weights, gradients,
@@ -183,6 +252,21 @@ def test_time_is_counted_by_the_work_and_the_card() -> None:
     assert counted("causal.method=mine") is None  # which no one can count
 
 
+@pytest.mark.parametrize("pruned", [True, False])
+def test_a_distillation_s_step_is_counted_over_all_ends_of_its_rollouts(pruned: bool) -> None:
+    """On the stream's mask cache, if its rollouts have it; only some steps teach the generator."""
+    changes = ["distill.generator_every=3", f"distill.mask_cache={str(pruned).lower()}"]
+    config = load_config("wan-1.3b", changes)
+    size, stream = config.model.resolve().transformer, config.model.resolve().stream
+    assert stream.mask_cache is not None
+    stream = stream if pruned else replace(stream, mask_cache=None)
+    clip = (config.distill.batch_size, latents_of(config.data.frames), 16, 60, 104)
+    one = partial(step_flops, config.distill, size, size, stream, clip)
+    flops = [one(step, end) for step in range(3) for end in range(len(stream.timesteps))]
+    assert len(set(flops)) > len(stream.timesteps)
+    assert expect.step_flops("distill", config) == pytest.approx(np.mean(flops))
+
+
 def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
     @cache
     def gib(*changes: str, stage: str = "foundation") -> float:
@@ -250,7 +334,12 @@ def test_adapters_leave_little_to_train() -> None:
     assert (million(12_345_678), million(1_419_000_000)) == ("12.3 M", "1.42 B")
 
 
-def test_workers_are_known_where_the_machine_is_this_one() -> None:
+@pytest.mark.parametrize(("cards", "workers"), [(0, 2), (1, 1), (4, 4)])
+def test_workers_are_known_where_the_machine_is_this_one(
+    cards: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
     assert expect.workers_of(ComputeConfig(workers=3, address="auto")) == 3
     assert expect.workers_of(ComputeConfig(address="auto")) is None
+    assert expect.workers_of(ComputeConfig()) == workers
     assert expect.workers_of(ComputeConfig(gpus=False)) == 2
