@@ -2,16 +2,11 @@ from __future__ import annotations
 
 import json
 import math
-import queue
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from threading import Event
 from time import sleep
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -330,59 +325,3 @@ def test_a_process_of_its_own_encodes_the_same(tiny_model: Path, heldout: str) -
             (getattr(mine, name) == getattr(theirs, name)).all()
             for name in ("source", "target", "text")
         )
-
-
-@pytest.mark.parametrize("tasks", [0, 1, 2, 3])
-@pytest.mark.parametrize("counts", [(3, 2, 4, 1), (1, 1, 1), (5,)])
-def test_whoever_encodes_goes_on_after_what_is_done(
-    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], tasks: int
-) -> None:
-    """Also in the middle of a shard, where the shards are dealt to several tasks on Ray."""
-
-    def work(job: Any, shards: range, skipped: int) -> Iterator[tuple[int, int]]:
-        pairs = ((shard, number) for shard in shards for number in range(counts[shard]))
-        return islice(pairs, skipped, None)
-
-    job: Any = SimpleNamespace(on_gpu=False, run=partial(work, None))
-    info: Any = SimpleNamespace(shards=[SimpleNamespace(count=count) for count in counts])
-    # What Ray does with them: the task runs elsewhere, and its results are asked for one by one.
-    monkeypatch.setattr(encode, "_on_ray", lambda job, _, ahead: SimpleNamespace(remote=work))
-    monkeypatch.setattr("ray.get", lambda result: result)
-    everything = list(work(None, range(len(counts)), 0))
-    for done in range(len(everything) + 1):
-        assert list(encode._samples(job, info, tasks, done)) == everything[done:], done
-
-
-def test_tasks_encode_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the first shard is taken, the others' tasks come to the end of theirs: who had to wait
-    for its turn would make many GPUs as slow as one."""
-    counts, made, waiting = (3, 5, 4, 5), Counter[int](), threading.Event()
-
-    def on_ray(job: Any, work: Any, ahead: int) -> Any:
-        def remote(job: Any, shards: range, skipped: int) -> Iterator[tuple[int, int]]:
-            # As Ray does it: `ahead` results may wait, and no more are made until one is asked for.
-            results: queue.Queue[tuple[int, int]] = queue.Queue(ahead)
-
-            def produce() -> None:
-                for shard in shards:
-                    for number in range(counts[shard]):
-                        results.put((shard, number))
-                        made[shard] += 1
-                        if all(made[n] == counts[n] for n in (1, 2)):
-                            waiting.set()
-
-            threading.Thread(target=produce, daemon=True).start()
-            return (results.get() for _ in range(sum(counts[n] for n in shards)))
-
-        return SimpleNamespace(remote=remote)
-
-    job: Any = SimpleNamespace(on_gpu=False, run=None)
-    info: Any = SimpleNamespace(shards=[SimpleNamespace(count=count) for count in counts])
-    monkeypatch.setattr(encode, "_on_ray", on_ray)
-    monkeypatch.setattr("ray.get", lambda result: result)
-    samples: Any = encode._samples(job, info, 3, 0)
-    first = next(samples)
-    assert waiting.wait(10)
-    assert [first, *samples] == [
-        (shard, n) for shard, count in enumerate(counts) for n in range(count)
-    ]
