@@ -197,9 +197,13 @@ def test_a_sheet_names_its_clip_its_rows_and_its_frames(
     frames: int, picked: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(
-        "PIL.ImageDraw.ImageDraw.text", lambda draw, at, text, *rest, **more: said.append(text)
-    )
+    heights: list[int] = []
+
+    def text(draw: Any, at: tuple[int, int], text: str, *rest: Any, **more: Any) -> None:
+        said.append(text)
+        heights.append(at[1])
+
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", text)
     side_by_side([shown(frames)], ["Best"])
     assert said == [
         'Best   "x"   (-1.2 dB in the edited region)',
@@ -209,3 +213,6 @@ def test_a_sheet_names_its_clip_its_rows_and_its_frames(
         "ground truth",
         "recomputed\n25% of tokens",
     ]
+    labels = [heights[said.index(name)] for name in ("source", *said[-3:])]
+    rows = [22 + row * (32 + 4) for row in range(4)]  # of which each has room for two lines
+    assert all(0 <= label - row <= 32 - 28 for label, row in zip(labels, rows, strict=True))

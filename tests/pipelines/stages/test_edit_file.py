@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,14 @@ from data.video import (
 )
 from modeling.editor import StreamingEditor
 from pipelines.stages import edit_file as edit_module
-from pipelines.stages.edit_file import check_edit, edit_file, edit_video, expected_frames, resize
+from pipelines.stages.edit_file import (
+    check_edit,
+    edit_file,
+    edit_video,
+    expected_frames,
+    reported,
+    resize,
+)
 from tests.known_editors import block_clip, expected_edit, known_editor
 
 
@@ -121,6 +129,7 @@ def test_seed_and_size_change_the_edit(editor: StreamingEditor, tmp_path: Path) 
     assert np.array_equal(first, edited("b.mp4"))
     assert not np.array_equal(first, edited("c.mp4", seed=1))
     assert not np.array_equal(first, edited("d.mp4", work_size="full"))
+    assert not np.array_equal(first, edited("e.mp4", detail="off"))
 
 
 def exact(path: Path, video: np.ndarray, fps: Fraction = Fraction(16)) -> Path:
@@ -252,6 +261,25 @@ def test_a_file_is_of_the_rate_that_is_asked_for_else_of_that_of_most_frames(
         monkeypatch.setattr(edit_module, "probe", lambda path, b=bulk: replace(info, bulk_fps=b))
         edit_file(lambda frames: frames, source, tmp_path / "out.mp4", (32, 48), fps=asked)
     assert told == [(8, info.tick), (16, info.tick), (4, None)]
+
+
+def test_reader_writer_and_report_share_their_damage_and_strictness_is_heard_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in.mp4", block_clip(3, 32, 48), Fraction(8))
+    told: dict[str, Any] = {}
+
+    def noting(name: str, real: Any, *given: Any, **named: Any) -> Any:
+        told[name] = named
+        return real(*given, **named)
+
+    for name in ("read_timed", "VideoWriter"):
+        monkeypatch.setattr(edit_module, name, partial(noting, name, getattr(edit_module, name)))
+    where = source, tmp_path / "out.mp4", (32, 48)
+    report = reported(lambda frames: frames, *where, [0.5, 1.0], work=(16, 24), strict=True)
+    assert told["read_timed"]["damage"] is told["VideoWriter"]["damage"] is report.damage
+    assert told["read_timed"]["strict"]  # not hours later, when all is edited
+    assert (report.frames, report.recomputed, report.height, report.width) == (3, 0.75, 16, 24)
 
 
 def test_a_rate_that_is_asked_for_is_constant(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pipelines.stages.edit_remote import (
     film_file,
     live_numbers,
     unlike_taught,
+    untaught,
     within,
 )
 from serve.client import WireError, edit_frames, served_model
@@ -186,6 +187,13 @@ def test_what_a_server_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told["named"] == options | {"fps": 12.0}
     assert (report.frames, report.recomputed) == (3, 0.25)
     assert (report.width, report.height) == (32, 16)
+    del told["model"]
+    monkeypatch.setattr(
+        "pipelines.stages.edit_remote.unlike_taught", lambda *given: given[0]["fps"]
+    )
+    named = {"model": "third", "token": "other"}
+    assert untaught("ws://there", "paint", 48, 64, None, **named) == ([], {}, 12.0)
+    assert told["model"] == ("ws://there", "third", "other")
 
 
 @pytest.mark.parametrize(

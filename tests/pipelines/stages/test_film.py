@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.video import probe
+from data.video import probe, read_frames
 from pipelines.stages.edit_remote import film_file, live_numbers
 from serve.client import EditedFrame
 from serve.client.cameras import CameraLoad, CameraReport
@@ -53,7 +53,12 @@ def test_where_frames_were_dropped_another_stands_and_the_film_is_as_long(
             on_frame(EditedFrame(index, 0, codec.encode(video[index], "png"), "png", (64, 48), 0.0))
         return CameraReport(sent=6, edited=len(came), dropped=6 - len(came))
 
+    def at_a_rate(path: Path, *, fps: Fraction) -> Iterator[np.ndarray]:
+        assert fps == 12  # a camera's is constant, a file's need not be
+        return read_frames(path, fps=fps)
+
     monkeypatch.setattr("pipelines.stages.edit_remote.camera", camera)
+    monkeypatch.setattr("pipelines.stages.edit_remote.read_frames", at_a_rate)
     heard: list[int] = []
     film_file("ws://there", source, out, "paint it", progress=heard.append)
     black = np.zeros_like(video[0])

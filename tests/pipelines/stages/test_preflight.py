@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +20,12 @@ from modeling.model_dir import load_model, read_card, read_config
 from pipelines.config.load import load_config
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
+from pipelines.stages import start
 from pipelines.stages.encode import encode_dataset
 from pipelines.stages.preflight import check
 from pipelines.stages.start import start_model, start_source, teacher_source
 from tests.pipelines.sizes import HEIGHT, WIDTH
+from tests.pipelines.stages.told import heard
 
 TINY = [
     "model.preset=demo",
@@ -150,6 +154,31 @@ def test_start_of_other_sizes_is_refused(mlflow_uri: str, tiny_model: Path) -> N
         start_source(config)
 
 
+@pytest.mark.parametrize(
+    ("section", "there", "refused"),
+    [
+        ("transformer", {"num_layers": 3}, True),
+        ("vae", {"widths": (16, 12, 8, 16)}, True),
+        ("text", {"kind": "umt5"}, True),
+        ("text", {"path": "elsewhere"}, False),  # where it lies
+        ("vae", {"mean": (0.5,) * 16, "std": (2.0,) * 16}, False),  # what training measured
+    ],
+)
+def test_every_network_of_a_start_has_the_sizes_that_are_asked_for(
+    section: str, there: dict[str, object], refused: bool, tiny_config: ModelConfig
+) -> None:
+    changed = replace(getattr(tiny_config, section), **there)
+    found: ModelConfig = replace(tiny_config, **{section: changed})  # type: ignore[arg-type]
+    if not refused:
+        start._check_same_networks("mine", found, tiny_config)
+        return
+    ((name, value),) = there.items()
+    own = getattr(getattr(tiny_config, section), name)
+    told = f"model.{section}.{name} is {value} there, {own} here"
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        start._check_same_networks("mine", found, tiny_config)
+
+
 def test_start_is_found_from_the_root_and_in_the_registry(
     mlflow_uri: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +213,7 @@ def test_new_start_model_depends_on_the_seed_alone(
     ]
     assert torch.equal(torch.get_rng_state(), state)  # of whoever asked
     a, b, c = (load_model(folder).transformer.state_dict() for folder in folders)  # type: ignore[union-attr]
+    assert read_card(folders[2])["weights"].startswith("random, seed 1")
     name = "blocks.0.ffn.0.weight"
     assert bool((a[name] == b[name]).all())
     assert not bool((a[name] == c[name]).all())
@@ -196,6 +226,32 @@ def test_a_new_vae_begins_as_a_pyramid(
     monkeypatch.setattr("pipelines.stages.start.start_as_pyramid", begun.append)
     start_model(tiny_config, None, tmp_path / "start", seed=0)
     assert [type(vae).__name__ for vae in begun] == ["TinyVae"]
+
+
+@pytest.mark.parametrize("identity", [True, False])
+def test_a_start_s_card_says_whether_it_changes_nothing(
+    identity: bool, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "start_as_identity", lambda network: identity)
+    start_model(tiny_config, None, tmp_path / "start", seed=0)
+    assert ("changes nothing" in read_card(tmp_path / "start")["weights"]) is identity
+
+
+@pytest.mark.parametrize("path", ["umt5", None])
+def test_a_start_s_text_encoder_comes_along(
+    path: str | None, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny_config, text=replace(tiny_config.text, path=path))
+    model = SimpleNamespace(config=config, transformer="t", vae="v", card={"what": "shapes"})
+    monkeypatch.setattr(start, "load_model", lambda source: model)
+    saved = heard(start, "save_model", monkeypatch)
+    start_model(tiny_config, Path("source"), Path("target"), seed=0)
+    (((target, written), named),) = saved
+    assert (target, written) == (Path("target"), config)
+    assert named == {
+        "transformer": "t", "vae": "v", "text": path and Path(path),
+        "card": {"what": "shapes", "parent": "source"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "words"), [("words", []), ("umt5", None)])

@@ -280,6 +280,7 @@ def test_the_picture_shows_failure_and_typical_beside_the_best() -> None:
         judged(70, gain=1.0, success=0.0), judged(100, kept_psnr=40.0), judged(130, kept_psnr=30.0),
     ]  # fmt: skip
     picture = np.asarray(extremes(clips))
+    assert picture.shape == (4 * 56, 3 * 52, 3)
     shown = [
         [picture[row * 56 + 36, column * 52 + 24, 0] for column in range(3)] for row in range(4)
     ]
