@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from websockets.asyncio.client import connect
@@ -35,9 +36,18 @@ PING = b"\x89\xfd" + bytes(4) + b"p" * 125
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers every request, /slow in half a second, /large with what no socket holds, and says
-    every message back."""
+    """Answers every request, /slow in half a second, /large with what no socket holds, /back with
+    its body, and says every message back."""
     large = scope["path"] == "/large"
+    if scope["path"] == "/back":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        more = True
+        while more:
+            message = await receive()
+            more = message.get("more_body", False)
+            piece = message.get("body", b"")
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
+        return
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [
             (b"content-length", b"%d" % (LARGE if large else 2))]})  # fmt: skip
@@ -140,6 +150,33 @@ async def test_a_requests_head_comes_in_time(monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.sleep(0.6)
             slow.writer.write(b"body." + GET + b"\r\n")
             assert (await slow.reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_body_comes_whole_and_goes_on_when_its_answer_is_read() -> None:
+    body = np.random.default_rng(0).bytes(2**23)  # more than both sockets hold
+    head = POST.replace(b"/x", b"/back").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    for size in (100, len(body)):
+        async with ingress() as server, Raw(server) as raw:
+            raw.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            raw.writer.write(head % size + body[:size])
+            async with asyncio.timeout(20):
+                while size > 100 and not any(
+                    connection.flow.write_paused for connection in server.server_state.connections
+                ):
+                    await asyncio.sleep(0.005)
+            raw.reader._transport.resume_reading()  # type: ignore[attr-defined]
+            told, _, answer = (await raw.answer()).partition(b"\r\n\r\n")
+            assert told.startswith(b"HTTP/1.1 200")
+            assert unchunked(answer) == body[:size]
+
+
+def unchunked(said: bytes) -> bytes:
+    """A body without the sizes of its pieces."""
+    out, place = [], 0
+    while size := int(said[place : (end := said.index(b"\r\n", place))], 16):
+        out.append(said[end + 2 : end + 2 + size])
+        place = end + 2 + size + 2
+    return b"".join(out)
 
 
 async def test_what_nobody_asked_for_of_a_body_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from infra.runtime.ray import ClusterError, check_address, joined_ray
 from serve import run
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
+from serve.tls import Tls
 
 
 def test_variables_are_set_for_a_while_and_then_as_before(
@@ -111,6 +113,42 @@ def test_who_waits_for_a_server_hears_what_it_answers() -> None:
         ready.set()
         running.wait_ready(5)
         server.shutdown()
+
+
+def test_a_server_that_starts_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs the cores itself."""
+    now, asked = 0.0, 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def ask(*_: Any, **__: Any) -> None:
+        nonlocal asked
+        asked += 1
+        sleep(0.001)
+        raise OSError
+
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    monkeypatch.setattr(run.urllib.request, "urlopen", ask)
+    with pytest.raises(StartError):
+        Running("127.0.0.1", 80).wait_ready(10.0)
+    assert 10 < asked < 100
+
+
+def test_serve_listens_where_it_was_told_to_with_the_certificate_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve's process has another working directory."""
+    monkeypatch.chdir(tmp_path)
+    tls = Tls(Path("cert.pem"), Path("key.pem"))
+    found = [run._http_options(Running("0.0.0.0", 8443, given)) for given in (tls, None)]
+    assert [(options.host, options.port) for options in found] == [("0.0.0.0", 8443)] * 2
+    assert [(options.ssl_certfile, options.ssl_keyfile) for options in found] == [
+        (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")), (None, None),
+    ]  # fmt: skip
+    assert Running("h", 1, tls).url == "https://h:1"
+    assert Running("h", 1, tls).stream_url == "wss://h:1"
 
 
 def test_what_the_replicas_ask_of_ray() -> None:

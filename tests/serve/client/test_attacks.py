@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -46,10 +46,11 @@ class Listening:
         self.opens: list[dict[str, Any]] = []
         self.heard: list[Any] = []
         self.tokens: set[str | None] = set()
+        self.ends: set[int | None] = set()  # close codes
         self.answers = asyncio.Event()
 
     async def handle(self, socket: ServerConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):
+        with contextlib.suppress(ConnectionClosed), self.ending(socket):
             opened = json.loads(await socket.recv())
             self.opens.append(opened)
             assert socket.request is not None
@@ -64,6 +65,13 @@ class Listening:
                 self.heard.append(data)
                 if self.cuts:
                     socket.transport.abort()
+
+    @contextlib.contextmanager
+    def ending(self, socket: ServerConnection) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.ends.add(socket.close_code)
 
     async def until(self, opens: int, heard: int = 0) -> None:
         async with asyncio.timeout(30):
@@ -107,6 +115,11 @@ async def test_an_attack_opens_as_it_says_by_so_many_at_once(name: str) -> None:
         if name in ("scan-bomb", "large-scan-bomb", "open-close", "leave-queue", "wrong-resume"):
             listening.answers.set()
             await listening.until(many + 3)  # each begins again
+            async with asyncio.timeout(30):
+                while not listening.ends:
+                    await asyncio.sleep(0.002)
+            # Without a word, or as a client does that has seen enough.
+            assert listening.ends == {1006 if name == "leave-queue" else 1000}
         if name == "wrong-resume":
             numbers = [int(opened["resume"], 16) for opened in listening.opens]
             assert max(numbers) > 0

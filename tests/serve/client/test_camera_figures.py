@@ -241,7 +241,9 @@ async def test_cameras_do_not_start_in_step(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(cameras, "camera", camera)
     monkeypatch.setattr(cameras, "pictures", lambda load, seed: [])
-    monkeypatch.setattr(cameras.asyncio, "sleep", sleep)
+    # Its own name of it: a server of other tests sleeps in this process, too.
+    clock = SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread)
+    monkeypatch.setattr(cameras, "asyncio", clock)
     for _ in range(2):
         for number in range(4):
             await cameras._simulated("ws://x", CameraLoad(), number)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from serve.wire.codec import decode, encode
+from serve.wire.codec import MAX_INDEX, Frame, decode, encode, parse_frame
 from serve.wire.protocol import Format, WireError
 from tests.serve.conftest import clip
 
@@ -25,6 +25,12 @@ def test_round_trip(format: Format) -> None:
         np.testing.assert_array_equal(back, frame)
     else:
         assert np.abs(back.astype(int) - frame).mean() < 4
+
+
+@pytest.mark.parametrize("index", [0, 7, MAX_INDEX])
+def test_every_index_that_a_session_may_reach_has_its_place_in_a_message(index: int) -> None:
+    frame = Frame(index, 2**64 - 1, b"image")
+    assert parse_frame(frame.to_bytes()) == frame
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -44,6 +50,19 @@ def test_a_jpeg_is_shown_as_its_camera_was_held(orientation: int) -> None:
     )
     with pytest.raises(WireError, match=f"got {width}x{height}"):
         decode(buffer.getvalue(), "jpeg", width=height, height=width)
+
+
+@pytest.mark.parametrize("format", ["png", "webp"])
+def test_of_other_images_the_pixels_are_taken_as_they_lie(format: Format) -> None:
+    """No camera turns them, whatever was copied into their EXIF."""
+    picture = Image.fromarray(clip(1, width=48, height=32)[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture.save(buffer, format, lossless=True, exif=exif)
+    assert Image.open(io.BytesIO(buffer.getvalue())).getexif()[0x0112] == 6
+    pixels = decode(buffer.getvalue(), format, width=48, height=32)
+    np.testing.assert_array_equal(pixels, np.asarray(picture))
 
 
 @pytest.mark.parametrize("format", FORMATS)

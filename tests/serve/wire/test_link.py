@@ -74,6 +74,7 @@ WORKS = [
     Work(7, "ünïcode ☃\n", pixels(4, 1), last=False, more=True),
     Work(2**31, "", pixels(3, 2)[:, ::-1, :, ::-1], last=True),  # not contiguous
     Work(3, "p", pixels(0), last=True),
+    Work(4, "p", pixels(2, 3)[..., :1], last=True),  # every third byte, in a row
 ]
 MASK = np.random.default_rng(3).random((3, 5, 7)) < 0.4
 PART = HistoryPart.of(bytes(range(256)))
@@ -101,8 +102,20 @@ MESSAGES = [
 async def test_a_message_arrives_as_it_was_said(message: Any) -> None:
     async with joined() as (_, _, here, there):
         for one, other_end in ((here, there), (there, here)):
-            writing = asyncio.create_task(one.write(message))
-            same(await other_end.read(), message)
+            _, heard = await asyncio.gather(one.write(message), other_end.read())
+            same(heard, message)
+
+
+async def test_who_says_more_than_is_heard_waits() -> None:
+    """Else it would be kept here, without bound."""
+    async with joined() as (_, _, here, there):
+        frames = Frames(np.zeros((8, 512, 512, 3), np.uint8))
+        for one, other_end in ((here, there), (there, here)):
+            writing = asyncio.gather(*(one.write(frames) for _ in range(4)))
+            await asyncio.sleep(0.02)
+            assert not writing.done()
+            for _ in range(4):
+                await other_end.read()
             await writing
 
 
@@ -141,8 +154,12 @@ async def test_nobody_without_the_secret_is_let_in() -> None:
 
 async def test_another_version_of_the_code_is_not_let_in() -> None:
     """Its messages would be misunderstood in the middle of a session."""
-    before = make_dataclass("SplitState", [("state", "bytes")], frozen=True)
-    others = [KINDS[1:], (*KINDS, Entry), (*[k for k in KINDS if k != SplitState], before)]
+    told = [(field.name, field.type) for field in fields(SplitState)]
+    name, kind = told[0]
+    forms = [[("state", kind), *told[1:]], [(name, "str"), *told[1:]], told[1:], told[::-1]]
+    befores = [make_dataclass("SplitState", form, frozen=True) for form in forms]
+    same = [k for k in KINDS if k != SplitState]
+    others = [KINDS[1:], (*KINDS, Entry), *((*same, before) for before in befores)]
     async with joined() as (listener, *_):
         came: list[Link] = []
 
