@@ -31,8 +31,8 @@ class Need:
 class Scale:
     """Bounds of the number of editors; equal ones switch scaling off."""
 
-    min_editors: int = 1
-    max_editors: int = 1
+    min_editors: int
+    max_editors: int
     spare_editors: int = 0
     delay_s: float = 600.0
 

@@ -93,9 +93,9 @@ class Delivery:
     settled: int  # `Session.settled` right after it
     last: bool
     latency_s: float  # since the last source frame arrived
-    model: str = ""  # the version that made it
-    given: float = 0.0  # time.monotonic(): its last work to an editor, for the first time
-    answered: float = 0.0  # and its edit here
+    model: str  # the version that made it
+    given: float  # time.monotonic(): its last work to an editor, for the first time
+    answered: float  # and its edit here
 
 
 class Session:

@@ -96,8 +96,7 @@ class Placement:
         self._aside: dict[str, Editor] = {}  # those that go
         self._heard_at: float | None = None  # the first editor's report since this began
         self._leaving: frozenset[str] = frozenset()
-        self._going: set[str] = set()
-        self._gone_by_order: set[str] = set()  # names are never used again
+        self._going: set[str] = set()  # for ever: names are never used again
         self._reserved: dict[str, dict[str, tuple[float, Request]]] = {}  # by editor and stream
         self._queue: dict[str, _Asked] = {}
         # Sizes and rates that no editor has room for: a long queue asks twice a second each.
@@ -255,7 +254,6 @@ class Placement:
         self._decide()
         if editor in self._closing and (known := self._known(editor)) and not known.streams:
             self._going.add(editor)
-            self._gone_by_order.add(editor)
             self._know(known)
         return editor in self._going
 
@@ -287,7 +285,7 @@ class Placement:
 
     def asked_to_go(self, editor: str) -> bool:
         """Whether it was too many, or Serve stops it: then nothing is wrong when it is gone."""
-        return editor in self._gone_by_order or editor in self._leaving
+        return editor in self._going or editor in self._leaving
 
     def _decide(self) -> None:
         """How many editors there shall be and which are too many, anew every `DECIDE_S`."""
@@ -327,8 +325,6 @@ class Placement:
             self._fleet.drop(name)
             self._aside.pop(name, None)
             self._reserved.pop(name, None)
-            self._used = {pair: at for pair, at in self._used.items() if pair[0] != name}
-        self._going &= self._said.keys()
         self._queue = {n: a for n, a in self._queue.items() if now - a.last < LEFT_S}
         # Who was refused comes again after as long as the refusal advised.
         self._refused = {n: r for n, r in self._refused.items() if now - r[0] < RETRY_AFTER_S}

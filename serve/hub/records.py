@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from heapq import heapify, heapreplace, nlargest
 
 from serve.admission.rungs import FULL
+from serve.limits import Limits
 from serve.wire.protocol import RETRY_AFTER_S, Detail, Format, Mode, WireError
 from serve.wire.split_state import HistoryPart, SplitState
 from serve.wire.work import Opening, Ready
@@ -115,9 +116,9 @@ class Commit:
 class Record:
     header: Header
     progress: Progress
-    epoch: int = 0
+    epoch: int
+    seen: float
     held: bool = True
-    seen: float = 0.0
     tail: deque[Entry] = field(default_factory=deque)
     tail_bytes: int = 0
     number: int = 0  # of the holder's last commit
@@ -159,7 +160,7 @@ class SessionStore:
 
     def __init__(
         self,
-        resume_s: float = 60.0,
+        resume_s: float = Limits.resume_s,
         *,
         max_bytes: float = math.inf,
         gather_s: float = 0.0,
@@ -283,7 +284,7 @@ class SessionStore:
 
     def _record(self, header: Header, epoch: int) -> Record:
         progress = Progress.start(header.opening.prompt)
-        return Record(header, progress, epoch, seen=self._clock())
+        return Record(header, progress, epoch, self._clock())
 
     def _sweep(self) -> None:
         now = self._clock()

@@ -47,7 +47,7 @@ class Catalog:
         self.budget, self.move, self.pace = budget, move, pace
         self.versions: dict[str, Version] = {}
         self.failed: dict[str, str] = {}  # targets that are not taken, and why
-        self.refused: dict[tuple[str, str], str] = {}  # editor and key that it could not load
+        self.refused: set[tuple[str, str]] = set()  # editor and key that it could not load
         self._offers: dict[str, Offer] = {}  # as they are meant
         self._moving: set[str] = set()
 
@@ -77,19 +77,19 @@ class Catalog:
         named = {key for each in self._offers.values() for key in each.keys}
         # What nobody points at any more may be tried again.
         self.failed = {key: why for key, why in self.failed.items() if key in named}
-        self.refused = {pair: why for pair, why in self.refused.items() if pair[1] in named}
+        self.refused = {pair for pair in self.refused if pair[1] in named}
 
     def fail(self, key: str, why: str, editor: str = "") -> None:
         """It could not be loaded; a target takes no session from here on, wherever it is."""
         if editor:
-            self.refused.setdefault((editor, key), why)
+            self.refused.add((editor, key))
         if key not in self.failed and any(key == o.target for o in self._offers.values()):
             log.error("%s takes no sessions: %s", key, why)
             self.failed[key] = why
 
     def gone(self, editors: Sequence[str]) -> None:
         """Nothing is known of these any more."""
-        self.refused = {pair: w for pair, w in self.refused.items() if pair[0] not in editors}
+        self.refused = {pair for pair in self.refused if pair[0] not in editors}
 
     def settle(self, editors: Sequence[Editor]) -> None:
         """Targets that are everywhere are stable from here on."""
@@ -132,8 +132,6 @@ class Catalog:
         used: Mapping[tuple[str, str], float],
         asked: Sequence[str],
     ) -> rolling.Plan:
-        if not self._offers:
-            return rolling.Plan()
         return rolling.plan(editors, self._meant, self._shelves(used, asked), self.pace)
 
     def notes(self, editors: Sequence[Editor]) -> list[str]:
@@ -149,7 +147,7 @@ class Catalog:
                 told += self._waits(offer, editors)
         told += [
             f"editor {editor} could not load {key.rpartition('/')[2]}"
-            for editor, key in self.refused
+            for editor, key in sorted(self.refused)
             if key not in self.failed
         ]
         return told
@@ -183,9 +181,7 @@ class Catalog:
     def _shelves(
         self, used: Mapping[tuple[str, str], float], asked: Sequence[str]
     ) -> rolling.Shelves:
-        return rolling.Shelves(
-            self.versions, self.budget, used, asked, self.refused.keys(), self._moving
-        )
+        return rolling.Shelves(self.versions, self.budget, used, asked, self.refused, self._moving)
 
     def _size(self, key: str) -> int:
         return self.versions[key].size if key in self.versions else 0

@@ -194,6 +194,18 @@ async def test_every_setting_arrives(built: Built) -> None:
     assert found == {name: wanted for name, (_, wanted) in ARRIVES.items()}
 
 
+def test_without_bounds_to_scale_between_serve_scales_nothing() -> None:
+    for least, most, found in ((2, 2, 2), (2, 3, None)):
+        settings = ServeSettings("demo", min_editors=least, max_editors=most)
+        deployed = editor_replica.describe_deployment(settings)
+        assert deployed.get("num_replicas") == found
+        scaling = deployed.get("autoscaling_config")
+        assert (scaling is None) is (found is not None)
+        if scaling is not None:  # the hub has waited already
+            assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (0.0, 0.0)
+            assert (scaling.min_replicas, scaling.max_replicas) == (least, most)
+
+
 async def test_every_process_knows_what_is_served_and_who_it_is(built: Built) -> None:
     for process in (built.front, built.editor):
         assert (process.process, process.hub.serves) == ("replica", SERVES)

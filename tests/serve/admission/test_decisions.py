@@ -250,6 +250,8 @@ def test_editors_are_needed_for_what_fits_nowhere() -> None:
     assert decisions.needed(Fleet([editor("a", 0.6), editor("b")]), [request("x")]) == 2
     assert decisions.needed(Fleet(busy), [], spare=1) == 3
     assert decisions.needed(Fleet(), [request("x")]) == 1
+    assert decisions.needed(Fleet(), [], spare=2) == 2
+    assert decisions.needed(Fleet([editor("a")]), []) == 1  # empty, and the last
 
 
 def test_what_waits_is_counted_by_its_own_models_chunks_and_costs() -> None:

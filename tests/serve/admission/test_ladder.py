@@ -215,7 +215,9 @@ def test_what_was_in_vain_is_forgotten_after_a_long_calm(
         ([live("b", 0.6, since=1), live("a", 0.6, since=1)], "b"),  # as new: one and the same
         ([live("a", 1.2, since=2), lossless("f", 0.4, 0.06, since=1, rung=1)], "f"),
         ([live("a", 0.6), live("b", 0.6, 0.3)], None),  # who can go down does
+        ([live("a", 0.5), live("b", 0.5)], None),  # the border: the whole accelerator
         ([live("a", 3.9)], None),  # alone, and something like live
+        ([live("a", 4.0)], None),
         ([live("a", 4.1)], "a"),
         ([lossless("f", 9.0, 5.0, rung=1)], None),  # a file alone takes as long as it takes
     ],

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from serve.admission import admission, decisions
-from serve.admission.admission import Editor, Seat, Warm
+from serve.admission import fleet as fleet_module
+from serve.admission.admission import Editor, Request, Seat, Warm
 from serve.admission.fleet import Fleet
 from serve.admission.rungs import Means
 from tests.serve.admission.made import SIZES, editor, request
@@ -75,6 +76,24 @@ def test_who_has_room_as_asked_and_who_below_that(
     assert admission.fits(replace(elsewhere, models={"": Warm(12, means)}), asked)
 
 
+def test_who_has_no_room_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand full editors, by a queue that asks twice a second each."""
+    asked = list[str]()
+
+    def fits(where: Editor, wanted: Request) -> bool:
+        asked.append(where.name)
+        return admission.fits(where, wanted)
+
+    monkeypatch.setattr(fleet_module, "fits", fits)
+    full = Fleet([editor(name, 0.7) for name in "abc"])
+    for changed, then in ((None, "abc"), (None, ""), ("b", "b"), (None, "")):
+        if changed:
+            full.put(editor(changed, 0.75))
+        asked.clear()
+        assert full.place(request("x")) is None
+        assert "".join(sorted(asked)) == then
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 def test_the_last_resort_squeezes_nobody_for_a_lossless_one(lossless: bool) -> None:
     """Of an editor that is to become empty as of any other."""
@@ -117,6 +136,37 @@ def test_an_empty_editor_could_load_what_nobody_has_yet() -> None:
     asked = replace(request("x"), sizes=replace(SIZES, model="new"))
     assert decisions.needed(Fleet([full]), [asked]) == 2
     assert decisions.needed(Fleet([full, replace(full, name="b", streams={})]), [asked]) == 2
+
+
+def test_a_count_takes_editors_that_hold_the_same_as_they_are() -> None:
+    """A thousand of them: what shapes take at each is worked out once, not at every count."""
+    first = {name: replace(editor(name), models={"m": Warm(12)}) for name in "ab"}
+    fleet = Fleet(first.values())
+    taught = decisions._taught(fleet, [replace(request("x"), sizes=replace(SIZES, model="m"))])
+    assert [each is first[each.name] for each in taught.editors] == [True, True]
+
+
+def test_what_a_count_teaches_editors_is_what_they_do_not_know() -> None:
+    """Their own costs hold there; a model that nobody has is like what an editor takes for usual,
+    not like another; and streams are tried at them in the same order."""
+    other = replace(SIZES, model="m")
+    known = [
+        Editor(name, 24, 8, {}, {SIZES: cost, **more}, models={"m": Warm(12)})
+        for name, cost, more in (("a", 0.1, {}), ("b", 0.2, {other: 0.3}))
+    ]
+
+    def fullest(editor: Editor) -> tuple[float]:
+        return (-editor.load,)
+
+    asked = [replace(request("x"), sizes=replace(SIZES, model="new"))]
+    fleet = Fleet(known, fullest, together=False)
+    taught = decisions._taught(fleet, asked)
+    for made in (taught, fleet.trial()):
+        assert (made.rank, made.together) == (fullest, False)
+    assert [each.costs for each in taught.editors] == [
+        {SIZES: 0.1, other: 0.3}, {SIZES: 0.2, other: 0.3}
+    ]  # fmt: skip
+    assert [each.models for each in taught.editors] == [{"m": Warm(12), "new": Warm(24)}] * 2
 
 
 @pytest.mark.parametrize(

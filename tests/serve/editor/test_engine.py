@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -83,7 +84,9 @@ async def test_a_state_is_packed_while_its_frames_are_on_their_way(
 
 
 async def test_chunks_come_back_as_they_were_asked_for(engine: Engine) -> None:
+    began = time.monotonic()
     ready, *edited = await events(engine, OPENING, *WORKS)
+    whole_ms = 1000 * (time.monotonic() - began)
     assert ready == Ready("known", 12, 9, chunks=0)
     assert [(e.number, e.index, len(e.frames)) for e in edited] == [
         (0, 0, 9),
@@ -100,6 +103,7 @@ async def test_chunks_come_back_as_they_were_asked_for(engine: Engine) -> None:
     assert all(0 < e.recomputed <= 1 for e in edited)
     assert [e.ahead_ms > 0 for e in edited] == [False, True, True]
     assert all(e.compute_ms > 0 and e.wait_ms >= 0 for e in edited)
+    assert all(e.wait_ms + e.compute_ms <= e.held_ms < whole_ms for e in edited)
     assert [e.mask for e in edited] == [None] * 3
     assert [e.state and len(e.state.parts) for e in edited] == [1, 1, None]
     assert engine.capacity.loads == {}

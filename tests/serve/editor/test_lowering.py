@@ -74,6 +74,12 @@ def test_what_a_warm_up_finds_counts_for_who_is_there_already() -> None:
     assert least() == pytest.approx(0.2 / 4 + 0.1)
     made.warm = {**made.warm, Sizes(SIZE, (64, 96), "off"): 0.12}
     assert least() == pytest.approx(0.12)
+    # While nothing changes it is worked out once, not for each of all sessions at every chunk.
+    (load,) = made.loads.values()
+    warm, shares = load.warm, load.shares
+    least()
+    assert load.warm is warm
+    assert load.shares is shares
 
 
 def test_who_was_lowered_is_counted_also_when_its_version_has_left() -> None:

@@ -192,6 +192,28 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
+@pytest.mark.parametrize(("device", "dtype"), [("cuda:1", torch.bfloat16), ("cpu", torch.float32)])
+async def test_networks_are_read_in_the_precision_of_their_device(
+    sources: list[ModelSource], monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype
+) -> None:
+    """The first as those that come later; by way of the CPU, which has more memory."""
+    read = list[Any]()
+
+    def load(directory: str, **options: Any) -> Model:
+        read.append(options)
+        raise OSError("they are not there")
+
+    monkeypatch.setattr("serve.editor.shelf.load_model", load)
+    made = Shelf(Accelerator(), device=device)
+    with pytest.raises(OSError, match="not there"):
+        made.put(sources[0])
+    made.order(sources[1], ())
+    await until_loaded(made)
+    assert made.failed == {sources[1].key: "OSError: they are not there"}
+    assert read == [{"device": "cpu", "dtype": dtype}] * 2
+    made.on.scheduler.stop()
+
+
 async def test_one_version_is_taken_in_after_another(
     loads: list[str], shelf: Shelf, sources: list[ModelSource]
 ) -> None:
@@ -222,9 +244,14 @@ async def test_what_comes_waits_for_the_memory_of_what_goes(
 
 
 async def test_what_goes_waits_for_its_own_sessions_only(
-    loads: list[str], shelf: Shelf, sources: list[ModelSource]
+    loads: list[str],
+    shelf: Shelf,
+    sources: list[ModelSource],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     shelf.put(sources[1])
+    assert f"{sources[1].key} on cpu: a chunk costs 100 ms" in caplog.text
     two = replace(OPENING, version=sources[1].key)
     async with aclosing(shelf.edit(two, asyncio.Event().wait)) as events:  # type: ignore[arg-type]
         await anext(events)

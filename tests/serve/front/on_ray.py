@@ -81,7 +81,7 @@ class Hub:
     """`placement.Places` on a placement of its own, with empty `editors`."""
 
     def __init__(self, editors: str = "a") -> None:
-        self.placement = Placement(Scale())
+        self.placement = Placement(Scale(1, 1))
         for name in editors:
             self.placement.report(admission.Editor(name, 12, 1))
         self.asked: list[Request] = []

@@ -59,7 +59,7 @@ class Told:
             index, index, recomputed, 4, 200.0, 50.0, 20.0, None, None, rung=rung,
         )  # fmt: skip
         source = [SourceFrame(n, 0, PIXELS, 0.0, "red") for n in range(frames)]
-        delivery = Delivery(edited, "red", source, frames, False, latency, model=model)
+        delivery = Delivery(edited, "red", source, frames, False, latency, model, 0.0, at)
         self.account.delivered(delivery, chunk_frames=CHUNK, dropped=dropped)
 
     def ended(self, at: float, outcome: str) -> None:

@@ -39,7 +39,7 @@ def way(folder: Path, monkeypatch: pytest.MonkeyPatch, held_ms: float, begun: fl
         0, 0, 0.5, 4, 200.0, 50.0, 20.0, None, None,
         rung="mask", work_size="2x2", held_ms=held_ms,
     )  # fmt: skip
-    delivery = Delivery(edited, "red", frames, 2, False, 0.5, given=1.6, answered=2.0)
+    delivery = Delivery(edited, "red", frames, 2, False, 0.5, "m", given=1.6, answered=2.0)
     now = 2.15
     chunk.made(delivery, begun, begun + 0.05)
     now = 2.2

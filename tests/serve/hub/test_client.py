@@ -172,9 +172,54 @@ async def test_a_silent_hub_is_waited_for_once_and_heard_again(
         with pytest.raises(TimeoutError):
             await way.call("report")
         assert asked == ["part", "part", "pid"]
+        handing = way._records._handing
+        assert handing is not None  # the one that answers may be new: it is given the sessions
         heals.set()
         await way._listening  # type: ignore[misc]
+        await handing
         assert await way.call("notes") == "notes"
+
+
+async def test_while_a_hub_is_silent_it_is_looked_for_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It hung, and then its machine was found to be gone."""
+    made: list[int] = []
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    class Silent:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __getattr__(self, name: str) -> Any:
+            async def remote(*_: Any) -> int:
+                if name != "pid":
+                    await asyncio.Event().wait()
+                if self.number < 3:
+                    raise ActorDiedError
+                return self.number
+
+            return SimpleNamespace(remote=remote)
+
+    def hub_actor(*_: Any) -> Silent:
+        made.append(len(made) + 1)
+        return Silent(made[-1])
+
+    async def nap(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(client, "hub_actor", hub_actor)
+    monkeypatch.setattr(client, "ASK_S", 0.01)
+    way = HubClient("app", SETTINGS)
+    with pytest.raises(TimeoutError):
+        await way.call("notes")
+    monkeypatch.setattr(client.asyncio, "sleep", nap)
+    async with asyncio.timeout(60):
+        await way._listening  # type: ignore[misc]
+    assert (made, way.hub.number) == ([1, 2, 3], 3)
+    assert slept == [remote.AGAIN_S] * 2
 
 
 async def test_a_hub_on_another_machine_is_given_the_sessions(
@@ -274,6 +319,65 @@ async def test_a_commit_does_not_overtake_those_that_are_handed_over(
     goes_on.set()
     await records._handing  # type: ignore[misc]
     assert came == [3, 3, 6]
+
+
+async def test_a_commit_that_does_not_arrive_is_handed_over_until_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    came, slept, sleep = list[int](), list[float](), asyncio.sleep
+
+    class Away:
+        async def commit(self, commit: Commit) -> bool:
+            came.append(commit.progress.edited)
+            if len(came) < 4:
+                raise OSError("no way there")
+            return True
+
+    async def nap(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    records = remote.RemoteRecords(SimpleNamespace(settings=SETTINGS, call=print))  # type: ignore[arg-type]
+    monkeypatch.setattr(records, "_commits", Away())
+    monkeypatch.setattr(remote.asyncio, "sleep", nap)
+    assert await records.commit(Commit("token", 0, HEADER, PROGRESS, []))
+    async with asyncio.timeout(20):
+        await records._handing  # type: ignore[misc]
+    assert (came, slept) == ([9] * 4, [remote.AGAIN_S] * 2)
+
+
+async def test_what_cannot_be_resumed_any_more_is_kept_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As long as the hub itself has it, from when its connection was lost."""
+    now = 500.0
+
+    class Here:
+        def __init__(self) -> None:
+            self.forgotten: list[tuple[str, int]] = []
+
+        async def commit(self, commit: Commit) -> bool:
+            return True
+
+        def forget(self, *holder: Any) -> None:
+            self.forgotten.append(holder)
+
+    async def call(*_: Any) -> None: ...
+
+    settings = replace(SETTINGS, limits=replace(SETTINGS.limits, resume_s=7.0))
+    records = remote.RemoteRecords(SimpleNamespace(settings=settings, call=call))  # type: ignore[arg-type]
+    here = Here()
+    monkeypatch.setattr(records, "_commits", here)
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: now))
+    for token in ("left", "held"):
+        await records.commit(Commit(token, 0, HEADER, PROGRESS, []))
+    await records.release("left", 1)  # another holder's
+    await records.release("left", 0)
+    assert here.forgotten == [("left", 1), ("left", 0)]
+    for after, kept in ((6.9, {"left", "held"}), (0.2, {"held"})):
+        now += after
+        await records.release("another", 0)
+        assert records._kept.keys() == kept
 
 
 async def test_what_somebody_else_holds_is_kept_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:

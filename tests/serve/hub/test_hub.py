@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayError
 
 from infra.runtime.ray_private import Replica
+from infra.runtime.registry import Pointed
 from serve.admission.admission import Editor, Request, Seat, Sizes, Warm
 from serve.admission.decisions import Scale
-from serve.hub.hub import GONE_S, Hub, Orders, Report, hub_name
+from serve.hub.hub import GONE_S, Hub, Orders, Report
 from serve.hub.placement import DECIDE_S, Full, Placed, Placement, Waiting
 from serve.hub.records import Commit, Entry, Header, Progress, Shape
 from serve.limits import Limits
@@ -77,6 +78,14 @@ async def test_versions_of_a_name_are_told_with_their_shares_which_make_one(acto
     told = {m["name"]: (m["model"], m["share"]) for m in await actor.models()}
     assert told["m version 3"] == ("demo", 0.75)
     assert told["m version 4"] == ("demo", 0.25)
+    actor._catalog.failed["m version 5"] = "no memory"
+    for failed in (True, False):
+        text = render(await actor.snapshots()).decode()
+        of = '{model="m version 3",name="demo",process="hub"}'
+        assert f"liveedit_model_editors{of} 1.0" in text
+        assert f"liveedit_model_share{of} 0.75" in text
+        assert ('model_failed{model="m version 5",process="hub"} 1.0' in text) is failed
+        actor._catalog.failed.clear()
 
 
 async def test_a_hub_does_as_the_newest_fronts_settings_say(actor: Hub) -> None:
@@ -94,33 +103,14 @@ async def test_a_hub_does_as_the_newest_fronts_settings_say(actor: Hub) -> None:
     assert (actor.store.max_bytes, actor.store.resume_s) == (500_000_000, 7.0)
     assert (actor._catalog.budget, actor._catalog.move) == (2_500_000_000, True)
     assert actor._placement.scale == Scale(2, 7, 1, 33.0)
+    # What aliases said is known until there is a newer one: each word of a front is no new deploy.
+    actor._follower._seen["demo"] = Pointed("1")
+    await actor.report(new)
+    assert actor._follower._seen
     back = replace(new, began=8.0, settings=SETTINGS)
     await actor.report(back)
     assert (actor._catalog.budget, actor._catalog.move) == (0, False)
     assert actor._placement.scale == SETTINGS.scale
-
-
-def test_another_version_of_the_code_does_not_find_the_hub(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It would understand neither reports nor commits."""
-    name = hub_name("app")
-    assert name.startswith("hub-app-")
-    assert name != hub_name("another")
-    said = [(field.name, field.type) for field in fields(Report)]
-    assert make_name(said, monkeypatch) == name
-    # One that has other fields, or the same with another meaning.
-    assert make_name(said[:1], monkeypatch) != name
-    assert make_name([(said[0][0], "int"), *said[1:]], monkeypatch) != name
-    monkeypatch.undo()
-    assert hub_name("app") == name
-    monkeypatch.setattr("serve.hub.hub.ServeSettings", make_dataclass("ServeSettings", ["model"]))
-    assert hub_name("app") != name  # fronts tell it theirs
-
-
-def make_name(said: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("serve.hub.hub.Report", make_dataclass("Report", said))
-    return hub_name("app")
 
 
 async def test_who_does_not_report_is_gone(actor: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,9 +153,9 @@ async def test_what_an_editor_dies_of_before_it_reports_again_is_known_too(
     actor._catalog.point("demo", Version("m version 4", (32, 48)), 1.0, None)
     actor._placement.settle_s = 0.0
     actor._follower.sources["m version 4"] = ModelSource("m", "m version 4")
-    calm = Editor("a", 12, 8, models={"demo": Warm(12), "natural": Warm(12)})
+    calm = Editor("a", 12, 8, models=dict.fromkeys(["demo", "natural", "old"], Warm(12)))
     orders = await actor.report(replace(report("a", MODEL), editor=calm))
-    assert orders.load == ModelSource("m", "m version 4")
+    assert (orders.load, orders.drop) == (ModelSource("m", "m version 4"), {"old"})
     now += GONE_S + 1
     orders = await actor.report(replace(report("b", MODEL), editor=replace(calm, name="b")))
     assert orders.load is None
@@ -321,6 +311,13 @@ async def test_the_hub_says_what_it_holds_and_wants(actor: Hub) -> None:
         "editors_wanted": 2, "editors_ready": 1, "sessions_waiting": 1, "build_info": 1,
     }  # fmt: skip
     assert b'model="m version 3"' in text
+
+
+async def test_an_editor_that_starts_takes_first_what_the_fewest_have(actor: Hub) -> None:
+    assert [source.key for source in await actor.first(SERVES)] == ["demo", "natural"]
+    here = Editor("a", 12, 8, models={"demo": Warm(12)})
+    await actor.report(replace(report("a", MODEL), editor=here))
+    assert [source.key for source in await actor.first(SERVES)] == ["natural", "demo"]
 
 
 async def test_a_replica_hears_that_it_has_to_stop(actor: Hub) -> None:

@@ -53,6 +53,9 @@ def test_what_was_placed_counts_before_the_editor_says_so(
     assert isinstance(placement.ask(request("3", waits=False)), Full)
     placement.released("2")
     assert placement.ask(request("4")) == Placed("a")
+    for _ in range(2):  # which may have been said before they came
+        placement.report(editor("a"))
+        assert isinstance(placement.ask(request("5", waits=False)), Full)
     # A stream that never comes to its editor does not hold a place for ever.
     clock.now += RESERVED_S
     placement.report(editor("a"))
@@ -81,7 +84,8 @@ def test_the_queue_is_a_line(placement: Placement, clock: Clock) -> None:
     placement.report(editor("a", 0.7))
     assert [placement.ask(request(n)).place for n in "123"] == [1, 2, 3]  # type: ignore[union-attr]
     # Who lost an editor goes before who never had one.
-    assert placement.ask(request("4", again=True)).place == 1  # type: ignore[union-attr]
+    again = request("4", waits=False, again=True)  # whatever its client understands
+    assert placement.ask(again).place == 1  # type: ignore[union-attr]
     assert placement.ask(request("3")).place == 4  # type: ignore[union-attr]
     # There is room for two: the first two have it, whoever asks first.
     placement.report(editor("a"))
@@ -161,11 +165,12 @@ def test_spare_editors_are_beside_those_that_are_needed(clock: Clock) -> None:
 
 def test_strangers_cannot_fill_what_is_remembered(clock: Clock) -> None:
     """They choose sizes and rates, and each is known to have no room."""
-    made = Placement(Scale(), clock)
+    made = Placement(Scale(1, 1), clock)
     made.report(editor("a", 0.7))
     for n in range(KNOWN_DEMANDS + 3):
         assert isinstance(made.ask(request(str(n), fps=16.0 + n)), Waiting)
         assert 0 < len(made._no_room) <= KNOWN_DEMANDS
+        assert 0 < len(made._fleet._full) <= KNOWN_DEMANDS + 1
 
 
 def test_an_empty_editor_goes_and_only_one(placement: Placement, clock: Clock) -> None:
@@ -182,6 +187,13 @@ def test_an_empty_editor_goes_and_only_one(placement: Placement, clock: Clock) -
     assert [e.name for e in placement.editors] == ["b"]
     assert placement.ask(request("1")) == Placed("b")
     assert not placement.may_go("b")
+    # Who was silent and is heard again goes all the same: it gives its sessions back.
+    clock.now += EDITOR_GONE_S
+    assert placement.wanted() == 1
+    for name in "ab":
+        placement.report(editor(name))
+    assert (placement.may_go("a"), placement.asked_to_go("a")) == (True, True)
+    assert [e.name for e in placement.editors] == ["b"]
 
 
 def test_an_editor_too_many_goes_when_its_last_session_has_gone(
@@ -206,6 +218,23 @@ def test_a_closing_editor_takes_a_stream_only_where_no_other_can(
     assert placement.ask(request("2")) == Placed("b")
 
 
+def test_who_is_before_one_in_the_line_does_not_take_a_closing_editor_either(
+    placement: Placement, clock: Clock
+) -> None:
+    """It will have the place at a, which the next must leave to it."""
+    clock.now += placement.scale.delay_s
+    for name in "ab":
+        placement.report(editor(name, 0.7))
+    assert placement.ask(request("1")) == Waiting(1, START_S)
+    for name, shares in (("a", (0.5,)), ("b", ())):
+        placement.report(editor(name, *shares))
+    placement._history.clear()
+    clock.now += DECIDE_S
+    assert placement.wanted() == 1  # b closes
+    assert placement.ask(request("2")) == Placed("b")
+    assert placement.ask(request("1")) == Placed("a")
+
+
 def test_without_bounds_to_scale_between_nobody_goes(clock: Clock) -> None:
     placement = Placement(Scale(2, 2, delay_s=0.0), clock)
     placement.report(editor("a"))
@@ -225,6 +254,16 @@ def test_editors_that_stop_take_nothing(placement: Placement, clock: Clock) -> N
     assert placement.ask(request("3")) == Placed("b")
     clock.now += 11.0
     assert isinstance(placement.ask(request("2")), Waiting)  # a has not reported: it is gone
+
+
+def test_a_session_is_over_also_where_its_editor_stops(placement: Placement) -> None:
+    placement.report(editor("b", 0.3))
+    placement.gone(frozenset("b"))
+    placement.released("b0")
+    for load in (0.0, 0.2):  # and it goes on with what it says since
+        placement.gone(frozenset())
+        assert {each.name: each.load for each in placement.editors} == {"a": 0.0, "b": load}
+        placement.report(editor("b", 0.2))
 
 
 def test_an_editor_that_was_stopped_and_is_gone_does_not_come_back(
@@ -265,10 +304,13 @@ def test_a_hub_started_again_waits_for_the_word_of_all_editors(clock: Clock) -> 
     assert isinstance(placement.ask(request("2", waits=False)), Full)
 
 
-def test_a_hub_started_again_asks_nobody_to_leave_before_the_delay_is_over(clock: Clock) -> None:
-    """It does not know how long they have been too many."""
-    placement = Placement(Scale(1, 4, delay_s=30.0), clock, settle_s=2.0)
-    for _ in range(30):
+@pytest.mark.parametrize(("delay_s", "seconds"), [(30.0, 30), (0.0, 2)])
+def test_a_hub_started_again_asks_nobody_to_leave_before_the_delay_is_over(
+    clock: Clock, delay_s: float, seconds: int
+) -> None:
+    """It does not know how long they have been too many, nor at once how many there are."""
+    placement = Placement(Scale(1, 4, delay_s=delay_s), clock, settle_s=2.0)
+    for _ in range(seconds):
         for name in "abc":
             placement.report(editor(name))
         assert not any(placement.may_go(name) for name in "abc")

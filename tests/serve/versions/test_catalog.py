@@ -43,6 +43,8 @@ def test_a_target_that_failed_takes_nothing_until_the_alias_has_been_elsewhere()
     assert "v2" not in made.plan(editors, {}, []).load.values()
     assert made.notes(editors) == ["v2 takes no sessions: it could not be loaded"]
     assert made.instead(request("v2"), editors) == "v1"
+    made.fail("v2", "told again", "a")  # the first reason is the one that is told of
+    assert made.failed == {"v2": "no such file /secret/vae"}
     made.point("m", V["v2"], 1.0, None)  # as it was: not tried again
     assert made.menu(editors).offers[0] == Offer("m", "v1")
     made.point("m", V["v1"], 1.0, None)
@@ -54,9 +56,19 @@ def test_a_target_that_failed_takes_nothing_until_the_alias_has_been_elsewhere()
 def test_a_stable_version_that_one_editor_cannot_load_is_served_by_the_others() -> None:
     made, editors = catalog(), [editor("a", "v1", "other"), editor("b", "other")]
     made.fail("v1", "out of memory", "b")
+    made.fail("/srv/secret/other", "out of memory", "a")  # strangers read of it: not where it lies
     assert made.menu(editors).offers[0] == Offer("m", "v1")
     assert made.plan(editors, {}, []) == Plan()
-    assert made.notes(editors) == ["editor b could not load v1"]
+    assert made.notes(editors) == ["editor a could not load other", "editor b could not load v1"]
+
+
+def test_a_version_is_loaded_at_the_pace_that_is_set() -> None:
+    made = Catalog(pace=lambda having: 2 + having)
+    made.serve({"m": V["v1"]}, moving=["m"])
+    made.point("m", V["v2"], 1.0, None)
+    editors = [editor(name, "v1", *(["v2"] if name == "a" else [])) for name in "abcde"]
+    assert made.plan(editors[1:], {}, []).load == {"b": "v2", "c": "v2"}
+    assert made.plan(editors, {}, []).load.keys() == {"b", "c", "d"}
 
 
 @pytest.mark.parametrize(
