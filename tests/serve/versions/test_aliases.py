@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,6 +174,14 @@ async def test_an_editor_that_starts_gets_what_is_served_by_now(
     # One of a later deploy, which the hub has not heard of.
     more = (*serves, *find_models(["natural"]))
     assert {source.key for source in follower.first(more, editors(V2))} == {"demo", V2, "natural"}
+
+
+async def test_what_follows_no_alias_is_what_the_newest_deploy_says() -> None:
+    """A folder of the same name, elsewhere."""
+    follower, (built,) = Aliases(Catalog()), find_models(["demo"])
+    follower.serve((built,))
+    follower.serve((replace(built, version=replace(built.version, key="elsewhere/demo")),))
+    assert offered(follower) == Offer("demo", "elsewhere/demo")
 
 
 def test_two_of_one_name_are_refused(tmp_path: Path) -> None:

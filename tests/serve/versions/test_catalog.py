@@ -88,6 +88,8 @@ def test_sessions_of_a_replaced_version(move: bool, again: bool, held: bool, oth
     assert made.menu(editors).offers[0] == Offer("m", "v2")
     assert made.instead(request("v1", again=again), editors) == other
     assert made.instead(request("v2", again=again), editors) == ""
+    busy = [editor("a", "v1", "v2", "other", busy="v1")]
+    assert made.plan(busy, {}, []).drop == ({"a": frozenset({"v1"})} if move else {})
 
 
 def test_a_session_that_cannot_go_on_with_the_new_version_waits_for_its_own() -> None:
@@ -143,6 +145,10 @@ def test_what_can_never_roll_is_said(budget: int, editors: int, told: str) -> No
     assert told in notes
     can = made.plan(there, {}, []).load != {}
     assert can is not bool(told)
+    # While one takes it in all the same nobody has to do anything, nor while there is none at all.
+    coming = [editor("c", "w1", loading="w2"), *there]
+    for those in (coming, []):
+        assert "no editor has room" not in " ".join(made.notes(those))
 
 
 def test_as_much_memory_is_advised_as_the_emptiest_editor_needs() -> None:
@@ -167,6 +173,12 @@ def test_who_waits_for_sessions_to_end_is_told_so() -> None:
     waits = "m: v2 does not fit beside v1, and waits for the last session of that on {}"
     assert made.plan(editors, {}, []) == Plan()
     assert made.notes(editors)[1:] == [waits.format("3 editors")]
+    for budget, told in ((19, [waits.format("3 editors")]), (20, []), (0, [])):  # both fit in 20
+        made.budget = budget
+        assert made.notes(editors)[1:] == told
+    made.budget = 15
+    coming = replace(editors[0], loading="v2")  # which waits for nothing
+    assert made.notes([coming, *editors[1:]])[1:] == [waits.format("2 editors")]
     editors[0] = editor("a", "v1")
     assert made.plan(editors, {}, []) == Plan({"a": "v2"}, {"a": frozenset({"v1"})})
     editors[:2] = [editor("a", "v2", busy="v2"), editor("b", "v1")]

@@ -96,6 +96,7 @@ def test_a_target_that_is_everywhere_is_stable(
         # A server that starts in a canary: the version before is the one that most get.
         (Offer("m", "v2"), ("v2", 0.1, "v1"), Offer("m", "v1", "v2", 0.1)),
         (Offer("m", "v2"), ("v2", 0.1, ""), Offer("m", "v2", "", 0.1)),
+        (Offer("m", "v2"), ("v2", 1.0, "v1"), Offer("m", "v2")),  # it has been over for long
     ],
 )
 def test_an_alias_moves_an_offer(
@@ -189,6 +190,7 @@ def test_within_a_budget_what_is_asked_for_comes_and_what_was_not_used_leaves() 
     wanted = Plan({"e": "v3"}, {"e": frozenset({"v1"})})
     assert plan([here], *offers, asked=["v3"], **options) == wanted
     assert plan([here], *offers, asked=["v3"], budget=30) == Plan({"e": "v3"})  # it fits
+    assert plan([here], *offers, asked=["gone"], **options) == Plan()  # nobody knows it any more
     busy = editor("e", "v1", "v2", busy="v1")
     wanted = Plan({"e": "v3"}, {"e": frozenset({"v2"})})
     assert plan([busy], *offers, asked=["v3"], **options) == wanted
@@ -214,7 +216,7 @@ def test_a_target_that_is_tried_does_not_cost_the_only_copy_of_another() -> None
 def test_an_editor_that_starts_takes_what_is_rare_and_fits(
     budget: int, having: dict[str, int], keys: list[str]
 ) -> None:
-    assert rolling.first(["v1", "v2", "v3"], V, budget, having) == keys
+    assert rolling.first(["v1", "v2", "v3", "v1"], V, budget, having) == keys
 
 
 def test_who_only_tries_a_version_or_shares_it_gives_none_up() -> None:
