@@ -204,7 +204,6 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
         steps = {"y": loss["mean"], "x": saved["mean"]}
         error = [[max(0, loss["mean"] - loss["low"])], [max(0, loss["high"] - loss["mean"])]]
         axes.errorbar(**steps, yerr=error, fmt="o", capsize=2, label=report["variant"])
-    axes.axhline(0.2, color="#d73027", linewidth=1)
     axes.set_xlabel("share of the denoising work that is not done")
     axes.set_ylabel("gain lost against the first variant, dB (95 %)")
     axes.legend(fontsize=7)

@@ -40,10 +40,10 @@ class PairRecipe:
     width: int
     frames: int
     fps: float
-    seed: int = 0
-    split: str = "train"
-    samples_per_shard: int = 16
-    workers: int = 0  # processes
+    seed: int
+    split: str
+    samples_per_shard: int
+    workers: int  # processes
     overwrite: bool = False
 
     @property

@@ -164,6 +164,7 @@ def test_what_the_system_refuses_begins_with_the_file(
         (["train", "demo", "foundation.stesp=5"], "did you mean foundation.steps"),
         (["train", "demo", "foundation.steps=x"], "foundation.steps=x must be a whole number"),
         (["train", "--foundation.steps=3"], "write foundation.steps=3"),
+        (["--vae.steps=3", "train", "demo"], "write vae.steps=3"),
         (["train", "demo", "--foundation.steps", "3"], "write foundation.steps=VALUE"),
         (["serve", "--max_sessions=3"], "write max_sessions=3"),
         (["serve", "--work_size=1/2"], "write work_size=1/2"),

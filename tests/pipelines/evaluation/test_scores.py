@@ -228,6 +228,9 @@ def test_a_region_that_is_left_out_is_that_one_alone() -> None:
     values = scores.clip_metrics(source, edit, truth, rest, dilate=0)
     assert "background_psnr" in values
     assert "temporal_outside" not in values
+    first[:] = first[0]  # of two frames there is one change to measure, on either side
+    values = scores.clip_metrics(source[:2], edit[:2], truth[:2], first[:2], dilate=0)
+    assert {"temporal_inside", "temporal_outside"} <= values.keys()
 
 
 @pytest.mark.parametrize("name", ["source", "edit", "truth", "mask"])

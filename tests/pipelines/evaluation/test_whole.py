@@ -28,6 +28,8 @@ def whole(steps: int, scale: float = 1.0) -> WholeEditor:
 def edited(editor: WholeEditor, source: np.ndarray, seed: int = 0) -> np.ndarray:
     (chunk,), _ = edit_clip(editor, source, "paint it red", seed)
     assert chunk.steps == len(editor.timesteps)
+    assert (chunk.index, chunk.first_frame, chunk.recomputed) == (0, 0, 1.0)
+    assert chunk.mask.all()
     return chunk.frames
 
 

@@ -106,6 +106,7 @@ def test_the_tracking_store_is_reached_last(mlflow_uri: str, tmp_path: Path) -> 
     for refused in ("data.heldout=nowhere", "data.train=nowhere", "model.start=nowhere"):
         with pytest.raises(ValueError, match=refused.split("=")[1]):
             check(configured(new, refused))
+    check(configured(new), writes=False)
     assert not (tmp_path / "new").exists()
     check(configured("http://127.0.0.1:1"))  # a server that is away holds nothing up
 

@@ -53,8 +53,10 @@ def test_of_the_pairs_that_are_made(
         pairs, stream.height, stream.width, 21, stream.fps, seed=11, split=split,
         samples_per_shard=7, workers=4, overwrite=True,
     )  # fmt: skip
-    (given, _), *more = drawn + filmed
+    (given, named), *more = drawn + filmed
     assert not more
+    named["on_pair"](2)
+    assert chain.view.of("update")[0][1:3] == (2, pairs)  # type: ignore[attr-defined]
     assert given == ((target, recipe) if footage is None else (target, ROOT / footage, recipe))
 
 

@@ -74,6 +74,8 @@ def test_it_is_the_cosine_of_the_frames_of_every_second(
     monkeypatch.setattr(alignment, "BATCH", 1)
     again = Alignment(folder).measure("make it night", source, edit, fps=16)
     assert again == pytest.approx(found, abs=1e-5)  # however many at once
+    long = Alignment(folder).measure("make it night " * 9, source, edit, fps=16)
+    assert np.isfinite(list(long.values())).all()  # more words than CLIP takes: it reads the first
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:

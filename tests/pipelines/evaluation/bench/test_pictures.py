@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from PIL import ImageDraw
 
 from data.bench.clip import BenchClip
+from data.footage.material import footage_hash
 from pipelines.config.benchmark import BenchConfig
 from pipelines.evaluation import ablation
+from pipelines.evaluation.bench import tracked
 from pipelines.evaluation.bench.intervals import groups, with_success
 from pipelines.evaluation.bench.judged import Judged
 from pipelines.evaluation.bench.pictures import extremes, plot, sheet
@@ -28,6 +30,7 @@ from pipelines.evaluation.bench.printed import (
 )
 from pipelines.evaluation.bench.run import clips, run
 from pipelines.evaluation.bench.tracked import figures
+from pipelines.tracking.tracker import TrackingError
 from tests.pipelines.evaluation.bench.test_run import Idle, row
 
 HEIGHT, WIDTH = 32, 48
@@ -279,13 +282,41 @@ def test_an_ablation_is_tracked_as_a_run_with_a_child_for_each_variant(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("module", "log"),
+    [
+        (ablation, lambda report: ablation.log_reports("liveedit ablate", [report], [])),
+        (tracked, lambda report: tracked.log_report(report, [])),
+    ],
+)
+def test_nothing_is_begun_where_nobody_tracks(
+    module: Any, log: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(uri: str) -> None:
+        assert uri == "here"
+        raise TrackingError("nobody answers")
+
+    def begun(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "resolve_uri", lambda uri: "here")
+    monkeypatch.setattr(module, "check_reachable", silent)
+    monkeypatch.setattr(module, "Tracker", SimpleNamespace(start_pipeline=begun))
+    report = {"made": "", "settings": {}, "version": "", "system": "", "footage": ""}
+    with pytest.raises(TrackingError, match="nobody answers"):
+        log(report)
+
+
 class Darker(Idle):
     def edit(self, clip: BenchClip) -> tuple[np.ndarray, dict[str, float]]:
         return clip.source // 2, {"fps": 7.0}
 
 
-def test_a_clip_leaves_its_own_middle_frames_and_its_row() -> None:
-    config = BenchConfig(half="drawn", every=59, long=False, size="48x32", success_db=-100.0)
+def test_a_clip_leaves_its_own_middle_frames_and_its_row(tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(b"photo")
+    config = BenchConfig(
+        half="drawn", every=59, long=False, size="48x32", success_db=-100.0, footage=str(tmp_path)
+    )
     seen: list[Judged] = []
     report = run(Darker(), config, on_clip=seen.append)
     for one, clip in zip(seen, clips(config), strict=True):
@@ -302,6 +333,7 @@ def test_a_clip_leaves_its_own_middle_frames_and_its_row() -> None:
         assert one.row.get("success", 1.0) == 1.0
     assert report["psnr_by_second"] == {}
     assert (report["system"], report["settings"]["success_db"]) == ("idle", -100.0)
+    assert report["footage"] == footage_hash(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data.bench.clip as clip_module
-from data.bench.cases import CASES, Case
-from data.bench.clip import BenchClip, published_checksums
+from data.bench.cases import Case
+from data.bench.clip import BenchClip
 from data.video import VideoWriter, probe
 from infra.runtime.errors import UserError
-from pipelines.commands.measure.benchmark import check_published
 from pipelines.config.benchmark import BenchConfig
-from pipelines.config.merge import ConfigError
 from pipelines.evaluation.bench import systems
 from pipelines.evaluation.bench.intervals import groups, mean_with_interval, with_success
 from pipelines.evaluation.bench.judged import Judged
 from pipelines.evaluation.bench.pictures import extremes, plot, sheet
 from pipelines.evaluation.bench.printed import COLUMNS, beside, lines, markdown
-from pipelines.evaluation.bench.run import check_clips, checksum_line, chosen, clips, run
+from pipelines.evaluation.bench.run import chosen, clips, run
 from pipelines.evaluation.bench.systems import OurModel, Videos, some
 from pipelines.stages.bench_data import write_bench
 from tests.known_editors import assert_edited, known_editor
@@ -143,71 +140,6 @@ def test_an_edit_is_asked_for_as_the_settings_say_and_its_figures_are_of_all_chu
     assert [options for _, options in asked] == [
         {"work_size": "1/2", "detail": "source"}, {"work_size": "full", "detail": "off"},
     ]  # fmt: skip
-
-
-def test_which_clips_are_chosen() -> None:
-    assert chosen(BenchConfig()) == list(CASES)
-    natural = chosen(BenchConfig(half="natural", long=False))
-    assert len(natural) == 58
-    assert {case.half for case in natural} == {"natural"}
-    assert chosen(BenchConfig(every=60)) == [CASES[0], CASES[60]]
-    minutes = chosen(BenchConfig(only="60 s"))
-    assert len(minutes) == 4
-    assert all(case.long for case in minutes)
-    hues = chosen(BenchConfig(only="hue", every=2))
-    assert [case.kind for case in hues] == ["hue", "hue"]  # every second of these
-    for name in ("slow", "light"):
-        of = chosen(BenchConfig(only=name, half="natural"))
-        assert chosen(BenchConfig(only=name, half="natural", every=2)) == of[::2]
-        assert len(of) > 1
-    with pytest.raises(ConfigError, match="only=hues is none of "):
-        BenchConfig(only="hues")
-    with pytest.raises(ConfigError, match=r"no clip with half=drawn .* only=hue; leave one"):
-        chosen(BenchConfig(only="hue", half="drawn"))
-    with pytest.raises(ConfigError, match="half=upper"):
-        BenchConfig(half="upper")
-    with pytest.raises(ConfigError, match="multiples of 16"):
-        BenchConfig(size="100x200")
-    with pytest.raises(ConfigError, match=r"bench\.every=0"):
-        BenchConfig(every=0)
-
-
-def test_the_report_says_which_clips_they_are() -> None:
-    made = {
-        clip.case.name: clip.checksum()
-        for clip in clips(BenchConfig(half="drawn", every=40, long=False))
-    }
-    assert checksum_line(made, BenchConfig()) == "2 of 120 clips, each with the published checksum"
-    wrong = made | {next(iter(made)): "0" * 16}
-    assert "1 differ from the published ones" in checksum_line(wrong, BenchConfig())
-    assert next(iter(made)) in checksum_line(wrong, BenchConfig())
-    assert "figures of this footage" in checksum_line(made, BenchConfig(footage="mine"))
-    assert "224x128 only" in checksum_line(made, BenchConfig(size="48x32"))
-
-
-def test_clips_that_are_not_the_published_ones_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    request.addfinalizer(published_checksums.cache_clear)
-    config = BenchConfig(half="drawn", every=40, long=False)
-    seen: list[None] = []
-    check_clips(config, on_clip=lambda: seen.append(None))
-    assert len(seen) == 2
-    stored = json.loads(clip_module.CHECKSUMS.read_text())
-    name = chosen(config)[1].name
-    stored["clips"][name] = "0" * 16
-    changed = tmp_path / "checksums.json"
-    changed.write_text(json.dumps(stored))
-    monkeypatch.setattr(clip_module, "CHECKSUMS", changed)
-    published_checksums.cache_clear()
-    with pytest.raises(UserError, match=rf"1 of 2 clips are not .*\({name}\).*published=false"):
-        check_published(config)
-    check_published(replace(config, published=False))  # asked for: the report says so
-    check_published(replace(config, size="48x32"))  # nothing is published for it
-    changed.write_text("{")
-    published_checksums.cache_clear()
-    with pytest.raises(UserError, match=r"checksums cannot be read \(.*restore the file"):
-        check_published(config)
 
 
 def test_videos_of_another_system(config: BenchConfig, tmp_path: Path) -> None:
@@ -330,7 +262,9 @@ def test_systems_are_compared_on_the_same_clips_only() -> None:
 
 
 def test_sources_for_other_systems(config: BenchConfig, tmp_path: Path) -> None:
-    made = write_bench(tmp_path / "set", config)
+    done: list[int] = []
+    made = write_bench(tmp_path / "set", config, on_clip=lambda: done.append(1))
+    assert len(done) == len(chosen(config))
     listed = json.loads((tmp_path / "set" / "bench.json").read_text())
     assert listed["made"] == made
     assert [entry["name"] for entry in listed["clips"]] == [case.name for case in chosen(config)]

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines.stages import encode
+from pipelines.stages.encoding import job as jobs
 from pipelines.stages.encoding.job import EncodeJob
 
 
@@ -83,6 +85,11 @@ def test_a_gpu_is_worked_on_where_there_is_one_and_none_was_meant(
     job = EncodeJob("", "", 1, 1, gpus, "fp16")
     here = cards and bool(asked)
     assert (job.on_gpu, job.device) == (here, "cuda" if here else "cpu")
+    placed: list[Any] = []
+    vae = SimpleNamespace(to=lambda **where: placed.append(where))
+    monkeypatch.setattr(jobs, "load_model", lambda path: SimpleNamespace(vae=vae, config="c"))
+    assert job._vae()[1] == "c"
+    assert placed == [{"device": job.device, "dtype": torch.float32}]
     told: list[Any] = []
 
     def remote(work: Any) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from infra.runtime.registry import client_for
 from pipelines.config.merge import ConfigError
 from pipelines.stages.running.choice import Choice
+from pipelines.stages.running.gate import GateMissedError
 from pipelines.stages.running.progress import StageView
 from pipelines.stages.running.runner import Enough, StageRunner, locked
 from pipelines.tracking.outbox import Outbox, Run
@@ -134,6 +136,9 @@ def test_work_is_told_the_key_of_its_record_and_its_run(
     assert record.output == str(work.output)
     assert record.fingerprint == fingerprint_of(work.output)
     assert record.metrics == {"loss": 0.25, "gain": 3.0}
+    assert record.inputs == {"steps": 3, "config": {"rate": 0.5}}
+    assert 0 < record.seconds < 600
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(record.finished)).total_seconds() < 600
     assert runner.records.read("one") == record
     assert runner.parent.outbox.flush()
     run = client_for(mlflow_uri).get_run(record.run_id)
@@ -270,10 +275,31 @@ def test_what_a_stage_before_left_for_other_settings(
     runner.choice = Choice(("one", "two"), **asked)
     if taken:
         run(runner, work, steps=4)
+        shown = runner.view.console.file.getvalue()  # type: ignore[attr-defined]
+        assert "one: taken as it is, although it would run now: steps 3 -> 4" in shown
+        assert runner.view.reused == ["one"]
     else:
-        with pytest.raises(ConfigError, match="needs stage one, which has to run first"):
+        ((name, stage),) = asked.items()
+        option = {"first": "--from", "only": "--only"}[name]
+        told = rf"^{option} {stage} needs stage one, .* run `--only one` before, or leave {option}"
+        with pytest.raises(ConfigError, match=told):
             run(runner, work, steps=4)
     assert work.calls == 1
+
+
+def test_a_stage_that_misses_its_gate_or_was_the_one_chosen_is_the_last(
+    offline: None, make_runner: Callable[[], StageRunner], tmp_path: Path
+) -> None:
+    """When it was run, and when it is found to be finished."""
+    for end, gate in ((Enough, 0.25), (GateMissedError, 0.2)):
+        work = Work(tmp_path / "out" / end.__name__)
+        for _ in range(2):
+            runner = make_runner()
+            runner.choice = Choice(("one", "two"), only="one")
+            inputs = {"end": end.__name__}
+            with pytest.raises(end):
+                runner.run("one", 1, inputs, work.output, work, gate={"max_loss": gate})
+        assert work.calls == 1
 
 
 def test_the_record_is_there_before_mlflow_is_waited_for(
