@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -48,6 +49,16 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+WHOLLY_SLOW = re.compile(r"^pytestmark = .*\bpytest\.mark\.slow\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make quick` does not read files of slow tests alone, which import Ray Serve and browsers."""
+    if config.option.markexpr != "not slow" or collection_path.suffix != ".py":
+        return None
+    return bool(WHOLLY_SLOW.search(collection_path.read_text())) or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Between workers files with a slow test go first: none is left with one at the end."""
     if hasattr(config, "workerinput"):
@@ -57,8 +68,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays: a collection that looks at all of it takes a second, and in a
-    forked process copies all of it. DeepSpeed asks for one with every engine under ZeRO-3."""
-    gc.collect()
+    forked process copies all of it. DeepSpeed asks for one with every engine under ZeRO-3. What
+    of it is garbage stays as well: to find it is such a collection."""
     gc.freeze()
     gc.enable()
 

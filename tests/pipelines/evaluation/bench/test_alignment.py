@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from infra.runtime.errors import UserError
 from pipelines.evaluation.bench import alignment
@@ -20,6 +19,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel  # a second of a core
+
     folder = tmp_path_factory.mktemp("clip")
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 1}  # fmt: skip
@@ -52,6 +53,8 @@ def video(level: int, frames: int) -> np.ndarray:
 def test_it_is_the_cosine_of_the_frames_of_every_second(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel
+
     source, edit = video(20, 40), video(240, 40)
     found = Alignment(folder).measure("make it night", source, edit, fps=16)
     model = CLIPModel.from_pretrained(folder).eval()
