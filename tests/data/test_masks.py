@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from data import sample
 from data.pairs import PairList, estimate_mask
 from data.sample import Pair, to_files
-from data.video import read_own
+from data.video import VideoWriter, read_own
 from tests.data.conftest import numbered, write_raw
 
 
@@ -102,3 +104,21 @@ def test_a_mask_is_stored_without_loss() -> None:
     files = to_files(Pair(video, video, mask, "nothing", 12.5))
     levels = np.stack(list(read_own(io.BytesIO(files["mask.mp4"]))))
     np.testing.assert_array_equal(levels[..., 0], 255 * mask.astype(np.uint8))
+
+
+def test_how_finely_each_part_of_a_pair_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast to write; to be seen without loss, and the mask to be read without any."""
+    asked: list[Any] = []
+
+    class Noting(VideoWriter):
+        def __init__(self, file: Any, width: int, height: int, fps: float, **about: Any) -> None:
+            asked.append((width, height, fps, about))
+            super().__init__(file, width, height, fps, **about)
+
+    monkeypatch.setattr(sample, "VideoWriter", Noting)
+    video = np.zeros((2, 18, 26, 3), np.uint8)
+    to_files(Pair(video, video, np.zeros((2, 18, 26), bool), "x", 12.5))
+    fine = {"preset": "veryfast", "reproducible": True}
+    seen = fine | {"crf": 12, "pixel_format": "yuv444p"}
+    exact = fine | {"crf": 0, "pixel_format": "gray"}
+    assert asked == [(26, 18, 12.5, about) for about in (seen, seen, exact)]

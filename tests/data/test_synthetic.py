@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import synthetic
-from data.drawing import SHAPES, coverage
+from data.drawing import SHAPES, TEXTURES, bounce, coverage
 from data.kinds import ACCENTS, COLOURS, EDITS, Figure
 from data.sample import Pair
 from data.synthetic import is_heldout, make_pair
@@ -186,3 +186,20 @@ def test_figures_are_as_large_in_upright_pictures(
         make_pair(seed, height=height, width=width, frames=1)
     assert min(drawn) == pytest.approx(0.15, abs=0.02)
     assert max(drawn) == pytest.approx(0.23, abs=0.02)
+
+
+def test_a_way_is_reflected_at_walls_however_near_they_are() -> None:
+    straight = np.array([-5.0, -1.0, 0.0, 1.5, 2.0, 3.0, 4.0, 6.5, 7.5])
+    np.testing.assert_allclose(bounce(straight, 0, 2), [1, 1, 0, 1.5, 2, 1, 0, 1.5, 0.5])
+    np.testing.assert_allclose(bounce(straight + 10, 10, 12), 10 + bounce(straight, 0, 2))
+    np.testing.assert_allclose(bounce(straight, 3, 3), 3, atol=1e-5)  # a picture without room
+
+
+def test_a_background_is_never_as_bright_or_dark_as_what_is_drawn() -> None:
+    drawn = [
+        synthetic.muted_texture(kind, 9, 12, np.random.default_rng(seed))
+        for seed in range(60)
+        for kind in TEXTURES
+    ]
+    assert (np.min(drawn), np.max(drawn)) == (20, 235)
+    assert np.ptp(np.concatenate(drawn), axis=-1).max() <= 4 * 22  # of two tints

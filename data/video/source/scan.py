@@ -131,7 +131,9 @@ class _Start:
         if frames:
             self.frame = frames[0]
             pts = self.frame.pts
-            self.lost = 0 if pts is None else sum(stamp < pts for stamp in self._runs)
+            if pts is not None:
+                came = self._runs.get(pts, run), pts
+                self.lost = sum((of, stamp) < came for stamp, of in self._runs.items())
 
     def time(self, stream: Any, clock: Clock) -> Fraction | None:
         """When the frame is shown; None when nothing says."""

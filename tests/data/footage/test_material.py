@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,25 +83,27 @@ def test_each_file_is_told_as_it_is_done_and_is_no_larger_than_it_need_be(tmp_pa
     source = tmp_path / "in"
     source.mkdir()
     Image.new("RGB", (100, 90)).save(source / "small.PNG")
-    with VideoWriter(source / "c.mp4", 130, 96, 16) as writer:
-        writer.write(np.zeros((4, 96, 130, 3), np.uint8))
+    for name, width, height in (("c.mp4", 130, 96), ("d.mp4", 96, 130)):
+        with VideoWriter(source / name, width, height, 16) as writer:
+            writer.write(np.zeros((4, height, width, 3), np.uint8))
     (source / "heldout.txt").write_text("")
     told: list[tuple[int, int]] = []
     found = prepare(
         source, tmp_path / "out", height=24, width=40, fps=8,
         on_file=lambda done, total: told.append((done, total)),
     )["train"]  # fmt: skip
-    assert told == [(1, 2), (2, 2)]
-    (photo,), (clip,) = found.photos, found.clips
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    (photo,), (clip, upright) = found.photos, found.clips
     assert (photo.name, photo.kind, clip.name, clip.kind) == (
         "small.PNG", "photo", "c.mp4", "clip",
     )  # fmt: skip
     assert photo.level(0).shape == (1, 90, 100, 3)  # no photo is made larger than it is
     assert clip.level(0).shape == (2, 54, 74, 3)  # 2.25 times 24, even, at the rate asked for
+    assert upright.level(0).shape == (2, 74, 54, 3)
     with pytest.raises(FootageError, match="is no folder"):
         prepare(source / "c.mp4", tmp_path / "x", height=24, width=40, fps=8)
-    (source / "d.mp4").write_bytes(b"no clip")
-    with pytest.raises(FootageError, match=r"d\.mp4: not a .*take it out of the footage"):
+    (source / "e.mp4").write_bytes(b"no clip")
+    with pytest.raises(FootageError, match=r"e\.mp4: not a .*take it out of the footage"):
         prepare(source, tmp_path / "x", height=24, width=40, fps=8)
 
 
@@ -186,3 +189,51 @@ def test_footage_that_cannot_be_used_is_named(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_000)  # twice that is no photo any more
     with pytest.raises(FootageError, match=r"vast\.png: cannot be read as a photo"):
         prepare(tmp_path, tmp_path / "prepared", fps=16, **SIZE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "shown"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("P", 0, (0, 0, 0)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_a_photo_of_any_kind_has_three_colours(
+    tmp_path: Path, mode: str, colour: Any, shown: tuple[int, int, int]
+) -> None:
+    Image.new(mode, (60, 40), colour).save(tmp_path / "a.png")
+    (tmp_path / "heldout.txt").write_text("")
+    (photo,) = prepare(tmp_path, tmp_path / "made", fps=16, **SIZE)["train"].photos
+    assert photo.level(0).shape == (1, 40, 60, 3)
+    assert (photo.level(0) == shown).all()
+
+
+def test_a_photo_that_is_made_smaller_is_not_made_coarser(tmp_path: Path) -> None:
+    """Black and white points are grey from afar. Workers share it: it is mapped, and once."""
+    points = np.indices((400, 600)).sum(axis=0) % 2 * 255
+    Image.fromarray(points.astype(np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "heldout.txt").write_text("")
+    (photo,) = prepare(tmp_path, tmp_path / "made", fps=16, height=24, width=40)["train"].photos
+    picture = photo.level(0)
+    assert picture.shape == (1, 168, 252, 3)
+    assert picture.std() < 20
+    assert isinstance(picture, np.memmap)
+    assert photo.level(0) is picture
+
+
+def test_files_are_prepared_by_as_many_processes_as_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def here(work: Any, files: Any, workers: int) -> Any:
+        asked.append(workers)
+        return map(work, files)
+
+    monkeypatch.setattr(material, "map_in_order", here)
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    for given in ({}, {"workers": 3}):
+        prepare(tmp_path, tmp_path / "made", fps=16, **SIZE, **given)
+    assert asked == [0, 3]

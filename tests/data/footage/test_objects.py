@@ -57,3 +57,12 @@ def test_things_are_as_large_in_upright_pictures(height: int, width: int, unit: 
     centres = np.concatenate([thing.centres for thing in drawn])
     assert (centres >= 0.2 * unit - 1e-6).all()
     assert (centres <= np.array([width, height]) - 0.2 * unit + 1e-6).all()
+
+
+def test_a_still_thing_goes_along_with_what_is_filmed() -> None:
+    pan = np.cumsum(np.random.default_rng(0).uniform(-0.5, 0.5, (9, 2)), axis=0)
+    along = 0
+    for seed in range(60):
+        thing = moving("star", "red", (9, 48, 80), 8, pan, np.random.default_rng(seed))
+        along += np.allclose(np.diff(thing.centres, axis=0), np.diff(pan, axis=0))
+    assert 6 <= along <= 18  # a fifth of all things stand still, the others have ways of their own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,21 @@ def test_until_frames_are_known_a_frame_is_what_the_file_states(
     monkeypatch.setattr(survey_module, "scan_packets", scanned)
     with pytest.raises(VideoError, match="as told"):
         survey_module._survey("x")
+
+
+@pytest.mark.parametrize(
+    ("said", "length"), [(0.0, Fraction(1, 8)), (0.5, Fraction(1, 2)), (999.0, Fraction(30))]
+)
+def test_a_last_frame_is_shown_as_long_as_its_packet_says_else_as_the_others(
+    monkeypatch: pytest.MonkeyPatch, make_video: MakeVideo, said: float, length: Fraction
+) -> None:
+    path = make_video("in.mkv", fps=8)
+    real = survey_module.scan_packets
+    monkeypatch.setattr(
+        survey_module, "scan_packets", lambda *given: replace(real(*given), length=said)
+    )
+    found = survey_module._survey(path)
+    assert (found.length, found.end) == (length, Fraction(15, 8) + length)
 
 
 def test_a_file_is_looked_at_once_until_it_is_another(

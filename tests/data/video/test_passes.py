@@ -51,11 +51,15 @@ def packet(
     error: Exception | None = None,
     corrupt: bool = False,
     frames: int = 1,
+    late: int | None = None,
 ) -> Packet:
+    """`late` is the stamp of the frame that a decoder gives for it, of one that it was given
+    before."""
     made = Packet(content)
     made.pts, made.dts, made.duration, made.is_discard = pts, dts, duration, discard
     made.stream, made.error = of, error
-    made.frames = [SimpleNamespace(pts=pts, is_corrupt=corrupt)] * frames
+    given = pts if late is None else late
+    made.frames = [SimpleNamespace(pts=given, is_corrupt=corrupt)] * frames
     return made
 
 
@@ -112,6 +116,17 @@ ROW = {
             [packet(0, error=BAD), packet(1, frames=0), packet(2), packet(3)],
             {},
             {"undecodable": 2, "first": Fraction(1, 5)},
+        ),
+        # and where the stamps start anew before the first that can be
+        (
+            [packet(100, error=BAD), packet(101, frames=0), packet(0), packet(1)],
+            {},
+            {"times": [10, 10.1, 10.2, 10.3], "first": Fraction(51, 5), "undecodable": 2},
+        ),
+        (
+            [packet(100, frames=0), packet(0, late=100), packet(1), packet(2)],
+            {},
+            {"times": [10, 10.1, 10.2, 10.3], "first": Fraction(10)},
         ),
         # sound: the earliest, and none before the beginning
         (

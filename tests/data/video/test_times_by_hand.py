@@ -133,6 +133,7 @@ NTSC = Fraction(24000, 1001)
         ([n / 7 for n in range(9)], [], (7, True, True)),
         ([0.0], [None, Fraction(2000), Fraction(25), Fraction(30)], (25, True, True)),
         ([3.0, 3.0], [Fraction(25)], (25, True, True)),
+        ([0.0, 0.5], [Fraction(25)], (2, True, True)),  # two are enough to tell
         ([0.0], [None, Fraction(0), Fraction(1001)], None),
     ],
 )  # fmt: skip
@@ -144,6 +145,17 @@ def test_a_rate_is_that_of_the_times_else_the_first_that_is_stated(
     """`wanted`: its rate, which is also that of most frames, whether a grid, whether constant."""
     found = find_rate(np.array(times), stated, Fraction(1, 90_000))
     assert found == (wanted and Rate(*wanted, bulk=wanted[0]))
+
+
+@pytest.mark.parametrize("nominal", [12, 15, 16, 24, 25, 30, 48, 50, 60, 100, 120, 240])
+def test_the_rates_of_cameras_are_known_though_no_file_states_them(nominal: int) -> None:
+    """Television's, a thousandth slower, as exactly as the others."""
+    television = [Fraction(1000 * nominal, 1001)] if nominal in (24, 30, 48, 60, 120, 240) else []
+    for rate in (Fraction(nominal), *television):
+        milliseconds = np.round(np.arange(400) * 1000 / float(rate)) / 1000
+        found = find_rate(milliseconds, [], Fraction(1, 1000))
+        assert found is not None
+        assert (found.fps, found.grid) == (rate, True)
 
 
 @pytest.mark.parametrize(
