@@ -17,11 +17,12 @@ class Server:
         self.refuses: set[str] = set()
         self.down = False
         self.runs: dict[str, str] = {}
+        self.uri = uri
         self.experiment_id = "1"
         self.asked, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
-    def send(self, entry: dict[str, Any], files: Path) -> None:
+    def send(self, entry: dict[str, Any], files: Path) -> str | None:
         self.asked.set()
         assert self.gate.wait(LONG)
         if self.down:
@@ -30,6 +31,7 @@ class Server:
             raise FileNotFoundError(entry["what"])
         self.taken.append(entry)
         self.runs[entry["run"]] = f"run of {entry['run']}"
+        return f"{len(self.taken)} at {self.uri}" if entry["what"] == "register" else None
 
     @property
     def order(self) -> list[str]:

@@ -70,6 +70,22 @@ def test_who_waits_gets_one_more_try_at_once_and_is_warned_once(
     assert len(said) == 1
 
 
+def test_who_asks_for_a_run_s_name_is_told_ours_once_mlflow_has_failed(
+    boxes: Boxes, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, server = boxes()
+    server.down = True
+    with box:
+        run = box.start_pipeline("demo", {})
+        while not said:  # which the first failure does
+            time.sleep(0.01)
+        monkeypatch.setattr(module, "PATIENCE_S", LONG)
+        before = time.monotonic()
+        assert (run.run_id, run.experiment_id) == (run.mark, None)
+        assert time.monotonic() - before < LONG / 2
+        monkeypatch.setattr(module, "PATIENCE_S", 0.05)
+
+
 def test_who_waits_goes_on_with_the_last_answer_and_the_thread_ends_with_the_outbox(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +100,7 @@ def test_who_waits_goes_on_with_the_last_answer_and_the_thread_ends_with_the_out
         monkeypatch.setattr(box, "flush", lambda patience: True)  # which would wake it as well
     sending.join(5)
     assert not sending.is_alive()
+    assert sending.daemon, "nor does a process wait for it, should a server be silent"
     assert server.order == ["start", "end"]
     assert time.monotonic() - before < LONG / 2
 

@@ -240,3 +240,23 @@ def test_mlflow_s_names_are_known_once_a_run_is_sent(
         unknown = Run(box, "unknown")
         assert (unknown.run_id, unknown.experiment_id) == ("unknown", None)
         run.finish()
+
+
+def test_a_version_is_known_by_its_name_its_files_and_its_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the next process."""
+    monkeypatch.setattr(module, "Sender", Server)
+    told: dict[str, Any] = {"metrics": {}, "aliases": []}
+    for uri in ("http://a", "http://b"):
+        with Outbox(tmp_path, uri, "x", pytest.fail) as box:
+            assert box.version("n", "f") is None
+            run = box.start_pipeline("demo", {})
+            for name, fingerprint in (("n", "f"), ("n", "g"), ("o", "f")):
+                run.register(name, Path("/m"), fingerprint=fingerprint, **told)
+            run.finish()
+    for uri in ("http://a", "http://b"):
+        with Outbox(tmp_path, uri, "x", pytest.fail) as box:
+            asked = [("n", "f"), ("n", "g"), ("o", "f"), ("o", "g")]
+            numbers = [box.version(name, fingerprint) for name, fingerprint in asked]
+            assert numbers == [f"2 at {uri}", f"3 at {uri}", f"4 at {uri}", None]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from pipelines.tracking.records import (
 
 def test_key_depends_on_values_and_not_on_their_order() -> None:
     assert key_of({"a": 1, "b": [1, 2]}) == key_of({"b": [1, 2], "a": 1})
+    # Of a text that the records on people's disks are compared with.
+    assert key_of({"b": [1, 2], "a": 1}) == sha256(b'{"a":1,"b":[1,2]}').hexdigest()
     assert key_of({"a": 1}) != key_of({"a": 2})
     assert key_of({"a": 1}) != key_of({"a": "1"})
 

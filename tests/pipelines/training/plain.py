@@ -84,6 +84,7 @@ class PlainEngine:
         rate: float,
         whole: bool = True,
     ) -> None:
+        self.whole = whole
         if whole:
             network.requires_grad_(True)
         self.module, self.stage, self.rate = network, stage, rate

@@ -203,6 +203,27 @@ def test_what_a_save_holds_up_is_told_of_a_step(
     assert {r.metrics["data_seconds_per_step"] for r in run.reports} == {0.0}
 
 
+@pytest.mark.parametrize(
+    ("sharing", "reader", "epochs"), [(1, (1, 2), 1.0), (2, (0, 1), 0.5), (4, (0, 1), 0.5)]
+)
+def test_workers_that_share_their_clips_read_the_same_and_are_one_in_an_epoch(
+    sharing: int,
+    reader: tuple[int, int],
+    epochs: float,
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+) -> None:
+    """The second worker of two, or of four, in three steps of one clip, of a dataset of six."""
+    stage = scripted(lambda step, micro: {"loss": 1.0})
+    run = bench().set(steps=3)
+    run.config.compute.sequence_parallel = sharing
+    training = run.training(rank=1, world_size=max(2, sharing))
+    training.train(run.keep)
+    read = iter(loader(run.dataset, Split(1, *reader, seed=training.setting.seed)))
+    assert stage.keys == [next(read)["key"][0] for _ in range(3)]
+    assert training.epochs == pytest.approx(epochs)
+
+
 def profiled(trace: TrainingReport) -> list[str]:
     """The steps in a trace."""
     ((file, place),) = trace.files.items()

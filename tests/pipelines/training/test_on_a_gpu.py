@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity
 
 from pipelines.bench import machine
 from pipelines.bench.machine import Memory, hardware
 from pipelines.training.kernels import stepping
 from pipelines.training.methods import base
 from pipelines.training.methods.base import Setting, fast_rollouts, load_start
+from pipelines.training.run_folder import RunFolder
+from pipelines.training.watch import profiler
 from pipelines.training.watch.speed import Speed, peak_tflops
 from pipelines.training.watch.system import system_metrics
 from tests.pipelines.training.plain import setting
@@ -124,6 +127,21 @@ def test_what_a_card_holds_and_can_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
     memory.reset()
     assert done == ["synchronize", "empty_cache", "reset_peak_memory_stats"]
     assert (memory.measure, memory.peak(), memory.held()) == ("cuda reserved", 3.0, 1.0)
+
+
+@pytest.mark.parametrize(("device", "kernels"), [(GPU, True), (torch.device("cpu"), False)])
+def test_a_trace_has_the_kernels_of_a_card(
+    device: torch.device, kernels: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    traced: list[set[ProfilerActivity]] = []
+
+    def profile(activities: list[ProfilerActivity], **_: Any) -> Any:
+        traced.append(set(activities))
+        return SimpleNamespace(start=lambda: None)
+
+    monkeypatch.setattr(profiler, "profile", profile)
+    profiler.Profiler(on(device, section={"profile": 2}), RunFolder(tmp_path), 0)
+    assert traced == [{ProfilerActivity.CPU} | ({ProfilerActivity.CUDA} if kernels else set())]
 
 
 @pytest.mark.parametrize(

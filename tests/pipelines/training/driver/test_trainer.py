@@ -202,18 +202,22 @@ def test_a_finished_stage_leaves_its_model_and_no_checkpoints(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Job] = []
+    clock = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def fit(job: Job, folder: RunFolder, follow: Any) -> dict[str, Any]:
         assert folder.path == job.folder
         assert folder.path.is_dir()
+        assert folder.reports(0) == ([], 0)  # of an earlier try nothing is left
         assert follow.stage == "distill"
+        clock[0] += 12.0
         seen.append(job)
         return {"metrics": {"loss": 1.0}, "steps": 9}
 
     monkeypatch.setattr(module, "_fit", fit)
     outcome = train_stage(make_job(**given))
     assert (outcome.model_dir, outcome.metrics) == (given["output"], {"loss": 1.0})
-    assert outcome.steps == 9
+    assert (outcome.steps, outcome.seconds) == (9, 12.0)
     assert seen == [make_job(**given)]
     assert not seen[0].folder.exists()
     given["config"].compute.keep_finished = True  # so that more steps can be added to it

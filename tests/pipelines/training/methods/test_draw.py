@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
+from infra.runtime.errors import UserError
 from modeling.diffusion.flow import FlowSchedule
 from pipelines.training.kernels import prepare
 from pipelines.training.methods import base
 from pipelines.training.methods.base import Draw, FixedDraw, draw_timesteps, prepare_network
-from tests.pipelines.training.plain import PlainNetwork, setting
+from tests.pipelines.training.plain import CONFIG, PlainNetwork, setting
 
 
 def draw(seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 4) -> Draw:
@@ -206,6 +209,20 @@ def test_a_network_recomputes_what_it_is_told(told: tuple[bool, bool, bool]) -> 
     prepare_network(network, here)  # type: ignore[arg-type]
     found = network.gradient_checkpointing, network.recompute_attention, network.keep_products
     assert found == told
+
+
+@pytest.mark.parametrize(("heads", "fits"), [(4, True), (3, False)])
+def test_a_network_whose_heads_cannot_be_shared_out_is_refused_before_it_trains(
+    heads: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "new_group", lambda ranks: ranks)
+    here = setting("foundation", 1, 2)
+    here.config.compute.sequence_parallel = 2
+    network: Any = PlainNetwork()
+    network.config = replace(CONFIG.transformer, dim=24, num_heads=heads)
+    with nullcontext() if fits else pytest.raises(UserError, match=f"{heads} heads"):
+        prepare_network(network, here)
+        assert network.sequence is here.sequence
 
 
 def test_what_networks_begin_with_is_drawn_by_the_seed_alone_on_the_threads_asked_for() -> None:

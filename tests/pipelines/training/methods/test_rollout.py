@@ -158,8 +158,8 @@ CHUNK_TOKENS = 16  # of two latents of 2 x 16 cells
 def test_small_clips_are_rolled_out_together_and_make_what_each_makes_alone(
     monkeypatch: pytest.MonkeyPatch, fills: int
 ) -> None:
-    """Beyond the window; each with the same noise. What is faster for one clip is for those that
-    fill a device, and for a clip alone."""
+    """Beyond the window, at positions that go on; each with the same noise. What is faster for one
+    clip is for those that fill a device, and for a clip alone."""
     monkeypatch.setattr(module, "FILLS", fills)
     drawn: dict[int, Tensor] = {}
     asked: list[int] = []
@@ -174,7 +174,8 @@ def test_small_clips_are_rolled_out_together_and_make_what_each_makes_alone(
 
     monkeypatch.setattr(module, "_noise_like", noise)
     source = torch.randn(3, 8, 4, 2, 16, generator=torch.Generator().manual_seed(2))
-    stream = replace(STREAM, chunk_latents=2, window_latents=6, sink_latents=2)
+    window = {"window_latents": 6, "sink_latents": 2, "window_positions": False}
+    stream = replace(STREAM, chunk_latents=2, **window)
     runs: list[int] = []
 
     def found(clips: Tensor) -> list[Tensor]:

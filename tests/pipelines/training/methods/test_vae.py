@@ -125,6 +125,14 @@ def test_the_loss_by_hand() -> None:
     assert set(metrics) == {"loss", "psnr", "grad_norm"}
 
 
+def test_a_clip_that_comes_out_as_it_was_has_a_finite_psnr() -> None:
+    """One that is not finite ends a training."""
+    training, latents = make(setting("vae")), torch.zeros(1, 2, 16, 2, 2)
+    for pixels in (torch.zeros(1, 5, 3, 16, 16), torch.ones(1, 5, 3, 16, 16)):  # white stays white
+        _, metrics = training.loss(lambda given, _: (2 * given, latents), pixels, latents)
+        assert 90 < metrics["psnr"].item() < 120
+
+
 def test_crops_are_any_place() -> None:
     here = setting("vae", clip_frames=9, crop=16)
     training = make(here)
@@ -142,6 +150,22 @@ def test_crops_are_any_place() -> None:
     assert set(columns[0]) == set(range(9))
     assert {0, 24} <= set(columns[1])  # first and last place of 25
     assert abs(np.corrcoef(columns)[0, 1]) < 0.25  # and independent
+
+
+@pytest.mark.parametrize(
+    ("place", "speed", "frames", "way"),
+    [
+        (0.5, 1.0, 5, [8, 9, 10, 11, 12]),  # in the middle frame where it was drawn
+        (0.5, -2.0, 5, [14, 12, 10, 8, 6]),
+        (0.5, 2.0, 4, [7, 9, 11, 13]),  # between the two middle ones
+        (0.0, 3.0, 5, [0, 0, 0, 3, 6]),
+        (0.99, 3.0, 5, [14, 17, 20, 20, 20]),  # the last place is as likely as any
+        (0.5, 0.0, 1, [10]),
+    ],
+)
+def test_a_crop_s_way_by_hand(place: float, speed: float, frames: int, way: list[int]) -> None:
+    drawn, pace = torch.tensor([[place]]), torch.tensor([[speed]])
+    assert module._way(drawn, pace, 20, frames).tolist() == [way]
 
 
 def test_a_crop_wanders_in_a_straight_line_no_faster_than_asked_and_stops_at_the_border() -> None:

@@ -272,6 +272,7 @@ def test_engine_and_export(stage: str, rank: int, monkeypatch: pytest.MonkeyPatc
     here = setting(stage, rank, 2, learning_rate=3e-4)
     here.config.compute.activation_checkpointing = True
     training, network = make(here)
+    assert training.engine.whole
     assert training.engines == {"transformer": training.engine}
     assert training.engine.rate == training.learning_rates["transformer"] == 3e-4
     assert network.gradient_checkpointing
@@ -301,6 +302,7 @@ def test_adapters_are_trained_and_merged_with_the_starts_own_weights(
     here = setting(stage, **asked)
     here = replace(here, job=replace(here.job, start=tmp_path / "start"))
     training = KINDS[stage](here, Model(config, network, None, {}, None))
+    assert not training.engine.whole
     training.step(batch(), here.draw(0, 0))
     trained = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
     monkeypatch.setattr(module, "full_weights", lambda engine, keep: trained if keep else {})
@@ -313,5 +315,10 @@ def test_adapters_are_trained_and_merged_with_the_starts_own_weights(
     change = 4.0 * trained[f"{value}.lora_up"] @ trained[f"{value}.lora_down"]
     found = made.transformer[f"{value}.weight"]
     torch.testing.assert_close(found, start[f"{value}.weight"] + change)
+    plain = Transformer(sizes)
+    plain.load_state_dict(made.transformer)
+    alike = KINDS[stage](setting(stage), Model(config, plain, None, {}, None))
+    losses = [each.judge(batch(), here.draw(1, 0))["loss"] for each in (training, alike)]
+    torch.testing.assert_close(*losses)
     training.rank = 1  # which writes nothing
     assert training.export().transformer == {}

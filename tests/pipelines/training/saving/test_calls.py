@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from pipelines.training.calls import ASK_SECONDS, LEAVE, SAVE, STOP, Calls
+from pipelines.training.calls import ASK, ASK_SECONDS, LEAVE, SAVE, STOP, Calls
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Write
 from tests.pipelines.training.benches import Bench, Scripted
@@ -64,19 +64,29 @@ def test_a_save_by_the_steps_puts_off_the_one_by_the_clock(
     assert [step for step, _ in run.saved] == [3, 6]
 
 
+def test_calls_are_bits_the_more_urgent_the_larger() -> None:
+    calls = [SAVE, STOP, ASK, LEAVE]
+    assert [call.bit_count() for call in calls] == [1] * 4
+    assert calls == sorted(set(calls))
+
+
 @pytest.mark.parametrize(
-    ("rank", "other", "answer"),
-    [(0, LEAVE, LEAVE), (1, LEAVE, LEAVE), (0, 0, LEAVE), (1, STOP, LEAVE), (0, SAVE, LEAVE)],
-)
+    ("rank", "own", "other", "answer"),
+    [
+        (0, LEAVE, LEAVE, LEAVE), (1, LEAVE, LEAVE, LEAVE), (0, LEAVE, 0, LEAVE),
+        (1, LEAVE, STOP, LEAVE), (0, LEAVE, SAVE, LEAVE),
+        (0, 0, LEAVE, LEAVE), (1, 0, STOP, STOP), (1, 0, SAVE, SAVE),
+    ],
+)  # fmt: skip
 def test_of_two_workers_calls_one_is_answered(
-    rank: int, other: int, answer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rank: int, own: int, other: int, answer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_both(tensor: Tensor, op: Any) -> None:
         assert op == distributed.ReduceOp.MAX
         tensor.copy_(torch.maximum(tensor, torch.tensor(other)))
 
     monkeypatch.setattr(distributed, "all_reduce", of_both)
-    calls = Calls(setting("foundation", rank, 2), RunFolder(tmp_path), told=lambda: True)
+    calls = Calls(setting("foundation", rank, 2), RunFolder(tmp_path), told=lambda: own == LEAVE)
     assert calls.after_step() == 0
     assert calls.after_step() == answer
     calls.saved()

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 from data.loader import Split, loader
 from infra.runtime.errors import UserError
 from modeling.model_dir import load_model, read_config
-from pipelines.training import saver
+from pipelines.training import checkpoint, saver
 from pipelines.training.checkpoint import CheckpointError, choose
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Write
@@ -185,6 +185,92 @@ def test_what_one_worker_finds_damaged_all_pass_over(
     assert wrong == ["checkpoint_2: state-9 is not as it was written"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("lost", "torn", "goes"),
+    [
+        ("manifest-0.json", False, True),
+        ("manifest-1.json", False, True),
+        ("manifest-0.json", True, False),
+        ("state-0", False, False),
+        ("state-1", True, False),
+    ],
+)
+def test_what_was_never_finished_goes_where_there_is_an_older_one_and_damage_stays(
+    lost: str, torn: bool, goes: bool, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first worker, and of one alone there is nothing else."""
+
+    def gather(found: list[Any], mine: Any) -> None:
+        theirs = next(rounds)
+        found[:] = [mine or theirs, theirs]
+
+    rounds = iter(["torn", "torn", None])  # the newer one alone, then before the older
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    newer = written(tmp_path, "checkpoint_2", 2)
+    (newer / lost).write_text("{") if torn else (newer / lost).unlink()
+    here = setting("foundation", rank, 2)
+    with pytest.raises(
+        CheckpointError, match=rf"foundation cannot .* in {tmp_path} .*checkpoint_2:"
+    ):
+        choose(RunFolder(tmp_path), here)
+    older = written(tmp_path, "checkpoint_1", 2)
+    saved, (wrong,) = choose(RunFolder(tmp_path), here)
+    assert (saved, wrong.partition(": ")[0]) == (older, "checkpoint_2")
+    assert newer.exists() is not (goes and rank == 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "workers", "precision", "made_anew"),
+    [
+        (0, 0, 2, "fp32", False),  # each holds the whole
+        (0, 0, 1, "bf16", False),
+        (0, 1, 1, "fp32", True),
+        (1, 0, 2, "fp32", True),
+        (1, 1, 1, "fp32", False),  # nothing has changed
+        (1, 1, 2, "fp32", True),
+        (1, 1, 1, "bf16", True),
+    ],
+)
+def test_parts_that_these_workers_cannot_load_are_made_anew_for_the_time_of_loading(
+    before: int,
+    now: int,
+    workers: int,
+    precision: Any,
+    made_anew: bool,
+    bench: Callable[..., Bench],
+    scripted: Callable[..., Scripted],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted(lambda step, micro: {"loss": 1.0})
+    first, rest = (bench(name=name).set(steps=2, checkpoint_every=1) for name in ("a", "b"))
+    first.config.compute.zero_stage = before
+    first.run()
+    rest.config.compute.zero_stage, rest.config.compute.precision = now, precision
+    place, saved = rest.folder / ".universal", rest.folder / "checkpoint_000000"
+    (place / "of one that was killed").mkdir(parents=True)
+    made: list[Any] = []
+    loaded: list[Any] = []
+
+    def make(source: Path, target: Path, *of: Any) -> None:
+        assert not (place / "of one that was killed").exists()
+        target.mkdir(parents=True)
+        made.append((source, target, *of))
+
+    monkeypatch.setattr(checkpoint, "make_universal", make)
+    monkeypatch.setattr(checkpoint, "load_engine", lambda _, *where: loaded.append(where))
+    rest.training(first.saved[0][1], world_size=workers)
+    of = (now, workers, ["weight", "bias"])
+    if made_anew:
+        assert made == [
+            (saved / name / "state", place / name / "universal", *of) for name in ("one", "two")
+        ]
+        assert loaded == [(place / name, "universal") for name in ("one", "two")]
+        assert not place.exists()
+    else:
+        assert (made, loaded) == ([], [(saved / name, "state") for name in ("one", "two")])
+
+
 def test_a_disk_that_fails_behind_the_steps_is_named_at_the_next_and_leaves_no_part(
     bench: Callable[..., Bench], scripted: Callable[..., Scripted]
 ) -> None:
@@ -261,3 +347,24 @@ def test_more_steps_follow_where_the_last_state_was_kept(
     whole = bench("foundation", "whole").set(steps=4)  # killed before its model was written
     assert whole.run(first.saved[-1][1])["metrics"] == {"loss": 1.0}
     assert made.asked == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_as_many_workers_go_on_each_with_its_own_pairs(
+    precision: Any, bench: Callable[..., Bench], scripted: Callable[..., Scripted]
+) -> None:
+    """Whether or not what they write has changed; the second of two, here without the first."""
+    stage = scripted(lambda step, micro: {"loss": 1.0})
+    whole = bench().set(steps=3, checkpoint_every=1)
+    whole.config.compute.zero_stage = 0
+    for rank in (0, 1):
+        stage.keys.clear()
+        whole.training(rank=rank, world_size=2).run(whole.keep)
+    its_own = list(stage.keys)
+    stage.keys.clear()
+    rest = bench(name="rest").set(steps=3)
+    rest.config.compute.zero_stage, rest.config.compute.precision = 0, precision
+    training = rest.training(whole.saved[0][1], rank=1, world_size=2)
+    assert (training.done, training.epochs) == (1, pytest.approx(1 / 3))
+    training.run(rest.keep)
+    assert stage.keys == its_own[1:]

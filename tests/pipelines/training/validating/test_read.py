@@ -83,6 +83,7 @@ def test_clips_are_encoded_once_and_as_shards_keep_them(
     told = Validation(here, stage, model, RunFolder(tmp_path), nobody)  # type: ignore[arg-type]
     for _ in range(2):
         assert told.losses() == {"validation_loss": pytest.approx(loss)}
+    assert len(stage.seen) == 2 * -(-2 // (world // sharing)), "as many as any rank's"
     pairs = list(loader(heldout, Split(batch_size=1, shuffle=False, epochs=1)))
     assert text.asked == [pairs[place]["instruction"][0] for place in asked]
     assert text.released == 1

@@ -23,6 +23,12 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
+def test_a_place_is_looked_at_often_enough_to_know_of_a_hang_soon(folder: RunFolder) -> None:
+    """A tenth of the time later, and of a long one seconds; it takes three looks until all end."""
+    looks = {seconds: Watchdog(folder, 0, 2, seconds).poll for seconds in (1.0, 20.0, 600.0)}
+    assert looks == {1.0: 0.1, 20.0: 2.0, 600.0: 5.0}
+
+
 class Workers:
     """Two that stand still until `release`; `codes` are what they end with."""
 

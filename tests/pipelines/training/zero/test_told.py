@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.zero import engines
 from pipelines.training.zero.engines import (
     deepspeed_config,
+    gather_by_block,
     learning_rate_at,
     make_engine,
     set_learning_rate,
@@ -78,6 +80,20 @@ def test_deepspeed_is_told_what_the_stage_is(monkeypatch: pytest.MonkeyPatch) ->
         assert group["betas"] == (0.2, 0.4)
     set_learning_rate(SimpleNamespace(optimizer=optimizer), 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_blocks_are_gathered_whole_where_weights_are_split(
+    stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    deepspeed = SimpleNamespace(
+        utils=SimpleNamespace(set_z3_leaf_modules=lambda *of: told.append(of))
+    )
+    monkeypatch.setattr(engines, "import_deepspeed", lambda: deepspeed)
+    network = nn.Linear(1, 1)
+    gather_by_block(network, ComputeConfig(zero_stage=stage))  # type: ignore[arg-type]
+    assert told == ([(network, [Block])] if stage == 3 else [])
 
 
 @pytest.mark.parametrize(
