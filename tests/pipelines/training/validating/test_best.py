@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,25 @@ class Told(Validation):
         run = RunFolder(folder)
         run.open()
         nothing: Any = None
+        self.edited: list[str] = []
+        self.exported: list[int] = []
         super().__init__(here, nothing, nothing, run, self.write)
 
     def write(self, draft: Path) -> None:
+        self.exported.append(self.done)
+        if self.setting.rank > 0:  # takes part
+            return
         draft.mkdir(parents=True)
         (draft / "step").write_text(str(self.done))
 
     def losses(self) -> dict[str, float]:
-        return {"validation_loss": self.value, "validation_psnr": self.value}
+        names = ("loss", "psnr", "gain", "background_psnr")
+        return {f"validation_{name}": self.value for name in names}
+
+    def edit(self, model: Path, done: int) -> dict[str, str]:
+        self.edited.append((model / "step").read_text())
+        self.last["validation_gain"] = 8.0
+        return {"a.png": "validation"}
 
     def after(self, done: int, value: float) -> bool:
         self.done, self.value = done, value
@@ -64,6 +76,8 @@ def test_it_is_validated_now_and_then_and_at_the_end(
         ("validation_loss", [3, 1, 2, 1], 4),  # the first of equals
         ("validation_loss", [1, 2, 3], 2),
         ("validation_psnr", [3, 1, 4, 4, 2], 6),
+        ("validation_gain", [3, 1, 4, 4, 2], 6),
+        ("validation_background_psnr", [3, 1, 4, 4, 2], 6),
     ],
 )
 def test_the_best_is_the_lowest_loss_or_the_highest_score(
@@ -73,6 +87,31 @@ def test_the_best_is_the_lowest_loss_or_the_highest_score(
     for n, value in enumerate(values, 1):
         assert told.after(2 * n, value) is False
     assert told.kept == (best, [[2 * n, value] for n, value in enumerate(values, 1)])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize("keep", ["validation_loss", None])
+def test_a_model_is_written_by_all_where_the_first_edits_with_it_or_keeps_it(
+    keep: str | None, samples: int, rank: int, tmp_path: Path
+) -> None:
+    told = Told(tmp_path, keep_best=keep, sample_clips=samples)
+    told.setting = replace(told.setting, rank=rank)
+    assert told.after(4, 2.0) is False
+    assert told.exported == ([4] if keep or samples else [])
+    assert told.edited == (["4"] if samples and rank == 0 else [])
+    assert not (told.place / "model").exists()
+    reports, _ = told.folder.reports(0)
+    assert len(reports) == (rank == 0)
+    for report in reports:
+        assert (report.step, report.steps, report.seconds_per_step) == (4, 9, 0.0)
+        assert report.metrics == told.last
+        assert report.metrics["validation_loss"] == 2.0
+        assert report.metrics["validation_gain"] == (8.0 if samples else 2.0)
+        assert report.files == ({"a.png": "validation"} if samples else {})
+    assert told.place.joinpath("best").exists() == (keep is not None and rank == 0)
+    if told.best is not None:
+        assert told.best["metrics"] == told.last
 
 
 @pytest.mark.parametrize(
