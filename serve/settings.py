@@ -174,7 +174,7 @@ def _check(
     known = {f.name: str(f.type) for f in fields(cls) if f.name not in skip}
     for name, value in values.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+            close = difflib.get_close_matches(name, known, n=2)
             hint = f"did you mean {' or '.join(prefix + near for near in close)}?"
             told = hint if close else f"it takes {', '.join(prefix + k for k in sorted(known))}"
             raise UserError(f"serve has no setting {prefix}{name}; {told}")

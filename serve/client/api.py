@@ -182,8 +182,6 @@ def edit_frames(
             running.result()
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-        finally:
-            running.cancel()
 
 
 async def _next(events: MemoryObjectReceiveStream[Event]) -> Event | None:

@@ -27,7 +27,7 @@ class Pipe(asyncio.BufferedProtocol):
         self._start = self._end = 0  # of what is in it
         self._place: memoryview | None = None  # where what comes is wanted
         self._change: asyncio.Future[None] | None = None  # who reads waits for it
-        self._full = self._ended = self._lost = False
+        self._full = self._ended = False
         self._writable = asyncio.Event()
         self._writable.set()
         self._turn = asyncio.Lock()
@@ -61,7 +61,7 @@ class Pipe(asyncio.BufferedProtocol):
         async with self._turn:
             slices = _slices(pieces)
             for piece in slices:
-                if self._lost or self.transport.is_closing():
+                if self.transport.is_closing():
                     raise ConnectionError("the connection is closed")
                 self.transport.write(piece)
                 try:
@@ -124,7 +124,7 @@ class Pipe(asyncio.BufferedProtocol):
         return True  # this end may write on
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._ended = self._lost = True
+        self._ended = True
         self._changed()
         self._writable.set()
 

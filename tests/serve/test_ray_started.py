@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,6 +17,7 @@ import infra.runtime.ray as ray_runtime
 from infra.runtime.environment import environment, unless_set
 from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError, check_address, joined_ray
+from infra.runtime.ray_private import Replica
 from serve import run
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
@@ -149,6 +151,44 @@ def test_serve_listens_where_it_was_told_to_with_the_certificate_it_was_given(
     ]  # fmt: skip
     assert Running("h", 1, tls).url == "https://h:1"
     assert Running("h", 1, tls).stream_url == "wss://h:1"
+
+
+@pytest.mark.parametrize(
+    ("whom", "killed", "told"),
+    [("hub", 7, "hub"), ("editor", 4, "editor 4"), ("front", 5, "front 5"), ("nobody", None, None)],
+)
+def test_who_is_killed_is_the_one_that_runs(
+    whom: str, killed: int | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Editor 2 is just dead, of which Serve has not heard, and editor 3 just starts."""
+    replicas = [
+        Replica("editor 1", "editor", running=True, stopping=False, pid=None),
+        Replica("editor 2", "editor", running=True, stopping=False, pid=2),
+        Replica("editor 3", "editor", running=False, stopping=False, pid=3),
+        Replica("editor 4", "editor", running=True, stopping=False, pid=4),
+        Replica("front 5", "front", running=True, stopping=False, pid=5),
+    ]
+    dead: list[tuple[int, int]] = []
+
+    def kill(pid: int, number: int) -> None:
+        if pid == 2:
+            raise ProcessLookupError
+        dead.append((pid, number))
+
+    hub = SimpleNamespace(pid=SimpleNamespace(remote=lambda: 7))
+    monkeypatch.setattr(run, "serve_replicas", lambda app: replicas)
+    monkeypatch.setattr(run, "_hub", lambda: hub)
+    monkeypatch.setattr(run.ray, "get", lambda pid, timeout: pid)
+    monkeypatch.setattr(run, "os", SimpleNamespace(kill=kill))
+    running = Running("127.0.0.1", 80)
+    assert running.kill(whom) == told
+    assert dead == ([] if killed is None else [(killed, signal.SIGKILL)])
+
+    def gone() -> None:
+        raise ValueError("no such actor")
+
+    monkeypatch.setattr(run, "_hub", gone)
+    assert running.kill("hub") is None  # it is being started again
 
 
 def test_what_the_replicas_ask_of_ray() -> None:

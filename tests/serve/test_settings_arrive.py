@@ -177,7 +177,8 @@ ARRIVES: dict[str, tuple[Callable[[Built], Any], Any]] = {
             b.hub.store.resume_s,
             *(front.services.limits for front in b.fronts),
             b.local.services.store.resume_s,
-            b.deployed_front["max_ongoing_requests"] > LIMITS.max_sessions,
+            # Who is turned away has to be heard first.
+            b.deployed_front["max_ongoing_requests"] > LIMITS.max_sessions + LIMITS.max_silent,
         ],
         [7.0, LIMITS, LIMITS, 7.0, True],
     ),

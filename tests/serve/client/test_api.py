@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidMessage, Invalid
 from websockets.http11 import Response
 
 from infra.runtime.errors import UserError
-from serve.client import ConnectError, WireError, edit_frames, served_model
+from serve.client import ConnectError, WireError, connect, edit_frames, served_model
 from serve.client.stream import _cut_by_a_server, stream_url
 from serve.wire.protocol import Closed, Opened
 from tests.serve.client.scripted import PICTURE, Peer, server
@@ -180,6 +180,34 @@ async def test_all_that_a_plain_caller_asks_for_arrives_and_comes_back() -> None
         assert (type(first), last) == (Opened, Closed(3, "close"))
         assert await asyncio.to_thread(lambda: list(edit_frames(url, [], "red", fps=8))) == []
         assert len(peers) == 1
+
+
+@pytest.mark.anyio
+async def test_all_that_a_caller_asks_for_is_opened_with() -> None:
+    asked = {
+        "width": 6, "height": 4, "fps": 8.0, "format": "rgb24", "seed": 3, "work_size": "native",
+        "detail": "off", "model": "m", "mode": "live", "mask": True,
+    }  # fmt: skip
+    options = {**asked, "token": "secret", "on_queue": lambda place: None}
+    names = inspect.signature(connect).parameters.keys()
+    assert options.keys() == names - {"url", "prompt"}
+
+    async def script(peer: Peer) -> None:
+        await peer.greet()
+        await peer.finish(0)
+
+    async with server(script) as (url, peers):
+        for given, said in ((options, {**asked, "queue": True}), ({**asked, "mask": False}, asked)):
+            async with connect(url, "red", **given) as stream:  # type: ignore[arg-type]
+                stream.finish()
+                assert [event async for event in stream] == []
+            wanted = {"type": "open", "prompt": "red", **said}
+            if not given["mask"]:
+                del wanted["mask"]
+            assert peers[-1].open == wanted
+            assert peers[-1].socket.request is not None
+            header = peers[-1].socket.request.headers.get("Authorization")
+            assert header == ("Bearer secret" if "token" in given else None)
 
 
 @pytest.mark.anyio

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from serve.client import ConnectError, EditedFrame, Event, cameras
@@ -226,6 +227,22 @@ async def test_what_a_session_that_failed_did_not_bring_is_not_lost(
         monkeypatch.setattr(cameras, name, stand_in)
     report = await cameras.camera("ws://x", CameraLoad(), [], "red")
     assert (report.error, report.sent, report.lost) == ("too_slow", 5, 0)
+
+
+@pytest.mark.parametrize(("width", "height"), [(48, 32), (100, 60)])
+def test_a_camera_films_a_square_that_crosses_the_picture_and_stays_in_it(
+    width: int, height: int
+) -> None:
+    """Behind the edge it would leave a still life, of which a mask cache recomputes nothing."""
+    load = CameraLoad(width=width, height=height, format="rgb24")
+    images = [np.frombuffer(image, np.uint8) for image in cameras.pictures(load, seed=1)]
+    frames = np.reshape(images, (-1, height, width, 3))
+    square = (frames != np.median(frames, axis=0)).any(-1)
+    rows, columns = square.any(2), square.any(1)
+    assert (rows == rows[0]).all()
+    assert (rows.sum(1) == height // 4).all()
+    assert (columns.sum(1) == height // 4).all()
+    assert (np.diff(columns.argmax(1)) > 0).all()
 
 
 async def test_cameras_do_not_start_in_step(monkeypatch: pytest.MonkeyPatch) -> None:

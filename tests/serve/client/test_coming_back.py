@@ -53,6 +53,26 @@ async def test_it_comes_back_and_goes_on_where_the_server_stands(how: str) -> No
         assert not stream._kept
 
 
+async def test_what_is_said_goes_out_at_once() -> None:
+    """Not with what is said next: a prompt between two frames of a slow source, say."""
+    heard = asyncio.Queue[object]()
+
+    async def note(peer: Peer) -> None:
+        await peer.greet()
+        for _ in range(3):
+            heard.put_nowait(await peer.hear())
+        await peer.say(type="closed", frames=0, reason="close")
+
+    async with server(note) as (url, _), opening(url) as stream, asyncio.timeout(20):
+        await send(stream, 1)
+        assert await heard.get() == 0
+        stream.set_prompt("blue")
+        assert await heard.get() == {"type": "prompt", "prompt": "blue"}
+        stream.finish()
+        assert await heard.get() == {"type": "close"}
+        assert await collect(stream) == []
+
+
 @pytest.mark.parametrize("before", [0, 2])
 async def test_a_server_that_brings_nothing_more_is_given_up(before: int) -> None:
     async def nothing(peer: Peer) -> None:

@@ -19,6 +19,8 @@ from serve.front.socket import (
     Disconnected,
     Socket,
 )
+from serve.ingress.backpressure import FlowControl
+from serve.run import free_port
 from serve.wire.link import Address, Link, Listener
 from tests.serve.front.wires import Wire, settle, until
 
@@ -137,13 +139,16 @@ async def test_a_client_that_left_is_heard_of_by_who_reads_no_further(listener: 
                 await socket.send(bytes(MAX_UNWRITTEN // 4))
         except Disconnected as error:
             ended.append(error.code)
+        with pytest.raises(Disconnected) as raised:
+            await socket.receive()
+        ended.append(raised.value.code)
 
     wire = Wire(application, listener)
     wire.incoming.put_nowait({"type": "websocket.connect"})
     wire.incoming.put_nowait({"type": "websocket.receive", "text": "open"})
     async with asyncio.timeout(20):
         await wire.run()
-    assert ended == [1006]
+    assert ended == [1006, 1006]
 
 
 async def test_an_application_that_dies_has_said_what_it_said(listener: Listener) -> None:
@@ -162,6 +167,45 @@ async def test_an_application_that_dies_has_said_what_it_said(listener: Listener
         async with asyncio.timeout(20):
             await wire.run()
     assert wire.sent[-1] == {"type": "websocket.send", "bytes": b"last words"}
+
+
+async def test_who_ends_without_a_goodbye_is_heard_to_the_end(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither end holds a descriptor for it any longer."""
+    closed: list[Link] = []
+    close = Link.close
+    monkeypatch.setattr(Link, "close", lambda self: (closed.append(self), close(self)))
+
+    async def application(socket: Socket) -> None:
+        await socket.accept(None)
+        await socket.receive()
+        await socket.expect(1000)
+        await socket.send(b"last words")
+
+    wire = Wire(application, listener)
+    wire.incoming.put_nowait({"type": "websocket.connect"})
+    wire.incoming.put_nowait({"type": "websocket.receive", "text": "open"})
+    async with asyncio.timeout(20):
+        await wire.run()
+    assert wire.sent[-1] == {"type": "websocket.send", "bytes": b"last words"}
+    assert len(set(closed)) == 2
+
+
+async def test_an_application_that_cannot_be_connected_to_may_say_goodbye() -> None:
+    said: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": LINK, "host": "127.0.0.1", "port": free_port(), "secret": bytes(32)})
+        await send({"type": "websocket.close", "code": 1011})
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async with asyncio.timeout(20):
+        client = asyncio.Event().wait  # says nothing
+        await FlowControl(application)({"type": "websocket"}, client, send)  # type: ignore[arg-type]
+    assert said == [{"type": "websocket.close", "code": 1011}]
 
 
 async def test_an_ingress_that_does_not_connect_costs_the_client_its_connection(

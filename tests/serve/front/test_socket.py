@@ -115,6 +115,26 @@ async def test_plain_servers_are_left_alone() -> None:
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.send"]
 
 
+@pytest.mark.parametrize("error", [OSError, RuntimeError])  # uvicorn's, and Ray's
+async def test_what_nobody_can_be_given_is_not_sent(error: type[Exception]) -> None:
+    """A frame that counts as sent is not sent again to who comes back."""
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "websocket.send":
+            raise error
+
+    socket = Socket({"type": "websocket"}, receive, send)
+    await socket.accept(None)
+    for _ in range(2):
+        with pytest.raises(Disconnected) as raised:
+            await socket.send(b"frame")
+        assert raised.value.code == 1006
+    assert socket.closed
+
+
 async def test_nothing_more_is_handed_over_while_the_socket_takes_nothing() -> None:
     """Half a mebibyte may be on its way, and no more however long it takes."""
     handed = 0

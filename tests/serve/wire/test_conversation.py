@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,6 +46,12 @@ def edited(number: int) -> Edited:
     return Edited(number, number, 1.0, 4, 1.0, 0.0, 0.0, None, SplitState(b"s"))
 
 
+async def to_the_end(link: Link) -> None:
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await link.read()
+
+
 @asynccontextmanager
 async def talking(*works: Work) -> AsyncIterator[tuple[Conversation, Link, asyncio.Future[None]]]:
     """A front's side, the editor's link, and the call that is its pin."""
@@ -60,6 +68,7 @@ async def talking(*works: Work) -> AsyncIterator[tuple[Conversation, Link, async
     assert listener._expected == {}  # nobody is let in to a stream that is over
     await asyncio.sleep(0)
     assert pin.done()  # and its editor has the place again
+    await asyncio.wait_for(to_the_end(link), 20)  # and nobody holds a descriptor for it
     link.close()
     listener.close()
 
@@ -108,20 +117,35 @@ async def test_an_editor_that_gave_its_stream_back_is_not_heard_further() -> Non
         assert await front.next() is None
 
 
+@pytest.mark.parametrize("died", [False, True])
 async def test_what_an_editor_said_last_is_heard_after_its_call_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
+    died: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the call comes through Ray, and may be there first."""
     monkeypatch.setattr(conversation, "LAST_WORDS_S", 60.0)
     async with talking() as (front, link, pin):
         await link.write(READY)
         assert await front.next() == READY
-        pin.set_result(None)
+        pin.set_exception(EditorLostError("dead")) if died else pin.set_result(None)
         coming = asyncio.create_task(front.next())
         for _ in range(20):
             await asyncio.sleep(0)
         await link.write(Moved(SplitState(b"state"), 4))
         assert await coming == Moved(SplitState(b"state"), 4)
+
+
+async def test_how_a_call_ends_whose_stream_is_over_is_nobodys_matter() -> None:
+    """Else the front's log would say that an exception was never retrieved."""
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with talking() as (front, link, pin):
+        await link.write(Moved(SplitState(b""), 0))
+        await front.next()
+        pin.set_exception(EditorLostError("dead"))
+        await asyncio.sleep(0)
+    del front, link, pin
+    gc.collect()
+    assert told == []
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -173,8 +197,54 @@ async def test_what_ends_a_stream_is_raised(
     async with talking() as (front, link, _):
         await (link.write(said) if said else asyncio.sleep(0))
         link.close()
-        with pytest.raises(raised):
+        with pytest.raises(raised) as ended:
             await front.next()
+        if isinstance(ended.value, WireError):
+            assert ended.value.told == said
+
+
+async def test_why_a_call_failed_is_told_rather_than_that_its_link_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which may be noticed first."""
+    monkeypatch.setattr(conversation, "LAST_WORDS_S", 60.0)
+    async with talking() as (front, link, pin):
+        await link.write(READY)
+        assert await front.next() == READY
+        link.close()
+        coming = asyncio.create_task(front.next())
+        while not front._hearing.done():
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        pin.set_exception(WireError("internal", "the editor failed"))
+        with pytest.raises(WireError, match="the editor failed"):
+            await coming
+
+
+class Endless:
+    """`work.Backend` that edits until it is told to end."""
+
+    ended = False
+
+    async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
+        try:
+            while True:
+                yield Frames(np.zeros((1, 4, 6, 3), np.uint8))
+                await asyncio.sleep(0)
+        finally:
+            self.ended = True
+
+
+async def test_an_editor_that_was_let_go_of_has_ended_its_stream_with_its_call() -> None:
+    """Not when the garbage is collected: who comes next wants the place."""
+    editing = Endless()
+    async with talking() as (front, link, _):
+        answering = asyncio.create_task(answer(editing, OPENING, link))
+        assert isinstance(await front.next(), Frames)
+    with pytest.raises(OSError):  # noqa: PT011 - of whatever kind
+        await answering
+    assert editing.ended
 
 
 class Ending:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -45,6 +47,18 @@ async def test_what_is_written_is_read_however_it_is_cut(reads: list[int]) -> No
         heard = [await there.read(size) for size in reads]
         await writing
     assert b"".join(heard) == b"".join(said)
+
+
+async def test_who_has_nothing_more_to_say_to_one_that_is_gone_is_done() -> None:
+    """Also where the loop has not heard of it yet."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _, here = await loop.create_connection(Pipe, *server.getsockname())
+        there, _ = server.accept()
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        there.close()  # at once, and without a FIN
+        here.finish()
+    here.close()
 
 
 async def test_what_comes_is_put_where_it_is_wanted_and_nowhere_else() -> None:

@@ -51,6 +51,16 @@ OPEN = {
 }
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_is_as_large_as_one_may_be_and_no_larger(sign: int) -> None:
+    """What a size or a rate beyond that is, the limits say."""
+    opened = parse_client(json.dumps(OPEN | {"width": sign * LARGEST}))
+    assert isinstance(opened, Open)
+    assert opened.width == sign * LARGEST
+    with pytest.raises(WireError, match=r"open\.width must be int"):
+        parse_client(json.dumps(OPEN | {"width": sign * (LARGEST + 1)}))
+
+
 def test_open_as_the_design_page_writes_it() -> None:
     assert parse_client(json.dumps(OPEN)) == Open("make it red", 64, 48, 16, "live", "jpeg")
     full = OPEN | {"seed": 3, "resume": "abc", "received": 12, "mode": "lossless"}
