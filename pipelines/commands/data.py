@@ -83,7 +83,7 @@ def make_bench(target: str, source: Path | None, size: str | None, overwrite: bo
         made = write_bench(
             Path(target), config, overwrite=overwrite, on_clip=lambda: progress.advance(task)
         )
-    console.print(f"{target}: {made}", markup=False, soft_wrap=True)
+    console.print(f"{target}: {made}", soft_wrap=True)
 
 
 @data_app.command(
@@ -135,10 +135,11 @@ def data_ingest(
         def show(at: Ingested) -> None:
             nonlocal told, last
             for entry in at.left_out[told:]:
-                console.print(f"left out, {entry}", style="yellow", markup=False, soft_wrap=True)
+                console.print(f"left out, {entry}", style="yellow", soft_wrap=True)
             told = len(at.left_out)
             if at.resumed and at.done == at.resumed:
-                console.print(f"goes on after entry {at.resumed - 1}, where it was stopped")
+                line = f"goes on after entry {at.resumed - 1}, where it was stopped"
+                console.print(line, soft_wrap=True)
             rate = (at.done - at.resumed) / max(1e-9, time.monotonic() - started)
             note = f"{rate:.1f} pairs/s, {told} left out"
             progress.update(task, completed=at.done, note=note)

@@ -97,7 +97,8 @@ def show_version(wanted: bool) -> None:
         return
     from pipelines.tracking.tracker import code_commit
 
-    console.print(f"liveedit {version('liveedit')}, commit {code_commit() or 'unknown'}")
+    line = f"liveedit {version('liveedit')}, commit {code_commit() or 'unknown'}"
+    console.print(line, soft_wrap=True)
     raise typer.Exit
 
 

@@ -82,7 +82,7 @@ def edit(
     if strict:
         check_whole(source)
     for line in differences(source, output, fps=fps):
-        console.print(f"{source}: {line}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"{source}: {line}", style="yellow", soft_wrap=True)
     run: Callable[..., EditReport]
     if url is not None:
         from pipelines.stages.edit_remote import edit_remote, untaught
@@ -112,7 +112,7 @@ def edit(
         line = f"this model does not know: {', '.join(strange)}; it edits by the rest"
         if known := card.get("prompts"):
             line += f". It knows, for example: {', '.join(known[:SUGGESTED])}"
-        console.print(line, style="yellow", markup=False, soft_wrap=True)
+        console.print(line, style="yellow", soft_wrap=True)
     with bar("frames", expected_frames(info, fps)) as (progress, task):
 
         def show(done: int) -> None:
@@ -132,9 +132,7 @@ def edit(
             progress=show,
         )
     if report.damage:
-        console.print(
-            f"{source}: damaged: {report.damage}", style="yellow", markup=False, soft_wrap=True
-        )
+        console.print(f"{source}: damaged: {report.damage}", style="yellow", soft_wrap=True)
     console.print(
         f"{output}: {report.frames} frames in {report.seconds:.1f} s ({report.fps:.1f} fps), "
         f"edited at {report.width}x{report.height}, {report.recomputed:.0%} of tokens computed, "

@@ -84,7 +84,7 @@ def import_model(
     except WeightsError as error:
         # Lists of tensors have a line each, which the command line's own one-line errors lose.
         errors.print("Error:", style="red", end=" ")
-        errors.print(str(error), markup=False, soft_wrap=True)
+        errors.print(str(error), soft_wrap=True)
         raise typer.Exit(1) from error
     _print_summary(plan, to)
 
@@ -118,9 +118,10 @@ def _print_summary(plan: ImportPlan, to: Path) -> None:
     console.print(table)
     for kind, part in plan.parts.items():
         for note in part.notes:
-            console.print(f"{NAMES[kind]}: {note}", markup=False, soft_wrap=True)
+            console.print(f"{NAMES[kind]}: {note}", soft_wrap=True)
     missing = [f"{NAMES[kind]} ({option})" for kind, option in _OPTIONS if kind not in plan.parts]
-    console.print(f"Wrote {to}" + (f", with the sizes of {plan.preset}." if plan.preset else "."))
+    sizes = f", with the sizes of {plan.preset}" if plan.preset else ""
+    console.print(f"Wrote {to}{sizes}.", soft_wrap=True)
     if missing:
         console.print(
             f"It has no {' and no '.join(missing)}: import again with all parts to edit or train.",

@@ -77,7 +77,7 @@ def show(
             lines["trained at"] = ", ".join(card["trained_at"])
     lines |= {name: tags[name] for name in sorted(tags) if name.startswith("metric.")}
     for name, value in lines.items():
-        console.print(f"  {name:<24}{value}", markup=False, soft_wrap=True)
+        console.print(f"  {name:<24}{value}", soft_wrap=True)
 
 
 @models_app.command(epilog=examples("liveedit models promote models:/liveedit@candidate"))

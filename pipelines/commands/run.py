@@ -65,7 +65,6 @@ def run_demo(overrides: list[str], console: Console) -> None:
         f"  {us} data ingest --help         bring your own pairs\n"
         f"  {us} train wan-1.3b --dry-run   the same pipeline at full size",
         soft_wrap=True,
-        markup=False,
     )
     open_page(page, console)
 
@@ -150,6 +149,7 @@ def _run(
             f"\nStopped. Finished and kept: {', '.join(view.finished) or 'nothing yet'}. "
             "Run the same command again to go on.",
             *getattr(interrupt, "__notes__", []),
+            soft_wrap=True,
         )
         raise
 

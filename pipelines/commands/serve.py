@@ -82,7 +82,8 @@ def serve(
                 while True:
                     signal.pause()
             console.print(
-                f"sessions have {settings.stop_s:g} s to finish, Ctrl-C ends them at once"
+                f"sessions have {settings.stop_s:g} s to finish, Ctrl-C ends them at once",
+                soft_wrap=True,
             )
             _hurry_when_asked(running)
     finally:
@@ -199,7 +200,8 @@ def print_running(
         if value:
             console.print(item(name, value, 10), soft_wrap=True)
     if trust:
-        console.print("  a browser asks once whether it may trust this machine's own certificate")
+        line = "  a browser asks once whether it may trust this machine's own certificate"
+        console.print(line, soft_wrap=True)
     if running.host == ALL and not settings.token_file:
         console.print(
             "  everybody who reaches this machine may use it; with a token only who has one: "

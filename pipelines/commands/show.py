@@ -55,7 +55,7 @@ def chosen_model(model: str | None) -> str:
 
     chosen = choose(model)
     if chosen.why != AS_ASKED:
-        console.print(f"model: {short(chosen.path)}, {chosen.why}", soft_wrap=True, markup=False)
+        console.print(f"model: {short(chosen.path)}, {chosen.why}", soft_wrap=True)
     return str(chosen.path)
 
 

@@ -71,7 +71,7 @@ def train(
     if dry_run:
         from pipelines.stages.preflight import check
 
-        console.print(resolved_yaml(config), end="", markup=False, soft_wrap=True)
+        console.print(resolved_yaml(config), end="", soft_wrap=True)
         check(config, writes=False)
         return
     from pipelines.commands.run import print_plan, run_train

@@ -137,9 +137,10 @@ def first(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 def liveedit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Liveedit:
-    """The command's entry point, in a folder of its own."""
+    """The command's entry point, in a folder of its own and a terminal narrower than most lines, of
+    which none but a table's may be broken."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.delenv("LIVEEDIT_DEBUG", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "1000")  # which `main` may set

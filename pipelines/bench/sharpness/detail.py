@@ -79,7 +79,7 @@ def blurred(frames: Tensor) -> Tensor:
     x = F.pad(frames.permute(0, 3, 1, 2).float(), (3, 3, 3, 3), mode="replicate")
     for shape in ((1, 1, 7, 1), (1, 1, 1, 7)):
         x = F.conv2d(x, weights.view(shape).expand(3, -1, -1, -1), groups=3)
-    return x.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return x.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def figures(found: Tensor, truth: Tensor, changed: Tensor | None) -> dict[str, float]:

@@ -34,23 +34,27 @@ class Tally:
         waited, gaps = sorted(self.waited), sorted(self.gaps)
         return {
             "asked": self.asked,
-            "refused_share": self.refused / max(1, self.asked),
-            "left_share": self.left / max(1, self.asked),
+            "refused_share": _share(self.refused, self.asked),
+            "left_share": _share(self.left, self.asked),
             "waited_s_p50": _quantile(waited, 0.5),
             "waited_s_p99": _quantile(waited, 0.99),
-            "late_share": self.late_s / max(1.0, self.session_s),
-            "lowered_share": self.lowered_s / max(1.0, self.session_s),
-            "slowed_share": self.slowed_s / max(1.0, self.session_s),
+            "late_share": _share(self.late_s, self.session_s),
+            "lowered_share": _share(self.lowered_s, self.session_s),
+            "slowed_share": _share(self.slowed_s, self.session_s),
             "closed": self.closed,
             "rolled_s": self.rolled_s,
             "killed": self.killed,
             "moved": self.moved,
             "gap_s_p99": _quantile(gaps, 0.99),
             "editor_hours": self.editor_s / 3600,
-            "sessions_per_editor": self.session_s / max(1.0, self.editor_s),
+            "sessions_per_editor": _share(self.session_s, self.editor_s),
             "most_editors": self.most_editors,
             "most_sessions": self.most_sessions,
         }
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _quantile(values: list[float], share: float) -> float:

@@ -275,7 +275,8 @@ class World:
             if load or drop:
                 self._changed(device)
         offer = self.catalog.offers(self.placement.editors)[0]
-        if not offer.target and self._rolled_at is not None and self.now - self._rolled_at > 1:
+        if not offer.target:
+            assert self._rolled_at is not None
             if offer.stable != self._models[0]:
                 self.tally.rolled_s = self.tally.rolled_s or self.now - self._rolled_at
             holding = {key for d in self._devices.values() for key in d.capacity.models}

@@ -56,7 +56,7 @@ def ablate(
     place = Path(model) if with_stages else Path(locate(model))
     variants, left_out = fitting(place, grid.variants)  # now, and not hours later
     for line in left_out:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     grid = replace(grid, variants=variants)
     judge = _judge(dataset, grid.settings)
     command = shlex.join(["liveedit", "ablate", model, dataset, *words])
@@ -85,7 +85,7 @@ def ablate(
     console.print(f"table, plot and every number are in {out}", soft_wrap=True)
     if track:
         files = [out / name for name in ("ablation.json", "ablation.md", "ablation.png")]
-        console.print(log_reports(command, reports, files), markup=False, soft_wrap=True)
+        console.print(log_reports(command, reports, files), soft_wrap=True)
 
 
 def _judge(dataset: str, settings: tuple[str, ...]) -> Judge:

@@ -66,13 +66,13 @@ def judge(
     if others:
         table = compare([report, *others])
         (folder / "beside.md").write_text(table, encoding="utf-8")
-        console.print(table, markup=False, soft_wrap=True)
-    console.print(report["made"], markup=False, soft_wrap=True)
+        console.print(table, soft_wrap=True)
+    console.print(report["made"], soft_wrap=True)
     console.print(f"table, plot, sheet and every number are in {folder}", soft_wrap=True)
     if track:
         from pipelines.evaluation.bench.tracked import log_report
 
-        console.print(log_report(report, files), markup=False, soft_wrap=True)
+        console.print(log_report(report, files), soft_wrap=True)
 
 
 def _say_what_is_kept(kept: Kept, config: BenchConfig) -> None:
@@ -132,4 +132,4 @@ def print_table(heads: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[n]) for row in [heads, *rows]) for n in range(len(heads))]
     for row in [heads, *rows]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        console.print("  ".join(cells).rstrip(), markup=False, soft_wrap=True)
+        console.print("  ".join(cells).rstrip(), soft_wrap=True)

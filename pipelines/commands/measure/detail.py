@@ -76,8 +76,8 @@ def bench_detail(
         else:
             rows, said = _guides(made, model, (height, width), work_size, device, write)
     for figure in FIGURES:
-        console.print(table(rows, figure), "", sep="\n", soft_wrap=True, markup=False)
-    console.print(said, soft_wrap=True, markup=False)
+        console.print(table(rows, figure), "", sep="\n", soft_wrap=True)
+    console.print(said, soft_wrap=True)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1) + "\n")
 

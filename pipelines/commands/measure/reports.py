@@ -48,9 +48,8 @@ def judge(report: dict[str, Any], stored: dict[str, Any] | None, file: Path | No
     comparisons = compare(report, stored)
     for comparison in comparisons:
         worse = comparison.regressed
-        console.print(
-            f"{'worse' if worse else '   ok'}  {comparison}", style="red" if worse else ""
-        )
+        line = f"{'worse' if worse else '   ok'}  {comparison}"
+        console.print(line, style="red" if worse else "", soft_wrap=True)
     if regressed := [c.name for c in comparisons if c.regressed]:
         console.print(f"Regressed against {file}: {'; '.join(regressed)}", soft_wrap=True)
         raise typer.Exit(1)

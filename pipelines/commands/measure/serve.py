@@ -220,10 +220,10 @@ def bench_serve(
         "runs": runs,
         **({"soak": soaked, "memory": memory.growth()} if soak else {}),
     }
-    console.print(facts(report, load))
+    console.print(facts(report, load), soft_wrap=True)
     console.print(table(runs))
     if soak:
-        console.print(soak_line(soaked))
+        console.print(soak_line(soaked), soft_wrap=True)
         console.print(memory_table(memory.growth()))
     write_report(report, json_file)
 

@@ -137,7 +137,7 @@ def _show_kills(report: dict[str, Any], kills: int) -> None:
             f"{len(report['different'])} weights differ after the kills, {report['different'][0]} "
             "is the first: a training that goes on from a checkpoint is not the one it was"
         )
-    console.print("The weights are the same, bit for bit.")
+    console.print("The weights are the same, bit for bit.", soft_wrap=True)
     if done < kills:
         raise UserError(f"the training ended before {kills - done} of the kills; give more --steps")
 

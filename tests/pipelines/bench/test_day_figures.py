@@ -65,6 +65,9 @@ def test_a_days_figures_by_hand() -> None:
         "most_sessions": 12,
     }
     assert set(Tally().to_dict().values()) == {0}
+    short = Tally(asked=1, refused=1, session_s=0.5, late_s=0.25, editor_s=0.25).to_dict()
+    shares = ("refused_share", "late_share", "sessions_per_editor")
+    assert [short[name] for name in shares] == [1.0, 0.5, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,7 @@ def test_every_figure_has_its_row() -> None:
     assert view.title == (
         "2 h, at most about 40 sessions of 12 fps at once, 250 ms a chunk, up to 7 editors"
     )
+    assert [column.header for column in view.columns] == ["", "ships", "other"]
     Console(file=text, width=200).print(view)
     cells = {}
     for line in text.getvalue().splitlines():
@@ -113,10 +117,13 @@ def test_every_figure_has_its_row() -> None:
     }
 
 
-def test_clients_are_as_many_as_long_and_as_dear_as_the_day_says() -> None:
+def test_clients_are_as_many_as_long_and_as_dear_as_the_day_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """At one hour of the day all day long; a mean of e^(1/2) times ten minutes makes 25 a day of
     one session at once, and so many thousand of a hundred."""
     day = replace(DAY, sessions=100, hours=24.0, lossless=0.25, cost_s=0.5)
+    monkeypatch.setattr("pipelines.bench.simulation.arrivals.COST_SPREAD", 0.8)
     some = list(arrivals(day, 0.0, random.Random(3)))
     shares = [0.15 + 0.85 * ((1 + math.cos(2 * math.pi * n / 1000)) / 2) ** 1.5
               for n in range(1000)]  # fmt: skip
@@ -127,9 +134,9 @@ def test_clients_are_as_many_as_long_and_as_dear_as_the_day_says() -> None:
     assert some[-1].asked < 86400
     assert statistics.median(one.length_s for one in some) == pytest.approx(600, rel=0.06)
     assert statistics.mean(one.length_s for one in some) == pytest.approx(mean_s, rel=0.08)
-    assert statistics.mean(one.cost_s for one in some) == pytest.approx(0.5, rel=0.02)
+    assert statistics.mean(one.cost_s for one in some) == pytest.approx(0.5, rel=0.05)
     logs = [math.log(one.cost_s) for one in some]
-    assert statistics.stdev(logs) == pytest.approx(0.2, rel=0.06)
+    assert statistics.stdev(logs) == pytest.approx(0.8, rel=0.06)
     assert statistics.mean(one.waits for one in some) == pytest.approx(0.5, abs=0.03)
     assert statistics.mean(not one.live for one in some) == pytest.approx(0.25, abs=0.03)
 
@@ -333,7 +340,10 @@ def test_only_a_version_that_kills_does(number: int) -> None:
 
 def test_the_hour_before_the_day_counts_for_nothing() -> None:
     world = World(replace(EMPTY, scale=Scale(2, 2), hours=1.0), Rules())
+    there: list[int] = []
+    world._at(1.0, lambda: there.append(len(world._devices)))
     world.run()
+    assert there == [2], "the least of them are there from the beginning"
     assert world.tally.editor_s == pytest.approx(2 * 3600)
     assert world.now == WARM_S + 3600
     assert (world.tally.most_editors, world.tally.asked) == (2, 0)

@@ -252,6 +252,8 @@ def shown(view: object) -> str:
 
 def test_the_table_and_the_facts_hold_the_figures_in_their_places() -> None:
     report = measured()
+    heads = [column.header for column in stream_report.table(report).columns]
+    assert heads == ["", "dense", "mask cache"]
     rows = {
         line.split("│")[1].strip(): line
         for line in shown(stream_report.table(report)).splitlines()
@@ -303,9 +305,9 @@ def test_cameras_figures_stand_in_their_columns() -> None:
         | {"sessions": run, "kills": 4 * (run > 1)}
         for run in (1, 2)
     ]
-    text = shown(serve_report.table(runs))
-    assert "1 session " in text
-    assert "2 sessions, 4 kills" in text
+    view = serve_report.table(runs)
+    assert [column.header for column in view.columns] == ["", "1 session", "2 sessions, 4 kills"]
+    text = shown(view)
     for label, row in serve_report._ROWS.items():
         (line,) = [line for line in text.splitlines() if f" {label} " in line]
         cells = [cell.strip() for cell in line.split("│")[2:4]]

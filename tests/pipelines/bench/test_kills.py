@@ -86,12 +86,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(
         kills, "_different", lambda one, other: [one.parent.name, other.parent.name]
     )
-    monkeypatch.setattr(kills, "hardware", lambda device: {"device": "a"})
+    monkeypatch.setattr(kills, "hardware", lambda device: {"device": device.type})
     return events
 
 
-def test_killed_and_left_alone_a_training_is_the_same(trained: list[Any]) -> None:
+def test_killed_and_left_alone_a_training_is_the_same(
+    trained: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_config("demo", [*SMALL, "causal.batch_size=3", "causal.validate_every=2",
+                                  "causal.keep_best=validation_gain", "causal.patience=3",
                                   "compute.address=ray://h:1"])  # fmt: skip
     signals = ("kill", "term")
     found = kills.measure(config, "causal", 2, 3, None, 5, signals)
@@ -110,12 +113,14 @@ def test_killed_and_left_alone_a_training_is_the_same(trained: list[Any]) -> Non
     assert len(found["planned"]) == 3
     assert 2 <= found["planned"][0] <= found["planned"][-1] < 40
     wanted = {"stage": "causal", "workers": 2, "steps": 40, "save_every": SAVE_EVERY, "seed": 5,
-              "seconds_alone": 30.0, "seconds_killed": 50.0, "hardware": {"device": "a"},
+              "seconds_alone": 30.0, "seconds_killed": 50.0, "hardware": {"device": "cpu"},
               "different": ["alone", "killed"]}  # fmt: skip
     assert wanted.items() <= found.items()
     kill = {"step": 4, "worker": 1, "signal": "term", "at": 2.0, "from_step": 3, "lost": 8.0}
     assert found["kills"] == [kill]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     again = kills.measure(config, "causal", 2, 3, None, 5)
+    assert again["hardware"] == {"device": "cuda"}, "on which it trains where there is one"
     assert again["planned"] == found["planned"]
     assert kills.measure(config, "causal", 2, 3, None, 6)["planned"] != found["planned"]
     for seed in range(9):  # as many as fit: none in the first step, where nothing runs yet

@@ -18,6 +18,7 @@ from torch import nn
 
 from pipelines.bench import hub_load, machine
 from pipelines.bench.machine import Memory, hardware, weights_gib, yardstick
+from serve.hub.placement import EDITOR_GONE_S
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 
@@ -201,10 +202,16 @@ def test_a_commit_costs_what_the_hub_used_meanwhile(processes: Callable[..., Pro
 def test_placing_and_reports_are_told_of_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """At editors that are three fifths full."""
     reported: list[Any] = []
+    times: list[float] = []
 
     class Noting(hub_load.Placement):
+        def __init__(self, scale: Any, clock: Callable[[], float]) -> None:
+            self.time = clock
+            super().__init__(scale, clock)
+
         def report(self, editor: Any) -> None:
             reported.append(editor)
+            times.append(self.time())
             super().report(editor)
 
     monkeypatch.setattr(hub_load, "Placement", Noting)
@@ -212,6 +219,8 @@ def test_placing_and_reports_are_told_of_one_each(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(hub_load, "_spent", lambda work: (work(), next(seconds))[1])
     assert hub_load.placement_s(2, 6, rounds=4) == {"place": 2.0, "report": 0.5, "decide": 3.0}
     assert [editor.name for editor in reported] == ["e0", "e1"] * 4  # known, four new, known
+    assert len(set(times[:6])) == 1
+    assert min(times[6:]) > times[0] + EDITOR_GONE_S, "when it decides they have just been heard of"
     for editor in reported[:2]:
         assert [seat.share for seat in editor.streams.values()] == pytest.approx([0.2] * 3)
         assert list(editor.costs.values()) == pytest.approx([0.2 * hub_load.CHUNK_S])

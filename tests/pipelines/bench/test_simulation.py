@@ -214,6 +214,20 @@ def test_a_version_that_kills_who_loads_it_costs_one_editor_and_a_good_one_reach
     assert together["moved"] > 4 * ships["moved"]
 
 
+@pytest.mark.parametrize("kills", [True, False])
+def test_editors_ask_what_to_load_until_all_have_what_is_served_and_nothing_else(
+    kills: bool,
+) -> None:
+    day = replace(DAY, rolls=(Roll(60.0, kills),), scale=Scale(3, 3), sessions=1e-9)
+    world = World(day, Rules())
+    world.run()
+    served = "v0" if kills else "v1"
+    held = [list(device.capacity.models) for device in world._devices.values()]
+    assert held == [[served]] * 3
+    assert world._rolled_at is None
+    assert world.tally.rolled_s == 0 if kills else world.tally.rolled_s > 3 * 8
+
+
 def test_a_lost_editor_is_missed_and_a_quiet_one_is_not() -> None:
     """Nobody comes or goes for longer than an editor may be silent: all of them stay known."""
     world = World(replace(DAY, sessions=1e-9, scale=Scale(3, 3), hours=1.0), Rules())

@@ -56,7 +56,12 @@ def test_what_grows_by_more_than_two_percent_is_not_flat(first: int, last: int, 
     (row,) = held(first * MIB, last * MIB, warm=1).growth()
     assert (row["process"], row["first"], row["last"]) == ("hub 7", first * MIB, last * MIB)
     assert row["flat"] is flat
-    text = shown(memory_table([row]))
+    view = memory_table([row])
+    assert [str(c.header) for c in view.columns] == [
+        "", "first third", "last third", "grown", "flat",
+    ]  # fmt: skip
+    assert [next(iter(c.cells)) for c in view.columns[1:3]] == [f"{first}", f"{last}"]
+    text = shown(view)
     assert "hub 7" in text
     assert f"{100 * (last / first - 1):+.1f} %" in text
     assert ("yes" if flat else "no") in text

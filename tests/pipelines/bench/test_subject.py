@@ -80,6 +80,16 @@ def test_the_plain_path_is_of_the_same_sizes_and_precision_and_nothing_is_skippe
         assert [p.shape for p in one.parameters()] == [p.shape for p in other.parameters()]
 
 
+@pytest.mark.parametrize("asked", [{"policy": "guess"}, {"vae": "guess"}])
+def test_what_does_not_exist_is_told_before_weights_are_drawn(
+    asked: dict[str, str], small: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for network in ("Transformer", "build_vae"):
+        monkeypatch.setattr(subject, network, pytest.fail)
+    with pytest.raises(ValueError, match="'guess'; there are"):
+        build_editor(replace(OPTIONS, model=small, **asked))  # type: ignore[arg-type]
+
+
 def test_a_gpu_that_is_not_there_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)

@@ -21,6 +21,7 @@ from tests.pipelines.commands.calls import Case
 STREAM, STORED = "pipelines.bench.stream.measure", "pipelines.bench.check.read_report"
 TRAIN, KILLS = "pipelines.bench.train.measure", "pipelines.bench.kills.measure"
 CAMERAS, KILLER = "serve.client.cameras.measure", "pipelines.bench.serve.killer"
+SERVED = "pipelines.commands.serve.application"
 SIMULATE = "pipelines.bench.simulation.world.simulate"
 MODEL = {"width": 32, "height": 16, "fps": 12.0, "work_size": "full", "device": "cpu"}
 THERE = {"serve.client.served_model": MODEL}
@@ -45,11 +46,7 @@ DAY = {"cost_s": 0.1, "chunk_frames": 12, "sizes": Sizes((16, 32), (16, 32)), "s
 MEASURED = {STORED: {}, "pipelines.bench.simulation.day.measured": DAY}
 
 
-SERVES = {
-    "pipelines.commands.serve.application": nullcontext(
-        SimpleNamespace(stream_url="ws://here:1", models=lambda: [MODEL])
-    )
-}
+SERVES = {SERVED: nullcontext(SimpleNamespace(stream_url="ws://here:1", models=lambda: [MODEL]))}
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -106,6 +103,11 @@ BENCH = (
          {"files": (Path("a.json"),)}),
     Case(f"{URL} --attack all", "pipelines.bench.serve.parse_attacks", {"text": "all"}),
     Case("bench serve --soak 90s", "pipelines.bench.soak.seconds_of", {"text": "90s"}),
+    Case("bench serve fronts=3", SERVED, {"settings.fronts": 3, "settings.min_editors": 1}),
+    Case("bench serve --kills 2", SERVED,  # of which one is always left
+         {"settings.fronts": 2, "settings.min_editors": 2, "settings.max_editors": 2}),
+    Case("bench serve --kills 2 max_editors=5", SERVED,
+         {"settings.fronts": 2, "settings.min_editors": 2, "settings.max_editors": 5}),
     Case("bench serve --sessions 1 --kills 2", KILLER, {"kills": 2, "kinds": None},
          SERVES | {CAMERAS: REPORT}),
     Case("bench serve --sessions 1 --kills 2 --chaos", KILLER, {"kills": 2, "kinds": "drawn"},

@@ -62,18 +62,24 @@ def found(arguments: dict[str, Any], name: str) -> Any:
     return reduce(getattr, within, arguments[first])
 
 
-def options() -> Iterator[tuple[str, str]]:
-    """Every option of every command: the command's words and the option's longest name."""
+def parameters() -> Iterator[tuple[str, Any]]:
+    """Every option and argument of every command, each with the command's words."""
 
-    def of(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    def of(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         for name, inner in getattr(command, "commands", {}).items():
             yield from of(inner, (*path, name))
         if not hasattr(command, "commands"):
             for parameter in command.params:
-                if parameter.param_type_name == "option":
-                    yield " ".join(path), max(parameter.opts, key=len)
+                yield " ".join(path), parameter
 
     return of(get_command(app), ())
+
+
+def options() -> Iterator[tuple[str, str]]:
+    """Every option of every command: the command's words and the option's longest name."""
+    for command, parameter in parameters():
+        if parameter.param_type_name == "option":
+            yield command, max(parameter.opts, key=len)
 
 
 def _gathers(signature: inspect.Signature) -> bool:

@@ -66,7 +66,10 @@ def test_dry_run_and_plan_look_at_paths_before_anything_is_begun(
     assert not (tmp_path / "runs").exists()
 
 
-def test_plan_shows_every_stage(liveedit: Liveedit, tmp_path: Path) -> None:
+def test_plan_shows_every_stage(
+    liveedit: Liveedit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     result = liveedit("train", "demo", "vae.steps=0", "compute.gpus=false", "--plan")
     assert result.returncode == 0, result.stderr
     lines = {line.split()[0]: " ".join(line.split()) for line in result.stdout.splitlines()}
@@ -271,6 +274,19 @@ def test_what_will_differ_is_said_before_the_model_is_loaded(
     )
     assert result.returncode == 1
     assert result.stdout == "in.mp4: the rate becomes 8 frames a second; it is constant 16\n"
+
+
+def test_a_damaged_source_is_refused_before_the_model_is_loaded_where_it_shall_be(
+    liveedit: Liveedit, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), dtype=np.uint8)
+    with VideoWriter(tmp_path / "in.mp4", 64, 48, 16) as writer:
+        writer.write(noise)
+    whole = (tmp_path / "in.mp4").read_bytes()
+    (tmp_path / "in.mp4").write_bytes(whole[: len(whole) * 6 // 10])
+    words = ["edit", "in.mp4", "out.mp4", "-p", "x", "--model", "no-such-model"]
+    assert "in.mp4: is cut off: " in liveedit(*words, "--strict").stderr
+    assert "no-such-model" in liveedit(*words).stderr
 
 
 def test_a_bug_of_ours_is_no_user_s_mistake(

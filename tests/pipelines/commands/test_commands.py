@@ -54,7 +54,10 @@ def test_edit_names_words_and_sizes_that_the_model_does_not_know(
     assert "far from" not in quiet
 
 
-def test_evaluate_judges_as_it_is_told(liveedit: Liveedit, tmp_path: Path) -> None:
+def test_evaluate_judges_as_it_is_told(
+    liveedit: Liveedit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     write_known_model(tmp_path / "known")
     source = block_clip(9, 32, 48)
     target = expected_edit(source, "red")

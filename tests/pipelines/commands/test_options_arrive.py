@@ -23,6 +23,7 @@ from pipelines.bench.serve import TAIL_S
 from pipelines.cli import app
 from pipelines.commands import data as data_commands
 from pipelines.commands.measure import benchmark
+from pipelines.commands.measure.detail import FIGURES
 from pipelines.commands.run import print_plan
 from pipelines.commands.serve import serve_settings
 from pipelines.commands.show import console
@@ -41,6 +42,7 @@ from tests.pipelines.commands.bench_cases import (
     PAIRS,
     PREPARED,
     REPORT,
+    SERVED,
     SERVES,
 )
 from tests.pipelines.commands.calls import Arrived, Case, found, options, run
@@ -53,7 +55,6 @@ AT = f"{EDIT} --url ws://h:1 --token t"
 PLAN_IMPORT, TARGET, WRITE = (
     f"modeling.importing.plan.{name}" for name in ("plan_import", "check_target", "write_import")
 )
-SERVED = "pipelines.commands.serve.application"
 JUDGE = "pipelines.commands.measure.evaluate.judge"
 ABLATE = "pipelines.evaluation.ablation.ablate"
 FITTING = "pipelines.evaluation.ablation.fitting"
@@ -120,6 +121,7 @@ CASES = (
     Case("serve --tls-cert c --tls-key k", SERVED,
          {"host": "127.0.0.1", "tls": Tls(Path("c"), Path("k"))}),
     Case("doctor --port 81", "pipelines.commands.doctor._ports", {"port": 81}),
+    Case("doctor", "pipelines.commands.doctor._ports", {"port": 8000}),  # as serve has it
     Case("ablate m bench steps=1,2 seed=5 --out o", ABLATE,
          {"model": Path("m"), "grid.variants": ({"steps": 2},), "judge.config.seed": 5}, FITS),
     Case("ablate m {heldout} steps=1,2 clips=1", ABLATE,
@@ -310,11 +312,12 @@ def test_replicas_are_killed_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) 
 def test_figures_of_detail_are_written_where_they_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    figures = {COMPARE: {"full": {"psnr": 3.0}}, "pipelines.bench.sharpness.detail.table": ""}
+    figures = {COMPARE: {"full": {"psnr": 3.0}}, "pipelines.bench.sharpness.detail.table": "| x |"}
     case = Case(f"{DETAIL} --json f.json", PAIRS, {}, PREPARED | figures)
     result, _ = run(case, monkeypatch, answer=[("night", PAIR)])
     assert result.exception is None, result.output
     assert json.loads(Path("f.json").read_text()) == {"night": {"full": {"psnr": 3.0}}}
+    assert result.output == "| x |\n\n" * len(FIGURES) + "\n", "as Markdown has tables"
 
 
 def test_the_picture_is_of_the_first_kind_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,18 +17,19 @@ from rich.table import Table
 
 from infra.runtime.registry import FINGERPRINT, LOCATION, RegistryError
 from modeling.fingerprint import FingerprintError
-from pipelines.commands import import_model, models, run, serve, show
+from pipelines.commands import import_model, models, run, serve
 from pipelines.commands.measure import benchmark, reports, train
 from pipelines.config.pipeline import PipelineConfig
 
 ALL = "0.0.0.0"
 
 
-def told(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> StringIO:
-    """What the `console` of these modules is told from here on."""
+def told(monkeypatch: pytest.MonkeyPatch, *modules: Any, width: int = 20) -> StringIO:
+    """What the `console` of these modules is told from here on; a narrow one breaks no line but a
+    table's, so that what is copied or searched for is whole."""
     page = StringIO()
     for module in modules:
-        monkeypatch.setattr(module, "console", Console(file=page, width=200, highlight=False))
+        monkeypatch.setattr(module, "console", Console(file=page, width=width, highlight=False))
     return page
 
 
@@ -129,7 +130,7 @@ def test_what_was_imported_and_what_comes_next(
 def test_an_import_is_as_large_as_it_is_written(
     dtype: torch.dtype | None, kind: str, sizes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = told(monkeypatch, import_model)
+    page = told(monkeypatch, import_model, width=200)
     plan: Any = SimpleNamespace(parts=NO_TEXT, dtype=dtype, preset=None, is_editor=False)
     import_model._print_summary(plan, Path("to"))
     rows = [line.split("│")[1:-1] for line in page.getvalue().splitlines() if "diffusers" in line]
@@ -167,7 +168,7 @@ def test_versions_and_one_of_them(
     found = version(tags=tags)
     monkeypatch.setattr("pipelines.tracking.registry.versions", lambda *_: [found])
     monkeypatch.setattr(models, "find_version", lambda *_: found)
-    page = told(monkeypatch, models)
+    page = told(monkeypatch, models, width=200)
     models.list_versions()
     assert re.split("  +", page.getvalue().splitlines()[1].strip()) == [
         "7", "candidate, canary", "2026-01-02 03:04 UTC", "4.5", state,
@@ -176,8 +177,7 @@ def test_versions_and_one_of_them(
     card = {"stage": "distill", "parent": "p", "dataset": "d", "teacher": teacher, "commit": "c",
             "trained_at": ["64x32", "224x128"], "words": ["x"]}  # fmt: skip
     (tmp_path / "card.json").write_text(json.dumps(card))
-    page.truncate(0)
-    page.seek(0)
+    page = told(monkeypatch, models)
     models.show("models:/liveedit/7")
     lines = {line[2:26].rstrip(): line[26:] for line in page.getvalue().splitlines()}
     assert lines == {
@@ -256,7 +256,7 @@ def served(
     monkeypatch.setattr(serve, "command_name", str)
     page = StringIO()
     given: Any = SimpleNamespace(**{"model": None, "token_file": None, "log_dir": None} | settings)
-    serve.print_running(Console(file=page, width=300, highlight=False), at, given, trust)
+    serve.print_running(Console(file=page, width=20, highlight=False), at, given, trust)
     lines = page.getvalue().splitlines()
     words = [line for line in lines if line[2:12].strip() in NAMES]
     return {w[2:12].strip(): w[12:] for w in words}, [x.strip() for x in lines if x not in words]
@@ -306,29 +306,19 @@ def test_a_server_of_several_models_names_each(monkeypatch: pytest.MonkeyPatch) 
     assert lines["model 2"] == "late (/served), 64x48 at 12 fps, loaded when it is asked for"
 
 
-def test_names_as_a_person_would_type_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.executable", str(tmp_path / "env" / "python"))
-    for there, name in (("env", "liveedit"), ("other", "env/liveedit")):
-        monkeypatch.setattr("shutil.which", lambda _, t=there: str(tmp_path / t / "liveedit"))
-        assert show.command_name("liveedit") == name
-    assert show.short(tmp_path / "a" / "b") == "a/b"
-    assert show.short(tmp_path.parent / "a") == str(tmp_path.parent / "a")
-    assert show.item("a", 5, 4).plain == "  a   5"
-    assert show.examples("a") == "Example:\n\na"
-    assert show.examples("a", "b") == "Examples:\n\na\n\nb"
-
-
-def test_a_model_that_nobody_named_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = told(monkeypatch, show)
-    for why, line in (("which ships", "model: m, which ships\n"), ("as asked", "")):
-        chosen = SimpleNamespace(path=tmp_path / "m", why=why)
-        monkeypatch.setattr("pipelines.tracking.registry.choose", lambda _, c=chosen: c)
-        assert show.chosen_model(None) == str(tmp_path / "m")
-        assert page.getvalue() == line
-        page.truncate(0)
-        page.seek(0)
+def test_clips_that_need_not_be_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = told(monkeypatch, benchmark)
+    config: Any = None
+    monkeypatch.setattr("pipelines.evaluation.bench.run.chosen", lambda config: "abcd")
+    kept: Any = SimpleNamespace(folder=Path("runs/m/clips"), read=lambda case: None)
+    benchmark._say_what_is_kept(kept, config)
+    assert page.getvalue() == ""
+    kept.read = {"a": 1, "c": 2}.get
+    benchmark._say_what_is_kept(kept, config)
+    assert page.getvalue() == (
+        "2 of 4 clips were measured before, by the same code and settings; remove runs/m/clips to "
+        "measure them anew\n"
+    )
 
 
 def test_a_table_s_columns_are_as_wide_as_their_widest(monkeypatch: pytest.MonkeyPatch) -> None:

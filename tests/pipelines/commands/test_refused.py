@@ -20,6 +20,7 @@ from pipelines.commands.measure.stream import parse_guide
 from pipelines.commands.options import check_clip, parse_numbers, parse_size
 from pipelines.commands.serve import _tls
 from serve.tls import Tls
+from tests.pipelines.commands.calls import parameters
 
 AT = "bench serve --url ws://h:1"
 SIMULATED = "--simulate takes one number of --sessions and starts no server; leave --url, --attack"
@@ -85,6 +86,42 @@ def test_what_is_refused_is_named(
     assert isinstance(result.exception, UserError), result.exception or result.output
     assert told in str(result.exception)
     assert [file.name for file in tmp_path.iterdir()] == ["in.mp4"]
+
+
+COUNT, FROM_0, PORT = (1, None), (0, None), (1, 65535)
+RANGES: dict[tuple[str, str], tuple[float | None, float | None]] = {
+    ("data make", "--pairs"): COUNT, ("data make", "--frames"): COUNT,
+    ("data make", "--seed"): FROM_0, ("data make", "--samples-per-shard"): COUNT,
+    ("data make", "--workers"): FROM_0,  # in this process
+    ("data ingest", "--frames"): COUNT, ("data ingest", "--samples-per-shard"): COUNT,
+    ("data ingest", "--workers"): COUNT,
+    ("bench detail", "--frames"): COUNT,
+    ("bench serve", "--seconds"): COUNT, ("bench serve", "--kills"): FROM_0,
+    ("bench serve", "--kill-every"): COUNT, ("bench serve", "--hours"): COUNT,
+    ("bench serve", "--cold"): FROM_0,
+    ("models promote", "--share"): (0, 1),
+    ("edit", "--seed"): FROM_0, ("edit", "--fps"): (0.1, 1000),
+    ("serve", "--port"): PORT, ("doctor", "--port"): PORT,
+    ("token", "--sessions"): COUNT, ("token", "--opens"): COUNT,
+    ("token", "--minutes"): (0.1, None),
+    ("trace", "--nth"): COUNT,
+}  # fmt: skip
+
+
+def test_numbers_are_taken_from_where_they_mean_something() -> None:
+    """Counts from one, seeds and what may be left out from nothing, shares up to all."""
+    found = {
+        (command, max(one.opts, key=len)): (one.min, one.max)
+        for command, one in parameters()
+        if getattr(one, "min", None) is not None or getattr(one, "max", None) is not None
+    }
+    assert found == RANGES
+
+
+def test_all_that_a_command_takes_is_explained() -> None:
+    assert [
+        (command, one.name) for command, one in parameters() if not getattr(one, "help", None)
+    ] == []
 
 
 def test_sizes_in_words() -> None:

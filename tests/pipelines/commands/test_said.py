@@ -34,7 +34,7 @@ from tests.pipelines.commands.calls import Case, run
 @pytest.fixture(autouse=True)
 def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "20")
 
 
 REMOTE, UNTAUGHT = (f"pipelines.stages.edit_remote.{n}" for n in ("edit_remote", "untaught"))
@@ -203,7 +203,7 @@ def test_the_demo_says_where_everything_lies(
 
     monkeypatch.setattr(commands, "_run", pipeline)
     page = StringIO()
-    commands.run_demo(["a=1"], Console(file=page, width=300))
+    commands.run_demo(["a=1"], Console(file=page, width=20))
     assert asked == [("demo", ["a=1"])]
     assert streamed == [("runner", result), ("runner", result, config)]
     lines = page.getvalue().splitlines()
@@ -231,7 +231,7 @@ def test_a_training_that_is_stopped_says_what_is_kept(
     monkeypatch.setattr(commands, "run_pipeline", stopped)
     page = StringIO()
     with pytest.raises(KeyboardInterrupt):
-        commands.run_train(config_of(tmp_path), Console(file=page, width=300))
+        commands.run_train(config_of(tmp_path), Console(file=page, width=20))
     assert page.getvalue() == (
         f"\nStopped. Finished and kept: {kept}. Run the same command again to go on. at step 7\n"
     )
@@ -279,7 +279,7 @@ def test_what_was_not_told_is_sent_to_where_it_belongs(
     monkeypatch.setattr("pipelines.tracking.outbox.Outbox", Box)
     monkeypatch.setattr("pipelines.tracking.tracker.check_reachable", events.append)
     page = StringIO()
-    monkeypatch.setattr(sending, "console", Console(file=page, width=300))
+    monkeypatch.setattr(sending, "console", Console(file=page, width=20))
     config = config_of(tmp_path)
     config.tracking.experiment = "mine"
     (tmp_path / "tracking").mkdir()

@@ -78,6 +78,22 @@ def test_a_root_whose_spans_are_not_there_is_no_whole_chunk(traces: Path) -> Non
         trace(tmp)
 
 
+def test_a_chunk_without_a_front_is_drawn_from_its_first_span_to_its_last(tmp_path: Path) -> None:
+    """As of an editor's file alone."""
+    spans = (("editor.queue", 0, 10), ("editor.device", 10, 30), ("codec.encode", 30, 40))
+    about = {
+        "session": "s", "chunk": 0, "latency_ms": 40.0, "size": "48x32", "work_size": "32x16",
+        "fps": 16.0, "mode": "live", "rung": "full", "steps": 4, "recomputed": 1.0,
+    }  # fmt: skip
+    (tmp_path / "a.jsonl").write_text(
+        "".join(line("t", *span) for span in spans) + line("t", "chunk", 0, 40, **about)
+    )
+    bars = [row.split("│")[5] for row in shown(str(tmp_path)).splitlines() if "│" in row]
+    assert [(len(bar) - len(bar.lstrip()) - 1, bar.count("█")) for bar in bars] == [
+        (0, 9), (9, 18), (27, 9),
+    ]  # fmt: skip
+
+
 def test_another_session_and_the_next_slowest(traces: Path) -> None:
     assert "chunk 7 of session two: 132.0 ms" in shown(str(traces), "--session", "two")
     assert "chunk 0 of session one" in shown(str(traces / "a.jsonl"), "--nth", "2")

@@ -305,7 +305,10 @@ def test_activations_are_less_where_they_are_recomputed_or_shared() -> None:
     assert expect.activations_gib("vae", load_config("demo")) is None
 
 
-def test_the_plan_says_by_what_it_counted(liveedit: Liveedit) -> None:
+def test_the_plan_says_by_what_it_counted(
+    liveedit: Liveedit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     ours = ["demo", "compute.workers=2", "tracking.uri=sqlite:///mlflow.db", "output=out"]
     said = liveedit("train", *ours, "--plan")
     assert said.returncode == 0
