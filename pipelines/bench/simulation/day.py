@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from modeling.config import MaskCacheConfig, StreamConfig
@@ -44,16 +44,16 @@ class Day:
     chunk_frames: int
     scale: Scale
     sizes: Sizes
-    fps: float = 16.0
-    max_sessions: int = 16
-    start_s: float = 60.0  # of an editor
-    load_s: float = 30.0  # of another version, at an editor that runs
-    lost_machines: int = 4
-    hours: float = 24.0
+    fps: float
+    max_sessions: int
+    start_s: float  # of an editor
+    load_s: float  # of another version, at an editor that runs
+    lost_machines: int
+    hours: float
+    rungs: dict[Rung, float]  # none: nobody is edited less well
+    rolls: tuple[Roll, ...]
     seed: int = 0
-    rungs: dict[Rung, float] = field(default_factory=dict)  # none: nobody is edited less well
     lossless: float = 0.2  # share of sessions
-    rolls: tuple[Roll, ...] = ()
 
     @property
     def means(self) -> Means:

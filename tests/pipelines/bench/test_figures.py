@@ -48,7 +48,7 @@ def measured() -> dict[str, Any]:
         "plain": times(15, 140, 49, 280),
         "yardstick": {"ms": 2.0},
         "start": {
-            "cold": {"first_chunk_ms": 9000.0, "slowest_next_ms": 700.0},
+            "cold": {"first_chunk_ms": 9000.0, "slowest_next_ms": 40700.0},
             "warm": {"first_chunk_ms": 1200.0, "slowest_next_ms": 300.0},
         },
         "memory": {
@@ -270,7 +270,7 @@ def test_the_table_and_the_facts_hold_the_figures_in_their_places() -> None:
     for words in (
         "demo, tiny VAE, 832x480, bfloat16, 4 steps, chunks of 12 frames",
         "A card, torch 2, model built in 4.0 s",
-        "first chunk of a cold stream after 9.00 s, no chunk after it above 0.70 s",
+        "first chunk of a cold stream after 9.00 s, no chunk after it above 40.70 s",
         "first chunk of a warm stream after 1.20 s, no chunk after it above 0.30 s",
         "weights 2.50 GiB, with one stream 3.25 GiB, 2.75 GiB between its chunks",
         "D 140.0, encode 15.0, decode 49.0 ms",
@@ -296,21 +296,27 @@ def test_bars_are_as_long_as_the_times() -> None:
     assert [bar.get_width() for bar in sessions.containers[0]] == [600, 900, 0]
     assert [text.get_text() for text in sessions.texts] == ["600 ms", "900 ms", "out of memory"]
     assert list(sessions.lines[0].get_xdata()) == [750, 750]
+    for (first, last), longest in (
+        (parts.get_xlim(), 130), (chunks.get_ylim(), 130), (sessions.get_xlim(), 900)
+    ):  # fmt: skip
+        assert first == 0
+        assert longest < last < 1.5 * longest, "all is within the picture and fills it"
 
 
 def test_cameras_figures_stand_in_their_columns() -> None:
     names = [name for row in serve_report._ROWS.values() for name in row]
     runs = [
         {name: 100.0 * run + n for n, name in enumerate(names)}
-        | {"sessions": run, "kills": 4 * (run > 1)}
-        for run in (1, 2)
+        | {"sessions": run, "kills": 4 * (run == 2), "attacks": "floods" * (run == 3)}
+        for run in (1, 2, 3)
     ]
     view = serve_report.table(runs)
-    assert [column.header for column in view.columns] == ["", "1 session", "2 sessions, 4 kills"]
+    heads = [column.header for column in view.columns]
+    assert heads == ["", "1 session", "2 sessions, 4 kills", "3 sessions, floods"]
     text = shown(view)
     for label, row in serve_report._ROWS.items():
         (line,) = [line for line in text.splitlines() if f" {label} " in line]
-        cells = [cell.strip() for cell in line.split("│")[2:4]]
+        cells = [cell.strip() for cell in line.split("│")[2:5]]
         assert cells == [" / ".join(f"{run[name]:.1f}" for name in row) for run in runs]
     model = {"name": "m", "device": "cpu", "work_size": "native"}
     machine = {"model": model, "hardware": {"cpu": "a cpu"}}

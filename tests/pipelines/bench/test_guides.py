@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import Pair
+from modeling.config import WIDEST_BLUR
 from modeling.detail.guide import blurred
 from modeling.detail.noise_gate import only_edited
 from modeling.detail.resample import resize
@@ -126,6 +127,8 @@ def test_the_blur_is_the_best_for_all_pairs_together(monkeypatch: pytest.MonkeyP
     assert guides.blur == 0.8
     assert guides.near == pytest.approx((44 + 30) / 2)
     assert guides.rows == {"one": {"blur": 0.8}, "two": {"blur": 0.8}}
+    made = [("one", (50.0, 99.0, 0.1))]
+    assert compare_guides(Blurring(0.0), made, WORK).blur == WIDEST_BLUR  # type: ignore[arg-type]
 
 
 def test_a_pair_is_compared_with_what_the_vae_makes_of_both_its_videos(

@@ -35,8 +35,14 @@ DAY = Day(
     chunk_frames=12,
     scale=Scale(1, 4, delay_s=300.0),
     sizes=Sizes((64, 96), (64, 96)),
-    hours=1.0,
+    fps=16.0,
+    max_sessions=16,
+    start_s=60.0,
+    load_s=30.0,
     lost_machines=0,
+    hours=1.0,
+    rungs={},
+    rolls=(),
 )
 
 

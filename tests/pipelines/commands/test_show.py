@@ -56,3 +56,9 @@ def test_bars_are_drawn_where_somebody_watches(
         progress.refresh()
     words = ("3/7", "clips", "2.5 fps", "weights", "2.5/4.0 MB")
     assert [word in page.getvalue() for word in words] == [terminal] * len(words)
+
+
+def test_a_name_is_no_markup_and_a_number_no_colour() -> None:
+    for console in (show.console, show.errors):
+        text = console.render_str("[red]clip.mp4: 5 frames")
+        assert (text.plain, text.spans) == ("[red]clip.mp4: 5 frames", [])
