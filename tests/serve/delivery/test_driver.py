@@ -137,18 +137,22 @@ class Forgetful:
 
     def __init__(self) -> None:
         self.given: list[SplitState | None] = []
+        self.over = 0  # streams that were closed
 
     async def edit(self, opening: Opening, take: Take) -> AsyncGenerator[EditorEvent]:
         self.given.append(opening.state)
         yield Ready("m", 12, 9, 0)
         names = [part.name for part in PARTS]
-        while True:
-            work = await take()
-            forgets = work.number == 1 and len(self.given) == 1
-            new = () if forgets else PARTS[work.number : work.number + 1]
-            state = SplitState(b"%d" % work.number, tuple(names[: work.number + 1]), new)
-            yield Frames(work.frames)
-            yield Edited(work.number, 0, 1.0, 4, 1.0, 0.0, 0.0, None, state)
+        try:
+            while True:
+                work = await take()
+                forgets = work.number == 1 and len(self.given) == 1
+                new = () if forgets else PARTS[work.number : work.number + 1]
+                state = SplitState(b"%d" % work.number, tuple(names[: work.number + 1]), new)
+                yield Frames(work.frames)
+                yield Edited(work.number, 0, 1.0, 4, 1.0, 0.0, 0.0, None, state)
+        finally:
+            self.over += 1
 
 
 @pytest.mark.anyio
@@ -170,6 +174,7 @@ async def test_a_delivery_has_its_whole_state(monkeypatch: pytest.MonkeyPatch) -
     one = SplitState(b"0", (PARTS[0].name,), PARTS[:1])
     assert backend.given == [None, one]  # what could not be whole was edited again
     await events.aclose()
+    assert backend.over == 2  # at once, not when somebody collects what is left
 
 
 # --- editors that do as they are told, under a clock of the test's own
@@ -181,7 +186,7 @@ LOST = EditorLostError("it is dead")
 @dataclass
 class Scripted:
     """The n-th call does what the n-th list says, the last again: it says or raises what is there,
-    calls it, asks for work ("take") or answers it ("edit")."""
+    calls it, waits so many seconds, asks for work ("take") or answers it ("edit")."""
 
     scripts: list[list[Any]]
     at: list[float] = field(default_factory=list)  # of each call
@@ -201,6 +206,8 @@ class Scripted:
             elif step == "edit":
                 for made in self._made():
                     yield made
+            elif isinstance(step, float):
+                await asyncio.sleep(step)
             elif callable(step):
                 step()
             else:
@@ -212,7 +219,7 @@ class Scripted:
         """Of all that came of the newest chunk."""
         last = self.works[-1]
         frames = np.concatenate([w.frames for w in self.works if w.number == last.number])
-        state = SplitState(b"state %d" % (last.number + 1))
+        state = SplitState(b"state %d" % (last.number + 1), (PARTS[0].name,), PARTS[:1])
         return Frames(frames), replace(edited(last), state=state)
 
 
@@ -255,6 +262,10 @@ def test_a_new_session_that_no_editor_takes_is_refused_after_a_while(clock: Cloc
     assert OPENING_S - 2.0 <= backend.at[-1] <= OPENING_S + 2.0
     (error,), backend, _ = driven(clock, make(opened=False), [FULL])
     assert (error, backend.at) == (FULL, [0.0])  # at once
+    # Nor is another asked by one that was open and would be refused there, too.
+    wrong = WireError("bad_request", "edited by another model")
+    events, backend, _ = driven(clock, make(opened=False), [READY, LOST], [wrong])
+    assert (events, backend.at) == ([READY, wrong], [0.0, 0.1])
     # Nobody is looked for who has one, either: its editor has said why it goes no further.
     events, backend, _ = driven(clock, make(opened=False), [READY, FULL])
     assert (events, backend.at) == ([READY, FULL], [0.0])
@@ -311,10 +322,11 @@ def test_after_a_delivery_all_begins_anew(clock: Clock) -> None:
     """The pauses, and what an editor that left had ahead in its state."""
     session = make(opened=False)
     feed(session, 9 + 4)
+    known = (PARTS[0].name,)  # of what an editor gives back its front has that
     events, backend, metrics = driven(
         clock, session,
         [LOST], [LOST],
-        [READY, "take", "edit", "take", Moved(SplitState(b"moved"), 4, "drain")],
+        [READY, "take", "edit", "take", Moved(SplitState(b"moved", known, ()), 4, "drain")],
         [READY, lambda: feed(session, 8 + 4), "take", "edit", "take", LOST],
         [READY, "take", "take"], seconds=10.0,
     )  # fmt: skip
@@ -325,10 +337,21 @@ def test_after_a_delivery_all_begins_anew(clock: Clock) -> None:
         None,
         None,
         None,
-        SplitState(b"moved"),
-        SplitState(b"state 2"),
+        SplitState(b"moved", known, PARTS[:1]),
+        SplitState(b"state 2", known, PARTS[:1]),
     ]
     # What was given back goes on at once, and who dies later is looked for as soon as the first.
     assert backend.at == [0.0, 0.1, 0.3, 0.3, 0.4]
     moved = metrics.moved
     assert [moved.labels(why)._value.get() for why in ("death", "drain")] == [1, 1]
+
+
+def test_who_went_on_has_as_long_again_when_its_next_editor_dies(clock: Clock) -> None:
+    session = make(opened=False)
+    feed(session, 9)
+    events, backend, _ = driven(
+        clock, session,
+        [READY, "take", LOST], [READY, "take", "edit", RECOVERY_S + 1.0, LOST], [READY, "take"],
+    )  # fmt: skip
+    assert [type(event) for event in events] == [Ready, Frames, Delivery]
+    assert backend.at == [0.0, 0.1, 0.2 + RECOVERY_S + 1.0]

@@ -392,6 +392,8 @@ async def test_a_chunk_is_by_the_model_of_the_editor_that_made_it() -> None:
 
 
 def test_a_resumed_session_knows_what_its_client_was_told() -> None:
-    progress = replace(Progress.start("red"), quality="size y", dropped=((9, 2), (20, 1)))
+    progress = Progress(45, 40, "blue", "green", None, False, ((9, 2), (20, 1)), "size y")
     session = Session(Opening("s", "red", 48, 32, 16.0, "live"), progress)
     assert (session.quality, session.drops.told) == ("size y", [(9, 2), (20, 1)])
+    assert (session.next_frame, session.edited) == (45, 40)
+    assert (session.prompt, session.applied_prompt) == ("blue", "green")

@@ -62,6 +62,7 @@ async def test_drops_that_are_apart_are_told_apart() -> None:
     ]
     assert indices(answer(session, second)) == list(range(17, 29))
     assert session.drops.count == 10
+    assert session.drops.told_from(16) == [(9, 8), (29, 2)]  # what another front has to know
 
 
 async def test_what_was_told_of_as_dropped_stays_dropped() -> None:

@@ -20,7 +20,7 @@ from serve.admission.admission import Editor, Warm
 from serve.versions.aliases import Aliases
 from serve.versions.catalog import Catalog
 from serve.versions.rolling import Offer
-from serve.versions.source import find_models, menu_of
+from serve.versions.source import ModelSource, find_models, menu_of
 from tests.known_editors import TURNED, write_known_model
 from tests.serve.registry import Registry
 
@@ -102,7 +102,7 @@ async def test_a_canary_is_a_tag_also_after_a_restart(followed: Registry) -> Non
 
 
 async def test_files_that_are_not_what_was_registered_are_no_target(
-    followed: Registry, follower: Aliases
+    followed: Registry, follower: Aliases, caplog: pytest.LogCaptureFixture
 ) -> None:
     await follower.look()
     move(followed, 3)
@@ -113,6 +113,7 @@ async def test_files_that_are_not_what_was_registered_are_no_target(
         assert follower.catalog.notes(editors(V1)) == [
             f"{V3} takes no sessions: it could not be loaded"
         ]
+    assert caplog.text.count(f"{V3} takes no sessions") == 1  # every three seconds would be much
     broken = Path(follower.sources[V1].directory).parent / "3" / "vae.safetensors"
     broken.write_bytes((broken.parent.parent / "1" / "vae.safetensors").read_bytes())
     await follower.look()  # it is what was registered again
@@ -133,17 +134,21 @@ async def test_a_registry_that_does_not_answer_changes_nothing(
     await follower.look()
     ask = follower.ask
 
+    errors: list[str] = []
+
     def silent(reference: str, uri: str) -> Pointed:
-        raise RegistryError("it is down")
+        raise RegistryError(errors.pop(0))
 
     for _ in range(2):
         follower.ask = silent
-        for _ in range(2):
+        errors += ["it is down", "it is down", "it has no such model"]
+        while errors:
             await follower.look()
         assert offered(follower, V1, V2) == Offer(NAME, V1, V2)
         follower.ask = ask
         await follower.look()
     assert caplog.text.count("stays as it is: it is down") == 2
+    assert caplog.text.count("stays as it is: it has no such model") == 2
     move(followed, 1)
     await follower.look()
     assert offered(follower, V1, V2) == Offer(NAME, V1)
@@ -182,6 +187,10 @@ async def test_what_follows_no_alias_is_what_the_newest_deploy_says() -> None:
     follower.serve((built,))
     follower.serve((replace(built, version=replace(built.version, key="elsewhere/demo")),))
     assert offered(follower) == Offer("demo", "elsewhere/demo")
+    # Nor does an editor that was built with it start with what the hub has known so far.
+    other = ModelSource("natural")
+    newest = replace(built, source=other, version=replace(built.version, key=other.key))
+    assert follower.first((newest,), []) == [other]
 
 
 def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
