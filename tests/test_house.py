@@ -51,7 +51,10 @@ PRIVATE = {
     "modeling/gpu/transformer.py": {"_addmm_activation", f"{_SDPA}_cudnn_attention"},
     "pipelines/__main__.py": {"_exit"},
     "pipelines/training/watch/watchdog.py": {"_current_frames", "_exit"},
-    "pipelines/training/zero/inside.py": {"_config", "_hp_mapping"},
+    "pipelines/training/zero/inside.py": {
+        *("_config", "_hp_mapping"),
+        "_convert_to_deepspeed_param",  # a share of a network at a time
+    },
     "serve/run.py": {"_create_unverified_context", "_exit"},
 }
 

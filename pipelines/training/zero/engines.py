@@ -101,7 +101,9 @@ def deepspeed_config(compute: ComputeConfig, stage: TrainedStage) -> dict[str, A
         "train_micro_batch_size_per_gpu": stage.batch_size,
         "gradient_accumulation_steps": stage.grad_accumulation,
         "gradient_clipping": stage.grad_clip,
-        "bf16": {"enabled": compute.precision == "bf16"},
+        # A gradient that is not finite shows in the norm, and the meter ends the training for it;
+        # to look at every parameter's, too, is thousands of launches a step.
+        "bf16": {"enabled": compute.precision == "bf16", "check_grad_overflow": False},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own on a CPU needs a compiler

@@ -76,9 +76,19 @@ def save_engine(
 
 
 def shard(network: nn.Module, config: dict[str, Any]) -> None:
-    """Split the parameters of `network`, which lies in the host's memory, over all ranks, one after
-    another, so that no device ever holds them all; `config` is of ZeRO-3. A collective."""
-    import_deepspeed().zero.Init(module=network, config_dict_or_path=config)
+    """Split the parameters of `network`, which lies in the host's memory and is the same on every
+    rank, over all ranks, so that no device ever holds them all; `config` is of ZeRO-3.
+
+    Each rank takes its own part from there. `Init` itself would bring every parameter whole to
+    every device, and then have all of them sent what rank 0 has.
+    """
+    into = import_deepspeed().zero.Init(module=nn.Module(), config_dict_or_path=config)
+    parameter: Any
+    for parameter in network.parameters():
+        if not hasattr(parameter, "ds_id"):
+            into._convert_to_deepspeed_param(parameter)
+            parameter.partition()
+            parameter.data = parameter.data.to(into.local_device)  # nothing, on that device
 
 
 def shard_frozen(network: nn.Module, config: dict[str, Any]) -> nn.Module:
