@@ -15,7 +15,6 @@ from data.loader import Split, loader
 from data.manifest import dataset_hash, read_dataset_info
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import EvaluateConfig
-from pipelines.evaluation.scores import clip_metrics, summary
 
 if TYPE_CHECKING:
     from modeling.editor import StreamingEditor
@@ -70,6 +69,8 @@ def evaluate(
         raise ConfigError(
             f"{dataset} holds {info.kind} samples; evaluation needs the videos, a dataset of pairs"
         )
+    from pipelines.evaluation.scores import summary  # torchmetrics takes seconds to import
+
     clips: list[dict[str, Any]] = []
     for batch in _pairs(dataset):
         clip = edit_pair(editor, batch, config, **options)
@@ -112,6 +113,8 @@ def edit_pair(
     editor: StreamingEditor, batch: dict[str, Any], config: EvaluateConfig, **options: Any
 ) -> EditedClip:
     """Stream the one pair of `batch` through the editor and measure the result."""
+    from pipelines.evaluation.scores import clip_metrics
+
     source, truth, mask = (np.asarray(batch[name][0]) for name in ("source", "target", "mask"))
     instruction = str(batch["instruction"][0])
     frames, height, width, _ = source.shape

@@ -1,8 +1,8 @@
 """How well a clip was edited, against the source and the ground truth.
 
 F frames, H x W pixels. Clips are uint8 RGB `[F, H, W, 3]`, the edited region is bool `[F, H, W]`.
-PSNR and SSIM are over the pixels of a region. With `e` the edit, `t` the ground truth and `s` the
-source:
+PSNR and SSIM are torchmetrics' own, over the pixels of a region. With `e` the edit, `t` the ground
+truth and `s` the source:
 
     gain                 PSNR(e, t) - PSNR(s, t)              inside the region, dB
     edited_psnr, _ssim   e against t                          inside the region
@@ -14,18 +14,18 @@ source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import max_pool2d
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
 PSNR_CAP = 100.0  # dB; identical pixels would be infinite, which no table or JSON can hold
-
-_BELL = [math.exp(-(n**2) / (2 * 1.5**2)) for n in range(-5, 6)]
-_WINDOW = [weight / sum(_BELL) for weight in _BELL]
 
 
 def clip_metrics(
@@ -61,8 +61,9 @@ def clip_metrics(
 
 def psnr(a: Tensor, b: Tensor, region: Tensor) -> float:
     """PSNR in dB of `[F, 3, H, W]` clips (0 to 255) over `region [F, H, W]`, at most PSNR_CAP."""
-    square = float((a - b)[region[:, None].expand_as(a)].square().mean())
-    return min(10 * math.log10(255**2 / square), PSNR_CAP) if square else PSNR_CAP
+    picked = region[:, None].expand_as(a)
+    value = float(peak_signal_noise_ratio(a[picked], b[picked], data_range=255.0))
+    return min(value, PSNR_CAP)
 
 
 def ssim(a: Tensor, b: Tensor, region: Tensor) -> float:
@@ -72,29 +73,9 @@ def ssim(a: Tensor, b: Tensor, region: Tensor) -> float:
 
 
 def ssim_map(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM around every pixel of `[F, 3, H, W]` clips (0 to 255), [F, 3, H, W]: Wang et al.'s, with
-    their Gaussian window and constants. H and W are at least 6."""
-    fields = _around(torch.cat((a, b, a * a, b * b, a * b)))
-    mean_a, mean_b, square_a, square_b, product = fields.chunk(5)
-    both, squares = mean_a * mean_b, mean_a.square() + mean_b.square()
-    variances = (square_a + square_b - squares).clamp(min=0)  # rounding must not make it negative
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    return (2 * both + c1) * (2 * (product - both) + c2) / ((squares + c1) * (variances + c2))
-
-
-def _around(values: Tensor) -> Tensor:
-    """Means of `values [..., H, W]` around every pixel, the picture mirrored at its edges.
-
-    One axis at a time and by additions: five times as fast as a convolution with the square."""
-    reach = len(_WINDOW) // 2
-    values = pad(values, (reach,) * 4, mode="reflect")
-    for axis in (-2, -1):
-        size = values.shape[axis] - 2 * reach
-        mean = torch.zeros_like(values.narrow(axis, 0, size))
-        for shift, weight in enumerate(_WINDOW):
-            mean.add_(values.narrow(axis, shift, size), alpha=weight)
-        values = mean
-    return values
+    """SSIM around every pixel, [F, 3, H, W]."""
+    _, full = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    return full
 
 
 def temporal_error(a: Tensor, b: Tensor, region: Tensor) -> float:
