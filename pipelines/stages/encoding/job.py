@@ -36,6 +36,11 @@ Precision = Literal["fp16", "fp32"]
 T = TypeVar("T")
 
 
+# Frames on which float16 is compared with strict float32. Of 81 they have 98 to 99.6 % of the error
+# (Wan's encoder with random weights of two kinds, H100), in two fifths of the time.
+COMPARED = 33
+
+
 @dataclass(frozen=True)
 class EncodeJob:
     """What a process that encodes shards is told."""
@@ -84,11 +89,13 @@ class EncodeJob:
     @torch.no_grad()
     def fp16_error(self) -> Iterator[float]:
         """How far the VAE in float16 is from itself in float32, one number: the RMS of the
-        difference over the latents of the dataset's first pair, as a share of theirs; not finite
-        where float16 overflows. Float32 is meant strictly here, without TF32."""
+        difference over the latents of the first `COMPARED` frames of the dataset's first pair, as
+        a share of theirs; not finite where float16 overflows. Float32 is meant strictly here,
+        without TF32."""
         vae, _ = self._vae()
         standard = _Standard(vae)
-        pair = next(replace(self, batch_size=1, threads=1)._batches([0], 0))
+        whole = next(replace(self, batch_size=1, threads=1)._batches([0], 0))
+        pair = [replace(p, source=p.source[:COMPARED], target=p.target[:COMPARED]) for p in whole]
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             exact = standard.encode(vae, pair)
         rough = standard.encode(_fast(vae), pair)
