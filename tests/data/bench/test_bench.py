@@ -13,10 +13,12 @@ import pytest
 from data.bench import clip as clip_module
 from data.bench.cases import CASES, CUT_AT, FPS, VERSION, Case
 from data.bench.clip import OWN_FOOTAGE, BenchClip, _pool, make_clip, published_checksums
-from data.bench.scene import Scene, Shot
+from data.bench.scene import Scene, Shot, on_canvas
+from data.drawing import SHAPES
+from data.footage import regions
 from data.footage.camera import Path as Camera
 from data.footage.material import Footage, FootageError, Material, prepare, read_heldout
-from data.footage.objects import Thing
+from data.footage.objects import PAINTS, Thing
 from data.kinds import COLOURS, Figure
 from data.synthetic import is_heldout
 from infra.runtime.errors import UserError
@@ -288,3 +290,79 @@ def test_what_is_edited_moves_with_what_it_is_on(name: str, of: str) -> None:
     still = np.stack([np.eye(2, 3), np.full((2, 3), np.nan)])
     wanted = {"thing": thing, "camera": camera, "screen": still}[of]
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_clip_holds_what_it_names_and_nothing_else_that_is_like_it() -> None:
+    """Else it would not be known which one is meant. Of every case, drawn on a plain backdrop."""
+    size, unit = (32, 60), 32
+    for number, one in enumerate(CASES):
+        rng = np.random.default_rng(number)
+        named = clip_module._names(one, rng)
+        shot = on_canvas(size, 9, one.speed, rng)
+        filled = clip_module._filled(shot, one, size, named, rng)
+        things: list[Any] = list(filled.things)
+        paints = [thing.color if one.half == "drawn" else thing.paint for thing in things]
+        about = [named["shape"], named["color"]]
+        asked = one.what.split()[0] in clip_module.THING_EDITS or one.kind == "background"
+        assert (filled.edited is not None) == asked, one.name
+        if filled.edited is not None:
+            thing = things.pop(filled.edited)
+            assert [thing.shape, paints.pop(filled.edited)] == about, one.name
+            assert 0.17 * unit <= thing.radius <= 0.24 * unit
+        assert not set(about) & {*paints, *(thing.shape for thing in things)}, one.name
+        assert all(thing.radius < 0.19 * unit for thing in things)
+        if one.occluded:  # in the middle of the clip the last one is where the one before it is
+            over, under = filled.things[-1], filled.things[-2]
+            np.testing.assert_allclose(over.centres[4], under.centres[4])
+            passing = np.hypot(*np.diff(over.centres, axis=0).T) * FPS  # pixels a second
+            np.testing.assert_allclose(passing, 2.2 * under.radius)
+        assert len(things) <= 1 + one.occluded
+        assert things or one.kind != "nothing", one.name
+
+
+def test_what_is_asked_for_is_another_thing_than_there_is() -> None:
+    asked_for: dict[str, set[str]] = {}
+    for number, one in enumerate(CASES * 4):
+        named = clip_module._names(one, np.random.default_rng(number))
+        paints = set(PAINTS if one.half == "natural" else COLOURS)
+        others = SHAPES.keys() - {named["shape"]}
+        may = {
+            "replace": others, "reshape": others,
+            "remove": {""}, "stripes": {"white", "black"},
+            "outline": {"white", "black", *paints} - {named["color"]},
+        }  # fmt: skip
+        what = one.what.split()[0]
+        assert named["to"] in may.get(what, paints - {named["color"]}), one.name
+        asked_for.setdefault(what, set()).add(named["to"])
+        assert named["color"] in paints
+        asked = "recolor" if one.kind == "nothing" else one.kind
+        combination = (asked, named["shape"], named["color"], named["to"])
+        assert one.half == "natural" or is_heldout(*combination), one.name
+    for what in ("stripes", "outline"):
+        assert asked_for[what] >= {"white", "black"}
+
+
+def test_hues_are_asked_for_by_how_much_there_is_of_them() -> None:
+    picture = np.full((1, 40, 70, 3), 128, np.uint8)
+    end = 0
+    for n, hue in enumerate(regions.HUES, 1):  # a column of the first, two of the next, ...
+        picture[0, :, end : end + n] = regions.HUES[hue]
+        end += n
+    still = np.zeros(3)
+    path = Camera(np.tile([35.0, 20.0], (3, 1)), still + 1, still, mirrored=False)
+    scene = Scene((Shot(picture, np.zeros(3, int), 1, path),), 40, 70)
+    shares = {hue: regions.hue_weight(picture.astype(float), hue).mean() for hue in regions.HUES}
+    order = sorted(shares, key=shares.__getitem__)
+    given = {"color": "white", "to": "black", "place": "there"}
+    for what, kind, color in (
+        ("hue", "hue", order[-1]),
+        ("drain", "hue", order[-1]),
+        ("nothing hue", "nothing", order[0]),
+        ("nothing", "nothing", "white"),
+        ("recolor", "recolor", "white"),
+    ):
+        one = replace(CASES[-1], what=what, kind=kind)
+        for seed in range(8):
+            found = clip_module._hue_names(one, scene, given, np.random.default_rng(seed))
+            assert (found["color"], found["place"]) == (color, "there")
+            assert found["to"] != color
