@@ -3,7 +3,7 @@ recipe says it is for."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ def test_settings_with_which_a_training_goes_on(kind: type[TrainedStage]) -> Non
 )  # fmt: skip
 def test_metrics_of_a_validation(section: TrainedStage, metrics: tuple[str, ...]) -> None:
     assert section.validated == metrics
+    for metric in metrics:  # by which a gate may ask, and a model be chosen
+        replace(section, gate={f"max_{metric}": 1.0}, keep_best=metric)
+    for named in ({"gate": {"max_validation_x": 1.0}}, {"keep_best": "loss"}):
+        with pytest.raises(ConfigError, match=rf"{section.SECTION}\.(gate|keep_best)"):
+            replace(section, **named)
 
 
 @pytest.mark.parametrize("side", ["max", "min"])
@@ -213,6 +218,7 @@ def test_what_was_given_last_holds(tmp_path: Path) -> None:
         ({"size": "224"}, "size=224 must be width x height in multiples of 16"),
         ({"size": "224x120"}, "size=224x120 must be"),
         ({"size": "216x128"}, "size=216x128 must be"),
+        ({"size": "224x128x16"}, "size=224x128x16 must be"),
         ({"size": "0x128"}, "size=0x128 must be"),
         ({"every": 0}, "bench.every=0 is too small; use 1 or more"),
         ({"dilate": -1}, "bench.dilate=-1 is too small; use 0 or more"),

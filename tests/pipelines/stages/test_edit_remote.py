@@ -159,7 +159,11 @@ def test_a_filmed_file_comes_back_edited(known: Server, tmp_path: Path) -> None:
     assert_same(read(out), expected_edit(video, "paint it green"))
 
 
-def test_what_a_server_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("said", "size"), [("32x16", (32, 16)), (None, (32, 24))])
+def test_what_a_server_is_asked_for(
+    said: str | None, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not say at which size it works does so at that of what it is sent."""
     source = exact(tmp_path / "in.mkv", block_clip(3, 48, 64), Fraction(25))
     told: dict[str, Any] = {}
 
@@ -172,7 +176,7 @@ def test_what_a_server_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         told["edit"] = (url, prompt, {image.shape for image in images}, len(images))
         heard = named.pop("on_event")
         told["named"] = named
-        heard(Opened("s", "r", "second", 12, 9, 32, 24, 0, work_size="32x16"))
+        heard(Opened("s", "r", "second", 12, 9, 32, 24, 0, work_size=said))
         heard(Chunk(0, 0, 3, latency_ms=1.0, compute_ms=1.0, recomputed=0.25, steps=4))
         return images
 
@@ -186,7 +190,7 @@ def test_what_a_server_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert told["edit"] == ("ws://there", "paint it", {(24, 32, 3)}, 3)
     assert told["named"] == options | {"fps": 12.0}
     assert (report.frames, report.recomputed) == (3, 0.25)
-    assert (report.width, report.height) == (32, 16)
+    assert (report.width, report.height) == size
     del told["model"]
     monkeypatch.setattr(
         "pipelines.stages.edit_remote.unlike_taught", lambda *given: given[0]["fps"]

@@ -80,6 +80,38 @@ def test_an_edit_of_nothing_is_false() -> None:
     assert "background_psnr" not in values
     edit[:, 8:16, 8:24, 0] -= 5  # by 15 levels: no edit, blur
     assert measure(clip, edit, dilate=8)["false_edits"] == 0
+    edit[:, 8:16, 8:24, 0] += 1  # on the border
+    assert measure(clip, edit, dilate=8)["false_edits"] == 0
+
+
+def differing(pixels: int) -> BenchClip:
+    """So many pixels of each frame are edited, row by row."""
+    clip = replace(made(NOTHING), case=RECOLOR)
+    clip.truth.reshape(FRAMES, -1, 3)[:, :pixels] += 40
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("edited", "inside", "outside"),
+    [(6, False, True), (7, True, True), (2918, True, True), (2919, True, False)],
+)
+def test_only_regions_of_some_size_count(edited: int, inside: bool, outside: bool) -> None:
+    """Of 3072 pixels 0.2 % inside, 5 % outside; each figure goes with its region."""
+    clip = differing(edited)
+    values = measure(clip, np.roll(clip.truth, 1, axis=0), dilate=0)
+    of_inside = {"gain", "edited_psnr", "source_psnr", "edited_ssim", "temporal_inside"}
+    of_outside = {"background_psnr", "background_ssim", "temporal_outside", "false_edits"}
+    assert (of_inside & values.keys()) == (of_inside if inside else set())
+    whole_blocks = edited < 2918  # what is left of the picture holds none
+    wanted = of_outside if whole_blocks else of_outside - {"false_edits"}
+    assert (of_outside & values.keys()) == (wanted if outside else set())
+    assert "sharpness" in values
+
+
+def test_of_a_picture_without_edges_nothing_is_sharp() -> None:
+    clip = made(NOTHING)
+    clip.source[:] = clip.truth[:] = 100
+    assert "sharpness" not in measure(clip, clip.source, dilate=8)
 
 
 def test_flicker_is_what_changes_of_the_error() -> None:

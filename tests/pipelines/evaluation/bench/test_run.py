@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.bench.cases import Case
+from data.bench.cases import CASES, Case
 from data.bench.clip import BenchClip
 from data.video import VideoWriter, probe
 from infra.runtime.errors import UserError
@@ -182,6 +182,22 @@ def test_everything_that_is_wrong_with_videos_is_said_at_once(
     names = [f"clip-{n}" for n in range(6)]
     assert some(names[:5]) == "clip-0, clip-1, clip-2, clip-3, clip-4"
     assert some(names) == "clip-0, clip-1, clip-2, clip-3, clip-4 ..."
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "fits"),
+    [(48, 32, True), (96, 64, True), (50, 32, True), (48, 33, True), (51, 32, False),
+     (48, 34, False), (32, 48, False)],
+)  # fmt: skip
+def test_a_picture_is_stretched_by_a_twentieth_at_most(
+    width: int, height: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[1]
+    (tmp_path / f"{case.name}.mp4").touch()
+    info = SimpleNamespace(width=width, height=height, frames=case.frames)
+    monkeypatch.setattr(systems, "probe", lambda path: info)
+    said = Videos("x", tmp_path)._unlike(case, (32, 48))
+    assert said == (None if fits else f"{case.name}.mp4 is {width}x{height}, its source 48x32")
 
 
 def test_a_file_that_does_not_say_how_many_frames_it_has_is_read_to_know(
