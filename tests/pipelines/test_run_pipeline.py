@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from pipelines import pipeline
+from pipelines.config.load import load_config
 from pipelines.config.merge import ConfigError
 from pipelines.config.pipeline import PipelineConfig
 from pipelines.stages.chain import Chain
@@ -29,12 +30,14 @@ class Pipeline:
         self.servers: list[Server] = []
         self.error: BaseException | None = None
         self.config = PipelineConfig(output=str(output))
+        self.config.name, self.config.tracking.experiment = "mine", "theirs"
         self.config.tracking.uri = "http://mlflow"
         patch.setattr(pipeline.preflight, "check", lambda config: None)
         patch.setattr(pipeline, "run_stages", self.stages)
         patch.setattr(outbox, "Sender", self.server)
 
     def server(self, uri: str, experiment: str) -> Server:
+        assert (uri, experiment) == ("http://mlflow", "theirs")
         self.servers.append(Server(uri, experiment))
         return self.servers[-1]
 
@@ -65,6 +68,9 @@ def test_a_pipeline_ends_what_it_started_before_what_comes_after(
     assert asked.events == ["stages", "resources ended", "then"]
     (server,) = asked.servers
     assert server.order == ["start", "artifact", "metrics", "end"]
+    begun = server.taken[0]
+    assert (begun["name"], begun["params"]["tracking.experiment"]) == ("mine", "theirs")
+    assert load_config(tmp_path / "config.yaml") == asked.config
     assert server.taken[2]["values"] == {"gain": 4.5}
     assert server.taken[3]["status"] == "FINISHED"
 

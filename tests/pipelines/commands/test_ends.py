@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pipelines.cli
+from infra.runtime.errors import UserError
 from pipelines import __main__ as entry
 from pipelines.exits import TryAgainError, exit_code
 
@@ -147,6 +148,22 @@ def test_a_command_hears_every_ending_and_none_after_the_first(
     heard = {n: h for n, h in during[0].items() if isinstance(h, pipelines.cli._Stop)}
     assert set(heard) == set(ENDINGS) - {ignored}
     assert set(handlers.values()) == {signal.SIG_IGN}, "while things are put away"
+
+
+@pytest.mark.parametrize("debug", ["1", "0", None])
+@pytest.mark.usefixtures("handlers")
+def test_an_error_s_traceback_is_for_those_who_ask(
+    debug: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        raise UserError("mend me")
+
+    monkeypatch.delenv("LIVEEDIT_DEBUG", raising=False)
+    if debug is not None:
+        monkeypatch.setenv("LIVEEDIT_DEBUG", debug)
+    with pytest.raises(UserError if debug == "1" else SystemExit):
+        commanded(app, monkeypatch)
+    assert capsys.readouterr().err == ("" if debug == "1" else "Error: mend me\n")
 
 
 def test_a_command_that_is_done_leaves_its_handlers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +80,12 @@ def test_it_is_the_cosine_of_the_frames_of_every_second(
     assert again == pytest.approx(found, abs=1e-5)  # however many at once
     long = Alignment(folder).measure("make it night " * 9, source, edit, fps=16)
     assert np.isfinite(list(long.values())).all()  # more words than CLIP takes: it reads the first
+
+
+def test_versions_hand_features_out_bare_or_as_a_pooled_part() -> None:
+    features = torch.ones(2, 4)
+    assert alignment._features(features) is features
+    assert alignment._features(SimpleNamespace(pooler_output=features)) is features
 
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
