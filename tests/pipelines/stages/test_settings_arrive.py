@@ -63,8 +63,9 @@ def test_of_the_pairs_that_are_made(
 def test_what_is_held_out_later_is_in_no_pair_that_was_made_before(
     chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are made again; a name that no file has changes nothing."""
+    """They are made again, as where a file is another; a name that no file has changes nothing."""
     heard(data, "make_from_footage", monkeypatch)
+    monkeypatch.setattr(data, "FOOTAGE_VERSION", 99)
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"photo")
     chain.config.data.footage = str(tmp_path)
@@ -74,6 +75,10 @@ def test_what_is_held_out_later_is_in_no_pair_that_was_made_before(
         data.pairs(chain, "train")
         seen.append(cast(Any, chain.runner).inputs)
     assert seen[0] == seen[1] != seen[2]
+    assert seen[0]["generator"] == 99
+    (tmp_path / "a.png").write_bytes(b"other")
+    data.pairs(chain, "train")
+    assert cast(Any, chain.runner).inputs != seen[2]
 
 
 @pytest.mark.parametrize(("split", "stage"), [("train", "data"), ("heldout", "heldout")])

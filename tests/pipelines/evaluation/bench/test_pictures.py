@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from data.bench.clip import BenchClip
 from data.footage.material import footage_hash
 from pipelines.config.benchmark import BenchConfig
 from pipelines.evaluation import ablation
-from pipelines.evaluation.bench import tracked
 from pipelines.evaluation.bench.intervals import groups, with_success
 from pipelines.evaluation.bench.judged import Judged
 from pipelines.evaluation.bench.pictures import extremes, plot, sheet
@@ -29,8 +27,6 @@ from pipelines.evaluation.bench.printed import (
     markdown_of,
 )
 from pipelines.evaluation.bench.run import clips, run
-from pipelines.evaluation.bench.tracked import figures
-from pipelines.tracking.tracker import TrackingError
 from tests.pipelines.evaluation.bench.test_run import Idle, row
 
 HEIGHT, WIDTH = 32, 48
@@ -230,81 +226,6 @@ def test_systems_stand_beside_each_other_by_all_their_clips() -> None:
         "| mine | 4 | 3.0 [0.0, 9.0] |",
         "| other | 4 | 4.0 [0.0, 9.0] |",
     ]
-
-
-def test_what_is_tracked_are_the_means_by_half_and_kind() -> None:
-    report = {
-        "overall": {"all": {"gain": entry(3.0, 1, 9)}, "drawn": {"fps": entry(5.0, 1, 9)}},
-        "kinds": {"drawn, tone": {"gain": entry(2.0, 1, 9), "drift": entry(0.5, 0, 1)}},
-        "traits": {"fast": {"gain": entry(8.0, 0, 1)}},
-    }
-    found = {"all/gain": 3.0, "drawn/fps": 5.0, "drawn/tone/gain": 2.0, "drawn/tone/drift": 0.5}
-    assert figures(report) == found
-
-
-def test_an_ablation_is_tracked_as_a_run_with_a_child_for_each_variant(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    told: list[Any] = []
-
-    class Run:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def start_stage(self, name: str, parameters: dict[str, str]) -> Run:
-            told.append((name, parameters))
-            return Run(name)
-
-        def __getattr__(self, asked: str) -> Callable[..., str]:
-            return lambda *given: told.append((self.name, asked, *given)) or "page"
-
-    def start(uri: str, experiment: str, name: str, about: dict[str, Any], tags: Any) -> Run:
-        told.append((uri, experiment, name, about))
-        return Run("parent")
-
-    monkeypatch.setattr(ablation, "resolve_uri", lambda uri: "here")
-    monkeypatch.setattr(ablation, "check_reachable", lambda uri: None)
-    monkeypatch.setattr(ablation, "Tracker", SimpleNamespace(start_pipeline=start))
-    reports = [
-        {"variant": name, "made": "2 pairs", "settings": {"seed": 3}, "kinds": {},
-         "overall": {"pairs": {"gain": entry(gain, 0, 9)}}, "against": {"loss": entry(loss, 0, 9)}}
-        for name, gain, loss in (("a", 5.0, 0.0), ("b", 4.0, 1.0))
-    ]  # fmt: skip
-    assert ablation.log_reports("liveedit ablate", reports, [Path("x.md")]) == "page"
-    about = {"command": "liveedit ablate", "made": "2 pairs", "seed": 3}
-    assert told == [
-        ("here", "liveedit-bench", "ablation", about),
-        ("a", {"variant": "a"}), ("a", "log_metrics", {"pairs/gain": 5.0, "loss": 0.0}),
-        ("a", "finish"),
-        ("b", {"variant": "b"}), ("b", "log_metrics", {"pairs/gain": 4.0, "loss": 1.0}),
-        ("b", "finish"),
-        ("parent", "log_artifact", Path("x.md")), ("parent", "finish"), ("parent", "page"),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("module", "log"),
-    [
-        (ablation, lambda report: ablation.log_reports("liveedit ablate", [report], [])),
-        (tracked, lambda report: tracked.log_report(report, [])),
-    ],
-)
-def test_nothing_is_begun_where_nobody_tracks(
-    module: Any, log: Callable[[Any], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def silent(uri: str) -> None:
-        assert uri == "here"
-        raise TrackingError("nobody answers")
-
-    def begun(*_: Any, **__: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(module, "resolve_uri", lambda uri: "here")
-    monkeypatch.setattr(module, "check_reachable", silent)
-    monkeypatch.setattr(module, "Tracker", SimpleNamespace(start_pipeline=begun))
-    report = {"made": "", "settings": {}, "version": "", "system": "", "footage": ""}
-    with pytest.raises(TrackingError, match="nobody answers"):
-        log(report)
 
 
 class Darker(Idle):
