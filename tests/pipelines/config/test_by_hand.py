@@ -195,7 +195,7 @@ def test_a_recipe_says_in_a_sentence_what_it_is_for(
 
 
 def test_what_was_given_last_holds(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
+    file = tmp_path / "mine.yml"
     file.write_text("name: mine\nseed: 3\nvae: {steps: 7}\n")
     config = load_config(file, ["seed=4", "data.footage=null"])
     assert (config.name, config.seed, config.vae.steps) == ("mine", 4, 7)
@@ -203,10 +203,10 @@ def test_what_was_given_last_holds(tmp_path: Path) -> None:
     section = load_section(EvaluateConfig, ["clips=null", "dilate=0"])
     assert section == EvaluateConfig(clips=None, dilate=0)
     file.write_text("- a\n")
-    with pytest.raises(ConfigError, match=r"mine.yaml is a list; give keys with values"):
+    with pytest.raises(ConfigError, match=r"mine.yml is a list; give keys with values"):
         load_config(file)
     file.write_text("a: [\n")
-    with pytest.raises(ConfigError, match=r"mine.yaml cannot be read as YAML"):
+    with pytest.raises(ConfigError, match=r"mine.yml cannot be read as YAML"):
         load_config(file)
 
 

@@ -201,6 +201,7 @@ WORDS = [
     ("distill.guidance=nan", "distill.guidance=nan is nothing to work with; use a number"),
     ("model.stream.shift=inf", "model.stream.shift=inf is nothing to work with; use a number"),
     ("foundation.weighting=none", "foundation.weighting: "),
+    ("causal.weighting=none", "causal.weighting: "),
     ("vae=null", "command line: vae is a section; "),
     ("vae=3", "command line: vae is a section; "),
     ("vae.betas=[0.5]", "command line: vae.betas=[0.5] must be a list of 2"),
