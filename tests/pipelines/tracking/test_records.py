@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from hashlib import sha256
@@ -34,15 +35,21 @@ def test_key_depends_on_values_and_not_on_their_order() -> None:
     assert key_of({"a": 1}) != key_of({"a": "1"})
 
 
-def test_record_comes_back_and_a_torn_one_counts_as_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", ['{"stage": "va', "{}", '{"stage": "vae"}', "[1]", "1"])
+def test_record_comes_back_and_a_torn_one_or_of_another_make_counts_as_none(
+    found: str, tmp_path: Path
+) -> None:
     kept = Records(tmp_path)
     assert kept.read("vae") is None
     out = str(tmp_path / "out")
     record = StageRecord("vae", "key", "fingerprint", out, "run", {"loss": 0.5}, 1.0, "now")
     kept.write(record)
     assert kept.read("vae") == record
-    (tmp_path / "stages" / "vae.json").write_text('{"stage": "va')
-    assert kept.read("vae") is None
+    file = tmp_path / "stages" / "vae.json"
+    newer = json.loads(file.read_text()) | {"what a later make has": 1}
+    for text in (found, json.dumps(newer)):
+        file.write_text(text)
+        assert kept.read("vae") is None
 
 
 @pytest.mark.parametrize("absolute", [True, False])

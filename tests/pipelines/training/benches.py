@@ -83,6 +83,7 @@ class Bench:
         )
 
     def setting(self, rank: int = 0, world_size: int = 1) -> Setting:
+        self.folder.mkdir(parents=True, exist_ok=True)  # a start that takes long is told there
         return Setting(self.job(), rank, world_size, torch.device("cpu"))
 
     def training(self, saved: Path | None = None, rank: int = 0, world_size: int = 1) -> Training:

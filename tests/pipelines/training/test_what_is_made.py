@@ -13,7 +13,7 @@ import torch
 from infra.runtime.errors import UserError
 from modeling.model_dir import load_model, set_guide
 from pipelines.config.rules import CHOOSING, WATCHING
-from pipelines.training.export import Exported
+from pipelines.training.export import Exported, copy_model
 from pipelines.training.methods.base import Setting
 from pipelines.training.methods.causal import CausalTraining
 from pipelines.training.methods.distill import DistillTraining
@@ -82,6 +82,33 @@ def test_a_text_encoder_of_the_start_goes_along(
     (run.start / "text" / "words").write_text("some")
     run.run()
     assert (run.folder / "model" / "text" / "words").read_text() == "some"
+
+
+def test_a_draft_is_without_text_and_what_is_kept_of_it_has_it_as_well(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], tmp_path: Path
+) -> None:
+    """A validation writes many drafts, and a text encoder has 11 GB."""
+    run = bench().set(steps=1)
+    start = load_model(run.start)
+    made = {name: value + 1 for name, value in start.transformer.state_dict().items()}  # type: ignore[union-attr]
+    scripted(lambda step, micro: {"loss": 1.0}, Exported(transformer=made, card={"weights": "w"}))
+    run.start = Path(shutil.copytree(run.start, tmp_path / "start"))
+    (run.start / "text").mkdir()
+    (run.start / "text" / "words").write_text("some")
+    draft, kept = tmp_path / "draft", tmp_path / "kept"
+    run.training()._validation().export(draft)
+    copy_model(draft, kept, run.start / "text")
+    assert not (draft / "text").exists()
+    assert (kept / "text" / "words").read_text() == "some"
+    one, other = load_model(draft), load_model(kept)
+    assert one.config == replace(other.config, text=one.config.text) == start.config
+    assert one.card == other.card
+    assert (one.card["weights"], one.card["steps"], one.card["metrics"]) == ("w", 0, {})
+    for part in ("transformer", "vae"):
+        weights = [getattr(each, part).state_dict() for each in (one, other)]
+        assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    copy_model(draft, tmp_path / "without", tmp_path / "no text")
+    assert not (tmp_path / "without" / "text").exists()
 
 
 def test_only_the_first_worker_writes_the_model(

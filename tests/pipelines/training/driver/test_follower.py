@@ -166,6 +166,9 @@ def test_where_it_goes_on(folder: RunFolder) -> None:
         saved.mkdir()
         (saved / "manifest-0.json").write_text(json.dumps({"step": step}))
     (folder.path / "checkpoint_000004").mkdir()  # whose upload was cut off
+    (folder.path / "checkpoint_manager_snapshot.json").write_text("{}")  # Ray's list of them
+    assert folder.checkpoints()[0].name == "checkpoint_000004"
+    assert all(saved.is_dir() for saved in folder.checkpoints())
     assert follow.where_it_goes_on() == f"{told} its checkpoint at step 40"
 
 
