@@ -54,9 +54,10 @@ def test_transfer(fused: ModuleType, large: tuple[int, int], small: tuple[int, i
         assert torch.equal(fused.transfer.transfer(there[0], there[1], there[1]).cpu(), source)
 
 
-@pytest.mark.parametrize("times", [8, -8])
+@pytest.mark.parametrize("times", [3, -3])
 def test_gains_beyond_what_they_can_be(fused: ModuleType, times: int) -> None:
-    """Of edits that are many times the source, and of its negative: at the bounds."""
+    """Of edits that are three times the source, and of its negative: at the bounds. Further beyond
+    a byte that turned over might show the same."""
     seen = noise(1, 3) // 8 + 112
     edit = (128 + (seen.int() - 128) * times).clamp(0, 255).to(torch.uint8)
     wanted = gains(seen, edit)
