@@ -106,6 +106,14 @@ __device__ __forceinline__ unsigned pack(float low, float high) {{
 """
 
 
+def _steps(columns: int, blocks: int) -> tuple[int, int]:
+    """How many steps lie ready in shared memory, and its bytes with the sums of 64 pixels."""
+    step = 2 * 16 * (_TILE_HEIGHT + 2) * (8 * blocks + 2) + 9 * 32 * columns
+    staged = 64 * (2 * columns + 16)
+    count = (_SHARED_MEMORY - staged) // step
+    return count, count * step + staged
+
+
 @cache
 def _compiled(kind: str, channels: int, columns: int, blocks: int) -> Callable[[_Problem], None]:
     """What launches the kernel for so many channels; RuntimeError if it cannot be built."""
@@ -124,9 +132,7 @@ def _compiled(kind: str, channels: int, columns: int, blocks: int) -> Callable[[
             )
         return result[1] if len(result) > 1 else None
 
-    stage = 2 * 16 * (_TILE_HEIGHT + 2) * (8 * blocks + 2) + 9 * 32 * columns  # bytes
-    staged = 64 * (2 * columns + 16)
-    stages = (_SHARED_MEMORY - staged) // stage
+    stages, memory = _steps(columns, blocks)
     defined = {"CIN": channels, "COUT": columns, "BLOCKS": blocks, "STAGES": stages}
     options = [b"--gpu-architecture=sm_90a", b"--std=c++17"]
     options += [f"-D{name}={value}".encode() for name, value in defined.items()]
@@ -147,7 +153,6 @@ def _compiled(kind: str, channels: int, columns: int, blocks: int) -> Callable[[
         driver.cuModuleGetFunction(checked(driver.cuModuleLoadData(binary)), b"convolve")
     )
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    memory = stages * stage + staged
     checked(driver.cuFuncSetAttribute(function, most, memory))
     processors = torch.cuda.get_device_properties().multi_processor_count
 
