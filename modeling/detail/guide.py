@@ -89,4 +89,4 @@ def _following(seen: Tensor, edit: Tensor) -> Tensor:
     most = around(rest.abs()).amax(dim=-1, keepdim=True).int()
     share = ((most - BELOW * WINDOW) * WHOLE).div_(RISE * WINDOW, rounding_mode="floor")
     new = rest.int().mul_(share.clamp_(0, WHOLE)).add_(WHOLE // 2).bitwise_right_shift_(SHARE_BITS)
-    return line.add_(new).clamp_(0, 255).to(torch.uint8)
+    return line.add_(new).to(torch.uint8)  # between the line and the edit

@@ -91,7 +91,7 @@ def _weight(x: float, kernel: Kernel) -> float:
     """The kernel's value at distance x (of pixels, or of new pixels where they are larger)."""
     x, a = abs(x), _BICUBIC
     if kernel == "bilinear":
-        return max(0.0, 1 - x)
+        return 1 - x  # no tap lies further away
     if x < 1:
         return ((a + 2) * x - (a + 3)) * x * x + 1
     return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0

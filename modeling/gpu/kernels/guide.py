@@ -90,4 +90,4 @@ def _news(
     value = tl.load(line + at, inside, 0).to(tl.int32)
     new = (tl.load(edit + at, inside, 0).to(tl.int32) - value) * share
     value += (new + WHOLE // 2) >> BITS
-    tl.store(out + at, tl.minimum(tl.maximum(value, 0), 255).to(tl.uint8), inside)
+    tl.store(out + at, value.to(tl.uint8), inside)  # between the line and the edit
