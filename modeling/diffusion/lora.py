@@ -59,7 +59,6 @@ def adapt(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -
             f"lora_targets {', '.join(unknown)} name no linear layer; its names end in "
             f"{', '.join(endings)}"
         )
-    network.requires_grad_(False)
     for name in dict.fromkeys(name for names in chosen.values() for name in names):
         parent, _, child = name.rpartition(".")
         setattr(

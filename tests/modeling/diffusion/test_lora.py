@@ -68,6 +68,15 @@ def test_what_was_trained_is_merged_into_a_transformer_like_any_other() -> None:
     torch.testing.assert_close(answer(whole), answer(net), atol=1e-5, rtol=1e-5)
 
 
+def test_a_change_begins_at_nothing_and_looks_at_all_inputs_alike() -> None:
+    """Uniform up to one over the root of their number, as in the published code."""
+    alone = torch.nn.ModuleDict({"v": torch.nn.Linear(400, 3)})
+    adapt(alone, 8, ALPHA, ("v",))
+    weights = dict(alone.named_parameters())
+    assert not weights["v.lora_up"].any()
+    assert 0.99 / 20 < weights["v.lora_down"].abs().max() <= 1 / 20
+
+
 def test_weights_of_less_precision_are_merged_in_float32() -> None:
     """What is added is smaller than a step of bfloat16."""
     weights = {name: torch.ones(2, 2, dtype=torch.bfloat16) for name in ("a.weight", "b.weight")}
