@@ -24,7 +24,7 @@ SIZES = TransformerConfig(
 )
 HEADS_128 = replace(SIZES, dim=128, num_heads=1, source_channels=16)
 VAE = VaeConfig("wan", base_dim=8)
-TINY_VAE = VaeConfig("tiny", widths=(16, 8, 8, 8), mean=(0.0,) * 16, std=(1.0,) * 16)
+TINY_VAE = VaeConfig("tiny", widths=(16, 12, 10, 8), mean=(0.0,) * 16, std=(1.0,) * 16)
 UMT5 = UMT5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
 
 

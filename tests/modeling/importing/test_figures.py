@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from modeling.config import TextConfig
 from modeling.importing import plan as plan_module
 from modeling.importing.checkpoint_files import WeightFiles, WeightsError
-from modeling.importing.parts import Part, PartKind
+from modeling.importing.parts import Part, PartKind, _settings
 from modeling.importing.plan import (
     ImportPlan,
     _describe,
@@ -21,7 +22,7 @@ from modeling.importing.plan import (
     check_space,
     write_import,
 )
-from modeling.importing.text import find_tokenizer, keep_encoder
+from modeling.importing.text import find_tokenizer, infer_umt5, keep_encoder, write_text_folder
 from modeling.importing.transformer import infer_transformer
 from modeling.presets import PRESETS
 
@@ -130,3 +131,77 @@ def test_a_block_that_is_missing_is_missed() -> None:
     assert (found.num_layers, found.num_heads, found.dim, found.ffn_dim) == (3, 1, 128, 256)
     assert (found.freq_dim, found.text_dim, found.eps) == (32, 64, 1e-5)
     assert (found.latent_channels, found.source_channels) == (4, 4)
+
+
+def test_a_text_encoders_folder_has_all_of_a_tokenizer_and_nothing_else(tmp_path: Path) -> None:
+    published = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    published.add("spiece.model")
+    for name in (*published, "README.md", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    write_text_folder(tmp_path / "to", {"shared.weight": torch.ones(2)}, {}, tmp_path)
+    found = {path.name: path.read_text() for path in (tmp_path / "to" / "tokenizer").iterdir()}
+    assert found == {name: name for name in published}
+
+
+def test_the_sizes_of_a_text_encoder_are_read_off_its_shapes() -> None:
+    """And a block that is missing is missed."""
+    state = {
+        "shared.weight": torch.empty(64, 32),
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": torch.empty(16, 4),
+        "encoder.block.0.layer.0.SelfAttention.q.weight": torch.empty(24, 32),
+        "encoder.block.0.layer.1.DenseReluDense.wi_0.weight": torch.empty(48, 32),
+        "encoder.block.10.layer.1.DenseReluDense.wo.weight": torch.empty(32, 48),
+    }
+    found = infer_umt5(state)
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
+    assert [found[name] for name in names] == [64, 32, 6, 48, 4, 11]
+    assert found["relative_attention_num_buckets"] == 16
+    for name in list(state)[:4]:
+        without = {key: value for key, value in state.items() if key != name}
+        with pytest.raises(WeightsError, match=rf"lacks '{name}'; it is no UMT5 encoder"):
+            infer_umt5(without)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"_class_name": "WanModel", "eps": 1}', {"_class_name": "WanModel", "eps": 1}),
+        ('{"_class_name": "Other", "eps": 1}', {}),
+        ('{"eps": 1}', {}),
+        ('["_class_name"]', {}),
+        ("{", None),
+    ],
+)
+def test_settings_beside_weights_are_believed_if_they_are_theirs(
+    text: str, said: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    weights, file = WeightFiles(tmp_path / "x.pt", ()), tmp_path / "config.json"
+    assert _settings(weights, "_class_name", "Wan", "WanModel") == {}
+    file.write_text(text)
+    if said is not None:
+        assert _settings(weights, "_class_name", "Wan", "WanModel") == said
+        return
+    with pytest.raises(WeightsError, match=f"{file} is no valid JSON"):
+        _settings(weights, "_class_name", "WanModel")
+
+
+def test_how_far_the_draft_of_a_model_has_grown_is_told_while_it_is_written(tmp_path: Path) -> None:
+    """Of this model, and never more than the whole."""
+    told: list[tuple[int, int]] = []
+    heard = Event()
+
+    def hear(done: int, total: int) -> None:
+        told.append((done, total))
+        heard.set()
+
+    for name in (".one-abc/text/a.safetensors", ".one-abc/b.safetensors", "one-abc/c.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(20))
+    with plan_module._watched(tmp_path / "one", hear, 100):
+        heard.clear()
+        assert heard.wait(10)
+        with (tmp_path / ".one-abc" / "b.safetensors").open("ab") as file:
+            file.write(bytes(70))
+        heard.clear()
+        assert heard.wait(10)
+    assert list(dict.fromkeys(told)) == [(0, 100), (40, 100), (100, 100)]

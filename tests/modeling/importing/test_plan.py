@@ -91,7 +91,8 @@ def test_the_card_says_the_sizes_that_wan_was_trained_at(
     published: Published, tmp_path: Path, preset: str, sizes: list[str]
 ) -> None:
     plan = replace(plan_import(published.wan), preset=preset)  # the weights stay small
-    assert read_card(write_import(plan, tmp_path / "one"))["trained_at"] == sizes
+    card = read_card(write_import(plan, tmp_path / "one"))
+    assert (card["preset"], card["trained_at"]) == (preset, sizes)
 
 
 def test_the_card_says_where_each_part_is_from(published: Published, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_the_card_says_where_each_part_is_from(published: Published, tmp_path: P
     to = write_import(plan, tmp_path / "one", on_progress=lambda *news: heard.append(news))
     card = read_card(to)
     origin = card["imported_from"]
-    assert (card["name"], card["preset"]) == ("one", None)
+    assert (card["name"], card["preset"], card["parent"]) == ("one", None, None)
     assert "trained_at" not in card  # not one of Wan's sizes
     assert [origin[part]["layout"] for part in ("transformer", "vae", "text")] == ["Wan"] * 3
     for part, name in (("vae", "Wan2.1_VAE.pth"), ("text", "models_t5_umt5-xxl-enc-bf16.pth")):
@@ -127,7 +128,11 @@ def test_what_only_a_config_says_is_taken_from_it(published: Published, tmp_path
     said: dict[str, dict[str, Any]] = {
         "vae": {"latents_mean": mean, "latents_std": std},
         "transformer": {"eps": 1e-5},
-        "text_encoder": {"layer_norm_epsilon": 1e-4, "relative_attention_max_distance": 64},
+        "text_encoder": {
+            "layer_norm_epsilon": 1e-4,
+            "relative_attention_max_distance": 64,
+            "feed_forward_proj": "gated-silu",
+        },
     }
     for part, values in said.items():
         file = folder / part / "config.json"
@@ -347,12 +352,13 @@ def test_a_disk_needs_room_for_the_weights_and_some(
     needed = 10**9
     for free in (needed + importers._ROOM, needed + importers._ROOM - 1):
         usage = shutil.disk_usage(tmp_path)._replace(free=free)
-        monkeypatch.setattr(importers.shutil, "disk_usage", lambda place, found=usage: found)
+        asked: dict[Path, Any] = {tmp_path: usage}  # the nearest folder that is there
+        monkeypatch.setattr(importers.shutil, "disk_usage", asked.__getitem__)
         if free >= needed + importers._ROOM:
-            importers.check_space(tmp_path / "to", needed)
+            importers.check_space(tmp_path / "of" / "to", needed)
         else:
             with pytest.raises(WeightsError, match=r"takes 1\.0 GB and .* has 1\.1 GB free"):
-                importers.check_space(tmp_path / "to", needed)
+                importers.check_space(tmp_path / "of" / "to", needed)
 
 
 def test_what_is_there_is_kept(published: Published, tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def test_every_difference_is_listed() -> None:
     ("change", "message"),
     [
         ({"patch_embedding.weight": torch.zeros(128, 36, 1, 2, 2)}, "36 is an image-to-video"),
+        ({"patch_embedding.weight": torch.zeros(128, 48, 1, 2, 2)}, "takes 48 .* 16 .* editor 32"),
         ({"patch_embedding.weight": torch.zeros(100, 16, 1, 2, 2)}, "width 100 is no multiple"),
         ({"head.head.weight": torch.zeros(64)}, r"head\.head\.weight is of shape \[64\]"),
         ({"time_embedding.0.weight": None}, r"time_embedding\.0\.weight is missing"),

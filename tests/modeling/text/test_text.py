@@ -189,6 +189,19 @@ class TestUmt5:
             one._load()
         assert [str(one._model.device) for one in encoders] == ["cpu", "meta", "meta"]
         assert encoders[1]._model is encoders[2]._model
+        for one, stays in zip(encoders, (True, False, False), strict=True):
+            assert one.to("cpu").loaded is stays
+
+    def test_a_folder_may_hold_weights_and_tokenizer_side_by_side(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        """As transformers writes it; of a tokenizer its older form is enough."""
+        for part in ("text_encoder", "tokenizer"):
+            shutil.copytree(folder / part, tmp_path / "one", dirs_exist_ok=True)
+        wanted = encoder(folder).encode(["make the sky red"])
+        assert torch.equal(encoder(tmp_path / "one").encode(["make the sky red"]), wanted)
+        (tmp_path / "one" / "tokenizer.json").rename(tmp_path / "one" / "spiece.model")
+        assert encoder(tmp_path / "one").tokenizer_files == tmp_path / "one"
 
     def test_freed_when_only_remembered_prompts_are_served(self, folder: Path) -> None:
         text = encoder(folder)
