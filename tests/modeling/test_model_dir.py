@@ -20,6 +20,7 @@ from modeling.model_dir import (
     set_guide,
 )
 from modeling.presets import PRESETS
+from tests.known_editors import write_known_model
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def saved(tmp_path: Path) -> Path:
     config = model.config
     stream = replace(config.stream, mask_cache=MaskCacheConfig(keep_ratio=0.5))
     config = replace(config, stream=stream)
-    path = tmp_path / "models" / "one"
+    path = tmp_path / "all" / "models" / "one"
     card = {"name": "one", "parent": None}
     return save_model(path, config, transformer=model.transformer, vae=model.vae, card=card)
 
@@ -164,3 +165,31 @@ def test_a_guide_is_recorded_and_nothing_else_changes(saved: Path) -> None:
     set_guide(saved, None, {})
     assert model_fingerprint(saved) == fingerprint
     assert sorted(saved.iterdir()) == files
+
+
+def test_a_guide_is_there_before_its_figures_are(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card that claims one stands beside nothing else, wherever the writing ends."""
+    rename = Path.replace
+
+    def fails(self: Path, target: Path) -> Path:
+        if target.name == "card.json":
+            raise OSError("as told")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(ModelError, match=f"the guide of {saved} could not be recorded: as told"):
+        set_guide(saved, 0.4, {"loss_db": 0.5})
+    assert read_config(saved).stream.guide_blur == 0.4
+    assert "guide" not in read_card(saved)
+
+
+def test_a_folder_goes_before_a_preset_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_model("demo").path is None
+    write_known_model(Path("demo"))
+    found = load_model("demo")
+    assert (found.path, found.config) == (Path("demo"), read_config("demo"))

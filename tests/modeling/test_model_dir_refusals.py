@@ -37,6 +37,8 @@ ABSENT = object()
         ("vae", [1], r"config\.json:vae must be an object, found \[1\]"),
         ("vae", None, r"config\.json:vae must be an object, found None"),
         ("vae.kind", "huge", "unknown VAE 'huge'; there are folded, tiny, wan"),
+        ("text.kind", "huge", r"config\.json: unknown text encoder 'huge'; there are umt5, words"),
+        ("stream.mask_cache.policy", "all", r"config\.json: unknown mask-cache policy 'all'"),
         ("vae.widths", 8, r"vae:widths must be a list, found 8"),
         ("vae.widths", [8, 8, 8, "8"], r"vae:widths must be int, found '8'"),
         ("vae.mean", [True] * 16, r"vae:mean must be float, found True"),

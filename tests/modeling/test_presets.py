@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,17 @@ def test_the_demo_is_small_and_its_tiny_vae_standard() -> None:
     assert (demo.vae.kind, set(demo.vae.mean), set(demo.vae.std)) == ("tiny", {0.0}, {1.0})
     assert (demo.stream.height, demo.stream.width) == (128, 192)
     assert demo.stream.mask_cache == MaskCacheConfig()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.iterdir()))
+def test_a_preset_goes_on_from_the_model_that_ships_under_its_name(name: str) -> None:
+    """Whose VAE has measured its latents, and which may have learned to take fewer steps."""
+    preset, shipped = PRESETS[name], read_config(SHIPPED / name)
+    assert shipped == replace(
+        preset,
+        vae=replace(preset.vae, mean=shipped.vae.mean, std=shipped.vae.std),
+        stream=replace(preset.stream, timesteps=shipped.stream.timesteps),
+    )
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SHIPPED.iterdir()))

@@ -129,7 +129,29 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: VaeConfig("tiny", widths=(8, 8, 8, 0)), r"vae\.widths \(8, 8, 8, 0\) must be four"),
     (lambda: VaeConfig("tiny", mean=(0.0,) * 15), r"vae\.mean has 15 values for 16"),
     (lambda: VaeConfig("wan", std=(1.0,) * 17), r"vae\.std has 17 values for 16"),
+    *(
+        (
+            lambda sizes=sizes: VaeConfig("folded", *sizes),
+            rf"vae\.widths .* and vae\.depths .*{sizes[2][-1]}\) of a folded VAE must be two",
+        )
+        for sizes in [
+            (96, (8,), (2, 4, 5, 4)),
+            (96, (8, 8), (2, 4, 5)),
+            (96, (8, 0), (2, 4, 5, 4)),
+            (96, (8, 8), (2, 4, 5, 0)),
+        ]
+    ),
     # the mask cache
+    (lambda: MaskCacheConfig(threshold=0.0), r"mask_cache\.threshold 0\.0 must be above 0"),
+    (lambda: MaskCacheConfig(dilate=-1), r"mask_cache\.dilate -1 0 or more"),
+    *(
+        (
+            lambda name=name, scope=scope: MaskCacheConfig(name, scope=scope),
+            rf"mask_cache\.scope {scope} does not fit policy {name}, .* set scope to block",
+        )
+        for name in ("follow", "settled")
+        for scope in ("attention", "feedforward")
+    ),
     (lambda: MaskCacheConfig(keep_ratio=0.0), r"keep_ratio 0\.0 is outside"),
     (lambda: MaskCacheConfig(keep_ratio=1.001), r"keep_ratio 1\.001 is outside"),
     (lambda: MaskCacheConfig(pruned_steps=(2, 0)), "holds step 0, which has nothing to reuse"),
@@ -215,6 +237,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
         lambda: StreamingEditor(known_model(), mask_cache=None, fp8=True),
         "fp8 needs a GPU, the model is on cpu",
     ),
+    (lambda: StreamingEditor.load("demo", fp8=True), "fp8 needs a GPU, the model is on cpu"),
     (lambda: opened(height=15), "frames of 48x15 are too small"),
     (lambda: opened(width=15), "frames of 15x32 are too small"),
     (lambda: push(1, 48, 32, 3), r"shape \(1, 48, 32, 3\) do not fit .* uint8 \[n, 32, 48, 3\]"),
@@ -274,6 +297,10 @@ def test_another_object_is_no_state() -> None:
     [
         lambda: transformer(dim=4, ffn_dim=1, num_heads=1, num_layers=1, text_dim=1, text_tokens=1),
         lambda: VaeConfig("tiny", widths=(1, 1, 1, 1)),
+        lambda: VaeConfig("folded", widths=(1, 1), depths=(1, 1, 1, 1)),
+        lambda: MaskCacheConfig("settled", threshold=1e-9, dilate=0, scope="block"),
+        lambda: MaskCacheConfig("follow", scope="block"),
+        lambda: MaskCacheConfig("published", scope="feedforward"),
         lambda: MaskCacheConfig(keep_ratio=1.0),
         lambda: MaskCacheConfig(keep_ratio=1e-9),
         lambda: stream(mask_cache=MaskCacheConfig(pruned_steps=(1, 3))),

@@ -3,14 +3,17 @@ block's layers work in the block's own forward alone."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling.config import TransformerConfig
+from modeling.diffusion import recompute
 from modeling.diffusion.attention import Spans, bidirectional, teacher_forcing
 from modeling.diffusion.recompute import KeptLinear, keeping
 from modeling.diffusion.transformer import Block, Transformer
@@ -121,3 +124,24 @@ def test_a_blocks_layers_are_used_within_its_forward_alone() -> None:
     network(noisy, source, torch.tensor([500.0]), torch.randn(1, 8, 20), bidirectional(FRAMES))
     assert len({layer for layer, _ in used}) == LAYERS * 15
     assert all(inside for _, inside in used)
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen", "size", "kept"),
+    [
+        ("cpu", "FLASH_ATTENTION", 12, "_CPU"),
+        ("cpu", "MATH", 16, None),
+        ("cuda", "CUDNN_ATTENTION", 16, "_CUDNN"),
+        ("cuda", "FLASH_ATTENTION", 16, "_FLASH"),
+        ("cuda", "FLASH_ATTENTION", 12, None),  # PyTorch pads what it hands on
+        ("cuda", "EFFICIENT_ATTENTION", 16, None),
+        ("cuda", "MATH", 16, None),
+    ],
+)
+def test_what_is_kept_is_what_pytorch_would_have_computed(
+    monkeypatch: pytest.MonkeyPatch, device: str, chosen: str, size: int, kept: str | None
+) -> None:
+    backend = getattr(SDPBackend, chosen)
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda q, k, v: backend.value)
+    q: Any = SimpleNamespace(device=SimpleNamespace(type=device), shape=(2, 6, 8, size))
+    assert recompute._kernel(q, q, q) is (None if kept is None else getattr(recompute, kept))

@@ -22,6 +22,7 @@ from modeling.streaming.kv_cache import KVCache
 from modeling.vae.build import build_vae
 from modeling.vae.streaming import StreamTape
 from modeling.vae.wan import ResidualBlock, WanVae
+from tests.data.test_defaults import left_out
 from tests.modeling.gpu.test_fused import SIZES, FusedForward
 
 if torch.cuda.is_available():
@@ -220,3 +221,14 @@ def test_a_vae_with_its_frames_side_by_side(monkeypatch: pytest.MonkeyPatch) -> 
         inner = x.permute(0, 2, 3, 4, 1).contiguous()
         found = passes._layer(theirs, fused_vae.Sum(inner), tape).value().permute(0, 4, 1, 2, 3)
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_left_out_is_plain() -> None:
+    from modeling.gpu.kernels import resize, rows
+    from modeling.gpu.transformer import FusedTransformer
+
+    assert left_out(FusedTransformer) == {"fp8": False, "trained": False}
+    assert left_out(rows.add_norm) == {"fp8": False}
+    assert left_out(resize.resize) == {"kernel": "bicubic"}
+    room = rows._room_for_fp8(2, 3, torch.device("meta"))
+    assert {part.device.type for part in room} == {"meta"}

@@ -191,6 +191,16 @@ def test_a_cut_within_a_chunk_forgets_too() -> None:
     assert not kept[1:].any()
 
 
+def test_what_comes_before_a_cut_within_a_chunk_goes_on_from_the_chunk_before() -> None:
+    region, core = at(slice(1, 7), slice(3, 10)), at(slice(2, 6), slice(4, 9))
+    mask = cache(FOLLOW)
+    run(mask, edit(scene(), region, by=level(1.5), noise=0), scene())
+    source = torch.cat([scene()[:, :2], scene(1)[:, 2:]], dim=1)
+    kept = run(mask, edit(source, region, by=level(0.75), noise=0), source)
+    assert kept[:2][core[:2]].all()
+    assert not kept[2:].any()
+
+
 def test_what_comes_after_a_cut_within_a_chunk_follows_it() -> None:
     """Another scene from the second latent on, surely edited there and likely in the third."""
     region, core = at(slice(1, 7), slice(3, 10)), at(slice(2, 6), slice(4, 9))
