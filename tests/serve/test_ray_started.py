@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -125,17 +126,21 @@ def test_a_server_that_starts_is_asked_now_and_then(monkeypatch: pytest.MonkeyPa
         nonlocal now
         now += seconds
 
-    def ask(*_: Any, **__: Any) -> None:
+    def ask(url: str, *, context: ssl.SSLContext | None, **_: Any) -> None:
         nonlocal asked
         asked += 1
+        trusts = context is not None and context.verify_mode == ssl.CERT_NONE
+        assert (url, trusts) == (f"{running.url}/readyz", running.tls is not None)
         sleep(0.001)
         raise OSError
 
     monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     monkeypatch.setattr(run.urllib.request, "urlopen", ask)
-    with pytest.raises(StartError):
-        Running("127.0.0.1", 80).wait_ready(10.0)
-    assert 10 < asked < 100
+    for tls in (None, Tls(Path("cert.pem"), Path("key.pem"))):  # it trusts its own, made out to
+        running, now, asked = Running("127.0.0.1", 80, tls), 0.0, 0  # whatever name
+        with pytest.raises(StartError):
+            running.wait_ready(10.0)
+        assert 10 < asked < 100
 
 
 def test_serve_listens_where_it_was_told_to_with_the_certificate_it_was_given(
