@@ -325,6 +325,8 @@ class Placement:
             self._fleet.drop(name)
             self._aside.pop(name, None)
             self._reserved.pop(name, None)
+            # Nobody asks for it again; it would only grow with every editor that ever was.
+            self._used = {pair: at for pair, at in self._used.items() if pair[0] != name}
         self._queue = {n: a for n, a in self._queue.items() if now - a.last < LEFT_S}
         # Who was refused comes again after as long as the refusal advised.
         self._refused = {n: r for n, r in self._refused.items() if now - r[0] < RETRY_AFTER_S}
