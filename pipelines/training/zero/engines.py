@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from infra.runtime.errors import UserError
 from modeling.diffusion.transformer import Block
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.zero.adam import without_first_moment
@@ -81,11 +80,6 @@ def is_sharded(compute: ComputeConfig) -> bool:
 
 def deepspeed_config(compute: ComputeConfig, stage: TrainedStage) -> dict[str, Any]:
     """The DeepSpeed configuration; everything not named is DeepSpeed's default."""
-    if compute.precision == "bf16" and compute.zero_stage == 0:
-        raise UserError(
-            "compute.zero_stage=0 keeps no float32 master weights for compute.precision=bf16; "
-            "set compute.zero_stage to 1, 2 or 3, or compute.precision=fp32"
-        )
     zero: dict[str, Any] = {"stage": compute.zero_stage}
     if compute.zero_stage == 3:
         # DeepSpeed's own `linear` takes the place of PyTorch's in the whole process, also under

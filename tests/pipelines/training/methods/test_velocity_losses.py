@@ -299,7 +299,7 @@ def test_adapters_are_trained_and_merged_with_the_starts_own_weights(
     save_model(tmp_path / "start", config, transformer=network, card={})
     start = deepcopy(network.state_dict())
     asked = {"lora_rank": 2, "lora_alpha": 8.0, "lora_targets": ("self_attn.v",)}
-    here = setting(stage, **asked)
+    here = setting(stage, learning_rate=0.1, **asked)
     here = replace(here, job=replace(here.job, start=tmp_path / "start"))
     training = KINDS[stage](here, Model(config, network, None, {}, None))
     assert not training.engine.whole

@@ -58,10 +58,10 @@ def test_deepspeed_is_told_what_the_stage_is(monkeypatch: pytest.MonkeyPatch) ->
     assert config["train_micro_batch_size_per_gpu"] == 3
     assert config["gradient_accumulation_steps"] == 5
     assert config["gradient_clipping"] == 0.7
-    assert config["bf16"] == {"enabled": True}
+    assert config["bf16"]["enabled"]
     assert config["zero_optimization"] == {"stage": 1}
     fp32 = deepspeed_config(ComputeConfig(zero_stage=3), stage)
-    assert fp32["bf16"] == {"enabled": False}
+    assert not fp32["bf16"]["enabled"]
     assert fp32["zero_optimization"] == {"stage": 3, "memory_efficient_linear": True}
     host = {"device": "cpu", "pin_memory": False}
     for offload, moved in (("optimizer", ["offload_optimizer"]),
@@ -137,6 +137,24 @@ def test_learning_rates_by_hand(
     assert learning_rate_at(step, stage, 3.0) == pytest.approx(3 * expected)
 
 
-def test_bf16_without_sharding_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"compute\.zero_stage=0 .* set compute\.zero_stage"):
-        deepspeed_config(ComputeConfig(precision="bf16", zero_stage=0), TrainedStage())
+@pytest.mark.parametrize(("stage", "precision", "dtype"), [
+    (2, "bf16", None), (3, "bf16", torch.bfloat16), (3, "fp32", torch.float32),
+])  # fmt: skip
+def test_what_no_rank_can_hold_is_split_before_an_engine_is_made_of_it(
+    stage: int, precision: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+
+    def initialize(**options: Any) -> tuple[SimpleNamespace]:
+        done.append("engine")
+        return (SimpleNamespace(module=options["model"]),)
+
+    def split(network: nn.Module, config: dict[str, Any]) -> None:
+        done.append(next(network.parameters()).dtype)
+        assert config == deepspeed_config(compute, TrainedStage())
+
+    monkeypatch.setattr(engines, "import_deepspeed", lambda: SimpleNamespace(initialize=initialize))
+    monkeypatch.setattr(engines, "shard", split)
+    compute = ComputeConfig(zero_stage=stage, precision=precision)  # type: ignore[arg-type]
+    make_engine(nn.Linear(2, 2), compute, TrainedStage(), 1e-2)
+    assert done == ([dtype] if dtype else []) + ["engine"]
