@@ -51,10 +51,10 @@ def shoot(
     """What the camera sees, uint8 [F, H, W, 3]: frame n is of `pictures[shown[n]]`, which are
     uint8 [P, h, w, 3] at 1 / `step` of the size that `path` is in."""
     view = np.empty((len(shown), height, width, 3), np.uint8)
-    image, at = None, -1
+    image = Image.fromarray(pictures[shown[0]])
     for n, number in enumerate(shown):
-        if image is None or number != at:
-            image, at = Image.fromarray(pictures[number]), number
+        if n and number != shown[n - 1]:
+            image = Image.fromarray(pictures[number])
         coefficients = affine(path, n, step, height, width)
         seen = image.transform(
             (width, height), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC

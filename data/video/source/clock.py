@@ -263,5 +263,5 @@ def _place_beside(sound: list[Segment], picture: list[Segment], hole: float) -> 
         elif end is not None:
             segment.shift = end - segment.start
         elif picture:
-            segment.shift = picture[0].start + picture[0].shift - segment.start
+            segment.shift = picture[0].clock_start - segment.start
         end = segment.clock_end

@@ -29,6 +29,17 @@ def test_what_is_seen_moves_as_the_drift_says(mirrored: bool) -> None:
     assert np.abs(moved).max() > 10
 
 
+def test_each_frame_is_of_the_picture_that_is_shown_then() -> None:
+    """Forwards, backwards, for long and again."""
+    pictures = np.arange(4, dtype=np.uint8)[:, None, None, None].repeat(20, 1).repeat(30, 2)
+    pictures = pictures.repeat(3, 3)
+    shown = np.array([2, 0, 0, 1, 2, 2, 3, 2])
+    still = np.zeros(len(shown))
+    path = camera.Path(np.tile([15.0, 10.0], (len(shown), 1)), still + 1, still, False)
+    view = camera.shoot(pictures, shown, path, 1, 8, 12)
+    assert (view == shown[:, None, None, None]).all()
+
+
 def test_a_clip_is_seen_from_end_to_end_both_ways_and_never_around() -> None:
     seen = [camera._stretch(20, 9, np.random.default_rng(seed)) for seed in range(200)]
     assert {step for _, step in seen} == {1, 2, -1, -2}

@@ -66,3 +66,21 @@ def test_a_hue_is_turned_and_others_stay() -> None:
     angle = np.arctan2(v, u) - np.arctan2(v0, u0)
     wanted = regions.hue_angle("purple") - regions.hue_angle("green")
     assert np.cos(angle - wanted) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_drop_falls_at_its_speed_and_goes_around() -> None:
+    """Of a picture of twice the usual height: one drop, whose place is told by its brightest."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        cover = weather._fall((6, 256, 300, 3), 1e-9, (3, 5), 0.0, 4, 2.0, rng)[..., 0]
+        heads = []
+        for frame in cover:
+            rows, columns = np.nonzero(frame == frame.max())
+            assert len(rows) == 8  # four pixels long, of twice the size
+            assert np.ptp(columns) == 0
+            (head,) = [row for row in rows if (row + 1) % 256 not in rows]
+            heads.append(head)
+        steps = np.diff(heads) % 256
+        assert steps.min() >= 6 - 1
+        assert steps.max() <= 10 + 1
+        assert np.ptp(steps) <= 1

@@ -89,7 +89,7 @@ def test_each_file_is_told_as_it_is_done_and_is_no_larger_than_it_need_be(tmp_pa
     (source / "heldout.txt").write_text("")
     told: list[tuple[int, int]] = []
     found = prepare(
-        source, tmp_path / "out", height=24, width=40, fps=8,
+        source, tmp_path / "new" / "out", height=24, width=40, fps=8,
         on_file=lambda done, total: told.append((done, total)),
     )["train"]  # fmt: skip
     assert told == [(1, 3), (2, 3), (3, 3)]

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.sidedata.sidedata import Type
 
 from data.video import Damage, VideoWriter, read_timed
 from data.video.decode import decode
@@ -26,7 +27,7 @@ from data.video.source.boxes import index_lie
 from data.video.source.clock import Repairs, Segment, make_clock
 from data.video.source.rate import find_rate
 from data.video.source.survey import _cut_off, survey
-from data.video.source.upright import Scaler
+from data.video.source.upright import Scaler, Turn
 from tests.data.conftest import MakeVideo, numbered
 
 
@@ -199,3 +200,9 @@ def test_an_index_is_followed_through_boxes_of_either_size(wide: bool) -> None:
         content = box(kind, content)
     found = index_lie(io.BytesIO(struct.pack(">I4s", 8, b"ftyp") + content))
     assert str(found).startswith("its index states 150000000 frames")
+
+
+def test_a_matrix_that_says_nothing_turns_nothing() -> None:
+    frame: Any = SimpleNamespace(side_data={Type.DISPLAYMATRIX: bytes(36)})
+    picture = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(Turn(frame)(picture), picture)

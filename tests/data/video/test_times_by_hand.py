@@ -135,6 +135,7 @@ NTSC = Fraction(24000, 1001)
         ([3.0, 3.0], [Fraction(25)], (25, True, True)),
         ([0.0, 0.5], [Fraction(25)], (2, True, True)),  # two are enough to tell
         ([0.0], [None, Fraction(0), Fraction(1001)], None),
+        ([0.0], [Fraction(1000)], (1000, True, True)),
     ],
 )  # fmt: skip
 def test_a_rate_is_that_of_the_times_else_the_first_that_is_stated(
