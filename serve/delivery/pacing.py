@@ -46,7 +46,7 @@ class PacedOutbox:
     def put(self, entries: list[Entry], arrived: float | None = None) -> None:
         """`arrived` is when the last source frame of a whole chunk came."""
         now = time.monotonic()
-        if entries and not self._entries:
+        if not self._entries:
             self.progress = now
         frames = sum(isinstance(entry.data, bytes) for entry in entries)
         if frames:
@@ -80,7 +80,7 @@ class PacedOutbox:
                 await self._more.wait()
             entry = self._entries[0]
             frame = isinstance(entry.data, bytes)
-            if frame and self.interval:
+            if frame:
                 await self._pace()
             await send(entry.data)
             self._entries.popleft()

@@ -65,6 +65,7 @@ def test_all_leaves_in_order_and_live_frames_at_a_human_pace(
         assert [data for _, data in run.left] == put
         assert run.sent == sum(isinstance(data, bytes) for data in put)
         assert run.outbox.stuck_s == 0
+        assert not run.outbox._batches  # of hours nothing is left
         times = [at for at, data in run.left if isinstance(data, bytes)]
         steps = [b - a for a, b in pairwise(times)]
         if mode == "live":

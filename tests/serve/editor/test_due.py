@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,28 @@ async def test_who_is_ended_gets_nothing_more_though_it_was_ready_then() -> None
 
     with pytest.raises(SupersededError):
         await stream.until(ready())
+    stream.close()
+
+
+async def test_what_who_is_ended_waited_for_is_given_up() -> None:
+    """A job that has not begun is then never run."""
+    stream, given_up = EditorStream("s", replaced(mode="live"), 12), asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    waiting = asyncio.create_task(stream.until(wait()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not given_up.is_set()
+    stream.end(SupersededError())
+    with pytest.raises(SupersededError):
+        await waiting
+    async with asyncio.timeout(5):
+        await given_up.wait()
     stream.close()
 
 

@@ -118,6 +118,13 @@ async def test_stopping_cancels_what_waits(scheduler: Scheduler) -> None:
         await scheduler.run(int, due=0.0)
 
 
+def test_a_scheduler_that_is_stopped_keeps_no_thread() -> None:
+    scheduler = Scheduler()
+    scheduler.stop()
+    scheduler._thread.join(20)
+    assert not scheduler._thread.is_alive()
+
+
 async def test_time_that_ends_in_an_error_was_worked_too(scheduler: Scheduler) -> None:
     def fail() -> None:
         began = time.monotonic()  # here, since the thread may have waited for its turn

@@ -371,9 +371,9 @@ async def test_what_cannot_be_resumed_any_more_is_kept_no_longer(
     monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: now))
     for token in ("left", "held"):
         await records.commit(Commit(token, 0, HEADER, PROGRESS, []))
-    await records.release("left", 1)  # another holder's
+    await records.release("held", 1)  # another holder's
     await records.release("left", 0)
-    assert here.forgotten == [("left", 1), ("left", 0)]
+    assert here.forgotten == [("held", 1), ("left", 0)]
     for after, kept in ((6.9, {"left", "held"}), (0.2, {"held"})):
         now += after
         await records.release("another", 0)
