@@ -120,6 +120,12 @@ async def test_a_last_work_without_frames_has_an_answer(engine: Engine) -> None:
     assert (last.recomputed, last.steps, last.device_s, last.state) == (0.0, 0, 0.0, None)
 
 
+async def test_what_is_left_of_a_chunk_at_the_end_is_edited(engine: Engine) -> None:
+    _, _, last = await events(engine, OPENING, WORKS[0], work(1, 9, 5, last=True))
+    assert_edited(last.frames[:4], SOURCE[9:13], RED)
+    assert (last.number, last.index, len(last.frames), last.state) == (1, 1, 5, None)
+
+
 async def test_a_stream_goes_on_from_the_state_that_was_given_back(engine: Engine) -> None:
     _, first, _ = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
     kept = joined(first.state)

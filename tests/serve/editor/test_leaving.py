@@ -11,6 +11,7 @@ import pytest
 
 from modeling.streaming.state import StreamState
 from modeling.streaming.stream import EditStream
+from serve.admission.admission import Warm
 from serve.admission.rungs import FULL, Rung
 from serve.editor.engine import ROLLING, Engine
 from serve.wire.work import Edited, Moved, Ready, Work
@@ -147,8 +148,10 @@ async def test_a_streams_first_chunks_say_nothing_of_a_size_that_was_warmed_up(
 async def test_what_is_known_of_an_editor_is_of_one_moment(engine: Engine) -> None:
     """A report is sent while chunks are measured."""
     engine.capacity.observe(SIZES, 0.5)
+    engine.capacity.models["m"] = Warm(12)
     known = engine.capacity.known("e")
+    del engine.capacity.models["m"]
     engine.capacity.observe(SIZES, 1.5)
     engine.capacity.observe(replace(SIZES, halved=True), 1.0)
-    assert known.costs == {SIZES: 0.5}
+    assert (known.costs, known.models) == ({SIZES: 0.5}, {"m": Warm(12)})
     assert np.isclose(engine.capacity.costs[SIZES], 0.6)

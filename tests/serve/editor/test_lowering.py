@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
 
 from serve.admission.admission import Sizes, Warm
+from serve.admission.ladder import Calm, Decision
 from serve.admission.rungs import Means, Rung
 from serve.editor.capacity import Capacity
 from serve.editor.engine import Engine, _open
@@ -181,3 +183,19 @@ async def test_only_the_first_chunk_on_a_rung_is_a_change(engine: Engine) -> Non
             await engine._suit(at, stream)
             found.append(at.changed)
     assert found == [False, False, True, False, True, False]
+
+
+@pytest.mark.anyio
+async def test_who_cannot_be_kept_is_closed_and_nobody_else(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        engine._admitted(replaced(session="a"), 0) as stays,
+        engine._admitted(replaced(session="b"), 1) as goes,
+    ):
+        decided = Decision({}, Calm(), close=goes.name)
+        monkeypatch.setattr(engine.capacity, "decide", lambda: decided)
+        engine._weigh()
+        assert not stays._ended.done()
+        with pytest.raises(WireError, match="cannot keep up with this session"):
+            await goes.until(asyncio.sleep(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from infra.runtime.registry import (
     pointed,
 )
 from serve.admission.admission import Editor, Warm
-from serve.versions.aliases import Aliases
+from serve.versions.aliases import FOLLOW_S, Aliases
 from serve.versions.catalog import Catalog
 from serve.versions.rolling import Offer
 from serve.versions.source import ModelSource, find_models, menu_of
@@ -78,7 +79,7 @@ async def test_an_alias_that_moves_is_a_target(followed: Registry, follower: Ali
     move(followed, 2)
     await follower.look()
     assert offered(follower, V1, V2) == Offer(NAME, V1, V2)
-    assert follower.sources[V2].name == V2
+    assert follower.sources[V2].name == follower.described(V2)["name"] == V2
     one, two = (follower.catalog.versions[key] for key in (V1, V2))
     assert one.lineage == two.lineage != ""  # one VAE: sessions can move
     assert one.size == sum(
@@ -179,6 +180,24 @@ async def test_an_editor_that_starts_gets_what_is_served_by_now(
     # One of a later deploy, which the hub has not heard of.
     more = (*serves, *find_models(["natural"]))
     assert {source.key for source in follower.first(more, editors(V2))} == {"demo", V2, "natural"}
+
+
+async def test_the_registry_is_asked_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    follower, done = Aliases(Catalog()), list[object]()
+
+    async def look() -> None:
+        done.append("look")
+
+    async def sleep(seconds: float) -> None:
+        done.append(seconds)
+        if len(done) == 4:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(follower, "look", look)
+    monkeypatch.setattr("serve.versions.aliases.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await follower.run()
+    assert done == ["look", FOLLOW_S] * 2
 
 
 async def test_what_follows_no_alias_is_what_the_newest_deploy_says() -> None:

@@ -10,6 +10,7 @@ import pytest
 from modeling.fingerprint import FingerprintError, model_fingerprint
 from serve.app import build
 from serve.settings import ServeSettings
+from serve.versions.rolling import Version
 from serve.versions.source import ModelSource, Named, find_model, find_models
 from tests.known_editors import TURNED, write_known_model
 from tests.serve.registry import Registry
@@ -33,6 +34,18 @@ def test_what_is_said_of_a_model_that_no_editor_has(known: Path) -> None:
         "first_chunk_frames": 9, "steps": 4, "device": "", "chunk_seconds": 0.0,
         "frame_seconds": 0.0, "card": {"name": "known"},
     }  # fmt: skip
+
+
+def test_a_versions_size_is_that_of_all_its_weights(known: Path) -> None:
+    """The text encoder's, in a folder of its own, too; and its sizes are height and width."""
+    source = ModelSource(str(known))
+    before = source.version()
+    assert before == Version(str(known), (64, 96), before.size)
+    (known / "text" / "part.safetensors").parent.mkdir(exist_ok=True)
+    (known / "text" / "part.safetensors").write_bytes(bytes(1000))
+    (known / "text" / "words.txt").write_bytes(bytes(77))
+    assert source.version().size == before.size + 1000
+    assert before.size > 1000
 
 
 def test_a_preset_and_a_directory_are_themselves(known: Path) -> None:
