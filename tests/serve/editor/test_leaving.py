@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -51,6 +52,28 @@ async def test_what_was_taken_while_it_leaves_is_edited(engine: Engine) -> None:
     assert isinstance(ready, Ready)
     assert [len(chunk.frames) for chunk in (first, second)] == [9, 12]
     assert moved == Moved(moved.state, 0, "drain")
+
+
+async def test_who_leaves_asks_for_nothing_any_more(engine: Engine) -> None:
+    """What came to it then would be lost: the front gives it to the next editor."""
+    asked, given_up = asyncio.Event(), asyncio.Event()
+
+    async def take() -> Work:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+        raise AssertionError
+
+    async with asyncio.timeout(30), aclosing(engine.edit(OPENING, take)) as given:
+        await anext(given)
+        moving = asyncio.ensure_future(anext(given))
+        await asked.wait()
+        assert not given_up.is_set()
+        engine.leave()
+        assert isinstance(await moving, Moved)
+        await given_up.wait()
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,24 @@ async def test_only_the_first_chunk_on_a_rung_is_a_change(engine: Engine) -> Non
 
 
 @pytest.mark.anyio
+async def test_everybody_is_weighed_when_one_comes_and_after_every_chunk(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what it has just cost."""
+    decide, weighed = engine.capacity.decide, list[int]()
+
+    def noted() -> Decision:
+        weighed.append(sum(stream.edited for stream in engine._streams.values()))
+        return decide()
+
+    monkeypatch.setattr(engine.capacity, "decide", noted)
+    async with aclosing(engine.edit(replaced(mode="live"), Source(*chunks(3)).take)) as stream:
+        async for _ in stream:
+            pass
+    assert weighed == [0, 1, 2, 3]
+
+
+@pytest.mark.anyio
 async def test_who_cannot_be_kept_is_closed_and_nobody_else(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

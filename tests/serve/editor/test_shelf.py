@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,6 +20,7 @@ from infra.runtime.errors import UserError
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model, load_model
 from serve.admission.admission import Sizes, Warm
+from serve.editor import shelf as shelf_module
 from serve.editor.accelerator import Accelerator
 from serve.editor.capacity import Capacity, native
 from serve.editor.shelf import Shelf
@@ -247,9 +249,18 @@ async def test_what_goes_waits_for_its_own_sessions_only(
     loads: list[str],
     shelf: Shelf,
     sources: list[ModelSource],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Then its memory goes back to the device."""
     caplog.set_level("INFO")
+    gone, freed, free = weakref.ref(shelf.engines[sources[0].key]), list[bool](), shelf_module._free
+
+    def noted() -> None:
+        free()
+        freed.append(gone() is None)
+
+    monkeypatch.setattr(shelf_module, "_free", noted)
     shelf.put(sources[1])
     assert f"{sources[1].key} on cpu: a chunk costs 100 ms" in caplog.text
     two = replace(OPENING, version=sources[1].key)
@@ -259,6 +270,7 @@ async def test_what_goes_waits_for_its_own_sessions_only(
         async with asyncio.timeout(20):
             while shelf._tasks:
                 await asyncio.sleep(0.005)
+        assert freed == [True]
         assert {sizes.model for sizes in shelf.on.capacity.costs} == {two.version}
         assert len(shelf.on.capacity.loads) == 1
 

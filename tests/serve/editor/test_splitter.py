@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from modeling.streaming.state import StreamState
+from serve.editor import splitter as splitter_module
 from serve.editor.splitter import Splitter, joined
 from serve.wire.split_state import SplitState
 
@@ -47,3 +49,22 @@ async def test_a_part_that_had_left_the_state_goes_again_when_it_is_back() -> No
     for chunk in (bright, black.clone(), bright.clone()):
         there = (await splitter.split(state(chunk))).completed(there)
         assert torch.equal(joined(there).history[0], chunk)
+
+
+async def test_a_chunk_is_packed_once_while_it_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed, save = list[float](), splitter_module.save
+
+    def noted(tensors: dict[str, torch.Tensor]) -> bytes:
+        packed.append(float(tensors[splitter_module.LATENTS].max()))
+        return save(tensors)
+
+    monkeypatch.setattr(splitter_module, "save", noted)
+    one, two, three = (torch.full((2, 3, 1, 4, 4), value).half() for value in (1.0, 2.0, 3.0))
+    splitter, parts = Splitter(None), []
+    for history in ((one,), (one, two), (two, three)):
+        made = await splitter.split(replace(state(one), history=history))
+        parts.append((len(made.names), len(made.parts)))
+    assert packed == [1.0, 2.0, 3.0]
+    assert parts == [(1, 1), (2, 1), (2, 1)]
