@@ -80,6 +80,14 @@ def test_gates_of_every_metric_on_both_sides(side: str, metric: str) -> None:
         DistillStage(gate={f"{side}_psnr": 1.0})
 
 
+def test_adapters_need_layers_to_go_beside() -> None:
+    assert FoundationStage(lora_targets=()).lora_rank == 0  # where there are none
+    CausalStage(lora_rank=4, lora_targets=("q",))
+    told = r"causal.lora_targets is empty, and causal.lora_rank=4 has .*name layers"
+    with pytest.raises(ConfigError, match=told):
+        CausalStage(lora_rank=4, lora_targets=())
+
+
 @pytest.mark.parametrize(("stage", "sharing"), [("vae", 1), ("foundation", 2), ("distill", 2)])
 def test_ranks_share_clips_of_what_has_tokens(stage: str, sharing: int) -> None:
     compute = ComputeConfig(workers=4, sequence_parallel=2)

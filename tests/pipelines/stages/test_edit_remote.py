@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data.video import probe, read_frames
+from infra.runtime.errors import UserError
 from modeling.editor import StreamingEditor
 from pipelines.cli import main
 from pipelines.exits import MEND, TRY_AGAIN
@@ -157,6 +158,16 @@ def test_a_filmed_file_comes_back_edited(known: Server, tmp_path: Path) -> None:
     report = film_file(known.url, source, out, "paint it green")
     assert (report.edited, report.dropped) == (21, 0)
     assert_same(read(out), expected_edit(video, "paint it green"))
+
+
+def test_a_mistake_is_seen_before_a_server_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.stages.edit_remote.served_model", pytest.fail)
+    source = tmp_path / "in.mp4"
+    source.touch()
+    with pytest.raises(UserError, match="is the source itself"):
+        edit_remote("ws://there", source, source, "paint it")
 
 
 @pytest.mark.parametrize(("said", "size"), [("32x16", (32, 16)), (None, (32, 24))])

@@ -131,6 +131,7 @@ def test_an_encoding_that_was_stopped_goes_on_after_its_last_whole_shard(
         encode("other", 4, per_shard=1)
     assert encode("other") == whole
     assert seen == [1, 2, 3, 4, 5]  # other settings begin anew
+    assert encode("other", per_shard=1) != whole  # also where they were finished
     with pytest.raises(KeyboardInterrupt):
         encode("gone", 4)
     (tmp_path / "gone" / "shard-00001.tar").unlink()

@@ -100,6 +100,12 @@ def test_datasets_that_cannot_be_trained_on(
         check(configured(mlflow_uri, "data.heldout=nowhere"))
 
 
+@pytest.mark.parametrize("stage", ["vae", "distill"])
+def test_a_method_that_nobody_knows_is_refused(stage: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{stage}\.method: .*'mine'"):
+        check(configured("http://nobody", f"{stage}.method=mine", f"{stage}.steps=0"))
+
+
 def test_the_tracking_store_is_reached_last(mlflow_uri: str, tmp_path: Path) -> None:
     """It may make a database, which nothing may that is refused."""
     new = f"sqlite:///{tmp_path}/new/mlflow.db"

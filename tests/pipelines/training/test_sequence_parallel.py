@@ -240,7 +240,7 @@ def _whole_pipeline(**compute: Any) -> PipelineConfig:
                 compute=ComputeConfig(sequence_parallel=3),
                 model=_whole_pipeline().model.__class__(stream={"height": 32, "width": 32}),
             ),
-            r"does not divide the model's 4 tokens of a latent",
+            r"does not divide the model's 4 tokens of a latent; use a divisor, such as 1",
         ),
     ],
 )

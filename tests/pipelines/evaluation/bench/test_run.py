@@ -293,6 +293,8 @@ def test_sources_for_other_systems(config: BenchConfig, tmp_path: Path) -> None:
         assert np.abs(videos.edit(clip)[0].astype(int) - clip.source).max() <= 3
     with pytest.raises(ValueError, match="is there already"):
         write_bench(tmp_path / "set", config)
+    write_bench(tmp_path / "set", replace(config, every=59), overwrite=True)
+    assert len(json.loads((tmp_path / "set" / "bench.json").read_text())["clips"]) == 1
 
 
 @pytest.mark.usefixtures("tables")

@@ -18,7 +18,7 @@ def numbers(count: int) -> Iterator[tuple[int, int]]:
 
 def fails() -> Iterator[int]:
     yield 1
-    raise ValueError("no more than one")
+    raise LookupError("no more than one")
 
 
 def dies() -> Iterator[int]:
@@ -56,7 +56,7 @@ def test_a_process_that_nobody_asks_on_ends() -> None:
 def test_its_error_is_ours() -> None:
     results = from_own_process(fails)
     assert next(results) == 1
-    with pytest.raises(ValueError, match="no more than one"):
+    with pytest.raises(LookupError, match="no more than one"):
         next(results)
 
 
