@@ -5,18 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 from data.video import VideoWriter
 from infra.runtime.errors import UserError
 from infra.runtime.ray import ClusterError
+from pipelines.cli import app
+from pipelines.config.ablation import AXES
+from pipelines.config.benchmark import BenchConfig
+from pipelines.config.merge import _dotted
+from pipelines.config.pipeline import EvaluateConfig, PipelineConfig
 from pipelines.exits import TryAgainError
 from pipelines.stages.running.gate import GateMissedError
+from serve.settings import ServeSettings
 from tests.pipelines.commands.entry import Liveedit
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -237,6 +247,31 @@ def test_help_has_an_example_a_line_and_breaks_no_sentence(
     assert "liveedit serve models:/liveedit@production --port 8080" in lines
     told = next(line for line in lines if line.startswith("Runs until Ctrl-C"))
     assert told.endswith("limits.max_pixels.")
+
+
+def examples() -> list[str]:
+    """Every command line that a command's help shows."""
+    found, waiting = [], [typer.main.get_command(app)]
+    for command in waiting:
+        waiting += getattr(command, "commands", {}).values()
+        lines = [line.strip() for line in (command.epilog or "").splitlines()]
+        found += [line for line in lines if line.startswith("liveedit ")]
+    return found
+
+
+@pytest.mark.parametrize("line", examples())
+def test_an_example_is_a_command_line_that_is_understood(line: str) -> None:
+    """Its command, its options and the words between; settings are looked at where they are."""
+    _, *words = shlex.split(line.partition(" >> ")[0])
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    with command.make_context("liveedit", list(words)) as context:
+        assert not context.args
+    told = (word.partition("=")[0] for word in words if re.match(r"[a-z_.]+=", word))
+    known = {*_dotted(PipelineConfig()), *AXES, *(entry.name for entry in fields(BenchConfig))}
+    known |= {entry.name for entry in (*fields(EvaluateConfig), *fields(ServeSettings))}
+    assert {name for name in told if name not in known} == set()
 
 
 def test_version(liveedit: Liveedit) -> None:

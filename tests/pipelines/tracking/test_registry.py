@@ -190,6 +190,22 @@ def test_a_version_is_a_copy_that_nobody_writes_again(tiny_model: Path, tmp_path
     assert [path.name for path in sorted(version.parent.iterdir())] == ["one", "two"]
 
 
+def test_a_copy_that_went_wrong_is_no_version(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree
+
+    def cut_off(source: Path, target: Path) -> None:
+        copy(source, target)
+        weights = target / "transformer.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+    monkeypatch.setattr(shutil, "copytree", cut_off)
+    with pytest.raises(FingerprintError, match=rf"the copy of {tiny_model}"):
+        publish(tiny_model, tmp_path / "versions" / "one")
+    assert list((tmp_path / "versions").iterdir()) == []
+
+
 def test_registering_leaves_no_address_behind(
     tmp_path: Path, tiny_model: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_gains_are_bars_with_their_intervals_and_long_clips_are_lines(
     marks = {line.get_label(): list(line.get_xdata()) for line in bars.lines}
     assert marks["success"] == [4.5, 4.5]
     assert [0, 0] in marks.values()
+    assert bars.yaxis_inverted()  # the first, which is the worst, is at the top
     assert "gain" in bars.get_xlabel()
     assert (long.get_xlabel(), long.get_ylabel()) == ("second", "PSNR against the truth, dB")
     assert {line.get_label(): list(line.get_ydata()) for line in long.lines} == {

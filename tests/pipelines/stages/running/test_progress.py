@@ -86,6 +86,8 @@ def test_bars_move_in_a_terminal_and_lines_are_left_to_them(page: StringIO, cloc
     assert (task.completed, task.total, task.fields["note"]) == (3, 9, "here")
     view.finish("vae", "loss 1")
     assert (task.completed, task.total, task.finished) == (1, 1, True)
+    assert task.start_time is not None
+    assert task.stop_time is not None
     assert task.fields["note"] == "[green]done[/] loss 1"
     assert "started" not in page.getvalue()
 
