@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,6 +73,41 @@ def test_a_registry_that_does_not_answer_may_hold_a_version(
 
     monkeypatch.setattr(registry, "client_for", fail)
     assert registry.holds("http://m", "n", "1", Path("/m")) == (code == "INTERNAL_ERROR")
+
+
+@pytest.mark.parametrize(
+    ("uri", "boto3", "answer", "refused"),
+    [
+        ("https://h", None, {"x": "s3://b/x", "0": "/d"}, "s3://b/x"),
+        ("http://h", None, {"x": "mlflow-artifacts:/x", "0": "s3://b/0"}, None),
+        ("http://h", None, {"0": "s3://b/0"}, "s3://b/0"),
+        ("http://h", "there", {"x": "s3://b/x"}, None),
+        ("sqlite:///m.db", None, {"x": "s3://b/x"}, None),
+        ("http://h", None, MlflowException("down"), None),
+        ("http://h", None, ConnectionError("down"), None),
+    ],
+)
+def test_artifacts_that_this_process_would_have_to_write_to_s3_need_a_package(
+    uri: str,
+    boto3: str | None,
+    answer: dict[str, str] | Exception,
+    refused: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As far as a server says so, which nobody waits for."""
+
+    def experiment(name: str) -> Any:
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(artifact_location=answer[name]) if name in answer else None
+
+    client = SimpleNamespace(get_experiment_by_name=experiment, get_experiment=experiment)
+    monkeypatch.setattr(tracker, "client_for", lambda uri: client)
+    monkeypatch.setattr(tracker, "find_spec", lambda name: boto3)
+    told = rf"tracking.uri={uri} has the artifacts of x in {refused}, which .*s3-artifacts"
+    with pytest.raises(TrackingError, match=told) if refused else nullcontext():
+        tracker.check_artifacts(uri, "x")
 
 
 @pytest.mark.parametrize("error", [MlflowException("a"), OSError("a")])

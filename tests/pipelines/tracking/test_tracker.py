@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -145,20 +144,6 @@ def test_runs_and_registry_over_http(
         tracking.check_artifacts(server, "direct")
     monkeypatch.setattr(tracking, "find_spec", lambda name: name)
     tracking.check_artifacts(server, "direct")
-
-
-def test_a_new_experiment_s_artifacts_go_where_the_default_one_s_are(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    beside = SimpleNamespace(artifact_location="s3://bucket/0")
-    client = SimpleNamespace(
-        get_experiment_by_name=lambda name: None,
-        get_experiment=lambda number: {"0": beside}[number],
-    )
-    monkeypatch.setattr(tracking, "client_for", lambda uri: client)
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    with pytest.raises(TrackingError, match=r"artifacts of new in s3://bucket/0, which this"):
-        tracking.check_artifacts("http://h", "new")
 
 
 def test_store_that_breaks_on_the_way_is_named(mlflow_uri: str) -> None:

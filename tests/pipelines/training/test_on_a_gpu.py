@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity
 
+from infra.runtime.environment import variable
 from pipelines.bench import machine
 from pipelines.bench.machine import Memory, hardware
-from pipelines.training.kernels import stepping
+from pipelines.training.kernels import prepare, stepping
 from pipelines.training.methods import base
 from pipelines.training.methods.base import Setting, fast_rollouts, load_start
 from pipelines.training.run_folder import RunFolder
@@ -86,6 +87,28 @@ def test_a_steps_kernels_give_the_same_bits_where_that_is_asked_for(
         told.append("step")
     strict = [(True, stage == "vae"), "chosen", "step", "left", (True, True)]
     assert told == (strict if deterministic else ["fast", "step", "left"])
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "wanted"),
+    [(GPU, True, True), (GPU, False, False), (torch.device("cpu"), True, False)],
+)
+def test_the_same_bits_are_asked_for_of_a_gpu_before_its_first_product(
+    device: torch.device, deterministic: bool, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without filling what was not written: DeepSpeed's buckets of gigabytes, every step."""
+    told: list[Any] = []
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda on, warn_only: told.append((on, warn_only))
+    )
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with torch.random.fork_rng(devices=[]):
+        prepare(on(device, deterministic=deterministic))
+    assert told == ([(True, True)] if wanted else [])
+    assert torch.utils.deterministic.fill_uninitialized_memory is not wanted  # type: ignore[attr-defined]
+    assert variable("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None)
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,14 @@ def test_a_worker_that_is_told_to_end_saves_first_and_is_tried_again(
         signal.signal(signal.SIGTERM, before)
 
 
+def test_all_workers_listen_once_torch_is_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(told._Backend, "on_start", lambda self, *given: done.append(given))
+    group, config = SimpleNamespace(execute=done.append), told.ListeningTorch()
+    config.backend_cls().on_start(group, config)
+    assert done == [(group, config), told.listen]
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

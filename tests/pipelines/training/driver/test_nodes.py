@@ -99,7 +99,10 @@ def test_a_folder_that_a_node_does_not_see_is_refused_and_nothing_is_left_in_it(
     asked: list[tuple[Any, ...]] = []
 
     class Task:
-        def options(self, scheduling_strategy: Any, **_: Any) -> Any:
+        def options(self, scheduling_strategy: Any, **told: Any) -> Any:
+            assert told == {"num_cpus": 0, "max_retries": 0}  # of a full node, and this one alone
+            assert not scheduling_strategy.soft
+
             def remote(probe: str, token: str, late_s: float) -> str:
                 asked.append((Path(probe).read_text() == token, late_s))
                 return str(scheduling_strategy.node_id)[0]
@@ -107,6 +110,7 @@ def test_a_folder_that_a_node_does_not_see_is_refused_and_nothing_is_left_in_it(
             return SimpleNamespace(remote=remote)
 
     def wait(refs: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        assert (num_returns, timeout) == (2, 60.0)
         late = [ref for ref in refs if answers[ref] == "late"]
         return [ref for ref in refs if ref not in late], late
 

@@ -26,6 +26,7 @@ from pipelines.training.follower import Follower
 from pipelines.training.job import Job, make_job, trained_at
 from pipelines.training.run_folder import RunFolder, TrainingError
 from pipelines.training.taught import summary
+from pipelines.training.told import ListeningTorch
 from pipelines.training.trainer import _finished, _workers, train_stage
 from tests.data.conftest import small_encoded
 
@@ -273,6 +274,7 @@ def test_ray_is_told_what_compute_says(
 
         def fit(self) -> Any:
             watched.append(os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"))
+            assert module._RAY_TRAIN_ENV.items() <= os.environ.items()
             made[-1].callbacks = {type(c).__name__ for c in self._create_default_callbacks()}
             return SimpleNamespace(return_value={"steps": 3})
 
@@ -301,11 +303,13 @@ def test_ray_is_told_what_compute_says(
         where = Path(one.run_config.storage_path) / one.run_config.name
         assert where == folder.path
         assert one.train_loop_config["job"].stage == "distill"
+        assert isinstance(one.torch_config, ListeningTorch)
         assert {"BackendSetupCallback", "WorkerMetricsCallback"} <= one.callbacks
         assert "DatasetsCallback" not in one.callbacks  # a process for nothing
     # Who lives on when a controller was killed must have its places back.
     cleaner = "PlacementGroupCleanerCallback"
     assert [cleaner in one.callbacks for one in made] == [False, False, True]
+    assert not module._RAY_TRAIN_ENV.keys() & os.environ.keys()
     usual = {type(c).__name__ for c in TorchTrainer(print)._create_default_callbacks()}
     assert {cleaner, "DatasetsCallback"} <= usual, "Ray starts them by another name"
 

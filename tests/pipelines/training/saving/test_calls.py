@@ -114,6 +114,21 @@ def test_whether_a_machine_leaves_is_asked_seldom_and_by_all(
     assert set(answers) == {0, LEAVE}
 
 
+@pytest.mark.parametrize("leaves", ["told", "asked"])
+def test_a_stop_is_heard_beside_a_machine_that_leaves(
+    leaves: str, tmp_path: Path, clock: list[float]
+) -> None:
+    """Or the worker would be tried again, though the driver ends."""
+    folder = RunFolder(tmp_path)
+    folder.ask_to_stop()
+    calls = Calls(
+        setting("foundation"), folder, told=lambda: leaves == "told",
+        leaving=(lambda: True) if leaves == "asked" else None,
+    )  # fmt: skip
+    clock[0] += ASK_SECONDS
+    assert [calls.after_step() for _ in range(2)] == [0, STOP | LEAVE]
+
+
 def test_a_training_that_is_stopped_ends_when_its_state_is_on_the_disk(
     bench: Callable[..., Bench], scripted: Callable[..., Scripted]
 ) -> None:
