@@ -59,11 +59,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return bool(WHOLLY_SLOW.search(collection_path.read_text())) or None
 
 
+# Files whose quick tests take or wait five seconds and more: docs/testing.md, "How long it takes".
+DEAR = {
+    f"test_{name}.py"
+    for name in ("sequence_parallel", "edit_remote", "resuming", "stream", "encode", "rollout",
+                 "versions", "evaluate", "ablation", "kept", "run", "lost_nothing")
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Between workers files with a slow test go first: none is left with one at the end."""
+    """Between workers files with a slow test go first, then dear ones: none is left with one at the
+    end."""
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        items.sort(key=lambda item: (item.path not in slow, item.path.name not in DEAR))
 
 
 def pytest_collection_finish() -> None:

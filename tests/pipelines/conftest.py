@@ -5,11 +5,13 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
+import typer.main
+import typer.testing
 from torch import distributed
 
 from data.shards import write_dataset
@@ -29,6 +31,8 @@ from tests.pipelines.place import CONFIG, Place, Training
 from tests.pipelines.sizes import FRAMES, HEIGHT, WIDTH
 
 torch.set_num_threads(1)  # tiny networks: more threads would wait for each other
+# Typer puts the command line together anew for every call, which takes most of one's time.
+typer.main.get_command = typer.testing._get_command = cache(typer.main.get_command)  # type: ignore
 
 
 @pytest.fixture(scope="session")

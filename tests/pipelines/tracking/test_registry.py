@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -93,15 +95,17 @@ def test_a_version_s_page_says_what_it_is(
 
 
 def test_registering_leaves_nothing_where_it_was_started(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_uri: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That folder may belong to somebody else, as in a container."""
-    here, store = tmp_path / "here", tmp_path / "store"
+    here = tmp_path / "here"
     here.mkdir()
-    store.mkdir()
     monkeypatch.chdir(here)
-    # A database made from here on: its default experiment lies in this folder.
-    register(f"sqlite:///{store / 'mlflow.db'}", tiny_model)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as made, made:
+        # As in a database that was made here: its default experiment lies in this folder.
+        places = made.execute("update experiments set artifact_location = ?", [f"{here}/mlruns/0"])
+        assert places.rowcount == 1
+    register(mlflow_uri, tiny_model)
     assert not list(here.iterdir())
 
 

@@ -24,6 +24,15 @@ from serve.versions.source import find_model
 from tests.pipelines.tracking.registered import changed, register
 
 
+@pytest.fixture(scope="module")
+def candidate(_migrated: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a registry with one version, that nobody changes."""
+    database = tmp_path_factory.mktemp("candidate") / "mlflow.db"
+    shutil.copy(_migrated, database)
+    register(f"sqlite:///{database}", tiny_model, "candidate")
+    return f"sqlite:///{database}"
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -36,12 +45,9 @@ from tests.pipelines.tracking.registered import changed, register
         ("models:/", r"no model reference"),
     ],
 )
-def test_unknown_references(
-    mlflow_uri: str, tiny_model: Path, reference: str, message: str
-) -> None:
-    register(mlflow_uri, tiny_model, "candidate")
+def test_unknown_references(candidate: str, reference: str, message: str) -> None:
     with pytest.raises(RegistryError, match=message):
-        registry.resolve(reference, mlflow_uri)
+        registry.resolve(reference, candidate)
 
 
 def test_files_that_are_gone_are_named(mlflow_uri: str, tiny_model: Path, tmp_path: Path) -> None:
