@@ -55,7 +55,7 @@ def resolve_uri(uri: str | None) -> str:
     uri = uri or variable("MLFLOW_TRACKING_URI")
     if not uri:
         return f"sqlite:///{(RUNS / 'mlflow.db').absolute()}"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+    if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
     return uri
 

@@ -80,7 +80,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def account(tmp_path: Path) -> Path:
-    (tmp_path / "namespace").write_text("video")
+    (tmp_path / "namespace").write_text("video\n")
     (tmp_path / "token").write_text("secret\n")
     return tmp_path
 
@@ -153,9 +153,10 @@ def test_no_job_is_created_without_work_or_without_a_plan(
     api = f"http://127.0.0.1:{cluster.server_port}"
     planned(account, 0, monkeypatch)
     assert create_if_needed(ray_job(), api, account) == "nothing has changed"
-    planned(account, 1, monkeypatch)
-    with pytest.raises(OSError, match=r"--plan --exit-code ended with 1"):
-        create_if_needed(ray_job(), api, account)
+    for code in (1, 2, 137):  # also of a pod that ran out of memory
+        planned(account, code, monkeypatch)
+        with pytest.raises(OSError, match=rf"--plan --exit-code ended with {code};"):
+            create_if_needed(ray_job(), api, account)
     assert cluster.jobs == []
 
 
@@ -201,6 +202,22 @@ def test_the_cluster_s_own_authority_is_trusted_alone(
     with pytest.raises(OSError, match="refused"):
         job_module._ask(account, "https://127.0.0.1:1/apis")
     assert trusted == [account / "ca.crt"]
+
+
+def test_a_cluster_that_says_nothing_is_not_waited_for_all_night(
+    account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run would wait behind it."""
+    waits: list[float] = []
+
+    def open_url(request: Any, *, timeout: float, context: Any) -> Any:
+        waits.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(job_module.urllib.request, "urlopen", open_url)
+    with pytest.raises(OSError):  # noqa: PT011 - as it is raised
+        create_if_needed(ray_job(), "http://there", account)
+    assert 0 < waits[0] <= 60
 
 
 def test_the_cron_job_is_alone_and_small() -> None:

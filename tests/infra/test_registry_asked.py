@@ -127,16 +127,23 @@ def test_what_is_neither_or_both_is_no_reference(
     [
         (["one", "two"], "is not in the registry at http://there, which holds one, two; train"),
         ([], "is not in the registry at http://there, which holds nothing; train"),
-        (
-            None,
-            r"http://there does not answer \(not there\), so models:/ours.* cannot be looked up",
+        *(
+            (
+                error,
+                r"http://there does not answer \(not there\), so models:/o.* cannot be looked up",
+            )
+            for error in (MlflowException("not there"), ConnectionError("not there"))
         ),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(
-    ask: Callable[..., list[Any]], reference: str, models: list[str] | None, said: str
+    ask: Callable[..., list[Any]], reference: str, models: list[str] | Exception, said: str
 ) -> None:
-    found = refuse if models is None else lambda: [SimpleNamespace(name=n) for n in models]
+    def found() -> list[Any]:
+        if isinstance(models, Exception):
+            raise models
+        return [SimpleNamespace(name=name) for name in models]
+
     ask(
         get_model_version=refuse,
         get_model_version_by_alias=refuse,
@@ -154,9 +161,14 @@ def test_an_alias_that_is_gone_or_cannot_be_asked_for_is_named(
     ask(get_registered_model=lambda name: model)
     with pytest.raises(RegistryError, match="ours@gone is no longer in the registry at http://t"):
         registry.pointed("models:/ours@gone", "http://t")
-    ask(get_registered_model=refuse)
-    with pytest.raises(RegistryError, match="registry at http://t has no answer for ours: not th"):
-        registry.pointed("models:/ours@gone", "http://t")
+
+    def hang_up(name: str) -> Any:
+        raise ConnectionError("not there")
+
+    for answer in (refuse, hang_up):
+        ask(get_registered_model=answer)
+        with pytest.raises(RegistryError, match="at http://t has no answer for ours: not there"):
+            registry.pointed("models:/ours@gone", "http://t")
 
 
 def test_a_version_s_files_are_found_where_its_tag_says(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import ray as ray_package
 from ray._private.runtime_env.packaging import create_package
+from ray.serve import context as serve_context
 
 from infra.runtime import paths, ray, ray_private
 from infra.runtime.environment import everything
@@ -149,6 +150,13 @@ def test_a_replica_runs_or_stops_by_serves_own_word(
     assert ray_private.serve_replicas("app") == []
 
 
+def test_a_serve_that_is_forgotten_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would look for a Ray that has ended."""
+    monkeypatch.setattr(serve_context, "_global_client", object())
+    ray_private.forget_serve()
+    assert serve_context._global_client is None
+
+
 def test_a_private_ray_takes_nobody_else_s_token(
     told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +257,7 @@ def test_who_listens_is_asked_at_the_host_and_port_of_the_address(
 
     def connect(place: tuple[str, int], timeout: float) -> Any:
         found.append(place)
+        assert timeout == ray.CONNECT_S  # Ray's own is minutes
         return SimpleNamespace(close=lambda: None)
 
     monkeypatch.setattr(ray.socket, "create_connection", connect)

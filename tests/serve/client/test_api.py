@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidMessage, Invalid
 from websockets.http11 import Response
 
 from infra.runtime.errors import UserError
-from serve.client import ConnectError, WireError, connect, edit_frames, served_model
+from serve.client import ConnectError, WireError, api, connect, edit_frames, served_model
 from serve.client.stream import _cut_by_a_server, stream_url
 from serve.wire.protocol import Closed, Opened
 from tests.serve.client.scripted import PICTURE, Peer, server
@@ -90,12 +91,40 @@ def test_a_refusal_is_the_server_s_own(web: Web) -> None:
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    [(404, "<html>"), (500, "{}"), (200, "<html>"), (200, "{}"), (200, '{"models": []}')],
+    [
+        (404, "<html>"),
+        (404, "[]"),
+        (500, '{"error": "text"}'),
+        (500, "{}"),
+        (200, "<html>"),
+        (200, "{}"),
+        (200, '{"models": []}'),
+    ],
 )
 def test_what_is_no_liveedit_server_is_said(web: Web, status: int, body: str) -> None:
     web.status, web.body = status, body
     with pytest.raises(ConnectError, match="is it a LiveEdit server"):
         served_model(f"ws://{web.address}")
+
+
+def test_of_several_models_the_first_is_told_of_that_has_the_name(web: Web) -> None:
+    models = [{"name": name, "model": name[0]} for name in ("a 1", "b 4", "b 7", "a 2")]
+    web.body = json.dumps({"models": models})
+    for asked, name in ((None, "a 1"), ("a", "a 1"), ("b", "b 4")):
+        assert served_model(f"ws://{web.address}", asked)["name"] == name
+    with pytest.raises(WireError, match=r"no model 'c' is served; choose a, b$"):
+        served_model(f"ws://{web.address}", "c")
+
+
+def test_who_listens_and_says_nothing_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "ANSWER_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        ended = threading.Timer(20, silent.shutdown, [socket.SHUT_RDWR])  # or all would wait
+        ended.start()
+        with pytest.raises(ConnectError, match="gives no answer: timed out"):
+            served_model(f"ws://127.0.0.1:{port}")
+        ended.cancel()
 
 
 def refused(status: int) -> InvalidStatus:
