@@ -39,12 +39,11 @@ def file_url(path: str | Path) -> str:
 
 def open_video(path: Source) -> InputContainer:
     """Raises VideoError when `path` is missing or is not a video file of a kind in FORMATS."""
-    if not isinstance(path, str | Path):
-        path.seek(0)
-    elif not Path(path).exists():
-        raise VideoError(f"{path}: no such file; check the path")
-    elif not Path(path).is_file():
-        raise VideoError(f"{path}: is no file; give a video file")
+    if isinstance(path, str | Path):
+        if not Path(path).exists():
+            raise VideoError(f"{path}: no such file; check the path")
+        if not Path(path).is_file():
+            raise VideoError(f"{path}: is no file; give a video file")
     lie = _index_lie(path)
     if lie is not None:
         raise VideoError(f"{file_name(path)}: not a readable video ({lie}); {REMEDY}")

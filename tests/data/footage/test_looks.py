@@ -80,6 +80,8 @@ def test_a_drop_falls_at_its_speed_and_goes_around() -> None:
             assert np.ptp(columns) == 0
             (head,) = [row for row in rows if (row + 1) % 256 not in rows]
             heads.append(head)
+            below, beside = frame[(head + 1) % 256, columns[0]], frame[head, (columns[0] + 1) % 300]
+            assert (below, beside) == pytest.approx([0.4 * frame.max()] * 2)  # a soft edge
         steps = np.diff(heads) % 256
         assert steps.min() >= 6 - 1
         assert steps.max() <= 10 + 1

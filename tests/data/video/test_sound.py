@@ -11,6 +11,7 @@ import pytest
 
 from data.video import Damage, VideoWriter, probe, read_frames, read_timed
 from tests.data.conftest import MakeVideo, number_of, numbered
+from tests.data.video.test_clock import restamped
 
 
 def audio_packets(path: Path) -> list[tuple[int, bytes]]:
@@ -93,9 +94,14 @@ def test_audio_longer_than_the_video_is_kept(make_video: MakeVideo, tmp_path: Pa
     assert len(audio_packets(out)) == len(audio_packets(source))
 
 
-def test_sound_keeps_its_offset_to_the_picture(make_video: MakeVideo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [0, 3])  # when the file's clock starts
+def test_sound_keeps_its_offset_to_the_picture(
+    make_video: MakeVideo, tmp_path: Path, later: int
+) -> None:
     # A picture that starts half a second after the sound, as after a cut without re-encoding.
-    source = make_video("in.mkv", times=[Fraction(8 + n, 16) for n in range(16)], audio="flac")
+    times = [Fraction(8 + n, 16) for n in range(16)]
+    cut = make_video("in.mkv", times=times, audio="flac", gop=1)
+    source = restamped(cut, tmp_path / "later.mkv", lambda time: time + later)
     out = tmp_path / "out.mkv"
     with VideoWriter(out, 64, 48, 16, audio_from=source) as writer:
         writer.write(numbered(16))

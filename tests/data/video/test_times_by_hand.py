@@ -280,6 +280,8 @@ def test_frames_come_in_the_picture_s_order_each_after_the_other(
         ([20, 81, 82], {"grid": False}, "nothing can be decoded from 1.0 to 7.1 s"),
         (range(20, 121), {"packets": 0}, None),
         (range(20, 122), {"packets": 0}, "more frames than its 0 packets can hold"),
+        (range(20, 127), {"packets": 3}, None),
+        (range(20, 128), {"packets": 3}, "more frames than its 3 packets can hold"),
         ([], {}, "has a video stream but no frame"),
         ([20, 21], {}, "is damaged: 1 frames are lost"),
         ([20, 21], {"undecodable": 1}, None),
