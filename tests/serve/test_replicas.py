@@ -23,6 +23,7 @@ from serve.settings import ServeSettings
 from serve.versions.catalog import Menu
 from serve.versions.rolling import Offer, Version
 from serve.versions.source import ModelSource, find_models
+from serve.wire.link import Address
 from serve.wire.protocol import WireError
 from serve.wire.work import Opening
 from tests.serve.test_settings_arrive import processes
@@ -255,3 +256,53 @@ async def test_a_gpu_is_watched_once_however_often_health_is_asked_for(
     await asyncio.gather(first, return_exceptions=True)
     await reported(editor, hub, len(hub.heard) + 1)
     assert editor._reporting is not first
+
+
+@pytest.mark.parametrize("error", [None, OSError("the front is gone"), KeyError("a defect")])
+async def test_a_streams_link_is_closed_however_it_ends(
+    editor: Any, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """Of a front that is gone the next one hears; a defect is told to who asked."""
+    told: list[Any] = []
+    link = SimpleNamespace(close=lambda: told.append("closed"))
+    opening, address = Opening("s", "p", 16, 16, 16.0, "live"), Address("here", 1, b"")
+
+    async def connect(*to: Any) -> Any:
+        told.append(to)
+        return link
+
+    async def answer(*args: Any) -> None:
+        told.append(args)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(editor_replica.Link, "connect", connect)
+    monkeypatch.setattr(editor_replica, "answer", answer)
+    if isinstance(error, KeyError):
+        with pytest.raises(KeyError):
+            await editor.edit(opening, address)
+    else:
+        await editor.edit(opening, address)
+    assert told == [(address, editor_replica.KINDS), (editor.shelf, opening, link), "closed"]
+
+
+async def test_serve_hears_of_an_editor_that_is_broken(editor: Any) -> None:
+    await reported(editor, Answers([QUIET]), 1)
+    editor.shelf.on.broken = "an illegal address"
+    with pytest.raises(RuntimeError, match="the accelerator is broken: an illegal address"):
+        await editor.check_health()
+
+
+async def test_an_editor_says_what_it_does_before_it_is_ready(editor: Any) -> None:
+    said: list[tuple[str, str]] = []
+    editor.hub.starting = lambda *doing: said.append(doing)
+    editor.shelf._tell("loading weights")
+    assert said == [("replica", "loading weights")]
+
+
+async def test_an_editors_gauges_are_of_the_moment_of_its_report(editor: Any) -> None:
+    editor.shelf.on.capacity.admit(Opening("s", "p", 16, 16, 16.0, "live"))
+    hub = Answers([QUIET])
+    await reported(editor, hub, 1)
+    told = {s.name: s.value for metric in hub.heard[0].metrics for s in metric.samples}
+    assert told["liveedit_editor_sessions"] == 1.0

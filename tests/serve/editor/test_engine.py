@@ -114,18 +114,6 @@ async def test_masks_are_for_those_who_ask(engine: Engine) -> None:
     assert (edited.mask.shape, edited.mask.dtype) == ((3, 2, 3), bool)
 
 
-async def test_a_last_work_without_frames_has_an_answer(engine: Engine) -> None:
-    _, _, last = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
-    assert (last.number, last.index, last.frames.shape) == (1, 1, (0, 32, 48, 3))
-    assert (last.recomputed, last.steps, last.device_s, last.state) == (0.0, 0, 0.0, None)
-
-
-async def test_what_is_left_of_a_chunk_at_the_end_is_edited(engine: Engine) -> None:
-    _, _, last = await events(engine, OPENING, WORKS[0], work(1, 9, 5, last=True))
-    assert_edited(last.frames[:4], SOURCE[9:13], RED)
-    assert (last.number, last.index, len(last.frames), last.state) == (1, 1, 5, None)
-
-
 async def test_a_stream_goes_on_from_the_state_that_was_given_back(engine: Engine) -> None:
     _, first, _ = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
     kept = joined(first.state)
@@ -155,6 +143,7 @@ async def test_a_stream_is_edited_at_its_working_size(engine: Engine) -> None:
     (wanted,) = local.push(SOURCE[:9])
     np.testing.assert_array_equal(edited[0].frames, wanted.frames)
     assert edited[0].mask.shape == (3, 1, 2)  # of what the model sees
+    assert edited[0].work_size == "32x16"
     assert engine.capacity.costs.keys() == {Sizes((32, 48), (16, 32), "source")}
     kept = joined(edited[0].state)
     assert (kept.work_height, kept.work_width, kept.detail) == (16, 32, "source")
@@ -196,7 +185,7 @@ async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:
     run, observe = engine.scheduler.run, engine.capacity.observe
 
     async def timed(*args: Any, **named: Any) -> Any:
-        return replace(await run(*args, **named), run_s=next(took))
+        return replace(await run(*args, **named), run_s=next(took), wait_s=0.5)
 
     def noted(sizes: Sizes, seconds: float, *more: Any) -> None:
         seen.append((sizes, seconds))
@@ -222,7 +211,7 @@ async def test_what_a_chunk_cost_is_known_afterwards(engine: Engine) -> None:
     # The first: what the device says it took, its refresh with it. The second: both its works.
     assert seen[0] == (SIZES, pytest.approx(0.28))
     assert seen[1] == (SIZES, pytest.approx(0.3))
-    assert (first.compute_ms, first.ahead_ms) == pytest.approx((250.0, 0.0))
+    assert (first.compute_ms, first.ahead_ms, first.wait_ms) == pytest.approx((250.0, 0.0, 500.0))
     assert (second.compute_ms, second.ahead_ms) == pytest.approx((200.0, 100.0))
     assert second.device_s == pytest.approx(0.3)
     # Two works went ahead of the third, and the second's has nothing to do with it.

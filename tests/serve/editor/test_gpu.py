@@ -121,3 +121,15 @@ async def test_a_driver_that_is_not_there_is_no_failure(driver: Path) -> None:
     metrics = EditorMetrics()
     await asyncio.wait_for(watch("cuda", metrics), 30)
     assert values(metrics) == {}
+
+
+async def test_a_driver_that_hangs_leaves_no_process(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "ANSWER_S", 0.5)
+    write(driver, f"echo $$ > {tmp_path}/started; exec sleep 60")
+    with pytest.raises(TimeoutError):
+        await gpu._ask(gpu.command("u1"))
+    if (tmp_path / "started").exists():  # on a busy machine it may not have come so far
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "started").read_text()), 0)

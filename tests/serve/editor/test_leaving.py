@@ -1,4 +1,4 @@
-"""What an editor gives back when it leaves, whatever it was doing; and on which rung it edits."""
+"""What an editor gives back when it leaves or all is done, and on which rung it edits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from serve.admission.admission import Warm
 from serve.admission.rungs import FULL, Rung
 from serve.editor.engine import ROLLING, Engine
 from serve.wire.work import Edited, Moved, Ready, Work
+from tests.known_editors import assert_edited
 from tests.serve.editor.works import (
     OPENING,
+    RED,
     SIZES,
+    SOURCE,
     WORKS,
     Source,
     chunks,
@@ -95,6 +98,30 @@ async def test_why_it_leaves_decides_what_the_state_holds(
     assert (moved.why, moved.ahead) == (why, ahead)
     state = StreamState.from_bytes(moved.state.rest)
     assert (len(state.pending), state.kv is None) == (ahead, why == ROLLING)
+
+
+async def test_a_last_work_without_frames_has_an_answer(engine: Engine) -> None:
+    run = engine.scheduler.run
+
+    async def waited(*args: Any, **named: Any) -> Any:
+        return replace(await run(*args, **named), wait_s=0.25, run_s=0.125)
+
+    engine.scheduler.run = waited  # type: ignore[method-assign]
+    _, _, last = await events(engine, OPENING, WORKS[0], work(1, 9, 0, last=True))
+    assert (last.number, last.index, last.frames.shape) == (1, 1, (0, 32, 48, 3))
+    assert (last.wait_ms, last.recomputed, last.steps, last.device_s, last.state) == (
+        250,
+        0.0,
+        0,
+        0.0,
+        None,
+    )
+
+
+async def test_what_is_left_of_a_chunk_at_the_end_is_edited(engine: Engine) -> None:
+    _, _, last = await events(engine, OPENING, WORKS[0], work(1, 9, 5, last=True))
+    assert_edited(last.frames[:4], SOURCE[9:13], RED)
+    assert (last.number, last.index, len(last.frames), last.state) == (1, 1, 5, None)
 
 
 async def test_a_rung_holds_for_a_chunk_and_its_first_says_nothing_of_its_cost(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from infra.runtime.errors import UserError
 from modeling.editor import StreamingEditor
 from modeling.model_dir import Model, load_model
 from serve.admission.admission import Sizes, Warm
+from serve.admission.rungs import LOSSLESS_PATIENCE
 from serve.editor import shelf as shelf_module
 from serve.editor.accelerator import Accelerator
 from serve.editor.capacity import Capacity, native
@@ -172,6 +174,22 @@ async def test_an_editor_that_leaves_takes_nothing_in(
     shelf.leave()
     shelf.order(sources[1], ())
     assert shelf.loading == ""
+    (engine,) = shelf.engines.values()
+    assert (engine._leaving.is_set(), engine._why) == (True, "drain")  # and gives back what it has
+
+
+async def test_what_is_done_beside_sessions_waits_for_their_chunks(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dues, run = list[float](), shelf.on.scheduler.run
+
+    def noted(function: Any, *, due: float) -> Any:
+        dues.append(due - time.monotonic())
+        return run(function, due=due)
+
+    monkeypatch.setattr(shelf.on.scheduler, "run", noted)
+    assert await shelf._beside(lambda: 7) == 7
+    assert dues == [pytest.approx(LOSSLESS_PATIENCE, abs=1.0)]
 
 
 @pytest.fixture
@@ -180,8 +198,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("serve.editor.shelf.TICK_S", 0.002)
     read = list[str]()
 
-    def warm_up(self: Capacity, editor: StreamingEditor, model: str, *_: Any) -> Iterator[None]:
-        self.costs = {**self.costs, native(editor, model): 0.1}
+    def warm_up(
+        self: Capacity, editor: StreamingEditor, model: str, sizes: Iterable[Sizes] = (), *_: Any
+    ) -> Iterator[None]:
+        self.costs |= dict.fromkeys([native(editor, model), *sizes], 0.1)
         self.models = {**self.models, model: WARM}
         yield
 
@@ -261,7 +281,10 @@ async def test_what_goes_waits_for_its_own_sessions_only(
         freed.append(gone() is None)
 
     monkeypatch.setattr(shelf_module, "_free", noted)
+    usual = Sizes((8, 8), (8, 8), model=sources[1].key)  # what is warmed up beside its own
+    shelf._usual = lambda source: [replace(usual, model=source.key)]
     shelf.put(sources[1])
+    assert usual in shelf.on.capacity.costs
     assert f"{sources[1].key} on cpu: a chunk costs 100 ms" in caplog.text
     two = replace(OPENING, version=sources[1].key)
     async with aclosing(shelf.edit(two, asyncio.Event().wait)) as events:  # type: ignore[arg-type]
@@ -309,7 +332,8 @@ async def test_how_a_model_is_edited_with_comes_from_its_config_and_the_settings
     (whole / "config.json").write_text(json.dumps(config))
     made, kept = Shelf(on), []
     for source in (sources[0], ModelSource(str(whole))):
-        engine = made._engine(source, load_model(source.directory, device="cpu"))
-        kept.append(engine.editor.mask_cache is not None)
-    assert kept == [True, False]
+        version = replace(source, name=f"m version {len(kept)}")
+        engine = made._engine(version, load_model(source.directory, device="cpu"))
+        kept.append((engine.editor.mask_cache is not None, engine.editor.name, engine.key))
+    assert kept == [(True, "m version 0", "m version 0"), (False, "m version 1", "m version 1")]
     on.scheduler.stop()
