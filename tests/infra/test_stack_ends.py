@@ -3,6 +3,7 @@ itself: nothing."""
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from infra.stack import up
+from infra.stack import servers, up
 from infra.stack.servers import Server, Settings
 from infra.stack.up import StackError, StackProcess
 
@@ -29,6 +30,26 @@ time.sleep(60)
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(tmp_path, "localhost:8000", mlflow=1, s3=2, prometheus=3, grafana=4)
+
+
+def test_a_grafana_that_is_a_link_on_the_path_is_at_home_where_it_lies(tmp_path: Path) -> None:
+    for name in ("path", "grafana/bin", "grafana/conf"):
+        (tmp_path / name).mkdir(parents=True)
+    binary, link = tmp_path / "grafana" / "bin" / "grafana", tmp_path / "path" / "grafana"
+    for file in (binary, tmp_path / "grafana" / "conf" / "defaults.ini"):
+        file.touch()
+    link.symlink_to(binary)
+    assert servers._grafana_home(link) == tmp_path / "grafana"
+
+
+def test_a_port_that_a_server_had_a_moment_ago_is_free() -> None:
+    """Its connections wait for stragglers for a minute; who restarts the stack does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            listener.accept()[0].close()
+            assert client.recv(1) == b""
+    up._check_port(Server("x", port, "", "", [], {}))
 
 
 @pytest.mark.parametrize(("late", "taken"), [(119.0, True), (121.0, False)])

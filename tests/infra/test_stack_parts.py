@@ -102,7 +102,8 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name in ("data", "bin", "share/grafana/conf"):
         (folder / name).mkdir(parents=True)
     (folder / "share" / "grafana" / "conf" / "defaults.ini").touch()
-    (folder / "data" / "mlflow.db").touch()
+    (folder / "data" / "mlflow.db").touch()  # in use for long: it is not made anew
+    monkeypatch.setattr(servers, "_make_database", None)
     monkeypatch.setattr(servers.shutil, "which", lambda name: str(folder / "bin" / name))
     monkeypatch.setattr(servers, "find_spec", lambda name: name)
     settings = Settings(folder / "data", "10.0.0.7:8123", **HOSTED)

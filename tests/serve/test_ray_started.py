@@ -196,6 +196,16 @@ def test_who_is_killed_is_the_one_that_runs(
     assert running.kill("hub") is None  # it is being started again
 
 
+def test_a_port_that_a_server_had_a_moment_ago_is_free() -> None:
+    """Its connections wait for stragglers for a minute; who starts it again does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            listener.accept()[0].close()
+            assert client.recv(1) == b""
+    run._check_port("127.0.0.1", port)
+
+
 def test_what_the_replicas_ask_of_ray() -> None:
     chosen = ServeSettings("demo", max_editors=3, editor_cpus=2.0, fronts=2, front_cpus=0.5)
     assert _cpus(chosen) == 3 * 2.0 + 2 * 0.5 + 1.0

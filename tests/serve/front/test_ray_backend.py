@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from serve.admission.admission import Request, Sizes
 from serve.front import ray_backend
@@ -180,6 +182,19 @@ async def test_an_editor_that_fails_is_an_internal_error_that_tells_no_secrets(
 async def test_an_editor_that_dies_is_lost(error: Exception, after: int | None) -> None:
     with pytest.raises(EditorLostError):
         await run(raising(error, after=after))
+
+
+@pytest.mark.parametrize("error", [ActorDiedError(), RayServeException("it is shut down")])
+async def test_an_editor_that_cannot_be_called_is_lost(error: Exception) -> None:
+    def call(*_: Any) -> None:
+        raise error
+
+    editors = SimpleNamespace(edit=SimpleNamespace(remote=call))
+    handle: Any = SimpleNamespace(options=lambda session_id: editors)
+    backend = RayBackend(handle, listener(), Hub())  # type: ignore[arg-type]
+    with pytest.raises(EditorLostError):
+        await anext(backend.edit(OPENING, asyncio.Event().wait))  # type: ignore[arg-type]
+    backend.listener.close()
 
 
 async def test_an_editor_that_ends_without_a_word_is_lost() -> None:

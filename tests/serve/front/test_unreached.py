@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError
 
 from serve.admission.admission import Request
 from serve.front import ray_backend
-from serve.front.ray_backend import RayBackend
+from serve.front.ray_backend import TRIES, RayBackend
 from serve.hub.placement import Answer, Placed
 from serve.wire.protocol import WireError
 from serve.wire.work import EditorEvent, EditorLostError, Opening, Take
@@ -55,6 +55,17 @@ async def test_the_only_editor_is_tried_twice_where_it_does_not_answer(
     with pytest.raises(WireError, match="every editor is busy"):
         await run(silent, hub=hub)
     assert [asked.avoid for asked in hub.asked] == [frozenset(), {"a"}]
+
+
+async def test_of_many_editors_that_do_not_answer_a_few_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each costs who waits several seconds."""
+    monkeypatch.setattr(ray_backend, "OPEN_S", 0.02)
+    hub = Hub("abcdef")
+    with pytest.raises(WireError, match="every editor is busy"):
+        await run(silent, hub=hub)
+    assert [len(asked.avoid) for asked in hub.asked] == list(range(TRIES))
 
 
 async def test_an_editor_that_was_reached_may_take_its_time(
