@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infra.runtime.errors import UserError
 from modeling.config import Scope, VaeConfig
@@ -68,6 +68,25 @@ def test_attention_is_halved_where_that_leaves_less_of_a_gpu_idle(
     assert splits(q, k) == parts
     q.is_cuda = False
     assert splits(q, k) == 1
+
+
+def test_attention_in_two_halves_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's kernel, which gives each half and the logarithm of its softmax's denominator, done by
+    hand."""
+    from modeling.gpu import transformer
+
+    def halved(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        lse = logits.logsumexp(dim=-1, keepdim=True)
+        return (logits - lse).exp() @ v, lse, q
+
+    q, k, v = torch.randn(3, 2, 8), torch.randn(10, 2, 8), torch.randn(10, 2, 8)
+    wanted = transformer.attend(q, k, v)
+    with monkeypatch.context() as given:
+        given.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", halved)
+        given.setattr(transformer, "splits", lambda q, k: 2)
+        found = transformer.attend(q, k, v)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

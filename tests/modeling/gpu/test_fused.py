@@ -171,6 +171,9 @@ def test_a_stream_launches_no_kernel_that_was_not_rehearsed(
         absent = tuple(arg is None for arg in args)
         names = sorted((k, v) for k, v in kwargs.items() if k.isupper() or k == "num_warps")
         launched.add((self.fn.__name__, *names, *absent))
+        assert kwargs.get("num_warps", 4) in (1, 2, 4, 8, 16, 32)  # as GPUs want it
+        if self.fn.__name__ == "_transfer":  # which reads the one where the other has pixels
+            assert args[1].shape == args[2].shape
 
     monkeypatch.setattr(InterpretedFunction, "run", recorded)
     network, vae = Transformer(SIZES), build_vae(VaeConfig("wan", base_dim=4))
