@@ -240,10 +240,8 @@ class EditStream:
         if not compact:
             state.source = torch.cat(self._source, dim=1) if self._source else None
             state.kv = self._kv.state_dict()
-            state.encoder = self._encoder and self._encoder.clone()
-            state.decoder = self._decoder and self._decoder.clone()
-            reproducer = self._picture.reproducer
-            state.reproducer = reproducer and reproducer.clone()
+            state.encoder, state.decoder = self._encoder, self._decoder
+            state.reproducer = self._picture.reproducer
         return state
 
     @torch.no_grad()

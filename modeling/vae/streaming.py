@@ -34,10 +34,6 @@ class VaeState:
     caches: list[Tensor]
     pending: Tensor | None = None
 
-    def clone(self) -> VaeState:
-        pending = None if self.pending is None else self.pending.clone()
-        return VaeState([cache.clone() for cache in self.caches], pending)
-
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> VaeState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -158,7 +159,7 @@ def test_state_survives_saving_and_is_not_changed_by_a_call(vae: StreamingVae) -
     pixels = clip(19)
     _, state = vae.encode(pixels[:, :7])
     assert state.pending is not None
-    before = state.clone()
+    before = deepcopy(state)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -239,11 +240,13 @@ def test_pixels_of_a_wrong_shape_are_refused(vae: StreamingVae, shape: tuple[int
 
 def test_a_state_of_another_size_is_refused(vae: StreamingVae) -> None:
     latents, state = vae.encode(clip(5))
-    with pytest.raises(ValueError, match="start a new stream"):
-        vae.encode(torch.zeros(1, 4, 3, 32, 24, dtype=torch.float64), state)
-    _, state = vae.decode(latents)
-    with pytest.raises(ValueError, match="start a new stream"):
-        vae.decode(latents.expand(2, -1, -1, -1, -1), state)
+    _, decoding = vae.decode(latents)
+    for batch, height, width in ((1, 32, 24), (1, 16, 32), (2, 16, 24)):
+        with pytest.raises(ValueError, match="start a new stream"):
+            vae.encode(torch.zeros(batch, 4, 3, height, width, dtype=torch.float64), state)
+        small = torch.zeros(batch, 1, 16, height // 8, width // 8, dtype=torch.float64)
+        with pytest.raises(ValueError, match="start a new stream"):
+            vae.decode(small, decoding)
 
 
 def test_nothing_in_gives_nothing_out(vae: StreamingVae) -> None:
