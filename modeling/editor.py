@@ -190,15 +190,8 @@ class StreamingEditor:
         one (`latents_identity`). StateError where they do not.
         """
         if state.model != self.identity and state.latents == self.latents:
-            state = replace(
-                state,
-                source=None,
-                kv=None,
-                encoder=None,
-                decoder=None,
-                reproducer=None,
-                mask_tokens=None,  # another policy means something else by them
-            )
+            # Without caches it is a compact one; another policy means something else by its tokens.
+            state = replace(state, kv=None, mask_tokens=None)
         elif state.model != self.identity:
             raise StateError(
                 f"this stream was edited by another model than {self.name} (fingerprint "
