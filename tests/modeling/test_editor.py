@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,3 +313,31 @@ def test_frames_do_not_wait_until_their_chunk_is_history() -> None:
         ask()
         history.append(stream._kv.committed)
     assert history == [0, 0, 1, 1, 2, 2, 3]
+
+
+class OnAGpu:
+    """An editor that says so."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def __init__(self, editor: StreamingEditor) -> None:
+        self._editor = editor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._editor, name)
+
+
+def test_on_a_gpu_a_chunk_is_history_as_soon_as_it_is_shown() -> None:
+    """It has the time, while the frames are looked at."""
+    editor, frames = make_editor(None), video(21)
+    streams = [open_stream(editor) for _ in range(2)]
+    shown: list[list[EditedChunk]] = []
+    history = []
+    streams[1].editor = OnAGpu(editor)  # type: ignore[assignment]
+    for stream in streams:
+        shown.append([])
+        for part in (frames[:9], frames[9:]):
+            shown[-1] += edit(stream, part)
+            history.append(stream._kv.committed)
+    assert history == [0, 1, 1, 2]
+    assert np.array_equal(*(pixels(chunks) for chunks in shown))
