@@ -93,7 +93,6 @@ def _angles(positions: Tensor, count: int, size: int) -> Tensor:
 def _grid_angles(
     height: int, width: int, count: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        rows = torch.arange(height, device=device)
-        columns = torch.arange(width, device=device)
-        return _angles(rows, count, 2 * count), _angles(columns, count, 2 * count)
+    rows = torch.arange(height, device=device)
+    columns = torch.arange(width, device=device)
+    return _angles(rows, count, 2 * count), _angles(columns, count, 2 * count)

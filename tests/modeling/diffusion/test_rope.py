@@ -49,3 +49,8 @@ def test_what_is_kept_of_a_forward_without_gradients_serves_one_with_them() -> N
     x = torch.ones(1, 3 * 5 * 7, 2, 20, requires_grad=True)
     rotate(x, rope).sum().backward()
     assert x.grad is not None
+    with torch.inference_mode():
+        rope_table(torch.tensor([1]), 5, 8, 20)
+    x = torch.ones(1, 5 * 8, 2, 20, requires_grad=True)
+    rotate(x, rope_table(torch.tensor([2]), 5, 8, 20)).sum().backward()
+    assert x.grad is not None
