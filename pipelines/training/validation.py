@@ -87,7 +87,7 @@ class Validation:
             self._clips = list(self._read(total))
         sums: dict[str, Tensor] = {}
         for place, batch in self._clips:
-            draw = FixedDraw(setting, place % total, total)
+            draw = FixedDraw(setting, place, total)
             counts = float(place < total)  # all ranks run equally many forwards
             for name, value in self.stage.judge(batch, draw).items():
                 sums[name] = sums.get(name, 0.0) + counts * value.double()

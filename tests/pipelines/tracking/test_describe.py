@@ -16,7 +16,7 @@ def test_a_card_s_values_are_words_and_round_figures(tiny_model: Path, tmp_path:
     shutil.copytree(tiny_model, model)
     card = {
         "name": "tiny",
-        "prompts": ["make it night", "add fog | rain"],
+        "prompts": ["make it dawn", "add fog | rain"],
         "metrics": {"loss": 0.16454592347, "steps": 30},
         "parent": {"path": "/m", "fingerprint": "0123456789ab" + "c" * 52},
         "commit": "0123456789ab" + "d" * 28,
@@ -29,7 +29,7 @@ def test_a_card_s_values_are_words_and_round_figures(tiny_model: Path, tmp_path:
     told = lines[lines.index("| card | |") + 2 :]
     assert told[: told.index("")] == [
         "| name | tiny |",
-        "| prompts | make it night, add fog / rain |",
+        "| prompts | make it dawn, add fog / rain |",
         "| metrics | loss 0.1645, steps 30 |",
         "| parent | path /m, fingerprint 0123456789ab |",
         "| commit | 0123456789ab |",
@@ -37,7 +37,7 @@ def test_a_card_s_values_are_words_and_round_figures(tiny_model: Path, tmp_path:
     ]
     assert "| gain | 12.35 |" in lines
     assert (
-        'liveedit edit in.mp4 out.mp4 --prompt "make it night" --model models:/liveedit/3' in lines
+        'liveedit edit in.mp4 out.mp4 --prompt "make it dawn" --model models:/liveedit/3' in lines
     )
 
 

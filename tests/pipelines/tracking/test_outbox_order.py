@@ -86,6 +86,29 @@ def test_who_asks_for_a_run_s_name_is_told_ours_once_mlflow_has_failed(
         monkeypatch.setattr(module, "PATIENCE_S", 0.05)
 
 
+def test_what_failed_is_tried_again_now_and_then_and_nothing_is_where_all_is_sent(
+    boxes: Boxes, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    box, server = boxes()
+    server.down = True
+    with box:
+        run = box.start_pipeline("demo", {})
+        while not said:
+            time.sleep(0.01)
+        server.asked.clear()
+        assert server.asked.wait(LONG), "nobody waits for it"
+        server.down = False
+        until = time.monotonic() + LONG
+        while server.order != ["start"]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        time.sleep(0.05)  # longer than between two tries
+        run.finish()
+        assert box.flush(LONG)
+    assert server.order == ["start", "end"]
+
+
 def test_who_waits_goes_on_with_the_last_answer_and_the_thread_ends_with_the_outbox(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +172,10 @@ def test_what_mlflow_s_import_takes_is_nobody_s_patience(
             run.finish()
 
 
-def test_a_silent_server_is_waited_for_as_long_as_patience_says(boxes: Boxes) -> None:
+def test_a_silent_server_is_waited_for_as_long_as_patience_says(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 2 * LONG)  # the end's, and not who asks
     box, server = boxes()
     with box:
         assert box.flush(LONG)  # MLflow is imported
@@ -218,6 +244,21 @@ def test_a_stage_goes_on_in_the_run_that_was_begun_for_it_and_did_not_finish(
         assert (again.mark == first.mark) == (what == "resume")
         assert box.flush(LONG)
     assert [server.taken[-1][name] for name in ("what", "run")] == [what, again.mark]
+
+
+def test_what_fails_after_the_end_is_not_said_once_more(boxes: Boxes, said: list[str]) -> None:
+    box, server = boxes()
+    with box:
+        assert box.flush(LONG)
+        server.gate.clear()
+        server.asked.clear()
+        box.start_pipeline("demo", {}).finish()
+        assert server.asked.wait(LONG)
+        (sending,) = [thread for thread in threading.enumerate() if thread.name == "mlflow"]
+        server.down = True
+    server.gate.set()
+    sending.join(LONG)
+    assert ["does not have all of this yet (no answer)" in line for line in said] == [True]
 
 
 def test_what_is_under_way_when_an_outbox_closes_is_the_next_ones(

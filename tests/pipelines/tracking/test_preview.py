@@ -19,6 +19,7 @@ def test_a_small_film_has_the_frames_and_the_pace_of_the_large_one(tmp_path: Pat
     with Image.open(small) as film:
         assert film.size == (720, 18)
         assert getattr(film, "n_frames", 1) == len(levels)
+        assert film.info["loop"] == 0  # for ever
         for n, level in enumerate(levels):
             film.seek(n)
             film.load()

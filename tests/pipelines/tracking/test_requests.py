@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,16 @@ def test_files_and_ends(folder: str | None, run: Tracker, client: Client) -> Non
     assert [(tag.key, tag.value) for tag in named["tags"]] == [("a", "1")]
 
 
+def test_mlflow_prints_no_address_in_the_midst_of_ours(
+    run: Tracker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, seen = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", []
+    monkeypatch.delenv(name, raising=False)
+    client.set_terminated = lambda *_: seen.append(os.environ.get(name))  # type: ignore[attr-defined]
+    run.finish()
+    assert (seen, os.environ.get(name)) == (["true"], None)
+
+
 def test_reused_stages_are_linked_below_what_was_said(run: Tracker, client: Client) -> None:
     at = f"#/experiments/5/runs/{{}}?{tracker.SIDE}"
     old = f"Said.\n\n{tracker.REUSED}\n\n* vae: [old]"
@@ -174,17 +185,19 @@ def test_a_run_is_found_by_our_name_of_it(
 
 
 @pytest.mark.parametrize(("uri", "writes", "made"), [
-    ("sqlite:///{}/a/m.db", True, True), ("sqlite:///{}/a/m.db", False, False),
+    ("sqlite:///{}/a/b/m.db", True, True), ("sqlite:///{}/a/b/m.db", False, False),
     ("http://127.0.0.1:9", True, False),
 ])  # fmt: skip
 def test_a_database_is_made_only_where_something_shall_be_written(
     uri: str, writes: bool, made: bool, client: Client, tmp_path: Path
 ) -> None:
     tracker.check_store(uri.format(tmp_path), writes=writes)
-    assert ((tmp_path / "a").is_dir(), bool(client.of("search_experiments"))) == (made, made)
+    assert ((tmp_path / "a" / "b").is_dir(), bool(client.of("search_experiments"))) == (made, made)
     for kind in ("", "ftp://x", "file:///x"):
         with pytest.raises(TrackingError, match="is no tracking store that MLflow takes"):
             tracker.check_store(kind, writes=writes)
+    for kind in ("https://h", "postgresql://h/m", "mysql+pymysql://h/m", "databricks://me"):
+        tracker.check_store(kind, writes=writes)  # whether it answers or not
 
 
 def test_who_ran_what(monkeypatch: pytest.MonkeyPatch) -> None:

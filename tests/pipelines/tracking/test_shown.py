@@ -44,6 +44,8 @@ def test_what_a_version_is_for(tiny_model: Path) -> None:
         f"{stream.width}x{stream.height} at {stream.fps:g} frames a second."
     )
     assert lines[-1] == f"Files: `{tiny_model}`"
+    edit = "liveedit edit in.mp4 out.mp4 --prompt"
+    assert f'{edit} "make it night" --model models:/m/1' in lines  # its card names no prompt
     first = lines.index("| a | 0.1235 |")
     assert lines[first + 1] == "| b | 2 |"
     assert [spec.shape for spec in signature(tiny_model).outputs] == [

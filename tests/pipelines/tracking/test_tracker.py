@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,46 @@ def test_silent_server_is_an_error_and_no_long_wait(monkeypatch: pytest.MonkeyPa
 def test_code_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    tracking.code_commit.cache_clear()
+    try:
+        assert tracking.code_commit() == "unknown"
+    finally:
+        tracking.code_commit.cache_clear()
+
+
+def test_what_git_does_not_keep_is_no_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit() -> str:
+        tracking.code_commit.cache_clear()
+        return tracking.code_commit()
+
+    monkeypatch.setattr(tracking, "ROOT", tmp_path)
+    try:
+        git("init", "-q")
+        (tmp_path / "kept").write_text("one")
+        git("add", "kept")
+        git("commit", "-qm", "first")
+        (tmp_path / "a note").touch()
+        assert commit() == git("rev-parse", "HEAD")
+        (tmp_path / "kept").write_text("two")
+        assert commit() == git("rev-parse", "HEAD") + "-dirty"
+    finally:
+        tracking.code_commit.cache_clear()
+
+
+def test_a_git_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that is gone."""
+
+    def hang(command: list[str], *, timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", hang)
     tracking.code_commit.cache_clear()
     try:
         assert tracking.code_commit() == "unknown"

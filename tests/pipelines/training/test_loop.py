@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.loader import Loader, Split, loader
 from modeling.model_dir import read_card
+from pipelines.training import loop
 from pipelines.training.run_folder import RunFolder, TrainingError, TrainingReport
 from pipelines.training.watch.meter import Meter
 from pipelines.training.watch.profiler import Profiler
@@ -271,6 +272,25 @@ def test_a_profile_of_a_training_that_goes_on_counts_its_steps_from_the_beginnin
     ((report,), _) = folder.reports(0)
     file = str(tmp_path / "profile" / "to-step-000011.json.gz")
     assert (report.step, report.steps, report.files) == (11, 30, {file: "profile"})
+
+
+def test_a_training_that_goes_on_is_profiled_from_there(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+
+    class Noting(Profiler):
+        def __init__(self, setting: Any, folder: RunFolder, done: int) -> None:
+            begun.append(done)
+            super().__init__(setting, folder, done)
+
+    monkeypatch.setattr(loop, "Profiler", Noting)
+    scripted(lambda step, micro: {"loss": 1.0})
+    run = bench().set(steps=3)
+    training = run.training()
+    training.done = 2  # as its checkpoint says
+    training.train(run.keep)
+    assert begun == [2]
 
 
 def test_a_profile_of_some_steps_goes_to_the_run(

@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray.train
@@ -22,7 +23,15 @@ from pipelines.training import loop, told
 from pipelines.training.loop import train_loop
 from pipelines.training.methods.base import Setting
 from pipelines.training.run_folder import RunFolder
-from pipelines.training.watch.watchdog import Watchdog
+from pipelines.training.watch.watchdog import (
+    COMPUTES,
+    EXPORTS,
+    READS,
+    REPORTS,
+    SAVES,
+    VALIDATES,
+    Watchdog,
+)
 from tests.pipelines.training.benches import Bench, Scripted
 
 pytestmark = pytest.mark.usefixtures("alone", "plain_engines")
@@ -143,6 +152,35 @@ def test_a_worker_is_watched_for_as_long_as_is_asked_and_asks_a_cluster_alone_wh
     seconds = 60 * minutes
     leaves = True if address else None
     assert seen == [(0, 1, seconds), (0, run.folder, seconds), (leaves, False)]
+
+
+def test_where_a_worker_stands_is_noted_before_all_that_may_hang(
+    bench: Callable[..., Bench], scripted: Callable[..., Scripted]
+) -> None:
+    """Each place after the one before, as `Place.progress` compares those of two workers."""
+
+    class Validation:
+        last: ClassVar[dict[str, float]] = {}
+
+        def is_due(self, done: int) -> bool:
+            return done == 2
+
+        def __call__(self, done: int) -> bool:
+            return False
+
+        def take_best(self, output: Path) -> None:
+            return None
+
+    scripted(lambda step, micro: {"loss": 1.0})
+    training: Any = bench().set(steps=2, grad_accumulation=2, checkpoint_every=1).training()
+    noted: list[tuple[int, int, int]] = []
+    training.note = lambda step, doing, batch: noted.append((step, batch, doing))
+    training._validation = Validation
+    training.run(lambda write, step: write(training.folder.path / f"saved-{step}"))
+    step = [(0, READS), (0, COMPUTES), (1, READS), (1, COMPUTES), (2, REPORTS)]
+    wanted = [(0, *place) for place in [*step, (2, SAVES)]]
+    wanted += [(1, *place) for place in [*step, (2, VALIDATES)]]
+    assert noted == [*wanted, (2, 0, EXPORTS)] == sorted(noted)
 
 
 def test_a_machine_that_is_about_to_leave_is_saved_for_once(

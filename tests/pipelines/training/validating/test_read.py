@@ -55,6 +55,7 @@ class Judge:
     [
         (0, 1, 1, 0, [0, 1], (1 + 2) / 2),
         (0, 1, 1, 1, [0, 0, 1], (1 + 2) / 2),  # of the sample that is edited as well
+        (0, 1, 1, 2, [0, 1, 0, 1], (1 + 2) / 2),
         (0, 2, 1, 1, [0, 0], 1 / 2),
         (1, 2, 1, 1, [0, 1], 2 / 2),  # encodes one to have something, should another have more
         (2, 3, 1, 0, [0, 1], 0.0),  # has none: as many forwards, which do not count
