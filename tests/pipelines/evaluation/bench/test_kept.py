@@ -70,7 +70,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three clips that are kept."""
-    folder = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("kept") / "system" / "clips"  # made when it is needed
     run(Noisy(), CONFIG, kept=Kept(folder, Noisy(), CONFIG))
     return folder
 

@@ -123,6 +123,15 @@ def test_flicker_is_what_changes_of_the_error() -> None:
     assert measure(clip, flickering, dilate=8)["temporal_outside"] == 0
 
 
+def test_what_flickers_in_the_scene_is_no_error() -> None:
+    clip = made()
+    for video in (clip.source, clip.truth):  # outside as inside, each by levels of its own
+        video[::2, :, 40:] += 20
+    clip.truth[::3, 16:32, 16:32] -= 30
+    values = measure(clip, clip.truth, dilate=8)
+    assert values["temporal_inside"] == values["temporal_outside"] == 0
+
+
 def test_an_error_that_moves_with_the_scene_does_not_flicker() -> None:
     """The camera goes right by two pixels a frame, and so does a blotch in the background left."""
     moves = STAYS.copy()

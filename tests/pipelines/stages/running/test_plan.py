@@ -46,6 +46,8 @@ def test_time_is_by_the_work_that_the_same_stage_did_before() -> None:
     section = {"steps": 10, "batch_size": 3, "grad_accumulation": 2}
     assert expect.clips_trained(section) == 60
     assert expect.clips_trained(section, 4) == 24
+    assert expect.clips_trained({"steps": 10}) == 10  # of an older record, which says no more
+    assert expect.clips_trained({}) == 0
 
 
 def test_a_stage_that_goes_on_is_given_the_time_of_what_is_left(tmp_path: Path) -> None:
