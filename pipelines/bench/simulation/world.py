@@ -173,7 +173,7 @@ class World:
             target_num_replicas=running,
         )
         target, _ = decisions.follow(context)
-        for _ in range(min(target, self.scale.max_editors) - running):
+        for _ in range(target - running):
             self._start(self.day.start_s * self._random.uniform(0.8, 1.5))
         for device in [d for d in self._devices.values() if not d.clients]:
             if self.placement.may_go(device.name):

@@ -28,12 +28,12 @@ from pipelines.bench.simulation.day import (
 from pipelines.bench.simulation.late import LateShare
 from pipelines.bench.simulation.simulated_editor import Device
 from pipelines.bench.simulation.tally import Tally, _quantile, table
-from pipelines.bench.simulation.world import PATIENCE_S, WARM_S, World, _machines
+from pipelines.bench.simulation.world import PATIENCE_S, REPORT_S, WARM_S, World, _machines
 from serve.admission.admission import Editor, Request, Seat, Sizes
 from serve.admission.decisions import Scale
 from serve.admission.fleet import emptiest
 from serve.admission.rungs import Means, Rung
-from serve.hub.placement import ASKS_S, Full, Placed, Waiting
+from serve.hub.placement import ASKS_S, EDITOR_GONE_S, Full, Placed, Retired, Waiting
 from tests.pipelines.bench.test_simulation import DAY, client
 
 WORK = DAY.sizes.work
@@ -255,6 +255,14 @@ def test_who_is_refused_is_counted_and_does_not_come_back() -> None:
     assert (world.tally.refused, world._events) == (1, [])
 
 
+def test_who_asks_for_a_version_that_is_gone_asks_for_the_one_in_its_place_at_once() -> None:
+    world = world_that(Retired("v2"), Full())
+    one = client(0, 0.0)
+    one.model = "v1"
+    world._ask(one)
+    assert (one.model, world.tally.refused) == ("v2", 1)
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("waited", [0.0, PATIENCE_S - 0.1, PATIENCE_S])
 def test_who_waits_asks_again_until_its_patience_ends_and_who_lost_its_editor_for_ever(
@@ -297,6 +305,47 @@ def test_waits_gaps_and_most_sessions_are_those_of_who_was_opened() -> None:
     world._ask(one)
     assert (world.tally.opened, world.tally.gaps) == (2, [7.0])
     assert world.tally.most_sessions == 2
+
+
+def test_who_cannot_be_kept_is_closed_and_an_editor_is_looked_at_when_it_may_decide_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = world_that(Placed("e"), Placed("e"))
+    world._devices["e"] = editor = device(EMPTY, [0.0])
+    editor.learn("")
+    for number in (0, 1):
+        world._ask(client(number, 0.0))
+    world.now, said = 50.0, list[Any]()
+    monkeypatch.setattr(world, "_say", lambda *given: said.append(given))
+    world._events.clear()
+    monkeypatch.setattr(editor, "decide", lambda: ("1.0", 90.0))
+    editor.report_due = False
+    world._report(editor)
+    assert (world.tally.closed, list(editor.clients)) == (1, ["0.0"])
+    assert world.placement.gave_up == ["1.0"]  # type: ignore[attr-defined]
+    assert said == [(editor, editor.said)]
+    assert [at for at, *_ in world._events] == [50.0 + REPORT_S], "somebody went"
+    for again, due in ((90.0, [90.0]), (50.0, [50.0 + REPORT_S]), (math.inf, [])):
+        world._events.clear()
+        editor.report_due = False
+        monkeypatch.setattr(editor, "decide", lambda again=again: (None, again))
+        world._report(editor)
+        assert [at for at, *_ in world._events] == due
+
+
+def test_a_version_is_known_to_kill_just_before_its_editor_is_taken_for_gone() -> None:
+    """As the hub's own note of it comes; the version is not tried anywhere else until then."""
+    world = World(replace(EMPTY, rolls=(Roll(1.0, kills=True),)), Rules())
+    world._devices["e"] = editor = device(EMPTY, [0.0])
+    world.catalog.point(NAME, world._version(1), 1.0, None)
+    editor.loading, editor.said_at, world.now = "v1", 4.0, 6.0
+    world._loaded(editor)
+    assert (world.tally.killed, world._devices) == (1, {})
+    ((at, _, act),) = world._events
+    assert 0 < 4.0 + EDITOR_GONE_S - at < 0.1
+    assert not world.catalog.failed
+    act()
+    assert world.catalog.failed == {"v1": "editor e died of it"}
 
 
 def test_an_editor_that_is_not_there_or_has_no_room_is_asked_again_later() -> None:

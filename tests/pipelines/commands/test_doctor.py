@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 import sys
@@ -9,8 +10,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from pipelines.commands import doctor
 from tests.data.conftest import SECRET_KEY, point_at, start_s3
@@ -65,6 +69,69 @@ def test_what_is_missing_hides_nothing_else(
     assert {name for name, (state, _) in found.items() if state == "broken"} == {
         *("torch", "GPU", "MLflow")
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "told"),
+    [
+        (None, "ok", "Triton's and NVRTC's are compiled"),
+        (RuntimeError("no\ncompiler"), "broken", "RuntimeError: no"),
+    ],
+)
+def test_every_gpu_is_named_and_whether_kernels_can_be_made_for_it(
+    error: Exception | None, state: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = [
+        SimpleNamespace(name=name, total_memory=gib * 2**30, major=major, minor=n)
+        for n, (name, gib, major) in enumerate((("A card", 80, 9), ("Another", 24, 8)))
+    ]
+    loads: list[str] = []
+
+    def load(model: str, *, device: str) -> None:
+        loads.append(device)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
+    monkeypatch.setattr("modeling.editor.StreamingEditor.load", load)
+    assert [(f.name, f.state, f.what) for f in doctor._gpus()] == [
+        ("GPU 0", "ok", "A card, 80 GiB, capability 9.0"),
+        ("GPU 1", "ok", "Another, 24 GiB, capability 8.1"),
+        ("kernels", state, told),
+    ]
+    assert loads == ["cuda"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [(f.name, f.state) for f in doctor._gpus()] == [("GPU", "absent")]
+
+
+def test_a_port_that_nobody_may_use_is_not_one_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(number: int) -> Any:
+        class Socket(socket.socket):
+            def bind(self, address: Any) -> None:
+                raise OSError(number, "a reason")
+
+        return Socket
+
+    monkeypatch.setattr(doctor.socket, "socket", refuse(errno.EADDRINUSE))
+    assert doctor._obstacle(81) == "something listens there"
+    monkeypatch.setattr(doctor.socket, "socket", refuse(errno.EACCES))
+    assert doctor._obstacle(81) == "not allowed here (a reason)"
+
+
+@pytest.mark.parametrize(
+    ("release", "state"), [((3, 10, 9), "broken"), ((3, 11), "ok"), ((3, 12, 1), "ok")]
+)
+def test_an_old_python_is_told(
+    release: tuple[int, ...], state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.sys, "version_info", release)
+    first = next(iter(doctor._packages()))
+    assert (first.name, first.state) == ("Python", state)
+    assert first.what.endswith("needs 3.11") == (state == "broken")
 
 
 def test_doctor_asks_s3_whether_it_takes_the_keys(

@@ -154,6 +154,7 @@ CASES = (
     Case("data ingest p.json t", "pipelines.stages.ingest.workforce", {"workers": None}),
     Case("models list a --uri http://r", f"{REGISTRY}.versions", AT_R | {"name": "a"},
          REACHABLE),
+    Case("models list a --uri http://r", "pipelines.tracking.tracker.check_reachable", AT_R),
     Case("models show models:/a@b --uri http://r", "pipelines.commands.models.find_version",
          AT_R | {"reference": "models:/a@b"}, REACHABLE),
     Case("models promote models:/a@b --alias x --share 0.25 --uri http://r",

@@ -85,11 +85,12 @@ def test_every_run_of_cameras_is_in_the_report(
     from pipelines.bench.soak import HeldMemory
 
     calls: list[tuple[int, tuple[str, ...], bool]] = []
-    passed = [0.0]
+    passed, sampled = [0.0], list[bool]()
 
     def measure(url: str, load: Any, sessions: int, *, attacks: Any = (), kill: Any = None,
                 every_second: Any = None, **_: Any) -> Any:  # fmt: skip
         calls.append((sessions, tuple(attacks), kill is not None))
+        sampled.append(every_second is not None)
         passed[0] += 0.6
         return SimpleNamespace(to_dict=lambda: {"sessions": sessions, "call": len(calls)})
 
@@ -122,6 +123,8 @@ def test_every_run_of_cameras_is_in_the_report(
     assert soaks == [found for name, found in report.items() if name == "soak"]
     assert [attacks for _, attacks, _ in calls if attacks] == [("floods",)] * ("floods" in words)
     assert waited == [(4, 7)] * ("floods" in words)
+    lasting = len(calls) - len(words.split()[1].split(",")) if "--soak" in words else 0
+    assert sampled == [False] * (len(calls) - lasting) + [True] * lasting
     assert [killed for *_, killed in calls] == [False] * (len(calls) - 1) + ["--kills" in words]
 
 
