@@ -32,7 +32,7 @@ from pipelines.bench.simulation.world import PATIENCE_S, REPORT_S, WARM_S, World
 from serve.admission.admission import Editor, Request, Seat, Sizes
 from serve.admission.decisions import Scale
 from serve.admission.fleet import emptiest
-from serve.admission.rungs import Means, Rung
+from serve.admission.rungs import Rung
 from serve.hub.placement import ASKS_S, EDITOR_GONE_S, Full, Placed, Retired, Waiting
 from tests.pipelines.bench.test_simulation import DAY, client
 
@@ -357,34 +357,18 @@ def test_an_editor_that_is_not_there_or_has_no_room_is_asked_again_later() -> No
     assert [at for at, *_ in world._events] == [ASKS_S] * 2
 
 
-def test_an_editor_costs_on_every_rung_what_was_measured_of_it() -> None:
-    rungs = {Rung("full", WORK): 1.0, Rung("steps", (32, 48), True, True): 0.25}
-    day = replace(DAY, rungs=rungs)
-    made = device(day, [5.0])
-    made.loading = "v2"
-    made.learn("v2")
-    wanted = {
-        replace(day.sizes.at(rung), model="v2"): part * day.cost_s for rung, part in rungs.items()
-    }
-    assert made.capacity.costs == made.capacity.warm == wanted
-    assert made.capacity.costs is not made.capacity.warm
-    assert made.loading == ""
-    assert made.capacity.models["v2"].chunk_frames == 12
-    assert (made.means, device(day, [0.0], degrade=False).means) == (Means(steps=4), None)
-    one = client(0, 0.0)
-    made.clients = {"0.0": one}
-    made.capacity.rung = {"0.0": Rung("steps", (32, 48), True, True)}.__getitem__  # type: ignore[method-assign]
-    assert made._cost(one) == 0.25 * one.cost_s
-    assert made._load() == pytest.approx(0.25 * one.cost_s * 16 / 12)
-    made.capacity.rung = {"0.0": Rung("slowed", WORK)}.__getitem__  # type: ignore[method-assign]
-    one.cost_s = 0.75
-    assert made._load() == pytest.approx(0.75 / 5)  # a chunk in five seconds, when others go first
-
-
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_only_a_version_that_kills_does(number: int) -> None:
     day = replace(DAY, rolls=(Roll(1.0, kills=True), Roll(2.0)))
     assert World(day, Rules())._kills(f"v{number}") is (number == 1)
+
+
+def test_editors_that_come_are_counted() -> None:
+    world = World(EMPTY, Rules())
+    world._starting = 2
+    for number in (1, 2):
+        world._ready()
+        assert (world.tally.most_editors, world._starting) == (number, 2 - number)
 
 
 def test_the_hour_before_the_day_counts_for_nothing() -> None:

@@ -187,6 +187,7 @@ def test_chunks_are_late_where_the_load_is_above_one(streams: int) -> None:
     # Of twice what it can do half is late, and more where what is late was computed for nothing.
     assert late(2.0, streams) > 0.45
     assert late(HEADROOM, streams) < late(1.2, streams) <= late(1.5, streams)
+    assert late(4.0, streams) <= 1.0, "each is late once"
 
 
 def test_ways_to_decide_are_chosen_by_name() -> None:

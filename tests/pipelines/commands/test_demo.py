@@ -116,6 +116,12 @@ def test_what_it_made_is_opened_where_somebody_sits_before_a_screen(
     monkeypatch.setenv("BROWSER", str(browser))
     assert not open_page(page, Console(file=StringIO()))  # of a job: nobody looks
     assert not opened.exists()
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        with monkeypatch.context() as patch:
+            patch.delenv("BROWSER")
+            patch.setenv(name, ":0")
+            patch.setattr(webbrowser, "open", lambda address: True)
+            assert open_page(page, terminal), name
     assert open_page(page, terminal)
     assert opened.read_text().strip() == page.as_uri()
 

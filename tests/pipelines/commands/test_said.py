@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -16,11 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from data.video import Damage, VideoWriter
-from infra.runtime.errors import UserError
 from pipelines.cli import app
 from pipelines.commands import run as commands
 from pipelines.commands import send as sending
-from pipelines.commands import serve
 from pipelines.commands.measure import serve as measured
 from pipelines.config.load import to_yaml
 from pipelines.config.pipeline import PipelineConfig
@@ -251,10 +250,13 @@ def test_stages_that_were_chosen_reach_the_pipeline(
     commands.run_train(config, console, first="causal")
     commands.run_train(config, console, only="vae")
     assert [(choice.first, choice.only) for choice in chosen] == [("causal", None), (None, "vae")]
+    monkeypatch.setattr(commands, "known_card", {"H100": "H100", None: "ours"}.__getitem__)
+    monkeypatch.setattr(commands, "legend", lambda lines, card, compute: [f"on {card}"])
     commands.print_plan(config, console, first="causal", card="H100")
-    commands.print_plan(config, console, only="vae", card="H100")
+    commands.print_plan(config, console, only="vae")
+    assert console.file.getvalue().split("\n")[-2:] == ["on ours", ""]  # type: ignore[attr-defined]
     assert [(c.first, c.only, card) for *_, c, card in planned] == [
-        ("causal", None, "H100"), (None, "vae", "H100"),
+        ("causal", None, "H100"), (None, "vae", "ours"),
     ]  # fmt: skip
 
 
@@ -279,6 +281,14 @@ def test_what_was_not_told_is_sent_to_where_it_belongs(
             for line in said:
                 self.warn(line)
 
+    @contextmanager
+    def locked(output: Path) -> Iterator[None]:
+        assert output == tmp_path
+        events.append("locked")
+        yield
+        events.append("unlocked")
+
+    monkeypatch.setattr("pipelines.stages.running.runner.locked", locked)
     monkeypatch.setattr("pipelines.tracking.outbox.Outbox", Box)
     monkeypatch.setattr("pipelines.tracking.tracker.check_reachable", events.append)
     page = StringIO()
@@ -294,90 +304,6 @@ def test_what_was_not_told_is_sent_to_where_it_belongs(
     else:
         sending.send(tmp_path, "http://other")
         assert page.getvalue() == f"http://other has all of {tmp_path}\n"
-    assert events == ["http://other", (tmp_path, "http://other", "mine"), "put back"]
-
-
-def test_files_of_a_server_are_found_from_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Replicas have another working directory."""
-    monkeypatch.setattr(serve, "chosen_model", lambda model: "m")
-    settings = serve.serve_settings(["token_file=t", "log_dir=logs"])
-    assert settings.token_file == str(tmp_path / "t")
-    assert settings.log_dir == str(tmp_path / "logs")
-    assert serve.serve_settings([]).log_dir is None
-
-
-@pytest.mark.parametrize(("https", "trust"), [(False, None), (True, Path("c"))])
-def test_a_server_runs_until_it_is_stopped_and_then_hurries(
-    https: bool, trust: Path | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[Any] = []
-    running: Any = SimpleNamespace(hurry=None)
-
-    @contextmanager
-    def application(settings: Any, **given: Any) -> Any:
-        events.append((given["host"], given["port"]))
-        yield running
-        events.append("stopped")
-
-    def pause() -> None:
-        events.append("pause")
-        if events.count("pause") == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(serve, "application", application)
-    monkeypatch.setattr(serve, "serve_settings", lambda words: SimpleNamespace(stop_s=7.0))
-    monkeypatch.setattr("serve.tls.own_certificate", lambda f: SimpleNamespace(certificate=trust))
-    monkeypatch.setattr(serve.signal, "pause", pause)
-    monkeypatch.setattr(serve, "print_running", lambda *_, trust: events.append(trust))
-    monkeypatch.setattr(serve, "_hurry_when_asked", lambda of: events.append(of is running))
-    page = StringIO()
-    monkeypatch.setattr(serve, "console", Console(file=page, width=99))
-    serve.serve(port=81, https=https)
-    host = "0.0.0.0" if https else "127.0.0.1"
-    assert events == [(host, 81), trust, "pause", "pause", "pause", True, "stopped"]
-    assert "sessions have 7 s to finish, Ctrl-C ends them at once" in page.getvalue()
-
-
-def test_a_second_stop_cuts_and_ends_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    handlers: dict[int, Any] = {}
-    timers: list[Any] = []
-
-    class Timer:
-        def __init__(self, seconds: float, then: Any) -> None:
-            timers.append((seconds, then))
-
-        def start(self) -> None:
-            timers.append(self.daemon)
-
-    import threading
-
-    monkeypatch.setattr(serve.signal, "signal", handlers.__setitem__)
-    monkeypatch.setattr(serve.threading, "Timer", Timer)
-    running: Any = SimpleNamespace(hurry=threading.Event(), abandon="abandon")
-    serve._hurry_when_asked(running)
-    assert set(handlers) == {2, 15}
-    for number in (2, 15, 2):
-        handlers[number](number, None)
-        assert running.hurry.is_set()
-    assert timers == [(12.0, "abandon"), True], "once"
-
-
-@pytest.mark.parametrize(("port", "taken"), [(None, 5), (81, 81)])
-def test_an_application_is_stopped_whatever_happens(
-    port: int | None, taken: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[Any] = []
-    running = SimpleNamespace(stop=lambda: events.append("stop"))
-    monkeypatch.setattr("serve.run.free_port", lambda: 5)
-    monkeypatch.setattr(
-        "serve.run.start", lambda *given, **named: (events.append(named), running)[1]
-    )
-    settings: Any = "settings"
-    with serve.application(settings, host="h", port=port, registry="r") as found:
-        assert (found, len(events)) == (running, 1)
-    failing = serve.application(settings, host="h", port=port, registry="r")
-    with pytest.raises(UserError), failing:
-        raise UserError("x")
-    assert events == [{"host": "h", "port": taken, "registry": "r", "tls": None}, "stop"] * 2
+    assert events == [
+        "http://other", "locked", (tmp_path, "http://other", "mine"), "put back", "unlocked",
+    ]  # fmt: skip
