@@ -15,7 +15,7 @@ from infra.runtime.errors import UserError
 from modeling.config import Scope, VaeConfig
 from modeling.diffusion.reuse import Reuse
 from modeling.diffusion.transformer import Transformer
-from modeling.gpu.accelerate import accelerate
+from modeling.gpu.accelerate import accelerate, fast_detail
 from modeling.gpu.conv import CausalConvolution
 from modeling.streaming.forward import PlainForward
 from modeling.streaming.kv_cache import KVCache
@@ -251,3 +251,35 @@ def test_what_is_left_out_is_plain() -> None:
     assert left_out(resize.resize) == {"kernel": "bicubic"}
     room = rows._room_for_fp8(2, 3, torch.device("meta"))
     assert {part.device.type for part in room} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["wan", "tiny"])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_an_editors_networks_are_fused_rehearsed_and_then_graphed(
+    monkeypatch: pytest.MonkeyPatch, kind: str, fp8: bool
+) -> None:
+    """In this order: what is rehearsed is what will run, and no graph is made of a rehearsal."""
+    from modeling.gpu import graphs, rehearsal
+    from modeling.gpu import vae as fused_vae
+
+    network = Transformer(replace(SIZES, dim=32, ffn_dim=48))
+    vae = build_vae(VaeConfig(kind, base_dim=2, widths=(4,) * 4))
+    told: list[tuple[Any, ...]] = []
+    for module, name in ((fused_vae, "fuse"), (rehearsal, "rehearse"), (graphs, "graph_passes")):
+        monkeypatch.setattr(module, name, lambda *args, name=name: told.append((name, *args)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    made: Any = accelerate(network, vae, fp8=fp8)
+    if kind == "wan":
+        assert told.pop(0) == ("fuse", vae)
+    rehearsed, graphed = told
+    fused = rehearsed[2]
+    assert rehearsed == ("rehearse", network, fused, vae)
+    assert graphed == ("graph_passes", vae)
+    assert bool(fused._fp8) is fp8
+    assert (made.func, made.args[0].network) == (graphs.GraphedForward, fused)
+
+
+def test_detail_on_a_gpu_is_each_of_its_kernels() -> None:
+    from modeling.gpu.kernels import guide, resize, transfer
+
+    assert fast_detail() == (resize.resize, guide.following, transfer.transfer)
