@@ -46,7 +46,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Train a video editor that works chunk by chunk, and edit videos with it.\n\n"

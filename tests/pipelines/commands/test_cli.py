@@ -244,6 +244,7 @@ def test_help_has_an_example_a_line_and_breaks_no_sentence(
     monkeypatch.setenv("COLUMNS", "400")
     lines = [line.strip() for line in liveedit("serve", "--help").stdout.splitlines()]
     assert "liveedit serve" in lines
+    assert "New here? liveedit serve names" in liveedit("--help").stdout  # bold, and no markup
     assert "liveedit serve models:/liveedit@production --port 8080" in lines
     told = next(line for line in lines if line.startswith("Runs until Ctrl-C"))
     assert told.endswith("limits.max_pixels.")

@@ -78,11 +78,13 @@ def test_lines_of_a_long_stage_are_some_seconds_apart(
 
 
 def test_bars_move_in_a_terminal_and_lines_are_left_to_them(page: StringIO, clock: Clock) -> None:
-    view = StageView(Console(file=page, width=80, force_terminal=True), ("vae",))
+    view = StageView(Console(file=page, width=80, force_terminal=True), ("vae", "causal"))
     assert view._live
+    view.console.print(view._progress)
+    assert "causal" in page.getvalue()  # also of what has not begun
     view.start("vae")
     view.update("vae", 3, 9, "here")
-    (task,) = view._progress.tasks
+    task, _ = view._progress.tasks
     assert (task.completed, task.total, task.fields["note"]) == (3, 9, "here")
     view.finish("vae", "loss 1")
     assert (task.completed, task.total, task.finished) == (1, 1, True)
