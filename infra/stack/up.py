@@ -114,7 +114,7 @@ def run(settings: Settings) -> None:
                 started.check()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave processes
-        for started in reversed(running):
+        for started in running:
             started.stop()
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -50,6 +51,30 @@ def test_a_port_that_a_server_had_a_moment_ago_is_free() -> None:
             listener.accept()[0].close()
             assert client.recv(1) == b""
     up._check_port(Server("x", port, "", "", [], {}))
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_database_is_made_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path, unfinished = tmp_path / "mlflow.db", tmp_path / "mlflow.unfinished"
+    unfinished.write_text("of a start that was interrupted")
+
+    def make(command: list[str], **_: Any) -> Any:
+        assert not unfinished.exists()
+        assert command[-1] == f"sqlite:///{unfinished}"
+        unfinished.write_text("made")
+        return SimpleNamespace(returncode=code, stderr="traceback\nno such table\n")
+
+    monkeypatch.setattr(servers.subprocess, "run", make)
+    if code:
+        with pytest.raises(OSError, match=rf"cannot make its database {path}: no such table$"):
+            servers._make_database(path)
+        assert not path.exists()
+    else:
+        servers._make_database(path)
+        assert path.read_text() == "made"
+        assert not unfinished.exists()
 
 
 @pytest.mark.parametrize(("late", "taken"), [(119.0, True), (121.0, False)])

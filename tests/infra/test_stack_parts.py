@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,15 +80,20 @@ def test_a_part_whose_port_is_taken_is_not_started(
     assert not (settings.data / "logs").exists()
 
 
-def test_a_part_has_its_time_to_end_by_itself(settings: Settings) -> None:
-    """A database writes what it holds."""
+def test_a_part_has_its_time_to_end_by_itself(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database writes what it holds. It is not waited for when it has."""
+    monkeypatch.setattr(up, "STOP_S", 30.0)
     command = [sys.executable, "-c", GENTLE, str(settings.data)]
     process = StackProcess(Server("x", 1, "", "", command, {}), settings)
     deadline = time.monotonic() + 60
     while not (settings.data / "begun").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    began = time.monotonic()
     process.stop()
+    assert time.monotonic() - began < 25
     assert (settings.data / "ended").exists()
     assert process.process.returncode == 0
 
@@ -205,30 +209,6 @@ def test_what_is_not_installed_is_told_with_how_to_get_it(
         assert (part.name, remedy in part.remedy) == (make.__name__, True)
 
 
-@pytest.mark.parametrize("code", [0, 1])
-def test_a_database_is_made_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    path, unfinished = tmp_path / "mlflow.db", tmp_path / "mlflow.unfinished"
-    unfinished.write_text("of a start that was interrupted")
-
-    def make(command: list[str], **_: Any) -> Any:
-        assert not unfinished.exists()
-        assert command[-1] == f"sqlite:///{unfinished}"
-        unfinished.write_text("made")
-        return SimpleNamespace(returncode=code, stderr="traceback\nno such table\n")
-
-    monkeypatch.setattr(servers.subprocess, "run", make)
-    if code:
-        with pytest.raises(OSError, match=rf"cannot make its database {path}: no such table$"):
-            servers._make_database(path)
-        assert not path.exists()
-    else:
-        servers._make_database(path)
-        assert path.read_text() == "made"
-        assert not unfinished.exists()
-
-
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -247,9 +227,13 @@ def test_options_of_the_stack_arrive(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["up", *given, *(["--data=kept"] if given else [])])
     monkeypatch.setattr(up, "run", ran.append)
-    monkeypatch.setattr(up.signal, "signal", lambda *_: None)
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(up.signal, "signal", handlers.__setitem__)
     up.main()
     assert ran == [Settings(tmp_path / data, *wanted)]
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has them ignored
+        with pytest.raises(KeyboardInterrupt):
+            handlers[number](number, None)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +307,8 @@ def test_who_waits_for_a_part_hears_that_it_ended_or_never_answered(
         process.wait_ready()
     process.stop()
     monkeypatch.setattr(up, "START_S", 60.0)
-    for code, said in (("", "with 0: no output"), ("raise SystemExit('so')", "with 1: so")):
+    failing = "print('it begins', flush=True); raise SystemExit('so')"
+    for code, said in (("", "with 0: no output"), (failing, "with 1: so")):
         process = running(settings, code, f"{server}/500")
         with pytest.raises(StackError, match=f"x ended {said}; its log is {log}"):
             process.wait_ready()

@@ -169,8 +169,12 @@ ARRIVES: dict[str, tuple[Callable[[Built], Any], Any]] = {
         [2.5] * 2,
     ),
     "link_host": (
-        lambda b: [b.hub._listener.host, b.front.front.services.backend.listener.host],
-        ["127.0.0.2"] * 2,
+        lambda b: [
+            b.hub._listener.host,
+            b.front.front.services.backend.listener.host,
+            b.front.front._listener.host,  # for who owns the sockets
+        ],
+        ["127.0.0.2"] * 3,
     ),
     "limits": (
         lambda b: [

@@ -23,7 +23,7 @@ class Wire:
         self.sent: list[Any] = []  # messages given to the client
         self.writable = asyncio.Event()
         self.writable.set()
-        self.left = False  # the client is gone
+        self.left: Exception | None = None  # when the client is gone
         self.incoming: asyncio.Queue[Any] = asyncio.Queue()
         self.application = application
 
@@ -40,7 +40,7 @@ class Wire:
         await self.writable.wait()
         await asyncio.sleep(0)  # as who has something to do
         if self.left:
-            raise OSError("nobody is there")
+            raise self.left
         self.sent.append(message)
 
     async def ingress(self, scope: Any, receive: Any, send: Any) -> None:
