@@ -76,7 +76,10 @@ def test_what_lies_elsewhere_stays_there(tmp_path: Path, output: str) -> None:
 
 def test_writing_leaves_no_draft(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": 1})
-    write_json(tmp_path / "a.json", {"x": 2})
+    with (tmp_path / "a.json").open() as before:
+        write_json(tmp_path / "a.json", {"x": 2})
+        assert json.load(before) == {"x": 1}, "who reads it meanwhile has the old one"
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -197,7 +200,10 @@ def test_dataset_with_a_lost_or_cut_shard_has_no_fingerprint(heldout: str, tmp_p
     shutil.copytree(heldout, copy)
     assert fingerprint_of(copy) == fingerprint_of(heldout)
     shard = sorted(copy.glob("*.tar"))[0]
-    shard.write_bytes(shard.read_bytes()[:-512])
+    whole = shard.read_bytes()
+    shard.write_bytes(whole + bytes(512))
+    assert fingerprint_of(copy) is None
+    shard.write_bytes(whole[:-512])
     assert fingerprint_of(copy) is None
     shard.unlink()
     assert fingerprint_of(copy) is None
@@ -214,7 +220,9 @@ def test_a_model_that_is_changed_on_purpose_is_not_made_again(
     made = model_fingerprint(model)
     records = Records(tmp_path)
     records.write(StageRecord("distill", "key", made, str(model), "run", {}, 1.0, "now"))
-    with taken_along(model):
+    way = tmp_path / "elsewhere"
+    way.symlink_to(model)
+    with taken_along(way):
         set_guide(model, 0.5, {})
     record = records.read("distill")
     assert record is not None

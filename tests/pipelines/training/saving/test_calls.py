@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
+from pipelines.exits import TryAgainError
 from pipelines.training.calls import ASK, ASK_SECONDS, LEAVE, SAVE, STOP, Calls
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Write
@@ -129,13 +130,15 @@ def test_a_stop_is_heard_beside_a_machine_that_leaves(
     assert [calls.after_step() for _ in range(2)] == [0, STOP | LEAVE]
 
 
-def test_a_training_that_is_stopped_ends_when_its_state_is_on_the_disk(
-    bench: Callable[..., Bench], scripted: Callable[..., Scripted]
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_training_that_is_stopped_or_leaves_ends_when_its_state_is_on_the_disk(
+    leaves: bool, bench: Callable[..., Bench], scripted: Callable[..., Scripted]
 ) -> None:
     scripted(lambda step, micro: {"loss": 1.0})
     run = bench().set(steps=9, checkpoint_every=100)
     training = run.training()
-    RunFolder(run.folder).ask_to_stop()
+    if not leaves:
+        RunFolder(run.folder).ask_to_stop()
     threads: list[Thread] = []
 
     def keep(write: Write, step: int) -> None:
@@ -146,7 +149,11 @@ def test_a_training_that_is_stopped_ends_when_its_state_is_on_the_disk(
         threads.append(Thread(target=behind))
         threads[-1].start()
 
-    assert training.run(keep) == {"stopped": 2}
+    if leaves:
+        with pytest.raises(TryAgainError, match="the state after step 2 was saved"):
+            training.run(keep, told=lambda: True)
+    else:
+        assert training.run(keep) == {"stopped": 2}
     there = (run.folder / "saved-2" / "manifest-0.json").is_file()
     threads[0].join()
     assert there
