@@ -302,11 +302,14 @@ async def test_a_head_is_bounded_alike_for_pages_and_streams(rest: bytes) -> Non
         assert statuses == ([b"200", b"101"] if rest.endswith(b"\n") else [b"400", b"400"])
 
 
-async def test_pings_are_few() -> None:
+async def test_pings_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CONTROL_S", 60.0)
     async with ingress() as server, Raw(server) as raw:
         await raw.upgrade()
         raw.writer.write(PING * websocket.MAX_CONTROL)
         await raw.reader.readexactly(websocket.MAX_CONTROL * 127)
+        raw.writer.write(b"\x81\x81" + bytes(4) + b"a")
+        assert await raw.reader.readexactly(3) == b"\x81\x011"  # so many are not too many
         raw.writer.write(PING)
         last = await raw.answer()
         assert struct.unpack(">H", last[2:4]) == (websocket.VIOLATION,)
