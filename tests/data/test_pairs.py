@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -94,6 +96,7 @@ def test_unusable_pairs_are_reported_by_name_and_left_out(tmp_path: Path) -> Non
     for index, (name, words) in expected.items():
         assert reasons[index][0] == name
         assert words in reasons[index][1]
+        assert name not in reasons[index][1]  # it is told beside it
     assert str(pairs.left_out[0]).startswith("entry 1: ")
     assert len(list(pairs)) == 3  # a second pass reports once, not twice
     assert len(pairs.left_out) == 7
@@ -116,6 +119,28 @@ def test_a_file_that_no_decoder_or_scaler_takes_is_named_and_left_out(tmp_path: 
         ("noise.mp4", 2),
     ]
     assert "frames of 2x4000 cannot be cut to 832x480" in pairs.left_out[0].reason
+
+
+@pytest.mark.parametrize(
+    "raised", [MemoryError("no memory"), ValueError("no"), av.FFmpegError(1, "no", "b.mp4")]
+)
+def test_whatever_a_decoder_makes_of_one_file_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write_raw(tmp_path / name, numbered(9))
+    frames = pairs_module.read_frames
+
+    def failing(path: Path, **about: Any) -> Any:
+        if path.name == "b.mp4":
+            raise raised
+        return frames(path, **about)
+
+    monkeypatch.setattr(pairs_module, "read_frames", failing)
+    pairs = read(write_list(tmp_path, [entry("a.mp4", "b.mp4"), entry("a.mp4", "a.mp4")]))
+    assert [pair.origin["entry"] for pair in pairs] == [1]
+    assert [(left.index, Path(left.path).name) for left in pairs.left_out] == [(0, "b.mp4")]
+    assert "no" in pairs.left_out[0].reason
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
