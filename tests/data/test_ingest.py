@@ -214,6 +214,14 @@ def test_a_run_that_goes_on_tells_what_was_done_before(tmp_path: Path) -> None:
     assert [shard.count for shard in info.shards] == [3, 3, 1]
 
 
+def test_a_run_that_goes_on_may_find_nothing_more(tmp_path: Path) -> None:
+    path, uri = make_list(tmp_path, 4, bad=(2, 3)), str(tmp_path / "set")
+    with pytest.raises(StoppedError):
+        ingest(pairs(path), uri, samples_per_shard=2, on_entry=stop_after(2))
+    info, left_out = ingest(pairs(path), uri, samples_per_shard=2)
+    assert (info.samples, info.frames, len(left_out)) == (2, 9, 2)
+
+
 def test_a_journal_says_all_that_going_on_needs(tmp_path: Path) -> None:
     path, uri = make_list(tmp_path, 4, bad=(0,)), tmp_path / "set"
     with pytest.raises(StoppedError):
