@@ -228,14 +228,16 @@ def test_packing_keeps_the_limits_of_an_editor(
 
 
 def test_packing_takes_the_fullest_with_room() -> None:
-    def pack(shares: list[float]) -> int:
-        return decisions.packed(Counter(map(grain, shares)), max_sessions=8, measured=True)
+    def pack(shares: list[float], most: int = 8) -> int:
+        return decisions.packed(Counter(map(grain, shares)), max_sessions=most, measured=True)
 
     assert pack([0.5, 0.3, 0.3, 0.5]) == 2
     assert pack([0.6, 0.5, 0.3, 0.2]) == 2  # 0.3 goes to 0.5, 0.2 to 0.6
     assert pack([0.9, 0.1]) == 2  # more than an editor has: alone, and nothing beside it
     assert pack([0.1] * 8) == 1
     assert pack([0.1] * 9) == 2
+    # Of 0.4, 0.6 and 0.7 only the last has a place left for one more session.
+    assert pack([0.7, 0.3, 0.3, 0.2, 0.2, 0.1], most=2) == 3
     assert pack([]) == 0
 
 

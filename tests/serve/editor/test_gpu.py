@@ -28,7 +28,7 @@ NAMES = ("gpu_utilisation", "gpu_memory_bytes", "gpu_memory_total_bytes")
     [
         ("37, 40536, 81559", GpuReading(0.37, 40536 * MIB, 81559 * MIB)),
         ("0, 0, 81559", GpuReading(0.0, 0.0, 81559 * MIB)),
-        ("100,1,2\r", GpuReading(1.0, MIB, 2 * MIB)),
+        ("100,1,2\r", GpuReading(1.0, 1_048_576, 2_097_152)),
         ("[N/A], 4096, 20096", GpuReading(math.nan, 4096 * MIB, 20096 * MIB)),  # an MIG slice
         ("[Not Supported], [Not Supported], 8192", GpuReading(math.nan, math.nan, 8192 * MIB)),
     ],
