@@ -90,7 +90,7 @@ class Placement:
         self.scale, self.settle_s = scale, settle_s
         self.catalog = catalog or Catalog()
         self._clock = clock
-        self._said: dict[str, tuple[float, Editor]] = {}  # their own last word, and when
+        self._said: dict[str, float] = {}  # when they last reported
         # As they will be when all that was placed is there; without those that go.
         self._fleet = Fleet(rank=rank, together=together)
         self._aside: dict[str, Editor] = {}  # those that go
@@ -121,9 +121,8 @@ class Placement:
         reserved = self._reserved.pop(editor.name, {})
         if editor.name not in self._said and self._starting_since is not None:
             self._start_s = now - self._starting_since
-        same = editor.name in self._said and self._said[editor.name][1] is editor
-        self._said[editor.name] = now, editor
-        if same and not reserved and self._known(editor.name) is editor:
+        self._said[editor.name] = now
+        if not reserved and self._known(editor.name) is editor:
             return
         placed = {
             stream: (at, request)
@@ -320,7 +319,7 @@ class Placement:
         return since if number > len(self._fleet) else None
 
     def _sweep(self, now: float) -> None:
-        for name in [n for n, (at, _) in self._said.items() if now - at >= EDITOR_GONE_S]:
+        for name in [n for n, at in self._said.items() if now - at >= EDITOR_GONE_S]:
             del self._said[name]
             self._fleet.drop(name)
             self._aside.pop(name, None)
