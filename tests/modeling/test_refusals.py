@@ -183,7 +183,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     # parts that do not fit each other
     (
         lambda: with_config(text=TextConfig("words", dim=64, tokens=24)),
-        r"text\.dim 64 does not fit",
+        r"text\.dim 64 does not fit transformer\.text_dim 128;",
     ),
     (
         lambda: with_config(vae=VaeConfig("wan", latent_channels=8, mean=(0,) * 8, std=(1,) * 8)),

@@ -307,12 +307,9 @@ class TestRefusals:
         self.refuse("there is no weight file", tmp_path / "empty", tmp_path)
         torch.save({"bert.weight": torch.ones(1)}, tmp_path / "bert.pt")
         self.refuse(r"only .*bert\.pt \(with bert\.weight\)", tmp_path / "bert.pt", tmp_path)
-        self.refuse(
-            "holds no video VAE, but a UMT5 text encoder",
-            published.wan,
-            tmp_path,
-            vae=published.wan / "models_t5_umt5-xxl-enc-bf16.pth",
-        )
+        text = published.wan / "models_t5_umt5-xxl-enc-bf16.pth"
+        message = f"--vae {text} holds no video VAE, but a UMT5 text encoder"
+        self.refuse(message, published.wan, tmp_path, vae=text)
 
     def test_two_of_a_kind(self, published: Published, tmp_path: Path) -> None:
         folder = shutil.copytree(published.wan, tmp_path / "wan")
