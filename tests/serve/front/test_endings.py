@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from serve.front import front as front_module
+from serve.front.socket import Socket
 from serve.limits import Limits
 from serve.wire.protocol import SPENT, STOPPED
 from tests.serve.front.world import OPEN, Inline, StoreLink, Wire, World, frames
@@ -291,3 +293,23 @@ def test_a_drained_editors_stream_goes_on_at_once_and_from_its_exact_state() -> 
         world.editors.die()
         world.advance(1.0)
         assert world.sample("sessions_moved_total", why="death") == 1
+
+
+def test_nothing_is_left_of_a_socket_whose_client_went_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its link, and who hears it, would be there for every camera that ever was."""
+    ended: list[Socket] = []
+
+    class Noted(Socket):
+        def end(self) -> None:
+            ended.append(self)
+            super().end()
+
+    monkeypatch.setattr(front_module, "Socket", Noted)
+    with World() as world:
+        wire = world.connect(OPEN, *frames(0, 9))
+        assert ended == []
+        wire.disconnect()
+        world.settle()
+        assert len(ended) == 1
