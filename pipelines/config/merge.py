@@ -61,12 +61,18 @@ def _described(base: object) -> Any:
 
 def _merged(base: T, config: Any, layers: list[tuple[str, Any]], prefix: str = "") -> T:
     """`config` describes `base` and stays as it is."""
-    for origin, layer in layers:
-        try:
-            config = OmegaConf.merge(config, layer)
-        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list for a section
-            key = getattr(error, "full_key", None) or _misfit(config, layer)
-            raise ConfigError(f"{origin}: {_explain(error, base, prefix, key, layer)}") from error
+    wrong = (OmegaConfBaseException, TypeError)  # TypeError: a list for a section
+    try:
+        config = OmegaConf.merge(config, *(layer for _, layer in layers))  # each merge copies it
+    except wrong:
+        for origin, layer in layers:
+            try:
+                config = OmegaConf.merge(config, layer)
+            except wrong as error:
+                key = getattr(error, "full_key", None) or _misfit(config, layer)
+                raise ConfigError(
+                    f"{origin}: {_explain(error, base, prefix, key, layer)}"
+                ) from error
     try:
         merged = cast(T, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
