@@ -10,6 +10,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,10 +85,19 @@ def test_webdataset_itself_reads_the_shards(tmp_path: Path) -> None:
     assert {"source.mp4", "target.mp4", "mask.mp4", "json"} <= samples[0].keys()
 
 
-def test_processes_give_the_same_bytes(tmp_path: Path) -> None:
+def test_processes_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    mapped = shards_module.map_in_order
+
+    def noting(function: Any, items: Any, workers: int) -> Any:
+        asked.append(workers)
+        return mapped(function, items, workers)
+
+    monkeypatch.setattr(shards_module, "map_in_order", noting)
     here = read_dataset_info(write_small(tmp_path / "a"))
     there = read_dataset_info(write_small(tmp_path / "b", workers=2))
     assert here == there
+    assert asked == [0, 2]
 
 
 def test_hash_is_of_the_content_alone(tmp_path: Path) -> None:
