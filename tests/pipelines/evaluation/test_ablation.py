@@ -238,6 +238,22 @@ def test_a_variant_is_the_model_with_another_stream(tmp_path: Path) -> None:
     assert pruned.mask_cache.policy == "follow"
 
 
+@pytest.mark.parametrize(
+    ("cards", "where"), [(True, ("cuda", "bfloat16")), (False, ("cpu", "float32"))]
+)
+def test_a_variant_runs_on_the_gpu_where_there_is_one(
+    cards: bool, where: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(place: Path, *, device: str, dtype: Any) -> None:
+        raise LookupError(place, device, str(dtype).removeprefix("torch."))
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cards)
+    monkeypatch.setattr("pipelines.evaluation.ablation.load_model", load)
+    with pytest.raises(LookupError) as asked:
+        variant_editor(tmp_path, {"steps": 2})
+    assert asked.value.args == (tmp_path, *where)
+
+
 def test_on_pairs_of_a_dataset(tiny_model: Path, heldout: str) -> None:
     judge = Pairs(heldout, EvaluateConfig(clips=5, success_db=-99.0))  # which all reach
     grid = parse_grid(["cache=none,block", "work_size=1/2", "clips=5"], ("seed",))
