@@ -60,6 +60,12 @@ def manifest(folder: Path, **changes: Any) -> None:
     read_dataset_info(folder / "set")
 
 
+def manifest_of(folder: Path, content: bytes) -> None:
+    dataset(folder)
+    (folder / "set" / "dataset.json").write_bytes(content)
+    read_dataset_info(folder / "set")
+
+
 def files_without(name: str, sample: Any) -> None:
     files = to_files(sample)
     del files[name]
@@ -184,6 +190,8 @@ MISTAKES: list[tuple[str, type[Exception], Attempt]] = [
     ("format version 2", DatasetError, lambda f: manifest(f, format_version=2)),
     ("format version 0", DatasetError, lambda f: manifest(f, format_version=0)),
     ("is damaged", DatasetError, lambda f: manifest(f, more=1)),
+    ("is damaged", DatasetError, lambda f: manifest_of(f, b'{"format_version": "\xe9"}')),
+    ("is damaged", DatasetError, lambda f: manifest_of(f, b"[1]")),
     ("is damaged", DatasetError, lambda f: manifest(f, shards=[{"name": "x"}])),
     ("is damaged", DatasetError, lambda f: manifest(f, shards=None)),
     ("is no tar file", DatasetError, not_a_tar),
