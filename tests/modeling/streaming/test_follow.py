@@ -288,6 +288,18 @@ def test_a_chunk_follows_the_last_latent_of_the_one_before() -> None:
     assert kept[core].all()
 
 
+def test_what_is_carried_is_the_answer_for_the_last_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = nowhere()
+    for n in range(F):
+        found[n, n, n] = True
+    monkeypatch.setattr(follow, "undilated", lambda *_, **options: found)
+    mask = cache(FOLLOW)
+    run(mask, scene(), scene())
+    carried = mask.carried()
+    assert carried is not None
+    assert torch.equal(carried, found[-1].flatten().nonzero().squeeze(1))
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_what_is_carried_goes_on_elsewhere(cut: bool) -> None:
     """A likely edit is kept by a cache that took over from one that was sure, unless there was a

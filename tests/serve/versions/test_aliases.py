@@ -257,6 +257,22 @@ async def test_a_name_that_is_served_no_more_while_it_is_looked_up(
     assert [offer.name for offer in follower.catalog.menu(editors("demo")).offers] == ["demo"]
 
 
+async def test_what_has_not_moved_is_not_looked_up_again(
+    follower: Aliases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every few seconds it would be a fingerprint of gigabytes."""
+    found: list[str] = []
+
+    def find(reference: str, uri: str) -> ModelVersion:
+        found.append(reference)
+        return find_version(reference, uri)
+
+    monkeypatch.setattr("serve.versions.aliases.find_version", find)
+    for _ in range(3):
+        await follower.look()
+    assert len(found) == 1
+
+
 async def test_a_name_that_is_served_again_is_looked_up_again(
     followed: Registry, follower: Aliases
 ) -> None:

@@ -18,6 +18,7 @@ from modeling.losses.dmd import dmd_gradient, gradient_as_loss
 from pipelines.config.stages import ComputeConfig, TrainedStage
 from pipelines.training.run_folder import RunFolder
 from pipelines.training.saver import Saver
+from pipelines.training.zero import inside
 from pipelines.training.zero.average import Ema
 from pipelines.training.zero.engines import (
     deepspeed_config,
@@ -27,6 +28,7 @@ from pipelines.training.zero.engines import (
     update,
 )
 from pipelines.training.zero.inside import (
+    copy_weights,
     full_weights,
     import_deepspeed,
     load_engine,
@@ -160,6 +162,7 @@ def compare(rank: int, folder: Path) -> None:
     """All checks in one start of the two processes, which costs more than they do."""
     keep_linear(rank)
     take_shares(rank)
+    gather_whole()
     compare_fp32(folder)
     compare_bf16(folder)
     compare_adapters(folder)
@@ -197,6 +200,18 @@ def take_shares(rank: int) -> None:
         shares = parameter.detach().flatten().chunk(WORLD)
         assert mine.numel() == 0
         assert torch.equal(part.ds_tensor, shares[rank])
+
+
+def gather_whole() -> None:
+    """Also where a network has more parameters than are gathered at once."""
+    engine, target = make_engine(network(2), ComputeConfig(zero_stage=3), STAGE, 1e-2), network(3)
+    together, inside._GATHERED = inside._GATHERED, 3
+    try:
+        copy_weights(engine, target)
+    finally:
+        inside._GATHERED = together
+    for name, value in network(2).state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
 
 
 def compare_fp32(folder: Path) -> None:
