@@ -68,7 +68,7 @@ NEAREST = {  # the first pattern that fits a module names the tests that it answ
     "data/loader.py": "data/test_loader_model.py data/test_loader.py",
     "serve/delivery/session.py": "serve/delivery/test_session.py serve/delivery serve/front",
     "serve/delivery/pacing.py": "serve/test_small_parts.py serve/delivery serve/front",
-    "serve/hub/records.py": "serve/hub serve/front serve/test_small_parts.py",
+    "serve/hub/records.py": "serve/hub serve/front serve/test_small_parts.py serve/test_bounds.py",
     "serve/editor/capacity.py": "serve/test_small_parts.py serve/editor",
     "serve/limits.py": "serve/test_limits.py test_docs.py serve/wire serve/front/test_http.py",
     "serve/tenants.py": "serve/test_tenants.py serve/front/test_http.py",
