@@ -3,7 +3,6 @@ itself: nothing."""
 
 from __future__ import annotations
 
-import socket
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from infra.stack import servers, up
 from infra.stack.servers import Server, Settings
 from infra.stack.up import StackError, StackProcess
+from tests.processes import port_just_left
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -45,12 +45,7 @@ def test_a_grafana_that_is_a_link_on_the_path_is_at_home_where_it_lies(tmp_path:
 
 def test_a_port_that_a_server_had_a_moment_ago_is_free() -> None:
     """Its connections wait for stragglers for a minute; who restarts the stack does not."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            listener.accept()[0].close()
-            assert client.recv(1) == b""
-    up._check_port(Server("x", port, "", "", [], {}))
+    up._check_port(Server("x", port_just_left(), "", "", [], {}))
 
 
 @pytest.mark.parametrize("code", [0, 1])

@@ -23,6 +23,7 @@ from serve import run
 from serve.run import Running, StartError, _cpus, free_port
 from serve.settings import ServeSettings
 from serve.tls import Tls
+from tests.processes import port_just_left
 
 
 def test_variables_are_set_for_a_while_and_then_as_before(
@@ -198,12 +199,7 @@ def test_who_is_killed_is_the_one_that_runs(
 
 def test_a_port_that_a_server_had_a_moment_ago_is_free() -> None:
     """Its connections wait for stragglers for a minute; who starts it again does not."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            listener.accept()[0].close()
-            assert client.recv(1) == b""
-    run._check_port("127.0.0.1", port)
+    run._check_port("127.0.0.1", port_just_left())
 
 
 def test_what_the_replicas_ask_of_ray() -> None:
